@@ -1,0 +1,86 @@
+"""A method of one's own, in one file: adapt to the first task, then one ridge regression over all classes seen.
+
+The idea of first-session adaptation: Panos et al., "First Session Adaptation: A Strong Replay-Free Baseline for
+Class-Incremental Learning", ICCV 2023, arXiv 2303.13199. Here a LoRA is trained on the first task and folded into the
+weights; from then on features stand still, so class means and one scatter are all that a ridge regression needs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella import METHODS, Backbone, Fit, Learner, Task, class_incremental, load_source
+from lamella.heads import Heads, only_columns
+from lamella.lowrank import grow, merge
+from lamella.memory import ClassGaussians
+from lamella.randomness import generator
+
+
+class OwnMethod(nn.Module):
+    """LoRA on the first task, ridge regression on all.
+
+    Args:
+        rank: of the LoRA. ridge: as a share of the mean diagonal of the Gram matrix. epochs, lr, batch_size: of the LoRA.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, seed: int = 0, rank: int = 4, ridge: float = 0.01, epochs: int = 5, lr: float = 5e-4,
+        batch_size: int = 32,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.backbone, self.seed, self.rank, self.ridge = backbone, seed, rank, ridge
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.sites = backbone.sites("key+value")
+        self.statistics = ClassGaussians(backbone.width)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.statistics.classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d)."""
+        return self.backbone(x)
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        if not self.classes:
+            self._adapt(task, fit)
+        self.statistics.add(fit.features(task.train, self.features), task.train.labels, task.classes)
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes): f^T (G + k I)^-1 (sums of the features of each class)."""
+        s = self.statistics
+        sums = s.means * s.counts[:, None]
+        gram = s.scatter + sums.T @ s.means
+        k = self.ridge * gram.diagonal().mean()
+        weight = torch.linalg.solve(gram + k * torch.eye(len(gram)).to(gram), sums.T)
+        return only_columns(self.features(x) @ weight.float(), self.classes, task)
+
+    def _adapt(self, task: Task, fit: Fit) -> None:
+        branches = grow(self.sites, "own", self.rank, generator=generator(self.seed, "lora"))
+        head = Heads(self.backbone.width).grow(task.classes, generator(self.seed, "head")).to(fit.device)
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(head(self.features(x)), head.columns(y))
+
+        factors = [factor for branch in branches for factor in (branch.A, branch.B)]
+        fit(task.train, loss, [*factors, *head.parameters()], epochs=self.epochs, lr=self.lr, batch_size=self.batch_size)
+        merge(self.sites, "own")
+
+
+METHODS["own"] = OwnMethod
+
+
+def main() -> None:
+    digits = class_incremental(load_source("digits"), tasks=5)
+    learner = Learner.create(method="own")
+    for task in digits:
+        learner.learn(task)
+    test = digits.joined().test(0)
+    names = [digits.class_names[label] for label in test.labels.tolist()]
+    right = sum(guess.classes[0] == name for guess, name in zip(learner.predict(test, top=1), names, strict=True))
+    print(f"own: {right / len(test):.1%} of all ten digits after five tasks")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""A feature extractor with its width, its input transform and its named places for branches."""
+
+from hashlib import sha256
+
+import torch
+from torch import Tensor, nn
+
+from lamella.backbones.roles import find_places, parse_roles, rows_of
+from lamella.data.transform import InputTransform
+from lamella.lowrank import Site, adapt, watch
+
+__all__ = ["Backbone"]
+
+
+class Backbone(nn.Module):
+    """A frozen pre-trained network that turns images into features.
+
+    Attributes:
+        model: maps images (n, 3, size, size) to features (n, width); its keys are the original ones.
+        width: of the features. transform: how pixels become inputs. name: what it was loaded as.
+        weights_sha256: of all weights as loaded.
+    """
+
+    def __init__(self, model: nn.Module, *, name: str, width: int, transform: InputTransform) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        self.width = width
+        self.transform = transform
+        self._digests = {key: _digest(value) for key, value in model.state_dict().items()}
+        self.weights_sha256 = sha256("".join(f"{k}:{v}\n" for k, v in sorted(self._digests.items())).encode()).hexdigest()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, size, size) normalised images -> (n, width) features, before any head."""
+        return self.model(x)
+
+    def sites(self, *roles: str, blocks: int | None = None) -> tuple[Site, ...]:
+        """Make the layers with these roles able to carry branches.
+
+        Args:
+            roles: each entry is a branch: "key+value" for rows that share their A, "query", "value" for one each.
+            blocks: only the first so many blocks; all of them by default.
+
+        Raises:
+            ValueError: no such role in this backbone, or a site that its forward pass never calls.
+        """
+        found: list[Site] = []
+        places = [p for p in find_places(self.model) if blocks is None or p.block < blocks]
+        for place in places:
+            for entry in roles:
+                rows = rows_of(place, parse_roles(entry))
+                if rows is not None:
+                    found += adapt(self.model, place.name, rows)
+        if not found:
+            known = sorted({role for p in find_places(self.model) for role in p.roles})
+            raise ValueError(
+                f"'{self.name}' has no layer with the roles {list(roles)}" + (f" in its first {blocks} blocks" if blocks else "")
+                + (f"; its roles are {', '.join(known)}" if known else "; `lamella layers` lists what can carry branches")
+            )  # fmt: skip
+        self._check_reached(found)
+        return tuple(found)
+
+    @torch.no_grad()
+    def _check_reached(self, sites: list[Site]) -> None:
+        """Refuse sites whose layer the model bypasses by reading its weight: a branch there would do nothing."""
+        silent = sorted(set(s.name for s in sites) - self.reached(sites))
+        if silent:
+            raise ValueError(
+                f"'{self.name}' never calls layer '{silent[0]}' in its forward pass (it reads the weight itself), so a branch "
+                "there would do nothing; `lamella layers` lists the layers that can carry branches"
+            )
+
+    @torch.no_grad()
+    def reached(self, sites: list[Site]) -> set[str]:
+        """Names of the sites' layers that a forward pass of one blank image calls."""
+        seen: set[str] = set()
+        device = next(self.model.parameters()).device
+        blank = torch.zeros(1, 3, self.transform.size, self.transform.size, device=device)
+        with watch(sites, lambda layer: lambda x: seen.update(s.name for s in sites if s.layer is layer)):
+            self.model(blank)
+        return seen
+
+    def changed(self) -> set[str]:
+        """Keys of `model` whose tensors are not as loaded: what a method that changes the backbone must store."""
+        return {k for k, v in self.model.state_dict().items() if self._digests.get(k) != _digest(v)}
+
+
+def _digest(tensor: Tensor) -> str:
+    plain = tensor.detach().to("cpu").contiguous()
+    return sha256(plain.reshape(-1).view(torch.uint8).numpy().tobytes() + str(tuple(plain.shape)).encode()).hexdigest()

@@ -1,0 +1,163 @@
+"""Backbones by name: the bundled one, and any image model of timm, with hub weights, a local file, or random ones."""
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lamella.backbones import bundled
+from lamella.backbones.backbone import Backbone
+from lamella.data.transform import InputTransform
+from lamella.randomness import named_seed
+
+__all__ = ["BACKBONES", "load_backbone"]
+
+BACKBONES: dict[str, str] = {
+    bundled.NAME: "the bundled one: a small ViT for 32 x 32 images, pre-trained on formulas; needs no download",
+    "vit_tiny_patch16_224": "timm's ViT-Tiny/16, ImageNet-21k then 1k (AugReg)",
+    "vit_base_patch16_224.augreg_in21k": "timm's ViT-B/16, ImageNet-21k (AugReg): the one of most published results",
+    "test_vit": "timm's smallest ViT, for tests",
+}
+
+_FILES = ("model.safetensors", "model_fp16.safetensors", "pytorch_model.bin")
+
+
+def load_backbone(
+    name: str,
+    *,
+    weights: str = "pretrained",
+    size: int | None = None,
+    normalise: str = "auto",
+    crop: float | None = None,
+    seed: int = 0,
+) -> Backbone:
+    """Build a frozen backbone.
+
+    Args:
+        name: the bundled backbone or any of timm's image models.
+        weights: "pretrained" (a folder of that name under $LAMELLA_DATA where there is one, else timm's hub), "random",
+            or the path of a safetensors or torch file, or of a folder that holds one.
+        size: image side in pixels; the model's own by default. Position embeddings are interpolated bicubically.
+        normalise: "auto" takes mean and standard deviation of the model's own configuration, "none" leaves 0..1.
+        crop: the share of the resized image that the centre crop keeps, the model's own by default; 1.0 keeps it whole.
+        seed: of random weights.
+
+    Raises:
+        ValueError: an unknown name or option. FileNotFoundError: no such weights.
+    """
+    if normalise not in ("auto", "none"):
+        raise ValueError(f"normalise '{normalise}' is unknown; use 'auto' or 'none'")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(named_seed(seed, "backbone", name))
+        if name == bundled.NAME:
+            model, transform = _build_bundled(weights, size)
+        else:
+            model, transform = _build_timm(name, weights, size)
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if normalise == "none" else (transform.mean, transform.std)
+    transform = InputTransform(transform.size, mean, std, transform.interpolation, transform.crop if crop is None else crop)
+    return Backbone(model.float(), name=name, width=int(getattr(model, "num_features", 0)), transform=transform)
+
+
+def _build_bundled(weights: str, size: int | None) -> tuple[nn.Module, InputTransform]:
+    if size not in (None, bundled.ARCHITECTURE["img_size"]):
+        raise ValueError(f"{bundled.NAME} takes images of {bundled.ARCHITECTURE['img_size']} pixels, not {size}")
+    model = bundled.build()
+    if weights != "random":
+        path = bundled.weights_path() if weights == "pretrained" else _weights_file(Path(weights))
+        _load_strict(model, _read_state(path), path)
+    half = (0.5, 0.5, 0.5)
+    return model, InputTransform(int(bundled.ARCHITECTURE["img_size"]), half, half, "bicubic", 1.0)
+
+
+def _build_timm(name: str, weights: str, size: int | None) -> tuple[nn.Module, InputTransform]:
+    import timm
+    from timm.data import resolve_data_config
+
+    if not timm.is_model(name.split(".")[0]):
+        near = get_close_matches(name, [*BACKBONES, *timm.list_models()], 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`lamella list backbones` names some"
+        raise ValueError(f"unknown backbone '{name}'; {hint}")
+    options: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if size else {})
+    path = _local_weights(name, weights)
+    if path is not None:
+        model = timm.create_model(name, pretrained=False, **options)
+        _load_timm(model, path)
+    else:
+        model = _from_hub(name, weights == "pretrained", options)
+    found = resolve_data_config({}, model=model)
+    side = size or int(found["input_size"][-1])
+    return model, InputTransform(side, tuple(found["mean"]), tuple(found["std"]), found["interpolation"], float(found["crop_pct"]))
+
+
+def _from_hub(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError as error:
+        raise ValueError(f"backbone '{name}' does not take {options} ({error})") from error
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"the weights of '{name}' could not be had from timm's hub ({reason}); put them into a folder '{name}' under "
+            "$LAMELLA_DATA, pass weights=PATH, or weights='random'"
+        ) from error
+
+
+def _local_weights(name: str, weights: str) -> Path | None:
+    if weights == "random":
+        return None
+    if weights != "pretrained":
+        return _weights_file(Path(weights))
+    root = os.environ.get("LAMELLA_DATA")
+    folder = Path(root) / name if root else None
+    return _weights_file(folder) if folder is not None and folder.is_dir() else None
+
+
+def _weights_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for file in _FILES:
+        if (path / file).is_file():
+            return path / file
+    if path.is_dir():
+        raise FileNotFoundError(f"folder '{path}' holds no weights; looked for {', '.join(_FILES)}")
+    raise FileNotFoundError(f"no weights at '{path}'; give a file, a folder, 'pretrained' or 'random'")
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise ValueError(f"'{path}' cannot be read as weights ({str(error).splitlines()[0]})") from error
+    state = state.get("state_dict", state)
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _load_timm(model: nn.Module, path: Path) -> None:
+    """Load through timm's own filter of ViTs, which renames old keys and interpolates position embeddings."""
+    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+    state = _read_state(path)
+    if isinstance(model, VisionTransformer):
+        state = checkpoint_filter_fn(state, model, interpolation="bicubic", antialias=True)
+    _load_strict(model, state, path)
+
+
+def _load_strict(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+    own = model.state_dict()
+    state = {k: v.float() for k, v in state.items() if k in own or not k.startswith(("head.", "fc.", "classifier."))}
+    missing, strange = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or strange or wrong:
+        what = f"lacks '{missing[0]}'" if missing else f"has a strange '{strange[0]}'" if strange else f"has another shape of '{wrong[0]}'"
+        raise ValueError(f"'{path}' does not fit this backbone: it {what}")
+    model.load_state_dict(state)

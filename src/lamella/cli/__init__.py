@@ -1,0 +1,49 @@
+"""The command line: one small file per command; nothing heavy is imported before a command needs it."""
+
+import os
+import sys
+from typing import Any
+
+import typer
+
+from lamella.cli.app import app
+
+__all__ = ["app", "main"]
+
+USAGE_ERROR: Any = typer.BadParameter.__mro__[
+    1
+]  # every mistake in options and arguments; typer exports only this child
+OWN_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+
+
+def main() -> None:
+    """Run the command line; a mistake is one line on stderr and exit code 2, a traceback only with LAMELLA_DEBUG=1."""
+    arguments = sys.argv[1:] or ["--help"]
+    try:
+        sys.exit(app(arguments, prog_name="lamella", standalone_mode=False))
+    except USAGE_ERROR as error:
+        _complain(f"{error.format_message()} ({_help_command(arguments)} tells more)")
+    except OWN_ERRORS as error:
+        if os.environ.get("LAMELLA_DEBUG") == "1":
+            raise
+        _complain(_one_line(error))
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted", code=130)
+
+
+def _help_command(arguments: list[str]) -> str:
+    known = {command.name for command in app.registered_commands}
+    return f"lamella {arguments[0]} --help" if arguments[0] in known else "lamella --help"
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = str(error) or type(error).__name__
+    # These two may also be a fault of ours, which nobody can report without knowing where it happened.
+    return f"{text} (LAMELLA_DEBUG=1 shows where)" if isinstance(error, (TypeError, RuntimeError)) else text
+
+
+def _complain(text: str, *, code: int = 2) -> None:
+    typer.echo(f"lamella: {' '.join(text.split())}", err=True)
+    sys.exit(code)

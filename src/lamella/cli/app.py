@@ -1,0 +1,67 @@
+"""The commands, each with its name and its examples."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from lamella.cli.catalogue import layers, list_known
+from lamella.cli.demo import demo
+from lamella.cli.learn import learn, predict
+from lamella.cli.report import report
+from lamella.cli.run import run, show
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="lamella",
+    help="Teach a pre-trained model new classes, task after task, without forgetting the old ones.",
+    epilog="Start with: lamella demo",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # keeps the examples line by line, and [key=value] from being read as markup
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from lamella import __version__
+
+        typer.echo(f"lamella {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Teach a pre-trained model new classes, task after task, without forgetting the old ones."""
+
+
+def _add(command: Callable[..., Any], name: str, *examples: str) -> None:
+    # \b keeps the lines of a paragraph as they are
+    epilog = "\b\n" + "\n".join(["Examples:", *(f"  {example}" for example in examples)])
+    app.command(name, epilog=epilog)(command)
+
+
+_add(demo, "demo", "lamella demo", "lamella demo --out my-demo")
+_add(
+    run, "run",
+    "lamella run digits",
+    "lamella run cifar100-part method.rank=8 --seeds 3 --out runs/rank-8",
+    "lamella run cifar100-part method.name=nearest-mean --out runs/nearest-mean",
+    "lamella run digits --resume",
+)  # fmt: skip
+_add(report, "report", "lamella report runs/digits", "lamella report runs/* --format markdown --html report.html")
+_add(show, "show", "lamella show digits", "lamella show digits method.rank=2 > my.toml")
+_add(list_known, "list", "lamella list", "lamella list methods --json")
+_add(layers, "layers", "lamella layers fractal-vit-micro", "lamella layers vit_tiny_patch16_224 --json")
+_add(
+    learn, "learn",
+    "lamella learn model photos/           # photos/CLASS/*.jpg; the first use creates the model",
+    "lamella learn model more-photos/      # the second task; the first is not needed any more",
+    "lamella learn model photos/ --backbone vit_tiny_patch16_224",
+)  # fmt: skip
+_add(predict, "predict", "lamella predict model photo.jpg", "lamella predict model photos/*.jpg --top 3 --json")

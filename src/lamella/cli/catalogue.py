@@ -1,0 +1,111 @@
+"""`lamella list` and `lamella layers`: what there is."""
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import typer
+
+__all__ = ["layers", "list_known"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def list_known(
+    what: Annotated[
+        Literal["methods", "data", "backbones", "configs"] | None,
+        typer.Argument(help="One kind only.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List methods, data sets, backbones, configurations."""
+    kinds = [what] if what else list(KINDS)
+    known = {kind: KINDS[kind]() for kind in kinds}
+    if as_json:
+        rows = {kind: [{"name": n, "description": d} for n, d in entries.items()] for kind, entries in known.items()}
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for number, (kind, entries) in enumerate(known.items()):
+        if not what:
+            typer.echo(f"{chr(10) if number else ''}{kind}")
+        _print_columns([(f"  {name}", description) for name, description in entries.items()])
+
+
+def layers(
+    backbone: Annotated[
+        str, typer.Argument(metavar="BACKBONE", help="A name of `lamella list backbones`, or any of timm's.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """List the layers that can carry branches.
+
+    Each with its roles (query, key, value ...) and their output rows.
+    Nothing is downloaded: the layers are the same with random weights.
+    """
+    from lamella.backbones import describe_layers
+
+    rows = describe_layers(backbone)
+    if as_json:
+        typer.echo(json.dumps([row._asdict() for row in rows], indent=2))
+        return
+    heads = ("layer", "inputs", "outputs", "roles: rows", "")
+    lines = [
+        (
+            row.name,
+            str(row.d_in),
+            str(row.d_out),
+            _roles(row.roles, row.rows),
+            "" if row.called else "not called: a branch does nothing",
+        )
+        for row in rows
+    ]
+    _print_columns([heads, *lines])
+
+
+def _roles(roles: Sequence[str], rows: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"{role}: {start}-{stop - 1}" for role, (start, stop) in zip(roles, rows, strict=True))
+
+
+def _methods() -> dict[str, str]:
+    from lamella.methods import METHODS, WHOLE_STREAM
+
+    at_once = " All tasks at once: the upper bound."
+    return {name: _first_line(method) + (at_once if name in WHOLE_STREAM else "") for name, method in METHODS.items()}
+
+
+def _data() -> dict[str, str]:
+    from lamella.data.sources import SOURCES
+
+    return dict(SOURCES)
+
+
+def _backbones() -> dict[str, str]:
+    from lamella.backbones import BACKBONES
+
+    return dict(BACKBONES)
+
+
+def _configs() -> dict[str, str]:
+    from lamella.config import describe_config, shipped_configs
+
+    return {name: describe_config(path) for name, path in shipped_configs().items()}
+
+
+KINDS: dict[str, Callable[[], dict[str, str]]] = {
+    "methods": _methods,
+    "data": _data,
+    "backbones": _backbones,
+    "configs": _configs,
+}
+
+
+def _first_line(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Left-aligned columns, never cut, so that a pipe gets whole names."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

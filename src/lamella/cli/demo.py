@@ -1,0 +1,21 @@
+"""`lamella demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["demo"]
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the page.")] = Path("lamella-demo"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """See it learn without forgetting.
+
+    Handwritten digits arrive two by two; four methods learn them, side by side. Under a minute, no download.
+    """
+    from lamella.demo import demo as run_demo
+
+    typer.echo(f"page: {run_demo(out, quiet=quiet)}")

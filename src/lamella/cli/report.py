@@ -1,0 +1,28 @@
+"""`lamella report`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = ["report"]
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run directories, or folders of them.")],
+    format: Annotated[Literal["table", "markdown", "csv", "json"], typer.Option(help="Form of the output.")] = "table",
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page as well.", metavar="FILE")] = None,
+    across_splits: Annotated[
+        bool, typer.Option("--across-splits", help="Pool seeds whose class order or split differs.")
+    ] = False,
+) -> None:
+    """Compare finished runs in a table.
+
+    Accuracies are means over seeds, with their spread, for each method and scenario.
+    """
+    from lamella.report import load_results, render_table, write_html
+
+    results = load_results(runs)
+    typer.echo(render_table(results, format, across_splits=across_splits).rstrip("\n"))
+    if html is not None:
+        typer.echo(f"page: {write_html(results, html, across_splits=across_splits)}", err=True)

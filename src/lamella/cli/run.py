@@ -1,0 +1,88 @@
+"""`lamella run` and `lamella show`."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["run", "show"]
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A TOML file, or the name of a shipped configuration.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to it, such as method.rank=8.", show_default=False),
+]
+
+
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run seeds 0 to N-1, each in its own folder seed-0, seed-1 ...", metavar="N"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/<configuration>")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stood.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Run a method over a stream of tasks.
+
+    The run directory gets the resolved configuration, results, a log, and the model. A run that was interrupted, in any
+    way and at any moment, goes on with --resume to the same results.
+    """
+    folder = out or Path("runs") / Path(config).stem
+    planned = _plan(config, overrides or [], seeds, folder)
+    for path, _ in planned:
+        _check_free(path, resume=resume)
+    from lamella.report import load_results, render_table
+    from lamella.run import run as run_config
+
+    for path, settings in planned:
+        if (path / "results.json").exists():
+            typer.echo(f"{path}: finished already", err=True)
+        try:
+            run_config(settings, path, resume=resume, quiet=quiet)
+        except KeyboardInterrupt as error:
+            command = shlex.join(["lamella", *(a for a in sys.argv[1:] if a != "--resume"), "--resume"])
+            typer.echo(f"lamella: interrupted; this goes on: {command}", err=True)
+            raise typer.Exit(130) from error
+    typer.echo(render_table(load_results([path for path, _ in planned]), "table"))
+    typer.echo(f"results: {folder}")
+
+
+def show(config: Config, overrides: Overrides = None) -> None:
+    """Print a configuration with every default.
+
+    The output is TOML, exactly as a run would use and record it.
+    """
+    from lamella.config import load_config, to_toml
+
+    typer.echo(to_toml(load_config(config, overrides or [])), nl=False)
+
+
+def _plan(config: str, overrides: list[str], seeds: int | None, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Each run directory and its settings; a mistake in any of them shows before the first starts."""
+    from lamella.config import load_config
+
+    if seeds is None:
+        planned = [(folder, load_config(config, overrides))]
+    else:
+        planned = [(folder / f"seed-{i}", load_config(config, [*overrides, f"run.seed={i}"])) for i in range(seeds)]
+    if dropped := planned[0][1]["run"].get("dropped"):
+        name = planned[0][1]["method"]["name"]
+        typer.echo(f"{name}: left out of {config}, where they belong to another method: {', '.join(dropped)}", err=True)
+    return planned
+
+
+def _check_free(path: Path, *, resume: bool) -> None:
+    if resume or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if (path / "results.json").exists():
+        raise ValueError(f"'{path}' holds a finished run; choose another --out, or remove it first")
+    if path.is_dir():
+        raise ValueError(
+            f"'{path}' is not empty; go on with --resume if it holds an interrupted run, or choose another --out"
+        )
+    raise ValueError(f"'{path}' is a file; choose another --out")

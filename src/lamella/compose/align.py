@@ -1,0 +1,133 @@
+"""Alignment: heads that were never trained against each other, made comparable, without any old image.
+
+A replay-free method trains each task's head alone, so that in the end most errors are a wrong task. This part keeps of
+every class the mean and the count of its features, and one shared scatter; it moves them along as the features drift,
+and classifies with them.
+
+Sources: Fisher's discriminant in streaming form: Hayes & Kanan, CVPR-W 2020, arXiv 1909.01520. Heads re-fitted on
+samples of class Gaussians: Zhang et al., SLCA, ICCV 2023, arXiv 2303.05118. Drift of stored means: Yu et al., "Semantic
+Drift Compensation", CVPR 2020, arXiv 2004.00440; as a learned map: Gomez-Villa et al., ECCV 2024, arXiv 2407.08536.
+
+    symbol          here
+    mu_c, n_c       statistics.means, statistics.counts
+    S               statistics.covariance: within-class scatter over all images seen
+    l               shrinkage
+    k               ridge x the mean diagonal of the centred Gram matrix
+    I + W           the drift map
+
+Departures: SLCA keeps a covariance per class and scales logits by their norm; here Gaussians share the covariance.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella.compose.drift import Drift, affine_drift, mean_drift
+from lamella.data.images import TensorSet
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+from lamella.heads import Heads, only_columns
+from lamella.memory import ClassGaussians, shrunk
+from lamella.randomness import generator
+
+__all__ = ["Aligned"]
+
+
+class Aligned(nn.Module):
+    """A method whose classes are told apart by drift-compensated class statistics of its features.
+
+    Args:
+        base: any method with `features(x)`; it learns exactly as it would alone.
+        shrinkage: l, 0..1. ridge: of the drift map, above 0.
+        drift: "affine", "mean" or "none".
+        head: "lda" (shrinkage discriminant) or "refit" (one linear head trained on samples of the class Gaussians).
+        samples, epochs, lr: of the re-fitted head: samples per class, SGD with momentum.
+    """
+
+    def __init__(
+        self, base: Any, *, seed: int = 0, shrinkage: float = 0.1, ridge: float = 3.0, drift: str = "affine",
+        head: str = "lda", samples: int = 256, epochs: int = 10, lr: float = 1e-2,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if not callable(getattr(base, "features", None)):
+            raise ValueError(f"alignment needs a method with features; {type(base).__name__} has none")
+        if drift not in ("affine", "mean", "none"):
+            raise ValueError(f"drift '{drift}' is unknown; use 'affine', 'mean' or 'none'")
+        if head not in ("lda", "refit"):
+            raise ValueError(f"head '{head}' is unknown; use 'lda' or 'refit'")
+        if ridge <= 0:
+            raise ValueError(f"ridge {ridge} must be above 0; 0.03 to 3 works well")
+        self.base, self.seed = base, seed
+        self.shrinkage, self.ridge, self.drift, self.head = shrinkage, ridge, drift, head
+        self.samples, self.epochs, self.lr = samples, epochs, lr
+        width = base.backbone.width
+        shrunk(torch.eye(width), shrinkage)  # refuses a bad value before anything is learned
+        self.statistics = ClassGaussians(width)
+        self.refitted = Heads(width)
+
+    @property
+    def backbone(self) -> Any:
+        return self.base.backbone
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.statistics.classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) features of the base method."""
+        return self.base.features(x)
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) discriminant scores, or logits of the re-fitted head."""
+        return only_columns(self._classify(self.features(x)), self.classes, task)
+
+    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Both classifications of one training: aligned ("") and the base method's own heads ("base")."""
+        features = self.features(x)
+        own = getattr(self.base, "heads", None)
+        aligned = {"": self._classify(features)}
+        return aligned if own is None else aligned | {"base": own(features)}
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        moves = self.drift != "none" and len(self.classes) > 0
+        before = fit.features(task.train, self.features, name="align-before") if moves else None
+        self.base.learn(task, fit)
+        self.eval()
+        after = fit.features(task.train, self.features, name="align-after")
+        if before is not None:
+            self.statistics.move(*self._drift(before, after))
+        self.statistics.add(after, task.train.labels, task.classes)
+        if self.head == "refit":
+            self._refit(fit)
+
+    def _drift(self, before: Tensor, after: Tensor) -> Drift:
+        return affine_drift(before, after, self.ridge) if self.drift == "affine" else mean_drift(before, after)
+
+    def _classify(self, features: Tensor) -> Tensor:
+        if self.head == "refit":
+            return self.refitted(features)
+        return self.statistics.linear_discriminant(features, self.shrinkage)
+
+    def _refit(self, fit: Fit) -> None:
+        """Train one head over all classes on samples of N(mu_c, shrunk S)."""
+        draws = generator(self.seed, "align", "samples", len(self.classes))
+        root = torch.linalg.cholesky(shrunk(self.statistics.covariance, self.shrinkage))
+        noise = torch.randn(len(self.classes), self.samples, len(root), generator=draws).to(root)
+        x = (self.statistics.means[:, None] + noise @ root.T).flatten(0, 1).float()
+        y = self.statistics.ids.repeat_interleave(self.samples)
+        self.refitted = Heads(self.backbone.width).to(x.device)
+        head = self.refitted.grow(self.classes, generator(self.seed, "align", "head", len(self.classes))).to(x.device)
+
+        def loss(f: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(head(f), head.columns(labels))
+
+        fit(TensorSet(x, y), loss, head.parameters(), epochs=self.epochs, lr=self.lr, batch_size=256,
+            optimizer="sgd", momentum=0.9, schedule=_cosine, name="align-refit")  # fmt: skip
+
+
+def _cosine(epoch: int, epochs: int) -> float:
+    return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * epoch / epochs)).item())

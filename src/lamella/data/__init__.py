@@ -1,0 +1,1 @@
+"""Images, how they become inputs, and how a data set becomes a sequence of tasks."""

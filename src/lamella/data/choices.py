@@ -1,0 +1,65 @@
+"""Checks of how a person cuts and orders classes, domains and columns."""
+
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+
+__all__ = ["choose_all", "equal_sizes", "given_sizes", "near"]
+
+
+def near(word: str, known: Collection[str]) -> str:
+    """ "; did you mean 'cifar10'?", or nothing where nothing is near."""
+    found = get_close_matches(word.lower(), list(known), n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def equal_sizes(classes: int, tasks: int) -> list[int]:
+    """The number of classes of each of equally large tasks.
+
+    >>> equal_sizes(10, 5)
+    [2, 2, 2, 2, 2]
+
+    Raises:
+        ValueError: the classes cannot be shared out equally; the message names what can be done.
+    """
+    if not 1 <= tasks <= classes:
+        raise ValueError(f"tasks must be between 1 and the number of classes, {classes}; got {tasks}")
+    if classes % tasks:
+        fewer = max(d for d in range(1, tasks) if classes % d == 0)
+        more = min(d for d in range(tasks, classes + 1) if classes % d == 0)
+        larger, base = classes % tasks, classes // tasks
+        uneven = [base + 1] * larger + [base] * (tasks - larger)
+        shown = str(uneven) if tasks <= 12 else f"[{uneven[0]}, {uneven[1]}, ...]"
+        raise ValueError(
+            f"{classes} classes cannot be cut into {tasks} equal tasks; use tasks={fewer} or {more}, or sizes={shown}"
+        )
+    return [classes // tasks] * tasks
+
+
+def given_sizes(classes: int, sizes: Sequence[int]) -> list[int]:
+    """The sizes, checked: each at least one, and all classes used."""
+    if not sizes or min(sizes) < 1 or sum(sizes) != classes:
+        raise ValueError(f"sizes must be whole numbers above 0 that add up to {classes} classes; got {list(sizes)}")
+    return list(sizes)
+
+
+def choose_all(names: tuple[str, ...], order: Sequence[int | str], noun: str) -> tuple[int, ...]:
+    """The ids of an order given by name or id, in which everything comes exactly once.
+
+    >>> choose_all(("cat", "dog"), ["dog", 0], "class")
+    (1, 0)
+    """
+    place = {name: i for i, name in enumerate(names)}
+    ids: list[int] = []
+    for entry in order:
+        if isinstance(entry, str) and entry not in place:
+            raise ValueError(f"no {noun} is called {entry!r}{near(entry, names)}")
+        i = place[entry] if isinstance(entry, str) else int(entry)
+        if not 0 <= i < len(names):
+            raise ValueError(f"there is no {noun} {i}; they count from 0 to {len(names) - 1}")
+        if i in ids:
+            raise ValueError(f"{noun} {names[i]!r} comes twice in the order")
+        ids.append(i)
+    if missing := [names[i] for i in range(len(names)) if i not in ids]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"the order must name every {noun} once; {missing[0]!r}{more} is missing")
+    return tuple(ids)

@@ -1,0 +1,63 @@
+"""From an encoded image (a file or its bytes) to uint8 RGB pixels."""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+__all__ = ["decode"]
+
+FAULTS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+
+def decode(source: Path | bytes, name: str) -> Tensor:
+    """The pixels of one image, upright and in colour.
+
+    EXIF orientation is applied, grey becomes three equal channels, transparent pixels are laid on white, 16 bits
+    become 8.
+
+    Args:
+        source: a file, or the bytes of one.
+        name: what an error message calls the image.
+
+    Returns:
+        uint8 (3, h, w).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the image cannot be decoded; the message names it.
+    """
+    try:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+            upright = ImageOps.exif_transpose(image)
+            array = np.array(_to_rgb(upright))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no such image: {name}") from None
+    except FAULTS as fault:
+        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+        reason = "not an image that Pillow knows" if reason.startswith("cannot identify") else reason
+        raise ValueError(f"cannot read image {name}: {reason}; replace or remove it") from fault
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _from_16_bit(image)
+    if image.mode == "F":
+        raise ValueError("it holds 32-bit floats, whose range is unknown; save it with 8 bits a channel")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        colour = image.convert("RGBA")
+        white = Image.new("RGBA", colour.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, colour).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("it holds 32-bit integers, whose range is unknown; save it with 8 or 16 bits a channel")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")

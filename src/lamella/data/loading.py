@@ -1,0 +1,78 @@
+"""Batches of a set, the next one prepared while the current one is used."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Protocol
+
+from torch import Tensor
+
+from lamella.data.transform import View
+
+__all__ = ["Examples", "batches"]
+
+
+class Examples(Protocol):
+    """Labelled samples that can be read in batches: an ImageSet, a TensorSet."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor, view: View) -> Tensor: ...
+
+
+def batches(data: Examples, order: Tensor, batch_size: int, view: View) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The samples in this order, batch by batch; a thread reads one batch ahead.
+
+    An error while reading is raised to the consumer at its place in the order. The thread ends with the iterator, also
+    when the consumer stops early.
+
+    Args:
+        data: the set.
+        order: (k,) positions in the set; any subset, any order.
+        batch_size: samples a batch, at least 1; the last batch may be smaller.
+        view: how images become inputs.
+
+    Yields:
+        x (n, 3, size, size), labels (n,), and index (n,) of the samples in the set.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    return _prefetched(data, order.split(batch_size) if len(order) else (), view)
+
+
+Item = tuple[Tensor, Tensor, Tensor] | BaseException | None
+
+
+def _prefetched(data: Examples, chunks: tuple[Tensor, ...], view: View) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    ready: queue.Queue[Item] = queue.Queue(maxsize=1)
+    stopped = threading.Event()
+
+    def hand_over(item: Item) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(item, timeout=0.05)
+            except queue.Full:
+                continue
+
+    def read() -> None:
+        try:
+            for index in chunks:
+                if stopped.is_set():
+                    return
+                hand_over((data.batch(index, view), data.labels[index], index))
+            hand_over(None)
+        except BaseException as error:  # whatever went wrong belongs to the consumer
+            hand_over(error)
+
+    thread = threading.Thread(target=read, name="lamella-batches", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

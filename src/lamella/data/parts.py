@@ -1,0 +1,101 @@
+"""From one labelled set to a Source with a training and a test part."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lamella.data.choices import near
+from lamella.data.images import ImageSet
+from lamella.data.scenario import Source
+from lamella.data.splits import carve
+
+__all__ = ["divide", "keep_domains"]
+
+
+def divide(
+    name: str,
+    data: ImageSet,
+    class_names: Sequence[str],
+    *,
+    is_test: Tensor | None = None,
+    domains: Tensor | None = None,
+    domain_names: Sequence[str] = (),
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+) -> Source:
+    """Cut a set into its training and test part.
+
+    Args:
+        name: of the data set.
+        data: all of its images.
+        class_names: `class_names[label]`.
+        is_test: (n,) bool, the data set's own split; where left out, one is made from the images' keys.
+        domains: (n,) int64, where the data set has domains.
+        domain_names: `domain_names[domain]`.
+        test_fraction: of each class (in each domain) that a made split holds out, in [0, 1); with 0 the test part is
+            empty, which is for learning without measuring.
+        split_seed: of a made split.
+
+    Raises:
+        ValueError: there are no images, or a class is too small to be cut.
+    """
+    if len(data) == 0:
+        raise ValueError(f"{name} has no images")
+    if is_test is None:
+        is_test = _make_split(name, data, class_names, domains, test_fraction, split_seed)
+    train, test = (~is_test).nonzero()[:, 0], is_test.nonzero()[:, 0]
+    return Source(
+        name,
+        data.subset(train),
+        data.subset(test),
+        tuple(class_names),
+        tuple(domain_names),
+        None if domains is None else domains[train],
+        None if domains is None else domains[test],
+    )
+
+
+def keep_domains(source: Source, domains: Sequence[str]) -> Source:
+    """The source with only these domains, in this order."""
+    if source.train_domains is None or source.test_domains is None:
+        raise ValueError(f"{source.name} has no domains to choose from")
+    for domain in domains:
+        if domain not in source.domain_names:
+            known = ", ".join(source.domain_names)
+            raise ValueError(
+                f"{source.name} has no domain {domain!r}{near(domain, source.domain_names)}; it has {known}"
+            )
+    place = torch.full((len(source.domain_names),), -1)
+    place[[source.domain_names.index(domain) for domain in domains]] = torch.arange(len(domains))
+    train, test = place[source.train_domains], place[source.test_domains]
+    return Source(
+        source.name,
+        source.train.subset((train >= 0).nonzero()[:, 0]),
+        source.test.subset((test >= 0).nonzero()[:, 0]),
+        source.class_names,
+        tuple(domains),
+        train[train >= 0],
+        test[test >= 0],
+    )
+
+
+def _make_split(
+    name: str, data: ImageSet, class_names: Sequence[str], domains: Tensor | None, fraction: float, seed: int
+) -> Tensor:
+    if not 0 <= fraction < 1:
+        raise ValueError(f"test_fraction must be at least 0 and below 1, not {fraction}")
+    is_test = torch.zeros(len(data), dtype=torch.bool)
+    if fraction == 0:
+        return is_test
+    for label, count in enumerate(torch.bincount(data.labels, minlength=len(class_names)).tolist()):
+        if count < 2:
+            has = "a single image" if count else "no image"
+            raise ValueError(
+                f"class {class_names[label]!r} of {name} has {has}; it needs one for training and one for testing: "
+                "add images, remove the class, or give a test part"
+            )
+    groups = data.labels if domains is None else domains * len(class_names) + data.labels
+    _, held = carve(groups, data.keys, fraction=fraction, seed=seed, name="test")
+    is_test[held] = True
+    return is_test

@@ -1,0 +1,32 @@
+"""`lamella demo`: see a pre-trained ViT learn task after task without forgetting, in under a minute, with no download."""
+
+from pathlib import Path
+from typing import Any
+
+from lamella.config import load_config
+from lamella.run import run
+
+__all__ = ["DEMO", "demo"]
+
+DEMO: tuple[tuple[str, ...], ...] = (
+    (),
+    ("method.name=seq-lora", "method.align=false"),
+    ("method.name=nearest-mean", "method.align=false"),
+    ("method.name=joint", "method.align=false"),
+)
+"""Overrides of the shipped configuration "digits": InfLoRA with alignment, and what to see it beside."""
+
+
+def demo(out: Path, *, quiet: bool = False) -> Path:
+    """Run Split Digits with four methods under `out` and write a report; returns the path of the HTML page.
+
+    Runs that are there already are kept, so that a second call only shows them.
+    """
+    from lamella.config import method_name
+    from lamella.report import write_report
+
+    runs: list[Path] = []
+    for overrides in DEMO:
+        config: dict[str, Any] = load_config("digits", list(overrides))
+        runs.append(run(config, out / method_name(config), resume=True, quiet=quiet))
+    return write_report(runs, html=out / "report.html")

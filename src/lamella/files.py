@@ -1,0 +1,94 @@
+"""Files that are whole or not there: written to a temporary name, flushed to the disk, then renamed."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["read_json", "read_tensors", "tensors_to_bytes", "write_atomic", "write_json", "write_tensors"]
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Put `content` at `path` so that a reader, or a crash at any moment, sees the old file or the new one.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; not every file system allows opening a folder, and then there is nothing to do."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError, naming the file, where it is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"'{path}' is not a readable JSON file ({error})") from error
+
+
+def tensors_to_bytes(tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> bytes:
+    """The safetensors form of `tensors`; `notes` travel as JSON in its header."""
+    from safetensors.torch import save
+
+    plain = {name: t.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    return save(plain, metadata={"notes": json.dumps(notes or {})})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> str:
+    """Write atomically; returns the SHA-256 of the file's content."""
+    content = tensors_to_bytes(tensors, notes)
+    write_atomic(path, content)
+    return sha256(content).hexdigest()
+
+
+def read_tensors(path: Path, expected_sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and notes of a safetensors file.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is damaged, or its checksum is not the expected one.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    content = path.read_bytes()
+    if expected_sha256 is not None and sha256(content).hexdigest() != expected_sha256:
+        raise ValueError(f"'{path}' is damaged: its checksum is not the recorded one; restore it from a copy")
+    try:
+        tensors = load(content)
+        size = int.from_bytes(content[:8], "little")
+        notes = json.loads(content[8 : 8 + size])["__metadata__"]["notes"]
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"'{path}' is not a file that lamella wrote, or it is damaged ({error})") from error
+    return tensors, json.loads(notes)

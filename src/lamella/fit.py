@@ -1,0 +1,399 @@
+"""The only training loop, and the only pass without training.
+
+A method receives `fit` as an argument and keeps the mathematics; device, precision, progress, randomness, checkpoints
+and what is trainable are decided here. `fit` trains exactly the tensors it is given, for exactly that call.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lamella.checkpoints import Checkpoints
+from lamella.data.loading import batches
+from lamella.data.transform import Augmentation, InputTransform, View, augmented_view, plain_view
+from lamella.progress import Progress, silent
+from lamella.randomness import generator
+
+__all__ = ["Examples", "Fit", "Loss", "resolve_device"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(inputs (n, ...), global class ids (n,)) -> scalar to minimise."""
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD,
+}  # fmt: skip
+
+
+class Examples(Protocol):
+    """What `fit` can run over: an ImageSet, or a TensorSet of features."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+    def batch(self, index: Tensor, view: View) -> Tensor: ...
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is the first accelerator, else the CPU.
+
+    Raises:
+        ValueError: the named device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda") or (name != "cpu" and not torch.cuda.is_available()):
+        raise ValueError(f"device '{name}' is not available here; use 'cpu' or 'auto'")
+    return torch.device(name)
+
+
+class Fit:
+    """The loop that a method's `learn(task, fit)` calls.
+
+    Args:
+        module: the method; its buffers (batch-norm statistics) are part of every checkpoint.
+        transform: how images become inputs. augmentation: of training images, None for none.
+        seed: of every draw, together with the task and the name of the call.
+        device: "auto", "cpu", "cuda". precision: "float32" or "bf16" (autocast; statistics stay float32).
+        checkpoints: where interrupted calls go on; None keeps nothing.
+        progress: opens a progress bar.
+        scan_batch_size: images per forward pass where nothing is trained.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        transform: InputTransform,
+        *,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        precision: str = "float32",
+        checkpoints: Checkpoints | None = None,
+        progress: Progress = silent,
+        scan_batch_size: int = 64,
+    ) -> None:
+        if precision not in ("float32", "bf16"):
+            raise ValueError(f"precision '{precision}' is unknown; use 'float32' or 'bf16'")
+        self.module = module
+        self.transform = transform
+        self.augmentation = augmentation
+        self.seed = seed
+        self.device = resolve_device(device)
+        self.precision = precision
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self.scan_batch_size = scan_batch_size
+        self.begin("0")
+
+    def begin(self, task: str) -> None:
+        """A new task: call names start over, and so do the records of time and of trained tensors."""
+        self.task = task
+        self._names: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+        self.trained: dict[str, int] = {}
+        self.module.to(self.device)
+
+    def __call__(
+        self,
+        data: Examples,
+        loss: Loss,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        epochs: int,
+        lr: float,
+        batch_size: int,
+        optimizer: str = "adam",
+        schedule: Callable[[int, int], float] | None = None,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        augment: bool = True,
+        before_step: Callable[[], None] | None = None,
+        after_step: Callable[[], None] | None = None,
+        name: str = "train",
+    ) -> list[float]:
+        """Train `params` to lower `loss` over `data`; nothing else changes, nothing stays trainable.
+
+        Args:
+            data: reshuffled every epoch; the last, smaller batch is used too.
+            params: tensors, or optimiser groups `{"params": [...], "lr": ...}`.
+            epochs: at least 1. lr: of groups that name none.
+            schedule: (epoch, epochs) -> factor of the learning rates.
+            before_step: called between backward and the optimiser's step. after_step: after it.
+            name: of this call within the task; draws and checkpoints are filed under it.
+
+        Returns:
+            The mean loss of each epoch.
+
+        Raises:
+            RuntimeError: a tensor got no gradient from the first batch (the model bypasses its layer), or the loss is
+                not finite any more.
+            ValueError: empty data, or an unknown optimiser.
+        """
+        if len(data) == 0:
+            raise ValueError(f"there is nothing to train on in task {self.task}")
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer '{optimizer}' is unknown; use one of {', '.join(OPTIMIZERS)}")
+        if epochs < 1 or batch_size < 1:
+            raise ValueError(f"epochs ({epochs}) and batch_size ({batch_size}) must be at least 1")
+        call = self._call(name)
+        self.module.to(self.device)
+        groups = _groups(params, lr)
+        tensors = [t for group in groups for t in group["params"]]
+        extra = {"momentum": momentum} if optimizer == "sgd" else {}
+        engine = OPTIMIZERS[optimizer]([dict(g) for g in groups], lr=lr, weight_decay=weight_decay, **extra)
+        saved = _Progressed(self, call, tensors, engine)
+        self.trained[call] = sum(t.numel() for t in tensors)
+        steps = math.ceil(len(data) / batch_size)
+        with _trainable(tensors), self.progress(f"task {self.task} {name}", epochs * steps) as advance:
+            saved.restore()
+            advance(saved.epoch * steps + saved.step, "")
+            while saved.epoch < epochs:
+                factor = schedule(saved.epoch, epochs) if schedule else 1.0
+                for group, start in zip(engine.param_groups, groups, strict=True):
+                    group["lr"] = start["lr"] * factor
+                self._epoch(data, loss, engine, saved, batch_size, augment, before_step, after_step, advance)
+            saved.finish()
+        self.seconds[call] = saved.seconds
+        return saved.losses
+
+    def _epoch(
+        self, data: Examples, loss: Loss, engine: torch.optim.Optimizer, saved: "_Progressed", batch_size: int,
+        augment: bool, before_step: Callable[[], None] | None, after_step: Callable[[], None] | None,
+        advance: Callable[[int, str], None],
+    ) -> None:  # fmt: skip
+        """One epoch from where `saved` stands, with checkpoints when they are due."""
+        named = (self.task, saved.call, saved.epoch)
+        order = torch.randperm(len(data), generator=generator(self.seed, *named, "order"))
+        view = self._view(data, augment, *named)
+        for x, y in self._batches(data, order[saved.step * batch_size :], batch_size, view):
+            engine.zero_grad(set_to_none=True)
+            with self._autocast():
+                value = loss(x, y)
+            value.backward()
+            if not saved.checked:
+                self._check_gradients(saved.tensors)
+                saved.checked = True
+            if before_step:
+                before_step()
+            engine.step()
+            if after_step:
+                after_step()
+            saved.advance(value.detach(), len(y))
+            advance(1, f"epoch {saved.epoch + 1}")
+        saved.next_epoch()
+
+    def scan(
+        self,
+        data: Examples,
+        observe: Callable[[Tensor, Tensor], Any],
+        *,
+        augment: bool = False,
+        keep: Mapping[str, nn.Module] | None = None,
+        batch_size: int | None = None,
+        name: str = "scan",
+    ) -> None:
+        """One pass over `data` in its own order without training.
+
+        Args:
+            observe: called with inputs (n, ...) and global class ids (n,), gradients off.
+            augment: whether images are augmented as in training.
+            keep: the modules whose buffers `observe` fills. Given them, an interrupted pass goes on where it stood
+                and a finished one is restored; without, it is simply repeated.
+            batch_size: images per forward pass.
+        """
+        call = self._call(name)
+        self.module.to(self.device)
+        for module in (keep or {}).values():
+            module.to(self.device)
+        saved = _Scanned(self, call, keep)
+        size = batch_size or self.scan_batch_size
+        order = torch.arange(len(data))
+        view = self._view(data, augment, self.task, call, 0)
+        with torch.no_grad(), self.progress(f"task {self.task} {name}", math.ceil(len(data) / size)) as advance:
+            saved.restore()
+            advance(saved.seen // size, "")
+            for x, y in self._batches(data, order[saved.seen :], size, view):
+                with self._autocast():
+                    observe(x, y)
+                saved.advance(len(y))
+                advance(1, "")
+            saved.finish()
+        self.seconds[call] = saved.seconds
+
+    def features(self, data: Examples, extract: Callable[[Tensor], Tensor], *, name: str = "features") -> Tensor:
+        """What `extract` makes of each example: (n, d) float32, in the order of `data`, no augmentation."""
+        parts: list[Tensor] = []
+        self.scan(data, lambda x, y: parts.append(extract(x).float()), name=name)
+        return torch.cat(parts)
+
+    def _call(self, name: str) -> str:
+        """A name of its own for each call within the task: "train", then "train-1"."""
+        number = self._names.get(name, 0)
+        self._names[name] = number + 1
+        return f"{name}-{number}" if number else name
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _view(self, data: Examples, augment: bool, *names: str | int) -> View:
+        if not augment or self.augmentation is None:
+            return plain_view(self.transform)
+        return augmented_view(self.transform, self.augmentation, len(data), generator(self.seed, *names, "augment"))
+
+    def _batches(self, data: Examples, order: Tensor, size: int, view: View) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y, _ in batches(data, order, size, view):
+            yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def _check_gradients(self, tensors: Sequence[Tensor]) -> None:
+        names = {id(p): n for n, p in self.module.named_parameters()}
+        idle = [names.get(id(t), f"a tensor of shape {tuple(t.shape)}") for t in tensors if t.grad is None]
+        if idle:
+            raise RuntimeError(
+                f"{len(idle)} of {len(tensors)} trained tensors got no gradient, the first is '{idle[0]}': the model reads this "
+                "layer's weight without calling the layer, or the loss does not depend on it; choose other sites"
+            )
+
+
+def _groups(params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float) -> list[dict[str, Any]]:
+    entries = list(params)
+    if entries and isinstance(entries[0], dict):
+        groups = [{"lr": lr, **e, "params": list(e["params"])} for e in entries if isinstance(e, dict)]
+    else:
+        groups = [{"params": entries, "lr": lr}]
+    if not any(group["params"] for group in groups):
+        raise ValueError("there are no tensors to train; pass at least one to fit")
+    return [group for group in groups if group["params"]]
+
+
+@contextmanager
+def _trainable(tensors: Sequence[Tensor]) -> Iterator[None]:
+    for tensor in tensors:
+        tensor.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for tensor in tensors:
+            tensor.requires_grad_(False)
+            tensor.grad = None
+
+
+class _Progressed:
+    """Where a training call stands, and its saved form: parameters, the method's buffers, optimiser state, position."""
+
+    def __init__(self, fit: Fit, call: str, tensors: list[Tensor], engine: torch.optim.Optimizer) -> None:
+        self.fit, self.call, self.tensors, self.engine = fit, call, tensors, engine
+        self.epoch = self.step = 0
+        self.losses: list[float] = []
+        self.total: Tensor | float = 0.0
+        self.count = 0
+        self.checked = False
+        self.seconds = 0.0
+        self._since = time.monotonic()
+
+    def advance(self, loss: Tensor, n: int) -> None:
+        self.step += 1
+        self.total = self.total + loss * n
+        self.count += n
+        if self.fit.checkpoints and self.fit.checkpoints.due():
+            self._save(done=False)
+
+    def next_epoch(self) -> None:
+        mean = float(self.total) / max(self.count, 1)
+        if not math.isfinite(mean):
+            raise RuntimeError(
+                f"the loss of task {self.fit.task} became {mean} in epoch {self.epoch + 1}; a lower learning rate may help"
+            )
+        self.losses.append(mean)
+        self.epoch, self.step, self.total, self.count = self.epoch + 1, 0, 0.0, 0
+
+    def finish(self) -> None:
+        self._clock()
+        if self.fit.checkpoints:
+            self._save(done=True)
+
+    def _clock(self) -> None:
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+
+    def _save(self, *, done: bool) -> None:
+        checkpoints = self.fit.checkpoints
+        if checkpoints is None:
+            return
+        self._clock()
+        state = {f"parameter.{i}": t for i, t in enumerate(self.tensors)}
+        state |= {f"buffer.{name}": b for name, b in self.fit.module.named_buffers()}
+        if not done:
+            for i, t in enumerate(self.tensors):
+                state |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in self.engine.state[t].items() if v is not None}
+        position = {
+            "epoch": self.epoch, "step": self.step, "losses": self.losses, "total": float(self.total),
+            "count": self.count, "seconds": self.seconds,
+        }  # fmt: skip
+        checkpoints.save(self.fit.task, self.call, state, position)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        found = self.fit.checkpoints.load(self.fit.task, self.call) if self.fit.checkpoints else None
+        if found is None:
+            return
+        state, position = found
+        for i, t in enumerate(self.tensors):
+            t.copy_(state[f"parameter.{i}"])
+        for name, buffer in self.fit.module.named_buffers():
+            buffer.copy_(state[f"buffer.{name}"])
+        for key, value in state.items():
+            if key.startswith("optimizer."):
+                _, i, entry = key.split(".", 2)
+                tensor = self.tensors[int(i)]
+                # Adam counts its steps on the CPU whatever device it works on.
+                self.engine.state[tensor][entry] = value if value.ndim == 0 else value.to(tensor.device)
+        self.epoch, self.step = position["epoch"], position["step"]
+        self.losses, self.total, self.count = position["losses"], position["total"], position["count"]
+        self.seconds = position["seconds"]
+
+
+class _Scanned:
+    """Where a scan stands, and the buffers of what it fills."""
+
+    def __init__(self, fit: Fit, call: str, keep: Mapping[str, nn.Module] | None) -> None:
+        self.fit, self.call, self.keep = fit, call, keep
+        self.seen = 0
+        self.seconds = 0.0
+        self._since = time.monotonic()
+
+    def advance(self, n: int) -> None:
+        self.seen += n
+        if self.keep and self.fit.checkpoints and self.fit.checkpoints.due():
+            self._save()
+
+    def finish(self) -> None:
+        self._clock()
+        if self.keep:
+            self._save()
+
+    def _clock(self) -> None:
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {f"{key}|{name}": b for key, m in (self.keep or {}).items() for name, b in m.named_buffers()}
+
+    def _save(self) -> None:
+        if self.fit.checkpoints:
+            self._clock()
+            position = {"seen": self.seen, "seconds": self.seconds}
+            self.fit.checkpoints.save(self.fit.task, self.call, self._buffers(), position)
+
+    def restore(self) -> None:
+        found = self.fit.checkpoints.load(self.fit.task, self.call) if self.keep and self.fit.checkpoints else None
+        if found is None:
+            return
+        state, position = found
+        for key, buffer in self._buffers().items():
+            buffer.copy_(state[key])
+        self.seen, self.seconds = position["seen"], position["seconds"]

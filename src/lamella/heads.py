@@ -1,0 +1,117 @@
+"""Growing classifiers: one linear head a task, of any size; classes may come back."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["OTHER_TASK_PENALTY", "Head", "Heads", "cosine_scores", "only_columns"]
+
+OTHER_TASK_PENALTY = 1e4
+"""How far classes that are ruled out fall below all others: large, yet finite, so that they keep their order."""
+
+
+class Head(nn.Module):
+    """A linear classifier of one task's classes.
+
+    Attributes:
+        weight: (classes, d). bias: (classes,).
+        ids: (classes,) int64, the global ids of its rows.
+    """
+
+    ids: Tensor
+
+    def __init__(self, width: int, classes: Sequence[int], generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        # torch's own start of a linear layer, U(-1, 1) / sqrt(d), from a named generator.
+        start = torch.empty(len(classes), width + 1).uniform_(-(width**-0.5), width**-0.5, generator=generator)
+        self.weight = nn.Parameter(start[:, :-1].contiguous(), requires_grad=False)
+        self.bias = nn.Parameter(start[:, -1].contiguous(), requires_grad=False)
+        self.register_buffer("ids", torch.tensor(list(classes), dtype=torch.int64))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, d) -> (n, classes)."""
+        return nn.functional.linear(features, self.weight, self.bias)
+
+    def columns(self, labels: Tensor) -> Tensor:
+        """Column of each label (n,) in this head's output.
+
+        Raises:
+            ValueError: a label is not among the head's classes.
+        """
+        match = labels[:, None] == self.ids
+        if not bool(match.any(1).all()):
+            strangers = sorted(set(labels[~match.any(1)].tolist()))
+            raise ValueError(f"labels {strangers} are not among this head's classes {self.ids.tolist()}")
+        return match.long().argmax(1)
+
+
+class Heads(nn.Module):
+    """All heads so far. A class that comes back is scored by the head that learned it last."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.heads = nn.ModuleList()
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    def __getitem__(self, task: int) -> Head:
+        return cast(Head, self.heads[task])
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Global ids in the order of the columns: the order in which classes were first learned."""
+        return tuple(dict.fromkeys(i for head in self.heads for i in cast(Head, head).ids.tolist()))
+
+    def grow(self, classes: Sequence[int], generator: torch.Generator | None = None) -> Head:
+        """Add a head for these classes (global ids), on the device of the others.
+
+        Raises:
+            ValueError: no classes, or one named twice.
+        """
+        if not classes or len(set(classes)) != len(classes):
+            raise ValueError(f"a head needs distinct classes, got {list(classes)}")
+        head = Head(self.width, classes, generator)
+        if len(self):
+            head = head.to(self[0].weight.device)
+        self.heads.append(head)
+        return head
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, d) -> (n, len(classes)): each class's logit from the last head that has it."""
+        logits = torch.cat([head(features) for head in self.heads], dim=1)
+        position = {c: i for i, c in enumerate(i for head in self.heads for i in cast(Head, head).ids.tolist())}
+        columns = [position[c] for c in self.classes]
+        return logits if len(columns) == logits.shape[1] else logits[:, columns]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        numbers = {int(k[len(prefix) :].split(".")[1]) for k in state_dict if k.startswith(prefix + "heads.")}
+        device = self[0].weight.device if len(self) else None
+        ids = [state_dict[f"{prefix}heads.{i}.ids"].tolist() for i in sorted(numbers)]
+        self.heads = nn.ModuleList(Head(self.width, c) for c in ids)
+        self.to(device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def only_columns(logits: Tensor, classes: Sequence[int], allowed: Sequence[int] | None) -> Tensor:
+    """Rule out every class that is not allowed by a large finite penalty; None allows all.
+
+    Args:
+        logits: (n, len(classes)), columns in the order of `classes` (global ids).
+        allowed: global ids that may be chosen, for a test that names the task.
+    """
+    if allowed is None:
+        return logits
+    ruled_out = torch.tensor([c not in set(allowed) for c in classes], device=logits.device)
+    # Discriminant scores can be wider apart than any constant.
+    spread = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)
+    return logits - (OTHER_TASK_PENALTY + spread) * ruled_out
+
+
+def cosine_scores(features: Tensor, means: Tensor) -> Tensor:
+    """Cosine of features (n, d) with class means (c, d): (n, c) in -1..1."""
+    unit = nn.functional.normalize
+    return unit(features, dim=1) @ unit(means, dim=1).T

@@ -1,0 +1,182 @@
+"""A backbone, a method, and what they have learned so far: what a benchmark drives and a model folder holds."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lamella.checkpoints import Checkpoints
+from lamella.config import build_augmentation, build_backbone, build_method, complete, method_name
+from lamella.data.images import Files, ImageSet
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+from lamella.progress import Progress, silent
+from lamella.store import learned_state, load_model, restore_state, save_model
+
+__all__ = ["Learner", "Prediction"]
+
+
+class Prediction(NamedTuple):
+    """What an image looks like: class names and their confidences (softmax over all classes seen, 0..1), best first,
+    and the name of the task that taught the first one."""
+
+    classes: tuple[str, ...]
+    confidences: tuple[float, ...]
+    task: str
+
+
+class Learner:
+    """Learns tasks one after another, predicts, saves and loads.
+
+    Args:
+        config: tables "backbone", "method", "augment", "fit", "run" as in a configuration file; see `Learner.create`.
+
+    Attributes:
+        backbone, method: what it is made of. class_names: name of each global class id.
+        tasks: a record per learned task: name, classes, images, seconds by phase, trained parameters.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = dict(config)
+        self.seed = int(config["run"]["seed"])
+        self.backbone = build_backbone(self.config)
+        self.method = build_method(self.config, self.backbone)
+        self.class_names: dict[int, str] = {}
+        self.tasks: list[dict[str, Any]] = []
+        self.notes: dict[str, Any] = {}
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        backbone: str | Mapping[str, Any] = "fractal-vit-micro",
+        method: str | Mapping[str, Any] = "inflora",
+        align: bool | None = None,
+        seed: int = 0,
+        augment: Mapping[str, Any] | None = None,
+        fit: Mapping[str, Any] | None = None,
+    ) -> "Learner":
+        """A learner that knows nothing yet.
+
+        Args:
+            backbone: a name, or a table of `load_backbone`'s arguments.
+            method: a name, or a table {"name": ..., hyper-parameters}.
+            align: whether the method carries alignment; by default InfLoRA does.
+
+        Raises:
+            ValueError: an unknown name or option.
+        """
+        table = dict(method) if isinstance(method, Mapping) else {"name": method}
+        if (align or (align is None and table["name"] == "inflora")) and "align" not in table:
+            table["align"] = {}
+        config = {
+            "backbone": dict(backbone) if isinstance(backbone, Mapping) else {"name": backbone},
+            "method": table, "augment": dict(augment or {}), "fit": dict(fit or {}), "run": {"seed": seed},
+        }  # fmt: skip
+        return cls(complete(config))
+
+    @property
+    def name(self) -> str:
+        """Of the method with its parts: "inflora+align"."""
+        return method_name(self.config)
+
+    def fit(self, *, checkpoints: Checkpoints | None = None, progress: Progress = silent) -> Fit:
+        """The loop this learner's configuration asks for."""
+        table = self.config["fit"]
+        return Fit(
+            self.method, self.backbone.transform, augmentation=build_augmentation(self.config), seed=self.seed,
+            device=table["device"], precision=table["precision"], checkpoints=checkpoints, progress=progress,
+        )  # fmt: skip
+
+    def learn(self, task: Task, *, checkpoints: Checkpoints | None = None, progress: Progress = silent) -> dict[str, Any]:
+        """Learn one task; returns its record.
+
+        Raises:
+            ValueError: a class id or name means another class than before, or a class has no image.
+        """
+        self._check_names(task)
+        counts = torch.bincount(task.train.labels, minlength=max(task.classes) + 1)
+        if empty := [n for c, n in zip(task.classes, task.class_names, strict=True) if counts[c] == 0]:
+            raise ValueError(f"class '{empty[0]}' of task '{task.name}' has no training image; add some or leave it out")
+        fit = self.fit(checkpoints=checkpoints, progress=progress)
+        fit.begin(str(len(self.tasks)))
+        started = time.monotonic()
+        self.method.learn(task, fit)
+        self.class_names |= dict(zip(task.classes, task.class_names, strict=True))
+        record = {
+            "name": task.name, "classes": list(task.classes), "images": len(task.train),
+            "trainable_parameters": max(fit.trained.values(), default=0),
+            "seconds": fit.seconds | {"total": max(time.monotonic() - started, sum(fit.seconds.values()))},
+        }  # fmt: skip
+        self.tasks.append(record)
+        return record
+
+    def _check_names(self, task: Task) -> None:
+        ids = {name: i for i, name in self.class_names.items()}
+        for i, name in zip(task.classes, task.class_names, strict=True):
+            if self.class_names.get(i, name) != name or ids.get(name, i) != i:
+                raise ValueError(f"class {i} '{name}' of task '{task.name}' contradicts what was learned: {self.class_names}")
+
+    def logits(self, x: Tensor, task: int | None = None) -> Tensor:
+        """(n, classes seen) for normalised images (n, 3, size, size); `task` is the number of a learned task, if known."""
+        allowed = None if task is None else tuple(self.tasks[task]["classes"])
+        with torch.no_grad():
+            return self.method.eval().predict(x, allowed)
+
+    def predict(self, images: Sequence[str | Path] | ImageSet, *, top: int = 5) -> list[Prediction]:
+        """Class names with confidences for image files or a set of images.
+
+        Raises:
+            ValueError: nothing was learned yet, or an image cannot be decoded (it is named).
+        """
+        if not self.tasks:
+            raise ValueError("this model has learned nothing yet; give it a task first")
+        if not isinstance(images, ImageSet):
+            paths = [Path(p) for p in images]
+            images = ImageSet(Files(paths), torch.zeros(len(paths)), [str(i) for i in range(len(paths))])
+        fit = self.fit()
+        parts: list[Tensor] = []
+        fit.scan(images, lambda x, y: parts.append(self.logits(x).float().softmax(1).cpu()))
+        confidence, column = torch.cat(parts).topk(min(top, len(self.method.classes)), dim=1)
+        return [self._prediction(c, v) for c, v in zip(column.tolist(), confidence.tolist(), strict=True)]
+
+    def _prediction(self, columns: list[int], confidences: list[float]) -> Prediction:
+        ids = [self.method.classes[c] for c in columns]
+        task = next(t["name"] for t in reversed(self.tasks) if ids[0] in t["classes"])
+        return Prediction(tuple(self.class_names[i] for i in ids), tuple(confidences), task)
+
+    def save(self, folder: str | Path) -> int:
+        """Make `folder` hold this learner; whole at every moment. Returns the bytes of what was learned."""
+        manifest = {
+            "written_by": _version(), "config": self.config, "weights_sha256": self.backbone.weights_sha256,
+            "class_names": [[i, name] for i, name in self.class_names.items()], "tasks": self.tasks, "notes": self.notes,
+        }  # fmt: skip
+        return save_model(Path(folder), learned_state(self.method), manifest)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Learner":
+        """The learner that `folder` holds.
+
+        Raises:
+            FileNotFoundError: there is none. ValueError: it is damaged, foreign, newer, or was learned on other weights.
+        """
+        state, manifest = load_model(Path(folder))
+        learner = cls(manifest["config"])
+        if learner.backbone.weights_sha256 != manifest["weights_sha256"]:
+            raise ValueError(
+                f"'{folder}' was learned on other weights of {learner.backbone.name} than the ones found here; "
+                "put the original weights back"
+            )
+        restore_state(learner.method, state)
+        learner.class_names = {int(i): str(name) for i, name in manifest["class_names"]}
+        learner.tasks, learner.notes = manifest["tasks"], manifest["notes"]
+        return learner
+
+
+def _version() -> str:
+    from lamella import __version__
+
+    return __version__

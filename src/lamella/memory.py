@@ -1,0 +1,122 @@
+"""What may be kept of old tasks without keeping their images: class statistics of features."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ClassGaussians", "shrunk"]
+
+
+class ClassGaussians(nn.Module):
+    """Counts, means and one shared within-class scatter of features, exact under any split into batches.
+
+    Attributes:
+        ids: (c,) int64 global class ids, in the order of first sight.
+        counts: (c,) int64 images seen of each class.
+        means: (c, d) float64.
+        scatter: (d, d) float64, within-class scatter summed over all classes.
+    """
+
+    ids: Tensor
+    counts: Tensor
+    means: Tensor
+    scatter: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # float64: sums over years of tasks must not lose the small directions that shrinkage weighs.
+        self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("means", torch.zeros(0, width, dtype=torch.float64))
+        self.register_buffer("scatter", torch.zeros(width, width, dtype=torch.float64))
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return tuple(self.ids.tolist())
+
+    @torch.no_grad()
+    def add(self, features: Tensor, labels: Tensor, classes: Sequence[int]) -> None:
+        """Take in features (n, d) with their global class ids (n,).
+
+        Args:
+            classes: ids to take in, old and new; new ones are appended in this order.
+
+        Raises:
+            ValueError: a class has no image among them.
+        """
+        if self.means.device != features.device:
+            self.to(features.device)
+        x, labels = features.double(), labels.to(features.device)
+        parts = {label: x[labels == label] for label in classes}
+        if empty := [label for label, part in parts.items() if len(part) == 0]:
+            raise ValueError(f"class {empty[0]} has no image to learn from")
+        for label, part in parts.items():
+            self._add_class(label, part)
+
+    def _add_class(self, label: int, x: Tensor) -> None:
+        mean, n = x.mean(0), len(x)
+        centred = x - mean
+        self.scatter += centred.T @ centred
+        known = self.classes
+        if label not in known:
+            self.ids = torch.cat([self.ids, self.ids.new_tensor([label])])
+            self.counts = torch.cat([self.counts, self.counts.new_tensor([n])])
+            self.means = torch.cat([self.means, mean[None]])
+            return
+        # Chan, Golub & LeVeque (1983): the scatter of a union from the scatters of its parts.
+        i = known.index(label)
+        old = int(self.counts[i])
+        shift = mean - self.means[i]
+        self.scatter += torch.outer(shift, shift) * (old * n / (old + n))
+        self.means[i] += shift * (n / (old + n))
+        self.counts[i] += n
+
+    @torch.no_grad()
+    def move(self, W: Tensor, source: Tensor, shift: Tensor) -> None:
+        """Follow a drift of the features: m -> m + (m - source) W + shift, scatter -> (I + W)^T scatter (I + W).
+
+        Args:
+            W: (d, d), zero for a pure shift.
+            source, shift: (d,), where the map is anchored and how far that point went.
+        """
+        W, source, shift = (t.to(self.means) for t in (W, source, shift))
+        self.means = self.means + (self.means - source) @ W + shift
+        map_ = torch.eye(len(W), dtype=W.dtype, device=W.device) + W
+        self.scatter = map_.T @ self.scatter @ map_
+
+    @property
+    def covariance(self) -> Tensor:
+        """(d, d): within-class scatter over the number of images seen; zero for singletons only."""
+        return self.scatter / self.counts.sum().clamp_min(1)
+
+    def linear_discriminant(self, features: Tensor, shrinkage: float) -> Tensor:
+        """Scores (n, c) of Fisher's linear discriminant with equal priors and the shrunk shared covariance.
+
+        score_c(f) = mu_c^T S^-1 f - mu_c^T S^-1 mu_c / 2; streaming form: Hayes & Kanan, "Lifelong Machine Learning
+        with Deep Streaming Linear Discriminant Analysis", CVPR-W 2020, arXiv 1909.01520.
+        """
+        weight = torch.linalg.solve(shrunk(self.covariance, shrinkage), self.means.T)
+        offset = (self.means * weight.T).sum(1) / 2
+        return (features.to(weight) @ weight - offset).to(features.dtype)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("ids", "counts", "means"):
+            held = cast(Tensor | None, state_dict.get(prefix + name))
+            if held is not None:
+                setattr(self, name, torch.empty_like(held, device=self.scatter.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def shrunk(covariance: Tensor, amount: float) -> Tensor:
+    """(1 - amount) S + amount * mean(diag S) I; the identity where S is zero (nothing but singletons).
+
+    Raises:
+        ValueError: `amount` is not within (0, 1].
+    """
+    if not 0 < amount <= 1:
+        raise ValueError(f"shrinkage {amount} is outside (0, 1]; 0.05 to 0.3 works well")
+    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    level = covariance.diagonal().mean()
+    return identity if level <= 0 else (1 - amount) * covariance + amount * level * identity

@@ -1,0 +1,27 @@
+"""Methods by name: one file each, and one line here."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lamella.methods.inflora import InfLoRA
+from lamella.methods.linear_probe import LinearProbe
+from lamella.methods.nearest_mean import NearestMean
+from lamella.methods.protocol import Method
+from lamella.methods.seq_finetune import SeqFinetune
+from lamella.methods.seq_lora import SeqLoRA
+from lamella.methods.streaming_lda import StreamingLDA
+
+__all__ = ["METHODS", "WHOLE_STREAM", "Method"]
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "inflora": InfLoRA,
+    "nearest-mean": NearestMean,
+    "streaming-lda": StreamingLDA,
+    "linear-probe": LinearProbe,
+    "seq-lora": SeqLoRA,
+    "seq-finetune": SeqFinetune,
+    "joint": SeqLoRA,
+}
+
+WHOLE_STREAM = frozenset({"joint"})
+"""Upper bounds: the runner gives them all tasks as one, once, at the end."""

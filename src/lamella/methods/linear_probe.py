@@ -1,0 +1,61 @@
+"""A linear head a task on frozen features: what training the heads alone gives.
+
+The usual linear evaluation (for instance Chen et al., SimCLR, ICML 2020, arXiv 2002.05709, section 4.2) turned into a
+stream: each task trains its own head on its own classes, as the low-rank methods here do.
+
+Departures: features are computed once, without augmentation.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella.backbones import Backbone
+from lamella.data.images import TensorSet
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+from lamella.heads import Heads, only_columns
+from lamella.methods.schedules import named_schedule
+from lamella.randomness import generator
+
+__all__ = ["LinearProbe"]
+
+
+class LinearProbe(nn.Module):
+    """One linear head a task, trained on cached features.
+
+    Args:
+        epochs, lr, batch_size, optimizer, schedule: of the head's training.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, seed: int = 0, epochs: int = 50, lr: float = 1e-2, batch_size: int = 128,
+        optimizer: str = "adam", schedule: str = "as_meant",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.backbone, self.seed = backbone, seed
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
+        self.heads = Heads(backbone.width)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.heads.classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) frozen features."""
+        return self.backbone(x)
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) logits of all heads side by side."""
+        return only_columns(self.heads(self.features(x)), self.classes, task)
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        head = self.heads.grow(task.classes, generator(self.seed, "head", len(self.heads)))
+        data = TensorSet(fit.features(task.train, self.features), task.train.labels)
+
+        def loss(f: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(head(f), head.columns(y))
+
+        fit(data, loss, head.parameters(), epochs=self.epochs, lr=self.lr, batch_size=self.batch_size,
+            optimizer=self.optimizer, schedule=self.schedule)  # fmt: skip

@@ -1,0 +1,43 @@
+"""Nearest class mean on frozen features, by cosine: the reference that trains nothing.
+
+Mensink et al., "Distance-Based Image Classification", TPAMI 2013; as a baseline for pre-trained models: Zhou et al.,
+"Revisiting Class-Incremental Learning with Pre-Trained Models" (SimpleCIL), IJCV 2024, arXiv 2303.07338.
+
+Departures: none. A class that comes back moves its mean by counts.
+"""
+
+from torch import Tensor, nn
+
+from lamella.backbones import Backbone
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+from lamella.heads import cosine_scores, only_columns
+from lamella.memory import ClassGaussians
+
+__all__ = ["NearestMean"]
+
+
+class NearestMean(nn.Module):
+    """Cosine with the mean feature of each class."""
+
+    def __init__(self, backbone: Backbone, *, seed: int = 0) -> None:
+        super().__init__()
+        self.backbone, self.seed = backbone, seed
+        self.statistics = ClassGaussians(backbone.width)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.statistics.classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) frozen features."""
+        return self.backbone(x)
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) cosines, -1..1."""
+        features = self.features(x)
+        return only_columns(cosine_scores(features, self.statistics.means.to(features)), self.classes, task)
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        self.statistics.add(fit.features(task.train, self.features), task.train.labels, task.classes)

@@ -1,0 +1,35 @@
+"""What a method is: two verbs."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from lamella.backbones import Backbone
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+
+__all__ = ["Method"]
+
+
+class Method(Protocol):
+    """A continual-learning method: an `nn.Module` built as `M(backbone, *, seed, **hyper_parameters)`.
+
+    Hyper-parameters are keyword-only and stored under their own names; data enters only through `learn`. State that
+    travels is a buffer or a parameter. Optional: `features(x)`, which parts such as alignment need; `readouts(x)`, a
+    mapping of several named logits from one forward pass; `changes_backbone = True` where backbone weights are trained.
+    """
+
+    backbone: Backbone
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Global class ids in the column order of `predict`: the order in which they were first learned."""
+        ...
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        """Learn one task from its train data alone."""
+        ...
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """Finite logits (n, classes) of all classes seen; `task` names the classes to choose from, if the test does."""
+        ...

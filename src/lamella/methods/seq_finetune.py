@@ -1,0 +1,63 @@
+"""Sequential fine-tuning: every weight of the backbone, task after task, with nothing against forgetting.
+
+The classic demonstration of forgetting: McCloskey & Cohen, "Catastrophic Interference in Connectionist Networks",
+1989. Changes the backbone, so all of it is stored.
+
+Departures: each task trains its own head on its own classes; eval mode (no dropout, frozen batch-norm statistics).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella.backbones import Backbone
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+from lamella.heads import Heads, only_columns
+from lamella.methods.schedules import named_schedule
+from lamella.randomness import generator
+
+__all__ = ["SeqFinetune"]
+
+
+class SeqFinetune(nn.Module):
+    """All weights, trained on.
+
+    Args:
+        lr: of the backbone. head_lr: of the task's head.
+        epochs, batch_size, optimizer, schedule: as in the other methods.
+    """
+
+    changes_backbone = True
+
+    def __init__(
+        self, backbone: Backbone, *, seed: int = 0, epochs: int = 20, lr: float = 5e-5, head_lr: float = 5e-4,
+        batch_size: int = 128, optimizer: str = "adam", schedule: str = "as_run",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.backbone, self.seed = backbone, seed
+        self.epochs, self.lr, self.head_lr, self.batch_size = epochs, lr, head_lr, batch_size
+        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
+        self.heads = Heads(backbone.width)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.heads.classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) features of the fine-tuned backbone."""
+        return self.backbone(x)
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) logits of all heads side by side."""
+        return only_columns(self.heads(self.features(x)), self.classes, task)
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        head = self.heads.grow(task.classes, generator(self.seed, "head", len(self.heads)))
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(head(self.features(x)), head.columns(y))
+
+        groups = [{"params": list(self.backbone.parameters())}, {"params": list(head.parameters()), "lr": self.head_lr}]
+        fit(task.train, loss, groups, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size,
+            optimizer=self.optimizer, schedule=self.schedule)  # fmt: skip

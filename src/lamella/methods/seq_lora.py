@@ -1,0 +1,71 @@
+"""Sequential LoRA: one adapter, trained on task after task, with nothing against forgetting.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685. The honest lower
+reference of every LoRA method for continual learning. Given all tasks as one it is `joint`, the upper bound.
+
+    paper           here
+    r               rank
+    alpha / r       scale 1, as InfLoRA's code has it
+
+Departures: the sites are key and value, InfLoRA's; each task trains its own head on its own classes.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella.backbones import Backbone
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+from lamella.heads import Heads, only_columns
+from lamella.lowrank import grow
+from lamella.methods.schedules import named_schedule
+from lamella.randomness import generator
+
+__all__ = ["SeqLoRA"]
+
+
+class SeqLoRA(nn.Module):
+    """One LoRA, trained on.
+
+    Args:
+        rank: of the adapter. sites: roles that carry a branch. blocks: only the first so many.
+        epochs, lr, batch_size, optimizer, schedule: of the adapter and the task's head.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, seed: int = 0, rank: int = 10, sites: Sequence[str] = ("key+value",),
+        blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, batch_size: int = 128, optimizer: str = "adam",
+        schedule: str = "as_run",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.backbone, self.seed, self.rank = backbone, seed, rank
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
+        self.sites = backbone.sites(*sites, blocks=blocks)
+        grow(self.sites, "lora", rank, generator=generator(seed, "lora"))
+        self.heads = Heads(backbone.width)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.heads.classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) features of the adapted backbone."""
+        return self.backbone(x)
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) logits of all heads side by side."""
+        return only_columns(self.heads(self.features(x)), self.classes, task)
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        head = self.heads.grow(task.classes, generator(self.seed, "head", len(self.heads)))
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(head(self.features(x)), head.columns(y))
+
+        factors = [factor for site in self.sites for b in site.layer.of("lora") for factor in (b.A, b.B)]
+        fit(task.train, loss, [*factors, *head.parameters()], epochs=self.epochs, lr=self.lr,
+            batch_size=self.batch_size, optimizer=self.optimizer, schedule=self.schedule)  # fmt: skip

@@ -1,0 +1,48 @@
+"""Streaming linear discriminant analysis on frozen features: class means and one shared covariance with shrinkage.
+
+Hayes & Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPR-W 2020,
+arXiv 1909.01520.
+
+    paper           here
+    Lambda          memory.shrunk: (1 - l) S + l mean(diag S) I
+    epsilon         shrinkage
+
+Departures: the covariance is shrunk towards its mean variance, not towards the identity; within-class scatter is summed
+exactly over batches, which the paper's running update approximates.
+"""
+
+from torch import Tensor, nn
+
+from lamella.backbones import Backbone
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+from lamella.heads import only_columns
+from lamella.memory import ClassGaussians
+
+__all__ = ["StreamingLDA"]
+
+
+class StreamingLDA(nn.Module):
+    """Fisher's linear discriminant on frozen features.
+
+    Args:
+        shrinkage: 0..1, towards a multiple of the identity.
+    """
+
+    def __init__(self, backbone: Backbone, *, seed: int = 0, shrinkage: float = 0.1) -> None:
+        super().__init__()
+        self.backbone, self.seed, self.shrinkage = backbone, seed, shrinkage
+        self.statistics = ClassGaussians(backbone.width)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.statistics.classes
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) discriminant scores."""
+        scores = self.statistics.linear_discriminant(self.backbone(x), self.shrinkage)
+        return only_columns(scores, self.classes, task)
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        self.statistics.add(fit.features(task.train, self.backbone), task.train.labels, task.classes)

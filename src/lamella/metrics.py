@@ -1,0 +1,330 @@
+"""Metrics of continual learning: pure functions of the accuracy matrix and of logits.
+
+The accuracy matrix `R` is `(tasks, tasks)`: `R[i, j]` is the accuracy, a fraction 0..1, on the test data of task j
+after learning task i; nan where it was not measured. Class-incremental runs fill the lower triangle; where later tasks
+share the labels (domain-incremental), entries above the diagonal may be measured too. A model trained on all tasks at
+once fills only the last row. A metric that needs an entry that was not measured is nan, never a guess.
+
+Sources:
+    Lopez-Paz & Ranzato, Gradient Episodic Memory for Continual Learning, NeurIPS 2017, arXiv:1706.08840, section 2.
+    Chaudhry et al., Riemannian Walk for Incremental Learning, ECCV 2018, arXiv:1801.10112, section 4.1.
+    Rebuffi et al., iCaRL: Incremental Classifier and Representation Learning, CVPR 2017, arXiv:1611.07725, section 4
+    (the average of the accuracies after each task).
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+AccuracyMatrix: TypeAlias = npt.NDArray[np.float64]
+"""R[i, j]: accuracy on task j after learning task i; `(tasks, tasks)`, fractions 0..1, nan where not measured."""
+
+DEFINITIONS: dict[str, str] = {
+    "final_accuracy": (
+        "Share of the test images of all tasks that are classified correctly after the last task, without being "
+        "told the task: Σⱼ nⱼ R[T-1, j] / Σⱼ nⱼ, where nⱼ is the number of test images of task j."
+    ),
+    "final_accuracy_task_mean": (
+        "The same after the last task, but every task counts alike, however many test images it has: (1/T) Σⱼ "
+        "R[T-1, j]."
+    ),
+    "average_accuracy": (
+        "Mean over the tasks of the accuracy on all tasks learned so far (average incremental accuracy, Rebuffi "
+        "et al. 2017): (1/T) Σᵢ aᵢ, where aᵢ is the accuracy on tasks 0..i after learning task i."
+    ),
+    "accuracy_curve": "Accuracy on all tasks learned so far, after each task: aᵢ = Σⱼ nⱼ R[i, j] / Σⱼ nⱼ over j ≤ i.",
+    "accuracy_matrix": "R[i, j] is the accuracy on the test images of task j after learning task i.",
+    "forgetting": (
+        "How far each earlier task has fallen from its best, lower is better (Chaudhry et al. 2018): the mean "
+        "over j < T-1 of max over i < T-1 of R[i, j], minus R[T-1, j]."
+    ),
+    "backward_transfer": (
+        "How later tasks changed earlier ones, negative where they were forgotten (Lopez-Paz & Ranzato 2017): the"
+        " mean over j < T-1 of R[T-1, j] - R[j, j]."
+    ),
+    "forward_transfer": (
+        "What earlier tasks give to a task that is not learned yet, measured only where later tasks share the "
+        "labels (Lopez-Paz & Ranzato 2017): the mean over j > 0 of R[j-1, j] - chance."
+    ),
+    "task_aware_accuracy": (
+        "Accuracy after the last task when the task of each image is given, so that only its classes compete: the"
+        " share of images with argmax over c ∈ C(t) of logit_c = y. A diagnosis, not a result: no task is given "
+        "in use."
+    ),
+    "task_choice_accuracy": (
+        "Share of test images after the last task whose top class belongs to the right task, whether or not it is"
+        " the right class: task(argmax over c of logit_c) = t."
+    ),
+}
+"""One sentence and formula for each metric, by the name it has in a result file; reports print it beside the number."""
+
+
+def final_accuracy(R: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
+    """Accuracy over all tasks after the last one: the mean of the last row.
+
+    Args:
+        R: accuracy matrix `(tasks, tasks)`.
+        weights: `(tasks,)` number of test images per task, which gives the share of all test images that are right;
+            None counts every task alike. A task of weight 0 is left out.
+
+    Returns:
+        A fraction 0..1, nan where a task was not measured.
+
+    Raises:
+        ValueError: R is no square matrix of fractions, or weights do not fit it.
+
+    >>> R = [[0.9, float("nan")], [0.6, 0.8]]
+    >>> round(final_accuracy(R), 3)
+    0.7
+    >>> round(final_accuracy(R, weights=[30, 10]), 3)
+    0.65
+    """
+    return float(accuracy_curve(R, weights)[-1])
+
+
+def accuracy_curve(R: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
+    """Accuracy over the tasks learned so far, after each task.
+
+    Args:
+        R: accuracy matrix `(tasks, tasks)`.
+        weights: `(tasks,)` test images per task, or None; see `final_accuracy`.
+
+    Returns:
+        `(tasks,)` fractions; nan after a task at which not all of tasks 0..i were measured.
+
+    Raises:
+        ValueError: R is no square matrix of fractions, or weights do not fit it.
+
+    >>> accuracy_curve([[0.9, float("nan")], [0.6, 0.8]]).round(3).tolist()
+    [0.9, 0.7]
+    """
+    matrix = _square(R)
+    share = _weights(weights, len(matrix))
+    return np.array([_weighted_mean(matrix[i, : i + 1], share[: i + 1]) for i in range(len(matrix))])
+
+
+def average_accuracy(R: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
+    """Average incremental accuracy: the mean of `accuracy_curve` (Rebuffi et al. 2017).
+
+    Args:
+        R: accuracy matrix `(tasks, tasks)`.
+        weights: `(tasks,)` test images per task, or None; see `final_accuracy`.
+
+    Returns:
+        A fraction 0..1; nan where a point of the curve is missing, as for a model trained on all tasks at once.
+
+    Raises:
+        ValueError: R is no square matrix of fractions, or weights do not fit it.
+
+    >>> round(average_accuracy([[0.9, float("nan")], [0.6, 0.8]]), 3)
+    0.8
+    """
+    return float(np.mean(accuracy_curve(R, weights)))
+
+
+def forgetting(R: npt.ArrayLike) -> float:
+    """Mean drop of the earlier tasks from their best accuracy (Chaudhry et al. 2018, section 4.1).
+
+    The mean over j < T-1 of `max_{i < T-1} R[i, j] - R[T-1, j]`. Negative where later tasks helped earlier ones.
+
+    Args:
+        R: accuracy matrix `(tasks, tasks)`.
+
+    Returns:
+        A number -1..1; nan for a single task, or where an entry on or below the diagonal is missing.
+
+    Raises:
+        ValueError: R is no square matrix of fractions.
+
+    >>> nan = float("nan")
+    >>> round(forgetting([[0.9, nan, nan], [0.7, 0.8, nan], [0.6, 0.7, 0.9]]), 3)
+    0.2
+    """
+    matrix = _square(R)
+    last = len(matrix) - 1
+    if last == 0 or np.isnan(matrix[np.tril_indices(last + 1)]).any():
+        return float("nan")
+    best: npt.NDArray[np.float64] = np.nanmax(matrix[:last, :last], axis=0)
+    return float(np.mean(best - matrix[last, :last]))
+
+
+def backward_transfer(R: npt.ArrayLike) -> float:
+    """Influence of later tasks on earlier ones (Lopez-Paz & Ranzato 2017, equation 3).
+
+    The mean over j < T-1 of `R[T-1, j] - R[j, j]`.
+
+    Args:
+        R: accuracy matrix `(tasks, tasks)`.
+
+    Returns:
+        A number -1..1, negative where tasks were forgotten; nan for a single task or where an entry is missing.
+
+    Raises:
+        ValueError: R is no square matrix of fractions.
+
+    >>> nan = float("nan")
+    >>> round(backward_transfer([[0.9, nan, nan], [0.7, 0.8, nan], [0.6, 0.7, 0.9]]), 3)
+    -0.2
+    """
+    matrix = _square(R)
+    last = len(matrix) - 1
+    if last == 0:
+        return float("nan")
+    return float(np.mean(matrix[last, :last] - np.diagonal(matrix)[:last]))
+
+
+def forward_transfer(R: npt.ArrayLike, chance: npt.ArrayLike) -> float:
+    """Influence of earlier tasks on a task not learned yet (Lopez-Paz & Ranzato 2017, equation 4).
+
+    The mean over j > 0 of `R[j-1, j] - chance[j]`. It has a meaning only where later tasks share the labels.
+
+    Args:
+        R: accuracy matrix `(tasks, tasks)` with the entries just above the diagonal measured.
+        chance: accuracy of guessing (or of the untrained model), one fraction or `(tasks,)` of them.
+
+    Returns:
+        A number -1..1; nan for a single task, or where an entry just above the diagonal was not measured.
+
+    Raises:
+        ValueError: R is no square matrix of fractions, or chance does not fit it.
+
+    >>> round(forward_transfer([[0.9, 0.5], [0.8, 0.9]], chance=0.1), 3)
+    0.4
+    >>> forward_transfer([[0.9, float("nan")], [0.8, 0.9]], chance=0.1)
+    nan
+    """
+    matrix = _square(R)
+    guess = np.asarray(chance, dtype=np.float64)
+    if guess.shape not in {(), (len(matrix),)}:
+        raise ValueError(f"chance is one number or one per task ({len(matrix)}), but its shape is {guess.shape}")
+    if len(matrix) == 1:
+        return float("nan")
+    return float(np.mean(np.diagonal(matrix, offset=1) - np.broadcast_to(guess, len(matrix))[1:]))
+
+
+def accuracy(logits: Tensor, target: Tensor) -> float:
+    """Share of samples whose highest logit is the target's.
+
+    Args:
+        logits: `(n, columns)`.
+        target: `(n,)` int64, the column of each sample's class.
+
+    Returns:
+        A fraction 0..1; nan where n is 0.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
+    0.5
+    """
+    _check_rows(logits, target, "target")
+    return _share(logits.argmax(dim=1) == target)
+
+
+def task_aware_accuracy(logits: Tensor, labels_column: Tensor, task_columns: Tensor | Sequence[int]) -> float:
+    """Accuracy when the task is given: only the columns of the sample's own task compete.
+
+    Beside plain accuracy it tells confusion between tasks from confusion within one.
+
+    Args:
+        logits: `(n, columns)`.
+        labels_column: `(n,)` int64, the column of each sample's class.
+        task_columns: the columns of the task: int64 `(k,)` where all samples are of one task, or a bool mask
+            `(n, columns)` with a row per sample.
+
+    Returns:
+        A fraction 0..1; nan where n is 0.
+
+    Raises:
+        ValueError: the shapes do not fit, or a sample's class is not among the columns of its task.
+
+    >>> logits = torch.tensor([[9.0, 1.0, 2.0], [9.0, 2.0, 1.0]])
+    >>> task_aware_accuracy(logits, torch.tensor([2, 2]), [1, 2])
+    0.5
+    """
+    _check_rows(logits, labels_column, "labels_column")
+    allowed = _column_mask(logits, task_columns)
+    if not bool(allowed.gather(1, labels_column.unsqueeze(1)).all()):
+        raise ValueError("a sample's class is not among its task's columns; give the columns of the task it is from")
+    return _share(logits.masked_fill(~allowed, float("-inf")).argmax(dim=1) == labels_column)
+
+
+def task_choice_accuracy(logits: Tensor, labels_task: Tensor, column_task: Tensor) -> float:
+    """Share of samples whose top class belongs to the right task, be it the right class or not.
+
+    Args:
+        logits: `(n, columns)`.
+        labels_task: `(n,)` int64, the task each sample is from.
+        column_task: `(columns,)` int64, the task each column belongs to.
+
+    Returns:
+        A fraction 0..1; nan where n is 0.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    >>> logits = torch.tensor([[0.0, 5.0, 1.0], [0.0, 5.0, 9.0]])
+    >>> task_choice_accuracy(logits, torch.tensor([0, 0]), torch.tensor([0, 0, 1]))
+    0.5
+    """
+    _check_rows(logits, labels_task, "labels_task")
+    if column_task.shape != logits.shape[1:]:
+        raise ValueError(f"column_task has shape {tuple(column_task.shape)}; logits have {logits.shape[1]} columns")
+    return _share(column_task[logits.argmax(dim=1)] == labels_task)
+
+
+def _square(R: npt.ArrayLike) -> AccuracyMatrix:
+    matrix = np.asarray(R, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
+        raise ValueError(f"an accuracy matrix is (tasks, tasks), at least one task, but its shape is {matrix.shape}")
+    measured = matrix[~np.isnan(matrix)]
+    if ((measured < 0) | (measured > 1)).any():
+        worst = measured[np.argmax(np.abs(measured - 0.5))]
+        raise ValueError(f"accuracies are fractions from 0 to 1, but the matrix holds {worst:g}; divide percent by 100")
+    return matrix
+
+
+def _weights(weights: npt.ArrayLike | None, tasks: int) -> npt.NDArray[np.float64]:
+    if weights is None:
+        return np.ones(tasks)
+    share = np.asarray(weights, dtype=np.float64)
+    if share.shape != (tasks,):
+        raise ValueError(f"weights hold one number per task ({tasks}), but their shape is {share.shape}")
+    if not np.isfinite(share).all() or (share < 0).any():
+        raise ValueError(f"weights are numbers of test images, 0 or more, but were given as {share.tolist()}")
+    return share
+
+
+def _weighted_mean(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> float:
+    counted = weights > 0
+    if not counted.any():
+        return float("nan")
+    return float(np.average(values[counted], weights=weights[counted]))
+
+
+def _check_rows(logits: Tensor, labels: Tensor, name: str) -> None:
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"logits are (n, columns) and {name} is (n,), but the shapes are {shapes}")
+
+
+def _column_mask(logits: Tensor, task_columns: Tensor | Sequence[int]) -> Tensor:
+    columns = torch.as_tensor(task_columns, device=logits.device)
+    if columns.dtype == torch.bool:
+        if columns.shape != logits.shape:
+            raise ValueError(
+                f"a mask of task columns has the shape of the logits, {tuple(logits.shape)}, not {tuple(columns.shape)}"
+            )
+        return columns
+    mask = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+    mask[:, columns.long()] = True
+    return mask
+
+
+def _share(correct: Tensor) -> float:
+    return float(correct.double().mean()) if correct.numel() else float("nan")

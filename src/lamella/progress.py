@@ -1,0 +1,28 @@
+"""Progress bars on the terminal, or silence."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+__all__ = ["Progress", "bars", "silent"]
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
+"""`progress(description, total)` opens a bar; calling what it yields with (steps, note) advances it."""
+
+
+@contextmanager
+def silent(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    yield lambda steps, note="": None
+
+
+@contextmanager
+def bars(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A bar of rich's that disappears when done, so that a long run leaves only its lines."""
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description:<34}"), progress.BarColumn(bar_width=28), progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with progress.Progress(*columns, transient=True) as display:
+        bar = display.add_task(description, total=total, note="")
+        yield lambda steps, note="": display.update(bar, advance=steps, note=note)

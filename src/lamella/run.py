@@ -1,0 +1,142 @@
+"""A configuration becomes a run directory: learn every task, test after each, resume anywhere, write down everything.
+
+    OUT/config.toml     resolved configuration        OUT/results*.json   one per readout (see results.py)
+    OUT/model/          the learner after the last finished task, and the scores so far
+    OUT/checkpoints/    calls of the running task     OUT/log.jsonl       what happened when
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lamella.checkpoints import Checkpoints
+from lamella.config import build_scenario
+from lamella.data.scenario import Scenario, Task
+from lamella.files import write_atomic, write_json
+from lamella.fit import Fit
+from lamella.learner import Learner
+from lamella.methods import WHOLE_STREAM
+from lamella.progress import bars, silent
+from lamella.results import build_results, curve_so_far
+from lamella.scores import score_task
+from lamella.store import MANIFEST
+
+__all__ = ["run"]
+
+
+def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool = False) -> Path:
+    """Run `config` to its end; returns the run directory.
+
+    Args:
+        config: complete, as `config.load_config` gives it.
+        out: the run directory. resume: go on with what is there; a finished run is left as it is.
+
+    Raises:
+        FileExistsError: `out` holds a run and `resume` was not asked for.
+        ValueError: `out` holds a run of another configuration.
+    """
+    with _alone(out):
+        _claim(out, config, resume)
+        if not (out / "results.json").exists():
+            _Run(config, out, quiet).finish()
+    return out
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the run directory; a second process is told so. The lock dies with its process."""
+    from filelock import FileLock, Timeout
+
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise RuntimeError(f"another process is running in '{out}'; wait for it or choose another --out") from error
+
+
+def _claim(out: Path, config: dict[str, Any], resume: bool) -> None:
+    from lamella.config import to_toml
+
+    path, wanted = out / "config.toml", to_toml(config)
+    if path.exists():
+        if not resume:
+            raise FileExistsError(f"'{out}' holds a run already; pass --resume to continue it, or another --out")
+        if path.read_text() != wanted:
+            raise ValueError(f"'{out}' holds a run of another configuration (see its config.toml); choose another --out")
+    else:
+        write_atomic(path, wanted.encode())
+
+
+class _Run:
+    """One run under way."""
+
+    def __init__(self, config: dict[str, Any], out: Path, quiet: bool) -> None:
+        self.config, self.out, self.quiet = config, out, quiet
+        self.scenario: Scenario = build_scenario(config)
+        self.whole = config["method"]["name"] in WHOLE_STREAM
+        self.tasks = [self.scenario.joined()[0]] if self.whole else [self.scenario[i] for i in range(len(self.scenario))]
+        model = out / "model"
+        self.learner = Learner.load(model) if (model / MANIFEST).exists() else Learner(config)
+        self.learner.notes.setdefault("scores", [])
+        self.checkpoints = Checkpoints(out / "checkpoints", float(config["fit"]["checkpoint_seconds"]))
+        self.progress = silent if quiet else bars
+
+    def finish(self) -> None:
+        self._log("start", method=self.learner.name, tasks=len(self.tasks), done=len(self.learner.tasks))
+        for i, task in enumerate(self.tasks):
+            if i >= len(self.learner.tasks):
+                record = self.learner.learn(task, checkpoints=self.checkpoints, progress=self.progress)
+                self._save()
+                self._log("learned", task=i, **record)
+            self.checkpoints.clear()  # the task is stored: where its calls stood is of no use any more
+            if i >= len(self.learner.notes["scores"]):
+                self._evaluate(i)
+        stored = json.loads((self.out / "model" / MANIFEST).read_text())["state"]["bytes"]
+        results = build_results(self.learner, self.scenario, stored_bytes=stored, whole_stream=self.whole)
+        # The aligned readout is "results.json"; it is written last, because its presence means that all is done.
+        for suffix, result in sorted(results.items(), reverse=True):
+            write_json(self.out / (f"results-{suffix}.json" if suffix else "results.json"), result)
+        self._log("finished", final_accuracy=results[""]["final_accuracy"])
+
+    def _evaluate(self, i: int) -> None:
+        """Score the model after task i on the tasks it knows (on all, where later tasks share its classes)."""
+        started = time.monotonic()
+        fit = self.learner.fit(progress=self.progress)
+        fit.begin(f"{i} test")
+        shared = self.scenario.kind == "domain-incremental"
+        last = len(self.scenario) if self.whole or shared else i + 1
+        row = [self._score(fit, j, shared) for j in range(last)]
+        self.learner.notes["scores"].append({"row": row, "seconds": time.monotonic() - started})
+        self._save()
+        accuracy = curve_so_far(self.learner.notes["scores"][-1]["row"], i if not self.whole else last - 1)
+        self._log("tested", task=i, accuracy=accuracy)
+        if not self.quiet:
+            seconds = self.learner.tasks[i]["seconds"]["total"]
+            print(f"{self.learner.name}: {i + 1}/{len(self.tasks)} tasks, accuracy so far {100 * accuracy:.1f} % ({seconds:.0f} s)")
+
+    def _score(self, fit: Fit, j: int, shared: bool) -> dict[str, list[int]]:
+        classes = self.scenario[j].classes
+        scores = score_task(self.learner.method, fit, self._test(j), classes, shared_classes=shared, name=f"on task {j}")
+        return {key: list(score) for key, score in scores.items()}
+
+    def _test(self, j: int) -> Any:
+        task: Task = self.scenario[j]
+        if self.config["run"]["evaluate_on"] == "test":
+            return self.scenario.test(j)
+        if task.validation is None:
+            raise ValueError("run.evaluate_on is 'validation', but scenario.validation is 0; set it to a share such as 0.2")
+        return task.validation
+
+    def _save(self) -> None:
+        self.learner.save(self.out / "model")
+
+    def _log(self, event: str, **facts: Any) -> None:
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "event": event, **facts})
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+

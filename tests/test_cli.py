@@ -1,0 +1,261 @@
+"""The command line: exit codes, one-line errors, and small real runs of every command."""
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lamella.cli import app, main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def lamella(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lamella", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return left.value.code if isinstance(left.value.code, int) else 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Two tasks of two classes: dark, bright, red and green images, told apart without training."""
+    rng = np.random.default_rng(0)
+    colours = np.array([[20, 20, 20], [230, 230, 230], [220, 20, 20], [20, 220, 20]])
+    labels = np.arange(4).repeat(8)
+    pixels = np.clip(colours[labels][:, None, None] + rng.normal(0, 8, (32, 12, 12, 3)), 0, 255).astype(np.uint8)
+    test = np.arange(32) % 8 >= 6
+    archive = tmp_path / "colours.npz"
+    np.savez(archive, x_train=pixels[~test], y_train=labels[~test], x_test=pixels[test], y_test=labels[test])
+    path = tmp_path / "colours.toml"
+    path.write_text(
+        f'[scenario]\nsource = "{archive.as_posix()}"\ntasks = 2\n[backbone]\nname = "test_vit"\nweights = "random"\n'
+        'size = 32\n[method]\nname = "nearest-mean"\n[fit]\ndevice = "cpu"\n'
+    )
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of class folders with five small images each."""
+    from PIL import Image
+
+    rng = np.random.default_rng(1)
+    for name, colour in {"dark": 20, "bright": 230}.items():
+        for i in range(5):
+            path = tmp_path / "photos" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.clip(colour + rng.normal(0, 8, (16, 16, 3)), 0, 255).astype(np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+def commands() -> list[str]:
+    return [str(command.name) for command in app.registered_commands]
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['lamella', '--help']\n"
+        "from lamella.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'numpy', 'timm', 'matplotlib', 'sklearn') if m in sys.modules], file=sys.stderr)"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - start < 1.5
+    assert done.stderr.strip() == "[]"
+    assert all(f"  {name} " in done.stdout for name in commands())
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_has_help_with_an_example(lamella: Run, name: str) -> None:
+    code, out, _ = lamella(name, "--help")
+    assert code == 0
+    assert f"\n    lamella {name} " in out or f"\n    lamella {name}\n" in out
+
+
+def test_without_arguments_it_shows_its_help(lamella: Run) -> None:
+    code, out, _ = lamella()
+    assert code == 0
+    assert "lamella demo" in out
+
+
+def test_version(lamella: Run) -> None:
+    from lamella import __version__
+
+    assert lamella("--version")[:2] == (0, f"lamella {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rnu"], "No such command 'rnu'"),
+        (["run"], "Missing argument"),
+        (["run", "digits", "--sedes", "3"], "No such option"),
+        (["run", "digits", "--seeds", "0"], "'--seeds'"),
+        (["run", "digts"], "did you mean 'digits'"),
+        (["run", "digits", "method.rnak=3"], "did you mean 'rank'"),
+        (["show", "digits", "method.name=inflroa"], "did you mean 'inflora'"),
+        (["report", "nowhere"], "'nowhere'"),
+        (["layers", "test_vti"], "did you mean"),
+        (["list", "method"], "method"),
+        (["predict", "nowhere", "nothing.png"], "no image file 'nothing.png'"),
+        (["learn", "nowhere", "no-data/"], "no-data/"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    lamella: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = lamella(*arguments)
+    assert code == 2
+    assert err.startswith("lamella: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_traceback_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAMELLA_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["lamella", "show", "digts"])
+    with pytest.raises(FileNotFoundError):
+        main()
+
+
+def replace_run(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module("lamella.run"), "run", fail)
+
+
+def test_a_full_disk_is_one_line(lamella: Run, monkeypatch: pytest.MonkeyPatch, config: Path, tmp_path: Path) -> None:
+    replace_run(monkeypatch, OSError(28, "No space left on device", "some/file"))
+    code, _, err = lamella("run", config, "--out", tmp_path / "out")
+    assert (code, err) == (2, "lamella: some/file: No space left on device\n")
+
+
+def test_an_interrupted_run_says_how_it_goes_on(
+    lamella: Run, monkeypatch: pytest.MonkeyPatch, config: Path, tmp_path: Path
+) -> None:
+    replace_run(monkeypatch, KeyboardInterrupt())
+    code, _, err = lamella("run", config, "--out", tmp_path / "out")
+    assert code == 130
+    assert err == f"lamella: interrupted; this goes on: lamella run {config} --out {tmp_path / 'out'} --resume\n"
+
+
+def test_list(lamella: Run) -> None:
+    from lamella.config import shipped_configs
+    from lamella.methods import METHODS
+
+    code, out, _ = lamella("list", "--json")
+    known = json.loads(out)
+    assert code == 0
+    assert [entry["name"] for entry in known["methods"]] == list(METHODS)
+    assert [entry["name"] for entry in known["configs"]] == list(shipped_configs())
+    assert all(entry["description"] for entries in known.values() for entry in entries)
+    code, out, _ = lamella("list", "methods")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(METHODS)
+
+
+def test_layers(lamella: Run) -> None:
+    code, out, _ = lamella("layers", "test_vit", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert rows[0]["roles"] == ["query", "key", "value"]
+    code, out, _ = lamella("layers", "test_vit")
+    assert len(out.splitlines()) == len(rows) + 1
+    assert "query: 0-63, key: 64-127, value: 128-191" in out
+
+
+def test_show_is_what_a_run_records(lamella: Run, config: Path, tmp_path: Path) -> None:
+    code, shown, _ = lamella("show", config, "run.seed=2")
+    assert code == 0
+    assert lamella("run", config, "run.seed=2", "--out", tmp_path / "out", "--quiet")[0] == 0
+    assert (tmp_path / "out" / "config.toml").read_text() == shown
+
+
+def test_run_seeds_resume_and_report(lamella: Run, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    code, shown, _ = lamella("run", config, "--seeds", 2, "--out", out, "--quiet")
+    assert code == 0
+    assert "nearest-mean" in shown
+    results = [json.loads((out / f"seed-{seed}" / "results.json").read_text()) for seed in (0, 1)]
+    assert [result["seed"] for result in results] == [0, 1]
+    assert all(result["final_accuracy"] >= 0.5 for result in results)  # four colours: chance is 0.25
+
+    code, _, err = lamella("run", config, "--seeds", 2, "--out", out)
+    assert code == 2
+    assert "holds a finished run" in err
+    before = (out / "seed-0" / "results.json").read_bytes()
+    code, _, err = lamella("run", config, "--seeds", 3, "--out", out, "--quiet", "--resume")
+    assert code == 0
+    assert err.count("finished already") == 2
+    assert (out / "seed-0" / "results.json").read_bytes() == before
+    assert (out / "seed-2" / "results.json").exists()
+    code, _, err = lamella("run", config, "run.selection=other", "--seeds", 2, "--out", out, "--resume", "--quiet")
+    assert code == 2
+    assert "another configuration" in err
+
+    page = tmp_path / "report.html"
+    code, table, _ = lamella("report", out, "--format", "csv", "--html", page)
+    assert code == 0
+    assert "nearest-mean" in table
+    assert "<html" in page.read_text()
+
+
+def test_run_tells_what_another_method_leaves_out(lamella: Run, config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text().replace('name = "nearest-mean"', 'name = "inflora"\nrank = 2'))
+    code, _, err = lamella("run", config, "method.name=nearest-mean", "--out", tmp_path / "out", "--quiet")
+    assert code == 0
+    assert "method.rank" in err
+
+
+def test_run_refuses_a_folder_of_something_else(lamella: Run, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    code, _, err = lamella("run", config, "--out", tmp_path / "mine")
+    assert code == 2
+    assert "is not empty" in err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_learn_twice_and_predict(lamella: Run, photos: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    model = tmp_path / "model"
+    code, out, err = lamella("learn", model, photos, "--method", "nearest-mean", "--backbone", "test_vit_random")
+    assert code == 2, "an unknown backbone creates nothing"
+    assert not model.exists()
+    code, out, err = lamella("learn", model, photos, "--method", "nearest-mean")
+    assert code == 0, err
+    assert "learned 2 classes" in out
+    more = tmp_path / "more" / "red"
+    more.mkdir(parents=True)
+    for i in range(5):
+        Image.new("RGB", (16, 16), (200 + i, 10, 10)).save(more / f"{i}.png")
+    code, out, err = lamella("learn", model, more.parent)
+    assert code == 0, err
+    code, out, _ = lamella("predict", model, photos / "dark" / "0.png", more / "0.png", "--top", 2, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [row["classes"][0]["name"] for row in rows] == ["dark", "red"]
+    assert [row["task"] for row in rows] == ["photos", "more"]
+    assert all(len(row["classes"]) == 2 for row in rows)
+    code, _, err = lamella("learn", model, photos, "--method", "seq-lora")
+    assert code == 2
+    assert "its backbone and method are fixed" in err

@@ -1,0 +1,186 @@
+"""Killed at any moment, a run goes on to the same numbers, and no file is unreadable at any moment."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lamella.config import load_config
+from lamella.files import read_tensors
+from lamella.run import run
+from lamella.store import MANIFEST, load_model
+
+SETTINGS = [
+    "backbone.weights=random", "scenario.tasks=5", "method.epochs=2", "method.batch_size=128", "fit.checkpoint_seconds=0.0",
+    "fit.device=cpu",
+]  # fmt: skip
+CHILD = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from lamella.config import load_config
+from lamella.run import run
+from pathlib import Path
+print("ready", flush=True)
+run(load_config("digits", json.loads(sys.argv[2])), Path(sys.argv[1]), resume=True, quiet=True)
+"""
+TIMES = ("seconds", "phase_seconds")
+
+
+def start(out: Path, settings: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", CHILD, str(out), json.dumps(settings)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n", child.communicate()[1]
+    return child
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    """Everything that must repeat: results without their times, and every learned tensor."""
+    results = {}
+    for path in sorted(out.glob("results*.json")):
+        content = json.loads(path.read_text())
+        results[path.name] = {k: v for k, v in content.items() if k not in TIMES}
+    state, _ = load_model(out / "model")
+    return {"results": results, "state": state}
+
+
+def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first["results"] == second["results"]
+    assert first["state"].keys() == second["state"].keys()
+    different = [name for name, tensor in first["state"].items() if not torch.equal(tensor, second["state"][name])]
+    assert different == []
+
+
+def assert_readable(out: Path) -> None:
+    """What a reader finds after a kill is whole: the model, every checkpoint, every JSON file."""
+    if (out / "model" / MANIFEST).exists():
+        load_model(out / "model")
+    for path in out.rglob("*.safetensors"):
+        if not path.name.startswith("."):
+            read_tensors(path)
+    for path in out.rglob("*.json"):
+        json.loads(path.read_text())
+
+
+def kill_and_resume(out: Path, settings: list[str], kills: int, seed: int, whole_seconds: float) -> int:
+    """Run to the end, killing the process `kills` times at random moments; how many kills hit a running process."""
+    draw, hits = random.Random(seed), 0
+    for _ in range(kills):
+        child = start(out, settings)
+        time.sleep(draw.uniform(0, whole_seconds / kills * 2))
+        if child.poll() is None:
+            os.kill(child.pid, signal.SIGKILL)
+            hits += 1
+        child.communicate()
+        assert_readable(out)
+    child = start(out, settings)
+    _, errors = child.communicate()
+    assert child.returncode == 0, errors
+    return hits
+
+
+def run_whole(out: Path, settings: list[str]) -> float:
+    child, started = start(out, settings), time.monotonic()
+    _, errors = child.communicate()
+    assert child.returncode == 0, errors
+    return time.monotonic() - started
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+@pytest.mark.parametrize("method", ["inflora", "seq-finetune"])
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, method: str) -> None:
+    settings = [*SETTINGS, f"method.name={method}"]
+    seconds = run_whole(tmp_path / "whole", settings)
+    hits = kill_and_resume(tmp_path / "killed", settings, 20, 0, seconds)
+    assert hits >= 10
+    assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "killed"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    settings = [s for s in SETTINGS if "tasks" not in s] + ["scenario.tasks=2", "method.epochs=1"]
+    seconds = run_whole(tmp_path / "whole", settings)
+    hits = kill_and_resume(tmp_path / "killed", settings, 3, 1, seconds)
+    assert hits >= 1
+    assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "killed"))
+
+
+
+
+def quick(*extra: str) -> dict[str, Any]:
+    return load_config("digits", ["backbone.weights=random", "method.name=nearest-mean", "fit.device=cpu", *extra])
+
+
+def test_a_full_disk_leaves_the_last_state_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(quick(), tmp_path / "whole", quiet=True)
+    writes, real = 0, os.fsync
+
+    def full(descriptor: int) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 9:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(quick(), tmp_path / "full", quiet=True)
+    monkeypatch.setattr(os, "fsync", real)
+    assert_readable(tmp_path / "full")
+    assert not list((tmp_path / "full").rglob(".*.safetensors*"))
+    run(quick(), tmp_path / "full", resume=True, quiet=True)
+    assert_same(outcome(whole), outcome(tmp_path / "full"))
+
+
+def test_a_finished_run_is_neither_overwritten_nor_run_again(tmp_path: Path) -> None:
+    out = run(quick(), tmp_path / "run", quiet=True)
+    with pytest.raises(FileExistsError, match="holds a run already; pass --resume"):
+        run(quick(), out, quiet=True)
+    before = (out / "results.json").stat().st_mtime_ns
+    run(quick(), out, resume=True, quiet=True)
+    assert (out / "results.json").stat().st_mtime_ns == before
+
+
+def test_another_configuration_may_not_resume_a_run(tmp_path: Path) -> None:
+    out = run(quick(), tmp_path / "run", quiet=True)
+    with pytest.raises(ValueError, match="another configuration"):
+        run(quick("run.seed=1"), out, resume=True, quiet=True)
+
+
+def test_a_second_process_is_told_that_the_directory_is_taken(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(RuntimeError, match="another process is running"):
+        run(quick(), tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize("method", ["inflora", "seq-lora", "joint", "linear-probe", "streaming-lda"])
+def test_every_kind_of_method_runs_and_reports(tmp_path: Path, method: str) -> None:
+    extra = ["method.epochs=1"] if method != "streaming-lda" else []
+    config = load_config(
+        "digits", ["backbone.weights=random", f"method.name={method}", "method.align=false", "fit.device=cpu", *extra]
+    )
+    result = json.loads((run(config, tmp_path / "run", quiet=True) / "results.json").read_text())
+    assert result["method"] == method
+    assert 0 <= result["final_accuracy"] <= result["task_aware_accuracy"] <= 1
+    measured = [[v is not None for v in row] for row in result["matrix"]]
+    whole = method == "joint"
+    assert measured == [[j <= i and (not whole or i == 4) for j in range(5)] for i in range(5)]
+
+
+def test_a_validation_run_never_touches_the_test_part(tmp_path: Path) -> None:
+    config = quick("scenario.validation=0.2", "run.evaluate_on=validation")
+    result = json.loads((run(config, tmp_path / "run", quiet=True) / "results.json").read_text())
+    assert result["evaluated_on"] == "validation"
+    assert sum(result["task_sizes"]) == pytest.approx(0.2 * 1438, abs=12)
