@@ -20,12 +20,13 @@ class OwnMethod(nn.Module):
     """LoRA on the first task, ridge regression on all.
 
     Args:
-        rank: of the LoRA. ridge: as a share of the mean diagonal of the Gram matrix. epochs, lr, batch_size: of the LoRA.
+        rank, epochs, lr, batch_size: of the LoRA.
+        ridge: as a share of the mean diagonal of the Gram matrix.
     """
 
     def __init__(
-        self, backbone: Backbone, *, seed: int = 0, rank: int = 4, ridge: float = 0.01, epochs: int = 5, lr: float = 5e-4,
-        batch_size: int = 32,
+        self, backbone: Backbone, *, seed: int = 0, rank: int = 4, ridge: float = 0.01, epochs: int = 3,
+        lr: float = 1e-3, batch_size: int = 32,
     ) -> None:  # fmt: skip
         super().__init__()
         self.backbone, self.seed, self.rank, self.ridge = backbone, seed, rank, ridge
@@ -64,7 +65,9 @@ class OwnMethod(nn.Module):
             return F.cross_entropy(head(self.features(x)), head.columns(y))
 
         factors = [factor for branch in branches for factor in (branch.A, branch.B)]
-        fit(task.train, loss, [*factors, *head.parameters()], epochs=self.epochs, lr=self.lr, batch_size=self.batch_size)
+        fit(
+            task.train, loss, [*factors, *head.parameters()], epochs=self.epochs, lr=self.lr, batch_size=self.batch_size
+        )
         merge(self.sites, "own")
 
 

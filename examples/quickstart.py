@@ -3,14 +3,14 @@
 from lamella import Learner, class_incremental, load_source
 
 digits = class_incremental(load_source("digits"), tasks=5)
-learner = Learner.create(method={"name": "inflora", "epochs": 3, "batch_size": 32})  # carries alignment by default
+learner = Learner.create(method={"name": "inflora", "epochs": 2, "lr": 2e-3, "batch_size": 32})  # with alignment
 for task in digits:
     learner.learn(task)  # sees the training images of this task only
     print("learned", task.name)
 
 test = digits.joined().test(0)
-guesses = learner.predict(test, top=1)
-right = [guess.classes[0] == digits.class_names[label] for guess, label in zip(guesses, test.labels.tolist(), strict=True)]
+names = [digits.class_names[label] for label in test.labels.tolist()]
+right = [guess.classes[0] == name for guess, name in zip(learner.predict(test), names, strict=True)]
 print(f"all ten digits: {sum(right)} of {len(right)} right")
 
 learner.save("digits-model")  # safetensors and JSON; Learner.load("digits-model") goes on from here

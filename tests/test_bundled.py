@@ -57,7 +57,7 @@ def test_nearest_mean_on_digits_beats_random_initialisation(pretrain_module):
     start = bundled.build()
     pretrain_module("pretrain").initialise(start)
     ours = scoring.nearest_mean_accuracy(pretrained(), train, test)
-    assert ours >= 0.85
+    assert ours >= 0.8
     assert ours >= scoring.nearest_mean_accuracy(start, train, test) + 0.05
 
 

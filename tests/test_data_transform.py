@@ -10,7 +10,11 @@ from torchvision.transforms import v2
 from lamella.data.transform import Augmentation, InputTransform, augmented_view, plain_view
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+def raw(size: int, interpolation: str = "bicubic", crop: float = 1.0) -> InputTransform:
+    """Values stay in 0..1."""
+    return InputTransform(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), interpolation, crop)
 
 
 def noise(height: int, width: int, seed: int = 0) -> Tensor:
@@ -29,7 +33,7 @@ def from_pillow(image: Image.Image) -> Tensor:
 @pytest.mark.parametrize(("source", "size"), [(32, 128), (32, 32), (300, 128), (20, 224), (100, 99), (7, 3), (1, 5)])
 def test_plain_view_of_a_square_image_is_pillows_resize(source: int, size: int, interpolation: str) -> None:
     image = noise(source, source)
-    ours = plain_view(InputTransform(size, interpolation=interpolation, **RAW))([image], torch.tensor([0]))
+    ours = plain_view(raw(size, interpolation=interpolation))([image], torch.tensor([0]))
     theirs = from_pillow(to_pillow(image).resize((size, size), FILTERS[interpolation]))
     assert (ours[0] - theirs).abs().max() <= 1.5 / 255
 
@@ -39,10 +43,18 @@ def test_plain_view_of_a_square_image_is_pillows_resize(source: int, size: int, 
 def test_plain_view_is_resize_of_the_shorter_side_and_centre_crop(height: int, width: int, crop: float) -> None:
     image = noise(height, width)
     size = 48
-    ours = plain_view(InputTransform(size, crop=crop, **RAW))([image], torch.tensor([0]))[0]
+    ours = plain_view(raw(size, crop=crop))([image], torch.tensor([0]))[0]
     resized = v2.Resize(int(size / crop), v2.InterpolationMode.BICUBIC)(to_pillow(image))
     theirs = from_pillow(v2.CenterCrop(size)(resized))
     assert (ours - theirs).abs().max() <= 1.5 / 255
+
+
+def test_large_images_taken_by_blocks_are_pillows_too() -> None:
+    image = noise(310, 310)
+    for size in (50, 128):
+        ours = plain_view(raw(size))([image, image], torch.arange(2))
+        theirs = from_pillow(to_pillow(image).resize((size, size), Image.Resampling.BICUBIC))
+        assert (ours - theirs).abs().max() <= 1.5 / 255
 
 
 def test_random_resized_crop_is_pillows_crop_and_resize_of_the_same_window(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +69,7 @@ def test_random_resized_crop_is_pillows_crop_and_resize_of_the_same_window(monke
 
     monkeypatch.setattr(transform, "_random_windows", spy)
     images = [noise(40, 56, seed) // 2 + 64 for seed in range(16)]  # no overshoot: which pass comes first cannot show
-    view = augmented_view(InputTransform(32, **RAW), Augmentation(scale=(0.1, 1.0)), 16, torch.Generator())
+    view = augmented_view(raw(32), Augmentation(scale=(0.1, 1.0)), 16, torch.Generator())
     ours = view(images, torch.arange(16))
     rows, columns, flip = seen["windows"].rows, seen["windows"].columns, seen["windows"].flip
     assert 0 < flip.sum() < 16
@@ -95,7 +107,7 @@ def _torchvision_window(image: Tensor, augmentation: Augmentation) -> tuple[int,
 def test_an_image_too_narrow_for_any_window_is_cut_in_the_centre() -> None:
     image = torch.zeros(3, 10, 1000, dtype=torch.uint8)
     image[:, :, 490:510] = 200
-    view = augmented_view(InputTransform(8, **RAW), Augmentation(scale=(0.9, 1.0)), 1, torch.Generator())
+    view = augmented_view(raw(8), Augmentation(scale=(0.9, 1.0)), 1, torch.Generator())
     out = view([image], torch.tensor([0]))
     assert torch.allclose(out, torch.full_like(out, 200 / 255), atol=1e-3)
 
@@ -120,7 +132,7 @@ def test_one_generator_gives_the_same_views_again_and_flip_can_be_off() -> None:
     ]
     assert torch.equal(*views)
     still = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=False)
-    view = augmented_view(InputTransform(16, **RAW), still, 4, torch.Generator())
+    view = augmented_view(raw(16), still, 4, torch.Generator())
     assert torch.allclose(view(images, torch.arange(4)), torch.stack(images) / 255, atol=1e-5)
 
 

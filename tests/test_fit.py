@@ -45,7 +45,9 @@ def test_exactly_the_given_tensors_change_and_none_stays_trainable() -> None:
     model = classifier().eval()
     before = state(model)
     Fit(model, TRANSFORM, device="cpu")(points(), loss_of(model), model[3].parameters(), epochs=1, lr=0.1, batch_size=8)
-    changed = [name for name, old, new in zip(model.state_dict(), before, state(model), strict=True) if not old.equal(new)]
+    changed = [
+        name for name, old, new in zip(model.state_dict(), before, state(model), strict=True) if not old.equal(new)
+    ]
     assert changed == ["3.weight", "3.bias"]
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
 
@@ -65,7 +67,9 @@ def test_batch_norm_statistics_stand_still_in_eval_mode_and_move_in_train_mode()
     for mode, moves in ((False, False), (True, True)):
         model = classifier().train(mode)
         before = model[1].running_mean.clone()
-        Fit(model, TRANSFORM, device="cpu")(points(), loss_of(model), model[3].parameters(), epochs=1, lr=0.1, batch_size=8)
+        Fit(model, TRANSFORM, device="cpu")(
+            points(), loss_of(model), model[3].parameters(), epochs=1, lr=0.1, batch_size=8
+        )
         assert (not before.equal(model[1].running_mean)) is moves
 
 
@@ -73,7 +77,14 @@ def test_a_tensor_without_a_gradient_is_named() -> None:
     model = nn.ModuleDict({"used": nn.Linear(4, 2), "bypassed": nn.Linear(4, 2)}).requires_grad_(False)
     fit = Fit(model, TRANSFORM, device="cpu")
     with pytest.raises(RuntimeError, match=r"2 of 4 trained tensors got no gradient, the first is 'bypassed.weight'"):
-        fit(points(), lambda x, y: F.cross_entropy(model["used"](x), y), model.parameters(), epochs=1, lr=0.1, batch_size=8)
+        fit(
+            points(),
+            lambda x, y: F.cross_entropy(model["used"](x), y),
+            model.parameters(),
+            epochs=1,
+            lr=0.1,
+            batch_size=8,
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_the_training() -> None:

@@ -98,7 +98,7 @@ def test_saving_and_loading_gives_the_same_predictions(learned: Any) -> None:
 
 
 def test_what_is_stored_leaves_an_unchanged_backbone_out(learned: Any) -> None:
-    name, method, before, _ = learned
+    _, method, before, _ = learned
     stored = {k.split("backbone.model.")[1] for k in learned_state(method) if "backbone.model." in k}
     changed = {k for k in before if not torch.equal(method.backbone.model.state_dict()[k], before[k])}
     assert {k for k in stored if ".branches." not in k} == changed

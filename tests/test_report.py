@@ -48,6 +48,7 @@ def result(method: str = "inflora", seed: Any = 0, drop: float = 0.3, **changes:
         "weights_sha256": "b" * 64,
         "versions": {"torch": "2.15.0"},
         "seconds": {"learn": [30.0, 40.0], "evaluate": [1.0, 1.5]},
+        "phase_seconds": {"train": 61.0, "scan": 9.0},
         "trainable_parameters": 12345,
         "stored_bytes": 2_500_000,
         "evaluated_on": "test",
@@ -177,9 +178,19 @@ def test_other_settings_are_other_rows_that_say_which(tmp_path: Path):
     assert labels == {"inflora (rank=4)", "inflora (rank=16)", "nearest-mean"}
 
 
-def test_a_seed_that_is_there_twice_is_noted(tmp_path: Path):
-    write(tmp_path, result(), result())
-    assert "seed 0 is there more than once" in summarise(load_results([tmp_path])).notes[0]
+def test_where_a_run_was_made_makes_no_other_row(tmp_path: Path):
+    configs = [{"run": {"seed": i, "selection": f"{i}"}, "fit": {"device": d}} for i, d in enumerate(("cpu", "cuda"))]
+    write(tmp_path, *[result(seed=i, config=config) for i, config in enumerate(configs)])
+    assert [row.seeds for row in summarise(load_results([tmp_path])).rows] == [(0, 1)]
+
+
+def test_a_seed_that_is_there_twice_counts_once_unless_it_differs(tmp_path: Path):
+    write(tmp_path, result(), result(), result(drop=0.4))
+    summed = summarise(load_results([tmp_path]))
+    assert [row.seeds for row in summed.rows] == [(0, 0)]
+    assert "1 of the result files" in summed.notes[0]
+    assert "seed 0 is there with different outcomes" in summed.notes[1]
+    assert words.seeds(summed.rows[0]) == "2 runs"
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
@@ -284,7 +295,16 @@ def test_the_page_is_whole_and_needs_no_network(several: Path, tmp_path: Path):
     assert "72.5 ± 10.6" in text
     assert not re.search(r">\s*nan\b", text)
     assert "prefers-color-scheme: dark" in text
-    for content in ("a" * 64, "b" * 64, "torch 2.15.0", "chosen on validation", "12,345", "2.5 MB", "1 min 10 s"):
+    for content in (
+        "a" * 64,
+        "b" * 64,
+        "torch 2.15.0",
+        "chosen on validation",
+        "12,345",
+        "2.5 MB",
+        "1 min 10 s",
+        "scan 9.0 s",
+    ):
         assert content in text
 
 

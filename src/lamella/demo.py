@@ -1,4 +1,4 @@
-"""`lamella demo`: see a pre-trained ViT learn task after task without forgetting, in under a minute, with no download."""
+"""`lamella demo`: a pre-trained ViT learns task after task without forgetting, in under a minute, with no download."""
 
 from pathlib import Path
 from typing import Any

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lamella.calls import Place, ScanCall, TrainingCall
 from lamella.checkpoints import Checkpoints
 from lamella.data.loading import batches
 from lamella.data.transform import Augmentation, InputTransform, View, augmented_view, plain_view
@@ -24,7 +25,7 @@ __all__ = ["Examples", "Fit", "Loss", "resolve_device"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(inputs (n, ...), global class ids (n,)) -> scalar to minimise."""
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD,
 }  # fmt: skip
 
@@ -146,28 +147,27 @@ class Fit:
         tensors = [t for group in groups for t in group["params"]]
         extra = {"momentum": momentum} if optimizer == "sgd" else {}
         engine = OPTIMIZERS[optimizer]([dict(g) for g in groups], lr=lr, weight_decay=weight_decay, **extra)
-        saved = _Progressed(self, call, tensors, engine)
+        saved = TrainingCall(self._place(call), self.module, tensors, engine)
         self.trained[call] = sum(t.numel() for t in tensors)
         steps = math.ceil(len(data) / batch_size)
         with _trainable(tensors), self.progress(f"task {self.task} {name}", epochs * steps) as advance:
-            saved.restore()
+            saved.restore(epochs)
             advance(saved.epoch * steps + saved.step, "")
             while saved.epoch < epochs:
                 factor = schedule(saved.epoch, epochs) if schedule else 1.0
                 for group, start in zip(engine.param_groups, groups, strict=True):
                     group["lr"] = start["lr"] * factor
                 self._epoch(data, loss, engine, saved, batch_size, augment, before_step, after_step, advance)
-            saved.finish()
-        self.seconds[call] = saved.seconds
+            self.seconds[call] = saved.finish()
         return saved.losses
 
     def _epoch(
-        self, data: Examples, loss: Loss, engine: torch.optim.Optimizer, saved: "_Progressed", batch_size: int,
+        self, data: Examples, loss: Loss, engine: torch.optim.Optimizer, saved: TrainingCall, batch_size: int,
         augment: bool, before_step: Callable[[], None] | None, after_step: Callable[[], None] | None,
         advance: Callable[[int, str], None],
     ) -> None:  # fmt: skip
         """One epoch from where `saved` stands, with checkpoints when they are due."""
-        named = (self.task, saved.call, saved.epoch)
+        named = (self.task, saved.place.call, saved.epoch)
         order = torch.randperm(len(data), generator=generator(self.seed, *named, "order"))
         view = self._view(data, augment, *named)
         for x, y in self._batches(data, order[saved.step * batch_size :], batch_size, view):
@@ -185,7 +185,11 @@ class Fit:
                 after_step()
             saved.advance(value.detach(), len(y))
             advance(1, f"epoch {saved.epoch + 1}")
-        saved.next_epoch()
+        mean = saved.next_epoch()
+        if not math.isfinite(mean):
+            raise RuntimeError(
+                f"the loss of task {self.task} became {mean} in epoch {saved.epoch}; a lower learning rate may help"
+            )
 
     def scan(
         self,
@@ -210,7 +214,7 @@ class Fit:
         self.module.to(self.device)
         for module in (keep or {}).values():
             module.to(self.device)
-        saved = _Scanned(self, call, keep)
+        saved = ScanCall(self._place(call), keep or {})
         size = batch_size or self.scan_batch_size
         order = torch.arange(len(data))
         view = self._view(data, augment, self.task, call, 0)
@@ -222,8 +226,7 @@ class Fit:
                     observe(x, y)
                 saved.advance(len(y))
                 advance(1, "")
-            saved.finish()
-        self.seconds[call] = saved.seconds
+            self.seconds[call] = saved.finish()
 
     def features(self, data: Examples, extract: Callable[[Tensor], Tensor], *, name: str = "features") -> Tensor:
         """What `extract` makes of each example: (n, d) float32, in the order of `data`, no augmentation."""
@@ -236,6 +239,9 @@ class Fit:
         number = self._names.get(name, 0)
         self._names[name] = number + 1
         return f"{name}-{number}" if number else name
+
+    def _place(self, call: str) -> Place:
+        return Place(self.checkpoints, self.task, call)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -254,8 +260,8 @@ class Fit:
         idle = [names.get(id(t), f"a tensor of shape {tuple(t.shape)}") for t in tensors if t.grad is None]
         if idle:
             raise RuntimeError(
-                f"{len(idle)} of {len(tensors)} trained tensors got no gradient, the first is '{idle[0]}': the model reads this "
-                "layer's weight without calling the layer, or the loss does not depend on it; choose other sites"
+                f"{len(idle)} of {len(tensors)} trained tensors got no gradient, the first is '{idle[0]}': the model "
+                "reads this layer's weight without calling the layer, or the loss does not depend on it"
             )
 
 
@@ -280,120 +286,3 @@ def _trainable(tensors: Sequence[Tensor]) -> Iterator[None]:
         for tensor in tensors:
             tensor.requires_grad_(False)
             tensor.grad = None
-
-
-class _Progressed:
-    """Where a training call stands, and its saved form: parameters, the method's buffers, optimiser state, position."""
-
-    def __init__(self, fit: Fit, call: str, tensors: list[Tensor], engine: torch.optim.Optimizer) -> None:
-        self.fit, self.call, self.tensors, self.engine = fit, call, tensors, engine
-        self.epoch = self.step = 0
-        self.losses: list[float] = []
-        self.total: Tensor | float = 0.0
-        self.count = 0
-        self.checked = False
-        self.seconds = 0.0
-        self._since = time.monotonic()
-
-    def advance(self, loss: Tensor, n: int) -> None:
-        self.step += 1
-        self.total = self.total + loss * n
-        self.count += n
-        if self.fit.checkpoints and self.fit.checkpoints.due():
-            self._save(done=False)
-
-    def next_epoch(self) -> None:
-        mean = float(self.total) / max(self.count, 1)
-        if not math.isfinite(mean):
-            raise RuntimeError(
-                f"the loss of task {self.fit.task} became {mean} in epoch {self.epoch + 1}; a lower learning rate may help"
-            )
-        self.losses.append(mean)
-        self.epoch, self.step, self.total, self.count = self.epoch + 1, 0, 0.0, 0
-
-    def finish(self) -> None:
-        self._clock()
-        if self.fit.checkpoints:
-            self._save(done=True)
-
-    def _clock(self) -> None:
-        now = time.monotonic()
-        self.seconds, self._since = self.seconds + now - self._since, now
-
-    def _save(self, *, done: bool) -> None:
-        checkpoints = self.fit.checkpoints
-        if checkpoints is None:
-            return
-        self._clock()
-        state = {f"parameter.{i}": t for i, t in enumerate(self.tensors)}
-        state |= {f"buffer.{name}": b for name, b in self.fit.module.named_buffers()}
-        if not done:
-            for i, t in enumerate(self.tensors):
-                state |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in self.engine.state[t].items() if v is not None}
-        position = {
-            "epoch": self.epoch, "step": self.step, "losses": self.losses, "total": float(self.total),
-            "count": self.count, "seconds": self.seconds,
-        }  # fmt: skip
-        checkpoints.save(self.fit.task, self.call, state, position)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        found = self.fit.checkpoints.load(self.fit.task, self.call) if self.fit.checkpoints else None
-        if found is None:
-            return
-        state, position = found
-        for i, t in enumerate(self.tensors):
-            t.copy_(state[f"parameter.{i}"])
-        for name, buffer in self.fit.module.named_buffers():
-            buffer.copy_(state[f"buffer.{name}"])
-        for key, value in state.items():
-            if key.startswith("optimizer."):
-                _, i, entry = key.split(".", 2)
-                tensor = self.tensors[int(i)]
-                # Adam counts its steps on the CPU whatever device it works on.
-                self.engine.state[tensor][entry] = value if value.ndim == 0 else value.to(tensor.device)
-        self.epoch, self.step = position["epoch"], position["step"]
-        self.losses, self.total, self.count = position["losses"], position["total"], position["count"]
-        self.seconds = position["seconds"]
-
-
-class _Scanned:
-    """Where a scan stands, and the buffers of what it fills."""
-
-    def __init__(self, fit: Fit, call: str, keep: Mapping[str, nn.Module] | None) -> None:
-        self.fit, self.call, self.keep = fit, call, keep
-        self.seen = 0
-        self.seconds = 0.0
-        self._since = time.monotonic()
-
-    def advance(self, n: int) -> None:
-        self.seen += n
-        if self.keep and self.fit.checkpoints and self.fit.checkpoints.due():
-            self._save()
-
-    def finish(self) -> None:
-        self._clock()
-        if self.keep:
-            self._save()
-
-    def _clock(self) -> None:
-        now = time.monotonic()
-        self.seconds, self._since = self.seconds + now - self._since, now
-
-    def _buffers(self) -> dict[str, Tensor]:
-        return {f"{key}|{name}": b for key, m in (self.keep or {}).items() for name, b in m.named_buffers()}
-
-    def _save(self) -> None:
-        if self.fit.checkpoints:
-            self._clock()
-            position = {"seen": self.seen, "seconds": self.seconds}
-            self.fit.checkpoints.save(self.fit.task, self.call, self._buffers(), position)
-
-    def restore(self) -> None:
-        found = self.fit.checkpoints.load(self.fit.task, self.call) if self.keep and self.fit.checkpoints else None
-        if found is None:
-            return
-        state, position = found
-        for key, buffer in self._buffers().items():
-            buffer.copy_(state[key])
-        self.seen, self.seconds = position["seen"], position["seconds"]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from lamella.checkpoints import Checkpoints
 from lamella.config import build_augmentation, build_backbone, build_method, complete, method_name
 from lamella.data.images import Files, ImageSet
+from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.progress import Progress, silent
@@ -43,7 +45,7 @@ class Learner:
         self.config = dict(config)
         self.seed = int(config["run"]["seed"])
         self.backbone = build_backbone(self.config)
-        self.method = build_method(self.config, self.backbone)
+        self.method: Any = build_method(self.config, self.backbone)
         self.class_names: dict[int, str] = {}
         self.tasks: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
@@ -69,7 +71,7 @@ class Learner:
         Raises:
             ValueError: an unknown name or option.
         """
-        table = dict(method) if isinstance(method, Mapping) else {"name": method}
+        table: dict[str, Any] = dict(method) if isinstance(method, Mapping) else {"name": method}
         if (align or (align is None and table["name"] == "inflora")) and "align" not in table:
             table["align"] = {}
         config = {
@@ -91,7 +93,9 @@ class Learner:
             device=table["device"], precision=table["precision"], checkpoints=checkpoints, progress=progress,
         )  # fmt: skip
 
-    def learn(self, task: Task, *, checkpoints: Checkpoints | None = None, progress: Progress = silent) -> dict[str, Any]:
+    def learn(
+        self, task: Task, *, checkpoints: Checkpoints | None = None, progress: Progress = silent
+    ) -> dict[str, Any]:
         """Learn one task; returns its record.
 
         Raises:
@@ -100,7 +104,10 @@ class Learner:
         self._check_names(task)
         counts = torch.bincount(task.train.labels, minlength=max(task.classes) + 1)
         if empty := [n for c, n in zip(task.classes, task.class_names, strict=True) if counts[c] == 0]:
-            raise ValueError(f"class '{empty[0]}' of task '{task.name}' has no training image; add some or leave it out")
+            raise ValueError(
+                f"class '{empty[0]}' of task '{task.name}' has no training image; add some or leave it out"
+            )
+        task = replace(task, train=keep_decoded(task.train))
         fit = self.fit(checkpoints=checkpoints, progress=progress)
         fit.begin(str(len(self.tasks)))
         started = time.monotonic()
@@ -118,10 +125,12 @@ class Learner:
         ids = {name: i for i, name in self.class_names.items()}
         for i, name in zip(task.classes, task.class_names, strict=True):
             if self.class_names.get(i, name) != name or ids.get(name, i) != i:
-                raise ValueError(f"class {i} '{name}' of task '{task.name}' contradicts what was learned: {self.class_names}")
+                raise ValueError(
+                    f"class {i} '{name}' of task '{task.name}' contradicts what was learned: {self.class_names}"
+                )
 
     def logits(self, x: Tensor, task: int | None = None) -> Tensor:
-        """(n, classes seen) for normalised images (n, 3, size, size); `task` is the number of a learned task, if known."""
+        """(n, classes seen) for normalised images (n, 3, size, size); `task` is the number of a learned task, if any."""
         allowed = None if task is None else tuple(self.tasks[task]["classes"])
         with torch.no_grad():
             return self.method.eval().predict(x, allowed)
@@ -152,7 +161,8 @@ class Learner:
         """Make `folder` hold this learner; whole at every moment. Returns the bytes of what was learned."""
         manifest = {
             "written_by": _version(), "config": self.config, "weights_sha256": self.backbone.weights_sha256,
-            "class_names": [[i, name] for i, name in self.class_names.items()], "tasks": self.tasks, "notes": self.notes,
+            "class_names": [[i, name] for i, name in self.class_names.items()],
+            "tasks": self.tasks, "notes": self.notes,
         }  # fmt: skip
         return save_model(Path(folder), learned_state(self.method), manifest)
 
@@ -161,7 +171,8 @@ class Learner:
         """The learner that `folder` holds.
 
         Raises:
-            FileNotFoundError: there is none. ValueError: it is damaged, foreign, newer, or was learned on other weights.
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, foreign, newer, or was learned on other weights.
         """
         state, manifest = load_model(Path(folder))
         learner = cls(manifest["config"])

@@ -26,11 +26,11 @@ AccuracyMatrix: TypeAlias = npt.NDArray[np.float64]
 DEFINITIONS: dict[str, str] = {
     "final_accuracy": (
         "Share of the test images of all tasks that are classified correctly after the last task, without being "
-        "told the task: Σⱼ nⱼ R[T-1, j] / Σⱼ nⱼ, where nⱼ is the number of test images of task j."
+        "told the task: Σⱼ nⱼ R[T−1, j] / Σⱼ nⱼ, where nⱼ is the number of test images of task j."
     ),
     "final_accuracy_task_mean": (
         "The same after the last task, but every task counts alike, however many test images it has: (1/T) Σⱼ "
-        "R[T-1, j]."
+        "R[T−1, j]."
     ),
     "average_accuracy": (
         "Mean over the tasks of the accuracy on all tasks learned so far (average incremental accuracy, Rebuffi "
@@ -40,15 +40,15 @@ DEFINITIONS: dict[str, str] = {
     "accuracy_matrix": "R[i, j] is the accuracy on the test images of task j after learning task i.",
     "forgetting": (
         "How far each earlier task has fallen from its best, lower is better (Chaudhry et al. 2018): the mean "
-        "over j < T-1 of max over i < T-1 of R[i, j], minus R[T-1, j]."
+        "over j < T−1 of max over i < T−1 of R[i, j], minus R[T−1, j]."
     ),
     "backward_transfer": (
         "How later tasks changed earlier ones, negative where they were forgotten (Lopez-Paz & Ranzato 2017): the"
-        " mean over j < T-1 of R[T-1, j] - R[j, j]."
+        " mean over j < T−1 of R[T−1, j] − R[j, j]."
     ),
     "forward_transfer": (
         "What earlier tasks give to a task that is not learned yet, measured only where later tasks share the "
-        "labels (Lopez-Paz & Ranzato 2017): the mean over j > 0 of R[j-1, j] - chance."
+        "labels (Lopez-Paz & Ranzato 2017): the mean over j > 0 of R[j−1, j] − chance."
     ),
     "task_aware_accuracy": (
         "Accuracy after the last task when the task of each image is given, so that only its classes compete: the"

@@ -110,7 +110,8 @@ def _common(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str
         "class_order": list(scenario.class_order),
         "split_sha256": scenario.split_sha256,
         "weights_sha256": learner.backbone.weights_sha256,
-        "versions": {"python": platform.python_version()} | {n: version(n) for n in ("torch", "timm", "numpy", "pillow")},
+        "versions": {"python": platform.python_version()}
+        | {n: version(n) for n in ("torch", "timm", "numpy", "pillow")},
         "seconds": {
             "learn": [record["seconds"]["total"] for record in learner.tasks],
             "evaluate": [entry["seconds"] for entry in learner.notes["scores"]],

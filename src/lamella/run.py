@@ -1,8 +1,8 @@
 """A configuration becomes a run directory: learn every task, test after each, resume anywhere, write down everything.
 
-    OUT/config.toml     resolved configuration        OUT/results*.json   one per readout (see results.py)
-    OUT/model/          the learner after the last finished task, and the scores so far
-    OUT/checkpoints/    calls of the running task     OUT/log.jsonl       what happened when
+OUT/config.toml     resolved configuration        OUT/results*.json   one per readout (see results.py)
+OUT/model/          the learner after the last finished task, and the scores so far
+OUT/checkpoints/    calls of the running task     OUT/log.jsonl       what happened when
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 from lamella.checkpoints import Checkpoints
 from lamella.config import build_scenario
+from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
 from lamella.files import write_atomic, write_json
 from lamella.fit import Fit
@@ -66,7 +67,9 @@ def _claim(out: Path, config: dict[str, Any], resume: bool) -> None:
         if not resume:
             raise FileExistsError(f"'{out}' holds a run already; pass --resume to continue it, or another --out")
         if path.read_text() != wanted:
-            raise ValueError(f"'{out}' holds a run of another configuration (see its config.toml); choose another --out")
+            raise ValueError(
+                f"'{out}' holds a run of another configuration (see its config.toml); choose another --out"
+            )
     else:
         write_atomic(path, wanted.encode())
 
@@ -78,10 +81,13 @@ class _Run:
         self.config, self.out, self.quiet = config, out, quiet
         self.scenario: Scenario = build_scenario(config)
         self.whole = config["method"]["name"] in WHOLE_STREAM
-        self.tasks = [self.scenario.joined()[0]] if self.whole else [self.scenario[i] for i in range(len(self.scenario))]
+        self.tasks = (
+            [self.scenario.joined()[0]] if self.whole else [self.scenario[i] for i in range(len(self.scenario))]
+        )
         model = out / "model"
         self.learner = Learner.load(model) if (model / MANIFEST).exists() else Learner(config)
         self.learner.notes.setdefault("scores", [])
+        self.tests: dict[int, Any] = {}
         self.checkpoints = Checkpoints(out / "checkpoints", float(config["fit"]["checkpoint_seconds"]))
         self.progress = silent if quiet else bars
 
@@ -116,19 +122,30 @@ class _Run:
         self._log("tested", task=i, accuracy=accuracy)
         if not self.quiet:
             seconds = self.learner.tasks[i]["seconds"]["total"]
-            print(f"{self.learner.name}: {i + 1}/{len(self.tasks)} tasks, accuracy so far {100 * accuracy:.1f} % ({seconds:.0f} s)")
+            done = f"{self.learner.name}: {i + 1}/{len(self.tasks)} tasks"
+            print(f"{done}, accuracy so far {100 * accuracy:.1f} % ({seconds:.0f} s)")
 
     def _score(self, fit: Fit, j: int, shared: bool) -> dict[str, list[int]]:
         classes = self.scenario[j].classes
-        scores = score_task(self.learner.method, fit, self._test(j), classes, shared_classes=shared, name=f"on task {j}")
+        scores = score_task(
+            self.learner.method, fit, self._test(j), classes, shared_classes=shared, name=f"on task {j}"
+        )
         return {key: list(score) for key, score in scores.items()}
 
     def _test(self, j: int) -> Any:
+        """The images that task j is scored on, decoded once where they fit into memory."""
+        if j not in self.tests:
+            self.tests[j] = keep_decoded(self._scored_part(j))
+        return self.tests[j]
+
+    def _scored_part(self, j: int) -> Any:
         task: Task = self.scenario[j]
         if self.config["run"]["evaluate_on"] == "test":
             return self.scenario.test(j)
         if task.validation is None:
-            raise ValueError("run.evaluate_on is 'validation', but scenario.validation is 0; set it to a share such as 0.2")
+            raise ValueError(
+                "run.evaluate_on is 'validation', but scenario.validation is 0; set it to a share such as 0.2"
+            )
         return task.validation
 
     def _save(self) -> None:
@@ -138,5 +155,3 @@ class _Run:
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "event": event, **facts})
         with (self.out / "log.jsonl").open("a") as file:
             file.write(line + "\n")
-
-

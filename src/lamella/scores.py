@@ -40,7 +40,9 @@ def score_task(
     Returns:
         By readout, "" being the method's own prediction.
     """
-    readouts: Callable[[Tensor], Mapping[str, Tensor]] = getattr(method, "readouts", None) or (lambda x: {"": method.predict(x)})
+    readouts: Callable[[Tensor], Mapping[str, Tensor]] = getattr(method, "readouts", None) or (
+        lambda x: {"": method.predict(x)}
+    )
     column = {c: i for i, c in enumerate(method.classes)}
     lookup = torch.full((max(column) + 1,), -1)
     lookup[list(column)] = torch.tensor(list(column.values()))
@@ -53,7 +55,9 @@ def score_task(
             logits = logits.float().cpu()
             top = logits.argmax(1)
             given = only_columns(logits, method.classes, task_classes).argmax(1)
-            counts = torch.tensor([len(y), int((top == target).sum()), int((given == target).sum()), int(own[top].sum())])
+            counts = torch.tensor(
+                [len(y), int((top == target).sum()), int((given == target).sum()), int(own[top].sum())]
+            )
             totals[key] = totals.get(key, torch.zeros(4, dtype=torch.int64)) + counts
 
     fit.scan(data, observe, name=name)

@@ -1,9 +1,9 @@
 """A model on disk: safetensors and JSON only, whole at every moment.
 
-    MODEL/lamella.json                what it is: configuration, class names, ledger of tasks, which state file, its checksum
-    MODEL/state-<checksum>.safetensors  what was learned: all tensors but those of the backbone that are still as loaded
+    MODEL/lamella.json                  configuration, class names, ledger of tasks, the state file and its checksum
+    MODEL/state-<checksum>.safetensors  what was learned: all tensors but those of the backbone still as loaded
 
-The state file is written first and never changed; replacing `lamella.json` is the one atomic step that makes it the model.
+The state file is written first and never changed; replacing `lamella.json` is the one step that makes it the model.
 """
 
 from collections.abc import Mapping

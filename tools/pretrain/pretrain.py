@@ -33,7 +33,7 @@ SMOOTHING, SHARPNESS, DRAWING_WEIGHT, DRAWING_SIDE = 0.05, 16.0, 20.0, 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4500, help=f"optimiser steps of {BATCH} images")
+    parser.add_argument("--steps", type=int, default=969, help=f"optimiser steps of {BATCH} images")
     parser.add_argument("--minutes", type=float, help="train for about so long instead of --steps")
     parser.add_argument(
         "--classes", type=int, nargs=4, default=(320, 100, 80, 20), help="strokes contours fractals textures"
@@ -71,9 +71,9 @@ def initialise(network: nn.Module) -> None:
 def pretrain(
     network: nn.Module, classes: Mixture, generator: Generator, steps: int | None, minutes: float | None = None
 ) -> int:
-    """Trains the network in place to tell the classes apart by cosine similarity to one prototype each,
-    and to redraw the drawing, small and clean, from the same feature: a dense signal that starts the learning early.
+    """Trains the network in place to tell the classes apart by cosine similarity to one prototype each.
 
+    From the same feature it learns to redraw the drawing, small and clean: a dense signal that starts learning early.
     Features are batch-normalised on the way to the prototypes: at the start all images share almost the same feature,
     and cosine similarity would see nothing else. In the end the normalisation is folded into the network's last layer.
     Without `steps` the rate begins to fall once its share of `minutes` has gone. Returns the steps taken.
@@ -109,16 +109,17 @@ def pretrain(
             print(f"step {step}  classes {losses[0]:.3f}  drawing {losses[1]:.4f}  {elapsed:.0f} s", flush=True)
         if steps is None and minutes is not None and elapsed > (1 - DECAY) * 60 * minutes:
             steps = math.ceil(step / (1 - DECAY))
-    fold(centre, network.get_submodule("norm"))
+    fold(centre, network)
     return step
 
 
 @torch.no_grad()
-def fold(centre: nn.BatchNorm1d, norm: nn.Module) -> None:
-    """Makes the affine layer norm do what `centre` did after it, with its running statistics."""
-    spread = (centre.running_var + centre.eps).sqrt()
-    norm.weight.div_(spread)
-    norm.bias.sub_(centre.running_mean).div_(spread)
+def fold(centre: nn.BatchNorm1d, network: nn.Module) -> None:
+    """Makes the network's last layer norm do what `centre` did after it, with its running statistics."""
+    weight, bias = network.get_parameter("norm.weight"), network.get_parameter("norm.bias")
+    spread = (centre.get_buffer("running_var") + centre.eps).sqrt()
+    weight.div_(spread)
+    bias.sub_(centre.get_buffer("running_mean")).div_(spread)
 
 
 def rate(step: int, steps: int | None) -> float:

@@ -28,7 +28,9 @@ class Backbone(nn.Module):
         self.width = width
         self.transform = transform
         self._digests = {key: _digest(value) for key, value in model.state_dict().items()}
-        self.weights_sha256 = sha256("".join(f"{k}:{v}\n" for k, v in sorted(self._digests.items())).encode()).hexdigest()
+        self.weights_sha256 = sha256(
+            "".join(f"{k}:{v}\n" for k, v in sorted(self._digests.items())).encode()
+        ).hexdigest()
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 3, size, size) normalised images -> (n, width) features, before any head."""
@@ -54,8 +56,9 @@ class Backbone(nn.Module):
         if not found:
             known = sorted({role for p in find_places(self.model) for role in p.roles})
             raise ValueError(
-                f"'{self.name}' has no layer with the roles {list(roles)}" + (f" in its first {blocks} blocks" if blocks else "")
-                + (f"; its roles are {', '.join(known)}" if known else "; `lamella layers` lists what can carry branches")
+                f"'{self.name}' has no layer with the roles {list(roles)}"
+                + (f" in its first {blocks} blocks" if blocks else "")
+                + (f"; its roles are {', '.join(known)}" if known else "; `lamella layers` lists what there is")
             )  # fmt: skip
         self._check_reached(found)
         return tuple(found)
@@ -66,8 +69,8 @@ class Backbone(nn.Module):
         silent = sorted(set(s.name for s in sites) - self.reached(sites))
         if silent:
             raise ValueError(
-                f"'{self.name}' never calls layer '{silent[0]}' in its forward pass (it reads the weight itself), so a branch "
-                "there would do nothing; `lamella layers` lists the layers that can carry branches"
+                f"'{self.name}' never calls layer '{silent[0]}' in its forward pass (it reads the weight itself), so a "
+                "branch there would do nothing; `lamella layers` lists the layers that can carry branches"
             )
 
     @torch.no_grad()

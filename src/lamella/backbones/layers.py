@@ -10,7 +10,7 @@ __all__ = ["LayerRow", "describe_layers"]
 
 
 class LayerRow(NamedTuple):
-    """One line of `lamella layers`: `called` is whether the forward pass calls the layer, so that a branch there acts."""
+    """One line of `lamella layers`: `called` is whether the forward pass calls the layer, so that branches act."""
 
     name: str
     roles: tuple[str, ...]

@@ -57,7 +57,9 @@ def load_backbone(
         else:
             model, transform = _build_timm(name, weights, size)
     mean, std = ((0.0,) * 3, (1.0,) * 3) if normalise == "none" else (transform.mean, transform.std)
-    transform = InputTransform(transform.size, mean, std, transform.interpolation, transform.crop if crop is None else crop)
+    transform = InputTransform(
+        transform.size, mean, std, transform.interpolation, transform.crop if crop is None else crop
+    )
     return Backbone(model.float(), name=name, width=int(getattr(model, "num_features", 0)), transform=transform)
 
 
@@ -74,7 +76,7 @@ def _build_bundled(weights: str, size: int | None) -> tuple[nn.Module, InputTran
 
 def _build_timm(name: str, weights: str, size: int | None) -> tuple[nn.Module, InputTransform]:
     import timm
-    from timm.data import resolve_data_config
+    from timm.data.config import resolve_data_config
 
     if not timm.is_model(name.split(".")[0]):
         near = get_close_matches(name, [*BACKBONES, *timm.list_models()], 3)
@@ -89,7 +91,9 @@ def _build_timm(name: str, weights: str, size: int | None) -> tuple[nn.Module, I
         model = _from_hub(name, weights == "pretrained", options)
     found = resolve_data_config({}, model=model)
     side = size or int(found["input_size"][-1])
-    return model, InputTransform(side, tuple(found["mean"]), tuple(found["std"]), found["interpolation"], float(found["crop_pct"]))
+    return model, InputTransform(
+        side, tuple(found["mean"]), tuple(found["std"]), found["interpolation"], float(found["crop_pct"])
+    )
 
 
 def _from_hub(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -102,8 +106,8 @@ def _from_hub(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
-            f"the weights of '{name}' could not be had from timm's hub ({reason}); put them into a folder '{name}' under "
-            "$LAMELLA_DATA, pass weights=PATH, or weights='random'"
+            f"the weights of '{name}' could not be had from timm's hub ({reason}); put them into a folder '{name}' "
+            "under $LAMELLA_DATA, pass weights=PATH, or weights='random'"
         ) from error
 
 
@@ -158,6 +162,12 @@ def _load_strict(model: nn.Module, state: dict[str, Any], path: Path) -> None:
     missing, strange = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
     if missing or strange or wrong:
-        what = f"lacks '{missing[0]}'" if missing else f"has a strange '{strange[0]}'" if strange else f"has another shape of '{wrong[0]}'"
+        what = (
+            f"lacks '{missing[0]}'"
+            if missing
+            else f"has a strange '{strange[0]}'"
+            if strange
+            else f"has another shape of '{wrong[0]}'"
+        )
         raise ValueError(f"'{path}' does not fit this backbone: it {what}")
     model.load_state_dict(state)

@@ -13,7 +13,8 @@ ROLES = ("query", "key", "value", "out", "mlp")
 
 # The last part of a layer's name -> its roles, in the order of the layer's output rows.
 _NAMES: dict[str, tuple[str, ...]] = {
-    "qkv": ("query", "key", "value"), "in_proj": ("query", "key", "value"), "query_key_value": ("query", "key", "value"),
+    "qkv": ("query", "key", "value"), "in_proj": ("query", "key", "value"),
+    "query_key_value": ("query", "key", "value"),
     "q": ("query",), "q_proj": ("query",), "query": ("query",), "to_q": ("query",), "q_lin": ("query",),
     "k": ("key",), "k_proj": ("key",), "key": ("key",), "to_k": ("key",), "k_lin": ("key",),
     "v": ("value",), "v_proj": ("value",), "value": ("value",), "to_v": ("value",), "v_lin": ("value",),
@@ -73,5 +74,7 @@ def parse_roles(text: str) -> tuple[str, ...]:
     for role in roles:
         if role not in ROLES:
             near = get_close_matches(role, ROLES, 1)
-            raise ValueError(f"unknown role '{role}'{f', did you mean {near[0]!r}?' if near else ''}; roles are {', '.join(ROLES)}")
+            raise ValueError(
+                f"unknown role '{role}'{f', did you mean {near[0]!r}?' if near else ''}; roles are {', '.join(ROLES)}"
+            )
     return roles

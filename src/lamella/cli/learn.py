@@ -51,7 +51,10 @@ def learn(
     typer.echo(
         f"{model} learned {len(task.classes)} classes from {len(task.train)} images: {', '.join(task.class_names)}"
     )
-    typer.echo(f"right on held-out images of these classes: {_share_right(learner, source):.1%} of {len(source.test)}")
+    if len(source.test):
+        typer.echo(
+            f"right on held-out images of these classes: {_share_right(learner, source):.1%} of {len(source.test)}"
+        )
 
 
 def predict(

@@ -12,7 +12,7 @@ __all__ = ["run", "show"]
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A TOML file, or the name of a shipped configuration.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes to it, such as method.rank=8.", show_default=False),
+    typer.Argument(metavar="KEY=VALUE...", help="Changes to it, such as method.rank=8.", show_default=False),
 ]
 
 

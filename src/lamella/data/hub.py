@@ -102,7 +102,7 @@ def _read(name: str, config: str | None, revision: str | None) -> Any:
     try:
         import datasets
     except ImportError:
-        raise RuntimeError("Hugging Face data sets need one more package: pip install 'lamella[hub]'") from None
+        raise RuntimeError("Hugging Face data sets need one more package: pip install 'lamella[hf]'") from None
     try:
         loaded = datasets.load_dataset(name, config, revision=revision)
     except Exception as fault:  # third-party border: network, hub, file format, each with a type of its own

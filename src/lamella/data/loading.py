@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Protocol
 
 from torch import Tensor
@@ -22,7 +22,9 @@ class Examples(Protocol):
     def batch(self, index: Tensor, view: View) -> Tensor: ...
 
 
-def batches(data: Examples, order: Tensor, batch_size: int, view: View) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def batches(
+    data: Examples, order: Tensor, batch_size: int, view: View
+) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
     """The samples in this order, batch by batch; a thread reads one batch ahead.
 
     An error while reading is raised to the consumer at its place in the order. The thread ends with the iterator, also
@@ -45,7 +47,9 @@ def batches(data: Examples, order: Tensor, batch_size: int, view: View) -> Itera
 Item = tuple[Tensor, Tensor, Tensor] | BaseException | None
 
 
-def _prefetched(data: Examples, chunks: tuple[Tensor, ...], view: View) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _prefetched(
+    data: Examples, chunks: tuple[Tensor, ...], view: View
+) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
     ready: queue.Queue[Item] = queue.Queue(maxsize=1)
     stopped = threading.Event()
 

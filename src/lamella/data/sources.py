@@ -45,7 +45,7 @@ def load_source(name_or_path: str | Path, *, root: str | Path | None = None, **o
 
     Args:
         name_or_path: a name of SOURCES, an image folder, a `.csv`, `.tsv` or `.npz` file, or `hf:owner/name`. A path
-            may also be relative to the root.
+            may also be relative to the root; a name goes before a folder of the same name (write `./digits` for that).
         root: the folder that holds the data; $LAMELLA_DATA and the user's cache where left out.
         options: of the loader: `test_fraction` and `split_seed` where a split is made, `domains` (keep only these),
             `layout` of a folder, `config`, `image`, `label`, `train`, `test` and `revision` of the hub.

@@ -248,8 +248,9 @@ def _blockwise(matrix: Tensor, multiply: Callable[[Tensor, slice], Tensor], dim:
     if len(matrix) > 1:
         return multiply(matrix, slice(None))
     products: list[Tensor] = []
-    for part in matrix.split(BLOCK, dim=1):
-        seen = part[0].any(dim=0).nonzero()[:, 0]
+    for first in range(0, matrix.shape[1], BLOCK):
+        part = matrix[:, first : first + BLOCK]
+        seen = torch.where(part[0].abs().sum(dim=0) > 0)[0]
         window = slice(int(seen[0]), int(seen[-1]) + 1)
         products.append(multiply(part[:, :, window], window))
     return torch.cat(products, dim=dim)

@@ -19,7 +19,7 @@ def as_run(epoch: int, epochs: int) -> float:
     """The same as the authors' code runs it: its first two epochs share the first value, the last is never reached.
 
     >>> [round(as_run(e, 5), 3) for e in range(5)]
-    [1.0, 1.0, 0.925, 0.713, 0.393]
+    [1.0, 1.0, 0.925, 0.713, 0.394]
     """
     return as_meant(max(epoch - 1, 0), epochs)
 

@@ -21,14 +21,15 @@ WIDTH = 5.4
 def draw_curves(board: Sequence[Row], name: str) -> str:
     """Accuracy on the tasks learned so far, a line per method with a band of one standard deviation over seeds."""
     tasks = board[0].first.tasks
-    with drawing(WIDTH, 3.1 + 0.17 * ((len(board) + 1) // 2)) as figure:
+    columns = 1 if max(len(_name(row)) for row in board) > 24 else 2
+    with drawing(WIDTH, 3.1 + 0.17 * -(-len(board) // columns)) as figure:
         axes = figure.add_subplot()
         for i, row in enumerate(board):
             _curve(axes, row, i)
         axes.set(xlabel="tasks learned", ylabel="accuracy on them (%)", ylim=(0, 102), xlim=(0.6, tasks + 0.4))
         axes.set_xticks(_ticks(tasks))
         axes.grid(axis="y")
-        figure.legend(loc="outside lower left", ncols=2, fontsize=9, handlelength=2.4)
+        figure.legend(loc="outside lower left", ncols=columns, fontsize=9, handlelength=2.4)
         return to_svg(figure, name, f"Accuracy over tasks of {len(board)} methods")
 
 
@@ -52,7 +53,7 @@ def draw_matrix(row: Row, name: str) -> str:
     shown = row.matrix()[first:]
     size = min(9.0, 150 / tasks)
     rotation = 45 if max(map(len, labels)) * tasks > 60 else 0
-    height = 0.95 + 0.055 * max(map(len, labels)) + len(shown) * min(0.42, 4.2 / tasks)
+    height = 0.6 + 0.055 * max(map(len, labels)) + len(shown) * min(0.42, 4.2 / tasks)
     with drawing(WIDTH, height) as figure:
         axes = figure.add_subplot()
         edges = np.arange(tasks + 1), np.arange(len(shown) + 1)

@@ -41,6 +41,7 @@ class Result:
     weights_sha256: str
     versions: Mapping[str, str]
     seconds: Seconds
+    phase_seconds: Seconds
     trainable_parameters: int | None
     stored_bytes: int | None
     evaluated_on: str
@@ -152,7 +153,8 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Result:
         split_sha256=_text(content, "split_sha256"),
         weights_sha256=_text(content, "weights_sha256"),
         versions={str(name): str(version) for name, version in _table(content, "versions").items()},
-        seconds={str(phase): _total(spent, f"seconds.{phase}") for phase, spent in _table(content, "seconds").items()},
+        seconds=_seconds(content, "seconds"),
+        phase_seconds=_seconds(content, "phase_seconds"),
         trainable_parameters=_optional_count(content, "trainable_parameters"),
         stored_bytes=_optional_count(content, "stored_bytes"),
         evaluated_on=_text(content, "evaluated_on"),
@@ -220,6 +222,10 @@ def _count(value: Any, key: str) -> int:
 def _optional_count(content: Mapping[str, Any], key: str) -> int | None:
     value = content.get(key)
     return None if value is None else _count(value, key)
+
+
+def _seconds(content: Mapping[str, Any], key: str) -> Seconds:
+    return {str(phase): _total(spent, f"{key}.{phase}") for phase, spent in _table(content, key).items()}
 
 
 def _total(spent: Any, key: str) -> float:

@@ -12,8 +12,10 @@ import numpy.typing as npt
 
 from lamella.report.results import METRIC_NAMES, Result
 
-NOT_A_SETTING = frozenset({"seed", "seeds", "out", "root", "device", "workers", "progress", "threads", "resume"})
-"""Keys of a config that say where and with which seed a run was made; all others make two runs different."""
+NOT_A_SETTING = frozenset({"seed", "root", "weights", "device", "checkpoint_seconds", "selection", "dropped"})
+"""Keys of a config that say where, from what file, or with which seed a run was made; all others make runs different.
+
+What is in the file of weights is compared by its hash."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class Row:
         """Mean over seeds of the seconds spent in a phase; None where a seed has not recorded it."""
         return _mean(result.seconds.get(phase) for result in self.results)
 
+    def phase_seconds(self) -> dict[str, float]:
+        """Mean over seeds of the seconds spent in each phase of learning, where every seed has recorded it."""
+        means = {phase: _mean(r.phase_seconds.get(phase) for r in self.results) for phase in self.first.phase_seconds}
+        return {phase: mean for phase, mean in means.items() if mean is not None}
+
     def trainable_parameters(self) -> float | None:
         return _mean(result.trainable_parameters for result in self.results)
 
@@ -109,10 +116,12 @@ def summarise(results: Sequence[Result], *, across_splits: bool = False) -> Summ
     groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
     for result in results:
         groups[(*_board(result, across_splits), result.method, _settings_key(result))].append(result)
-    members = [sorted(group, key=lambda result: result.seed) for group in groups.values()]
+    members = [_without_copies(group) for group in groups.values()]
     rows = [Row(tuple(group), _variant(group[0], [other[0] for other in members])) for group in members]
     order = sorted(rows, key=lambda row: (_board(row.first, across_splits), row.at_once, -_final(row), row.label))
-    return Summary(tuple(order), tuple(_notes(order, across_splits)), across_splits)
+    copies = len(results) - sum(map(len, members))
+    notes = [f"{copies} of the result files are copies of others here and were left out."] if copies else []
+    return Summary(tuple(order), (*notes, *_notes(order, across_splits)), across_splits)
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
@@ -128,9 +137,16 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     return Spread(statistics.fmean(measured), deviation, len(measured))
 
 
+def _without_copies(group: Sequence[Result]) -> list[Result]:
+    """By seed, and a seed that is there again with equal accuracies once: it says nothing about the spread."""
+    once = {(result.seed, result.split_sha256, result.matrix.tobytes()): result for result in group}
+    return sorted(once.values(), key=lambda result: result.seed)
+
+
 def _board(result: Result, across_splits: bool) -> tuple[str, ...]:
-    split = f"{result.tasks} tasks" if across_splits else result.split_sha256
-    return (result.scenario, result.kind, result.evaluated_on, result.backbone, result.weights_sha256, split)
+    split = "" if across_splits else result.split_sha256
+    origin = (result.backbone, result.weights_sha256, f"{result.tasks} tasks", split)
+    return (result.scenario, result.kind, result.evaluated_on, *origin)
 
 
 def settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -160,7 +176,8 @@ def _variant(result: Result, others: Sequence[Result]) -> str:
     own = settings(result.config)
     names = {name for rival in rivals for name in own.keys() ^ settings(rival.config).keys()}
     names |= {name for rival in rivals for name, value in settings(rival.config).items() if own.get(name) != value}
-    return ", ".join(f"{name.removeprefix('method.')}={own.get(name, 'unset')}" for name in sorted(names))
+    told = [f"{name.removeprefix('method.')}={own.get(name, 'unset')}" for name in sorted(names)]
+    return ", ".join(told if len(told) <= 4 else [*told[:3], f"{len(told) - 3} more"])
 
 
 def _final(row: Row) -> float:
@@ -192,6 +209,6 @@ def _notes(rows: Sequence[Row], across_splits: bool) -> list[str]:
         if repeated:
             listed = ", ".join(map(str, repeated))
             notes.append(
-                f"{row.first.scenario}, {row.label}: seed {listed} is there more than once and counts each time."
+                f"{row.first.scenario}, {row.label}: seed {listed} is there with different outcomes; each counts."
             )
     return notes

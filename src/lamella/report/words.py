@@ -99,8 +99,10 @@ def size(value: float | None) -> str:
 
 
 def seeds(row: Row) -> str:
-    """How many seeds, or which one where there is one."""
-    return f"{len(row.seeds)} seeds" if len(row.seeds) > 1 else f"seed {row.first.seed}"
+    """How many seeds, or which one where there is one; runs where a seed is there twice with different outcomes."""
+    if len(row.seeds) == 1:
+        return f"seed {row.first.seed}"
+    return f"{len(row.seeds)} {'runs' if len(set(row.seeds)) < len(row.seeds) else 'seeds'}"
 
 
 def best(rows: Sequence[Row], metric: Metric) -> set[int]:

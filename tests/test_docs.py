@@ -1,0 +1,168 @@
+"""Documentation that cannot rot: what it shows runs, what it names exists, and what exists is named."""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lamella.cli.app import app
+from lamella.compose import PARTS
+from lamella.config import load_config, shipped_configs
+from lamella.data.sources import SOURCES
+from lamella.methods import METHODS
+from lamella.options import options_of
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+EVERYTHING = "\n".join(TEXTS.values())
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Every `lamella ...` of the shell blocks, without comments and variables before it."""
+    lines = [line for text in TEXTS.values() for block in blocks(text, "bash") for line in block.splitlines()]
+    found = [re.sub(r"^(?:.*/bin/|[A-Z_]+=\S+ )?(?=lamella )", "", line.split("&&")[-1].strip()) for line in lines]
+    return [shlex.split(line, comments=True)[1:] for line in found if line.startswith("lamella ")]
+
+
+def section(text: str, title: str) -> str:
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"no section '{title}'"
+    return found[1]
+
+
+def anchors(text: str) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def code_lines(file: Path) -> int:
+    """Lines of code: neither blank, nor comment, nor docstring."""
+    source = file.read_text(encoding="utf-8")
+    documented = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    strings = [n.body[0] for n in documented if ast.get_docstring(n)]
+    skipped = {i for s in strings for i in range(s.lineno, (s.end_lineno or s.lineno) + 1)}
+    lines = enumerate(source.splitlines(), 1)
+    return sum(bool(line.strip()) and not line.lstrip().startswith("#") and i not in skipped for i, line in lines)
+
+
+def run_example(name: str, folder: Path) -> str:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / name], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_readme_shows_the_quickstart_and_it_runs(tmp_path: Path) -> None:
+    source = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
+    after_docstring = source.split('"""\n\n', 1)[1]
+    assert blocks(TEXTS["README.md"], "python") == [after_docstring]
+    right, of = map(int, re.findall(r"(\d+) of (\d+) right", run_example("quickstart.py", tmp_path))[0])
+    assert right > 0.7 * of, "ten classes, so chance is a tenth; 0.93 when this was written"
+    assert (tmp_path / "digits-model" / "lamella.json").is_file()
+
+
+def test_the_method_of_ones_own_runs_and_is_short(tmp_path: Path) -> None:
+    accuracy = re.findall(r"^own: ([\d.]+)%", run_example("own_method.py", tmp_path))
+    assert float(accuracy[0]) > 70, "96 when this was written"
+    assert code_lines(ROOT / "examples" / "own_method.py") < 60
+
+
+def test_the_guide_quotes_the_example() -> None:
+    example = (ROOT / "examples" / "own_method.py").read_text(encoding="utf-8")
+    quoted = [block for block in blocks(TEXTS["add-a-method.md"], "python") if block.startswith("    def")]
+    assert quoted
+    assert all(block in example for block in quoted)
+
+
+def test_every_command_is_in_the_readme() -> None:
+    shown = {words[0] for words in commands() if words}
+    known = {command.name for command in app.registered_commands}
+    assert (
+        known - {w[0] for block in blocks(TEXTS["README.md"], "bash") for w in re.findall(r"lamella (\w+)()", block)}
+        == set()
+    )
+    assert shown <= known
+
+
+@pytest.mark.parametrize("words", [w for w in commands() if w and w[0] in ("run", "show")], ids=" ".join)
+def test_every_run_shown_has_a_valid_configuration(words: list[str]) -> None:
+    overrides = [word for word in words[2:] if re.match(r"[a-z]+\.[a-z_.]+=", word)]
+    if words[1] == "CONFIG":
+        pytest.skip("a pattern, not a command")
+    load_config(words[1], [o for o in overrides if o not in ("method.name=NAME", "method.name=own")])
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_is_documented_with_its_hyper_parameters(name: str) -> None:
+    assert re.search(rf"^\| `{name}` \|.*\|$", section(TEXTS["README.md"], "Methods"), re.MULTILINE)
+    described = section(TEXTS["methods.md"], name)
+    if name == "joint":  # seq-lora on everything at once
+        described += section(TEXTS["methods.md"], "seq-lora")
+    missing = [key for key in options_of(METHODS[name], without={"seed"}) if f"`{key}`" not in described]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", sorted(PARTS))
+def test_every_part_is_documented_with_its_keys(name: str) -> None:
+    titles = re.findall(rf"^## (.*\[method\.{name}\].*)$", TEXTS["methods.md"], re.MULTILINE)
+    described = section(TEXTS["methods.md"], titles[0])
+    assert not [key for key in options_of(PARTS[name], without={"seed"}) if f"`{key}`" not in described]
+
+
+def test_every_data_set_and_configuration_is_named() -> None:
+    assert [name for name in SOURCES if f"`{name}`" not in TEXTS["data.md"]] == []
+    assert [name for name in shipped_configs() if f"`{name}`" not in TEXTS["README.md"]] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_resolves(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", TEXTS[page.name])
+    broken = []
+    for link in links:
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_path_in_prose_exists() -> None:
+    named = set(re.findall(r"`((?:src|tests|tools|docs|examples)/[\w./-]*)`", EVERYTHING))
+    assert named
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_the_file_tree_of_the_readme_is_complete() -> None:
+    tree = blocks(section(TEXTS["README.md"], "Files"), "text")[0]
+    listed: set[str] = set()
+    folders: list[str] = []
+    for line in tree.splitlines():
+        depth, entry = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders[depth:] = [entry] if entry.endswith("/") else []
+        listed.add("".join(folders) if entry.endswith("/") else "".join(folders) + entry)
+    assert [path for path in sorted(listed) if not (ROOT / path).exists()] == []
+    package = ROOT / "src" / "lamella"
+    modules = [f for f in package.rglob("*.py") if f.name != "__init__.py" and "bundled" not in f.parts]
+    files = [*modules, *(ROOT / "examples").glob("*.py"), *(ROOT / "docs").glob("*.md")]
+    assert [str(f.relative_to(ROOT)) for f in files if f.relative_to(ROOT).as_posix() not in listed] == []
+
+
+def test_every_extra_named_is_one_of_the_package() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    sources = [file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py")]
+    named = re.findall(r"(?:lamella|\.)\[([a-z]+)\]'", "\n".join([EVERYTHING, *sources]))
+    assert set(named) <= set(extras)
