@@ -60,7 +60,9 @@ def test_a_head_needs_distinct_classes(classes: tuple[int, ...]) -> None:
 
 
 def test_heads_rebuild_themselves_from_a_state_dict() -> None:
-    tasks = [(i, i + 20) for i in range(11)]  # more than ten, so that the order of numbers is not that of texts
+    tasks = [
+        tuple(range(9 * i, 10 * i + 1)) for i in range(11)
+    ]  # more than ten, so that the order of numbers is not that of texts
     heads = grown(*tasks, (3, 50))
     fresh = grown((99,))
     fresh.load_state_dict(dict(sorted(heads.state_dict().items())))

@@ -189,6 +189,18 @@ def test_directions_that_bring_nothing_new_add_nothing(start: int) -> None:
     assert error(projection(space), spanned(torch.cat([held, one], dim=1))) < 1e-5
 
 
+@pytest.mark.parametrize("start", [4, 30])
+def test_directions_almost_inside_keep_the_basis_orthonormal(start: int) -> None:
+    space, held = Subspace(48), frame(48, start)
+    space.extend(held.float())
+    for i in range(4):
+        space.extend((held + 1e-4 * draw(48, start, name=f"new{i}"))[:, :2].float())
+        vectors = space.vectors.double()
+        assert space.dimension == start + 2 * (i + 1)
+        assert error(vectors.T @ vectors, torch.eye(vectors.shape[1])) < 1e-6
+        assert error(space.inside(held), held) < 1e-4
+
+
 def test_more_directions_than_are_free_fill_the_space() -> None:
     for start in (2, 7):
         space = Subspace(10)

@@ -154,20 +154,22 @@ def _by_rows(acting: Sequence[_Acting]) -> Iterator[tuple[slice, list[_Acting]]]
         yield slice(start, stop), list(group)
 
 
+def _in_its_rows(branch: Branch, rows: int) -> Tensor:
+    """B of a linear branch, `(d_out, rank)`, zero outside the rows it writes to."""
+    start, stop = branch.rows.start, branch.rows.stop
+    return branch.B if stop - start == rows else F.pad(branch.B, (0, 0, start, rows - stop))
+
+
 class AdaptedLinear(Adapted, nn.Linear):
     """`nn.Linear` whose output also receives the acting branches: `y[rows] += coefficient * scale * B A x`."""
 
     def _add(self, y: Tensor, x: Tensor, acting: list[_Acting]) -> Tensor:
-        # All branches are one wider branch: A's stacked, and B's side by side where they write to the same rows.
+        # All branches are one wider branch: A's stacked, B's side by side, each in its rows of the whole output. Zeros
+        # elsewhere cost less than writing to a slice, whose backward pass copies the whole gradient.
         z = _scaled(F.linear(x, _stack([a.branch.A for a in acting], 0)), acting, -1)
-        start = 0
-        for rows, group in _by_rows(acting):
-            width = sum(a.branch.rank for a in group)
-            dy = F.linear(z[..., start : start + width], _stack([a.branch.B for a in group], 1))
-            start += width
-            # In place is safe for autograd: a linear layer does not keep its output.
-            y[..., rows] += dy
-        return y
+        B = _stack([_in_its_rows(a.branch, self.weight.shape[0]) for a in acting], 1)
+        # In place is safe for autograd: a linear layer does not keep its output.
+        return y.add_(F.linear(z, B))
 
     def new_factors(self, rank: int, rows: slice, factorisation: str) -> tuple[Tensor, Tensor]:
         if factorisation != "conv":

@@ -5,7 +5,6 @@ and what is trainable are decided here. `fit` trains exactly the tensors it is g
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol

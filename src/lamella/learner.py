@@ -11,11 +11,12 @@ from torch import Tensor
 
 from lamella.checkpoints import Checkpoints
 from lamella.config import build_augmentation, build_backbone, build_method, complete, method_name
-from lamella.data.images import Files, ImageSet
+from lamella.data.images import Files, ImageSet, TensorSet
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Task
-from lamella.fit import Fit
+from lamella.fit import Examples, Fit
 from lamella.progress import Progress, silent
+from lamella.scores import Score, score_task
 from lamella.store import learned_state, load_model, restore_state, save_model
 
 __all__ = ["Learner", "Prediction"]
@@ -130,12 +131,40 @@ class Learner:
                 )
 
     def logits(self, x: Tensor, task: int | None = None) -> Tensor:
-        """(n, classes seen) for normalised images (n, 3, size, size); `task` is the number of a learned task, if any."""
+        """(n, classes seen) for normalised images (n, 3, size, size); `task`: number of a given task."""
         allowed = None if task is None else tuple(self.tasks[task]["classes"])
         with torch.no_grad():
             return self.method.eval().predict(x, allowed)
 
-    def predict(self, images: Sequence[str | Path] | ImageSet, *, top: int = 5) -> list[Prediction]:
+    def evaluate(
+        self,
+        data: Examples,
+        classes: Sequence[int],
+        *,
+        shared_classes: bool = False,
+        progress: Progress = silent,
+        name: str = "test",
+    ) -> dict[str, Score]:
+        """Count what is right on a task's images: a score for each readout, "" being the method's own prediction.
+
+        Args:
+            data: labelled with global class ids of learned classes.
+            classes: of the task, for the accuracy with the task given.
+            shared_classes: whether other tasks have these classes too.
+
+        Raises:
+            ValueError: there is no image, or a class was never learned.
+        """
+        unknown = sorted(set(data.labels.tolist()) - set(self.method.classes))
+        if unknown or not len(data):
+            what = f"classes {unknown} were never learned" if unknown else "there is no image"
+            raise ValueError(f"nothing can be scored: {what}; this learner knows {sorted(self.class_names.values())}")
+        fit = self.fit(progress=progress)
+        fit.begin(name)
+        self.method.eval()
+        return score_task(self.method, fit, data, classes, shared_classes=shared_classes, name="score")
+
+    def predict(self, images: Sequence[str | Path] | ImageSet | TensorSet, *, top: int = 5) -> list[Prediction]:
         """Class names with confidences for image files or a set of images.
 
         Raises:
@@ -143,7 +172,7 @@ class Learner:
         """
         if not self.tasks:
             raise ValueError("this model has learned nothing yet; give it a task first")
-        if not isinstance(images, ImageSet):
+        if not isinstance(images, ImageSet | TensorSet):
             paths = [Path(p) for p in images]
             images = ImageSet(Files(paths), torch.zeros(len(paths)), [str(i) for i in range(len(paths))])
         fit = self.fit()

@@ -17,12 +17,10 @@ from lamella.config import build_scenario
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
 from lamella.files import write_atomic, write_json
-from lamella.fit import Fit
 from lamella.learner import Learner
 from lamella.methods import WHOLE_STREAM
 from lamella.progress import bars, silent
 from lamella.results import build_results, curve_so_far
-from lamella.scores import score_task
 from lamella.store import MANIFEST
 
 __all__ = ["run"]
@@ -111,11 +109,9 @@ class _Run:
     def _evaluate(self, i: int) -> None:
         """Score the model after task i on the tasks it knows (on all, where later tasks share its classes)."""
         started = time.monotonic()
-        fit = self.learner.fit(progress=self.progress)
-        fit.begin(f"{i} test")
         shared = self.scenario.kind == "domain-incremental"
         last = len(self.scenario) if self.whole or shared else i + 1
-        row = [self._score(fit, j, shared) for j in range(last)]
+        row = [self._score(i, j, shared) for j in range(last)]
         self.learner.notes["scores"].append({"row": row, "seconds": time.monotonic() - started})
         self._save()
         accuracy = curve_so_far(self.learner.notes["scores"][-1]["row"], i if not self.whole else last - 1)
@@ -125,10 +121,13 @@ class _Run:
             done = f"{self.learner.name}: {i + 1}/{len(self.tasks)} tasks"
             print(f"{done}, accuracy so far {100 * accuracy:.1f} % ({seconds:.0f} s)")
 
-    def _score(self, fit: Fit, j: int, shared: bool) -> dict[str, list[int]]:
-        classes = self.scenario[j].classes
-        scores = score_task(
-            self.learner.method, fit, self._test(j), classes, shared_classes=shared, name=f"on task {j}"
+    def _score(self, i: int, j: int, shared: bool) -> dict[str, list[int]]:
+        scores = self.learner.evaluate(
+            self._test(j),
+            self.scenario[j].classes,
+            shared_classes=shared,
+            progress=self.progress,
+            name=f"{i}, test on {j}",
         )
         return {key: list(score) for key, score in scores.items()}
 

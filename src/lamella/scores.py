@@ -26,6 +26,16 @@ class Score(NamedTuple):
     right_given_task: int
     right_task: int
 
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose class is right among all classes seen, 0..1."""
+        return self.right / self.images
+
+    @property
+    def task_aware_accuracy(self) -> float:
+        """The same when the task is given."""
+        return self.right_given_task / self.images
+
 
 def score_task(
     method: Any, fit: Fit, data: Examples, task_classes: Sequence[int], *, shared_classes: bool, name: str

@@ -164,7 +164,7 @@ class Subspace(nn.Module):
         # A QR decomposition would fill up a lower rank with arbitrary directions; singular values show it.
         U, s, _ = torch.linalg.svd(self.outside(directions), full_matrices=False)
         rank = numerical_rank(s, float(torch.linalg.matrix_norm(directions, 2)))
-        return orthonormal(self.outside(U[:, :rank])).to(self.vectors)
+        return U[:, :rank].to(self.vectors)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         held = cast(Tensor | None, state_dict.get(prefix + "vectors"))

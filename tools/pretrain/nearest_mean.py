@@ -29,12 +29,9 @@ def split_digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    parts = train_test_split(images.reshape(-1, 8, 8) / 16, labels, test_size=0.2, stratify=labels, random_state=0)
-    train, test, train_labels, test_labels = parts
-    return (network_inputs(train), torch.from_numpy(train_labels)), (
-        network_inputs(test),
-        torch.from_numpy(test_labels),
-    )
+    inputs, targets = network_inputs(images.reshape(-1, 8, 8) / 16), torch.from_numpy(labels)
+    train, test = train_test_split(range(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+    return (inputs[train], targets[train]), (inputs[test], targets[test])
 
 
 @torch.inference_mode()

@@ -17,5 +17,8 @@ def demo(
     Handwritten digits arrive two by two; four methods learn them, side by side. Under a minute, no download.
     """
     from lamella.demo import demo as run_demo
+    from lamella.report import load_results, render_table
 
-    typer.echo(f"page: {run_demo(out, quiet=quiet)}")
+    page = run_demo(out, quiet=quiet)
+    typer.echo(render_table(load_results([out]), "table"))
+    typer.echo(f"page: {page}")
