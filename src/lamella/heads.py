@@ -24,8 +24,9 @@ class Head(nn.Module):
 
     def __init__(self, width: int, classes: Sequence[int], generator: torch.Generator | None = None) -> None:
         super().__init__()
-        # torch's own start of a linear layer, U(-1, 1) / sqrt(d), from a named generator.
-        start = torch.empty(len(classes), width + 1).uniform_(-(width**-0.5), width**-0.5, generator=generator)
+        start = torch.zeros(len(classes), width + 1)
+        if generator is not None:  # torch's own start of a linear layer, U(-1, 1) / sqrt(d)
+            start.uniform_(-(width**-0.5), width**-0.5, generator=generator)
         self.weight = nn.Parameter(start[:, :-1].contiguous(), requires_grad=False)
         self.bias = nn.Parameter(start[:, -1].contiguous(), requires_grad=False)
         self.register_buffer("ids", torch.tensor(list(classes), dtype=torch.int64))
@@ -67,7 +68,10 @@ class Heads(nn.Module):
         return tuple(dict.fromkeys(i for head in self.heads for i in cast(Head, head).ids.tolist()))
 
     def grow(self, classes: Sequence[int], generator: torch.Generator | None = None) -> Head:
-        """Add a head for these classes (global ids), on the device of the others.
+        """Add a head on the device of the others.
+
+        Args:
+            classes: global ids. generator: draws the start as torch does; zeros without it.
 
         Raises:
             ValueError: no classes, or one named twice.

@@ -104,20 +104,25 @@ class InfLoRA(nn.Module):
         design: "moment" or "inputs": whose left singular vectors A takes.
         sites: roles that carry branches; "key+value" share their A. blocks: only the first so many (InfLoRA-b5: 5).
         epochs, lr, batch_size, optimizer, schedule: of B and the head. head_lr: the head's own rate.
+        head_start: "uniform" (the authors' code) or "zero": on features of large norm a random start is noise that
+            a head's few steps do not remove, and whose gradients disturb the branches.
     """
 
     def __init__(
         self, backbone: Backbone, *, seed: int = 0, rank: int = 10, energy: float = 0.95, energy_of: str = "moment",
         horizon: int | None = None, design: str = "moment", sites: Sequence[str] = ("key+value",),
         blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, head_lr: float | None = None,
-        batch_size: int = 128, optimizer: str = "adam", schedule: str = "as_run",
+        head_start: str = "uniform", batch_size: int = 128, optimizer: str = "adam", schedule: str = "as_run",
     ) -> None:  # fmt: skip
         super().__init__()
         if rank < 1:
             raise ValueError(f"rank {rank} is too small; a branch needs a rank of at least 1")
         if design not in ("moment", "inputs"):
             raise ValueError(f"design '{design}' is unknown; use 'moment' (the authors' code) or 'inputs' (the paper)")
+        if head_start not in ("uniform", "zero"):
+            raise ValueError(f"head_start '{head_start}' is unknown; use 'uniform' (the authors' code) or 'zero'")
         self.backbone, self.seed, self.rank, self.design = backbone, seed, rank, design
+        self.head_start = head_start
         self.epochs, self.lr, self.head_lr, self.batch_size = epochs, lr, head_lr, batch_size
         self.optimizer, self.schedule = optimizer, named_schedule(schedule)
         self.rule = EnergyRule(energy, energy_of, horizon)
@@ -141,7 +146,8 @@ class InfLoRA(nn.Module):
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()  # no dropout while training, as in the authors' code
         branches = self._grow_designed(self._moments(task, fit, "moment-before"))
-        head = self.heads.grow(task.classes, generator(self.seed, "head", len(self.heads)))
+        draws = generator(self.seed, "head", len(self.heads)) if self.head_start == "uniform" else None
+        head = self.heads.grow(task.classes, draws)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:  # only this task's classes compete
             return F.cross_entropy(head(self.features(x)), head.columns(y))
