@@ -115,6 +115,9 @@ def test_version(lamella: Run) -> None:
         (["list", "method"], "method"),
         (["predict", "nowhere", "nothing.png"], "no image file 'nothing.png'"),
         (["learn", "nowhere", "no-data/"], "no-data/"),
+        (["show", "digits", "run.seed=-1"], "0 or more"),
+        (["list", "foo"], "'foo' is not one of"),
+        (["layers", "resnet18"], "can carry branches"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
@@ -258,4 +261,4 @@ def test_learn_twice_and_predict(lamella: Run, photos: Path, tmp_path: Path) -> 
     assert all(len(row["classes"]) == 2 for row in rows)
     code, _, err = lamella("learn", model, photos, "--method", "seq-lora")
     assert code == 2
-    assert "its backbone and method are fixed" in err
+    assert "its backbone, method and seed are fixed" in err

@@ -191,6 +191,13 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         load_config(broken)
 
 
+def test_auto_horizon_of_a_domain_stream_counts_its_domains() -> None:
+    domains = ["scenario.source=photos", "scenario.kind=domain-incremental", "scenario.tasks="]
+    assert load_config("digits", [*domains, 'scenario.domains=["a", "b", "c"]'])["method"]["horizon"] == 3
+    with pytest.raises(ValueError, match=r"number of domains; set method.horizon to a number"):
+        load_config("digits", domains)
+
+
 def test_an_unknown_horizon_is_refused() -> None:
     table = {"backbone": {"name": "test_vit"}, "method": {"name": "inflora", "horizon": "auto"}}
     with pytest.raises(ValueError, match=r"horizon = 'auto' needs the number of tasks"):

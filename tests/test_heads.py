@@ -92,3 +92,12 @@ def test_even_huge_scores_are_ruled_out_without_a_look_at_the_rest_of_the_batch(
 def test_cosine_scores() -> None:
     f, means = torch.tensor([[3.0, 4.0]]), torch.tensor([[30.0, 40.0], [-4.0, 3.0], [0.0, -2.0]])
     assert torch.allclose(cosine_scores(f, means), torch.tensor([[1.0, 0.0, -0.8]]), atol=1e-6)
+
+
+def test_cosines_keep_their_precision_under_autocast() -> None:
+    features, means = torch.rand(5, 64) + 1, torch.rand(3, 64) + 1
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = cosine_scores(features.bfloat16(), means)
+        scores = cosine_scores(features, means)
+    assert narrow.dtype == torch.float32
+    assert torch.allclose(scores, torch.cosine_similarity(features[:, None], means[None], dim=2), atol=1e-6)

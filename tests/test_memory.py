@@ -112,3 +112,12 @@ def test_statistics_restore_themselves() -> None:
     fresh.load_state_dict(s.state_dict())
     assert same(fresh, s)
     assert [tuple(t.shape) for t in s.state_dict().values()] == [(2,), (2,), (2, D), (D, D)]  # no row an image
+
+
+def test_discriminant_scores_of_narrow_features_are_float32() -> None:
+    statistics = ClassGaussians(4)
+    features = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
+    statistics.add(features, torch.tensor([0, 0, 0, 1, 1, 1]), [0, 1])
+    narrow = features.bfloat16()
+    scores = statistics.linear_discriminant(narrow, 0.1)
+    assert torch.equal(scores, statistics.linear_discriminant(narrow.float(), 0.1))

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from streams import source, stream
 
+from lamella.checkpoints import Checkpoints
 from lamella.config import load_config
+from lamella.data.scenario import task_incremental
 from lamella.files import read_tensors
 from lamella.run import run
 from lamella.store import MANIFEST, load_model
@@ -140,6 +143,37 @@ def test_a_full_disk_leaves_the_last_state_and_the_run_goes_on(tmp_path: Path, m
     assert_same(outcome(whole), outcome(tmp_path / "full"))
 
 
+@pytest.mark.parametrize("task", ["0", "1"])
+def test_an_interrupted_call_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    monkeypatch.setattr("lamella.run.build_scenario", lambda config: stream(classes=4, tasks=2))
+    extra = ("method.name=seq-lora", "method.epochs=1", "method.batch_size=4", "fit.checkpoint_seconds=0.0")
+    whole = run(quick(*extra), tmp_path / "whole", quiet=True)
+    save, load = Checkpoints.save, Checkpoints.load
+    saves, found = 0, []
+
+    def save_and_stop(self: Checkpoints, name: str, *rest: Any) -> None:
+        nonlocal saves
+        save(self, name, *rest)
+        saves += name == task
+        if saves == 3:
+            raise KeyboardInterrupt
+
+    def watched(self: Checkpoints, name: str, call: str) -> Any:
+        loaded = load(self, name, call)
+        found.extend([] if loaded is None else [(name, call, loaded[1]["step"])])
+        return loaded
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(quick(*extra), tmp_path / "stopped", quiet=True)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(Checkpoints, "load", watched)
+    run(quick(*extra), tmp_path / "stopped", resume=True, quiet=True)
+    assert found == [(task, "train", 3)]
+    assert_same(outcome(whole), outcome(tmp_path / "stopped"))
+    assert not (tmp_path / "stopped" / "checkpoints").exists()
+
+
 def test_a_finished_run_is_neither_overwritten_nor_run_again(tmp_path: Path) -> None:
     out = run(quick(), tmp_path / "run", quiet=True)
     with pytest.raises(FileExistsError, match="holds a run already; pass --resume"):
@@ -153,6 +187,34 @@ def test_another_configuration_may_not_resume_a_run(tmp_path: Path) -> None:
     out = run(quick(), tmp_path / "run", quiet=True)
     with pytest.raises(ValueError, match="another configuration"):
         run(quick("run.seed=1"), out, resume=True, quiet=True)
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamella.run.build_scenario", lambda config: stream(4, 2, per_class=8))
+    monkeypatch.setattr("lamella.run.build_results", lambda *_, **__: sys.exit("stopped"))
+    with pytest.raises(SystemExit):
+        run(quick(), tmp_path / "run", quiet=True)
+    monkeypatch.setattr("lamella.run.build_scenario", lambda config: stream(4, 2, per_class=9))
+    with pytest.raises(ValueError, match=r"images of .* are not those it was started with"):
+        run(quick(), tmp_path / "run", resume=True, quiet=True)
+
+
+def test_the_log_of_a_task_incremental_run_tells_the_accuracy_of_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lamella.run.build_scenario", lambda config: task_incremental(source(4), tasks=2))
+    out = run(quick("method.name=linear-probe", "method.epochs=1"), tmp_path / "run", quiet=True)
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    curve = [entry["accuracy"] for entry in log if entry["event"] == "tested"]
+    assert curve == pytest.approx(json.loads((out / "results.json").read_text())["curve"])
+
+
+def test_what_a_kill_left_half_written_is_swept_up(tmp_path: Path) -> None:
+    out = run(quick(), tmp_path / "run", quiet=True)
+    torn = out / "model" / ".state-0123456789abcdef.safetensors.0a1b2c3d.part"
+    torn.write_bytes(b"half")
+    run(quick(), out, resume=True, quiet=True)
+    assert not torn.exists()
 
 
 def test_a_second_process_is_told_that_the_directory_is_taken(tmp_path: Path) -> None:
@@ -182,3 +244,15 @@ def test_a_validation_run_never_touches_the_test_part(tmp_path: Path) -> None:
     result = json.loads((run(config, tmp_path / "run", quiet=True) / "results.json").read_text())
     assert result["evaluated_on"] == "validation"
     assert sum(result["task_sizes"]) == pytest.approx(0.2 * 1438, abs=12)
+
+
+def test_a_start_that_failed_leaves_the_folder_to_the_corrected_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shrinkage 2"):
+        run(quick("method.align.shrinkage=2.0"), tmp_path / "run", quiet=True)
+    assert (run(quick(), tmp_path / "run", quiet=True) / "results.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_learned(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"folder '.*file/run' cannot be written \(Not a directory\); choose another"):
+        run(quick(), tmp_path / "file" / "run", quiet=True)

@@ -87,6 +87,8 @@ def complete(document: Mapping[str, Any]) -> dict[str, Any]:
     _check_sections(document)
     given: dict[str, Any] = {section: deepcopy(document.get(section, {})) for section in SECTIONS}
     run = _complete("run", given["run"], RUN)
+    if run["seed"] < 0:
+        raise ValueError(f"run.seed = {run['seed']} should be a whole number of 0 or more")
     scenario = _complete_scenario(given["scenario"], run) if "scenario" in document else {}
     config = {
         "scenario": scenario,
@@ -227,6 +229,10 @@ def _count_tasks(scenario: Mapping[str, Any]) -> int:
         return len(scenario["sizes"])
     if "tasks" in scenario:
         return scenario["tasks"]
+    if scenario.get("kind") == "domain-incremental":
+        if "domains" in scenario:
+            return len(scenario["domains"])
+        raise ValueError("method.horizon = 'auto' needs the number of domains; set method.horizon to a number")
     raise ValueError(
         "method.horizon = 'auto' needs the number of tasks; set scenario.tasks, or method.horizon to a number"
     )

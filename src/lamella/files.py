@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["read_json", "read_tensors", "tensors_to_bytes", "write_atomic", "write_json", "write_tensors"]
+__all__ = [
+    "claim_folder",
+    "read_json",
+    "read_tensors",
+    "tensors_to_bytes",
+    "write_atomic",
+    "write_json",
+    "write_tensors",
+]
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -32,6 +40,21 @@ def write_atomic(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def claim_folder(folder: Path) -> None:
+    """Make sure that `folder` exists and can be written, before hours of work want to be stored there.
+
+    Raises:
+        ValueError: it cannot, and why.
+    """
+    probe = folder / f".{token_hex(4)}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"folder '{folder}' cannot be written ({error.strerror}); choose another one") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -140,6 +140,8 @@ class Fit:
             raise ValueError(f"optimizer '{optimizer}' is unknown; use one of {', '.join(OPTIMIZERS)}")
         if epochs < 1 or batch_size < 1:
             raise ValueError(f"epochs ({epochs}) and batch_size ({batch_size}) must be at least 1")
+        if not lr > 0:
+            raise ValueError(f"the learning rate lr is {lr}; it must be above 0")
         call = self._call(name)
         self.module.to(self.device)
         groups = _groups(params, lr)

@@ -116,6 +116,9 @@ def only_columns(logits: Tensor, classes: Sequence[int], allowed: Sequence[int] 
 
 
 def cosine_scores(features: Tensor, means: Tensor) -> Tensor:
-    """Cosine of features (n, d) with class means (c, d): (n, c) in -1..1."""
+    """Cosine of features (n, d) with class means (c, d): (n, c) in -1..1, in float32 at least."""
     unit = nn.functional.normalize
-    return unit(features, dim=1) @ unit(means, dim=1).T
+    wide = torch.promote_types(features.dtype, torch.float32)
+    # Autocast would round to bfloat16, whose steps near 1 are wider than the cosines of two classes are apart.
+    with torch.autocast(features.device.type, enabled=False):
+        return unit(features.to(wide), dim=1) @ unit(means.to(wide), dim=1).T

@@ -99,7 +99,8 @@ class ClassGaussians(nn.Module):
         """
         weight = torch.linalg.solve(shrunk(self.covariance, shrinkage), self.means.T)
         offset = (self.means * weight.T).sum(1) / 2
-        return (features.to(weight) @ weight - offset).to(features.dtype)
+        # Not narrower than float32: scores share a large offset, whose rounding would decide between classes.
+        return (features.to(weight) @ weight - offset).to(torch.promote_types(features.dtype, torch.float32))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in ("ids", "counts", "means"):

@@ -41,10 +41,10 @@ Row = list[dict[str, list[int]]]
 """Scores (see scores.Score) of each task's test images by readout, after one task."""
 
 
-def curve_so_far(row: Row, task: int) -> float:
-    """Accuracy over all test images of tasks 0..task."""
+def curve_so_far(row: Row, task: int, *, task_given: bool) -> float:
+    """Accuracy over all test images of tasks 0..task; `task_given`: among the classes of each image's own task."""
     seen = [scores[""] for scores in row[: task + 1]]
-    return sum(s[1] for s in seen) / sum(s[0] for s in seen)
+    return sum(s[2 if task_given else 1] for s in seen) / sum(s[0] for s in seen)
 
 
 def build_results(learner: Learner, scenario: Scenario, *, stored_bytes: int, whole_stream: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A configuration becomes a run directory: learn every task, test after each, resume anywhere, write down everything.
 
 OUT/config.toml     resolved configuration        OUT/results*.json   one per readout (see results.py)
+OUT/inputs.json     hashes of split and weights   OUT/.lock           held while a process runs
 OUT/model/          the learner after the last finished task, and the scores so far
 OUT/checkpoints/    calls of the running task     OUT/log.jsonl       what happened when
 """
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lamella.checkpoints import Checkpoints
-from lamella.config import build_scenario
+from lamella.config import build_scenario, to_toml
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
-from lamella.files import write_atomic, write_json
+from lamella.files import claim_folder, read_json, write_atomic, write_json
 from lamella.learner import Learner
 from lamella.methods import WHOLE_STREAM
 from lamella.progress import bars, silent
@@ -38,9 +39,13 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
         ValueError: `out` holds a run of another configuration.
     """
     with _alone(out):
-        _claim(out, config, resume)
+        _check_claim(out, config, resume)
+        for torn in out.rglob(".*.part"):  # left by a kill in the middle of a write
+            torn.unlink()
         if not (out / "results.json").exists():
-            _Run(config, out, quiet).finish()
+            job = _Run(config, out, quiet)  # before the folder is taken: a wrong setting may be corrected there
+            write_atomic(out / "config.toml", to_toml(config).encode())
+            job.finish()
     return out
 
 
@@ -49,7 +54,7 @@ def _alone(out: Path) -> Iterator[None]:
     """Hold the run directory; a second process is told so. The lock dies with its process."""
     from filelock import FileLock, Timeout
 
-    out.mkdir(parents=True, exist_ok=True)
+    claim_folder(out)
     try:
         with FileLock(out / ".lock", timeout=0):
             yield
@@ -57,9 +62,7 @@ def _alone(out: Path) -> Iterator[None]:
         raise RuntimeError(f"another process is running in '{out}'; wait for it or choose another --out") from error
 
 
-def _claim(out: Path, config: dict[str, Any], resume: bool) -> None:
-    from lamella.config import to_toml
-
+def _check_claim(out: Path, config: dict[str, Any], resume: bool) -> None:
     path, wanted = out / "config.toml", to_toml(config)
     if path.exists():
         if not resume:
@@ -68,8 +71,6 @@ def _claim(out: Path, config: dict[str, Any], resume: bool) -> None:
             raise ValueError(
                 f"'{out}' holds a run of another configuration (see its config.toml); choose another --out"
             )
-    else:
-        write_atomic(path, wanted.encode())
 
 
 class _Run:
@@ -84,10 +85,25 @@ class _Run:
         )
         model = out / "model"
         self.learner = Learner.load(model) if (model / MANIFEST).exists() else Learner(config)
+        self._check_inputs()
         self.learner.notes.setdefault("scores", [])
         self.tests: dict[int, Any] = {}
         self.checkpoints = Checkpoints(out / "checkpoints", float(config["fit"]["checkpoint_seconds"]))
         self.progress = silent if quiet else bars
+
+    def _check_inputs(self) -> None:
+        """Refuse to go on with other images or weights than the run was started with."""
+        path = self.out / "inputs.json"
+        inputs = {"images": self.scenario.split_sha256, "weights": self.learner.backbone.weights_sha256}
+        if not path.exists():
+            write_json(path, inputs)
+            return
+        before = read_json(path)
+        if changed := [what for what, digest in inputs.items() if before[what] != digest]:
+            raise ValueError(
+                f"the {' and '.join(changed)} of '{self.out}' are not those it was started with (images added, removed "
+                "or renamed, another weights file), so it cannot go on; put them back, or choose another --out"
+            )
 
     def finish(self) -> None:
         self._log("start", method=self.learner.name, tasks=len(self.tasks), done=len(self.learner.tasks))
@@ -96,9 +112,11 @@ class _Run:
                 record = self.learner.learn(task, checkpoints=self.checkpoints, progress=self.progress)
                 self._save()
                 self._log("learned", task=i, **record)
-            self.checkpoints.clear()  # the task is stored: where its calls stood is of no use any more
+                # Only now: on resume, what is there belongs to the task that was interrupted.
+                self.checkpoints.clear()
             if i >= len(self.learner.notes["scores"]):
                 self._evaluate(i)
+        self.checkpoints.clear()  # a kill may have come between storing the last task and forgetting its calls
         stored = json.loads((self.out / "model" / MANIFEST).read_text())["state"]["bytes"]
         results = build_results(self.learner, self.scenario, stored_bytes=stored, whole_stream=self.whole)
         # The aligned readout is "results.json"; it is written last, because its presence means that all is done.
@@ -114,7 +132,8 @@ class _Run:
         row = [self._score(i, j, shared) for j in range(last)]
         self.learner.notes["scores"].append({"row": row, "seconds": time.monotonic() - started})
         self._save()
-        accuracy = curve_so_far(self.learner.notes["scores"][-1]["row"], i if not self.whole else last - 1)
+        given = self.scenario.kind == "task-incremental"
+        accuracy = curve_so_far(row, last - 1 if self.whole else i, task_given=given)
         self._log("tested", task=i, accuracy=accuracy)
         if not self.quiet:
             seconds = self.learner.tasks[i]["seconds"]["total"]

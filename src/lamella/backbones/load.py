@@ -79,7 +79,7 @@ def _build_timm(name: str, weights: str, size: int | None) -> tuple[nn.Module, I
     from timm.data.config import resolve_data_config
 
     if not timm.is_model(name.split(".")[0]):
-        near = get_close_matches(name, [*BACKBONES, *timm.list_models()], 3)
+        near = get_close_matches(name, list(dict.fromkeys([*BACKBONES, *timm.list_models()])), 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`lamella list backbones` names some"
         raise ValueError(f"unknown backbone '{name}'; {hint}")
     options: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if size else {})

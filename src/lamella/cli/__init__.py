@@ -22,7 +22,7 @@ def main() -> None:
     try:
         sys.exit(app(arguments, prog_name="lamella", standalone_mode=False))
     except USAGE_ERROR as error:
-        _complain(f"{error.format_message()} ({_help_command(arguments)} tells more)")
+        _complain(f"{error.format_message().replace('Value error, ', '')} ({_help_command(arguments)} tells more)")
     except OWN_ERRORS as error:
         if os.environ.get("LAMELLA_DEBUG") == "1":
             raise

@@ -46,6 +46,8 @@ def layers(
     from lamella.backbones import describe_layers
 
     rows = describe_layers(backbone)
+    if not rows:
+        raise ValueError(f"no layer of '{backbone}' has a known role, so none can carry branches; take a ViT of timm's")
     if as_json:
         typer.echo(json.dumps([row._asdict() for row in rows], indent=2))
         return

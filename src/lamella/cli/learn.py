@@ -1,6 +1,7 @@
 """`lamella learn` and `lamella predict`: a model directory that grows task by task."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,22 +27,31 @@ def learn(
     method: Annotated[
         str | None, typer.Option(help="Of a new model.", metavar="NAME", show_default=f"{METHOD} with alignment")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of a new model.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of a new model.", show_default="0")] = None,
 ) -> None:
     """Teach a model the classes of DATA.
 
     They become its next task; the first use creates the model. Old data is not needed, and not kept.
     """
+    from lamella.data.keeping import keep_decoded
     from lamella.data.sources import load_source
+    from lamella.files import claim_folder
     from lamella.learner import Learner
     from lamella.progress import bars
+    from lamella.store import MANIFEST
 
-    source = load_source(data)  # first, because it fails sooner than a model loads
-    if not model.exists():
-        learner = Learner.create(backbone=backbone or BACKBONE, method=method or METHOD, seed=seed)
-    elif backbone or method:
+    # What can fail does so before hours of training: unreadable images, a folder that cannot be written.
+    source = load_source(data)
+    source = replace(source, train=keep_decoded(source.train), test=keep_decoded(source.test))
+    if model.exists() and not (model / MANIFEST).exists() and (model.is_file() or any(model.iterdir())):
+        raise ValueError(f"'{model}' exists and is no model (no {MANIFEST} in it); choose a new folder")
+    if not (model / MANIFEST).exists():
+        learner = Learner.create(backbone=backbone or BACKBONE, method=method or METHOD, seed=seed or 0)
+        claim_folder(model)
+    elif backbone or method or seed is not None:
         raise ValueError(
-            f"'{model}' exists already, so its backbone and method are fixed; leave out --backbone and --method"
+            f"'{model}' exists already, so its backbone, method and seed are fixed; "
+            "leave out --backbone, --method and --seed"
         )
     else:
         learner = Learner.load(model)

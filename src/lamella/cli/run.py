@@ -77,7 +77,7 @@ def _plan(config: str, overrides: list[str], seeds: int | None, folder: Path) ->
 
 
 def _check_free(path: Path, *, resume: bool) -> None:
-    if resume or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if resume or not path.exists() or (path.is_dir() and {p.name for p in path.iterdir()} <= {".lock"}):
         return
     if (path / "results.json").exists():
         raise ValueError(f"'{path}' holds a finished run; choose another --out, or remove it first")

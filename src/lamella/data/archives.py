@@ -93,7 +93,9 @@ def _read(path: Path) -> Arrays:
     except FileNotFoundError:
         raise FileNotFoundError(f"no such file: {path}") from None
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as fault:
-        raise ValueError(f"{path} cannot be read as an .npz archive of plain arrays: {fault}") from fault
+        raise ValueError(
+            f"{path} cannot be read as an .npz archive of plain arrays; write it with numpy.savez"
+        ) from fault
 
 
 def _encoded(arrays: Arrays, prefix: str, name: str, path: Path) -> ImageSet:
