@@ -32,6 +32,7 @@ torch.set_num_threads(1)
 from lamella.config import load_config
 from lamella.run import run
 from pathlib import Path
+import sklearn.datasets, timm.models.vision_transformer  # so that kills hit the run and not its imports
 print("ready", flush=True)
 run(load_config("digits", json.loads(sys.argv[2])), Path(sys.argv[1]), resume=True, quiet=True)
 """
@@ -76,10 +77,10 @@ def assert_readable(out: Path) -> None:
 
 def kill_and_resume(out: Path, settings: list[str], kills: int, seed: int, whole_seconds: float) -> int:
     """Run to the end, killing the process `kills` times at random moments; how many kills hit a running process."""
-    draw, hits = random.Random(seed), 0
+    draw, hits, start_up = random.Random(seed), 0, 1.0
     for _ in range(kills):
         child = start(out, settings)
-        time.sleep(draw.uniform(0, whole_seconds / kills * 2))
+        time.sleep(draw.uniform(0, 2 * (start_up + whole_seconds / kills)))
         if child.poll() is None:
             os.kill(child.pid, signal.SIGKILL)
             hits += 1
