@@ -167,6 +167,10 @@ def test_seeds_follow_the_run(small: Path) -> None:
         ("run.evaluate_on=validation", r"needs a validation part; set scenario\.validation"),
         ("method.rank", r"'method\.rank' is not an override; write section\.key=value"),
         ("rank=8", r"'rank=8' is not an override"),
+        (
+            "scenario.kind=domain-incremental",
+            r"'scenario\.sizes' belongs to .*class-incremental.*with scenario\.sizes=",
+        ),
         ("method.align=3", r"method\.align = 3 should be a table"),
     ],
 )

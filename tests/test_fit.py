@@ -190,6 +190,33 @@ def test_a_finished_call_is_restored_without_running_again(tmp_path: Path) -> No
     assert all(a.equal(b) for a, b in zip(state(first), state(second), strict=True))
 
 
+def test_a_checkpoint_interval_below_0_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="checkpoint_seconds is -1"):
+        Checkpoints(tmp_path, -1)
+
+
+def test_a_scan_of_images_cut_off_goes_on_with_the_same_views(tmp_path: Path) -> None:
+    def scan(checkpoints: Checkpoints | None, stop_at: int | None = None) -> list[Tensor]:
+        views: list[Tensor] = []
+
+        def observe(x: Tensor, y: Tensor) -> None:
+            if len(views) == stop_at:
+                raise Cut
+            views.append(x)
+
+        fit = fit_for(build("nearest-mean"), checkpoints=checkpoints, scan_batch_size=5)
+        try:
+            fit.scan(images(3, 4, "train"), observe, augment=True, keep={"moment": SecondMoment(4)})
+        except Cut:
+            pass
+        return views
+
+    checkpoints = Checkpoints(tmp_path, 0.0)
+    whole, before, after = scan(None), scan(checkpoints, 1), scan(checkpoints)
+    assert [len(views) for views in (whole, before, after)] == [3, 1, 2]
+    assert all(a.equal(b) for a, b in zip(whole, before + after, strict=True))
+
+
 def test_a_scan_cut_off_goes_on_where_it_stood(tmp_path: Path) -> None:
     data = TensorSet(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(20))
 

@@ -5,22 +5,18 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lamella import metrics
 from lamella.metrics import (
-    accuracy,
     accuracy_curve,
     average_accuracy,
     backward_transfer,
     final_accuracy,
     forgetting,
     forward_transfer,
-    task_aware_accuracy,
-    task_choice_accuracy,
 )
 
 NAN = float("nan")
@@ -144,45 +140,3 @@ def test_final_accuracy_ignores_the_order_of_tasks(matrix: np.ndarray, data: st.
 @settings(max_examples=30, deadline=None)
 def test_equal_weights_are_no_weights(matrix: np.ndarray, size: int):
     assert average_accuracy(matrix, [size] * len(matrix)) == pytest.approx(average_accuracy(matrix))
-
-
-def test_logits_are_scored_against_columns():
-    logits = torch.tensor([[5.0, 1.0, 0.0, 9.0], [5.0, 1.0, 0.0, 0.0], [0.0, 1.0, 7.0, 8.0], [0.0, 1.0, 7.0, 0.0]])
-    target = torch.tensor([0, 0, 2, 2])
-    column_task = torch.tensor([0, 0, 1, 1])
-    task = column_task[target]
-    assert accuracy(logits, target) == 0.5
-    assert task_choice_accuracy(logits, task, column_task) == 0.75
-    mask = column_task.unsqueeze(0) == task.unsqueeze(1)
-    assert task_aware_accuracy(logits, target, mask) == 0.75
-    assert task_aware_accuracy(logits[:2], target[:2], [0, 1]) == 1.0
-
-
-@given(st.integers(0, 2**31 - 1))
-@settings(max_examples=25, deadline=None)
-def test_plain_accuracy_is_at_most_task_aware_and_task_choice(seed: int):
-    draw = torch.Generator().manual_seed(seed)
-    logits = torch.randn(20, 6, generator=draw)
-    target = torch.randint(6, (20,), generator=draw)
-    column_task = torch.tensor([0, 0, 1, 1, 2, 2])
-    task = column_task[target]
-    plain = accuracy(logits, target)
-    assert plain <= task_aware_accuracy(logits, target, column_task.unsqueeze(0) == task.unsqueeze(1))
-    assert plain <= task_choice_accuracy(logits, task, column_task)
-
-
-def test_wrong_shapes_and_foreign_columns_are_refused():
-    logits = torch.zeros(2, 3)
-    target = torch.tensor([0, 1])
-    with pytest.raises(ValueError, match="target"):
-        accuracy(logits, torch.tensor([0]))
-    with pytest.raises(ValueError, match="not among its task"):
-        task_aware_accuracy(logits, target, [1, 2])
-    with pytest.raises(ValueError, match="mask of task columns"):
-        task_aware_accuracy(logits, target, torch.ones(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="column_task"):
-        task_choice_accuracy(logits, target, torch.tensor([0, 1]))
-
-
-def test_no_samples_give_nan():
-    assert math.isnan(accuracy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)))

@@ -14,9 +14,15 @@ __all__ = ["Checkpoints"]
 
 
 class Checkpoints:
-    """Files of the running task's calls under `folder`, at most one every `seconds` for a call that is under way."""
+    """Files of the running task's calls under `folder`, at most one every `seconds` for a call that is under way.
+
+    Raises:
+        ValueError: `seconds` is below 0.
+    """
 
     def __init__(self, folder: Path, seconds: float = 60.0) -> None:
+        if not seconds >= 0:
+            raise ValueError(f"checkpoint_seconds is {seconds}; it must be 0 (after every batch) or more")
         self.folder = folder
         self.seconds = seconds
         self._last = time.monotonic()

@@ -199,6 +199,12 @@ def _complete_scenario(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict
         raise ValueError(f"unknown scenario.kind {kind!r}; {near_matches(str(kind), SCENARIOS)}")
     options = {"source": Option(str), "kind": Option(str, "class-incremental")}
     options |= _source_options(str(table.get("source"))) | options_of(SCENARIOS[kind])
+    for key in table.keys() - options.keys():
+        if kinds := [other for other, build in SCENARIOS.items() if key in options_of(build)]:
+            raise ValueError(
+                f"'scenario.{key}' belongs to the kinds {', '.join(kinds)}, not to {kind}; take it away with "
+                f"scenario.{key}="
+            )
     done = _complete("scenario", {"seed": run["seed"], **table}, options)
     if run["evaluate_on"] == "validation" and not done["validation"]:
         raise ValueError(

@@ -39,6 +39,7 @@ class Learner:
 
     Attributes:
         backbone, method: what it is made of. class_names: name of each global class id.
+        half_learned: the name of a task whose learning failed, "" normally; then nothing works until it is loaded again.
         tasks: a record per learned task: name, classes, images, seconds by phase, trained parameters.
     """
 
@@ -50,6 +51,7 @@ class Learner:
         self.class_names: dict[int, str] = {}
         self.tasks: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
+        self.half_learned = ""
 
     @classmethod
     def create(
@@ -101,7 +103,9 @@ class Learner:
 
         Raises:
             ValueError: a class id or name means another class than before, or a class has no image.
+            RuntimeError: learning an earlier task failed half-way.
         """
+        self._check_whole()
         self._check_names(task)
         counts = torch.bincount(task.train.labels, minlength=max(task.classes) + 1)
         if empty := [n for c, n in zip(task.classes, task.class_names, strict=True) if counts[c] == 0]:
@@ -112,7 +116,9 @@ class Learner:
         fit = self.fit(checkpoints=checkpoints, progress=progress)
         fit.begin(str(len(self.tasks)))
         started = time.monotonic()
+        self.half_learned = task.name
         self.method.learn(task, fit)
+        self.half_learned = ""
         self.class_names |= dict(zip(task.classes, task.class_names, strict=True))
         record = {
             "name": task.name, "classes": list(task.classes), "images": len(task.train),
@@ -121,6 +127,13 @@ class Learner:
         }  # fmt: skip
         self.tasks.append(record)
         return record
+
+    def _check_whole(self) -> None:
+        if self.half_learned:
+            raise RuntimeError(
+                f"learning '{self.half_learned}' did not finish, so this learner holds half of it; load the stored "
+                "model again (what is on disk is whole)"
+            )
 
     def _check_names(self, task: Task) -> None:
         ids = {name: i for i, name in self.class_names.items()}
@@ -132,6 +145,7 @@ class Learner:
 
     def logits(self, x: Tensor, task: int | None = None) -> Tensor:
         """(n, classes seen) for normalised images (n, 3, size, size); `task`: number of a given task."""
+        self._check_whole()
         allowed = None if task is None else tuple(self.tasks[task]["classes"])
         with torch.no_grad():
             return self.method.eval().predict(x, allowed)
@@ -155,6 +169,7 @@ class Learner:
         Raises:
             ValueError: there is no image, or a class was never learned.
         """
+        self._check_whole()
         unknown = sorted(set(data.labels.tolist()) - set(self.method.classes))
         if unknown or not len(data):
             what = f"classes {unknown} were never learned" if unknown else "there is no image"
@@ -168,10 +183,13 @@ class Learner:
         """Class names with confidences for image files or a set of images.
 
         Raises:
-            ValueError: nothing was learned yet, or an image cannot be decoded (it is named).
+            ValueError: nothing was learned yet, there is no image, or one cannot be decoded (it is named).
         """
+        self._check_whole()
         if not self.tasks:
             raise ValueError("this model has learned nothing yet; give it a task first")
+        if not len(images):
+            raise ValueError("there is no image to predict; give at least one")
         if not isinstance(images, ImageSet | TensorSet):
             paths = [Path(p) for p in images]
             images = ImageSet(Files(paths), torch.zeros(len(paths)), [str(i) for i in range(len(paths))])
@@ -188,6 +206,7 @@ class Learner:
 
     def save(self, folder: str | Path) -> int:
         """Make `folder` hold this learner; whole at every moment. Returns the bytes of what was learned."""
+        self._check_whole()
         manifest = {
             "written_by": _version(), "config": self.config, "weights_sha256": self.backbone.weights_sha256,
             "class_names": [[i, name] for i, name in self.class_names.items()],

@@ -1,4 +1,4 @@
-"""Metrics of continual learning: pure functions of the accuracy matrix and of logits.
+"""Metrics of continual learning: pure functions of the accuracy matrix. `correctness.py` says which samples are right.
 
 The accuracy matrix `R` is `(tasks, tasks)`: `R[i, j]` is the accuracy, a fraction 0..1, on the test data of task j
 after learning task i; nan where it was not measured. Class-incremental runs fill the lower triangle; where later tasks
@@ -12,13 +12,10 @@ Sources:
     (the average of the accuracies after each task).
 """
 
-from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 AccuracyMatrix: TypeAlias = npt.NDArray[np.float64]
 """R[i, j]: accuracy on task j after learning task i; `(tasks, tasks)`, fractions 0..1, nan where not measured."""
@@ -206,78 +203,6 @@ def forward_transfer(R: npt.ArrayLike, chance: npt.ArrayLike) -> float:
     return float(np.mean(np.diagonal(matrix, offset=1) - np.broadcast_to(guess, len(matrix))[1:]))
 
 
-def accuracy(logits: Tensor, target: Tensor) -> float:
-    """Share of samples whose highest logit is the target's.
-
-    Args:
-        logits: `(n, columns)`.
-        target: `(n,)` int64, the column of each sample's class.
-
-    Returns:
-        A fraction 0..1; nan where n is 0.
-
-    Raises:
-        ValueError: the shapes do not fit.
-
-    >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
-    0.5
-    """
-    _check_rows(logits, target, "target")
-    return _share(logits.argmax(dim=1) == target)
-
-
-def task_aware_accuracy(logits: Tensor, labels_column: Tensor, task_columns: Tensor | Sequence[int]) -> float:
-    """Accuracy when the task is given: only the columns of the sample's own task compete.
-
-    Beside plain accuracy it tells confusion between tasks from confusion within one.
-
-    Args:
-        logits: `(n, columns)`.
-        labels_column: `(n,)` int64, the column of each sample's class.
-        task_columns: the columns of the task: int64 `(k,)` where all samples are of one task, or a bool mask
-            `(n, columns)` with a row per sample.
-
-    Returns:
-        A fraction 0..1; nan where n is 0.
-
-    Raises:
-        ValueError: the shapes do not fit, or a sample's class is not among the columns of its task.
-
-    >>> logits = torch.tensor([[9.0, 1.0, 2.0], [9.0, 2.0, 1.0]])
-    >>> task_aware_accuracy(logits, torch.tensor([2, 2]), [1, 2])
-    0.5
-    """
-    _check_rows(logits, labels_column, "labels_column")
-    allowed = _column_mask(logits, task_columns)
-    if not bool(allowed.gather(1, labels_column.unsqueeze(1)).all()):
-        raise ValueError("a sample's class is not among its task's columns; give the columns of the task it is from")
-    return _share(logits.masked_fill(~allowed, float("-inf")).argmax(dim=1) == labels_column)
-
-
-def task_choice_accuracy(logits: Tensor, labels_task: Tensor, column_task: Tensor) -> float:
-    """Share of samples whose top class belongs to the right task, be it the right class or not.
-
-    Args:
-        logits: `(n, columns)`.
-        labels_task: `(n,)` int64, the task each sample is from.
-        column_task: `(columns,)` int64, the task each column belongs to.
-
-    Returns:
-        A fraction 0..1; nan where n is 0.
-
-    Raises:
-        ValueError: the shapes do not fit.
-
-    >>> logits = torch.tensor([[0.0, 5.0, 1.0], [0.0, 5.0, 9.0]])
-    >>> task_choice_accuracy(logits, torch.tensor([0, 0]), torch.tensor([0, 0, 1]))
-    0.5
-    """
-    _check_rows(logits, labels_task, "labels_task")
-    if column_task.shape != logits.shape[1:]:
-        raise ValueError(f"column_task has shape {tuple(column_task.shape)}; logits have {logits.shape[1]} columns")
-    return _share(column_task[logits.argmax(dim=1)] == labels_task)
-
-
 def _square(R: npt.ArrayLike) -> AccuracyMatrix:
     matrix = np.asarray(R, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
@@ -305,26 +230,3 @@ def _weighted_mean(values: npt.NDArray[np.float64], weights: npt.NDArray[np.floa
     if not counted.any():
         return float("nan")
     return float(np.average(values[counted], weights=weights[counted]))
-
-
-def _check_rows(logits: Tensor, labels: Tensor, name: str) -> None:
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
-        raise ValueError(f"logits are (n, columns) and {name} is (n,), but the shapes are {shapes}")
-
-
-def _column_mask(logits: Tensor, task_columns: Tensor | Sequence[int]) -> Tensor:
-    columns = torch.as_tensor(task_columns, device=logits.device)
-    if columns.dtype == torch.bool:
-        if columns.shape != logits.shape:
-            raise ValueError(
-                f"a mask of task columns has the shape of the logits, {tuple(logits.shape)}, not {tuple(columns.shape)}"
-            )
-        return columns
-    mask = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-    mask[:, columns.long()] = True
-    return mask
-
-
-def _share(correct: Tensor) -> float:
-    return float(correct.double().mean()) if correct.numel() else float("nan")

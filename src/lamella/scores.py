@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lamella.correctness import correct, correct_given_task, correct_task
 from lamella.fit import Examples, Fit
-from lamella.heads import only_columns
 
 __all__ = ["Score", "score_task"]
 
@@ -53,22 +53,16 @@ def score_task(
     readouts: Callable[[Tensor], Mapping[str, Tensor]] = getattr(method, "readouts", None) or (
         lambda x: {"": method.predict(x)}
     )
-    column = {c: i for i, c in enumerate(method.classes)}
-    lookup = torch.full((max(column) + 1,), -1)
-    lookup[list(column)] = torch.tensor(list(column.values()))
-    own = torch.tensor([c in set(task_classes) for c in method.classes])
+    own = [i for i, c in enumerate(method.classes) if c in set(task_classes)]
     totals: dict[str, Tensor] = {}
 
     def observe(x: Tensor, y: Tensor) -> None:
-        target = lookup[y.cpu()]
+        target = torch.tensor([method.classes.index(label) for label in y.tolist()])
         for key, logits in readouts(x).items():
             logits = logits.float().cpu()
-            top = logits.argmax(1)
-            given = only_columns(logits, method.classes, task_classes).argmax(1)
-            counts = torch.tensor(
-                [len(y), int((top == target).sum()), int((given == target).sum()), int(own[top].sum())]
-            )
-            totals[key] = totals.get(key, torch.zeros(4, dtype=torch.int64)) + counts
+            right = [correct(logits, target), correct_given_task(logits, target, own), correct_task(logits, own)]
+            counts = torch.tensor([len(y), *(int(r.sum()) for r in right)])
+            totals[key] = totals.get(key, torch.zeros_like(counts)) + counts
 
     fit.scan(data, observe, name=name)
     scores = {key: Score(*(int(c) for c in counts)) for key, counts in totals.items()}

@@ -44,17 +44,21 @@ class Backbone(nn.Module):
             blocks: only the first so many blocks; all of them by default.
 
         Raises:
-            ValueError: no such role in this backbone, or a site that its forward pass never calls.
+            ValueError: no such role or number of blocks in this backbone, or a site that its forward pass never calls.
         """
         found: list[Site] = []
-        places = [p for p in find_places(self.model) if blocks is None or p.block < blocks]
+        every = find_places(self.model)
+        depth = max((p.block + 1 for p in every), default=0)
+        if blocks is not None and every and not 1 <= blocks <= depth:
+            raise ValueError(f"blocks = {blocks}, but '{self.name}' has {depth} blocks; use 1 to {depth}")
+        places = [p for p in every if blocks is None or p.block < blocks]
         for place in places:
             for entry in roles:
                 rows = rows_of(place, parse_roles(entry))
                 if rows is not None:
                     found += adapt(self.model, place.name, rows)
         if not found:
-            known = sorted({role for p in find_places(self.model) for role in p.roles})
+            known = sorted({role for p in every for role in p.roles})
             raise ValueError(
                 f"'{self.name}' has no layer with the roles {list(roles)}"
                 + (f" in its first {blocks} blocks" if blocks else "")
@@ -82,6 +86,18 @@ class Backbone(nn.Module):
         with watch(sites, lambda layer: lambda x: seen.update(s.name for s in sites if s.layer is layer)):
             self.model(blank)
         return seen
+
+    def used_weights(self) -> list[nn.Parameter]:
+        """The parameters that the features depend on: some networks carry more, for heads that are not there."""
+        weights = [p for n, p in self.model.named_parameters() if ".branches." not in n]
+        side = self.transform.size
+        with torch.enable_grad():
+            for weight in weights:
+                weight.requires_grad_(True)
+            features = self.model(torch.zeros(1, 3, side, side, device=weights[0].device))
+            slopes = torch.autograd.grad(features.sum(), weights, allow_unused=True)
+        self.model.requires_grad_(False)
+        return [w for w, slope in zip(weights, slopes, strict=True) if slope is not None]
 
     def changed(self) -> set[str]:
         """Keys of `model` whose tensors are not as loaded: what a method that changes the backbone must store."""

@@ -40,7 +40,8 @@ def load_backbone(
         name: the bundled backbone or any of timm's image models.
         weights: "pretrained" (a folder of that name under $LAMELLA_DATA where there is one, else timm's hub), "random",
             or the path of a safetensors or torch file, or of a folder that holds one.
-        size: image side in pixels; the model's own by default. Position embeddings are interpolated bicubically.
+        size: image side in pixels; the model's own by default. Position embeddings are interpolated bicubically; a
+            network that takes any size simply gets larger or smaller images.
         normalise: "auto" takes mean and standard deviation of the model's own configuration, "none" leaves 0..1.
         crop: the share of the resized image that the centre crop keeps, the model's own by default; 1.0 keeps it whole.
         seed: of random weights.
@@ -60,7 +61,12 @@ def load_backbone(
     transform = InputTransform(
         transform.size, mean, std, transform.interpolation, transform.crop if crop is None else crop
     )
-    return Backbone(model.float(), name=name, width=int(getattr(model, "num_features", 0)), transform=transform)
+    return Backbone(model.float(), name=name, width=_width(model), transform=transform)
+
+
+def _width(model: nn.Module) -> int:
+    """Of the features: some convolutional networks widen them before the classifier."""
+    return int(getattr(model, "head_hidden_size", None) or getattr(model, "num_features", 0))
 
 
 def _build_bundled(weights: str, size: int | None) -> tuple[nn.Module, InputTransform]:
@@ -82,7 +88,9 @@ def _build_timm(name: str, weights: str, size: int | None) -> tuple[nn.Module, I
         near = get_close_matches(name, list(dict.fromkeys([*BACKBONES, *timm.list_models()])), 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`lamella list backbones` names some"
         raise ValueError(f"unknown backbone '{name}'; {hint}")
-    options: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if size else {})
+    # A network of any input size, such as a convolutional one, has no argument for it.
+    sized = size is not None and _has_fixed_size(name)
+    options: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if sized else {})
     path = _local_weights(name, weights)
     if path is not None:
         model = timm.create_model(name, pretrained=False, **options)
@@ -94,6 +102,12 @@ def _build_timm(name: str, weights: str, size: int | None) -> tuple[nn.Module, I
     return model, InputTransform(
         side, tuple(found["mean"]), tuple(found["std"]), found["interpolation"], float(found["crop_pct"])
     )
+
+
+def _has_fixed_size(name: str) -> bool:
+    import timm
+
+    return bool(getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False))
 
 
 def _from_hub(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:

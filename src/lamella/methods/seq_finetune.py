@@ -58,6 +58,6 @@ class SeqFinetune(nn.Module):
         def loss(x: Tensor, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))
 
-        groups = [{"params": list(self.backbone.parameters())}, {"params": list(head.parameters()), "lr": self.head_lr}]
+        groups = [{"params": self.backbone.used_weights()}, {"params": list(head.parameters()), "lr": self.head_lr}]
         fit(task.train, loss, groups, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size,
             optimizer=self.optimizer, schedule=self.schedule)  # fmt: skip
