@@ -236,6 +236,17 @@ def test_both_readouts_come_from_one_pass() -> None:
     assert list(headless.readouts(x)) == [""]
 
 
+def test_a_class_may_have_a_covariance_of_its_own() -> None:
+    shared, own = (Aligned(NearestMean(tiny_backbone()), own_covariance=share) for share in (0.0, 0.2))
+    for method in (shared, own):
+        learn_all(method, stream(4, 2))
+    features = own.features(torch.rand(5, 3, 32, 32))
+    torch.testing.assert_close(own._classify(features), own.statistics.quadratic_discriminant(features, 0.1, 0.2))
+    assert own.statistics.scatters.shape == (4, 64, 64)
+    assert shared.statistics.scatters.shape == (0, 64, 64)
+    assert not torch.allclose(own._classify(features), shared._classify(features))
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -243,6 +254,8 @@ def test_both_readouts_come_from_one_pass() -> None:
         ({"head": "ncm"}, "head 'ncm' is unknown"),
         ({"ridge": 0.0}, "ridge 0.0 must be above 0"),
         ({"shrinkage": 0.0}, r"shrinkage 0.0 is outside"),
+        ({"own_covariance": 1.0}, r"own_covariance 1.0 must be within \[0, 1\)"),
+        ({"own_covariance": 0.1, "head": "refit"}, "0 for head 'refit'"),
     ],
 )
 def test_bad_settings_are_refused_at_once(options: dict[str, Any], text: str) -> None:

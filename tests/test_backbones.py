@@ -24,6 +24,21 @@ def test_a_transformer_is_built_for_its_size() -> None:
         assert load_backbone("test_vit", weights="random", size=48)(torch.zeros(1, 3, 48, 48)).shape == (1, 64)
 
 
+def test_the_class_token_beside_the_mean_of_the_others() -> None:
+    backbone = load_backbone("test_vit", weights="random", size=32, pool="class+mean")
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tokens = backbone.model.forward_features(x)
+        features = backbone(x)
+        torch.testing.assert_close(features[:, :64], backbone.model(x))
+    assert features.shape == (2, backbone.width) == (2, 128)
+    torch.testing.assert_close(features[:, 64:], tokens[:, 1:].sum(1) / (tokens.shape[1] - 1))
+    with pytest.raises(ValueError, match="'test_resnet' has no class token"):
+        load_backbone("test_resnet", weights="random", pool="class+mean")
+    with pytest.raises(ValueError, match="pool 'max' is unknown"):
+        load_backbone("test_vit", weights="random", pool="max")
+
+
 def test_more_blocks_than_there_are_are_refused() -> None:
     with pytest.raises(ValueError, match=r"blocks = 99, but 'test_vit' has 6 blocks; use 1 to 6"):
         tiny_backbone().sites("key+value", blocks=99)

@@ -74,11 +74,13 @@ def test_shipped_configurations_are_valid_and_documented(name: str) -> None:
 
 def test_every_published_setting_of_inflora_is_there() -> None:
     published = {name for name in shipped_configs() if name.startswith("inflora-")}
-    assert published == {"inflora-cifar100-10", "inflora-domainnet-5"} | {
+    b5 = {"inflora-b5-cifar100-10", "inflora-b5-imagenet-r-10"}
+    assert published == b5 | {"inflora-cifar100-10", "inflora-domainnet-5"} | {
         f"inflora-imagenet-r-{n}" for n in (5, 10, 20)
     }
     for name in published:
         config = load_config(name)
+        assert config["method"].get("blocks") == (5 if name in b5 else None)
         assert config["backbone"]["normalise"] == "none"  # the authors' code feeds raw pixels
         assert config["backbone"]["name"] == "vit_base_patch16_224.augreg_in21k"
         assert method_name(config) == "inflora"

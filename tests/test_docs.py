@@ -1,12 +1,14 @@
 """Documentation that cannot rot: what it shows runs, what it names exists, and what exists is named."""
 
 import ast
+import importlib
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from lamella.options import options_of
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "methods").glob("*.md"))]
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
 EVERYTHING = "\n".join(TEXTS.values())
 
@@ -107,20 +109,29 @@ def test_every_run_shown_has_a_valid_configuration(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_is_documented_with_its_hyper_parameters(name: str) -> None:
+def test_every_method_is_in_the_readme_and_in_the_comparison(name: str) -> None:
     assert re.search(rf"^\| `{name}` \|.*\|$", section(TEXTS["README.md"], "Methods"), re.MULTILINE)
-    described = section(TEXTS["methods.md"], name)
-    if name == "joint":  # seq-lora on everything at once
-        described += section(TEXTS["methods.md"], "seq-lora")
-    missing = [key for key in options_of(METHODS[name], without={"seed"}) if f"`{key}`" not in described]
-    assert not missing
+    assert f"| [`{name}`](methods/{name}.md) |" in section(TEXTS["methods.md"], "Side by side")
+
+
+def test_method_pages_are_what_the_docstrings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    wanted = importlib.import_module("method_pages").pages()
+    there = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "methods").glob("*.md")}
+    assert there == wanted, "run python tools/method_pages.py"
+
+
+@pytest.mark.parametrize(("name", "build"), sorted([*METHODS.items(), *PARTS.items()]))
+def test_every_key_has_its_meaning(name: str, build: Callable[..., object]) -> None:
+    page = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", page, re.MULTILINE))
+    assert [key for key in options_of(build, without={"seed"}) if not rows.get(key)] == []
 
 
 @pytest.mark.parametrize("name", sorted(PARTS))
-def test_every_part_is_documented_with_its_keys(name: str) -> None:
-    titles = re.findall(rf"^## (.*\[method\.{name}\].*)$", TEXTS["methods.md"], re.MULTILINE)
-    described = section(TEXTS["methods.md"], titles[0])
-    assert not [key for key in options_of(PARTS[name], without={"seed"}) if f"`{key}`" not in described]
+def test_every_part_is_named_with_its_table(name: str) -> None:
+    assert f"`[method.{name}]`" in TEXTS["methods.md"]
+    assert f"`[method.{name}]`" in TEXTS["README.md"]
 
 
 def test_every_data_set_and_configuration_is_named() -> None:

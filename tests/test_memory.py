@@ -111,7 +111,46 @@ def test_statistics_restore_themselves() -> None:
     s, fresh = gathered(x, labels, (9, 0)), ClassGaussians(D)
     fresh.load_state_dict(s.state_dict())
     assert same(fresh, s)
-    assert [tuple(t.shape) for t in s.state_dict().values()] == [(2,), (2,), (2, D), (D, D)]  # no row an image
+    shapes = [tuple(t.shape) for t in s.state_dict().values()]
+    assert shapes == [(2,), (2,), (2, D), (D, D), (0, D, D)]  # no row an image
+
+
+def quadratic(counts: dict[int, int]) -> tuple[ClassGaussians, Tensor, Tensor]:
+    x, labels = labelled(counts)
+    statistics = ClassGaussians(D, per_class=True)
+    statistics.add(x, labels, tuple(counts))
+    return statistics, x, labels
+
+
+def test_the_quadratic_discriminant_is_the_likelihood_of_a_gaussian_per_class() -> None:
+    s, x, labels = quadratic({0: 6, 1: 4, 2: 9})
+    f, shared = draw(7, D, name="f"), shrunk(s.covariance, 0.1)
+    for own in (0.0, 0.3):
+        covariances = [0.7 * shared + 0.3 * torch.cov(x[labels == c].T, correction=0) for c in (0, 1, 2)]
+        normal = torch.distributions.MultivariateNormal
+        S = covariances if own else [shared] * 3
+        expected = torch.stack([normal(m, c).log_prob(f) for m, c in zip(s.means, S, strict=True)], dim=1)
+        scores = s.quadratic_discriminant(f, 0.1, own)
+        assert torch.allclose(scores - scores[:, :1], expected - expected[:, :1], atol=1e-4)
+    assert torch.allclose(scores.argmax(1), expected.argmax(1))
+    linear, flat = s.linear_discriminant(f, 0.1), s.quadratic_discriminant(f, 0.1, 0.0)
+    assert torch.allclose(linear - linear[:, :1], flat - flat[:, :1], atol=1e-5)
+
+
+def test_covariances_of_classes_add_up_and_move_as_the_features_do() -> None:
+    s, x, labels = quadratic({0: 6, 1: 4})
+    f, W, source, shift = draw(3, D, name="f"), 0.3 * draw(D, D, name="W"), draw(D, name="s"), draw(D, name="d")
+    before = s.quadratic_discriminant(f, 0.1, 0.2)
+    halves = ClassGaussians(D, per_class=True)
+    for part in (slice(0, None, 2), slice(1, None, 2)):
+        halves.add(x[part], labels[part], (0, 1))
+    torch.testing.assert_close(halves.scatters, s.scatters, atol=1e-4, rtol=1e-4)
+    s.move(W, source, shift)
+    torch.testing.assert_close(s.scatters.sum(0).double(), s.scatter, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(s.quadratic_discriminant(f, 0.1, 0.2), before)  # nothing stale is kept
+    fresh = ClassGaussians(D, per_class=True)
+    fresh.load_state_dict(s.state_dict())
+    assert torch.equal(fresh.quadratic_discriminant(f, 0.1, 0.2), s.quadratic_discriminant(f, 0.1, 0.2))
 
 
 def test_discriminant_scores_of_narrow_features_are_float32() -> None:

@@ -39,7 +39,7 @@ class Learner:
 
     Attributes:
         backbone, method: what it is made of. class_names: name of each global class id.
-        half_learned: the name of a task whose learning failed, "" normally; then nothing works until it is loaded again.
+        half_learned: the name of a task whose learning failed, else ""; nothing works then until it is loaded again.
         tasks: a record per learned task: name, classes, images, seconds by phase, trained parameters.
     """
 

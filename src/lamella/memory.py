@@ -10,27 +10,35 @@ __all__ = ["ClassGaussians", "shrunk"]
 
 
 class ClassGaussians(nn.Module):
-    """Counts, means and one shared within-class scatter of features, exact under any split into batches.
+    """Counts, means and within-class scatter of features, exact under any split into batches.
+
+    Args:
+        width: d. per_class: whether each class keeps a scatter of its own besides the shared one.
 
     Attributes:
         ids: (c,) int64 global class ids, in the order of first sight.
         counts: (c,) int64 images seen of each class.
         means: (c, d) float64.
         scatter: (d, d) float64, within-class scatter summed over all classes.
+        scatters: (c, d, d) float32, that of each class; (0, d, d) without `per_class`.
     """
 
     ids: Tensor
     counts: Tensor
     means: Tensor
     scatter: Tensor
+    scatters: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, per_class: bool = False) -> None:
         super().__init__()
+        self.per_class = per_class
         # float64: sums over years of tasks must not lose the small directions that shrinkage weighs.
         self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("means", torch.zeros(0, width, dtype=torch.float64))
         self.register_buffer("scatter", torch.zeros(width, width, dtype=torch.float64))
+        self.register_buffer("scatters", torch.zeros(0, width, width))
+        self._whitening: tuple[float, float, Tensor, Tensor] | None = None
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -48,6 +56,7 @@ class ClassGaussians(nn.Module):
         """
         if self.means.device != features.device:
             self.to(features.device)
+        self._whitening = None
         x, labels = features.double(), labels.to(features.device)
         parts = {label: x[labels == label] for label in classes}
         if empty := [label for label, part in parts.items() if len(part) == 0]:
@@ -58,18 +67,24 @@ class ClassGaussians(nn.Module):
     def _add_class(self, label: int, x: Tensor) -> None:
         mean, n = x.mean(0), len(x)
         centred = x - mean
-        self.scatter += centred.T @ centred
+        scatter = centred.T @ centred
         known = self.classes
         if label not in known:
             self.ids = torch.cat([self.ids, self.ids.new_tensor([label])])
             self.counts = torch.cat([self.counts, self.counts.new_tensor([n])])
             self.means = torch.cat([self.means, mean[None]])
+            if self.per_class:
+                self.scatters = torch.cat([self.scatters, scatter[None].to(self.scatters)])
+            self.scatter += scatter
             return
         # Chan, Golub & LeVeque (1983): the scatter of a union from the scatters of its parts.
         i = known.index(label)
         old = int(self.counts[i])
         shift = mean - self.means[i]
-        self.scatter += torch.outer(shift, shift) * (old * n / (old + n))
+        scatter += torch.outer(shift, shift) * (old * n / (old + n))
+        self.scatter += scatter
+        if self.per_class:
+            self.scatters[i] += scatter.to(self.scatters)
         self.means[i] += shift * (n / (old + n))
         self.counts[i] += n
 
@@ -81,10 +96,12 @@ class ClassGaussians(nn.Module):
             W: (d, d), zero for a pure shift.
             source, shift: (d,), where the map is anchored and how far that point went.
         """
+        self._whitening = None
         W, source, shift = (t.to(self.means) for t in (W, source, shift))
         self.means = self.means + (self.means - source) @ W + shift
         map_ = torch.eye(len(W), dtype=W.dtype, device=W.device) + W
         self.scatter = map_.T @ self.scatter @ map_
+        self.scatters = map_.T.to(self.scatters) @ self.scatters @ map_.to(self.scatters)
 
     @property
     def covariance(self) -> Tensor:
@@ -102,8 +119,34 @@ class ClassGaussians(nn.Module):
         # Not narrower than float32: scores share a large offset, whose rounding would decide between classes.
         return (features.to(weight) @ weight - offset).to(torch.promote_types(features.dtype, torch.float32))
 
+    def quadratic_discriminant(self, features: Tensor, shrinkage: float, own: float) -> Tensor:
+        """Scores (n, c): log-likelihoods under a Gaussian per class, up to a constant, equal priors.
+
+        Each class's covariance is (1 - own) x the shrunk shared one + own x its own (regularised discriminant
+        analysis: Friedman, JASA 1989). Needs `per_class`.
+        """
+        roots, volumes = self._whitened(shrinkage, own)
+        wide = features.to(roots)
+        distances = [((wide - m) @ R.T).square().sum(1) for m, R in zip(self.means, roots, strict=True)]
+        scores = -(torch.stack(distances, 1) + volumes) / 2
+        return scores.to(torch.promote_types(features.dtype, torch.float32))
+
+    def _whitened(self, shrinkage: float, own: float) -> tuple[Tensor, Tensor]:
+        """Inverse Cholesky factors (c, d, d) of the classes' covariances and their log-determinants (c,); kept."""
+        if self._whitening is None or self._whitening[:2] != (shrinkage, own):
+            shared = (1 - own) * shrunk(self.covariance, shrinkage)
+            identity = torch.eye(len(shared), dtype=shared.dtype, device=shared.device)
+            roots, volumes = [], []
+            for scatter, count in zip(self.scatters, self.counts, strict=True):
+                L = torch.linalg.cholesky(shared + own * scatter.to(shared) / count)
+                roots.append(torch.linalg.solve_triangular(L, identity, upper=False))
+                volumes.append(2 * L.diagonal().log().sum())
+            self._whitening = shrinkage, own, torch.stack(roots), torch.stack(volumes)
+        return self._whitening[2:]
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in ("ids", "counts", "means"):
+        self._whitening = None
+        for name in ("ids", "counts", "means", "scatters"):
             held = cast(Tensor | None, state_dict.get(prefix + name))
             if held is not None:
                 setattr(self, name, torch.empty_like(held, device=self.scatter.device))

@@ -1,6 +1,7 @@
 """A feature extractor with its width, its input transform and its named places for branches."""
 
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,23 @@ class Backbone(nn.Module):
         model: maps images (n, 3, size, size) to features (n, width); its keys are the original ones.
         width: of the features. transform: how pixels become inputs. name: what it was loaded as.
         weights_sha256: of all weights as loaded.
+        pool: "model", the model's own features, or "class+mean": the class token and the mean of the other tokens, side
+            by side, twice as wide.
+
+    Raises:
+        ValueError: pool "class+mean" and the model has no class token.
     """
 
-    def __init__(self, model: nn.Module, *, name: str, width: int, transform: InputTransform) -> None:
+    def __init__(
+        self, model: nn.Module, *, name: str, width: int, transform: InputTransform, pool: str = "model"
+    ) -> None:
         super().__init__()
+        if pool not in ("model", "class+mean"):
+            raise ValueError(f"pool '{pool}' is unknown; use 'model' or 'class+mean'")
+        if pool == "class+mean" and not getattr(model, "has_class_token", False):
+            raise ValueError(f"'{name}' has no class token, which pool 'class+mean' needs; use pool 'model'")
+        self.pool = pool
+        width = 2 * width if pool == "class+mean" else width
         self.model = model.eval().requires_grad_(False)
         self.name = name
         self.width = width
@@ -34,7 +48,11 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 3, size, size) normalised images -> (n, width) features, before any head."""
-        return self.model(x)
+        if self.pool == "model":
+            return self.model(x)
+        model: Any = self.model
+        tokens = model.forward_features(x)
+        return torch.cat([tokens[:, 0], tokens[:, model.num_prefix_tokens :].mean(1)], dim=1)
 
     def sites(self, *roles: str, blocks: int | None = None) -> tuple[Site, ...]:
         """Make the layers with these roles able to carry branches.
@@ -94,7 +112,7 @@ class Backbone(nn.Module):
         with torch.enable_grad():
             for weight in weights:
                 weight.requires_grad_(True)
-            features = self.model(torch.zeros(1, 3, side, side, device=weights[0].device))
+            features = self(torch.zeros(1, 3, side, side, device=weights[0].device))
             slopes = torch.autograd.grad(features.sum(), weights, allow_unused=True)
         self.model.requires_grad_(False)
         return [w for w, slope in zip(weights, slopes, strict=True) if slope is not None]

@@ -32,6 +32,7 @@ def load_backbone(
     size: int | None = None,
     normalise: str = "auto",
     crop: float | None = None,
+    pool: str = "model",
     seed: int = 0,
 ) -> Backbone:
     """Build a frozen backbone.
@@ -44,6 +45,7 @@ def load_backbone(
             network that takes any size simply gets larger or smaller images.
         normalise: "auto" takes mean and standard deviation of the model's own configuration, "none" leaves 0..1.
         crop: the share of the resized image that the centre crop keeps, the model's own by default; 1.0 keeps it whole.
+        pool: "model", or "class+mean" for the class token beside the mean of the other tokens (twice the width).
         seed: of random weights.
 
     Raises:
@@ -61,7 +63,7 @@ def load_backbone(
     transform = InputTransform(
         transform.size, mean, std, transform.interpolation, transform.crop if crop is None else crop
     )
-    return Backbone(model.float(), name=name, width=_width(model), transform=transform)
+    return Backbone(model.float(), name=name, width=_width(model), transform=transform, pool=pool)
 
 
 def _width(model: nn.Module) -> int:

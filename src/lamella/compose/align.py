@@ -12,10 +12,11 @@ Drift Compensation", CVPR 2020, arXiv 2004.00440; as a learned map: Gomez-Villa 
     mu_c, n_c       statistics.means, statistics.counts
     S               statistics.covariance: within-class scatter over all images seen
     l               shrinkage
+    S_c             own_covariance > 0: (1 - own) x shrunk S + own x the class's own covariance
     k               ridge x the mean diagonal of the centred Gram matrix
     I + W           the drift map
 
-Departures: SLCA keeps a covariance per class and scales logits by their norm; here Gaussians share the covariance.
+Departures: SLCA keeps a covariance per class and scales logits by their norm; here samples share the covariance.
 """
 
 from collections.abc import Mapping
@@ -43,13 +44,15 @@ class Aligned(nn.Module):
         base: any method with `features(x)`; it learns exactly as it would alone.
         shrinkage: l, 0..1. ridge: of the drift map, above 0.
         drift: "affine", "mean" or "none".
+        own_covariance: 0..1, the share of each class's own covariance (Friedman 1989); 0 keeps the shared one only,
+            else d x d numbers are kept of every class.
         head: "lda" (shrinkage discriminant) or "refit" (one linear head trained on samples of the class Gaussians).
         samples, epochs, lr: of the re-fitted head: samples per class, SGD with momentum.
     """
 
     def __init__(
         self, base: Any, *, seed: int = 0, shrinkage: float = 0.1, ridge: float = 3.0, drift: str = "affine",
-        head: str = "lda", samples: int = 256, epochs: int = 10, lr: float = 1e-2,
+        own_covariance: float = 0.0, head: str = "lda", samples: int = 256, epochs: int = 10, lr: float = 1e-2,
     ) -> None:  # fmt: skip
         super().__init__()
         if not callable(getattr(base, "features", None)):
@@ -60,12 +63,15 @@ class Aligned(nn.Module):
             raise ValueError(f"head '{head}' is unknown; use 'lda' or 'refit'")
         if ridge <= 0:
             raise ValueError(f"ridge {ridge} must be above 0; 0.03 to 3 works well")
+        if not 0 <= own_covariance < 1 or (own_covariance and head == "refit"):
+            raise ValueError(f"own_covariance {own_covariance} must be within [0, 1), and 0 for head 'refit'")
         self.base, self.seed = base, seed
         self.shrinkage, self.ridge, self.drift, self.head = shrinkage, ridge, drift, head
+        self.own_covariance = own_covariance
         self.samples, self.epochs, self.lr = samples, epochs, lr
         width = base.backbone.width
         shrunk(torch.eye(width), shrinkage)  # refuses a bad value before anything is learned
-        self.statistics = ClassGaussians(width)
+        self.statistics = ClassGaussians(width, per_class=own_covariance > 0)
         self.refitted = Heads(width)
 
     @property
@@ -86,14 +92,17 @@ class Aligned(nn.Module):
 
     def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
         """Both classifications of one training: aligned ("") and the base method's own heads ("base")."""
-        features = self.features(x)
-        own = getattr(self.base, "heads", None)
+        if hasattr(self.base, "features_and_logits"):
+            features, own = self.base.features_and_logits(x)
+            return {"": self._classify(features), "base": own}
+        features, heads = self.features(x), getattr(self.base, "heads", None)
         aligned = {"": self._classify(features)}
-        return aligned if own is None else aligned | {"base": own(features)}
+        return aligned if heads is None else aligned | {"base": heads(features)}
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
-        moves = self.drift != "none" and len(self.classes) > 0
+        # The experts of a routed method stay as they are: what the new task's images would show is no drift.
+        moves = self.drift != "none" and len(self.classes) > 0 and not getattr(self.base, "routed", False)
         before = fit.features(task.train, self.features, name="align-before") if moves else None
         self.base.learn(task, fit)
         self.eval()
@@ -110,6 +119,8 @@ class Aligned(nn.Module):
     def _classify(self, features: Tensor) -> Tensor:
         if self.head == "refit":
             return self.refitted(features)
+        if self.own_covariance:
+            return self.statistics.quadratic_discriminant(features, self.shrinkage, self.own_covariance)
         return self.statistics.linear_discriminant(features, self.shrinkage)
 
     def _refit(self, fit: Fit) -> None:

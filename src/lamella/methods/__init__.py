@@ -3,10 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+from lamella.methods.color import CoLoR
+from lamella.methods.duallora import DualLoRA
 from lamella.methods.inflora import InfLoRA
 from lamella.methods.linear_probe import LinearProbe
 from lamella.methods.nearest_mean import NearestMean
+from lamella.methods.olora import OLoRA
 from lamella.methods.protocol import Method
+from lamella.methods.ranpac import RanPAC
+from lamella.methods.sdlora import SDLoRA
 from lamella.methods.seq_finetune import SeqFinetune
 from lamella.methods.seq_lora import SeqLoRA
 from lamella.methods.streaming_lda import StreamingLDA
@@ -15,10 +20,15 @@ __all__ = ["METHODS", "WHOLE_STREAM", "Method"]
 
 METHODS: dict[str, Callable[..., Any]] = {
     "inflora": InfLoRA,
+    "duallora": DualLoRA,
     "nearest-mean": NearestMean,
     "streaming-lda": StreamingLDA,
+    "ranpac": RanPAC,
     "linear-probe": LinearProbe,
+    "olora": OLoRA,
+    "color": CoLoR,
     "seq-lora": SeqLoRA,
+    "sdlora": SDLoRA,
     "seq-finetune": SeqFinetune,
     "joint": SeqLoRA,
 }

@@ -100,10 +100,13 @@ class InfLoRA(nn.Module):
 
     Args:
         backbone: its key and value rows are adapted in every block.
-        rank: of a task's branch. energy, energy_of, horizon: see EnergyRule.
+        rank: of a task's branch.
+        energy: share of the inputs' energy that is protected after the first task. horizon: number of tasks T, with
+            which the share grows as energy + (1 - energy) t / T ("auto": the scenario's); constant where left out.
+        energy_of: "moment" (the authors' code) or "data" (the paper): whose singular values are counted.
         design: "moment" or "inputs": whose left singular vectors A takes.
         sites: roles that carry branches; "key+value" share their A. blocks: only the first so many (InfLoRA-b5: 5).
-        epochs, lr, batch_size, optimizer, schedule: of B and the head. head_lr: the head's own rate.
+        epochs, lr, batch_size, optimizer, schedule: of B and the head. head_lr: the head's own rate; else `lr`.
         head_start: "uniform" (the authors' code) or "zero": on features of large norm a random start is noise that
             a head's few steps do not remove, and whose gradients disturb the branches.
     """

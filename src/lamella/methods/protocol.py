@@ -16,7 +16,9 @@ class Method(Protocol):
 
     Hyper-parameters are keyword-only and stored under their own names; data enters only through `learn`. State that
     travels is a buffer or a parameter. Optional: `features(x)`, which parts such as alignment need; `readouts(x)`, a
-    mapping of several named logits from one forward pass; `changes_backbone = True` where backbone weights are trained.
+    mapping of several named logits from one forward pass; `features_and_logits(x)`, both from one forward pass, where
+    logits are more than heads on features; `changes_backbone = True` where backbone weights are trained;
+    `routed = True` where each image gets the features of one task's expert, so that a given task changes the features.
     """
 
     backbone: Backbone

@@ -1,0 +1,215 @@
+"""DualLoRA, a reconstruction: one adapter that old tasks cannot feel, one that is gated by the image.
+
+"Replay-Free Continual Low-Rank Adaptation with Dynamic Memory", arXiv 2411.00623, v4 (2026); v1 (2024) was called "Dual
+Low-Rank Adaptation for Continual Learning with Pre-Trained Models". Sony AI and UT Austin.
+
+**Reconstruction**: we know the abstracts and summaries by others, neither the paper's equations nor any code. What they
+say: two adapters work in parallel in each layer, an orthogonal one for stability and a residual one, which lives on
+task-specific bases, for plasticity; at test time the residual one is scaled by the similarity of the image to the
+bases; these also predict the task with a confidence, by which the outputs are calibrated; one pass, no old images.
+
+    y = W x + O x + sum_i gamma_i(x) R_i x
+    O = B A, A Psi = 0              adapter "orthogonal": (W + B A) x = W x for x in span Psi; merged after the task
+    R_t = B C Phi^T                 adapter "residual-t": A = C Phi^T; stays beside the weight, for its gate
+    Psi_t = [Phi_1 | .. | Phi_t]    signatures.py, as rho, rho_bar, s, pi, conf, beta (calibration) and tau
+    gamma_i = min(1, rho_i / rho_bar_i)
+
+Prior work: the protected directions are GPM's (Saha, Garg & Roy, ICLR 2021); heads and training settings InfLoRA's.
+
+Departures: each of these is our choice, because the paper's was not to be had.
+- Adapters on key and value rows, rank 10 each (`sites`, `rank`, `residual_rank`); O is merged, R never.
+- Bases come from class tokens (a summary says so), by energy of raw features, from all training images (`basis`,
+  `energy`, `horizon`). Where class tokens meet, as before the first block, later blocks are empty.
+- R_t reads the block that the newest finished task added (`residual`); there is none in the first task.
+- A is projected after each step, and its gradient before: under Adam a projected gradient alone leaks.
+- R_t is gated by the block of task t itself, known only after its training, which therefore has gamma_t = 1; earlier
+  R_i keep their gates, through which no gradient flows (`gate`). An empty block leaves its gate open.
+- The similarity is always that of the class token at each layer, one number an image, whatever `basis` is.
+- Scores, confidence and the term added to the logits (`calibration`, `temperature`, `score_layers`).
+- Each task trains a head on its own classes only; a class that comes back belongs to the last task that had it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella.backbones import Backbone
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+from lamella.heads import Heads, only_columns
+from lamella.lowrank import Branch, grow, merge
+from lamella.methods.schedules import named_schedule
+from lamella.randomness import generator
+from lamella.signatures import Calibration, Inputs, Signatures, check_basis, gather, protected_share
+
+__all__ = ["DualLoRA"]
+
+Allowed = list[tuple[Branch, Callable[[Tensor], Tensor]]]
+"""Branches, each with the projection that the rows of its A are held to."""
+
+
+class DualLoRA(nn.Module):
+    """An orthogonal adapter, gated residual adapters, and calibrated heads.
+
+    Args:
+        rank, residual_rank: of O and of each R; less where fewer directions are free, or in the block that R reads.
+        orthogonal: False leaves O away. residual: what R_t reads: "prev" (the newest block), "all_prev", "current" (the
+            task's own directions, from a pass before training), or "none".
+        gate: "normalised", "cosine" (rho as it is) or "off".
+        calibration: beta; 0 leaves the logits as they are. temperature: tau. score_layers: the share of last layers
+            that vote on the task.
+        basis: "class_token", "tokens" or "attention_pooled". energy, horizon: share of the inputs' energy to protect,
+            energy + (1 - energy) t / horizon; constant without horizon.
+        sites: roles that carry branches. blocks: only the first so many.
+        epochs, lr, batch_size, optimizer, schedule: of the adapters and the head. head_lr: the head's own rate.
+        head_start: "uniform" or "zero", see InfLoRA.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, seed: int = 0, rank: int = 10, residual_rank: int = 10, orthogonal: bool = True,
+        residual: str = "prev", gate: str = "normalised", calibration: float = 1.0, temperature: float = 0.1,
+        score_layers: float = 1.0, basis: str = "class_token", energy: float = 0.95, horizon: int | None = None,
+        sites: Sequence[str] = ("key+value",), blocks: int | None = None, epochs: int = 20, lr: float = 5e-4,
+        head_lr: float | None = None, head_start: str = "uniform", batch_size: int = 128, optimizer: str = "adam",
+        schedule: str = "as_run",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if min(rank, residual_rank) < 1:
+            raise ValueError(f"rank {min(rank, residual_rank)} is too small; a branch needs a rank of at least 1")
+        for name, value, allowed in (
+            ("residual", residual, ("prev", "all_prev", "current", "none")),
+            ("gate", gate, ("normalised", "cosine", "off")),
+            ("head_start", head_start, ("uniform", "zero")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} '{value}' is unknown; use {', '.join(map(repr, allowed))}")
+        if not orthogonal and residual == "none":
+            raise ValueError("without O (orthogonal = false) and R (residual = 'none') nothing is adapted; keep one")
+        protected_share(energy, 0, horizon)  # refuses bad values before anything is learned
+        self.calibrate = Calibration(calibration, temperature, score_layers)
+        self.backbone, self.seed, self.rank, self.residual_rank = backbone, seed, rank, residual_rank
+        self.orthogonal, self.residual, self.gate, self.calibration = orthogonal, residual, gate, calibration
+        self.temperature, self.score_layers, self.head_start = temperature, score_layers, head_start
+        self.basis, self.energy, self.horizon = basis, energy, horizon
+        self.epochs, self.lr, self.head_lr, self.batch_size = epochs, lr, head_lr, batch_size
+        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
+        self.sites = backbone.sites(*sites, blocks=blocks)
+        check_basis(backbone.model, self.sites, basis)
+        self.signatures = Signatures(self.sites, gate)
+        self.heads = Heads(backbone.width)
+        self.register_load_state_dict_post_hook(_attach_gates)  # branches that come from a file come without
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.heads.classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) class-token features, the residual adapters gated by each image."""
+        return self.backbone(x)
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes): one forward pass, all heads side by side, calibrated by the predicted task."""
+        return only_columns(self.features_and_logits(x)[1], self.classes, task)
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, d) features and (n, classes) calibrated logits of one pass."""
+        if self.calibration == 0:
+            features = self.features(x)
+            return features, self.heads(features)
+        features = self.signatures.reading(self.features, x)
+        last = {c: t for t in range(len(self.heads)) for c in self.heads[t].ids.tolist()}
+        term = self.calibrate.term(self.signatures.scores(self.score_layers), [last[c] for c in self.classes])
+        return features, self.heads(features) + term
+
+    def choose_task(self, x: Tensor) -> Tensor:
+        """(n,) the task that each image is most likely from, in the order of learning."""
+        self.signatures.reading(self.features, x)
+        return self.signatures.scores(self.score_layers).argmax(1)
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        number = len(self.heads)
+        share = protected_share(self.energy, number, self.horizon)
+        before = self._inputs(task, fit, "inputs-before") if self.residual == "current" else {}
+        head = self.heads.grow(
+            task.classes, generator(self.seed, "head", number) if self.head_start == "uniform" else None
+        )
+        constrained = self._grow_orthogonal(number) + self._grow_residual(number, before, share)
+        _project_rows(constrained)
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:  # only this task's classes compete
+            return F.cross_entropy(head(self.features(x)), head.columns(y))
+
+        trained = [{"params": [factor for branch, _ in constrained for factor in (branch.A, branch.B)]}]
+        trained += [{"params": list(head.parameters()), "lr": self.head_lr or self.lr}]
+        fit(task.train, loss, trained, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size,
+            optimizer=self.optimizer, schedule=self.schedule, before_step=lambda: _project_gradients(constrained),
+            after_step=lambda: _project_rows(constrained))  # fmt: skip
+
+        if any(site.layer.of("orthogonal") for site in self.sites):
+            merge(self.sites, "orthogonal")  # W <- W + O
+        self.signatures.extend(self._inputs(task, fit, "inputs-after"), share)
+        _attach_gates(self)
+
+    def _inputs(self, task: Task, fit: Fit, name: str) -> dict[str, Inputs]:
+        with gather(self.backbone.model, self.sites, self.basis) as inputs:
+            fit.scan(task.train, lambda x, y: self.features(x), name=name)
+        return inputs
+
+    def _grow_orthogonal(self, number: int) -> Allowed:
+        """O: rows of A outside of everything protected, on each layer where anything is free."""
+        open_sites = [(site, s) for site in self.sites if (s := self.signatures[site.name]).dimension < s.width]
+        open_sites = open_sites if self.orthogonal else []
+        ranks = [min(self.rank, s.width - s.dimension) for _, s in open_sites]
+        draws = generator(self.seed, "orthogonal", number)
+        branches = grow([site for site, _ in open_sites], "orthogonal", ranks, generator=draws)
+        return [(branch, s.outside) for branch, (_, s) in zip(branches, open_sites, strict=True)]
+
+    def _grow_residual(self, number: int, before: Mapping[str, Inputs], share: float) -> Allowed:
+        """R_t: A = C Phi^T with C drawn as LoRA draws, on each layer where Phi has a direction."""
+        reads = [(site, self._reads(site.name, number, before, share)) for site in self.sites]
+        reads = [(site, Phi) for site, Phi in reads if Phi.shape[1]]
+        ranks = [min(self.residual_rank, Phi.shape[1]) for _, Phi in reads]
+        branches = grow([site for site, _ in reads], f"residual-{number}", ranks)
+        draws = generator(self.seed, "residual", number)
+        for branch, (_, Phi) in zip(branches, reads, strict=True):
+            bound = Phi.shape[1] ** -0.5
+            C = torch.empty(branch.rank, Phi.shape[1]).uniform_(-bound, bound, generator=draws)
+            branch.A.data.copy_(C.to(Phi) @ Phi.T)
+        return [(branch, _onto(Phi)) for branch, (_, Phi) in zip(branches, reads, strict=True)]
+
+    def _reads(self, layer: str, number: int, before: Mapping[str, Inputs], share: float) -> Tensor:
+        """Phi (d, k): the directions that R_t reads on this layer."""
+        signature = self.signatures[layer]
+        if self.residual == "current":
+            return signature.new_directions(before[layer].moment, share)
+        if self.residual == "all_prev":
+            return signature.basis
+        return signature.block(number - 1 if self.residual == "prev" else -1)
+
+
+def _onto(Phi: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda rows: (rows @ Phi) @ Phi.T
+
+
+@torch.no_grad()
+def _project_rows(constrained: Allowed) -> None:
+    for branch, project in constrained:
+        branch.A.copy_(project(branch.A))
+
+
+@torch.no_grad()
+def _project_gradients(constrained: Allowed) -> None:
+    for branch, project in constrained:
+        if branch.A.grad is not None:
+            branch.A.grad.copy_(project(branch.A.grad))
+
+
+def _attach_gates(method: DualLoRA, _: object = None) -> None:
+    """Gate each residual branch by the signature of the task that it was trained in."""
+    for site in method.sites if method.gate != "off" else ():
+        for task in range(method.signatures.tasks):
+            for branch in site.layer.of(f"residual-{task}"):
+                branch.gate = method.signatures.gate(site, task)

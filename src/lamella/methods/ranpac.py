@@ -1,0 +1,168 @@
+"""RanPAC: ridge regression on random non-linear projections of features; nothing is trained after the first task.
+
+McDonnell, Gong, Parvaneh, Abbasnejad & van den Hengel, "RanPAC: Random Projections and Pre-trained Models for Continual
+Learning", NeurIPS 2023, arXiv 2307.02251. Authors' code: github.com/RanPAC/RanPAC.
+
+Features are adapted on the first task only, then frozen. From there on everything is a sum over images: h = relu(f W),
+G = sum h h^T, Q = sum h y^T with one-hot y, and classes are scored by h^T (G + lambda I)^-1 Q. The sums do not depend
+on the order of images, batches or tasks, and a class that comes back adds to its column.
+
+    paper / code    here
+    M               projections
+    W               projection: standard normal, drawn from the seed
+    G, Q            G, Q
+    lambda          ridge; else `chosen` from 10^-8 ... 10^8, by squared error on a fifth of the task's training images
+
+As the code has it: the fifth is drawn at random from the current task's images; the value chosen last holds for all
+classes; the sums take in all images, without augmentation. So with `ridge=None` a prediction depends on the last task's
+choice, and only a given `ridge` makes it independent of the order of tasks.
+
+Departures (from the paper [p], from the code [c]):
+- 2000 projections; the paper and the code have 10 000, whose G takes 800 MB in float64, and is stored [p, c].
+- The first task trains a LoRA on key and value with the other methods' settings; the paper has AdaptFormer, SSF or VPT,
+  the code trains those by SGD at 0.01 for 20 epochs, batches of 48 [p, c]. `adapt="none"` leaves the backbone as it is.
+- Sums and solutions are float64, the code's float32; a lambda below the rounding of G (2e-16 times its trace) is raised
+  to it [c].
+- The candidates come from one eigendecomposition, in the smaller of the two spaces, instead of 17 solutions: the same
+  numbers. With fewer than five images there is no fifth, and the value before (1 at first) stays [c].
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella.backbones import Backbone
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+from lamella.heads import Head, only_columns
+from lamella.lowrank import grow
+from lamella.methods.schedules import named_schedule
+from lamella.randomness import generator
+
+__all__ = ["RanPAC", "best_ridge"]
+
+RIDGES = tuple(10.0**power for power in range(-8, 9))
+
+
+def best_ridge(h: Tensor, y: Tensor, h_held: Tensor, y_held: Tensor) -> float:
+    """The lambda of RIDGES whose solution on h (n, M), y (n, c) has the least squared error on the held-out images."""
+    # h_held (h^T h + l)^-1 h^T y = h_held h^T (h h^T + l)^-1 y: the smaller matrix is decomposed once for every l.
+    if len(h) > h.shape[1]:
+        K, left, right = h.T @ h, h_held, h.T @ y
+    else:
+        K, left, right = h @ h.T, h_held @ h.T, y
+    e, V = torch.linalg.eigh(K)
+    left, right, e = left @ V, V.T @ right, e.clamp_min(0)
+    errors = [float(((left / (e + ridge)) @ right - y_held).square().mean()) for ridge in RIDGES]
+    return RIDGES[errors.index(min(errors))]
+
+
+class RanPAC(nn.Module):
+    """Random projections and a ridge solution over all classes.
+
+    Args:
+        projections: M; learning needs M x M and images x M numbers in float64, and M x M are stored: 32 MB for 2000.
+        ridge: lambda; chosen anew with each task where left out.
+        adapt: "first-task" (a LoRA trained on the first task, then frozen) or "none".
+        rank, sites, blocks: of that LoRA. epochs, lr, batch_size, optimizer, schedule: of its training, with a head.
+    """
+
+    ids: Tensor
+    projection: Tensor
+    check: Tensor
+    chosen: Tensor
+    G: Tensor
+    Q: Tensor
+    solution: Tensor
+
+    def __init__(
+        self, backbone: Backbone, *, seed: int = 0, projections: int = 2000, ridge: float | None = None,
+        adapt: str = "first-task", rank: int = 10, sites: Sequence[str] = ("key+value",), blocks: int | None = None,
+        epochs: int = 20, lr: float = 5e-4, batch_size: int = 128, optimizer: str = "adam", schedule: str = "as_run",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if adapt not in ("first-task", "none"):
+            raise ValueError(f"adapt '{adapt}' is unknown; use 'first-task' or 'none'")
+        if projections < 1:
+            raise ValueError(f"projections {projections} is too small; 1000 to 10000 works well")
+        if ridge is not None and not ridge > 0:
+            raise ValueError(f"ridge {ridge} must be above 0; leave it out to have it chosen")
+        self.backbone, self.seed, self.projections, self.ridge, self.adapt = backbone, seed, projections, ridge, adapt
+        self.rank, self.epochs, self.lr, self.batch_size = rank, epochs, lr, batch_size
+        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
+        self.sites = backbone.sites(*sites, blocks=blocks) if adapt == "first-task" else ()
+        W = torch.randn(backbone.width, projections, dtype=torch.float64, generator=generator(seed, "ranpac", "W"))
+        self.register_buffer("projection", W, persistent=False)  # drawn again, not stored;
+        self.register_buffer("check", W.mean(0))  # this tells whether it came out as it was
+        self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("chosen", torch.ones((), dtype=torch.float64))
+        self.register_buffer("G", torch.zeros(projections, projections, dtype=torch.float64))
+        for name in ("Q", "solution"):
+            self.register_buffer(name, torch.zeros(projections, 0, dtype=torch.float64))
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return tuple(self.ids.tolist())
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) features, adapted by the first task or as they are."""
+        return self.backbone(x)
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) regression scores: about 1 for the class, 0 for the others."""
+        features = self.features(x)
+        scores = self.project(features) @ self.solution
+        wide = torch.promote_types(features.dtype, torch.float32)
+        return only_columns(scores.to(wide), self.classes, task)
+
+    def project(self, features: Tensor) -> Tensor:
+        """(n, d) -> (n, M) float64: relu(f W). Matrix products in float64 are beyond autocast's reach."""
+        return F.relu(features.double() @ self.projection)
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        if self.adapt == "first-task" and not self.classes:
+            self._adapt(task, fit)
+        h = self.project(fit.features(task.train, self.features))
+        self.ids = torch.tensor(list(dict.fromkeys((*self.classes, *task.classes))), device=h.device)
+        y = (task.train.labels.to(h.device)[:, None] == self.ids).to(h)
+        self.chosen.fill_(self._chosen(h, y, task.id))
+        self.G = self.G + h.T @ h
+        self.Q = F.pad(self.Q, (0, y.shape[1] - self.Q.shape[1])) + h.T @ y
+        rounding = torch.finfo(self.G.dtype).eps * self.G.trace()
+        level = torch.maximum(self.chosen, rounding) * torch.eye(len(self.G)).to(self.G)
+        self.solution = torch.cholesky_solve(self.Q, torch.linalg.cholesky(self.G + level)).contiguous()
+
+    def _adapt(self, task: Task, fit: Fit) -> None:
+        """Train a LoRA and a head on the first task; the LoRA stays, the head goes."""
+        branches = grow(self.sites, "first", self.rank, generator=generator(self.seed, "lora"))
+        head = Head(self.backbone.width, task.classes, generator(self.seed, "head", 0)).to(self.G.device)
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(head(self.features(x)), head.columns(y))
+
+        factors = [factor for branch in branches for factor in (branch.A, branch.B)]
+        fit(task.train, loss, [*factors, *head.parameters()], epochs=self.epochs, lr=self.lr,
+            batch_size=self.batch_size, optimizer=self.optimizer, schedule=self.schedule)  # fmt: skip
+
+    def _chosen(self, h: Tensor, y: Tensor, task: int) -> float:
+        """Lambda: as given, or chosen on a random fifth of the task's own training images, the others teaching."""
+        if self.ridge is not None or len(h) < 5:
+            return float(self.chosen) if self.ridge is None else self.ridge
+        order = torch.randperm(len(h), generator=generator(self.seed, "ranpac", "held out", task)).to(h.device)
+        teach, held = order[: len(h) * 4 // 5], order[len(h) * 4 // 5 :]
+        return best_ridge(h[teach], y[teach], h[held], y[held])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("ids", "Q", "solution"):
+            if prefix + name in state_dict:
+                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.G.device))
+        drawn = self.check.clone()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if not torch.allclose(drawn, self.check):
+            args[-1].append(
+                f"its random projections are not those of seed {self.seed} here: use the seed it learned with"
+            )

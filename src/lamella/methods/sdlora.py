@@ -1,0 +1,148 @@
+"""SD-LoRA: directions of old tasks stay, the magnitudes of all of them keep training.
+
+Wu et al., "SD-LoRA: Scalable Decoupled Low-Rank Adaptation for Class Incremental Learning", ICLR 2025,
+arXiv 2501.13198. Authors' code: github.com/WuYichen-97/SD-Lora-CL, read through a fork and LibContinual's port of it.
+
+A layer's update after task t is the sum over i <= t of alpha_i (B_i A_i) / (|B_i|_F |A_i|_F). Task t trains its own
+pair and every alpha; the directions of tasks i < t are frozen. There is nothing to choose at test time: one pass.
+
+    paper                       here
+    A_i B_i, their product      branch.B @ branch.A: A reduces, B expands
+    direction of task i         branches "task{i}-{site}", each scaled to |B| |A| = 1 once its task is over
+    alpha_i                     alphas[i]: one value a site, or one for all
+    SD-LoRA-RR                  rank_reduction
+
+As the authors' code has it: the norm is the product |B| |A|, not |B A|; a pair is not normalised while its own task
+trains, since B starts at zero and has no direction yet, but its alpha trains beside it; alpha starts at 0.8; the rank
+is 10; the classes of each task compete among themselves.
+
+Departures (from the authors' code [c]):
+- `magnitudes="carried"`: every site has its own alpha, which takes up the norm of its pair when the task ends and goes
+  on from there, so that normalising changes no output. The code has one alpha a task for all layers, and starts all of
+  them again at 0.8 with each task, which scales old updates anew: `magnitudes="restarted"` [c].
+- Sites are key and value, like the other LoRA methods here; the code's are sites = ["query", "value"] [c].
+- Adam, 5e-4 and InfLoRA's schedule, like the others; the code trains with SGD, momentum 0.9, a constant rate of about
+  0.01, batches of 128 for 20 epochs [c].
+- SD-LoRA-KD, which leaves out a new direction that is nearly a combination of the old ones, is not here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella.backbones import Backbone
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+from lamella.heads import Heads, only_columns
+from lamella.lowrank import Branch, grow, using
+from lamella.methods.schedules import named_schedule
+from lamella.randomness import generator
+
+__all__ = ["SDLoRA"]
+
+
+class SDLoRA(nn.Module):
+    """A direction per task and site, and a magnitude for each that all later tasks train.
+
+    Args:
+        rank: of a task's pair. rank_reduction: instead of `rank`, the ranks of the tasks one after another, the last
+            one for all others (SD-LoRA-RR; the authors' code: 10 for four tasks, 8 for four, then 6).
+        magnitudes: "carried" (one a site, going on from task to task) or "restarted" (one a task, the authors' code).
+        magnitude_start: of a new task's magnitudes.
+        sites: roles that carry a branch. blocks: only the first so many.
+        epochs, lr, batch_size, optimizer, schedule: of the pair, the magnitudes and the head.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, seed: int = 0, rank: int = 10, rank_reduction: Sequence[int] = (),
+        magnitudes: str = "carried", magnitude_start: float = 0.8, sites: Sequence[str] = ("key+value",),
+        blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, batch_size: int = 128, optimizer: str = "adam",
+        schedule: str = "as_run",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.ranks = tuple(rank_reduction) or (rank,)
+        if min(self.ranks) < 1:
+            raise ValueError(f"rank {min(self.ranks)} is too small; a branch needs a rank of at least 1")
+        if magnitudes not in ("carried", "restarted"):
+            raise ValueError(f"magnitudes '{magnitudes}' is unknown; use 'carried' or 'restarted' (the authors' code)")
+        if magnitude_start == 0:
+            raise ValueError("magnitude_start is 0, so the new pair would get no gradient; the authors' code has 0.8")
+        self.backbone, self.seed, self.rank, self.rank_reduction = backbone, seed, rank, tuple(rank_reduction)
+        self.magnitudes, self.magnitude_start = magnitudes, magnitude_start
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
+        self.sites = backbone.sites(*sites, blocks=blocks)
+        self.alphas = nn.ParameterList()
+        self.heads = Heads(backbone.width)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.heads.classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) features under all directions so far, each with its magnitude."""
+        with using(self.sites, {_name(t, k): a[k % len(a)] for t, a in enumerate(self.alphas) for k in self._numbers}):
+            return self.backbone(x)
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes): one forward pass, all heads side by side."""
+        return only_columns(self.heads(self.features(x)), self.classes, task)
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        number = len(self.heads)
+        if self.magnitudes == "restarted":
+            self.alphas = nn.ParameterList(self._start() for _ in range(number))
+        pairs = self._grow(number)
+        self.alphas.append(self._start())
+        head = self.heads.grow(task.classes, generator(self.seed, "head", number))
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(head(self.features(x)), head.columns(y))
+
+        factors = [factor for branch in pairs for factor in (branch.A, branch.B)]
+        fit(task.train, loss, [*factors, *self.alphas, *head.parameters()], epochs=self.epochs, lr=self.lr,
+            batch_size=self.batch_size, optimizer=self.optimizer, schedule=self.schedule)  # fmt: skip
+        self._normalise(pairs)
+
+    def _grow(self, number: int) -> list[Branch]:
+        """The pairs of a new task: an adapter for each site, so that each site can have its own magnitude."""
+        rank, draws = self.ranks[min(number, len(self.ranks) - 1)], generator(self.seed, "sdlora", number)
+        return [
+            branch
+            for k, site in enumerate(self.sites)
+            for branch in grow([site], _name(number, k), rank, generator=draws)
+        ]
+
+    def _start(self) -> nn.Parameter:
+        """Magnitudes of a task before they are trained, (sites,) or (1,)."""
+        count = len(self.sites) if self.magnitudes == "carried" else 1
+        weight = self.sites[0].layer.weight
+        return nn.Parameter(torch.full((count,), self.magnitude_start, device=weight.device), requires_grad=False)
+
+    @torch.no_grad()
+    def _normalise(self, pairs: Sequence[Branch]) -> None:
+        """Scale each newest pair to |B| |A| = 1 and let its magnitude take the factor, so that no output changes."""
+        norms = torch.stack([branch.A.norm() * branch.B.norm() for branch in pairs]).float()
+        norms = torch.where(norms > 0, norms, 1.0)  # a pair that learned nothing has no direction
+        for branch, norm in zip(pairs, norms, strict=True):
+            branch.B.data /= norm
+        self.alphas[-1] = nn.Parameter(self.alphas[-1] * norms, requires_grad=False)
+
+    @property
+    def _numbers(self) -> range:
+        return range(len(self.sites))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        count = sum(key.startswith(f"{prefix}alphas.") for key in state_dict)
+        device = self.sites[0].layer.weight.device
+        held = [torch.empty_like(state_dict[f"{prefix}alphas.{i}"], device=device) for i in range(count)]
+        self.alphas = nn.ParameterList(nn.Parameter(alpha, requires_grad=False) for alpha in held)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _name(task: int, site: int) -> str:
+    return f"task{task}-{site}"

@@ -1,0 +1,84 @@
+"""Write docs/methods/: a page for each method and part, from its docstrings and its signature.
+
+    python tools/method_pages.py
+
+Nothing on these pages is written by hand, so nothing on them can disagree with the code; tests/test_docs.py compares.
+"""
+
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lamella.compose import PARTS
+from lamella.methods import METHODS, WHOLE_STREAM
+from lamella.options import Option, options_of
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "docs" / "methods"
+
+
+def pages() -> dict[str, str]:
+    """The text of every page, by file name."""
+    methods = {f"{name}.md": _page(name, build, "[method]") for name, build in METHODS.items()}
+    parts = {f"{name}.md": _page(name, build, f"[method.{name}]") for name, build in PARTS.items()}
+    return methods | parts
+
+
+def _page(name: str, build: Callable[..., Any], table: str) -> str:
+    source = inspect.getsourcefile(build) or ""
+    place = Path(source).resolve().relative_to(ROOT).as_posix()
+    module = inspect.getdoc(importlib.import_module(build.__module__)) or ""
+    title, _, rest = module.partition("\n")
+    told = f"Given all tasks as one: the upper bound `{name}`.\n\n" if name in WHOLE_STREAM else ""
+    return (
+        f"# {name}\n\n{told}{title}\n\n{_markdown(rest.strip())}\n\n## Settings in {table}\n\n{_settings(build)}\n"
+        f"From [{place}](../../{place}), by `python tools/method_pages.py`. [All methods](../methods.md).\n"
+    )
+
+
+def _markdown(text: str) -> str:
+    """Docstring text as Markdown: indented tables become code, lists get their blank line."""
+    text = re.sub(r"(?m)^(Departures.*|As the .*):\n(?=- )", r"**\1:**\n\n", text)
+    text = re.sub(r"(?m)((?:^ {4}.*\n?|^\n(?= {4}))+)", lambda m: f"\n```text\n{inspect.cleandoc(m[0])}\n```\n", text)
+    return re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+def _settings(build: Callable[..., Any]) -> str:
+    options = options_of(build, without={"seed"})
+    if not options:
+        return "None.\n"
+    meanings = _meanings(inspect.getdoc(build) or "", options)
+    rows = [f"| `{key}` | {_default(option)} | {meanings.get(key, '')} |" for key, option in options.items()]
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows, ""])
+
+
+def _meanings(doc: str, options: dict[str, Option]) -> dict[str, str]:
+    """What the "Args" of a docstring say of each key: `key, key: meaning.`, several on a line."""
+    found = re.search(r"Args:\n(.*?)(?=\n\S|\Z)", doc, re.DOTALL)
+    text = " ".join(found[1].split()) if found else ""
+    names = "|".join(map(re.escape, ["base", *options]))
+    parts = re.split(rf"(?:^|(?<=[.)] ))((?:{names})(?:, (?:{names}))*): ", text)
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    return {key: meaning.strip().rstrip(".").replace("|", "\\|") for keys, meaning in pairs for key in keys.split(", ")}
+
+
+def _default(option: Option) -> str:
+    if option.default is None:
+        return "none"
+    return f"`{json.dumps(option.default)}`"
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for old in FOLDER.glob("*.md"):
+        old.unlink()
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
