@@ -101,3 +101,15 @@ def test_cosines_keep_their_precision_under_autocast() -> None:
         scores = cosine_scores(features, means)
     assert narrow.dtype == torch.float32
     assert torch.allclose(scores, torch.cosine_similarity(features[:, None], means[None], dim=2), atol=1e-6)
+
+
+def test_heads_start_as_they_are_told() -> None:
+    uniform, zero = Heads(16, "uniform", seed=3), Heads(16)
+    first, second = uniform.grow((0, 1)), uniform.grow((2, 3))
+    assert float(zero.grow((0, 1)).weight.abs().max()) == 0
+    assert 0 < float(first.weight.abs().max()) <= 16**-0.5
+    assert not torch.equal(first.weight, second.weight)
+    assert torch.equal(Heads(16, "uniform", seed=3).grow((5, 6)).weight, first.weight)  # by seed and number
+    assert not torch.equal(Heads(16, "uniform", seed=4).grow((0, 1)).weight, first.weight)
+    with pytest.raises(ValueError, match="head_start 'normal' is unknown"):
+        Heads(16, "normal")

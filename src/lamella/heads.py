@@ -6,6 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lamella.randomness import generator as named_generator
+
 __all__ = ["OTHER_TASK_PENALTY", "Head", "Heads", "cosine_scores", "only_columns"]
 
 OTHER_TASK_PENALTY = 1e4
@@ -41,19 +43,26 @@ class Head(nn.Module):
         Raises:
             ValueError: a label is not among the head's classes.
         """
-        match = labels[:, None] == self.ids
-        if not bool(match.any(1).all()):
-            strangers = sorted(set(labels[~match.any(1)].tolist()))
-            raise ValueError(f"labels {strangers} are not among this head's classes {self.ids.tolist()}")
-        return match.long().argmax(1)
+        return _columns(labels, self.ids, "this head's classes")
 
 
 class Heads(nn.Module):
-    """All heads so far. A class that comes back is scored by the head that learned it last."""
+    """All heads so far. A class that comes back is scored by the head that learned it last.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: d. seed: of uniform starts.
+        start: how a head begins: "zero", or "uniform", torch's own start of a linear layer, U(-1, 1) / sqrt(d). On
+            features of large norm a uniform start is noise that a short training does not remove.
+
+    Raises:
+        ValueError: an unknown start.
+    """
+
+    def __init__(self, width: int, start: str = "zero", seed: int = 0) -> None:
         super().__init__()
-        self.width = width
+        if start not in ("zero", "uniform"):
+            raise ValueError(f"head_start '{start}' is unknown; use 'uniform' (torch's own) or 'zero'")
+        self.width, self.start, self.seed = width, start, seed
         self.heads = nn.ModuleList()
 
     def __len__(self) -> int:
@@ -71,13 +80,15 @@ class Heads(nn.Module):
         """Add a head on the device of the others.
 
         Args:
-            classes: global ids. generator: draws the start as torch does; zeros without it.
+            classes: global ids. generator: draws a uniform start; else the start is that of these heads.
 
         Raises:
             ValueError: no classes, or one named twice.
         """
         if not classes or len(set(classes)) != len(classes):
             raise ValueError(f"a head needs distinct classes, got {list(classes)}")
+        if generator is None and self.start == "uniform":
+            generator = named_generator(self.seed, "head", len(self))
         head = Head(self.width, classes, generator)
         if len(self):
             head = head.to(self[0].weight.device)
@@ -91,6 +102,14 @@ class Heads(nn.Module):
         columns = [position[c] for c in self.classes]
         return logits if len(columns) == logits.shape[1] else logits[:, columns]
 
+    def columns(self, labels: Tensor) -> Tensor:
+        """Column of each label (n,) in the output of all heads side by side.
+
+        Raises:
+            ValueError: a label is of no head.
+        """
+        return _columns(labels, torch.tensor(self.classes, device=labels.device), "the classes of these heads,")
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         numbers = {int(k[len(prefix) :].split(".")[1]) for k in state_dict if k.startswith(prefix + "heads.")}
         device = self[0].weight.device if len(self) else None
@@ -98,6 +117,15 @@ class Heads(nn.Module):
         self.heads = nn.ModuleList(Head(self.width, c) for c in ids)
         self.to(device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _columns(labels: Tensor, ids: Tensor, what: str) -> Tensor:
+    """Position in `ids` (c,) of each label (n,); `what` names the ids in the error."""
+    match = labels[:, None] == ids
+    if not bool(match.any(1).all()):
+        strangers = sorted(set(labels[~match.any(1)].tolist()))
+        raise ValueError(f"labels {strangers} are not among {what} {ids.tolist()}")
+    return match.long().argmax(1)
 
 
 def only_columns(logits: Tensor, classes: Sequence[int], allowed: Sequence[int] | None) -> Tensor:

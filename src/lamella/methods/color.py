@@ -102,6 +102,7 @@ class CoLoR(nn.Module):
         clusters: centres kept of a task; None keeps two per class.
         key_features: "plain" or "first_task". choice: "hard" (the nearest centre's task) or "soft" (a mixture).
         epochs, lr, batch_size, optimizer, schedule: of an expert and its head.
+        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     routed = True
@@ -109,8 +110,8 @@ class CoLoR(nn.Module):
     def __init__(
         self, backbone: Backbone, *, seed: int = 0, rank: int = 16, clusters: int | None = None,
         key_features: str = "plain", choice: str = "hard", sites: Sequence[str] = ("query", "value"),
-        blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, batch_size: int = 128, optimizer: str = "adam",
-        schedule: str = "as_run",
+        blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, batch_size: int = 128,
+        head_start: str = "uniform", optimizer: str = "adam", schedule: str = "as_run",
     ) -> None:  # fmt: skip
         super().__init__()
         if key_features not in ("plain", "first_task"):
@@ -122,10 +123,10 @@ class CoLoR(nn.Module):
         self.backbone, self.seed, self.rank, self.clusters = backbone, seed, rank, clusters
         self.key_features, self.choice = key_features, choice
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
-        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
+        self.head_start, self.optimizer, self.schedule = head_start, optimizer, named_schedule(schedule)
         self.sites = backbone.sites(*sites, blocks=blocks)
         self.keys = TaskKeys(backbone.width)
-        self.heads = Heads(backbone.width)
+        self.heads = Heads(backbone.width, head_start, seed)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -151,7 +152,7 @@ class CoLoR(nn.Module):
         number = len(self.heads)
         expert = f"task{number}"
         branches = grow(self.sites, expert, self.rank, generator=generator(self.seed, "expert", number))
-        head = self.heads.grow(task.classes, generator(self.seed, "head", number))
+        head = self.heads.grow(task.classes)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:  # only this task's classes compete
             with using(self.sites, expert):

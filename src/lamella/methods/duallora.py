@@ -64,7 +64,7 @@ class DualLoRA(nn.Module):
             energy + (1 - energy) t / horizon; constant without horizon.
         sites: roles that carry branches. blocks: only the first so many.
         epochs, lr, batch_size, optimizer, schedule: of the adapters and the head. head_lr: the head's own rate.
-        head_start: "uniform" or "zero", see InfLoRA.
+        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     def __init__(
@@ -81,7 +81,6 @@ class DualLoRA(nn.Module):
         for name, value, allowed in (
             ("residual", residual, ("prev", "all_prev", "current", "none")),
             ("gate", gate, ("normalised", "cosine", "off")),
-            ("head_start", head_start, ("uniform", "zero")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} '{value}' is unknown; use {', '.join(map(repr, allowed))}")
@@ -98,7 +97,7 @@ class DualLoRA(nn.Module):
         self.sites = backbone.sites(*sites, blocks=blocks)
         check_basis(backbone.model, self.sites, basis)
         self.signatures = Signatures(self.sites, gate)
-        self.heads = Heads(backbone.width)
+        self.heads = Heads(backbone.width, head_start, seed)
         self.register_load_state_dict_post_hook(_attach_gates)  # branches that come from a file come without
 
     @property
@@ -133,9 +132,7 @@ class DualLoRA(nn.Module):
         number = len(self.heads)
         share = protected_share(self.energy, number, self.horizon)
         before = self._inputs(task, fit, "inputs-before") if self.residual == "current" else {}
-        head = self.heads.grow(
-            task.classes, generator(self.seed, "head", number) if self.head_start == "uniform" else None
-        )
+        head = self.heads.grow(task.classes)
         constrained = self._grow_orthogonal(number) + self._grow_residual(number, before, share)
         _project_rows(constrained)
 

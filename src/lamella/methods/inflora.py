@@ -41,7 +41,6 @@ from lamella.fit import Fit
 from lamella.heads import Heads, only_columns
 from lamella.lowrank import Branch, grow, merge, watch
 from lamella.methods.schedules import named_schedule
-from lamella.randomness import generator
 from lamella.subspace import SecondMoment, Subspace, left_singular, numerical_rank, orthonormal
 
 __all__ = ["EnergyRule", "InfLoRA"]
@@ -122,8 +121,6 @@ class InfLoRA(nn.Module):
             raise ValueError(f"rank {rank} is too small; a branch needs a rank of at least 1")
         if design not in ("moment", "inputs"):
             raise ValueError(f"design '{design}' is unknown; use 'moment' (the authors' code) or 'inputs' (the paper)")
-        if head_start not in ("uniform", "zero"):
-            raise ValueError(f"head_start '{head_start}' is unknown; use 'uniform' (the authors' code) or 'zero'")
         self.backbone, self.seed, self.rank, self.design = backbone, seed, rank, design
         self.head_start = head_start
         self.epochs, self.lr, self.head_lr, self.batch_size = epochs, lr, head_lr, batch_size
@@ -132,7 +129,7 @@ class InfLoRA(nn.Module):
         self.sites = backbone.sites(*sites, blocks=blocks)
         layers = dict.fromkeys(site.name for site in self.sites)
         self.memory = nn.ModuleDict({_key(n): Subspace(self._width(n)) for n in layers})
-        self.heads = Heads(backbone.width)
+        self.heads = Heads(backbone.width, head_start, seed)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -149,8 +146,7 @@ class InfLoRA(nn.Module):
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()  # no dropout while training, as in the authors' code
         branches = self._grow_designed(self._moments(task, fit, "moment-before"))
-        draws = generator(self.seed, "head", len(self.heads)) if self.head_start == "uniform" else None
-        head = self.heads.grow(task.classes, draws)
+        head = self.heads.grow(task.classes)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:  # only this task's classes compete
             return F.cross_entropy(head(self.features(x)), head.columns(y))

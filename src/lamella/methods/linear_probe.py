@@ -15,7 +15,6 @@ from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.heads import Heads, only_columns
 from lamella.methods.schedules import named_schedule
-from lamella.randomness import generator
 
 __all__ = ["LinearProbe"]
 
@@ -25,17 +24,18 @@ class LinearProbe(nn.Module):
 
     Args:
         epochs, lr, batch_size, optimizer, schedule: of the head's training.
+        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     def __init__(
         self, backbone: Backbone, *, seed: int = 0, epochs: int = 50, lr: float = 1e-2, batch_size: int = 128,
-        optimizer: str = "adam", schedule: str = "as_meant",
+        head_start: str = "uniform", optimizer: str = "adam", schedule: str = "as_meant",
     ) -> None:  # fmt: skip
         super().__init__()
         self.backbone, self.seed = backbone, seed
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
-        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
-        self.heads = Heads(backbone.width)
+        self.head_start, self.optimizer, self.schedule = head_start, optimizer, named_schedule(schedule)
+        self.heads = Heads(backbone.width, head_start, seed)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ class LinearProbe(nn.Module):
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
-        head = self.heads.grow(task.classes, generator(self.seed, "head", len(self.heads)))
+        head = self.heads.grow(task.classes)
         data = TensorSet(fit.features(task.train, self.features), task.train.labels)
 
         def loss(f: Tensor, y: Tensor) -> Tensor:

@@ -81,13 +81,14 @@ class OLoRA(nn.Module):
         orthogonality: lambda_1, at least 0. penalty: "absolute" (the authors' code) or "squared" (the paper).
         norm_penalty: lambda_2, at least 0.
         epochs, lr, batch_size, optimizer, schedule: of the branch and the task's head.
+        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     def __init__(
         self, backbone: Backbone, *, seed: int = 0, rank: int = 10, orthogonality: float = 0.5,
         penalty: str = "absolute", norm_penalty: float = 0.0, sites: Sequence[str] = ("key+value",),
-        blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, batch_size: int = 128, optimizer: str = "adam",
-        schedule: str = "as_run",
+        blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, batch_size: int = 128,
+        head_start: str = "uniform", optimizer: str = "adam", schedule: str = "as_run",
     ) -> None:  # fmt: skip
         super().__init__()
         if penalty not in ("absolute", "squared"):
@@ -100,10 +101,10 @@ class OLoRA(nn.Module):
         self.backbone, self.seed, self.rank = backbone, seed, rank
         self.orthogonality, self.penalty, self.norm_penalty = orthogonality, penalty, norm_penalty
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
-        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
+        self.head_start, self.optimizer, self.schedule = head_start, optimizer, named_schedule(schedule)
         self.sites = backbone.sites(*sites, blocks=blocks)
         self.memory = nn.ModuleDict({_key(site): ReadRows(site.layer.weight.shape[1]) for site in self.sites})
-        self.heads = Heads(backbone.width)
+        self.heads = Heads(backbone.width, head_start, seed)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -121,7 +122,7 @@ class OLoRA(nn.Module):
         self.eval()
         number = len(self.heads)
         branches = grow(self.sites, "new", self.rank, generator=generator(self.seed, "lora", number))
-        head = self.heads.grow(task.classes, generator(self.seed, "head", number))
+        head = self.heads.grow(task.classes)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:  # only this task's classes compete
             return F.cross_entropy(head(self.features(x)), head.columns(y)) + self.penalties(branches)

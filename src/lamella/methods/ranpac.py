@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.fit import Fit
-from lamella.heads import Head, only_columns
+from lamella.heads import Heads, only_columns
 from lamella.lowrank import grow
 from lamella.methods.schedules import named_schedule
 from lamella.randomness import generator
@@ -68,6 +68,7 @@ class RanPAC(nn.Module):
         ridge: lambda; chosen anew with each task where left out.
         adapt: "first-task" (a LoRA trained on the first task, then frozen) or "none".
         rank, sites, blocks: of that LoRA. epochs, lr, batch_size, optimizer, schedule: of its training, with a head.
+        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     ids: Tensor
@@ -81,7 +82,8 @@ class RanPAC(nn.Module):
     def __init__(
         self, backbone: Backbone, *, seed: int = 0, projections: int = 2000, ridge: float | None = None,
         adapt: str = "first-task", rank: int = 10, sites: Sequence[str] = ("key+value",), blocks: int | None = None,
-        epochs: int = 20, lr: float = 5e-4, batch_size: int = 128, optimizer: str = "adam", schedule: str = "as_run",
+        epochs: int = 20, lr: float = 5e-4, batch_size: int = 128,
+        head_start: str = "uniform", optimizer: str = "adam", schedule: str = "as_run",
     ) -> None:  # fmt: skip
         super().__init__()
         if adapt not in ("first-task", "none"):
@@ -92,7 +94,7 @@ class RanPAC(nn.Module):
             raise ValueError(f"ridge {ridge} must be above 0; leave it out to have it chosen")
         self.backbone, self.seed, self.projections, self.ridge, self.adapt = backbone, seed, projections, ridge, adapt
         self.rank, self.epochs, self.lr, self.batch_size = rank, epochs, lr, batch_size
-        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
+        self.head_start, self.optimizer, self.schedule = head_start, optimizer, named_schedule(schedule)
         self.sites = backbone.sites(*sites, blocks=blocks) if adapt == "first-task" else ()
         W = torch.randn(backbone.width, projections, dtype=torch.float64, generator=generator(seed, "ranpac", "W"))
         self.register_buffer("projection", W, persistent=False)  # drawn again, not stored;
@@ -139,7 +141,7 @@ class RanPAC(nn.Module):
     def _adapt(self, task: Task, fit: Fit) -> None:
         """Train a LoRA and a head on the first task; the LoRA stays, the head goes."""
         branches = grow(self.sites, "first", self.rank, generator=generator(self.seed, "lora"))
-        head = Head(self.backbone.width, task.classes, generator(self.seed, "head", 0)).to(self.G.device)
+        head = Heads(self.backbone.width, self.head_start, self.seed).grow(task.classes).to(self.G.device)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))

@@ -54,13 +54,14 @@ class SDLoRA(nn.Module):
         magnitude_start: of a new task's magnitudes.
         sites: roles that carry a branch. blocks: only the first so many.
         epochs, lr, batch_size, optimizer, schedule: of the pair, the magnitudes and the head.
+        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     def __init__(
         self, backbone: Backbone, *, seed: int = 0, rank: int = 10, rank_reduction: Sequence[int] = (),
         magnitudes: str = "carried", magnitude_start: float = 0.8, sites: Sequence[str] = ("key+value",),
-        blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, batch_size: int = 128, optimizer: str = "adam",
-        schedule: str = "as_run",
+        blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, batch_size: int = 128,
+        head_start: str = "uniform", optimizer: str = "adam", schedule: str = "as_run",
     ) -> None:  # fmt: skip
         super().__init__()
         self.ranks = tuple(rank_reduction) or (rank,)
@@ -73,10 +74,10 @@ class SDLoRA(nn.Module):
         self.backbone, self.seed, self.rank, self.rank_reduction = backbone, seed, rank, tuple(rank_reduction)
         self.magnitudes, self.magnitude_start = magnitudes, magnitude_start
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
-        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
+        self.head_start, self.optimizer, self.schedule = head_start, optimizer, named_schedule(schedule)
         self.sites = backbone.sites(*sites, blocks=blocks)
         self.alphas = nn.ParameterList()
-        self.heads = Heads(backbone.width)
+        self.heads = Heads(backbone.width, head_start, seed)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -98,7 +99,7 @@ class SDLoRA(nn.Module):
             self.alphas = nn.ParameterList(self._start() for _ in range(number))
         pairs = self._grow(number)
         self.alphas.append(self._start())
-        head = self.heads.grow(task.classes, generator(self.seed, "head", number))
+        head = self.heads.grow(task.classes)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))

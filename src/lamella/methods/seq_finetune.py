@@ -14,7 +14,6 @@ from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.heads import Heads, only_columns
 from lamella.methods.schedules import named_schedule
-from lamella.randomness import generator
 
 __all__ = ["SeqFinetune"]
 
@@ -25,19 +24,20 @@ class SeqFinetune(nn.Module):
     Args:
         lr: of the backbone. head_lr: of the task's head.
         epochs, batch_size, optimizer, schedule: as in the other methods.
+        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     changes_backbone = True
 
     def __init__(
         self, backbone: Backbone, *, seed: int = 0, epochs: int = 20, lr: float = 5e-5, head_lr: float = 5e-4,
-        batch_size: int = 128, optimizer: str = "adam", schedule: str = "as_run",
+        batch_size: int = 128, head_start: str = "uniform", optimizer: str = "adam", schedule: str = "as_run",
     ) -> None:  # fmt: skip
         super().__init__()
         self.backbone, self.seed = backbone, seed
         self.epochs, self.lr, self.head_lr, self.batch_size = epochs, lr, head_lr, batch_size
-        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
-        self.heads = Heads(backbone.width)
+        self.head_start, self.optimizer, self.schedule = head_start, optimizer, named_schedule(schedule)
+        self.heads = Heads(backbone.width, head_start, seed)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -53,7 +53,7 @@ class SeqFinetune(nn.Module):
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
-        head = self.heads.grow(task.classes, generator(self.seed, "head", len(self.heads)))
+        head = self.heads.grow(task.classes)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))

@@ -32,20 +32,21 @@ class SeqLoRA(nn.Module):
     Args:
         rank: of the adapter. sites: roles that carry a branch. blocks: only the first so many.
         epochs, lr, batch_size, optimizer, schedule: of the adapter and the task's head.
+        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     def __init__(
         self, backbone: Backbone, *, seed: int = 0, rank: int = 10, sites: Sequence[str] = ("key+value",),
-        blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, batch_size: int = 128, optimizer: str = "adam",
-        schedule: str = "as_run",
+        blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, batch_size: int = 128,
+        head_start: str = "uniform", optimizer: str = "adam", schedule: str = "as_run",
     ) -> None:  # fmt: skip
         super().__init__()
         self.backbone, self.seed, self.rank = backbone, seed, rank
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
-        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
+        self.head_start, self.optimizer, self.schedule = head_start, optimizer, named_schedule(schedule)
         self.sites = backbone.sites(*sites, blocks=blocks)
         grow(self.sites, "lora", rank, generator=generator(seed, "lora"))
-        self.heads = Heads(backbone.width)
+        self.heads = Heads(backbone.width, head_start, seed)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -61,7 +62,7 @@ class SeqLoRA(nn.Module):
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
-        head = self.heads.grow(task.classes, generator(self.seed, "head", len(self.heads)))
+        head = self.heads.grow(task.classes)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))
