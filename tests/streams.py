@@ -1,13 +1,15 @@
 """Small streams and learners for tests: images whose class can be learned in seconds."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from lamella.backbones import Backbone, load_backbone
+from lamella.backbones.resnets import ResNet
 from lamella.data.images import ImageSet, PixelArray
-from lamella.data.scenario import Scenario, Source, class_incremental
-from lamella.data.transform import Augmentation
+from lamella.data.scenario import Scenario, Source, Task, class_incremental
+from lamella.data.transform import Augmentation, InputTransform
 from lamella.fit import Fit
 from lamella.methods import METHODS
 from lamella.randomness import generator
@@ -16,6 +18,13 @@ QUICK: dict[str, dict[str, Any]] = {
     "nearest-mean": {},
     "streaming-lda": {},
     "linear-probe": {"epochs": 5},
+    "replay": {"epochs": 1, "batch_size": 16, "optimizer": "adam", "lr": 1e-3, "memory": 24},
+    "icarl": {"epochs": 1, "batch_size": 16, "optimizer": "adam", "lr": 1e-3, "memory": 24},
+    "lwf": {"epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 1e-3},
+    "wa": {"epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 1e-3, "memory": 24},
+    "der": {"epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 1e-3, "memory": 24},
+    "memo": {"epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 1e-3, "memory": 24},
+    "dlc": {"base": "replay", "epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 3e-3},
 }
 
 
@@ -42,10 +51,25 @@ def tiny_backbone(seed: int = 0) -> Backbone:
     return load_backbone("test_vit", weights="random", size=32, crop=1.0, seed=seed)
 
 
+def tiny_residual_backbone(seed: int = 0) -> Backbone:
+    """A residual network of three blocks with random weights, on 16-pixel images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ResNet(blocks=1, widths=(8, 12, 16))
+    return Backbone(model, name="tiny", width=16, transform=InputTransform(16, (0.5,) * 3, (0.25,) * 3, "bicubic", 1.0))
+
+
+RESIDUAL = ("memo", "dlc")
+"""Methods that need a network with stages of convolutions."""
+
+
 def build(name: str, seed: int = 0, backbone: Backbone | None = None, **options: Any) -> Any:
-    """Method `name` with short training on the tiny backbone."""
-    quick = QUICK.get(name, {"epochs": 2, "batch_size": 8})
-    return METHODS[name](backbone or tiny_backbone(), seed=seed, **(quick | options))
+    """Method `name` with short training on a tiny backbone; a base that it learns on is named, or a built method."""
+    backbone = backbone or (tiny_residual_backbone if name in RESIDUAL else tiny_backbone)()
+    chosen = QUICK.get(name, {"epochs": 2, "batch_size": 8}) | options
+    if isinstance(chosen.get("base"), str):
+        chosen["base"] = build(chosen["base"], seed, backbone, **{k: v for k, v in options.items() if k == "epochs"})
+    return METHODS[name](backbone, seed=seed, **chosen)
 
 
 def fit_for(method: Any, **options: Any) -> Fit:
@@ -58,3 +82,26 @@ def learn_all(method: Any, scenario: Scenario, fit: Fit | None = None) -> Any:
         fit.begin(str(task.id))
         method.learn(task, fit)
     return method
+
+
+def learn(method: Any, number: int, task: Task, fit: Any = None) -> Any:
+    """Task `number` of a method's life."""
+    fit = fit or fit_for(method)
+    fit.begin(str(number))
+    method.learn(task, fit)
+    return method
+
+
+class Spy:
+    """The real fit; before its training call runs, `look(loss, data, params)` sees what that was given."""
+
+    def __init__(self, method: Any, look: Callable[[Any, ImageSet, list[Any]], None] = lambda *_: None) -> None:
+        self.fit, self.look, self.options = fit_for(method), look, {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fit, name)
+
+    def __call__(self, data: ImageSet, loss: Any, params: Any, **options: Any) -> list[float]:
+        params, self.options = list(params), options
+        self.look(loss, data, params)
+        return self.fit(data, loss, params, **options)

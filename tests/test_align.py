@@ -261,3 +261,11 @@ def test_a_class_may_have_a_covariance_of_its_own() -> None:
 def test_bad_settings_are_refused_at_once(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Aligned(Drifting(), **options)
+
+
+def test_features_that_widen_are_refused() -> None:
+    class Widening(Drifting):
+        widens = True
+
+    with pytest.raises(ValueError, match="those of Widening widen with each task"):
+        Aligned(Widening())

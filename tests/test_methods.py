@@ -13,12 +13,21 @@ from lamella.data.transform import plain_view
 from lamella.methods import METHODS
 from lamella.store import learned_state, restore_state
 
-WITH_FEATURES = [name for name in METHODS if name != "streaming-lda"]
+WIDENING = ("der", "memo", "dlc")
+"""Methods whose features grow by each task, which alignment cannot follow."""
+WITH_FEATURES = [name for name in METHODS if name not in ("streaming-lda", *WIDENING)]
 WRITES = {
     "inflora": "attn.qkv.weight",
     "olora": "attn.qkv.weight",
     "duallora": "attn.qkv.weight",
     "seq-finetune": "",
+    "replay": "",
+    "icarl": "",
+    "lwf": "",
+    "wa": "",
+    "der": "",
+    "memo": "",
+    "dlc": "",
 }
 """Methods that change the backbone's own tensors, and a part of the names of those they change."""
 ROUTED = ("color",)

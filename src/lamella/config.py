@@ -1,11 +1,13 @@
 """Configuration: a TOML file and overrides in, a checked plain dictionary out, and the objects it describes.
 
 Sections are [scenario] [backbone] [method] [augment] [fit] [run]; parts of a method are tables within it, such as
-[method.align]. Nothing below this layer sees a configuration: builders pass plain arguments on.
+[method.align], and so is the method that another one learns on top of, [method.base]. Nothing below this layer sees a
+configuration: builders pass plain arguments on.
 """
 
+import inspect
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +16,13 @@ from lamella.backbones import Backbone, load_backbone
 from lamella.compose import PARTS
 from lamella.data.scenario import Scenario, class_incremental, domain_incremental, task_incremental
 from lamella.data.transform import Augmentation
-from lamella.methods import METHODS, Method
+from lamella.methods import METHODS, WHOLE_STREAM, Method
 from lamella.options import Option, arguments, check_table, near_matches, options_of, with_defaults
 from lamella.overrides import parse_override, put
 
 __all__ = [
     "build_augmentation", "build_backbone", "build_method", "build_scenario", "complete", "describe_config",
-    "load_config", "method_name", "shipped_configs", "to_toml",
+    "load_config", "method_name", "readout_name", "shipped_configs", "to_toml",
 ]  # fmt: skip
 
 SECTIONS = ("scenario", "backbone", "method", "augment", "fit", "run")
@@ -113,9 +115,26 @@ def method_name(config: Mapping[str, Any]) -> str:
 
     >>> method_name({"method": {"name": "inflora", "rank": 10, "align": {}}})
     'inflora+align'
+    >>> method_name({"method": {"name": "dlc", "base": {"name": "wa"}}})
+    'dlc(wa)'
     """
     table = config["method"]
-    return "+".join([table["name"], *(part for part in table if part in PARTS)])
+    return "+".join([_plain_name(table), *(part for part in table if part in PARTS)])
+
+
+def readout_name(config: Mapping[str, Any]) -> str:
+    """The method that a second readout of the same training belongs to: what is left without parts, or the base.
+
+    >>> readout_name({"method": {"name": "dlc", "base": {"name": "wa"}}})
+    'wa'
+    """
+    table = config["method"]
+    carried = any(part in PARTS for part in table)
+    return table["base"]["name"] if "base" in table and not carried else _plain_name(table)
+
+
+def _plain_name(table: Mapping[str, Any]) -> str:
+    return f"{table['name']}({table['base']['name']})" if "base" in table else table["name"]
 
 
 def build_scenario(config: Mapping[str, Any]) -> Scenario:
@@ -136,13 +155,20 @@ def build_backbone(config: Mapping[str, Any]) -> Backbone:
 
 
 def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:
-    """The method of [method] on this backbone, carried by its parts in the order of their tables."""
+    """The method of [method] on this backbone, on its base if it has one, carried by its parts in their order."""
     table, seed = config["method"], config["run"]["seed"]
-    own = {k: v for k, v in table.items() if k != "name" and k not in PARTS}
-    method = METHODS[table["name"]](backbone, seed=seed, **arguments("method", own, _keywords(METHODS[table["name"]])))
+    base = {"base": _build_plain("method.base", table["base"], backbone, seed)} if "base" in table else {}
+    method = _build_plain("method", table, backbone, seed, **base)
     for part in (key for key in table if key in PARTS):
         method = PARTS[part](method, seed=seed, **arguments(f"method.{part}", table[part], _keywords(PARTS[part])))
     return method
+
+
+def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed: int, **base: Method) -> Any:
+    """One method without its parts."""
+    build = METHODS[table["name"]]
+    own = {key: value for key, value in table.items() if key not in ("name", "base", *PARTS)}
+    return build(backbone, **base, seed=seed, **arguments(where, own, _keywords(build)))
 
 
 def build_augmentation(config: Mapping[str, Any]) -> Augmentation | None:
@@ -180,8 +206,8 @@ def _switch_method(document: dict[str, Any], name: Any) -> None:
     table = document.setdefault("method", {})
     if name is None or name == table.get("name"):
         return
-    known = _keywords(_method(name))
-    dropped = [key for key in table if key != "name" and key not in known]
+    known = {"name"} | _keywords(_method(name)).keys() | ({"base"} if _takes_base(name) else set())
+    dropped = [key for key in table if key not in known]
     for key in dropped:
         del table[key]
     if dropped:
@@ -214,20 +240,40 @@ def _complete_scenario(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict
 
 
 def _complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[str, Any]:
-    if "name" not in table:
-        raise ValueError(f"[method] lacks 'name'; set method.name to one of {', '.join(METHODS)}")
-    options = _keywords(_method(table["name"]))
-    own = {key: value for key, value in table.items() if key not in PARTS}
-    if "horizon" in options and own.get("horizon") == "auto":
-        own["horizon"] = _count_tasks(scenario)
-    allowed = {"name": Option(str)} | options | {part: Option(dict, None) for part in PARTS}
-    resolved = _complete("method", own, allowed)
+    resolved = _complete_plain("method", table, scenario, METHODS)
+    if _takes_base(resolved["name"]):
+        bases = [name for name in METHODS if name not in WHOLE_STREAM and not _takes_base(name)]
+        resolved["base"] = _complete_plain("method.base", resolved["base"], scenario, bases)
     for part in PARTS:
         if table.get(part, False) is not False:
             inner = {} if table[part] is True else table[part]
             check_table("method", {part: inner}, {part: Option(dict)})
             resolved[part] = _complete(f"method.{part}", inner, _keywords(PARTS[part]))
     return resolved
+
+
+def _complete_plain(
+    where: str, table: Mapping[str, Any], scenario: Mapping[str, Any], names: Collection[str]
+) -> dict[str, Any]:
+    """A method's own table without its parts, which only the outermost one may have."""
+    if "name" not in table:
+        raise ValueError(f"[{where}] lacks 'name'; set {where}.name to one of {', '.join(names)}")
+    if table["name"] in METHODS and table["name"] not in names:
+        raise ValueError(f"{where}.name = '{table['name']}' cannot be a base; {near_matches(table['name'], names)}")
+    options = _keywords(_method(table["name"]))
+    outermost = where == "method"
+    own = {key: value for key, value in table.items() if not (outermost and key in PARTS)}
+    if "horizon" in options and own.get("horizon") == "auto":
+        own["horizon"] = _count_tasks(scenario)
+    tables = {part: Option(dict, None) for part in PARTS} if outermost else {}
+    if _takes_base(table["name"]):
+        tables["base"] = Option(dict)
+    return _complete(where, own, {"name": Option(str)} | options | tables)
+
+
+def _takes_base(name: str) -> bool:
+    """Whether this method learns on top of another one, which [method.base] names."""
+    return "base" in inspect.signature(METHODS[name]).parameters
 
 
 def _count_tasks(scenario: Mapping[str, Any]) -> int:

@@ -88,6 +88,11 @@ class Learner:
         """Of the method with its parts: "inflora+align"."""
         return method_name(self.config)
 
+    def parameter_counts(self) -> dict[str, int] | None:
+        """Numbers of the model by part, where the method tells them apart."""
+        count = getattr(self.method, "parameter_counts", None)
+        return count() if count else None
+
     def fit(self, *, checkpoints: Checkpoints | None = None, progress: Progress = silent) -> Fit:
         """The loop this learner's configuration asks for."""
         table = self.config["fit"]

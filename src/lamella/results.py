@@ -16,6 +16,7 @@ Schema 1 (all accuracies are fractions 0..1, null where a metric has no meaning)
     versions                        of python and the libraries
     seconds, phase_seconds          {"learn": [a task each], "evaluate": [a task each]}; {phase of learning: total}
     trainable_parameters            numbers trained in one task, the largest
+    parameters                      {part: numbers of the finished model}, where the method tells parts apart; else null
     stored_bytes                    of all that was learned, backbone not counted unless changed
     evaluated_on, selection         "test" or "validation"; how the configuration was chosen
     config                          resolved
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from lamella import metrics
+from lamella.config import readout_name
 from lamella.data.scenario import Scenario
 from lamella.learner import Learner
 
@@ -51,7 +53,7 @@ def build_results(learner: Learner, scenario: Scenario, *, stored_bytes: int, wh
     """Result files by suffix: "" for the method's own prediction, else the name of a second readout's method."""
     rows: list[Row] = [entry["row"] for entry in learner.notes["scores"]]
     common = _common(learner, scenario, stored_bytes)
-    base = learner.name.split("+")[0]
+    base = readout_name(learner.config)
     return {
         "" if key == "" else base: common
         | {"method": learner.name if key == "" else base, "base_of": None if key == "" else learner.name}
@@ -118,6 +120,7 @@ def _common(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str
         },
         "phase_seconds": dict(phases),
         "trainable_parameters": max(record["trainable_parameters"] for record in learner.tasks),
+        "parameters": learner.parameter_counts(),
         "stored_bytes": stored_bytes,
         "evaluated_on": config["run"]["evaluate_on"],
         "selection": config["run"]["selection"],

@@ -1,4 +1,4 @@
-"""Backbones by name: the bundled one, and any image model of timm, with hub weights, a local file, or random ones."""
+"""Backbones by name: the bundled one, small ResNets, and any image model of timm; hub weights, a file, or random."""
 
 import os
 from difflib import get_close_matches
@@ -10,6 +10,7 @@ from torch import nn
 
 from lamella.backbones import bundled
 from lamella.backbones.backbone import Backbone
+from lamella.backbones.resnets import BLOCKS, ResNet, use_small_stem
 from lamella.data.transform import InputTransform
 from lamella.randomness import named_seed
 
@@ -19,6 +20,8 @@ BACKBONES: dict[str, str] = {
     bundled.NAME: "the bundled one: a small ViT for 32 x 32 images, pre-trained on formulas; needs no download",
     "vit_tiny_patch16_224": "timm's ViT-Tiny/16, ImageNet-21k then 1k (AugReg)",
     "vit_base_patch16_224.augreg_in21k": "timm's ViT-B/16, ImageNet-21k (AugReg): the one of most published results",
+    "resnet32": 'He et al.\'s ResNet-32 for 32 x 32 images (also resnet20); weights="random", or trained on CIFAR-10',
+    "resnet18": 'timm\'s ResNet-18, ImageNet-1k; with stem="small" and weights="random" for small images',
     "test_vit": "timm's smallest ViT, for tests",
 }
 
@@ -33,12 +36,13 @@ def load_backbone(
     normalise: str = "auto",
     crop: float | None = None,
     pool: str = "model",
+    stem: str = "model",
     seed: int = 0,
 ) -> Backbone:
     """Build a frozen backbone.
 
     Args:
-        name: the bundled backbone or any of timm's image models.
+        name: the bundled backbone, "resnet20" or "resnet32", or any of timm's image models.
         weights: "pretrained" (a folder of that name under $LAMELLA_DATA where there is one, else timm's hub), "random",
             or the path of a safetensors or torch file, or of a folder that holds one.
         size: image side in pixels; the model's own by default. Position embeddings are interpolated bicubically; a
@@ -46,6 +50,8 @@ def load_backbone(
         normalise: "auto" takes mean and standard deviation of the model's own configuration, "none" leaves 0..1.
         crop: the share of the resized image that the centre crop keeps, the model's own by default; 1.0 keeps it whole.
         pool: "model", or "class+mean" for the class token beside the mean of the other tokens (twice the width).
+        stem: "model", or "small" for timm's ResNets on small images (32 pixels where no size is given): a 3 x 3
+            convolution of stride 1, no pooling. It has no pre-trained weights.
         seed: of random weights.
 
     Raises:
@@ -53,12 +59,20 @@ def load_backbone(
     """
     if normalise not in ("auto", "none"):
         raise ValueError(f"normalise '{normalise}' is unknown; use 'auto' or 'none'")
+    if stem not in ("model", "small"):
+        raise ValueError(f"stem '{stem}' is unknown; use 'model' or 'small'")
+    if stem == "small" and (name == bundled.NAME or name in BLOCKS):
+        raise ValueError(f"'{name}' is made for small images already; leave stem out")
+    if stem == "small" and weights == "pretrained":
+        raise ValueError("stem 'small' has no pre-trained weights; use weights='random' or weights=PATH")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed(seed, "backbone", name))
         if name == bundled.NAME:
             model, transform = _build_bundled(weights, size)
+        elif name in BLOCKS:
+            model, transform = _build_resnet(name, weights, size)
         else:
-            model, transform = _build_timm(name, weights, size)
+            model, transform = _build_timm(name, weights, size, stem)
     mean, std = ((0.0,) * 3, (1.0,) * 3) if normalise == "none" else (transform.mean, transform.std)
     transform = InputTransform(
         transform.size, mean, std, transform.interpolation, transform.crop if crop is None else crop
@@ -82,7 +96,26 @@ def _build_bundled(weights: str, size: int | None) -> tuple[nn.Module, InputTran
     return model, InputTransform(int(bundled.ARCHITECTURE["img_size"]), half, half, "bicubic", 1.0)
 
 
-def _build_timm(name: str, weights: str, size: int | None) -> tuple[nn.Module, InputTransform]:
+def _build_resnet(name: str, weights: str, size: int | None) -> tuple[nn.Module, InputTransform]:
+    model = ResNet(BLOCKS[name])
+    path = _local_weights(name, weights)
+    if weights == "pretrained" and path is None:
+        root = os.environ.get("LAMELLA_DATA")
+        path = next(iter(sorted(Path(root, "resnet_cifar10").glob(f"{name}-*.th"))), None) if root else None
+        if path is None:
+            raise FileNotFoundError(
+                f"no weights of '{name}' were found; put {name}-*.th into a folder 'resnet_cifar10' under "
+                "$LAMELLA_DATA, pass weights=PATH, or weights='random'"
+            )
+    if path is not None:
+        state = {k.replace("layer", "stage"): v for k, v in _read_state(path).items() if not k.startswith("linear.")}
+        counters = {k: v for k, v in model.state_dict().items() if k.endswith(".num_batches_tracked")}
+        _load_strict(model, counters | state, path)  # older files do not count batches
+    # What the CIFAR-10 weights were trained with.
+    return model, InputTransform(size or 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 1.0)
+
+
+def _build_timm(name: str, weights: str, size: int | None, stem: str) -> tuple[nn.Module, InputTransform]:
     import timm
     from timm.data.config import resolve_data_config
 
@@ -94,16 +127,18 @@ def _build_timm(name: str, weights: str, size: int | None) -> tuple[nn.Module, I
     sized = size is not None and _has_fixed_size(name)
     options: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if sized else {})
     path = _local_weights(name, weights)
-    if path is not None:
+    if path is not None or stem == "small":
         model = timm.create_model(name, pretrained=False, **options)
-        _load_timm(model, path)
     else:
         model = _from_hub(name, weights == "pretrained", options)
+    if stem == "small":
+        use_small_stem(model)
+    if path is not None:
+        _load_timm(model, path)
     found = resolve_data_config({}, model=model)
-    side = size or int(found["input_size"][-1])
-    return model, InputTransform(
-        side, tuple(found["mean"]), tuple(found["std"]), found["interpolation"], float(found["crop_pct"])
-    )
+    side, crop = int(found["input_size"][-1]), float(found["crop_pct"])
+    side, crop = (32, 1.0) if stem == "small" else (side, crop)
+    return model, InputTransform(size or side, tuple(found["mean"]), tuple(found["std"]), found["interpolation"], crop)
 
 
 def _has_fixed_size(name: str) -> bool:

@@ -57,6 +57,9 @@ class Aligned(nn.Module):
         super().__init__()
         if not callable(getattr(base, "features", None)):
             raise ValueError(f"alignment needs a method with features; {type(base).__name__} has none")
+        if getattr(base, "widens", False):
+            name = type(base).__name__
+            raise ValueError(f"alignment needs features of one width; those of {name} widen with each task")
         if drift not in ("affine", "mean", "none"):
             raise ValueError(f"drift '{drift}' is unknown; use 'affine', 'mean' or 'none'")
         if head not in ("lda", "refit"):

@@ -4,17 +4,24 @@ from collections.abc import Callable
 from typing import Any
 
 from lamella.methods.color import CoLoR
+from lamella.methods.der import DER
+from lamella.methods.dlc import DLC
 from lamella.methods.duallora import DualLoRA
+from lamella.methods.icarl import ICaRL
 from lamella.methods.inflora import InfLoRA
 from lamella.methods.linear_probe import LinearProbe
+from lamella.methods.lwf import LwF
+from lamella.methods.memo import MEMO
 from lamella.methods.nearest_mean import NearestMean
 from lamella.methods.olora import OLoRA
 from lamella.methods.protocol import Method
 from lamella.methods.ranpac import RanPAC
+from lamella.methods.replay import Replay
 from lamella.methods.sdlora import SDLoRA
 from lamella.methods.seq_finetune import SeqFinetune
 from lamella.methods.seq_lora import SeqLoRA
 from lamella.methods.streaming_lda import StreamingLDA
+from lamella.methods.wa import WA
 
 __all__ = ["METHODS", "WHOLE_STREAM", "Method"]
 
@@ -30,6 +37,13 @@ METHODS: dict[str, Callable[..., Any]] = {
     "seq-lora": SeqLoRA,
     "sdlora": SDLoRA,
     "seq-finetune": SeqFinetune,
+    "replay": Replay,
+    "icarl": ICaRL,
+    "lwf": LwF,
+    "wa": WA,
+    "der": DER,
+    "memo": MEMO,
+    "dlc": DLC,
     "joint": SeqLoRA,
 }
 

@@ -18,7 +18,8 @@ class Method(Protocol):
     travels is a buffer or a parameter. Optional: `features(x)`, which parts such as alignment need; `readouts(x)`, a
     mapping of several named logits from one forward pass; `features_and_logits(x)`, both from one forward pass, where
     logits are more than heads on features; `changes_backbone = True` where backbone weights are trained;
-    `routed = True` where each image gets the features of one task's expert, so that a given task changes the features.
+    `routed = True` where each image gets the features of one task's expert, so that a given task changes the features;
+    `widens = True` where features get wider with each task.
     """
 
     backbone: Backbone

@@ -1,9 +1,9 @@
 """Learning-rate schedules: (epoch, epochs) -> factor of the learning rate, 0..1."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-__all__ = ["SCHEDULES", "named_schedule"]
+__all__ = ["SCHEDULES", "milestone_schedule", "named_schedule"]
 
 
 def constant(epoch: int, epochs: int) -> float:
@@ -32,3 +32,18 @@ def named_schedule(name: str) -> Callable[[int, int], float]:
     if name not in SCHEDULES:
         raise ValueError(f"schedule '{name}' is unknown; use one of {', '.join(SCHEDULES)}")
     return SCHEDULES[name]
+
+
+def milestone_schedule(milestones: Sequence[float]) -> Callable[[int, int], float]:
+    """The rate falls to a tenth at each milestone, a share of the epochs; none leaves it constant.
+
+    >>> schedule = milestone_schedule((0.5, 0.75))
+    >>> [round(schedule(e, 8), 3) for e in range(8)]
+    [1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
+
+    Raises:
+        ValueError: a milestone is not within (0, 1].
+    """
+    if strange := [m for m in milestones if not 0 < m <= 1]:
+        raise ValueError(f"milestone {strange[0]} is outside (0, 1]; it is a share of the epochs, such as 0.5")
+    return lambda epoch, epochs: 0.1 ** sum(epoch >= share * epochs for share in milestones)

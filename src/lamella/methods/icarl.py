@@ -1,0 +1,131 @@
+"""iCaRL: exemplars chosen by herding, distillation from the model before, and the nearest mean of exemplars.
+
+Rebuffi, Kolesnikov, Sperl & Lampert, "iCaRL: Incremental Classifier and Representation Learning", CVPR 2017, arXiv
+1611.07725. Public code read for the softmax form and for settings: PyCIL (github.com/G-U-N/PyCIL).
+
+    paper                       here
+    phi                         features
+    P_y, K, m = K / t           exemplars of class y, memory, Exemplars.quota
+    mu_y                        means: of the class's exemplars, computed anew after each task (algorithm 1)
+    q_i^y                       outputs of a frozen copy of the model from before the task (algorithm 3)
+    p_k                         herding (algorithm 4); the first chosen stay longest (algorithm 5)
+
+All features are scaled to length 1, and so are their means: the nearest mean is the one of the largest cosine.
+
+Departures (from the paper [p], from PyCIL's code [c]):
+- Cross-entropy over all classes, plus distillation over the old ones with softmax at temperature 2 [c]; the paper has a
+  sigmoid for each class and takes the old model's outputs as the targets of old classes [p].
+- 170 epochs from a rate of 0.1 [c], against 70 from 2.0 [p]; the code's first task has 200, with a weight decay of
+  5e-4 [c].
+- Class means are those of the exemplars alone; some codes add mirrored copies of them.
+- A class that comes back gets new exemplars out of the new images and the kept ones; its new row is held to the answers
+  of the old one. Without a memory the trained classifier predicts, and there is only distillation.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella.backbones import Backbone
+from lamella.data.exemplars import Exemplars
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+from lamella.heads import Heads, cosine_scores, only_columns
+from lamella.methods.distillation import distillation, frozen_copy
+from lamella.methods.schedules import milestone_schedule
+
+__all__ = ["ICaRL"]
+
+
+class ICaRL(nn.Module):
+    """Distillation with exemplars, whose means classify.
+
+    Args:
+        backbone: of any kind; all of it is trained.
+        memory: images kept of all classes together; 0 for none. memory_per_class: images kept of each class instead.
+        choose: which: "herding" (the paper) or "random".
+        temperature: of the distillation; above 1 it softens the outputs compared.
+        epochs: of a task. first_epochs: of the first task; as `epochs` where left out.
+        lr, batch_size, optimizer, momentum, weight_decay: of the backbone and all heads.
+        milestones: shares of the epochs at which the learning rate falls to a tenth.
+        head_start: "uniform" (torch's own) or "zero".
+    """
+
+    changes_backbone = True
+    means: Tensor
+
+    def __init__(
+        self, backbone: Backbone, *, seed: int = 0, memory: int | None = 2000, memory_per_class: int | None = None,
+        choose: str = "herding", temperature: float = 2.0, epochs: int = 170, first_epochs: int | None = None,
+        lr: float = 0.1, batch_size: int = 128, optimizer: str = "sgd", momentum: float = 0.9,
+        weight_decay: float = 2e-4, milestones: Sequence[float] = (0.47, 0.70), head_start: str = "uniform",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if choose == "reservoir":
+            raise ValueError("iCaRL needs exemplars of each class, which a reservoir does not promise; use 'herding'")
+        self.backbone, self.seed, self.temperature = backbone, seed, temperature
+        self.memory, self.memory_per_class, self.choose = memory, memory_per_class, choose
+        self.epochs, self.first_epochs, self.lr, self.batch_size = epochs, first_epochs, lr, batch_size
+        self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
+        self.milestones, self.schedule = milestones, milestone_schedule(milestones)
+        self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
+        self.exemplars = Exemplars(
+            backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
+        )
+        self.register_buffer("means", torch.zeros(0, backbone.width))
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.heads.classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) features of the trained backbone."""
+        return self.backbone(x)
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) cosines with the means of exemplars, -1..1; logits of the classifier without a memory."""
+        return only_columns(self.features_and_logits(x)[1], self.classes, task)
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, d) and (n, classes), from one forward pass."""
+        features = self.features(x)
+        return features, cosine_scores(features, self.means) if len(self.means) else self.heads(features)
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        known = len(self.classes)
+        teacher = frozen_copy(nn.Sequential(self.backbone, self.heads))
+        self.heads.grow(task.classes)
+        self.exemplars.quota(len(self.classes))  # a memory too small is refused before training, not after
+        data = self.exemplars.join(task.train)
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            logits = self.heads(self.features(x))
+            new = F.cross_entropy(logits, self.heads.columns(y))
+            return new + distillation(logits[:, :known], teacher(x), self.temperature) if known else new
+
+        weights = [*self.backbone.used_weights(), *self.heads.parameters()]
+        epochs = self.epochs if known or self.first_epochs is None else self.first_epochs
+        self.train()  # batch-norm statistics follow the images, as the weights do
+        fit(data, loss, weights, epochs=epochs, lr=self.lr, batch_size=self.batch_size, optimizer=self.optimizer,
+            schedule=self.schedule, momentum=self.momentum, weight_decay=self.weight_decay)  # fmt: skip
+        self.eval()
+        herds = self.choose == "herding"
+        self.exemplars.select(data, fit.features(data, self.features) if herds else None, task.classes)
+        self.means = self._means(fit)
+
+    def _means(self, fit: Fit) -> Tensor:
+        """(classes, d) mean of each class's exemplars, features of length 1; none where there is no memory."""
+        if not len(self.exemplars):
+            return self.means
+        held = self.exemplars.as_set()
+        unit = F.normalize(fit.features(held, self.features, name="means"), dim=1)
+        return torch.stack([unit[held.labels == label].mean(0) for label in self.classes])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if prefix + "means" in state_dict:
+            self.means = torch.empty_like(state_dict[prefix + "means"], device=self.means.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,99 @@
+"""LwF: while new classes are learned, old heads go on answering the new images as they did before. No image is kept.
+
+Li & Hoiem, "Learning without Forgetting", ECCV 2016, arXiv 1606.09282. Public code read for the form without
+given tasks and for settings: PyCIL (github.com/G-U-N/PyCIL).
+
+    paper                       here
+    theta_s                     the backbone, trained from its start
+    theta_o, theta_n            the heads of older tasks, the task's own head
+    Y_o                         outputs of old heads, by a frozen copy of the model from before the task
+    L_new                       cross-entropy among the task's classes
+    L_old, T                    distillation over all older classes, with `temperature`
+    lambda_o                    strength
+
+The loss of a task is lambda_o L_old + L_new; the first task has L_new alone.
+
+Departures (from the paper [p], from PyCIL's code [c]):
+- At test time all heads stand side by side (class-incremental) [c]; the paper's tests name the task [p].
+- lambda_o is 3 [c], where the paper mostly takes 1 [p].
+- Y_o is computed anew for each augmented image [c], not once before training [p]; no warm-up of the new head alone [c].
+- L_old spans all older classes as one softmax [c], not one for each older task [p].
+- The first task has the rate, weight decay and shares of epochs of later ones; the code's differ somewhat [c].
+- Heads start as torch's linear layers do [c]. A class that comes back gets a new row, held to the old one's answers.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella.backbones import Backbone
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+from lamella.heads import Heads, only_columns
+from lamella.methods.distillation import distillation, frozen_copy
+from lamella.methods.schedules import milestone_schedule
+from lamella.randomness import generator
+
+__all__ = ["LwF"]
+
+
+class LwF(nn.Module):
+    """Fine-tuning of all weights that distils the older heads, with PyCIL's settings for CIFAR-100.
+
+    Args:
+        backbone: of any kind; all of it is trained.
+        strength: lambda_o, the weight of distillation. temperature: T; above 1 it softens the outputs compared.
+        epochs: of a task. first_epochs: of the first task; as `epochs` where left out.
+        lr, batch_size, optimizer, momentum, weight_decay: of the backbone and all heads.
+        milestones: shares of the epochs at which the learning rate falls to a tenth.
+    """
+
+    changes_backbone = True
+
+    def __init__(
+        self, backbone: Backbone, *, seed: int = 0, strength: float = 3.0, temperature: float = 2.0, epochs: int = 250,
+        first_epochs: int | None = None, lr: float = 0.1, batch_size: int = 128, optimizer: str = "sgd",
+        momentum: float = 0.9, weight_decay: float = 2e-4, milestones: Sequence[float] = (0.24, 0.48, 0.72, 0.88),
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if strength < 0:
+            raise ValueError(f"strength {strength} is below 0; PyCIL's is 3, the paper's 1, and 0 is fine-tuning")
+        self.backbone, self.seed, self.strength, self.temperature = backbone, seed, strength, temperature
+        self.epochs, self.first_epochs, self.lr, self.batch_size = epochs, first_epochs, lr, batch_size
+        self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
+        self.milestones, self.schedule = milestones, milestone_schedule(milestones)
+        self.heads = Heads(backbone.width)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.heads.classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) features of the trained backbone."""
+        return self.backbone(x)
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) logits of all heads side by side."""
+        return only_columns(self.heads(self.features(x)), self.classes, task)
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        known = len(self.classes)
+        teacher = frozen_copy(nn.Sequential(self.backbone, self.heads))
+        head = self.heads.grow(task.classes, generator(self.seed, "head", len(self.heads)))
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            features = self.features(x)
+            new = F.cross_entropy(head(features), head.columns(y))
+            if not known:
+                return new
+            old = distillation(self.heads(features)[:, :known], teacher(x), self.temperature)
+            return self.strength * old + new
+
+        weights = [*self.backbone.used_weights(), *self.heads.parameters()]
+        epochs = self.epochs if known or self.first_epochs is None else self.first_epochs
+        self.train()  # batch-norm statistics follow the images, as the weights do
+        fit(task.train, loss, weights, epochs=epochs, lr=self.lr, batch_size=self.batch_size, optimizer=self.optimizer,
+            schedule=self.schedule, momentum=self.momentum, weight_decay=self.weight_decay)  # fmt: skip
+        self.eval()

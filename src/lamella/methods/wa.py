@@ -1,0 +1,130 @@
+"""WA: distillation with exemplars, then the rows of new classes are made as long on average as those of old ones.
+
+Zhao et al., "Maintaining Discrimination and Fairness in Class Incremental Learning", CVPR 2020, arXiv 1911.07053.
+Public code read for settings: PyCIL (github.com/G-U-N/PyCIL).
+
+A network trained on many new images and few old ones ends with longer weight rows for the new classes, and so prefers
+them. Distillation keeps old classes apart from each other; the one factor gamma takes the preference away.
+
+    paper                       here
+    L_CE                        cross-entropy over all classes seen, on the task's images and the exemplars
+    L_KD, T                     distillation over the older classes, with `temperature`
+    lambda                      share of older classes among all; the loss is (1 - lambda) L_CE + lambda L_KD
+    W_old, W_new                rows of the last heads that have the older classes, rows of the task's head
+    gamma                       mean |w_old| / mean |w_new|; W_new <- gamma W_new (align_new_rows)
+    weight clipping             positive_weights: no number of a row stays below 0 after a step
+
+Departures (from the paper [p], from PyCIL's code [c]):
+- Weights are not clipped by default [c]; `positive_weights=True` is the paper's.
+- The default loss has the paper's lambda [p]; the code's is L_CE + 2 L_KD at any number of classes: `strength=2` [c].
+- The first task has the rate, weight decay and shares of epochs of later ones; the code's differ somewhat [c].
+- Heads start as torch's linear layers do. Of classes that come back the new rows count, and as new ones.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella.backbones import Backbone
+from lamella.data.exemplars import Exemplars
+from lamella.data.scenario import Task
+from lamella.fit import Fit
+from lamella.heads import Heads, only_columns
+from lamella.methods.classifier import align_new_rows
+from lamella.methods.distillation import distillation, frozen_copy
+from lamella.methods.schedules import milestone_schedule
+from lamella.randomness import generator
+
+__all__ = ["WA"]
+
+
+class WA(nn.Module):
+    """Replay with distillation and weight alignment, with PyCIL's settings for CIFAR-100.
+
+    Args:
+        backbone: of any kind; all of it is trained.
+        strength: a fixed weight of L_KD beside L_CE (PyCIL: 2); where left out, the weights are lambda and 1 - lambda.
+        temperature: T; above 1 it softens the outputs compared.
+        positive_weights: whether the heads' weights are kept from falling below 0.
+        memory: exemplars of all classes together; 0 for none. memory_per_class: exemplars of each class instead.
+        choose: which images become exemplars: "herding", "random" or "reservoir".
+        epochs: of a task. first_epochs: of the first task; as `epochs` where left out.
+        lr, batch_size, optimizer, momentum, weight_decay: of the backbone and all heads.
+        milestones: shares of the epochs at which the learning rate falls to a tenth.
+    """
+
+    changes_backbone = True
+
+    def __init__(
+        self, backbone: Backbone, *, seed: int = 0, strength: float | None = None, temperature: float = 2.0,
+        positive_weights: bool = False, memory: int | None = 2000, memory_per_class: int | None = None,
+        choose: str = "herding", epochs: int = 170, first_epochs: int | None = None, lr: float = 0.1,
+        batch_size: int = 128, optimizer: str = "sgd", momentum: float = 0.9, weight_decay: float = 2e-4,
+        milestones: Sequence[float] = (0.35, 0.585, 0.82),
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if strength is not None and strength < 0:
+            raise ValueError(f"strength {strength} is below 0; PyCIL's is 2; leave it out for the paper's lambda")
+        self.backbone, self.seed, self.strength, self.temperature = backbone, seed, strength, temperature
+        self.positive_weights, self.memory, self.memory_per_class = positive_weights, memory, memory_per_class
+        self.choose, self.epochs, self.first_epochs, self.lr = choose, epochs, first_epochs, lr
+        self.batch_size, self.optimizer, self.momentum, self.weight_decay = (
+            batch_size,
+            optimizer,
+            momentum,
+            weight_decay,
+        )
+        self.milestones, self.schedule = milestones, milestone_schedule(milestones)
+        self.heads = Heads(backbone.width)
+        self.exemplars = Exemplars(
+            backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
+        )
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.heads.classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) features of the trained backbone."""
+        return self.backbone(x)
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) logits of all heads side by side."""
+        return only_columns(self.heads(self.features(x)), self.classes, task)
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        known, older = len(self.classes), set(self.classes) - set(task.classes)
+        teacher = frozen_copy(nn.Sequential(self.backbone, self.heads))
+        self.heads.grow(task.classes, generator(self.seed, "head", len(self.heads)))
+        share = len(older) / len(self.classes)  # lambda
+        weights = (1 - share, share) if self.strength is None else (1.0, self.strength)
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            logits = self.heads(self.features(x))
+            right = F.cross_entropy(logits, self.heads.columns(y))
+            if not known:
+                return right
+            as_before = distillation(logits[:, :known], teacher(x), self.temperature)
+            return weights[0] * right + weights[1] * as_before
+
+        quota = self.exemplars.quota(len(self.classes))  # refuses too small a memory before training
+        data = self.exemplars.join(task.train)
+        trained = [*self.backbone.used_weights(), *self.heads.parameters()]
+        epochs = self.epochs if known or self.first_epochs is None else self.first_epochs
+        self.train()  # batch-norm statistics follow the images, as the weights do
+        fit(data, loss, trained, epochs=epochs, lr=self.lr, batch_size=self.batch_size, optimizer=self.optimizer,
+            schedule=self.schedule, momentum=self.momentum, weight_decay=self.weight_decay,
+            after_step=self._clip if self.positive_weights else None)  # fmt: skip
+        self.eval()
+
+        align_new_rows(self.heads)
+        features = fit.features(data, self.features, name="herding") if quota and self.choose == "herding" else None
+        self.exemplars.select(data, features, task.classes)
+
+    @torch.no_grad()
+    def _clip(self) -> None:
+        for i in range(len(self.heads)):
+            self.heads[i].weight.clamp_(min=0)
