@@ -144,6 +144,24 @@ def test_another_method_leaves_out_what_it_does_not_know(small: Path) -> None:
         load_config(small, ["method.name=nearest-mean", "method.rank=2"])
 
 
+def test_random_weights_are_another_draw_for_each_seed(small: Path) -> None:
+    first, second = (build_backbone(load_config(small, [f"run.seed={seed}"])) for seed in (0, 1))
+    assert first.weights_sha256 != second.weights_sha256
+    assert load_config(small, ["run.seed=1", "backbone.seed=0"])["backbone"]["seed"] == 0
+    assert load_config("digits", ["run.seed=1"])["backbone"]["seed"] == 0  # weights of a file
+
+
+def test_another_base_leaves_out_what_it_does_not_know(small: Path, tmp_path: Path) -> None:
+    text = small.read_text().replace('name = "inflora"', 'name = "dlc"').replace("rank = 2", "rank = 1")
+    text = text.replace('horizon = "auto"', "").replace("[method.align]\nshrinkage = 0.2", "")
+    path = tmp_path / "dlc.toml"
+    path.write_text(text + '\n[method.base]\nname = "wa"\nstrength = 2.0\nmemory = 8\n')
+    assert load_config(path)["method"]["base"]["strength"] == 2.0
+    config = load_config(path, ["method.base.name=icarl"])
+    assert config["run"]["dropped"] == ["method.base.strength"]
+    assert config["method"]["base"]["memory"] == 8
+
+
 def test_seeds_follow_the_run(small: Path) -> None:
     assert load_config(small, ["run.seed=7"])["scenario"]["seed"] == 7
     assert load_config(small, ["run.seed=7", "scenario.seed=1"])["scenario"]["seed"] == 1

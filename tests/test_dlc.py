@@ -559,7 +559,7 @@ def test_the_base_is_built_from_its_own_table_on_the_same_backbone() -> None:
 @pytest.mark.parametrize(
     ("method", "text"),
     [
-        ({}, r"\[method\] lacks 'base' \(a table\); set method.base=..."),
+        ({}, r"\[method\] lacks the method that 'dlc' learns on; set method.base.name to one of"),
         ({"base": "wa"}, r"method.base = 'wa' should be a table"),
         ({"base": {}}, r"\[method.base\] lacks 'name'; set method.base.name to one of"),
         ({"base": {"name": "wab"}}, "unknown method 'wab'; did you mean 'wa'"),

@@ -113,3 +113,14 @@ def test_heads_start_as_they_are_told() -> None:
     assert not torch.equal(Heads(16, "uniform", seed=4).grow((0, 1)).weight, first.weight)
     with pytest.raises(ValueError, match="head_start 'normal' is unknown"):
         Heads(16, "normal")
+
+
+@pytest.mark.filterwarnings("ignore:for heads")  # nothing can be copied to "meta"; only the device is looked at
+def test_heads_are_made_and_restored_on_the_device_of_the_method() -> None:
+    heads = Heads(4)
+    heads.grow((0, 1))
+    elsewhere = Heads(4).to("meta")
+    elsewhere.load_state_dict(heads.state_dict())
+    assert elsewhere[0].weight.device.type == "meta"
+    assert elsewhere.grow((2,)).weight.device.type == "meta"
+    assert set(heads.state_dict()) == {"heads.0.weight", "heads.0.bias", "heads.0.ids"}

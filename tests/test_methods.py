@@ -98,6 +98,18 @@ def test_a_prediction_does_not_depend_on_its_batch(learned: Any) -> None:
     torch.testing.assert_close(backwards / scale, together / scale, atol=2e-5, rtol=0)
 
 
+def test_the_second_readout_is_the_prediction_of_the_method_alone(learned: Any) -> None:
+    _, method, _, _ = learned
+    alone = method
+    while hasattr(alone, "base"):
+        alone = alone.base
+    with torch.no_grad():
+        readouts = method.readouts(inputs(method)) if hasattr(method, "readouts") else {}
+        expected = alone.predict(inputs(method))
+    for key, logits in readouts.items():
+        assert key != "base" or torch.allclose(logits, expected, atol=1e-5), "the base's own result would be wrong"
+
+
 def test_a_given_task_rules_out_the_others_without_reordering_its_own(learned: Any) -> None:
     name, method, _, _ = learned
     task = stream()[1].classes

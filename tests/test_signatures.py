@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lamella.lowrank import grow
 from lamella.randomness import generator
-from lamella.signatures import Calibration, Signature, Signatures, check_basis, gather, protected_share
+from lamella.signatures import Calibration, Inputs, Signature, Signatures, check_basis, gather, protected_share
 from lamella.subspace import orthonormal
 
 D = 24
@@ -374,3 +374,9 @@ def test_a_layer_without_tokens_is_refused() -> None:
     _, sites, signatures = signed(1)
     with pytest.raises(ValueError, match=r"shape \(4, 64\), not \(images, tokens, width\)"):
         signatures.gate(sites[0], 0)(torch.zeros(4, 64))
+
+
+def test_gathered_class_tokens_do_not_keep_the_other_tokens_alive() -> None:
+    inputs = Inputs(8, "class_token")
+    inputs(torch.rand(4, 5, 8))
+    assert inputs.tokens[0].untyped_storage().nbytes() == 4 * 8 * 4

@@ -73,7 +73,11 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict
     document = _read(name_or_path)
     changes = [parse_override(text, SECTIONS) for text in overrides]
     _check_sections(document)
-    _switch_method(document, dict(changes).get(("method", "name")))
+    given = dict(changes)
+    _switch_method(document, "method", document.setdefault("method", {}), given.get(("method", "name")))
+    base = document["method"].get("base")
+    if isinstance(base, dict):
+        _switch_method(document, "method.base", base, given.get(("method", "base", "name")))
     for path, value in changes:
         put(document, path, value)
     document.setdefault("scenario", {})
@@ -94,7 +98,7 @@ def complete(document: Mapping[str, Any]) -> dict[str, Any]:
     scenario = _complete_scenario(given["scenario"], run) if "scenario" in document else {}
     config = {
         "scenario": scenario,
-        "backbone": _complete("backbone", given["backbone"], _backbone_options()),
+        "backbone": _complete_backbone(given["backbone"], run),
         "method": _complete_method(given["method"], scenario),
         "augment": _complete("augment", given["augment"], _augment_options(given["augment"])),
         "fit": _complete("fit", given["fit"], FIT),
@@ -201,9 +205,8 @@ def _check_sections(document: Mapping[str, Any]) -> None:
             raise ValueError(f"'{section}' should be a section, [{section}], not a value")
 
 
-def _switch_method(document: dict[str, Any], name: Any) -> None:
-    """Leave out what the file says of its own method where the command line names another one."""
-    table = document.setdefault("method", {})
+def _switch_method(document: dict[str, Any], where: str, table: dict[str, Any], name: Any) -> None:
+    """Leave out of a method's table what the file says of its own method where the command line names another one."""
     if name is None or name == table.get("name"):
         return
     known = {"name"} | _keywords(_method(name)).keys() | ({"base"} if _takes_base(name) else set())
@@ -211,12 +214,18 @@ def _switch_method(document: dict[str, Any], name: Any) -> None:
     for key in dropped:
         del table[key]
     if dropped:
-        document.setdefault("run", {})["dropped"] = [f"method.{key}" for key in dropped]
+        document.setdefault("run", {}).setdefault("dropped", []).extend(f"{where}.{key}" for key in dropped)
 
 
 def _complete(where: str, table: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
     check_table(where, table, options)
     return with_defaults(table, options)
+
+
+def _complete_backbone(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Random weights are another draw for each seed of the run; weights of a file have no use for it."""
+    drawn = {"seed": run["seed"]} if table.get("weights") == "random" else {}
+    return _complete("backbone", {**drawn, **table}, _backbone_options())
 
 
 def _complete_scenario(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,8 +251,7 @@ def _complete_scenario(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict
 def _complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[str, Any]:
     resolved = _complete_plain("method", table, scenario, METHODS)
     if _takes_base(resolved["name"]):
-        bases = [name for name in METHODS if name not in WHOLE_STREAM and not _takes_base(name)]
-        resolved["base"] = _complete_plain("method.base", resolved["base"], scenario, bases)
+        resolved["base"] = _complete_plain("method.base", resolved["base"], scenario, _bases())
     for part in PARTS:
         if table.get(part, False) is not False:
             inner = {} if table[part] is True else table[part]
@@ -268,12 +276,21 @@ def _complete_plain(
     tables = {part: Option(dict, None) for part in PARTS} if outermost else {}
     if _takes_base(table["name"]):
         tables["base"] = Option(dict)
+        if "base" not in own:
+            raise ValueError(
+                f"[{where}] lacks the method that '{table['name']}' learns on; set {where}.base.name to one of "
+                + ", ".join(_bases())
+            )
     return _complete(where, own, {"name": Option(str)} | options | tables)
 
 
 def _takes_base(name: str) -> bool:
     """Whether this method learns on top of another one, which [method.base] names."""
     return "base" in inspect.signature(METHODS[name]).parameters
+
+
+def _bases() -> list[str]:
+    return [name for name in METHODS if name not in WHOLE_STREAM and not _takes_base(name)]
 
 
 def _count_tasks(scenario: Mapping[str, Any]) -> int:

@@ -232,7 +232,8 @@ class Fit:
     def features(self, data: Examples, extract: Callable[[Tensor], Tensor], *, name: str = "features") -> Tensor:
         """What `extract` makes of each example: (n, d) float32, in the order of `data`, no augmentation."""
         parts: list[Tensor] = []
-        self.scan(data, lambda x, y: parts.append(extract(x).float()), name=name)
+        # A copy: features are often a view of all tokens, which it would keep alive.
+        self.scan(data, lambda x, y: parts.append(extract(x).to(torch.float32, copy=True)), name=name)
         return torch.cat(parts)
 
     def _call(self, name: str) -> str:

@@ -58,12 +58,15 @@ class Heads(nn.Module):
         ValueError: an unknown start.
     """
 
+    here: Tensor
+
     def __init__(self, width: int, start: str = "zero", seed: int = 0) -> None:
         super().__init__()
         if start not in ("zero", "uniform"):
             raise ValueError(f"head_start '{start}' is unknown; use 'uniform' (torch's own) or 'zero'")
         self.width, self.start, self.seed = width, start, seed
         self.heads = nn.ModuleList()
+        self.register_buffer("here", torch.zeros(0), persistent=False)  # on whose device new heads are made
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -89,9 +92,7 @@ class Heads(nn.Module):
             raise ValueError(f"a head needs distinct classes, got {list(classes)}")
         if generator is None and self.start == "uniform":
             generator = named_generator(self.seed, "head", len(self))
-        head = Head(self.width, classes, generator)
-        if len(self):
-            head = head.to(self[0].weight.device)
+        head = Head(self.width, classes, generator).to(self.here.device)
         self.heads.append(head)
         return head
 
@@ -112,10 +113,8 @@ class Heads(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         numbers = {int(k[len(prefix) :].split(".")[1]) for k in state_dict if k.startswith(prefix + "heads.")}
-        device = self[0].weight.device if len(self) else None
         ids = [state_dict[f"{prefix}heads.{i}.ids"].tolist() for i in sorted(numbers)]
-        self.heads = nn.ModuleList(Head(self.width, c) for c in ids)
-        self.to(device)
+        self.heads = nn.ModuleList(Head(self.width, c) for c in ids).to(self.here.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -137,7 +136,8 @@ def only_columns(logits: Tensor, classes: Sequence[int], allowed: Sequence[int] 
     """
     if allowed is None:
         return logits
-    ruled_out = torch.tensor([c not in set(allowed) for c in classes], device=logits.device)
+    able = set(allowed)
+    ruled_out = torch.tensor([c not in able for c in classes], device=logits.device)
     # Discriminant scores can be wider apart than any constant.
     spread = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)
     return logits - (OTHER_TASK_PENALTY + spread) * ruled_out

@@ -202,10 +202,11 @@ class Learner:
         parts: list[Tensor] = []
         fit.scan(images, lambda x, y: parts.append(self.logits(x).float().softmax(1).cpu()))
         confidence, column = torch.cat(parts).topk(min(top, len(self.method.classes)), dim=1)
-        return [self._prediction(c, v) for c, v in zip(column.tolist(), confidence.tolist(), strict=True)]
+        classes = self.method.classes
+        ids = [[classes[c] for c in columns] for columns in column.tolist()]
+        return [self._prediction(i, v) for i, v in zip(ids, confidence.tolist(), strict=True)]
 
-    def _prediction(self, columns: list[int], confidences: list[float]) -> Prediction:
-        ids = [self.method.classes[c] for c in columns]
+    def _prediction(self, ids: list[int], confidences: list[float]) -> Prediction:
         task = next(t["name"] for t in reversed(self.tasks) if ids[0] in t["classes"])
         return Prediction(tuple(self.class_names[i] for i in ids), tuple(confidences), task)
 

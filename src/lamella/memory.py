@@ -1,6 +1,6 @@
 """What may be kept of old tasks: class statistics of features, and which images stand for a class."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -38,7 +38,7 @@ class ClassGaussians(nn.Module):
         self.register_buffer("means", torch.zeros(0, width, dtype=torch.float64))
         self.register_buffer("scatter", torch.zeros(width, width, dtype=torch.float64))
         self.register_buffer("scatters", torch.zeros(0, width, width))
-        self._whitening: tuple[float, float, Tensor, Tensor] | None = None
+        self._solved: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -56,7 +56,7 @@ class ClassGaussians(nn.Module):
         """
         if self.means.device != features.device:
             self.to(features.device)
-        self._whitening = None
+        self._solved = {}
         x, labels = features.double(), labels.to(features.device)
         parts = {label: x[labels == label] for label in classes}
         if empty := [label for label, part in parts.items() if len(part) == 0]:
@@ -96,7 +96,7 @@ class ClassGaussians(nn.Module):
             W: (d, d), zero for a pure shift.
             source, shift: (d,), where the map is anchored and how far that point went.
         """
-        self._whitening = None
+        self._solved = {}
         W, source, shift = (t.to(self.means) for t in (W, source, shift))
         self.means = self.means + (self.means - source) @ W + shift
         map_ = torch.eye(len(W), dtype=W.dtype, device=W.device) + W
@@ -114,8 +114,7 @@ class ClassGaussians(nn.Module):
         score_c(f) = mu_c^T S^-1 f - mu_c^T S^-1 mu_c / 2; streaming form: Hayes & Kanan, "Lifelong Machine Learning
         with Deep Streaming Linear Discriminant Analysis", CVPR-W 2020, arXiv 1909.01520.
         """
-        weight = torch.linalg.solve(shrunk(self.covariance, shrinkage), self.means.T)
-        offset = (self.means * weight.T).sum(1) / 2
+        weight, offset = self._kept(shrinkage, 0.0, self._hyperplanes)
         # Not narrower than float32: scores share a large offset, whose rounding would decide between classes.
         return (features.to(weight) @ weight - offset).to(torch.promote_types(features.dtype, torch.float32))
 
@@ -125,27 +124,37 @@ class ClassGaussians(nn.Module):
         Each class's covariance is (1 - own) x the shrunk shared one + own x its own (regularised discriminant
         analysis: Friedman, JASA 1989). Needs `per_class`.
         """
-        roots, volumes = self._whitened(shrinkage, own)
+        roots, volumes = self._kept(shrinkage, own, self._whitened)
         wide = features.to(roots)
         distances = [((wide - m) @ R.T).square().sum(1) for m, R in zip(self.means, roots, strict=True)]
         scores = -(torch.stack(distances, 1) + volumes) / 2
         return scores.to(torch.promote_types(features.dtype, torch.float32))
 
+    def _kept(self, shrinkage: float, own: float, solve: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """What `solve` makes of the statistics, until they change or move to another device."""
+        key = solve.__name__, shrinkage, own, self.means.device
+        if key not in self._solved:
+            self._solved = {key: solve(shrinkage, own)}
+        return self._solved[key]
+
+    def _hyperplanes(self, shrinkage: float, own: float) -> tuple[Tensor, Tensor]:
+        """S^-1 mu_c (d, c) and mu_c^T S^-1 mu_c / 2 (c,)."""
+        weight = torch.linalg.solve(shrunk(self.covariance, shrinkage), self.means.T)
+        return weight, (self.means * weight.T).sum(1) / 2
+
     def _whitened(self, shrinkage: float, own: float) -> tuple[Tensor, Tensor]:
-        """Inverse Cholesky factors (c, d, d) of the classes' covariances and their log-determinants (c,); kept."""
-        if self._whitening is None or self._whitening[:2] != (shrinkage, own):
-            shared = (1 - own) * shrunk(self.covariance, shrinkage)
-            identity = torch.eye(len(shared), dtype=shared.dtype, device=shared.device)
-            roots, volumes = [], []
-            for scatter, count in zip(self.scatters, self.counts, strict=True):
-                L = torch.linalg.cholesky(shared + own * scatter.to(shared) / count)
-                roots.append(torch.linalg.solve_triangular(L, identity, upper=False))
-                volumes.append(2 * L.diagonal().log().sum())
-            self._whitening = shrinkage, own, torch.stack(roots), torch.stack(volumes)
-        return self._whitening[2:]
+        """Inverse Cholesky factors (c, d, d) of the classes' covariances and their log-determinants (c,)."""
+        shared = (1 - own) * shrunk(self.covariance, shrinkage)
+        identity = torch.eye(len(shared), dtype=shared.dtype, device=shared.device)
+        roots, volumes = [], []
+        for scatter, count in zip(self.scatters, self.counts, strict=True):
+            L = torch.linalg.cholesky(shared + own * scatter.to(shared) / count)
+            roots.append(torch.linalg.solve_triangular(L, identity, upper=False))
+            volumes.append(2 * L.diagonal().log().sum())
+        return torch.stack(roots), torch.stack(volumes)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        self._whitening = None
+        self._solved = {}
         for name in ("ids", "counts", "means", "scatters"):
             held = cast(Tensor | None, state_dict.get(prefix + name))
             if held is not None:

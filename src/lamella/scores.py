@@ -53,16 +53,17 @@ def score_task(
     readouts: Callable[[Tensor], Mapping[str, Tensor]] = getattr(method, "readouts", None) or (
         lambda x: {"": method.predict(x)}
     )
+    column = {c: i for i, c in enumerate(method.classes)}
     routed = getattr(method, "routed", False)
     own = [i for i, c in enumerate(method.classes) if c in set(task_classes)]
     totals: dict[str, Tensor] = {}
 
     def observe(x: Tensor, y: Tensor) -> None:
-        target = torch.tensor([method.classes.index(label) for label in y.tolist()])
+        target = torch.tensor([column[label] for label in y.tolist()])
         for key, logits in readouts(x).items():
             logits = logits.float().cpu()
             # A routed method that is given the task takes that task's expert, which is another pass.
-            given = method.predict(x, tuple(task_classes)).float().cpu() if routed else logits
+            given = method.predict(x, tuple(task_classes)).float().cpu() if routed and key == "" else logits
             right = [correct(logits, target), correct_given_task(given, target, own), correct_task(logits, own)]
             counts = torch.tensor([len(y), *(int(r.sum()) for r in right)])
             totals[key] = totals.get(key, torch.zeros_like(counts)) + counts

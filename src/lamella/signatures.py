@@ -265,7 +265,8 @@ class Inputs:
         self.others = SecondMoment(width)
 
     def __call__(self, x: Tensor) -> None:
-        self.tokens.append(_class_token(x).float())
+        # A copy: the view would keep every token of the batch alive.
+        self.tokens.append(_class_token(x).to(torch.float32, copy=True))
         if self.basis == "tokens":
             self.others(x)
 
@@ -314,7 +315,7 @@ def check_basis(model: nn.Module, sites: Sequence[Site], basis: str) -> None:
     """
     if basis not in BASES:
         raise ValueError(f"basis '{basis}' is unknown; use {', '.join(map(repr, BASES))}")
-    if not getattr(model, "has_class_token", True):
+    if not getattr(model, "has_class_token", False):
         raise ValueError("this backbone has no class token, by which tasks are recognised; use one that has")
     for site in sites if basis == "attention_pooled" else ():
         attention = model.get_submodule(site.name.rpartition(".")[0])

@@ -45,7 +45,8 @@ class Aligned(nn.Module):
         shrinkage: l, 0..1. ridge: of the drift map, above 0.
         drift: "affine", "mean" or "none".
         own_covariance: 0..1, the share of each class's own covariance (Friedman 1989); 0 keeps the shared one only,
-            else d x d numbers are kept of every class.
+            else d x d numbers are kept of every class. For classes of about equally many images: where one has few, its
+            own covariance is narrow by chance, and it is chosen too seldom.
         head: "lda" (shrinkage discriminant) or "refit" (one linear head trained on samples of the class Gaussians).
         samples, epochs, lr: of the re-fitted head: samples per class, SGD with momentum.
     """
@@ -85,6 +86,11 @@ class Aligned(nn.Module):
     def classes(self) -> tuple[int, ...]:
         return self.statistics.classes
 
+    @property
+    def routed(self) -> bool:
+        """Whether the base gives each image one task's expert."""
+        return getattr(self.base, "routed", False)
+
     def features(self, x: Tensor) -> Tensor:
         """(n, d) features of the base method."""
         return self.base.features(x)
@@ -105,7 +111,7 @@ class Aligned(nn.Module):
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
         # The experts of a routed method stay as they are: what the new task's images would show is no drift.
-        moves = self.drift != "none" and len(self.classes) > 0 and not getattr(self.base, "routed", False)
+        moves = self.drift != "none" and len(self.classes) > 0 and not self.routed
         before = fit.features(task.train, self.features, name="align-before") if moves else None
         self.base.learn(task, fit)
         self.eval()

@@ -38,10 +38,10 @@ def widened(heads: Heads, width: int, generator: torch.Generator | None = None) 
         width: of the features, at least that of `heads`. generator: draws the new columns as torch does; zeros
             without it.
     """
-    wide = Heads(width)
+    wide = Heads(width).to(heads.here.device)
     for head in heads.heads:
         old = cast(Head, head)
-        new = wide.grow(old.ids.tolist(), generator).to(old.weight.device)
+        new = wide.grow(old.ids.tolist(), generator)
         new.weight.data[:, : heads.width] = old.weight
         new.bias.data.copy_(old.bias)
     return wide

@@ -142,10 +142,17 @@ class CoLoR(nn.Module):
 
     def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
         """(n, classes): logits of the chosen task's head, far below them those of classes that task does not have."""
+        return only_columns(self._read(x, task)[1], self.classes, task)
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, d) features of each image's expert and (n, classes) logits, from the same two passes."""
+        return self._read(x, None)
+
+    def _read(self, x: Tensor, task: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
         closeness = self._closeness(x, task)
         features = self._experts(x, self._weights(closeness))
-        read = self._chosen_head if self.choice == "hard" else self._mixed_heads
-        return only_columns(read(features, closeness), self.classes, task)
+        head = self._chosen_head if self.choice == "hard" else self._mixed_heads
+        return features, head(features, closeness)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

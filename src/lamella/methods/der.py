@@ -153,5 +153,5 @@ class DER(nn.Module):
         start = prefix + "extractors."
         count = len({key[len(start) :].split(".")[0] for key in state_dict if key.startswith(start)})
         self.extractors = nn.ModuleList(copy.deepcopy(self.backbone.model) for _ in range(count))
-        self.heads = Heads((1 + count) * self.backbone.width)
+        self.heads = Heads((1 + count) * self.backbone.width).to(self.heads.here.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -105,6 +105,11 @@ class DLC(nn.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"{key} '{value}' is unknown; use one of {', '.join(allowed)}")
+        if auxiliary_weight < 0 or gate_supervision < 0:
+            raise ValueError(
+                f"auxiliary_weight {auxiliary_weight} and gate_supervision {gate_supervision} weigh losses; give 0 or "
+                "more"
+            )
         if gate == "fixed" and gate_supervision:
             raise ValueError("gate 'fixed' has nothing to supervise; set gate_supervision to 0, or choose another gate")
         check_base(base, backbone)
@@ -155,6 +160,8 @@ class DLC(nn.Module):
         return {"": self.logits(x), "base": self.base.predict(x)}
 
     def learn(self, task: Task, fit: Fit) -> None:
+        if missing := [name for name in self.plugins if not self.tails.has(name)]:
+            raise ValueError(f"'{missing[0]}' is taken out, so no task can be learned beside it; put it back first")
         self.eval()
         memory = getattr(self.base, "exemplars", None)
         data = task.train if memory is None else memory.join(task.train)

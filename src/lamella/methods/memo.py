@@ -156,5 +156,5 @@ class MEMO(nn.Module):
         count = len({key[len(start) :].split(".")[0] for key in state_dict if key.startswith(start)})
         _, first = split(self.backbone.model, self.cut)
         self.tails = nn.ModuleList(copy.deepcopy(first) for _ in range(count))
-        self.heads = Heads((1 + count) * self.backbone.width)
+        self.heads = Heads((1 + count) * self.backbone.width).to(self.heads.here.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -57,7 +57,7 @@ def plugin_layers(model: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
     blocks = block_names(model)
     stages = list(dict.fromkeys(block.split(".")[0] for block in blocks))
     inside = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and n.startswith(tuple(blocks))]
-    plain = [name for name in inside if name.rpartition(".")[0] in blocks]
+    plain = [n for n in inside if n.rpartition(".")[0] in blocks and cast(Any, model.get_submodule(n)).groups == 1]
     meant = {
         "last-conv": plain[-1:],
         "last-block": [name for name in plain if name.startswith(f"{blocks[-1]}.")],
@@ -161,7 +161,8 @@ class Tails:
         self.model = model
         self.at = next(block for block in block_names(model) if names[0].startswith(f"{block}."))
         # In the first block every convolution may meet the input that all lanes share.
-        first = [f"{self.at}.{n}" for n, m in model.get_submodule(self.at).named_children() if isinstance(m, nn.Conv2d)]
+        children = model.get_submodule(self.at).named_children()
+        first = [f"{self.at}.{n}" for n, m in children if isinstance(m, nn.Conv2d) and m.groups == 1]
         self._laned = adapt(model, list(dict.fromkeys([*first, *names])))
         self.sites: tuple[Site, ...] = tuple(site for site in self._laned if site.name in names)
         for name, layer, _ in self._laned:
@@ -214,7 +215,8 @@ class Tails:
                 raise ValueError(f"no plugin '{name}' is in place, so it cannot be taken out")
             state |= adapter_state(self.sites, name)
             for site in self.sites:
-                site.layer.branches.pop(name)
+                if name in site.layer.branches:
+                    site.layer.branches.pop(name)
         return state
 
     def attach(self, state: Mapping[str, Tensor]) -> None:
