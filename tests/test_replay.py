@@ -120,9 +120,9 @@ def test_herding_stands_on_the_features_of_the_trained_model() -> None:
 
 
 def test_milestones_are_shares_of_the_epochs() -> None:
-    schedule = milestone_schedule((0.47, 0.70))
+    schedule = milestone_schedule((0.47, 0.705))
     assert [schedule(e, 170) for e in (0, 79)] == [1, 1]
-    assert [round(schedule(e, 170), 4) for e in (80, 118, 119, 169)] == [0.1, 0.1, 0.01, 0.01]
+    assert [round(schedule(e, 170), 4) for e in (79, 80, 119, 120)] == [1.0, 0.1, 0.1, 0.01]
     assert [milestone_schedule(())(e, 3) for e in range(3)] == [1, 1, 1]
     for bad in (0.0, 1.5, -0.2):
         with pytest.raises(ValueError, match=r"outside \(0, 1\]; it is a share of the epochs"):

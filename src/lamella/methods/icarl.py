@@ -61,7 +61,7 @@ class ICaRL(nn.Module):
         self, backbone: Backbone, *, seed: int = 0, memory: int | None = 2000, memory_per_class: int | None = None,
         choose: str = "herding", temperature: float = 2.0, epochs: int = 170, first_epochs: int | None = None,
         lr: float = 0.1, batch_size: int = 128, optimizer: str = "sgd", momentum: float = 0.9,
-        weight_decay: float = 2e-4, milestones: Sequence[float] = (0.47, 0.70), head_start: str = "uniform",
+        weight_decay: float = 2e-4, milestones: Sequence[float] = (0.47, 0.705), head_start: str = "uniform",
     ) -> None:  # fmt: skip
         super().__init__()
         if choose == "reservoir":

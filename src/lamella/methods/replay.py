@@ -15,7 +15,7 @@ Departures (from the papers [p], from PyCIL's code [c]):
 - A task is trained for epochs over the union, as PyCIL does; the papers see each image once, and draw as many from the
   memory with each batch as the batch has new ones [p].
 - The memory is filled when a task is finished [c], not while images stream by [p]; herding by default [c].
-- 170 epochs with falls at 0.47 and 0.70 of them, as for the other methods with exemplars; the code has 70, with falls
+- 170 epochs with falls at 0.47 and 0.705 of them, as for the other methods with exemplars; the code has 70, with falls
   at 30 and 50, and for the first task 200 with a weight decay of 5e-4 [c].
 - Of a class that comes back the row learned last counts.
 """
@@ -54,7 +54,7 @@ class Replay(nn.Module):
         self, backbone: Backbone, *, seed: int = 0, memory: int | None = 2000, memory_per_class: int | None = None,
         choose: str = "herding", epochs: int = 170, first_epochs: int | None = None, lr: float = 0.1,
         batch_size: int = 128, optimizer: str = "sgd", momentum: float = 0.9, weight_decay: float = 2e-4,
-        milestones: Sequence[float] = (0.47, 0.70), head_start: str = "uniform",
+        milestones: Sequence[float] = (0.47, 0.705), head_start: str = "uniform",
     ) -> None:  # fmt: skip
         super().__init__()
         self.backbone, self.seed = backbone, seed
