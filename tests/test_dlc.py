@@ -644,4 +644,3 @@ def test_a_learner_is_made_saved_and_loaded(tmp_path: Path) -> None:
     assert again.method.plugins == ("plugin-0", "plugin-1", "plugin-2")
     scores = again.evaluate(source(6).test, tuple(range(6)))
     assert scores.keys() == {"", "base"}
-    assert fit_for(again.method).module is again.method

@@ -72,7 +72,7 @@ class Calibrated(nn.Module):
         self.sites = _sites(base) if score == "signature" else base.backbone.sites("key+value")[-1:]
         check_basis(base.backbone.model, self.sites, "class_token")
         self.signatures = Signatures(self.sites)
-        self.statistics = ClassGaussians(self.sites[0].layer.weight.shape[1])
+        self.statistics = ClassGaussians(self.sites[0].layer.weight.shape[1] if score == "gaussian" else 0)
         self.register_buffer("taught", torch.zeros(0, 2, dtype=torch.int64))
 
     @property

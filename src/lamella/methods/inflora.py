@@ -41,6 +41,7 @@ from lamella.fit import Fit
 from lamella.heads import Heads, only_columns
 from lamella.lowrank import Branch, grow, merge, watch
 from lamella.methods.schedules import named_schedule
+from lamella.signatures import protected_share
 from lamella.subspace import SecondMoment, Subspace, left_singular, numerical_rank, orthonormal
 
 __all__ = ["EnergyRule", "InfLoRA"]
@@ -69,8 +70,7 @@ class EnergyRule:
             raise ValueError(f"horizon {self.horizon} is too small; it is the number of tasks, or left out")
 
     def threshold(self, task: int) -> float:
-        grown = 0.0 if self.horizon is None else min(task / self.horizon, 1.0)
-        return self.energy + (1 - self.energy) * grown
+        return protected_share(self.energy, task, self.horizon)
 
     def spectrum(self, G: Tensor, space: Subspace) -> tuple[Tensor, Tensor]:
         """Free directions of G (d, d), most energetic first, and the share of G's energy that each carries."""

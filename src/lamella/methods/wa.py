@@ -70,12 +70,8 @@ class WA(nn.Module):
         self.backbone, self.seed, self.strength, self.temperature = backbone, seed, strength, temperature
         self.positive_weights, self.memory, self.memory_per_class = positive_weights, memory, memory_per_class
         self.choose, self.epochs, self.first_epochs, self.lr = choose, epochs, first_epochs, lr
-        self.batch_size, self.optimizer, self.momentum, self.weight_decay = (
-            batch_size,
-            optimizer,
-            momentum,
-            weight_decay,
-        )
+        self.batch_size, self.optimizer = batch_size, optimizer
+        self.momentum, self.weight_decay = momentum, weight_decay
         self.milestones, self.schedule = milestones, milestone_schedule(milestones)
         self.heads = Heads(backbone.width)
         self.exemplars = Exemplars(
