@@ -13,11 +13,11 @@ from lamella.compose import Aligned
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
+from lamella.gathering import Inputs
 from lamella.heads import Heads
 from lamella.lowrank import watch
 from lamella.methods.duallora import DualLoRA
 from lamella.methods.seq_lora import SeqLoRA
-from lamella.signatures import Inputs
 from lamella.store import learned_state, restore_state
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.02, "rank": 4, "residual_rank": 3, "blocks": 3}

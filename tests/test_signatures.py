@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from streams import tiny_backbone
 from torch import Tensor, nn
 
+from lamella.gathering import Inputs, check_basis, gather
 from lamella.lowrank import grow
 from lamella.randomness import generator
-from lamella.signatures import Calibration, Inputs, Signature, Signatures, check_basis, gather, protected_share
+from lamella.signatures import Calibration, Signature, Signatures, protected_share
 from lamella.subspace import orthonormal
 
 D = 24

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from lamella.compose.drift import affine_drift
 from lamella.data.scenario import Task
 from lamella.fit import Fit
+from lamella.gathering import Inputs, check_basis, gather
 from lamella.heads import only_columns
 from lamella.lowrank import Site, watch
 from lamella.memory import ClassGaussians, shrunk
-from lamella.signatures import Calibration, Inputs, Signatures, check_basis, gather, protected_share
+from lamella.signatures import Calibration, Signatures, protected_share
 
 __all__ = ["Calibrated"]
 

@@ -38,11 +38,12 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.fit import Fit
+from lamella.gathering import Inputs, check_basis, gather
 from lamella.heads import Heads, only_columns
 from lamella.lowrank import Branch, grow, merge
 from lamella.methods.schedules import named_schedule
 from lamella.randomness import generator
-from lamella.signatures import Calibration, Inputs, Signatures, check_basis, gather, protected_share
+from lamella.signatures import Calibration, Signatures, protected_share
 
 __all__ = ["DualLoRA"]
 
