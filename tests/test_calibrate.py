@@ -8,8 +8,8 @@ from streams import build, fit_for, images, learn_all, stream, tiny_backbone
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone, load_backbone
-from lamella.compose import PARTS, Aligned, Calibrated
-from lamella.config import build_method, complete, method_name
+from lamella.compose import Aligned, Calibrated
+from lamella.config import build_method, complete, method_name, readout_names
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
 from lamella.lowrank import watch
@@ -100,17 +100,18 @@ def test_one_forward_pass_gives_both_readouts(learned: Calibrated, monkeypatch: 
     with torch.no_grad():
         learned.predict(pixels(learned))
         learned.readouts(pixels(learned))
-    assert calls == [8, 8]
+        learned.features_and_readouts(pixels(learned))
+    assert calls == [8, 8, 8]
 
 
-def test_around_alignment_the_second_readout_stays_the_methods_own() -> None:
-    """Result files are named after the innermost method, so "base" must be that one's."""
+def test_around_alignment_every_readout_is_kept() -> None:
     both = learn_all(Calibrated(Aligned(build("seq-lora", rank=3, lr=0.01)), strength=50.0), stream())
     x = pixels(both)
     with torch.no_grad():
         readouts, aligned = both.readouts(x), both.base.readouts(x)
-        assert list(readouts) == ["", "base"]
-        assert torch.equal(readouts["base"], aligned["base"])
+        assert list(readouts) == ["", "base", "base.base"]
+        assert torch.equal(readouts["base"], aligned[""])
+        assert torch.equal(readouts["base.base"], aligned["base"])
         assert torch.equal(readouts[""], both.predict(x))
         difference = readouts[""] - aligned[""]
     torch.testing.assert_close(difference[:, 0], difference[:, 1], atol=1e-3, rtol=0)  # one number a task
@@ -124,7 +125,11 @@ def test_within_alignment_it_stays_out_of_the_way() -> None:
     x = pixels(inside)
     with torch.no_grad():
         assert torch.equal(inside.predict(x), plain.predict(x))
-        assert torch.equal(inside.readouts(x)[""], plain.predict(x))
+        readouts = inside.readouts(x)
+        assert torch.equal(readouts[""], plain.predict(x))
+        assert torch.equal(readouts["base"], inside.base.predict(x))
+        assert torch.equal(readouts["base.base"], plain.readouts(x)["base"])
+        assert not torch.equal(readouts["base"], readouts["base.base"])
 
 
 def test_results_are_named_after_the_parts(tmp_path: Any) -> None:
@@ -134,7 +139,8 @@ def test_results_are_named_after_the_parts(tmp_path: Any) -> None:
     method = build_method(config, tiny_backbone())
     assert isinstance(method, Calibrated)
     assert isinstance(method.base, Aligned)
-    assert list(PARTS)[:2] == ["align", "calibrate"]
+    turned = complete({"backbone": {"name": "test_vit"}, "method": {"name": "inflora", "calibrate": {}, "align": {}}})
+    assert readout_names(turned) == ["inflora+calibrate+align", "inflora+calibrate", "inflora"]
 
 
 def test_a_frozen_method_is_read_at_its_backbones_key_and_value_layers() -> None:

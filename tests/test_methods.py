@@ -9,6 +9,7 @@ from streams import build, fit_for, images, learn_all, stream, tiny_backbone
 from torch import Tensor
 
 from lamella.compose import PARTS, Aligned
+from lamella.compose.readouts import all_readouts
 from lamella.data.transform import plain_view
 from lamella.methods import METHODS
 from lamella.store import learned_state, restore_state
@@ -98,16 +99,17 @@ def test_a_prediction_does_not_depend_on_its_batch(learned: Any) -> None:
     torch.testing.assert_close(backwards / scale, together / scale, atol=2e-5, rtol=0)
 
 
-def test_the_second_readout_is_the_prediction_of_the_method_alone(learned: Any) -> None:
+def test_every_readout_is_the_prediction_of_what_it_is_named_after(learned: Any) -> None:
     _, method, _, _ = learned
-    alone = method
-    while hasattr(alone, "base"):
-        alone = alone.base
     with torch.no_grad():
-        readouts = method.readouts(inputs(method)) if hasattr(method, "readouts") else {}
-        expected = alone.predict(inputs(method))
-    for key, logits in readouts.items():
-        assert key != "base" or torch.allclose(logits, expected, atol=1e-5), "the base's own result would be wrong"
+        readouts = all_readouts(method, inputs(method))
+        assert "" in readouts
+        for name, logits in readouts.items():
+            alone = method
+            for _ in name.split(".") if name else ():
+                alone = alone.base
+            expected = alone.predict(inputs(method))
+            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5, msg=f"'{name}' would be wrong")
 
 
 def test_a_given_task_rules_out_the_others_without_reordering_its_own(learned: Any) -> None:

@@ -22,7 +22,7 @@ from lamella.overrides import parse_override, put
 
 __all__ = [
     "build_augmentation", "build_backbone", "build_method", "build_scenario", "complete", "describe_config",
-    "load_config", "method_name", "readout_name", "shipped_configs", "to_toml",
+    "load_config", "method_name", "readout_names", "shipped_configs", "to_toml",
 ]  # fmt: skip
 
 SECTIONS = ("scenario", "backbone", "method", "augment", "fit", "run")
@@ -126,15 +126,18 @@ def method_name(config: Mapping[str, Any]) -> str:
     return "+".join([_plain_name(table), *(part for part in table if part in PARTS)])
 
 
-def readout_name(config: Mapping[str, Any]) -> str:
-    """The method that a second readout of the same training belongs to: what is left without parts, or the base.
+def readout_names(config: Mapping[str, Any]) -> list[str]:
+    """The method, and what is left when its parts are taken off one by one, the last first, and then its base.
 
-    >>> readout_name({"method": {"name": "dlc", "base": {"name": "wa"}}})
-    'wa'
+    >>> readout_names({"method": {"name": "inflora", "calibrate": {}, "align": {}}})
+    ['inflora+calibrate+align', 'inflora+calibrate', 'inflora']
+    >>> readout_names({"method": {"name": "dlc", "base": {"name": "wa"}}})
+    ['dlc(wa)', 'wa']
     """
     table = config["method"]
-    carried = any(part in PARTS for part in table)
-    return table["base"]["name"] if "base" in table and not carried else _plain_name(table)
+    parts = [part for part in table if part in PARTS]
+    carried = ["+".join([_plain_name(table), *parts[:n]]) for n in range(len(parts), -1, -1)]
+    return carried + ([table["base"]["name"]] if "base" in table else [])
 
 
 def _plain_name(table: Mapping[str, Any]) -> str:
@@ -252,11 +255,10 @@ def _complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict
     resolved = _complete_plain("method", table, scenario, METHODS)
     if _takes_base(resolved["name"]):
         resolved["base"] = _complete_plain("method.base", resolved["base"], scenario, _bases())
-    for part in PARTS:
-        if table.get(part, False) is not False:
-            inner = {} if table[part] is True else table[part]
-            check_table("method", {part: inner}, {part: Option(dict)})
-            resolved[part] = _complete(f"method.{part}", inner, _keywords(PARTS[part]))
+    for part in (key for key in table if key in PARTS and table[key] is not False):
+        inner = {} if table[part] is True else table[part]
+        check_table("method", {part: inner}, {part: Option(dict)})
+        resolved[part] = _complete(f"method.{part}", inner, _keywords(PARTS[part]))
     return resolved
 
 

@@ -3,7 +3,7 @@
 Schema 1 (all accuracies are fractions 0..1, null where a metric has no meaning):
 
     schema, lamella                 version of this schema, of the library
-    method, base_of                 "inflora+align"; for a second readout of the same training, the method it belongs to
+    method, base_of                 "inflora+align"; for a further readout of the same training, the run's method
     scenario, kind, backbone, seed
     final_accuracy                  share of all test images that are right after the last task
     final_accuracy_task_mean        mean of the tasks' accuracies after the last task
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from lamella import metrics
-from lamella.config import readout_name
+from lamella.config import readout_names
 from lamella.data.scenario import Scenario
 from lamella.learner import Learner
 
@@ -50,16 +50,16 @@ def curve_so_far(row: Row, task: int, *, task_given: bool) -> float:
 
 
 def build_results(learner: Learner, scenario: Scenario, *, stored_bytes: int, whole_stream: bool) -> dict[str, Any]:
-    """Result files by suffix: "" for the method's own prediction, else the name of a second readout's method."""
+    """Result files by suffix: "" for the method's own prediction, else the name of a further readout's method."""
     rows: list[Row] = [entry["row"] for entry in learner.notes["scores"]]
     common = _common(learner, scenario, stored_bytes)
-    base = readout_name(learner.config)
-    return {
-        "" if key == "" else base: common
-        | {"method": learner.name if key == "" else base, "base_of": None if key == "" else learner.name}
-        | _measures(rows, key, scenario, whole_stream)
-        for key in rows[-1][0]
-    }
+    names = readout_names(learner.config)
+    results = {}
+    for key in rows[-1][0]:
+        suffix = names[len(key.split("."))] if key else ""
+        of = {"method": suffix or learner.name, "base_of": learner.name if suffix else None}
+        results[suffix] = common | of | _measures(rows, key, scenario, whole_stream)
+    return results
 
 
 def _measures(rows: list[Row], key: str, scenario: Scenario, whole_stream: bool) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """How many test images of a task a method gets right: counts, from which every accuracy follows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lamella.compose.readouts import all_readouts
 from lamella.correctness import correct, correct_given_task, correct_task
 from lamella.fit import Examples, Fit
 
@@ -50,9 +51,6 @@ def score_task(
     Returns:
         By readout, "" being the method's own prediction.
     """
-    readouts: Callable[[Tensor], Mapping[str, Tensor]] = getattr(method, "readouts", None) or (
-        lambda x: {"": method.predict(x)}
-    )
     column = {c: i for i, c in enumerate(method.classes)}
     routed = getattr(method, "routed", False)
     own = [i for i, c in enumerate(method.classes) if c in set(task_classes)]
@@ -60,7 +58,7 @@ def score_task(
 
     def observe(x: Tensor, y: Tensor) -> None:
         target = torch.tensor([column[label] for label in y.tolist()])
-        for key, logits in readouts(x).items():
+        for key, logits in all_readouts(method, x).items():
             logits = logits.float().cpu()
             # A routed method that is given the task takes that task's expert, which is another pass.
             given = method.predict(x, tuple(task_classes)).float().cpu() if routed and key == "" else logits

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.compose.drift import Drift, affine_drift, mean_drift
+from lamella.compose.readouts import beneath, features_and_readouts
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.fit import Fit
@@ -100,13 +101,9 @@ class Aligned(nn.Module):
         return only_columns(self._classify(self.features(x)), self.classes, task)
 
     def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Both classifications of one training: aligned ("") and the base method's own heads ("base")."""
-        if hasattr(self.base, "features_and_logits"):
-            features, own = self.base.features_and_logits(x)
-            return {"": self._classify(features), "base": own}
-        features, heads = self.features(x), getattr(self.base, "heads", None)
-        aligned = {"": self._classify(features)}
-        return aligned if heads is None else aligned | {"base": heads(features)}
+        """All classifications of one training: aligned (""), the base method's own ("base"), and what that carries."""
+        features, base = features_and_readouts(self.base, x)
+        return {"": self._classify(features), **beneath(base)}
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

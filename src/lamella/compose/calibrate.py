@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.compose.drift import affine_drift
+from lamella.compose.readouts import all_readouts, beneath, features_and_readouts
 from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.gathering import Inputs, check_basis, gather
@@ -102,11 +103,14 @@ class Calibrated(nn.Module):
         return only_columns(self._calibrated(logits, scores), self.classes, task)
 
     def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Both classifications of one training: calibrated ("") and that of the innermost method alone ("base")."""
-        inner, scores = self._read(getattr(self.base, "readouts", None) or (lambda x: {"": self.base.predict(x)}), x)
-        calibrated = self._calibrated(inner[""], scores) if self.strength else inner[""]
-        # A part that the base carries has its own second readout, which is the method's that both are named after.
-        return {"": calibrated, "base": inner.get("base", inner[""])}
+        """All classifications of one training: calibrated (""), its base's own ("base"), and what that carries."""
+        base, scores = self._read(lambda images: all_readouts(self.base, images), x)
+        return {"": self._calibrated(base[""], scores), **beneath(base)}
+
+    def features_and_readouts(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """(n, d) features of the base and all readouts, in one of its passes."""
+        (features, base), scores = self._read(lambda images: features_and_readouts(self.base, images), x)
+        return features, {"": self._calibrated(base[""], scores), **beneath(base)}
 
     def choose_task(self, x: Tensor) -> Tensor:
         """(n,) the task that each image is most likely from, in the order of learning."""
@@ -167,6 +171,8 @@ class Calibrated(nn.Module):
 
     def _calibrated(self, logits: Tensor, scores: Tensor) -> Tensor:
         """(n, classes): the logits, as log P(class | task) with Gaussians, and what the scores say of each task."""
+        if self.strength == 0:
+            return logits
         last = self._last()
         owners = [last[c] for c in self.classes]
         if self.score == "gaussian":

@@ -15,11 +15,11 @@ class Method(Protocol):
     """A continual-learning method: an `nn.Module` built as `M(backbone, *, seed, **hyper_parameters)`.
 
     Hyper-parameters are keyword-only and stored under their own names; data enters only through `learn`. State that
-    travels is a buffer or a parameter. Optional: `features(x)`, which parts such as alignment need; `readouts(x)`, a
-    mapping of several named logits from one forward pass; `features_and_logits(x)`, both from one forward pass, where
-    logits are more than heads on features; `changes_backbone = True` where backbone weights are trained;
-    `routed = True` where each image gets the features of one task's expert, so that a given task changes the features;
-    `widens = True` where features get wider with each task.
+    travels is a buffer or a parameter. Optional: `features(x)`, which parts such as alignment need; `readouts(x)`, the
+    logits of what it is built on too, from one forward pass (compose/readouts.py names them); `features_and_logits(x)`,
+    both from one forward pass, where logits are more than heads on features; `changes_backbone = True` where backbone
+    weights are trained; `routed = True` where each image gets the features of one task's expert, so that a given task
+    changes the features; `widens = True` where features get wider with each task.
     """
 
     backbone: Backbone
