@@ -224,6 +224,18 @@ def test_the_terminal_table_is_whole(several: Path):
     assert "…" not in text
 
 
+def test_costs_are_columns_where_they_are_asked_for(several: Path):
+    results = load_results([several])
+    lines = render_table(results, "markdown", costs=True).splitlines()
+    header, rule, first = next(lines[i : i + 3] for i, line in enumerate(lines) if line.startswith("| method"))
+    assert header.endswith("| trained parameters | stored | learning |")
+    assert first.endswith("| 12,345 | 2.5 MB | 1 min 10 s |")
+    assert header.count("|") == rule.count("|") == first.count("|")
+    assert "2.5 MB" in render_table(results, costs=True)
+    assert "2.5 MB" not in render_table(results) + render_table(results, "markdown")
+    assert render_table(results, "csv", costs=True) == render_table(results, "csv")
+
+
 def test_csv_and_json_hold_fractions(several: Path):
     results = load_results([several])
     records = list(csv.DictReader(io.StringIO(render_table(results, "csv"))))

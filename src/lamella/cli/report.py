@@ -15,6 +15,9 @@ def report(
     across_splits: Annotated[
         bool, typer.Option("--across-splits", help="Pool seeds whose class order or split differs.")
     ] = False,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Columns of trained parameters, stored bytes and time of learning too.")
+    ] = False,
 ) -> None:
     """Compare finished runs in a table.
 
@@ -23,6 +26,6 @@ def report(
     from lamella.report import load_results, render_table, write_html
 
     results = load_results(runs)
-    typer.echo(render_table(results, format, across_splits=across_splits).rstrip("\n"))
+    typer.echo(render_table(results, format, across_splits=across_splits, costs=costs).rstrip("\n"))
     if html is not None:
         typer.echo(f"page: {write_html(results, html, across_splits=across_splits)}", err=True)
