@@ -16,6 +16,7 @@ from lamella.calls import Place, ScanCall, TrainingCall
 from lamella.checkpoints import Checkpoints
 from lamella.data.loading import batches
 from lamella.data.transform import Augmentation, InputTransform, View, augmented_view, plain_view
+from lamella.precision import PRECISIONS, computing
 from lamella.progress import Progress, silent
 from lamella.randomness import generator
 
@@ -77,8 +78,8 @@ class Fit:
         progress: Progress = silent,
         scan_batch_size: int = 64,
     ) -> None:
-        if precision not in ("float32", "bf16"):
-            raise ValueError(f"precision '{precision}' is unknown; use 'float32' or 'bf16'")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision '{precision}' is unknown; use one of {', '.join(PRECISIONS)}")
         self.module = module
         self.transform = transform
         self.augmentation = augmentation
@@ -173,7 +174,7 @@ class Fit:
         view = self._view(data, augment, *named)
         for x, y in self._batches(data, order[saved.step * batch_size :], batch_size, view):
             engine.zero_grad(set_to_none=True)
-            with self._autocast():
+            with computing(self.device, self.precision):
                 value = loss(x, y)
             value.backward()
             if not saved.checked:
@@ -223,7 +224,7 @@ class Fit:
             saved.restore()
             advance(saved.seen // size, "")
             for x, y in self._batches(data, order[saved.seen :], size, view):
-                with self._autocast():
+                with computing(self.device, self.precision):
                     observe(x, y)
                 saved.advance(len(y))
                 advance(1, "")
@@ -244,9 +245,6 @@ class Fit:
 
     def _place(self, call: str) -> Place:
         return Place(self.checkpoints, self.task, call)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _view(self, data: Examples, augment: bool, *names: str | int) -> View:
         if not augment or self.augmentation is None:
