@@ -262,3 +262,30 @@ def test_learn_twice_and_predict(lamella: Run, photos: Path, tmp_path: Path) -> 
     code, _, err = lamella("learn", model, photos, "--method", "seq-lora")
     assert code == 2
     assert "its backbone, method and seed are fixed" in err
+
+
+def test_versions_of_a_model_are_listed_and_taken_back(lamella: Run, photos: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    for i, folder in enumerate(sorted(p for p in photos.rglob("*") if p.is_dir() and any(p.glob("*.*")))):
+        folder.rename(tmp_path / ("first" if i % 2 else "second") / f"{folder.name}-{i}")
+    for data in ("first", "second"):
+        assert lamella("learn", str(model), str(tmp_path / data))[0] == 0
+    code, out, _ = lamella("history", str(model), "--json")
+    versions = json.loads(out)
+    assert code == 0
+    assert [(v["number"], v["current"], v["what"], len(v["tasks"])) for v in versions] == [
+        (1, False, "learned first", 1),
+        (2, True, "learned second", 2),
+    ]
+    assert "learned second" in lamella("history", str(model))[1]
+    code, out, _ = lamella("rollback", str(model))
+    assert (code, out) == (0, f"{model} is version 1 again, with 1 task: first\n")
+    code, _, err = lamella("rollback", str(model))
+    assert code == 2
+    assert "there is none before it; name one with --to" in err
+    code, _, err = lamella("rollback", str(model), "--to", "9")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "has no version 9; it has 1, 2" in err
+    assert lamella("rollback", str(model), "--to", "2")[0] == 0

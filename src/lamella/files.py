@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "claim_folder",
+    "json_to_bytes",
     "read_json",
     "read_tensors",
     "tensors_to_bytes",
@@ -68,8 +69,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def json_to_bytes(value: Any) -> bytes:
+    """The text of a JSON file."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_atomic(path, json_to_bytes(value))
 
 
 def read_json(path: Path) -> Any:

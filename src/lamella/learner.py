@@ -210,25 +210,32 @@ class Learner:
         task = next(t["name"] for t in reversed(self.tasks) if ids[0] in t["classes"])
         return Prediction(tuple(self.class_names[i] for i in ids), tuple(confidences), task)
 
-    def save(self, folder: str | Path) -> int:
-        """Make `folder` hold this learner; whole at every moment. Returns the bytes of what was learned."""
+    def save(self, folder: str | Path, *, what: str = "", keep: int | None = None) -> int:
+        """Make this learner a new version of the model at `folder`, which is whole at every moment.
+
+        Args:
+            what: what made this version, for its history. keep: how many of the newest versions stay; all by default.
+
+        Returns:
+            The bytes of what was learned.
+        """
         self._check_whole()
         manifest = {
             "written_by": _version(), "config": self.config, "weights_sha256": self.backbone.weights_sha256,
             "class_names": [[i, name] for i, name in self.class_names.items()],
             "tasks": self.tasks, "notes": self.notes,
         }  # fmt: skip
-        return save_model(Path(folder), learned_state(self.method), manifest)
+        return save_model(Path(folder), learned_state(self.method), manifest, what=what, keep=keep)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Learner":
-        """The learner that `folder` holds.
+    def load(cls, folder: str | Path, version: int | None = None) -> "Learner":
+        """The learner that `folder` holds: its current version, or the one named.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is damaged, foreign, newer, or was learned on other weights.
+            ValueError: it is damaged, foreign, newer, or was learned on other weights; or there is no such version.
         """
-        state, manifest = load_model(Path(folder))
+        state, manifest = load_model(Path(folder), version)
         learner = cls(manifest["config"])
         if learner.backbone.weights_sha256 != manifest["weights_sha256"]:
             raise ValueError(

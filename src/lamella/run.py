@@ -8,8 +8,6 @@ OUT/checkpoints/    calls of the running task     OUT/log.jsonl       what happe
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,13 @@ from lamella.checkpoints import Checkpoints
 from lamella.config import build_scenario, to_toml
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
-from lamella.files import claim_folder, read_json, write_atomic, write_json
+from lamella.files import read_json, write_atomic, write_json
 from lamella.learner import Learner
+from lamella.locks import alone
 from lamella.methods import WHOLE_STREAM
 from lamella.progress import bars, silent
 from lamella.results import build_results, curve_so_far
-from lamella.store import MANIFEST
+from lamella.store import holds_model, load_manifest
 
 __all__ = ["run"]
 
@@ -38,7 +37,7 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
         FileExistsError: `out` holds a run and `resume` was not asked for.
         ValueError: `out` holds a run of another configuration.
     """
-    with _alone(out):
+    with alone(out, f"another process is running in '{out}'; wait for it or choose another --out"):
         _check_claim(out, config, resume)
         for torn in out.rglob(".*.part"):  # left by a kill in the middle of a write
             torn.unlink()
@@ -47,19 +46,6 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
             write_atomic(out / "config.toml", to_toml(config).encode())
             job.finish()
     return out
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the run directory; a second process is told so. The lock dies with its process."""
-    from filelock import FileLock, Timeout
-
-    claim_folder(out)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise RuntimeError(f"another process is running in '{out}'; wait for it or choose another --out") from error
 
 
 def _check_claim(out: Path, config: dict[str, Any], resume: bool) -> None:
@@ -84,7 +70,7 @@ class _Run:
             [self.scenario.joined()[0]] if self.whole else [self.scenario[i] for i in range(len(self.scenario))]
         )
         model = out / "model"
-        self.learner = Learner.load(model) if (model / MANIFEST).exists() else Learner(config)
+        self.learner = Learner.load(model) if holds_model(model) else Learner(config)
         self._check_inputs()
         self.learner.notes.setdefault("scores", [])
         self.tests: dict[int, Any] = {}
@@ -117,7 +103,7 @@ class _Run:
             if i >= len(self.learner.notes["scores"]):
                 self._evaluate(i)
         self.checkpoints.clear()  # a kill may have come between storing the last task and forgetting its calls
-        stored = json.loads((self.out / "model" / MANIFEST).read_text())["state"]["bytes"]
+        stored = load_manifest(self.out / "model")["state"]["bytes"]
         results = build_results(self.learner, self.scenario, stored_bytes=stored, whole_stream=self.whole)
         # The aligned readout is "results.json"; it is written last, because its presence means that all is done.
         for suffix, result in sorted(results.items(), reverse=True):
@@ -170,7 +156,7 @@ class _Run:
         return task.validation
 
     def _save(self) -> None:
-        self.learner.save(self.out / "model")
+        self.learner.save(self.out / "model", keep=1)
 
     def _log(self, event: str, **facts: Any) -> None:
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "event": event, **facts})

@@ -10,6 +10,7 @@ from lamella.cli.demo import demo
 from lamella.cli.learn import learn, predict
 from lamella.cli.report import report
 from lamella.cli.run import run, show
+from lamella.cli.versions import history, rollback
 
 __all__ = ["app"]
 
@@ -65,3 +66,5 @@ _add(
     "lamella learn model photos/ --backbone vit_tiny_patch16_224",
 )  # fmt: skip
 _add(predict, "predict", "lamella predict model photo.jpg", "lamella predict model photos/*.jpg --top 3 --json")
+_add(history, "history", "lamella history model", "lamella history model --json")
+_add(rollback, "rollback", "lamella rollback model", "lamella rollback model --to 3")

@@ -35,29 +35,39 @@ def learn(
     """
     from lamella.data.keeping import keep_decoded
     from lamella.data.sources import load_source
-    from lamella.files import claim_folder
-    from lamella.learner import Learner
-    from lamella.progress import bars
-    from lamella.store import MANIFEST
+    from lamella.locks import alone
 
     # What can fail does so before hours of training: unreadable images, a folder that cannot be written.
     source = load_source(data)
     source = replace(source, train=keep_decoded(source.train), test=keep_decoded(source.test))
-    if model.exists() and not (model / MANIFEST).exists() and (model.is_file() or any(model.iterdir())):
-        raise ValueError(f"'{model}' exists and is no model (no {MANIFEST} in it); choose a new folder")
-    if not (model / MANIFEST).exists():
-        learner = Learner.create(backbone=backbone or BACKBONE, method=method or METHOD, seed=seed or 0)
-        claim_folder(model)
-    elif backbone or method or seed is not None:
+    learner = _open(model, backbone, method, seed)
+    with alone(model, f"another process is learning into '{model}'; wait for it to end"):
+        _learn(learner, source, model)
+
+
+def _open(model: Path, backbone: str | None, method: str | None, seed: int | None) -> "Learner":
+    """The learner of an existing model, or a new one."""
+    from lamella.learner import Learner
+    from lamella.store import MANIFEST, holds_model
+
+    if not holds_model(model):
+        if model.is_file() or (model.exists() and any(path.name != ".lock" for path in model.iterdir())):
+            raise ValueError(f"'{model}' exists and is no model (no {MANIFEST} in it); choose a new folder")
+        return Learner.create(backbone=backbone or BACKBONE, method=method or METHOD, seed=seed or 0)
+    if backbone or method or seed is not None:
         raise ValueError(
             f"'{model}' exists already, so its backbone, method and seed are fixed; "
             "leave out --backbone, --method and --seed"
         )
-    else:
-        learner = Learner.load(model)
+    return Learner.load(model)
+
+
+def _learn(learner: "Learner", source: "Source", model: Path) -> None:
+    from lamella.progress import bars
+
     task = _as_task(source, learner)
     learner.learn(task, progress=bars)
-    learner.save(model)
+    learner.save(model, what=f"learned {task.name}")
     typer.echo(
         f"{model} learned {len(task.classes)} classes from {len(task.train)} images: {', '.join(task.class_names)}"
     )

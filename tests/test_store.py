@@ -1,0 +1,148 @@
+"""Versions of a model on disk: whole at every moment, none lost, damage told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lamella import files, store
+from lamella.store import history, load_manifest, load_model, roll_back, save_model
+
+
+def state(value: float) -> dict[str, Tensor]:
+    return {"weight": torch.full((4,), value)}
+
+
+def save(folder: Path, value: float, keep: int | None = None) -> None:
+    tasks = [{"name": f"task {i}"} for i in range(int(value))]
+    save_model(folder, state(value), {"tasks": tasks, "config": {}}, what=f"learned {value:g}", keep=keep)
+
+
+def value(folder: Path, version: int | None = None) -> float:
+    return float(load_model(folder, version)[0]["weight"][0])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    for i in (1, 2, 3):
+        save(tmp_path / "model", i)
+    return tmp_path / "model"
+
+
+def test_every_version_stays_and_the_newest_is_the_model(model: Path) -> None:
+    assert [v.number for v in history(model)] == [1, 2, 3]
+    assert [v.current for v in history(model)] == [False, False, True]
+    assert [v.what for v in history(model)] == ["learned 1", "learned 2", "learned 3"]
+    assert history(model)[1].tasks == ("task 0", "task 1")
+    assert value(model) == 3
+    assert [value(model, n) for n in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_rolling_back_loses_nothing_and_what_comes_next_has_a_number_of_its_own(model: Path) -> None:
+    roll_back(model, 1)
+    assert value(model) == 1
+    assert [v.current for v in history(model)] == [True, False, False]
+    save(model, 5)
+    assert [v.number for v in history(model)] == [1, 2, 3, 4]
+    assert (value(model), value(model, 3)) == (5, 3)
+    roll_back(model, 3)
+    assert value(model) == 3
+
+
+def test_versions_of_equal_tensors_share_one_file(model: Path) -> None:
+    save(model, 3)
+    assert len(history(model)) == 4
+    assert len(list(model.glob("state-*"))) == 3
+
+
+def test_only_the_newest_stay_where_that_is_asked_for(model: Path) -> None:
+    save(model, 4, keep=2)
+    assert [v.number for v in history(model)] == [3, 4]
+    assert len(list(model.glob("state-*"))) == len(list((model / "versions").iterdir())) == 2
+    save(model, 5, keep=1)
+    assert [v.number for v in history(model)] == [5]
+    save(model, 6, keep=9)
+    assert [v.number for v in history(model)] == [5, 6]
+    with pytest.raises(ValueError, match="keep 0 would leave no version; give 1 or more"):
+        save(model, 7, keep=0)
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_a_crash_at_any_write_leaves_the_model_as_it_was(
+    model: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """The writes are state, version and pointer; each in turn finds the disk full."""
+    writes: list[Path] = []
+    write = files.write_atomic
+
+    def full(path: Path, content: bytes) -> None:
+        if len(writes) == step:
+            raise OSError(28, "No space left on device")
+        writes.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(store, "write_atomic", full)
+    monkeypatch.setattr(files, "write_atomic", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(model, 4)
+    monkeypatch.undo()
+    assert value(model) == 3
+    assert [v.number for v in history(model)] == [1, 2, 3]
+    save(model, 5)
+    assert [v.number for v in history(model)] == [1, 2, 3, 4]
+    assert value(model) == 5
+    assert len(list(model.glob("state-*"))) == 4, "what the crash left is swept up"
+
+
+def change(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + b"~" + content[-2:])
+
+
+def test_tampering_with_any_file_is_told(model: Path) -> None:
+    change(next(iter(model.glob(f"{load_manifest(model)['state']['file']}"))))
+    with pytest.raises(ValueError, match="damaged: its checksum is not the recorded one"):
+        load_model(model)
+    assert value(model, 2) == 2
+    with pytest.raises(ValueError, match="damaged"):
+        roll_back(model, 3)
+    change(model / "versions" / "2.json")
+    with pytest.raises(ValueError, match=r"2.json' is damaged"):
+        load_model(model, 2)
+
+
+def test_learning_goes_on_beside_a_damaged_version_whose_state_is_kept(model: Path) -> None:
+    damaged = (model / "versions" / "1.json").read_bytes()
+    (model / "versions" / "1.json").unlink()
+    save(model, 4)
+    assert value(model) == 4
+    with pytest.raises(FileNotFoundError, match="version 1 is lost; restore the file from a copy"):
+        load_model(model, 1)
+    (model / "versions" / "1.json").write_bytes(damaged)
+    assert value(model, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("pointer", "text"),
+    [
+        ({"lamella": 3}, "has format 3, this lamella reads up to 2; upgrade lamella"),
+        ({"lamella": 1, "state": {}}, "before its first release; learn the model again"),
+        ({"lamella": 2}, "was not written by lamella"),
+        ({"lamella": 2, "current": 4, "versions": {"1": "0"}}, "was not written by lamella"),
+        ([1], "was not written by lamella"),
+    ],
+)
+def test_a_foreign_or_future_pointer_is_told(model: Path, pointer: Any, text: str) -> None:
+    (model / "lamella.json").write_text(json.dumps(pointer))
+    with pytest.raises(ValueError, match=text):
+        load_model(model)
+
+
+def test_a_version_that_is_not_there_is_told_with_those_that_are(model: Path) -> None:
+    with pytest.raises(ValueError, match="has no version 7; it has 1, 2, 3"):
+        roll_back(model, 7)
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        history(model / "nowhere")
