@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -169,6 +170,72 @@ def test_a_call_cut_off_at_any_step_ends_bit_equal(tmp_path: Path, optimizer: st
     with pytest.raises(Cut):
         train(Checkpoints(tmp_path, 0.0), cut_at)
     resumed = train(Checkpoints(tmp_path, 0.0), None)
+    assert all(a.equal(b) for a, b in zip(state(whole), state(resumed), strict=True))
+
+
+def flattened() -> nn.Module:
+    """Batch norm on maps of 1 x 1."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
+    return model.requires_grad_(False).train()
+
+
+def train_flattened(
+    n: int, batch_size: int = 4, stop_at: int | None = None, **options: Any
+) -> tuple[Any, list[list[int]]]:
+    """The model after two epochs over n points, and the numbers of the points it saw, batch by batch."""
+    model = flattened()
+    seen: list[list[int]] = []
+    x = torch.randn(n, 4, 1, 1, generator=torch.Generator().manual_seed(0))
+    x[:, 0, 0, 0] = torch.arange(float(n))
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        if len(seen) == stop_at:
+            raise Cut
+        seen.append(x[:, 0, 0, 0].int().tolist())
+        return F.cross_entropy(model(x), y)
+
+    fit = Fit(model, TRANSFORM, device="cpu", **options)
+    data = TensorSet(x, torch.arange(n) % 2)
+    try:
+        fit(data, loss, model.parameters(), epochs=2, lr=0.1, batch_size=batch_size)
+    except Cut:
+        pass
+    return model, seen
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "sizes"),
+    [(5, 4, [5]), (9, 4, [4, 5]), (10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 4, [3]), (3, 2, [3])],
+)
+def test_batch_norm_never_gets_a_single_image_that_was_left_over(n: int, batch_size: int, sizes: list[int]) -> None:
+    _, seen = train_flattened(n, batch_size)
+    assert [len(batch) for batch in seen] == 2 * sizes
+    for epoch in (seen[: len(sizes)], seen[len(sizes) :]):
+        assert sorted(i for batch in epoch for i in batch) == list(range(n))
+
+
+def test_a_set_of_one_image_and_batches_of_one_stay_as_they_are() -> None:
+    for n in (1, 3):
+        model, sizes = classifier().eval(), []
+
+        def loss(x: Tensor, y: Tensor, model: nn.Module = model, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(len(x))
+            return F.cross_entropy(model(x), y)
+
+        data = TensorSet(torch.ones(n, 4), torch.zeros(n, dtype=torch.int64))
+        Fit(model, TRANSFORM, device="cpu")(data, loss, model.parameters(), epochs=1, lr=0.1, batch_size=1)
+        assert sizes == [1] * n
+
+
+@pytest.mark.parametrize("cut_at", [1, 2, 3])
+def test_a_call_with_a_joined_batch_goes_on_bit_equal(tmp_path: Path, cut_at: int) -> None:
+    """Cut after each step: the second of an epoch's two is the joined one, after which nothing of it is left."""
+    whole, every = train_flattened(9)
+    checkpoints = Checkpoints(tmp_path, 0.0)
+    _, before = train_flattened(9, stop_at=cut_at, checkpoints=checkpoints)
+    resumed, after = train_flattened(9, checkpoints=checkpoints)
+    assert before + after == every
     assert all(a.equal(b) for a, b in zip(state(whole), state(resumed), strict=True))
 
 

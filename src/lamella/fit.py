@@ -120,7 +120,8 @@ class Fit:
         """Train `params` to lower `loss` over `data`; nothing else changes, nothing stays trainable.
 
         Args:
-            data: reshuffled every epoch; the last, smaller batch is used too.
+            data: reshuffled every epoch; the last, smaller batch is used too. A single example that is left over joins
+                the batch before it: batch norm knows no statistics of one value.
             params: tensors, or optimiser groups `{"params": [...], "lr": ...}`.
             epochs: at least 1. lr: of groups that name none.
             schedule: (epoch, epochs) -> factor of the learning rates.
@@ -151,20 +152,20 @@ class Fit:
         engine = OPTIMIZERS[optimizer]([dict(g) for g in groups], lr=lr, weight_decay=weight_decay, **extra)
         saved = TrainingCall(self._place(call), self.module, tensors, engine)
         self.trained[call] = sum(t.numel() for t in tensors)
-        steps = math.ceil(len(data) / batch_size)
-        with _trainable(tensors), self.progress(f"task {self.task} {name}", epochs * steps) as advance:
+        sizes = _batch_sizes(len(data), batch_size)
+        with _trainable(tensors), self.progress(f"task {self.task} {name}", epochs * len(sizes)) as advance:
             saved.restore(epochs)
-            advance(saved.epoch * steps + saved.step, "")
+            advance(saved.epoch * len(sizes) + saved.step, "")
             while saved.epoch < epochs:
                 factor = schedule(saved.epoch, epochs) if schedule else 1.0
                 for group, start in zip(engine.param_groups, groups, strict=True):
                     group["lr"] = start["lr"] * factor
-                self._epoch(data, loss, engine, saved, batch_size, augment, before_step, after_step, advance)
+                self._epoch(data, loss, engine, saved, sizes, augment, before_step, after_step, advance)
             self.seconds[call] = saved.finish()
         return saved.losses
 
     def _epoch(
-        self, data: Examples, loss: Loss, engine: torch.optim.Optimizer, saved: TrainingCall, batch_size: int,
+        self, data: Examples, loss: Loss, engine: torch.optim.Optimizer, saved: TrainingCall, sizes: Sequence[int],
         augment: bool, before_step: Callable[[], None] | None, after_step: Callable[[], None] | None,
         advance: Callable[[int, str], None],
     ) -> None:  # fmt: skip
@@ -172,7 +173,8 @@ class Fit:
         named = (self.task, saved.place.call, saved.epoch)
         order = torch.randperm(len(data), generator=generator(self.seed, *named, "order"))
         view = self._view(data, augment, *named)
-        for x, y in self._batches(data, order[saved.step * batch_size :], batch_size, view):
+        seen = sum(sizes[: saved.step])
+        for x, y in self._batches(data, order[seen:], sizes[saved.step :], view):
             engine.zero_grad(set_to_none=True)
             with computing(self.device, self.precision):
                 value = loss(x, y)
@@ -251,7 +253,9 @@ class Fit:
             return plain_view(self.transform)
         return augmented_view(self.transform, self.augmentation, len(data), generator(self.seed, *names, "augment"))
 
-    def _batches(self, data: Examples, order: Tensor, size: int, view: View) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(
+        self, data: Examples, order: Tensor, size: int | Sequence[int], view: View
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         for x, y, _ in batches(data, order, size, view):
             yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
@@ -263,6 +267,18 @@ class Fit:
                 f"{len(idle)} of {len(tensors)} trained tensors got no gradient, the first is '{idle[0]}': the model "
                 "reads this layer's weight without calling the layer, or the loss does not depend on it"
             )
+
+
+def _batch_sizes(n: int, size: int) -> list[int]:
+    """How many of n examples each step of an epoch sees.
+
+    >>> _batch_sizes(11, 4), _batch_sizes(9, 4), _batch_sizes(1, 4)
+    ([4, 4, 3], [4, 5], [1])
+    """
+    whole, rest = divmod(n, size)
+    if whole and rest == 1:
+        return [size] * (whole - 1) + [size + 1]
+    return [size] * whole + [rest] * bool(rest)
 
 
 def _groups(params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -23,7 +23,7 @@ class Examples(Protocol):
 
 
 def batches(
-    data: Examples, order: Tensor, batch_size: int, view: View
+    data: Examples, order: Tensor, batch_size: int | Sequence[int], view: View
 ) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
     """The samples in this order, batch by batch; a thread reads one batch ahead.
 
@@ -33,15 +33,16 @@ def batches(
     Args:
         data: the set.
         order: (k,) positions in the set; any subset, any order.
-        batch_size: samples a batch, at least 1; the last batch may be smaller.
+        batch_size: samples a batch, at least 1; the last batch may be smaller. Or the size of each batch, k in all.
         view: how images become inputs.
 
     Yields:
         x (n, 3, size, size), labels (n,), and index (n,) of the samples in the set.
     """
-    if batch_size < 1:
+    if isinstance(batch_size, int) and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    return _prefetched(data, order.split(batch_size) if len(order) else (), view)
+    sizes = batch_size if isinstance(batch_size, int) else list(batch_size)
+    return _prefetched(data, order.split(sizes) if len(order) else (), view)
 
 
 Item = tuple[Tensor, Tensor, Tensor] | BaseException | None
