@@ -1,7 +1,7 @@
 """A memory of images: a few of each old class, as compact as the backbone sees them, with where they came from."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lamella.data.images import ImageSet, PixelArray, TensorSet, concatenate
 from lamella.data.transform import InputTransform, plain_view
+from lamella.fit import Fit
 from lamella.memory import herding
 from lamella.randomness import generator
 
@@ -98,14 +99,38 @@ class Exemplars(nn.Module):
             )
         return share
 
-    def join(self, data: ImageSet | TensorSet) -> ImageSet | TensorSet:
-        """What a task is trained on: `data` and all images kept; `data` itself where none are."""
+    def quota_with(self, classes: Sequence[int]) -> int:
+        """Images each class may keep once there are these classes too, some of which may be known."""
+        return self.quota(len({*self.classes, *classes}))
+
+    def join(self, data: ImageSet | TensorSet, classes: Sequence[int] = ()) -> ImageSet | TensorSet:
+        """What a task is trained on: `data` and all images kept; `data` itself where none are.
+
+        Args:
+            classes: of the task.
+
+        Raises:
+            ValueError: the memory is too small for these classes too, which is better known before training.
+        """
+        self.quota_with(classes)
         return concatenate([_images(data), self.as_set()]) if len(self) else data
 
     def as_set(self) -> ImageSet:
         """The images kept, on the CPU, with keys of their own: "exemplar/i/KEY" for the image that was KEY."""
         keys = [f"exemplar/{i}/{key}" for i, key in enumerate(self.keys)]
         return ImageSet(PixelArray(self.images.cpu()), self.labels.cpu(), keys)
+
+    def refill(
+        self, data: ImageSet | TensorSet, extract: Callable[[Tensor], Tensor], fit: Fit, classes: Sequence[int]
+    ) -> None:
+        """`select` at the end of a task, by features that are computed only where herding needs them.
+
+        Args:
+            data: what the task was trained on (`join`). extract: images (n, 3, size, size) -> features (n, d).
+            classes: global ids of the task's classes.
+        """
+        herds = self.choose == "herding" and self.quota_with(classes) > 0
+        self.select(data, fit.features(data, extract, name="herding") if herds else None, classes)
 
     @torch.no_grad()
     def select(self, data: ImageSet | TensorSet, features: Tensor | None, classes: Sequence[int]) -> None:
@@ -120,8 +145,7 @@ class Exemplars(nn.Module):
         Raises:
             ValueError: there is not one image for each class, or `data` holds no images, or herding has no features.
         """
-        every = tuple(dict.fromkeys((*self.classes, *classes)))
-        quota = self.quota(len(every))
+        quota = self.quota_with(classes)
         if not (self.total if self.choose == "reservoir" else quota):
             return
         data = _images(data)

@@ -1,14 +1,37 @@
 """One growing classifier, all heads trained side by side: what the methods share that have one."""
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lamella.fit import Examples, Fit, Loss
 from lamella.heads import Head, Heads
+from lamella.randomness import generator as named_generator
 
-__all__ = ["align_new_rows", "new_or_old", "widened"]
+__all__ = ["align_new_rows", "new_or_old", "start_draws", "train_weights", "widened"]
+
+
+def train_weights(
+    method: Any, fit: Fit, data: Examples, loss: Loss, weights: Iterable[Tensor], *,
+    moving: Sequence[nn.Module] = (), after_step: Callable[[], None] | None = None,
+) -> None:  # fmt: skip
+    """Train `weights` with the method's own settings: its epochs, first_epochs, lr, batch_size, optimizer and so on.
+
+    Args:
+        method: in eval mode before and after; the task's head is the last of its `heads`.
+        moving: the modules in training mode, whose batch-norm statistics follow the images as the weights do; all of
+            the method's where left out.
+    """
+    first = len(method.heads) == 1
+    epochs = method.epochs if method.first_epochs is None or not first else method.first_epochs
+    for module in moving or (method,):
+        module.train()
+    fit(data, loss, weights, epochs=epochs, lr=method.lr, batch_size=method.batch_size, optimizer=method.optimizer,
+        schedule=method.schedule, momentum=method.momentum, weight_decay=method.weight_decay,
+        after_step=after_step)  # fmt: skip
+    method.eval()
 
 
 @torch.no_grad()
@@ -34,6 +57,8 @@ def align_new_rows(heads: Heads) -> float:
 def widened(heads: Heads, width: int, generator: torch.Generator | None = None) -> Heads:
     """The same heads for features that have gone on growing: old columns are kept, new ones drawn.
 
+    Heads that are added later start as those of `heads` do.
+
     Args:
         width: of the features, at least that of `heads`. generator: draws the new columns as torch does; zeros
             without it.
@@ -44,7 +69,13 @@ def widened(heads: Heads, width: int, generator: torch.Generator | None = None) 
         new = wide.grow(old.ids.tolist(), generator)
         new.weight.data[:, : heads.width] = old.weight
         new.bias.data.copy_(old.bias)
+    wide.start, wide.seed = heads.start, heads.seed  # not before: new columns are the generator's, or zero
     return wide
+
+
+def start_draws(heads: Heads, *names: str | int) -> torch.Generator | None:
+    """Draws of a uniform start, filed under these names; None where these heads start from zero."""
+    return named_generator(heads.seed, *names) if heads.start == "uniform" else None
 
 
 def new_or_old(labels: Tensor, classes: Sequence[int]) -> Tensor:

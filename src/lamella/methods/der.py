@@ -25,7 +25,8 @@ Departures (from the paper [p], from PyCIL's code [c]):
 - The first task has no auxiliary loss and no alignment [c]; its rate, weight decay and shares of epochs are those of
   later ones.
 - A new extractor starts as a copy of the last one [c].
-- New columns and rows start as torch's linear layer does. Of classes that come back the new rows count, as new ones.
+- New columns and rows start as torch's linear layer does by default. Of classes that come back the new rows count, as
+  new ones.
 """
 
 import copy
@@ -41,9 +42,8 @@ from lamella.data.exemplars import Exemplars
 from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.heads import Head, Heads, only_columns
-from lamella.methods.classifier import align_new_rows, new_or_old, widened
+from lamella.methods.classifier import align_new_rows, new_or_old, start_draws, train_weights, widened
 from lamella.methods.schedules import milestone_schedule
-from lamella.randomness import generator
 
 __all__ = ["DER"]
 
@@ -60,6 +60,7 @@ class DER(nn.Module):
         epochs: of a task. first_epochs: of the first task; as `epochs` where left out.
         lr, batch_size, optimizer, momentum, weight_decay: of the newest extractor and all heads.
         milestones: shares of the epochs at which the learning rate falls to a tenth.
+        head_start: "uniform" (torch's own) or "zero": of new rows and columns, and of the auxiliary classifier.
 
     Attributes:
         extractors: those of the second and later tasks.
@@ -76,6 +77,7 @@ class DER(nn.Module):
         memory: int | None = 2000, memory_per_class: int | None = None, choose: str = "herding", epochs: int = 170,
         first_epochs: int | None = None, lr: float = 0.1, batch_size: int = 128, optimizer: str = "sgd",
         momentum: float = 0.9, weight_decay: float = 2e-4, milestones: Sequence[float] = (0.47, 0.705, 0.88),
+        head_start: str = "uniform",
     ) -> None:  # fmt: skip
         super().__init__()
         if auxiliary_weight < 0:
@@ -88,7 +90,7 @@ class DER(nn.Module):
         self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
         self.milestones, self.schedule = milestones, milestone_schedule(milestones)
         self.extractors = nn.ModuleList()
-        self.heads = Heads(backbone.width)
+        self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
         self.exemplars = Exemplars(
             backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
         )
@@ -107,10 +109,11 @@ class DER(nn.Module):
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
+        data = self.exemplars.join(task.train, task.classes)
         number, d = len(self.heads), self.backbone.width
         newest = self.backbone.model if number == 0 else self._expand()
-        self.heads.grow(task.classes, generator(self.seed, "head", number))
-        auxiliary = Head(d, range(len(task.classes) + 1), generator(self.seed, "auxiliary", number))
+        self.heads.grow(task.classes)
+        auxiliary = Head(d, range(len(task.classes) + 1), start_draws(self.heads, "auxiliary", number))
         auxiliary = auxiliary.to(next(newest.parameters()).device)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -121,26 +124,18 @@ class DER(nn.Module):
             own = F.cross_entropy(auxiliary(features[:, -d:]), new_or_old(y, task.classes))
             return every + self.auxiliary_weight * own
 
-        quota = self.exemplars.quota(len(self.classes))  # refuses too small a memory before training
-        data = self.exemplars.join(task.train)
         trained = [*self._used(newest), *self.heads.parameters(), *(auxiliary.parameters() if number else ())]
-        epochs = self.epochs if number or self.first_epochs is None else self.first_epochs
-        newest.train()  # the others stay in eval mode, so their batch-norm statistics stay too
-        fit(data, loss, trained, epochs=epochs, lr=self.lr, batch_size=self.batch_size, optimizer=self.optimizer,
-            schedule=self.schedule, momentum=self.momentum, weight_decay=self.weight_decay)  # fmt: skip
-        self.eval()
-
+        train_weights(self, fit, data, loss, trained, moving=[newest])  # batch-norm statistics of the others stay too
         if self.align and number:
             align_new_rows(self.heads)
-        features = fit.features(data, self.features, name="herding") if quota and self.choose == "herding" else None
-        self.exemplars.select(data, features, task.classes)
+        self.exemplars.refill(data, self.features, fit, task.classes)
 
     def _expand(self) -> nn.Module:
         """A new extractor, a copy of the last one, and columns of the classifier for its features."""
         newest = copy.deepcopy([self.backbone.model, *self.extractors][-1])
         self.extractors.append(newest)
-        draws = generator(self.seed, "columns", len(self.extractors))
-        self.heads = widened(self.heads, (1 + len(self.extractors)) * self.backbone.width, draws)
+        columns = start_draws(self.heads, "columns", len(self.extractors))
+        self.heads = widened(self.heads, (1 + len(self.extractors)) * self.backbone.width, columns)
         return newest
 
     def _used(self, extractor: nn.Module) -> list[nn.Parameter]:
@@ -153,5 +148,6 @@ class DER(nn.Module):
         start = prefix + "extractors."
         count = len({key[len(start) :].split(".")[0] for key in state_dict if key.startswith(start)})
         self.extractors = nn.ModuleList(copy.deepcopy(self.backbone.model) for _ in range(count))
-        self.heads = Heads((1 + count) * self.backbone.width).to(self.heads.here.device)
+        heads = Heads((1 + count) * self.backbone.width, self.head_start, self.seed)
+        self.heads = heads.to(self.heads.here.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -34,6 +34,7 @@ from lamella.data.exemplars import Exemplars
 from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.heads import Heads, cosine_scores, only_columns
+from lamella.methods.classifier import train_weights
 from lamella.methods.distillation import distillation, frozen_copy
 from lamella.methods.schedules import milestone_schedule
 
@@ -98,23 +99,16 @@ class ICaRL(nn.Module):
         self.eval()
         known = len(self.classes)
         teacher = frozen_copy(nn.Sequential(self.backbone, self.heads))
+        data = self.exemplars.join(task.train, task.classes)
         self.heads.grow(task.classes)
-        self.exemplars.quota(len(self.classes))  # a memory too small is refused before training, not after
-        data = self.exemplars.join(task.train)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             logits = self.heads(self.features(x))
             new = F.cross_entropy(logits, self.heads.columns(y))
             return new + distillation(logits[:, :known], teacher(x), self.temperature) if known else new
 
-        weights = [*self.backbone.used_weights(), *self.heads.parameters()]
-        epochs = self.epochs if known or self.first_epochs is None else self.first_epochs
-        self.train()  # batch-norm statistics follow the images, as the weights do
-        fit(data, loss, weights, epochs=epochs, lr=self.lr, batch_size=self.batch_size, optimizer=self.optimizer,
-            schedule=self.schedule, momentum=self.momentum, weight_decay=self.weight_decay)  # fmt: skip
-        self.eval()
-        herds = self.choose == "herding"
-        self.exemplars.select(data, fit.features(data, self.features) if herds else None, task.classes)
+        train_weights(self, fit, data, loss, [*self.backbone.used_weights(), *self.heads.parameters()])
+        self.exemplars.refill(data, self.features, fit, task.classes)
         self.means = self._means(fit)
 
     def _means(self, fit: Fit) -> Tensor:

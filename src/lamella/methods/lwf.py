@@ -19,7 +19,8 @@ Departures (from the paper [p], from PyCIL's code [c]):
 - Y_o is computed anew for each augmented image [c], not once before training [p]; no warm-up of the new head alone [c].
 - L_old spans all older classes as one softmax [c], not one for each older task [p].
 - The first task has the rate, weight decay and shares of epochs of later ones; the code's differ somewhat [c].
-- Heads start as torch's linear layers do [c]. A class that comes back gets a new row, held to the old one's answers.
+- Heads start as torch's linear layers do by default [c]. A class that comes back gets a new row, held to the old one's
+  answers.
 """
 
 from collections.abc import Sequence
@@ -31,9 +32,9 @@ from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.heads import Heads, only_columns
+from lamella.methods.classifier import train_weights
 from lamella.methods.distillation import distillation, frozen_copy
 from lamella.methods.schedules import milestone_schedule
-from lamella.randomness import generator
 
 __all__ = ["LwF"]
 
@@ -47,6 +48,7 @@ class LwF(nn.Module):
         epochs: of a task. first_epochs: of the first task; as `epochs` where left out.
         lr, batch_size, optimizer, momentum, weight_decay: of the backbone and all heads.
         milestones: shares of the epochs at which the learning rate falls to a tenth.
+        head_start: "uniform" (torch's own) or "zero".
     """
 
     changes_backbone = True
@@ -55,6 +57,7 @@ class LwF(nn.Module):
         self, backbone: Backbone, *, seed: int = 0, strength: float = 3.0, temperature: float = 2.0, epochs: int = 250,
         first_epochs: int | None = None, lr: float = 0.1, batch_size: int = 128, optimizer: str = "sgd",
         momentum: float = 0.9, weight_decay: float = 2e-4, milestones: Sequence[float] = (0.24, 0.48, 0.72, 0.88),
+        head_start: str = "uniform",
     ) -> None:  # fmt: skip
         super().__init__()
         if strength < 0:
@@ -63,7 +66,7 @@ class LwF(nn.Module):
         self.epochs, self.first_epochs, self.lr, self.batch_size = epochs, first_epochs, lr, batch_size
         self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
         self.milestones, self.schedule = milestones, milestone_schedule(milestones)
-        self.heads = Heads(backbone.width)
+        self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -81,7 +84,7 @@ class LwF(nn.Module):
         self.eval()
         known = len(self.classes)
         teacher = frozen_copy(nn.Sequential(self.backbone, self.heads))
-        head = self.heads.grow(task.classes, generator(self.seed, "head", len(self.heads)))
+        head = self.heads.grow(task.classes)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             features = self.features(x)
@@ -91,9 +94,4 @@ class LwF(nn.Module):
             old = distillation(self.heads(features)[:, :known], teacher(x), self.temperature)
             return self.strength * old + new
 
-        weights = [*self.backbone.used_weights(), *self.heads.parameters()]
-        epochs = self.epochs if known or self.first_epochs is None else self.first_epochs
-        self.train()  # batch-norm statistics follow the images, as the weights do
-        fit(task.train, loss, weights, epochs=epochs, lr=self.lr, batch_size=self.batch_size, optimizer=self.optimizer,
-            schedule=self.schedule, momentum=self.momentum, weight_decay=self.weight_decay)  # fmt: skip
-        self.eval()
+        train_weights(self, fit, task.train, loss, [*self.backbone.used_weights(), *self.heads.parameters()])

@@ -22,7 +22,8 @@ Departures and choices ([c]: as PyCIL's code has it):
 - The first task has no auxiliary loss and no alignment [c]; its rate, weight decay and shares of epochs are those of
   later ones.
 - A new tail starts as a copy of the last one [c].
-- New columns and rows start as torch's linear layer does. Of classes that come back the new rows count, as new ones.
+- New columns and rows start as torch's linear layer does by default. Of classes that come back the new rows count, as
+  new ones.
 """
 
 import copy
@@ -39,9 +40,8 @@ from lamella.data.exemplars import Exemplars
 from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.heads import Head, Heads, only_columns
-from lamella.methods.classifier import align_new_rows, new_or_old, widened
+from lamella.methods.classifier import align_new_rows, new_or_old, start_draws, train_weights, widened
 from lamella.methods.schedules import milestone_schedule
-from lamella.randomness import generator
 
 __all__ = ["MEMO"]
 
@@ -60,6 +60,7 @@ class MEMO(nn.Module):
         epochs: of a task. first_epochs: of the first task; as `epochs` where left out.
         lr, batch_size, optimizer, momentum, weight_decay: of trunk, newest tail and all heads.
         milestones: shares of the epochs at which the learning rate falls to a tenth.
+        head_start: "uniform" (torch's own) or "zero": of new rows and columns, and of the auxiliary classifier.
 
     Attributes:
         tails: those of the second and later tasks; the first is the backbone's own.
@@ -77,6 +78,7 @@ class MEMO(nn.Module):
         memory_per_class: int | None = None, choose: str = "herding", epochs: int = 170,
         first_epochs: int | None = None, lr: float = 0.1, batch_size: int = 128, optimizer: str = "sgd",
         momentum: float = 0.9, weight_decay: float = 2e-4, milestones: Sequence[float] = (0.47, 0.705, 0.88),
+        head_start: str = "uniform",
     ) -> None:  # fmt: skip
         super().__init__()
         if auxiliary_weight < 0:
@@ -90,7 +92,7 @@ class MEMO(nn.Module):
         self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
         self.milestones, self.schedule = milestones, milestone_schedule(milestones)
         self.tails = nn.ModuleList()
-        self.heads = Heads(backbone.width)
+        self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
         self.exemplars = Exemplars(
             backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
         )
@@ -111,12 +113,13 @@ class MEMO(nn.Module):
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
+        data = self.exemplars.join(task.train, task.classes)
         number, d = len(self.heads), self.backbone.width
         trunk, first = split(self.backbone.model, self.cut)
         newest = first if number == 0 else self._expand(first)
         modules = [trunk, newest] if number == 0 or self.train_trunk else [newest]
-        self.heads.grow(task.classes, generator(self.seed, "head", number))
-        auxiliary = Head(d, range(len(task.classes) + 1), generator(self.seed, "auxiliary", number))
+        self.heads.grow(task.classes)
+        auxiliary = Head(d, range(len(task.classes) + 1), start_draws(self.heads, "auxiliary", number))
         auxiliary = auxiliary.to(next(newest.parameters()).device)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -127,28 +130,19 @@ class MEMO(nn.Module):
             own = F.cross_entropy(auxiliary(features[:, -d:]), new_or_old(y, task.classes))
             return every + self.auxiliary_weight * own
 
-        quota = self.exemplars.quota(len(self.classes))  # refuses too small a memory before training
-        data = self.exemplars.join(task.train)
         trained = [weight for module in (*modules, self.heads) for weight in module.parameters()]
         trained += [*auxiliary.parameters()] if number else []
-        epochs = self.epochs if number or self.first_epochs is None else self.first_epochs
-        for module in modules:
-            module.train()  # the others stay in eval mode, so their batch-norm statistics stay too
-        fit(data, loss, trained, epochs=epochs, lr=self.lr, batch_size=self.batch_size, optimizer=self.optimizer,
-            schedule=self.schedule, momentum=self.momentum, weight_decay=self.weight_decay)  # fmt: skip
-        self.eval()
-
+        train_weights(self, fit, data, loss, trained, moving=modules)  # batch-norm statistics of the others stay too
         if self.align and number:
             align_new_rows(self.heads)
-        features = fit.features(data, self.features, name="herding") if quota and self.choose == "herding" else None
-        self.exemplars.select(data, features, task.classes)
+        self.exemplars.refill(data, self.features, fit, task.classes)
 
     def _expand(self, first: nn.Module) -> nn.Module:
         """A new tail, a copy of the last one, and columns of the classifier for its features."""
         newest = copy.deepcopy([first, *self.tails][-1])
         self.tails.append(newest)
-        draws = generator(self.seed, "columns", len(self.tails))
-        self.heads = widened(self.heads, (1 + len(self.tails)) * self.backbone.width, draws)
+        columns = start_draws(self.heads, "columns", len(self.tails))
+        self.heads = widened(self.heads, (1 + len(self.tails)) * self.backbone.width, columns)
         return newest
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -156,5 +150,6 @@ class MEMO(nn.Module):
         count = len({key[len(start) :].split(".")[0] for key in state_dict if key.startswith(start)})
         _, first = split(self.backbone.model, self.cut)
         self.tails = nn.ModuleList(copy.deepcopy(first) for _ in range(count))
-        self.heads = Heads((1 + count) * self.backbone.width).to(self.heads.here.device)
+        heads = Heads((1 + count) * self.backbone.width, self.head_start, self.seed)
+        self.heads = heads.to(self.heads.here.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -30,6 +30,7 @@ from lamella.data.exemplars import Exemplars
 from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.heads import Heads, only_columns
+from lamella.methods.classifier import train_weights
 from lamella.methods.schedules import milestone_schedule
 
 __all__ = ["Replay"]
@@ -81,19 +82,11 @@ class Replay(nn.Module):
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
-        known = len(self.classes)
+        data = self.exemplars.join(task.train, task.classes)
         self.heads.grow(task.classes)
-        self.exemplars.quota(len(self.classes))  # a memory too small is refused before training, not after
-        data = self.exemplars.join(task.train)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             return F.cross_entropy(self.heads(self.features(x)), self.heads.columns(y))
 
-        weights = [*self.backbone.used_weights(), *self.heads.parameters()]
-        epochs = self.epochs if known or self.first_epochs is None else self.first_epochs
-        self.train()  # batch-norm statistics follow the images, as the weights do
-        fit(data, loss, weights, epochs=epochs, lr=self.lr, batch_size=self.batch_size, optimizer=self.optimizer,
-            schedule=self.schedule, momentum=self.momentum, weight_decay=self.weight_decay)  # fmt: skip
-        self.eval()
-        herds = self.choose == "herding"
-        self.exemplars.select(data, fit.features(data, self.features) if herds else None, task.classes)
+        train_weights(self, fit, data, loss, [*self.backbone.used_weights(), *self.heads.parameters()])
+        self.exemplars.refill(data, self.features, fit, task.classes)

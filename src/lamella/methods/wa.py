@@ -18,7 +18,7 @@ Departures (from the paper [p], from PyCIL's code [c]):
 - Weights are not clipped by default [c]; `positive_weights=True` is the paper's.
 - The default loss has the paper's lambda [p]; the code's is L_CE + 2 L_KD at any number of classes: `strength=2` [c].
 - The first task has the rate, weight decay and shares of epochs of later ones; the code's differ somewhat [c].
-- Heads start as torch's linear layers do. Of classes that come back the new rows count, and as new ones.
+- Heads start as torch's linear layers do by default. Of classes that come back the new rows count, and as new ones.
 """
 
 from collections.abc import Sequence
@@ -32,10 +32,9 @@ from lamella.data.exemplars import Exemplars
 from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.heads import Heads, only_columns
-from lamella.methods.classifier import align_new_rows
+from lamella.methods.classifier import align_new_rows, train_weights
 from lamella.methods.distillation import distillation, frozen_copy
 from lamella.methods.schedules import milestone_schedule
-from lamella.randomness import generator
 
 __all__ = ["WA"]
 
@@ -53,6 +52,7 @@ class WA(nn.Module):
         epochs: of a task. first_epochs: of the first task; as `epochs` where left out.
         lr, batch_size, optimizer, momentum, weight_decay: of the backbone and all heads.
         milestones: shares of the epochs at which the learning rate falls to a tenth.
+        head_start: "uniform" (torch's own) or "zero".
     """
 
     changes_backbone = True
@@ -62,7 +62,7 @@ class WA(nn.Module):
         positive_weights: bool = False, memory: int | None = 2000, memory_per_class: int | None = None,
         choose: str = "herding", epochs: int = 170, first_epochs: int | None = None, lr: float = 0.1,
         batch_size: int = 128, optimizer: str = "sgd", momentum: float = 0.9, weight_decay: float = 2e-4,
-        milestones: Sequence[float] = (0.35, 0.585, 0.82),
+        milestones: Sequence[float] = (0.35, 0.585, 0.82), head_start: str = "uniform",
     ) -> None:  # fmt: skip
         super().__init__()
         if strength is not None and strength < 0:
@@ -73,7 +73,7 @@ class WA(nn.Module):
         self.batch_size, self.optimizer = batch_size, optimizer
         self.momentum, self.weight_decay = momentum, weight_decay
         self.milestones, self.schedule = milestones, milestone_schedule(milestones)
-        self.heads = Heads(backbone.width)
+        self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
         self.exemplars = Exemplars(
             backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
         )
@@ -94,7 +94,8 @@ class WA(nn.Module):
         self.eval()
         known, older = len(self.classes), set(self.classes) - set(task.classes)
         teacher = frozen_copy(nn.Sequential(self.backbone, self.heads))
-        self.heads.grow(task.classes, generator(self.seed, "head", len(self.heads)))
+        data = self.exemplars.join(task.train, task.classes)
+        self.heads.grow(task.classes)
         share = len(older) / len(self.classes)  # lambda
         weights = (1 - share, share) if self.strength is None else (1.0, self.strength)
 
@@ -106,19 +107,10 @@ class WA(nn.Module):
             as_before = distillation(logits[:, :known], teacher(x), self.temperature)
             return weights[0] * right + weights[1] * as_before
 
-        quota = self.exemplars.quota(len(self.classes))  # refuses too small a memory before training
-        data = self.exemplars.join(task.train)
         trained = [*self.backbone.used_weights(), *self.heads.parameters()]
-        epochs = self.epochs if known or self.first_epochs is None else self.first_epochs
-        self.train()  # batch-norm statistics follow the images, as the weights do
-        fit(data, loss, trained, epochs=epochs, lr=self.lr, batch_size=self.batch_size, optimizer=self.optimizer,
-            schedule=self.schedule, momentum=self.momentum, weight_decay=self.weight_decay,
-            after_step=self._clip if self.positive_weights else None)  # fmt: skip
-        self.eval()
-
+        train_weights(self, fit, data, loss, trained, after_step=self._clip if self.positive_weights else None)
         align_new_rows(self.heads)
-        features = fit.features(data, self.features, name="herding") if quota and self.choose == "herding" else None
-        self.exemplars.select(data, features, task.classes)
+        self.exemplars.refill(data, self.features, fit, task.classes)
 
     @torch.no_grad()
     def _clip(self) -> None:

@@ -1,0 +1,90 @@
+"""What the methods trained from scratch share: one training with their own settings, one start, one memory."""
+
+from typing import Any
+
+import pytest
+import torch
+from streams import Spy, build, fit_for, learn, stream, tiny_residual_backbone
+
+from lamella.heads import Heads
+from lamella.methods.classifier import start_draws, widened
+from lamella.randomness import generator
+from lamella.store import learned_state, restore_state
+
+SCRATCH = ("replay", "icarl", "wa", "lwf", "der", "memo")
+D = 16  # the tiny residual network's width
+
+
+def make(name: str, **options: Any) -> Any:
+    return build(name, backbone=tiny_residual_backbone(), **options)
+
+
+@pytest.mark.parametrize("name", SCRATCH)
+def test_every_setting_reaches_the_training_and_the_first_task_has_its_own_epochs(name: str) -> None:
+    given = {"lr": 0.02, "batch_size": 5, "optimizer": "sgd", "momentum": 0.3, "weight_decay": 0.07}
+    method = make(name, **given, epochs=2, first_epochs=1, milestones=(0.5,))
+    for number, epochs in enumerate((1, 2)):
+        learn(method, number, stream()[number], spy := Spy(method))
+        assert {key: spy.options[key] for key in given} == given
+        assert spy.options["epochs"] == epochs
+        assert [spy.options["schedule"](e, 4) for e in range(4)] == pytest.approx([1, 1, 0.1, 0.1])
+        assert not any(module.training for module in method.modules())
+
+
+@pytest.mark.parametrize("name", [name for name in SCRATCH if name != "lwf"])
+def test_features_are_computed_for_exemplars_alone(name: str) -> None:
+    calls = {}
+    for memory in (0, 6):
+        method = make(name, memory=memory, epochs=1)
+        fit = fit_for(method)
+        learn(method, 0, stream()[0], fit)
+        calls[memory] = list(fit.seconds)
+        assert len(method.exemplars) == memory
+    assert calls == {0: ["train"], 6: ["train", "herding"] + ["means"] * (name == "icarl")}
+
+
+@pytest.mark.parametrize("name", SCRATCH)
+@pytest.mark.parametrize("start", ["uniform", "zero"])
+def test_new_rows_start_as_asked_also_after_a_restart(name: str, start: str) -> None:
+    method, found = make(name, seed=3, head_start=start, epochs=1), []
+    learn(method, 0, stream()[0])
+    again = make(name, seed=3, head_start=start, epochs=1)
+    restore_state(again, learned_state(method))
+    learn(again, 1, stream()[1], Spy(again, lambda *_: found.append(again.heads[1].weight.clone())))
+    width = 2 * D if name in ("der", "memo") else D
+    drawn = torch.empty(2, width + 1).uniform_(-(width**-0.5), width**-0.5, generator=generator(3, "head", 1))
+    assert torch.equal(found[0], drawn[:, :-1] if start == "uniform" else torch.zeros(2, width))
+
+
+@pytest.mark.parametrize("name", ["der", "memo"])
+@pytest.mark.parametrize("start", ["uniform", "zero"])
+def test_new_columns_and_the_auxiliary_classifier_start_as_asked(name: str, start: str) -> None:
+    method, found = learn(make(name, head_start=start, epochs=1), 0, stream()[0]), []
+    rows = method.heads[0].weight.clone()
+
+    def look(loss: Any, data: Any, params: list[Any]) -> None:
+        assert torch.equal(method.heads[0].weight[:, :D], rows)
+        found.extend([method.heads[0].weight[:, D:].clone(), params[-2].clone()])
+
+    learn(method, 1, stream()[1], Spy(method, look))
+    columns, auxiliary = found
+    assert (columns.shape, auxiliary.shape) == ((2, D), (3, D))
+    assert columns.any() == auxiliary.any() == (start == "uniform")
+
+
+def test_a_widened_classifier_goes_on_as_it_started() -> None:
+    uniform, zero = Heads(3, "uniform", seed=5), Heads(3)
+    for heads in (uniform, zero):
+        heads.grow((0, 1))
+    wide = widened(uniform, 5)
+    assert not wide[0].weight[:, 3:].any()  # no generator, no draw
+    drawn = torch.empty(1, 6).uniform_(-(5**-0.5), 5**-0.5, generator=generator(5, "head", 1))
+    assert torch.equal(wide.grow((2,)).weight, drawn[:, :-1])
+    assert not widened(zero, 5, generator(0, "columns")).grow((2,)).weight.any()
+
+
+def test_draws_of_a_start_have_names() -> None:
+    draws = start_draws(Heads(3, "uniform", seed=5), "columns", 2)
+    assert draws is not None
+    assert torch.equal(torch.rand(4, generator=draws), torch.rand(4, generator=generator(5, "columns", 2)))
+    assert start_draws(Heads(3), "columns", 2) is None
