@@ -1,11 +1,13 @@
 """What the methods trained from scratch share: one training with their own settings, one start, one memory."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from streams import Spy, build, fit_for, learn, stream, tiny_residual_backbone
 
+from lamella.checkpoints import Checkpoints
 from lamella.heads import Heads
 from lamella.methods.classifier import start_draws, widened
 from lamella.randomness import generator
@@ -88,3 +90,72 @@ def test_draws_of_a_start_have_names() -> None:
     assert draws is not None
     assert torch.equal(torch.rand(4, generator=draws), torch.rand(4, generator=generator(5, "columns", 2)))
     assert start_draws(Heads(3), "columns", 2) is None
+
+
+# killed and resumed --------------------------------------------------------------------------------------------------
+
+
+class Cut(BaseException):
+    """Stands for a process that ends in the middle of a task."""
+
+
+class Dying(Checkpoints):
+    """Checkpoints after every step, with which the process dies once a call of this name is filed."""
+
+    def __init__(self, folder: Path, call: str) -> None:
+        super().__init__(folder, 0.0)
+        self.call, self.filed = call, {}
+
+    def save(self, task: str, call: str, tensors: Any, position: Any) -> None:
+        super().save(task, call, tensors, position)
+        self.filed.setdefault(call, set()).update(tensors)
+        if call == self.call:
+            raise Cut
+
+
+class Rounding(Spy):
+    """A fit on a machine that rounds otherwise, very coarsely: what was trained ends a little beside the values."""
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **options: Any) -> list[float]:
+        with torch.enable_grad():
+            losses = self.fit(*args, **options)
+        for weight in self.method.backbone.model.parameters():
+            weight += 0.1 * weight.abs().mean() * torch.randn(weight.shape, generator=generator(0, "rounding"))
+        return losses
+
+    def __init__(self, method: Any, checkpoints: Checkpoints) -> None:
+        super().__init__(method)
+        self.method, self.fit = method, fit_for(method, checkpoints=checkpoints)
+
+
+@pytest.mark.parametrize(
+    ("name", "killed_in"),
+    [("replay", "herding"), ("icarl", "herding"), ("wa", "herding"), ("der", "herding"), ("memo", "herding"),
+     ("dlc", "plugin")],
+)  # fmt: skip
+def test_a_resumed_task_chooses_the_exemplars_it_had_chosen(name: str, killed_in: str, tmp_path: Path) -> None:
+    def taught(fit: Any = None) -> tuple[str, ...]:
+        method = make(name, epochs=1)
+        learn(method, 0, stream()[0], fit(method) if fit else None)
+        return getattr(method, "base", method).exemplars.keys
+
+    chosen, elsewhere = taught(), taught(lambda m: Rounding(m, Checkpoints(tmp_path / "elsewhere")))
+    assert elsewhere != chosen  # by its own features that machine would choose others
+    with pytest.raises(Cut):
+        taught(lambda m: fit_for(m, checkpoints=Dying(tmp_path / "here", killed_in)))
+    assert taught(lambda m: Rounding(m, Checkpoints(tmp_path / "here"))) == chosen
+
+
+@pytest.mark.parametrize("name", ["replay", "dlc"])
+def test_checkpoints_of_a_running_task_do_not_repeat_the_images_of_the_memory(name: str, tmp_path: Path) -> None:
+    method, checkpoints = make(name, epochs=1), Dying(tmp_path, "never")
+    for number in range(2):
+        learn(method, number, stream()[number], fit_for(method, checkpoints=checkpoints))
+    calls = {"train", "plugin"} if name == "dlc" else {"train"}
+    assert checkpoints.filed.keys() == calls | {"herding"}
+    for call in calls:
+        buffers = {key for key in checkpoints.filed[call] if key.startswith("buffer.")}
+        expected = {f"buffer.{key}" for key, _ in method.named_buffers() if "exemplars." not in key}
+        assert any("running_mean" in key for key in buffers)
+        assert buffers <= expected

@@ -349,6 +349,41 @@ def test_features_come_in_the_order_of_the_data_and_without_augmentation() -> No
     assert not together.requires_grad
 
 
+def test_kept_features_come_back_as_they_were_filed_and_others_are_computed_anew(tmp_path: Path) -> None:
+    data, checkpoints = TensorSet(torch.randn(6, 4), torch.zeros(6)), Checkpoints(tmp_path)
+
+    def features(slope: float, keep: bool) -> tuple[Tensor, list[str]]:
+        fit = Fit(classifier(), TRANSFORM, device="cpu", checkpoints=checkpoints, scan_batch_size=4)
+        fit.features(data, lambda x: x, keep=keep, name="herding")
+        return fit.features(data, lambda x: slope * x, keep=keep, name="herding"), list(fit.seconds)
+
+    for keep, slope in ((True, 2.0), (False, 3.0)):
+        first, calls = features(2.0, keep)
+        again, same_calls = features(3.0, keep)
+        assert torch.equal(first, 2 * data.x)
+        assert torch.equal(again, slope * data.x)
+        assert calls == same_calls == ["herding", "herding-1"]
+
+
+def test_buffers_that_training_leaves_alone_are_not_in_its_checkpoints(tmp_path: Path) -> None:
+    class Memory(nn.Module):
+        still_in_training = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("images", torch.zeros(3))
+
+    model = nn.ModuleDict({"net": classifier().train(), "memory": Memory()})
+    checkpoints = Checkpoints(tmp_path, 0.0)
+    fit = Fit(model, TRANSFORM, device="cpu", checkpoints=checkpoints)
+    fit(points(), loss_of(model["net"]), model["net"].parameters(), epochs=1, lr=0.1, batch_size=8)
+    filed = checkpoints.load("0", "train")
+    assert filed is not None
+    assert {key for key in filed[0] if key.startswith("buffer.")} == {
+        f"buffer.net.1.{key}" for key in ("running_mean", "running_var", "num_batches_tracked")
+    }
+
+
 def test_a_model_that_reads_its_weights_itself_is_refused() -> None:
     backbone = tiny_backbone()
     attention = backbone.model.blocks[0].attn

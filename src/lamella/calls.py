@@ -44,7 +44,7 @@ class Stopwatch:
 
 
 class TrainingCall:
-    """Parameters, the method's buffers, optimiser state, and the position within the epochs."""
+    """Parameters, the buffers that training may move, optimiser state, and the position within the epochs."""
 
     def __init__(
         self, place: Place, module: nn.Module, tensors: Sequence[Tensor], engine: torch.optim.Optimizer
@@ -81,7 +81,7 @@ class TrainingCall:
 
     def _save(self, *, with_optimizer: bool) -> None:
         state = {f"parameter.{i}": t for i, t in enumerate(self.tensors)}
-        state |= {f"buffer.{name}": b for name, b in self.module.named_buffers()}
+        state |= {f"buffer.{name}": b for name, b in _moving_buffers(self.module)}
         if with_optimizer:
             for i, t in enumerate(self.tensors):
                 entries = self.engine.state[t].items()
@@ -101,7 +101,7 @@ class TrainingCall:
         state, position = found
         for i, t in enumerate(self.tensors):
             t.copy_(state[f"parameter.{i}"])
-        for name, buffer in self.module.named_buffers():
+        for name, buffer in _moving_buffers(self.module):
             buffer.copy_(state[f"buffer.{name}"])
         for key, value in state.items():
             if key.startswith("optimizer."):
@@ -112,6 +112,12 @@ class TrainingCall:
         self.epoch, self.step, self.losses = position["epoch"], position["step"], position["losses"]
         self._total, self._count, self._watch.seconds = position["total"], position["count"], position["seconds"]
         self._restored_whole = self.epoch >= epochs
+
+
+def _moving_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """All buffers but those of modules that say of themselves that they are `still_in_training`."""
+    still = {id(b) for m in module.modules() if getattr(m, "still_in_training", False) for b in m.buffers()}
+    return [(name, b) for name, b in module.named_buffers() if id(b) not in still]
 
 
 class ScanCall:

@@ -56,7 +56,7 @@ class Fit:
     """The loop that a method's `learn(task, fit)` calls.
 
     Args:
-        module: the method; its buffers (batch-norm statistics) are part of every checkpoint.
+        module: the method; buffers that training may move (batch-norm statistics) are part of every checkpoint.
         transform: how images become inputs. augmentation: of training images, None for none.
         seed: of every draw, together with the task and the name of the call.
         device: "auto", "cpu", "cuda". precision: "float32" or "bf16" (autocast; statistics stay float32).
@@ -214,14 +214,18 @@ class Fit:
                 and a finished one is restored; without, it is simply repeated.
             batch_size: images per forward pass.
         """
-        call = self._call(name)
-        self.module.to(self.device)
-        for module in (keep or {}).values():
+        place, size = self._place(self._call(name)), batch_size or self.scan_batch_size
+        self._scan(place, data, observe, augment, keep or {}, size, name)
+
+    def _scan(
+        self, place: Place, data: Examples, observe: Callable[[Tensor, Tensor], Any], augment: bool,
+        keep: Mapping[str, nn.Module], size: int, name: str,
+    ) -> None:  # fmt: skip
+        for module in (self.module, *keep.values()):
             module.to(self.device)
-        saved = ScanCall(self._place(call), keep or {})
-        size = batch_size or self.scan_batch_size
+        saved = ScanCall(place, keep)
         order = torch.arange(len(data))
-        view = self._view(data, augment, self.task, call, 0)
+        view = self._view(data, augment, self.task, place.call, 0)
         with torch.no_grad(), self.progress(f"task {self.task} {name}", math.ceil(len(data) / size)) as advance:
             saved.restore()
             advance(saved.seen // size, "")
@@ -230,14 +234,34 @@ class Fit:
                     observe(x, y)
                 saved.advance(len(y))
                 advance(1, "")
-            self.seconds[call] = saved.finish()
+            self.seconds[place.call] = saved.finish()
 
-    def features(self, data: Examples, extract: Callable[[Tensor], Tensor], *, name: str = "features") -> Tensor:
-        """What `extract` makes of each example: (n, d) float32, in the order of `data`, no augmentation."""
+    def features(
+        self, data: Examples, extract: Callable[[Tensor], Tensor], *, keep: bool = False, name: str = "features"
+    ) -> Tensor:
+        """What `extract` makes of each example: (n, d) float32, in the order of `data`, no augmentation.
+
+        Args:
+            keep: whether they are filed once they are there. What is decided by them is then decided alike when the
+                task is resumed, also on a machine that rounds differently; without, they are computed anew.
+        """
+        place = self._place(self._call(name))
+        filed = place.load() if keep else None
+        if filed is not None:
+            state, position = filed
+            self.seconds[place.call] = position["seconds"]
+            return state["features"].to(self.device)
         parts: list[Tensor] = []
-        # A copy: features are often a view of all tokens, which it would keep alive.
-        self.scan(data, lambda x, y: parts.append(extract(x).to(torch.float32, copy=True)), name=name)
-        return torch.cat(parts)
+
+        def observe(x: Tensor, y: Tensor) -> None:
+            # A copy: features are often a view of all tokens, which it would keep alive.
+            parts.append(extract(x).to(torch.float32, copy=True))
+
+        self._scan(place, data, observe, False, {}, self.scan_batch_size, name)
+        features = torch.cat(parts)
+        if keep:
+            place.save({"features": features}, {"seconds": self.seconds[place.call]})
+        return features
 
     def _call(self, name: str) -> str:
         """A name of its own for each call within the task: "train", then "train-1"."""

@@ -38,6 +38,7 @@ class Exemplars(nn.Module):
         ValueError: an unknown choice, no limit or a negative one, or a reservoir with a limit for each class.
     """
 
+    still_in_training = True  # so that `fit` does not write the images again with each of its checkpoints
     images: Tensor
     labels: Tensor
     sources: Tensor
@@ -125,12 +126,14 @@ class Exemplars(nn.Module):
     ) -> None:
         """`select` at the end of a task, by features that are computed only where herding needs them.
 
+        They are filed: a task that is resumed chooses the same images, also on a machine that rounds differently.
+
         Args:
             data: what the task was trained on (`join`). extract: images (n, 3, size, size) -> features (n, d).
             classes: global ids of the task's classes.
         """
         herds = self.choose == "herding" and self.quota_with(classes) > 0
-        self.select(data, fit.features(data, extract, name="herding") if herds else None, classes)
+        self.select(data, fit.features(data, extract, keep=True, name="herding") if herds else None, classes)
 
     @torch.no_grad()
     def select(self, data: ImageSet | TensorSet, features: Tensor | None, classes: Sequence[int]) -> None:
