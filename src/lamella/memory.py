@@ -1,15 +1,17 @@
 """What may be kept of old tasks: class statistics of features, and which images stand for a class."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from lamella.growing import Growing
 
 __all__ = ["ClassGaussians", "herding", "shrunk"]
 
 
-class ClassGaussians(nn.Module):
+class ClassGaussians(Growing):
     """Counts, means and within-class scatter of features, exact under any split into batches.
 
     Args:
@@ -22,6 +24,8 @@ class ClassGaussians(nn.Module):
         scatter: (d, d) float64, within-class scatter summed over all classes.
         scatters: (c, d, d) float32, that of each class; (0, d, d) without `per_class`.
     """
+
+    growing = ("ids", "counts", "means", "scatters")
 
     ids: Tensor
     counts: Tensor
@@ -155,10 +159,6 @@ class ClassGaussians(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._solved = {}
-        for name in ("ids", "counts", "means", "scatters"):
-            held = cast(Tensor | None, state_dict.get(prefix + name))
-            if held is not None:
-                setattr(self, name, torch.empty_like(held, device=self.scatter.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.gathering import Inputs, class_token
+from lamella.growing import Growing
 from lamella.lowrank import Site, watch
 from lamella.subspace import orthonormal
 
@@ -47,7 +48,7 @@ def protected_share(energy: float, task: int, horizon: int | None) -> float:
     return energy if horizon is None else energy + (1 - energy) * min(task / horizon, 1.0)
 
 
-class Signature(nn.Module):
+class Signature(Growing):
     """What one layer remembers of each task's inputs.
 
     Attributes:
@@ -55,6 +56,8 @@ class Signature(nn.Module):
         owner: (K,) int64, the task of each column.
         level: (T,), mean similarity of each task's own images; 0 where its block is empty.
     """
+
+    growing = ("basis", "owner", "level")
 
     basis: Tensor
     owner: Tensor
@@ -136,13 +139,6 @@ class Signature(nn.Module):
     def normalised(self, rho: Tensor) -> Tensor:
         """rho / rho_bar: (n, T) -> (n, T), about 1 on a task's own images; 1 where its block is empty ."""
         return torch.where(self.level > FLOOR, rho / self.level.clamp_min(FLOOR), 1.0)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in ("basis", "owner", "level"):
-            held = cast(Tensor | None, state_dict.get(prefix + name))
-            if held is not None:
-                setattr(self, name, torch.empty_like(held, device=self.basis.device))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class Reader:

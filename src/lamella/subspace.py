@@ -5,10 +5,10 @@ directions that carry most of the energy of old inputs. DualGPM (Liang & Li, CVP
 complement instead once that is smaller, so that memory never exceeds half the width.
 """
 
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
+
+from lamella.growing import Growing
 
 __all__ = ["SecondMoment", "Subspace", "leading", "left_singular", "numerical_rank", "orthonormal", "project_out"]
 
@@ -91,13 +91,15 @@ def project_out(x: Tensor, basis: Tensor) -> Tensor:
     return x - basis @ (basis.T @ x)
 
 
-class Subspace(nn.Module):
+class Subspace(Growing):
     """A growing subspace of R^d, stored by whichever of its basis and its complement's basis is smaller.
 
     Attributes:
         vectors: (d, k), orthonormal columns; at most d / 2 of them.
         complement: whether `vectors` span what is *not* in the subspace.
     """
+
+    growing = ("vectors",)
 
     vectors: Tensor
     stores_complement: Tensor
@@ -165,12 +167,6 @@ class Subspace(nn.Module):
         U, s, _ = torch.linalg.svd(self.outside(directions), full_matrices=False)
         rank = numerical_rank(s, float(torch.linalg.matrix_norm(directions, 2)))
         return U[:, :rank].to(self.vectors)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        held = cast(Tensor | None, state_dict.get(prefix + "vectors"))
-        if held is not None:
-            self.vectors = torch.empty_like(held, device=self.vectors.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _gram(columns: Tensor) -> Tensor:

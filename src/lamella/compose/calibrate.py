@@ -21,13 +21,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamella.compose.drift import affine_drift
 from lamella.compose.readouts import all_readouts, beneath, features_and_readouts
 from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.gathering import Inputs, check_basis, gather
+from lamella.growing import Growing
 from lamella.heads import only_columns
 from lamella.lowrank import Site, watch
 from lamella.memory import ClassGaussians, shrunk
@@ -36,7 +37,7 @@ from lamella.signatures import Calibration, Signatures, protected_share
 __all__ = ["Calibrated"]
 
 
-class Calibrated(nn.Module):
+class Calibrated(Growing):
     """A method whose logits are calibrated by the predicted task.
 
     Args:
@@ -52,6 +53,8 @@ class Calibrated(nn.Module):
     Attributes:
         taught: (classes, 2) int64, global class ids and the last task that had each.
     """
+
+    growing = ("taught",)
 
     taught: Tensor
 
@@ -181,12 +184,6 @@ class Calibrated(nn.Module):
                 own = torch.tensor([task == owner for owner in owners], device=logits.device)
                 logits[:, own] = logits[:, own].log_softmax(1)
         return logits + self.calibration.term(scores, owners)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        held = state_dict.get(prefix + "taught")
-        if held is not None:
-            self.taught = torch.empty_like(held, device=self.taught.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _check_inputs(seen: Tensor, x: Tensor) -> None:

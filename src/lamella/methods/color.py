@@ -29,7 +29,6 @@ expert to the new one, so it leaves old means where they are (`routed`).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +37,7 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.fit import Fit
+from lamella.growing import Growing
 from lamella.heads import OTHER_TASK_PENALTY, Heads, only_columns
 from lamella.lowrank import grow, using
 from lamella.methods.schedules import named_schedule
@@ -59,12 +59,14 @@ def cluster_centres(points: Tensor, count: int, seed: int) -> Tensor:
     return torch.from_numpy(found.cluster_centers_).to(points)
 
 
-class TaskKeys(nn.Module):
+class TaskKeys(Growing):
     """Cluster centres of every task.
 
     Attributes:
         centres: (k of all tasks, d). tasks: (k of all tasks,) int64, whose centre each is.
     """
+
+    growing = ("centres", "tasks")
 
     centres: Tensor
     tasks: Tensor
@@ -86,12 +88,6 @@ class TaskKeys(nn.Module):
         far = torch.cdist(features.double(), self.centres.double(), compute_mode="donot_use_mm_for_euclid_dist")
         nearest = far.new_full((len(far), tasks), torch.inf)
         return nearest.scatter_reduce(1, self.tasks.expand(len(far), -1), far, "amin")
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in ("centres", "tasks"):
-            if (held := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, torch.empty_like(held, device=self.centres.device))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class CoLoR(nn.Module):

@@ -27,7 +27,7 @@ Departures (from the paper [p], from the authors' code [c]):
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.fit import Fit
+from lamella.growing import Growing
 from lamella.heads import Heads, only_columns
 from lamella.lowrank import Branch, Site, grow, merge
 from lamella.methods.schedules import named_schedule
@@ -44,12 +45,14 @@ from lamella.randomness import generator
 __all__ = ["OLoRA", "ReadRows"]
 
 
-class ReadRows(nn.Module):
+class ReadRows(Growing):
     """Rows of the A's that older tasks trained on one site.
 
     Attributes:
         rows: (older tasks * rank, d_in).
     """
+
+    growing = ("rows",)
 
     rows: Tensor
 
@@ -66,11 +69,6 @@ class ReadRows(nn.Module):
         # Autocast would round them to bfloat16, and the penalty is about products that are nearly zero.
         with torch.autocast(A.device.type, enabled=False):
             return self.rows @ A.T
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        if (held := state_dict.get(prefix + "rows")) is not None:
-            self.rows = torch.empty_like(held, device=self.rows.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class OLoRA(nn.Module):

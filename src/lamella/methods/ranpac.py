@@ -32,11 +32,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.fit import Fit
+from lamella.growing import Growing
 from lamella.heads import Heads, only_columns
 from lamella.lowrank import grow
 from lamella.methods.schedules import named_schedule
@@ -60,7 +61,7 @@ def best_ridge(h: Tensor, y: Tensor, h_held: Tensor, y_held: Tensor) -> float:
     return RIDGES[errors.index(min(errors))]
 
 
-class RanPAC(nn.Module):
+class RanPAC(Growing):
     """Random projections and a ridge solution over all classes.
 
     Args:
@@ -70,6 +71,8 @@ class RanPAC(nn.Module):
         rank, sites, blocks: of that LoRA. epochs, lr, batch_size, optimizer, schedule: of its training, with a head.
         head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
+
+    growing = ("ids", "Q", "solution")
 
     ids: Tensor
     projection: Tensor
@@ -159,9 +162,6 @@ class RanPAC(nn.Module):
         return best_ridge(h[teach], y[teach], h[held], y[held])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in ("ids", "Q", "solution"):
-            if prefix + name in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.G.device))
         drawn = self.check.clone()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if not torch.allclose(drawn, self.check):

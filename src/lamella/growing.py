@@ -1,0 +1,27 @@
+"""Modules whose tensors get longer from task to task, and that restore themselves from a file of any length."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+__all__ = ["Growing"]
+
+
+class Growing(nn.Module):
+    """Loads tensors of other sizes than it holds.
+
+    Attributes:
+        growing: names of its buffers and parameters that take the size, and the type, they have in the file; on loading
+            they stay on the device on which they are. A grown parameter is frozen, as all are between two trainings.
+    """
+
+    growing: ClassVar[tuple[str, ...]] = ()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in self.growing:
+            if (held := state_dict.get(prefix + name)) is not None:
+                own = getattr(self, name)
+                empty = torch.empty_like(held, device=own.device)
+                setattr(self, name, nn.Parameter(empty, requires_grad=False) if name in self._parameters else empty)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
