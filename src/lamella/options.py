@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-__all__ = ["Option", "arguments", "check_table", "near_matches", "options_of", "with_defaults"]
+__all__ = ["Option", "arguments", "check_table", "completed", "near_matches", "options_of"]
 
 REQUIRED = inspect.Parameter.empty
 WORDS: dict[Any, str] = {
@@ -73,11 +73,15 @@ def check_table(where: str, table: Mapping[str, Any], options: Mapping[str, Opti
             raise ValueError(f"[{where}] lacks '{key}' ({_describe(option.annotation)}); set {where}.{key}=...")
 
 
-def with_defaults(table: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
-    """The table with the default of every key that it leaves out, where TOML can write it (it knows no None).
+def completed(where: str, table: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
+    """The checked table with the default of every key that it leaves out, where TOML can write it (it knows no None).
 
     Keys come in the order of the options, so that two ways of writing the same give the same.
+
+    Raises:
+        ValueError: as `check_table`.
     """
+    check_table(where, table, options)
     full = {key: table.get(key, option.default) for key, option in options.items()}
     return {key: _plain(value) for key, value in full.items() if key in table or _is_plain(value)}
 
