@@ -34,6 +34,7 @@ __all__ = [
     "adapter_state",
     "grow",
     "merge",
+    "module_key",
     "using",
     "watch",
 ]
@@ -48,6 +49,11 @@ class Site(NamedTuple):
     name: str
     layer: Adapted
     rows: slice
+
+
+def module_key(name: str) -> str:
+    """The name of a layer as a key of a `ModuleDict`, which has no dots."""
+    return name.replace(".", "/")
 
 
 def _refine(name: str, layer: nn.Module) -> Adapted:

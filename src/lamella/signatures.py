@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lamella.gathering import Inputs, class_token
 from lamella.growing import Growing
-from lamella.lowrank import Site, watch
+from lamella.lowrank import Site, module_key, watch
 from lamella.subspace import orthonormal
 
 __all__ = ["Calibration", "Signature", "Signatures", "protected_share"]
@@ -186,11 +186,13 @@ class Signatures(nn.Module):
         super().__init__()
         layers = {site.name: site.layer for site in sites}
         self.sites = tuple(sites)
-        self.layers = nn.ModuleDict({_key(name): Signature(layer.weight.shape[1]) for name, layer in layers.items()})
+        self.layers = nn.ModuleDict(
+            {module_key(name): Signature(layer.weight.shape[1]) for name, layer in layers.items()}
+        )
         self.readers = {layer: Reader(self[name], gate) for name, layer in layers.items()}
 
     def __getitem__(self, layer: str) -> Signature:
-        return cast(Signature, self.layers[_key(layer)])
+        return cast(Signature, self.layers[module_key(layer)])
 
     @property
     def tasks(self) -> int:
@@ -247,7 +249,3 @@ class Calibration:
         """beta conf log pi of each class's task: scores (n, T) -> (n, classes); `task_of` names the task of each."""
         log_pi, confidence = self.probabilities(scores)
         return self.strength * confidence[:, None] * log_pi[:, torch.tensor(task_of, device=log_pi.device)]
-
-
-def _key(layer: str) -> str:
-    return layer.replace(".", "/")  # a module's name has no dots

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamella.compose.drift import Drift, affine_drift, mean_drift
+from lamella.compose.drift import Drift, affine_drift, check_ridge, mean_drift
 from lamella.compose.readouts import beneath, features_and_readouts
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
@@ -66,8 +66,6 @@ class Aligned(nn.Module):
             raise ValueError(f"drift '{drift}' is unknown; use 'affine', 'mean' or 'none'")
         if head not in ("lda", "refit"):
             raise ValueError(f"head '{head}' is unknown; use 'lda' or 'refit'")
-        if ridge <= 0:
-            raise ValueError(f"ridge {ridge} must be above 0; 0.03 to 3 works well")
         if not 0 <= own_covariance < 1 or (own_covariance and head == "refit"):
             raise ValueError(f"own_covariance {own_covariance} must be within [0, 1), and 0 for head 'refit'")
         self.base, self.seed = base, seed
@@ -75,7 +73,8 @@ class Aligned(nn.Module):
         self.own_covariance = own_covariance
         self.samples, self.epochs, self.lr = samples, epochs, lr
         width = base.backbone.width
-        shrunk(torch.eye(width), shrinkage)  # refuses a bad value before anything is learned
+        check_ridge(ridge)  # this and `shrunk` refuse bad values before anything is learned
+        shrunk(torch.eye(1), shrinkage)
         self.statistics = ClassGaussians(width, per_class=own_covariance > 0)
         self.refitted = Heads(width)
 

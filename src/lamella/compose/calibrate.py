@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamella.compose.drift import affine_drift
+from lamella.compose.drift import affine_drift, check_ridge
 from lamella.compose.readouts import all_readouts, beneath, features_and_readouts
 from lamella.data.scenario import Task
 from lamella.fit import Fit
@@ -66,9 +66,8 @@ class Calibrated(Growing):
         super().__init__()
         if score not in ("signature", "gaussian"):
             raise ValueError(f"score '{score}' is unknown; use 'signature' or 'gaussian'")
-        if ridge <= 0:
-            raise ValueError(f"ridge {ridge} must be above 0; 0.03 to 3 works well")
-        protected_share(energy, 0, None)  # this and `shrunk` refuse bad values before anything is learned
+        check_ridge(ridge)  # these three refuse bad values before anything is learned
+        protected_share(energy, 0, None)
         shrunk(torch.eye(1), shrinkage)
         default = 0.1 if score == "signature" else 1.0
         self.calibration = Calibration(strength, default if temperature is None else temperature, score_layers)

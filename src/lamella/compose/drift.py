@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Drift", "affine_drift", "mean_drift"]
+__all__ = ["Drift", "affine_drift", "check_ridge", "mean_drift"]
 
 
 class Drift(NamedTuple):
@@ -14,6 +14,12 @@ class Drift(NamedTuple):
     W: Tensor
     source: Tensor
     shift: Tensor
+
+
+def check_ridge(ridge: float) -> None:
+    """Refuse a ridge that is not positive, before anything is learned."""
+    if not ridge > 0:
+        raise ValueError(f"ridge {ridge} must be above 0; 0.03 to 3 works well")
 
 
 def affine_drift(before: Tensor, after: Tensor, ridge: float) -> Drift:
@@ -25,8 +31,7 @@ def affine_drift(before: Tensor, after: Tensor, ridge: float) -> Drift:
     Raises:
         ValueError: `ridge` is not positive.
     """
-    if ridge <= 0:
-        raise ValueError(f"ridge {ridge} must be above 0; 0.03 to 3 works well")
+    check_ridge(ridge)
     X, Y = before.double(), after.double()
     x, y = X.mean(0), Y.mean(0)
     Xc, Yc = X - x, Y - y

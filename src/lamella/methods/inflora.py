@@ -39,7 +39,7 @@ from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.heads import Heads, only_columns
-from lamella.lowrank import Branch, grow, merge, watch
+from lamella.lowrank import Branch, grow, merge, module_key, watch
 from lamella.methods.schedules import named_schedule
 from lamella.signatures import protected_share
 from lamella.subspace import SecondMoment, Subspace, left_singular, numerical_rank, orthonormal
@@ -128,7 +128,7 @@ class InfLoRA(nn.Module):
         self.rule = EnergyRule(energy, energy_of, horizon)
         self.sites = backbone.sites(*sites, blocks=blocks)
         layers = dict.fromkeys(site.name for site in self.sites)
-        self.memory = nn.ModuleDict({_key(n): Subspace(self._width(n)) for n in layers})
+        self.memory = nn.ModuleDict({module_key(n): Subspace(self._width(n)) for n in layers})
         self.heads = Heads(backbone.width, head_start, seed)
 
     @property
@@ -187,11 +187,7 @@ class InfLoRA(nn.Module):
         return orthonormal(space.outside(U[:, :count]))
 
     def _space(self, layer: str) -> Subspace:
-        return cast(Subspace, self.memory[_key(layer)])
+        return cast(Subspace, self.memory[module_key(layer)])
 
     def _width(self, layer: str) -> int:
         return next(site.layer.weight.shape[1] for site in self.sites if site.name == layer)
-
-
-def _key(layer: str) -> str:
-    return layer.replace(".", "/")  # a module's name has no dots

@@ -38,7 +38,7 @@ from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.growing import Growing
 from lamella.heads import Heads, only_columns
-from lamella.lowrank import Branch, Site, grow, merge
+from lamella.lowrank import Branch, Site, grow, merge, module_key
 from lamella.methods.schedules import named_schedule
 from lamella.randomness import generator
 
@@ -151,4 +151,4 @@ class OLoRA(nn.Module):
 
 
 def _key(site: Site) -> str:
-    return f"{site.name}:{site.rows.start}".replace(".", "/")  # a module's name has no dots
+    return module_key(f"{site.name}:{site.rows.start}")
