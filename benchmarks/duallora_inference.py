@@ -1,0 +1,127 @@
+"""What DualLoRA's gated branches cost at test time: its prediction against the frozen forward pass and InfLoRA's.
+
+    python benchmarks/duallora_inference.py runs/duallora-inference
+    python benchmarks/duallora_inference.py runs/duallora-inference --device cuda --batch 128 --repeats 50
+
+Time does not depend on what is learned, only on how many branches there are and how wide: so weights and images are
+random. By default every direction of a task's few images is kept (energy 1), which gives each residual branch the rank
+that it may have at most: a bound, where trained bases are smaller. All three take turns within one process, so that a busy machine slows all of them; printed are medians
+of the ratios of neighbours, with the middle half of them. Writes duallora-inference.json.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lamella.backbones import load_backbone
+from lamella.data.images import TensorSet
+from lamella.data.scenario import Task
+from lamella.files import write_json
+from lamella.fit import Fit
+from lamella.methods import METHODS
+from lamella.randomness import generator
+
+CLASSES = 10
+"""Of a task."""
+PAIRS = (("duallora", "backbone"), ("inflora", "backbone"), ("duallora", "inflora"))
+
+
+def main(
+    out: Path,
+    backbone: str = "vit_tiny_patch16_224",
+    size: int = 128,
+    tasks: int = 10,
+    energy: float = 1.0,
+    batch: int = 32,
+    repeats: int = 25,
+    device: str = "cpu",
+) -> None:
+    """Time predictions after 1, half, and all of the tasks."""
+    stages = sorted({1, max(1, tasks // 2), tasks})
+    plain, *others = (load_backbone(backbone, weights="random", size=size, crop=1.0).to(device) for _ in range(3))
+    teach = {"duallora": {"energy": energy}, "inflora": {}}
+    learners = {
+        name: _Learner(name, own, device, options) for (name, options), own in zip(teach.items(), others, strict=True)
+    }
+    x = torch.randn(batch, 3, size, size, generator=generator(0, "images")).to(device)
+    forms: dict[str, Callable[[], Tensor]] = {"backbone": lambda: plain(x)}
+    forms |= {name: lambda method=learner.method: method.predict(x) for name, learner in learners.items()}
+    points: list[dict[str, Any]] = []
+    for number in range(1, tasks + 1):
+        for learner in learners.values():
+            learner.learn_another()
+        if number in stages:
+            seconds = _take_turns(forms, repeats, device)
+            points.append({"tasks": number, "rank": learners["duallora"].residual_rank(), "seconds": seconds})
+    setting = {"backbone": backbone, "size": size, "energy": energy, "batch": batch, "repeats": repeats, "device": device,
+               "threads": torch.get_num_threads(), "torch": torch.__version__}  # fmt: skip
+    write_json(out / "duallora-inference.json", {"setting": setting, "points": points})
+    _print(points, f"{backbone}, {size} pixels, {batch} images, {device}, {torch.get_num_threads()} threads")
+
+
+class _Learner:
+    """A method that is taught tasks of a few random images."""
+
+    def __init__(self, name: str, backbone: Any, device: str, options: dict[str, Any]) -> None:
+        self.method: Any = METHODS[name](backbone, epochs=1, batch_size=2 * CLASSES, **options)
+        self.fit = Fit(self.method, backbone.transform, device=device)
+        self.size, self.learned = backbone.transform.size, 0
+
+    def learn_another(self) -> None:
+        number, self.learned = self.learned, self.learned + 1
+        classes = tuple(range(number * CLASSES, (number + 1) * CLASSES))
+        x = torch.randn(2 * CLASSES, 3, self.size, self.size, generator=generator(0, "task", number))
+        images = TensorSet(x, torch.tensor(classes).repeat(2))
+        self.fit.begin(str(number))
+        self.method.learn(Task(number, f"task {number}", classes, tuple(map(str, classes)), images), self.fit)
+
+    def residual_rank(self) -> float:
+        """Mean number of directions that an adapted layer's residual branches reduce its input to."""
+        branches = [
+            [branch for n in range(self.learned) for branch in site.layer.of(f"residual-{n}")]
+            for site in self.method.sites
+        ]
+        return statistics.mean(sum(branch.rank for branch in own) for own in branches)
+
+
+@torch.no_grad()
+def _take_turns(forms: dict[str, Callable[[], Tensor]], repeats: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each form, in the order of the rounds; the first round is not counted."""
+    seconds: dict[str, list[float]] = {form: [] for form in forms}
+    for _ in range(repeats + 1):
+        for form, compute in forms.items():
+            started = time.perf_counter()
+            compute()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            seconds[form].append(time.perf_counter() - started)
+    return {form: times[1:] for form, times in seconds.items()}
+
+
+def _print(points: list[dict[str, Any]], title: str) -> None:
+    table = Table(title=title)
+    for column in ("tasks", "rank a layer", "frozen forward", *(" / ".join(pair) for pair in PAIRS)):
+        table.add_column(column, justify="right")
+    for point in points:
+        seconds = point["seconds"]
+        told = [_ratio(seconds[first], seconds[second]) for first, second in PAIRS]
+        frozen = f"{1000 * statistics.median(seconds['backbone']):.1f} ms"
+        table.add_row(str(point["tasks"]), f"{point['rank']:.0f}", frozen, *told)
+    Console(width=120).print(table)
+
+
+def _ratio(first: list[float], second: list[float]) -> str:
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(first, second, strict=True)], n=4)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+if __name__ == "__main__":
+    typer.run(main)
