@@ -5,8 +5,9 @@
 
 Time does not depend on what is learned, only on how many branches there are and how wide: so weights and images are
 random. By default every direction of a task's few images is kept (energy 1), which gives each residual branch the rank
-that it may have at most: a bound, where trained bases are smaller. All three take turns within one process, so that a busy machine slows all of them; printed are medians
-of the ratios of neighbours, with the middle half of them. Writes duallora-inference.json.
+that it may have at most: a bound, where trained bases are smaller. All three take turns within one process, so that a
+busy machine slows all of them; printed are medians of the ratios of neighbours, with the middle half of them. Writes
+duallora-inference.json.
 """
 
 import statistics
@@ -48,9 +49,8 @@ def main(
     stages = sorted({1, max(1, tasks // 2), tasks})
     plain, *others = (load_backbone(backbone, weights="random", size=size, crop=1.0).to(device) for _ in range(3))
     teach = {"duallora": {"energy": energy}, "inflora": {}}
-    learners = {
-        name: _Learner(name, own, device, options) for (name, options), own in zip(teach.items(), others, strict=True)
-    }
+    pairs = zip(teach.items(), others, strict=True)
+    learners = {name: _Learner(name, own, device, options) for (name, options), own in pairs}
     x = torch.randn(batch, 3, size, size, generator=generator(0, "images")).to(device)
     forms: dict[str, Callable[[], Tensor]] = {"backbone": lambda: plain(x)}
     forms |= {name: lambda method=learner.method: method.predict(x) for name, learner in learners.items()}
@@ -61,8 +61,8 @@ def main(
         if number in stages:
             seconds = _take_turns(forms, repeats, device)
             points.append({"tasks": number, "rank": learners["duallora"].residual_rank(), "seconds": seconds})
-    setting = {"backbone": backbone, "size": size, "energy": energy, "batch": batch, "repeats": repeats, "device": device,
-               "threads": torch.get_num_threads(), "torch": torch.__version__}  # fmt: skip
+    setting = {"backbone": backbone, "size": size, "energy": energy, "batch": batch, "repeats": repeats,
+               "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}  # fmt: skip
     write_json(out / "duallora-inference.json", {"setting": setting, "points": points})
     _print(points, f"{backbone}, {size} pixels, {batch} images, {device}, {torch.get_num_threads()} threads")
 

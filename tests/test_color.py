@@ -13,6 +13,7 @@ from streams import fit_for, images, tiny_backbone
 from torch import Tensor
 
 from lamella.compose import Aligned
+from lamella.compose.drift import affine_drift
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
 from lamella.lowrank import using
@@ -32,7 +33,7 @@ def part(classes: tuple[int, ...], name: str = "train", per_class: int = 6) -> A
     return every.subset(torch.isin(every.labels, torch.tensor(classes)).nonzero()[:, 0])
 
 
-def learn(method: CoLoR, i: int, classes: tuple[int, ...], data: Any = None) -> None:
+def learn(method: CoLoR | Aligned, i: int, classes: tuple[int, ...], data: Any = None) -> None:
     fit = fit_for(method)
     fit.begin(str(i))
     train = part(classes) if data is None else data
@@ -104,6 +105,23 @@ def test_alignment_leaves_the_means_of_old_experts_where_they_are() -> None:
         aligned.learn(Task(i, f"task {i}", classes, tuple(map(str, classes)), part(classes)), fit)
         means.append(aligned.statistics.means[:2].clone())
     assert all(torch.equal(means[0], later) for later in means)
+
+
+def test_in_the_soft_choice_moved_means_would_be_further_off() -> None:
+    aligned = Aligned(CoLoR(tiny_backbone(), choice="soft", **QUICK))
+    learn(aligned, 0, TASKS[0])
+    learn(aligned, 1, TASKS[1])
+    view = plain_view(aligned.backbone.transform)
+    old, new = (data.batch(torch.arange(len(data)), view) for data in (part((0,)), part(TASKS[2])))
+    kept = aligned.statistics.means[0].clone()
+    with torch.no_grad():
+        before = aligned.features(new)
+    learn(aligned, 2, TASKS[2])
+    with torch.no_grad():
+        drift, true = affine_drift(before, aligned.features(new), aligned.ridge), aligned.features(old).mean(0)
+    moved = kept + (kept - drift.source) @ drift.W + drift.shift
+    assert torch.equal(aligned.statistics.means[0], kept)
+    assert 10 * float((kept - true).norm()) < float((moved - true).norm())
 
 
 def test_what_a_task_stores_is_the_formula() -> None:

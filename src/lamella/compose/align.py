@@ -88,7 +88,7 @@ class Aligned(nn.Module):
 
     @property
     def routed(self) -> bool:
-        """Whether the base gives each image one task's expert."""
+        """Whether the base chooses experts for each image."""
         return getattr(self.base, "routed", False)
 
     def features(self, x: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class Calibrated(Growing):
 
     @property
     def routed(self) -> bool:
-        """Whether the base gives each image one task's expert; its class tokens then do not drift."""
+        """Whether the base chooses experts for each image; class tokens of old images then stay as they are."""
         return getattr(self.base, "routed", False)
 
     @property

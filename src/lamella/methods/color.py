@@ -25,7 +25,8 @@ Departures, and our choices where the paper leaves it open:
 - The training settings are those of `seq-lora`.
 
 Features of old images do not drift: what alignment would measure on a task's own images is the step from an old
-expert to the new one, so it leaves old means where they are (`routed`).
+expert to the new one, so it leaves old means where they are (`routed`). The soft choice gives a new expert some share
+in old images too; yet where tasks are apart it is a small one, and means moved by such a step would be further off.
 """
 
 from collections.abc import Sequence

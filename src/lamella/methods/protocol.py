@@ -18,8 +18,8 @@ class Method(Protocol):
     travels is a buffer or a parameter. Optional: `features(x)`, which parts such as alignment need; `readouts(x)`, the
     logits of what it is built on too, from one forward pass (compose/readouts.py names them); `features_and_logits(x)`,
     both from one forward pass, where logits are more than heads on features; `changes_backbone = True` where backbone
-    weights are trained; `routed = True` where each image gets the features of one task's expert, so that a given task
-    changes the features; `widens = True` where features get wider with each task.
+    weights are trained; `routed = True` where experts are chosen for each image, so that a given task changes the
+    features, and new images show no drift of the old; `widens = True` where features get wider with each task.
     """
 
     backbone: Backbone
