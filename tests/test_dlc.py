@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone, load_backbone
 from lamella.checkpoints import Checkpoints
 from lamella.config import build_method, complete, load_config, method_name, readout_names
+from lamella.costs import costs_of_base, parameter_counts
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
 from lamella.learner import Learner
@@ -276,8 +277,7 @@ def test_parameters_of_resnet18_are_those_of_the_formula(layers: str, per_rank: 
     assert sum(9 * (s.layer.weight.shape[0] + s.layer.weight.shape[1]) for s in sites) == per_rank
     for number in range(2):
         method._grow(Task(number, "", (2 * number, 2 * number + 1), ("a", "b"), images(2, 1, "train")), number)
-    counts = method.parameter_counts()
-    assert counts == {
+    assert parameter_counts(method) == {
         "backbone": 11_176_512, "plugins": 2 * 2 * per_rank, "unit": 2 * 513, "head": 4 * (3 * 512 + 1),
     }  # fmt: skip
 
@@ -293,9 +293,9 @@ def test_every_variant_learns_and_is_counted(options: dict[str, Any], unit: int,
     plugins = len(method.plugins)
     per_plugin = (9 * 12 + 16) + (9 * 16 + 16)  # rank 1: k k c_in + c_out for 12 -> 16 and 16 -> 16 channels
     assert plugins == (2 if options == {"first_plugin": False} else 3)
-    assert method.parameter_counts() == {
+    assert parameter_counts(method) == {
         "backbone": sum(p.numel() for p in tiny_residual_backbone().model.parameters()),
-        "plugins": plugins * per_plugin, "unit": unit, "head": head,
+        "plugins": plugins * per_plugin, "head": head, **({"unit": unit} if unit else {}),
     }  # fmt: skip
     assert torch.isfinite(logits(method)).all()
     again = build("dlc", epochs=1, layers=["stage3.*"], factorisation="conv", rank=1, **options)
@@ -479,7 +479,7 @@ def settings_of(base: str = "replay") -> dict[str, Any]:
 def outcome(out: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     times = ("seconds", "phase_seconds")
     results = {p.name: json.loads(p.read_text()) for p in sorted(out.glob("results*.json"))}
-    kept = {name: {k: v for k, v in content.items() if k not in times} for name, content in results.items()}
+    kept = {name: {k: sorted(v) if k in times else v for k, v in r.items()} for name, r in results.items()}
     return kept, load_model(out / "model")[0]
 
 
@@ -526,9 +526,39 @@ def test_one_run_writes_both_results_under_their_names(whole: Any) -> None:
         "results.json": ("dlc(replay)", None), "results-replay.json": ("replay", "dlc(replay)"),
     }  # fmt: skip
     counts = results["results.json"]["parameters"]
-    assert list(counts) == ["backbone", "plugins", "unit", "head"]
+    assert counts.keys() == {"backbone", "plugins", "unit", "head"}
     assert counts["plugins"] == 2 * 2 * 2 * 9 * (64 + 64)  # two of rank 2 on two convolutions, 64 -> 64 channels
     assert len(state["base.exemplars.labels"]) == 8
+
+
+def test_the_bases_file_tells_what_the_base_costs_alone(
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lamella.run.build_scenario", lambda config: stream(4, 2))
+    config = settings_of()
+    config["method"] = config["method"]["base"]
+    alone = outcome(run(config, tmp_path / "run", quiet=True))[0]["results.json"]
+    results, base = whole[0]["results.json"], whole[0]["results-replay.json"]
+    for field in ("stored_bytes", "parameters", "trainable_parameters"):
+        assert base[field] == alone[field]
+    assert base["stored_bytes"] < results["stored_bytes"]
+    assert base["phase_seconds"] == alone["phase_seconds"] == [p for p in results["phase_seconds"] if p != "plugin"]
+
+
+def test_the_bases_seconds_are_those_of_its_own_calls() -> None:
+    records = [
+        {
+            "seconds": {"train": 5.0, "herding": 1.0, "plugin": 2.5, "total": 9.0},
+            "trained": {"train": 40, "plugin": 70},
+        },
+        {"seconds": {"train": 4.0, "plugin": 2.0, "total": 7.0}, "trained": {"train": 44, "plugin": 90}},
+    ]
+    costs = costs_of_base(build("dlc"), records, 1)
+    assert costs["seconds"] == {"learn": [6.5, 5.0]}
+    assert costs["phase_seconds"] == {"train": 9.0, "herding": 1.0}
+    assert costs["trainable_parameters"] == 44
+    del records[0]["trained"]  # a model of an older version
+    assert costs_of_base(build("dlc"), records, 1)["trainable_parameters"] is None
 
 
 # configuration and bad input -----------------------------------------------------------------------------------------
@@ -631,7 +661,7 @@ def test_a_learner_is_made_saved_and_loaded(tmp_path: Path) -> None:
     for i in range(2):
         learner.learn(stream(4, 2)[i])
     assert learner.name == "dlc(icarl)"
-    assert list(learner.parameter_counts() or ()) == ["backbone", "plugins", "unit", "head"]
+    assert learner.parameter_counts().keys() == {"backbone", "plugins", "unit", "head"}
     learner.save(tmp_path / "model")
     again = Learner.load(tmp_path / "model")
     x = draw(4, 3, 8, 8)

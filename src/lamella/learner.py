@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lamella.checkpoints import Checkpoints
 from lamella.config import build_augmentation, build_backbone, build_method, complete, method_name
+from lamella.costs import parameter_counts
 from lamella.data.images import Files, ImageSet, TensorSet
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Task
@@ -40,7 +41,7 @@ class Learner:
     Attributes:
         backbone, method: what it is made of. class_names: name of each global class id.
         half_learned: the name of a task whose learning failed, else ""; nothing works then until it is loaded again.
-        tasks: a record per learned task: name, classes, images, seconds by phase, trained parameters.
+        tasks: a record per learned task: name, classes, images, seconds and trained parameters by call.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -88,10 +89,9 @@ class Learner:
         """Of the method with its parts: "inflora+align"."""
         return method_name(self.config)
 
-    def parameter_counts(self) -> dict[str, int] | None:
-        """Numbers of the model by part, where the method tells them apart."""
-        count = getattr(self.method, "parameter_counts", None)
-        return count() if count else None
+    def parameter_counts(self) -> dict[str, int]:
+        """Numbers of the model that a prediction needs, by part (see costs.py)."""
+        return parameter_counts(self.method)
 
     def fit(self, *, checkpoints: Checkpoints | None = None, progress: Progress = silent) -> Fit:
         """The loop this learner's configuration asks for."""
@@ -127,7 +127,7 @@ class Learner:
         self.class_names |= dict(zip(task.classes, task.class_names, strict=True))
         record = {
             "name": task.name, "classes": list(task.classes), "images": len(task.train),
-            "trainable_parameters": max(fit.trained.values(), default=0),
+            "trainable_parameters": max(fit.trained.values(), default=0), "trained": fit.trained,
             "seconds": fit.seconds | {"total": max(time.monotonic() - started, sum(fit.seconds.values()))},
         }  # fmt: skip
         self.tasks.append(record)

@@ -15,11 +15,15 @@ Schema 1 (all accuracies are fractions 0..1, null where a metric has no meaning)
     split_sha256, weights_sha256    of the split into train, validation and test; of the backbone's weights as loaded
     versions                        of python and the libraries
     seconds, phase_seconds          {"learn": [a task each], "evaluate": [a task each]}; {phase of learning: total}
-    trainable_parameters            numbers trained in one task, the largest
-    parameters                      {part: numbers of the finished model}, where the method tells parts apart; else null
+    trainable_parameters            numbers trained in one task by one call, the largest
+    parameters                      {part: numbers of the finished model that a prediction needs}
     stored_bytes                    of all that was learned, backbone not counted unless changed
     evaluated_on, selection         "test" or "validation"; how the configuration was chosen
     config                          resolved
+
+In a further readout's file the costs (seconds, phase_seconds, trainable_parameters, parameters, stored_bytes) are those
+of its own method: what is built on top of it is taken off. Its seconds have no "evaluate", since one pass gives all
+readouts; trainable_parameters is null where a model was learned by an older version.
 """
 
 import math
@@ -32,6 +36,7 @@ import numpy as np
 
 from lamella import metrics
 from lamella.config import readout_names
+from lamella.costs import costs_of_base
 from lamella.data.scenario import Scenario
 from lamella.learner import Learner
 
@@ -56,9 +61,11 @@ def build_results(learner: Learner, scenario: Scenario, *, stored_bytes: int, wh
     names = readout_names(learner.config)
     results = {}
     for key in rows[-1][0]:
-        suffix = names[len(key.split("."))] if key else ""
+        depth = len(key.split(".")) if key else 0
+        suffix = names[depth] if depth else ""
         of = {"method": suffix or learner.name, "base_of": learner.name if suffix else None}
-        results[suffix] = common | of | _measures(rows, key, scenario, whole_stream)
+        costs = costs_of_base(learner.method, learner.tasks, depth) if depth else {}
+        results[suffix] = common | costs | of | _measures(rows, key, scenario, whole_stream)
     return results
 
 

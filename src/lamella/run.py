@@ -108,7 +108,8 @@ class _Run:
         # The aligned readout is "results.json"; it is written last, because its presence means that all is done.
         for suffix, result in sorted(results.items(), reverse=True):
             write_json(self.out / (f"results-{suffix}.json" if suffix else "results.json"), result)
-        if (counts := self.learner.parameter_counts()) and not self.quiet:
+        if not self.quiet:
+            counts = self.learner.parameter_counts()
             shares = (f"{part} {n:,} ({n / counts['backbone']:.1%})" for part, n in counts.items())
             print(f"parameters, beside the backbone's: {', '.join(shares)}")
         self._log("finished", final_accuracy=results[""]["final_accuracy"])

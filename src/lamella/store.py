@@ -9,7 +9,7 @@ model. What a kill left without an entry there is swept up by the next version.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from lamella.files import json_to_bytes, read_json, read_tensors, tensors_to_byt
 
 __all__ = [
     "FORMAT", "MANIFEST", "Version", "history", "holds_model", "learned_state", "load_manifest", "load_model",
-    "restore_state", "roll_back", "save_model",
+    "restore_state", "roll_back", "save_model", "stored_bytes",
 ]  # fmt: skip
 
 FORMAT = 2
@@ -109,6 +109,13 @@ def save_model(
     _point(folder, number, digests)
     _sweep(folder, digests)
     return len(content)
+
+
+def stored_bytes(method: nn.Module, without: Collection[str] = ()) -> int:
+    """Bytes of the file that `save_model` would write of a method, less the adapters named."""
+    foreign = tuple(f".branches.{name}." for name in without)
+    state = learned_state(method)
+    return len(tensors_to_bytes({k: v for k, v in state.items() if not any(mark in k for mark in foreign)}))
 
 
 def load_model(folder: Path, version: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -100,7 +100,7 @@ class Subspace(Growing):
     """
 
     growing = ("vectors",)
-
+    for_training = True
     vectors: Tensor
     stores_complement: Tensor
 

@@ -52,6 +52,9 @@ class Aligned(nn.Module):
         samples, epochs, lr: of the re-fitted head: samples per class, SGD with momentum.
     """
 
+    own_calls = ("align-",)
+    reads_features = True
+
     def __init__(
         self, base: Any, *, seed: int = 0, shrinkage: float = 0.1, ridge: float = 3.0, drift: str = "affine",
         own_covariance: float = 0.0, head: str = "lda", samples: int = 256, epochs: int = 10, lr: float = 1e-2,

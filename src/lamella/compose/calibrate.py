@@ -55,7 +55,7 @@ class Calibrated(Growing):
     """
 
     growing = ("taught",)
-
+    own_calls = ("calibrate-",)
     taught: Tensor
 
     def __init__(

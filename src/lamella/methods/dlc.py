@@ -88,6 +88,9 @@ class DLC(nn.Module):
         ValueError: an unknown setting, or a base or backbone that cannot carry plugins.
     """
 
+    own_calls = ("plugin",)
+    reads_features = True
+
     def __init__(
         self, backbone: Backbone, base: Any, *, seed: int = 0, layers: Sequence[str] = ("last-block",), rank: int = 2,
         factorisation: str = "kernel", first_plugin: bool = True, aggregate: str = "concat", gate: str = "sigmoid",
@@ -139,6 +142,10 @@ class DLC(nn.Module):
     def plugins(self) -> tuple[str, ...]:
         """The name of each plugin learned, whether or not it is in place."""
         return tuple(f"plugin-{i}" for i in range(0 if self.first_plugin else 1, len(self.heads)))
+
+    @property
+    def own_adapters(self) -> tuple[str, ...]:
+        return self.plugins
 
     def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
         """(n, classes): the trunk once, the tail without and with each plugin, gates, and the classifier."""
@@ -201,13 +208,6 @@ class DLC(nn.Module):
             schedule=_cosine, momentum=self.momentum, weight_decay=self.weight_decay, name="plugin")  # fmt: skip
         if self.balance == "align" and number:
             align_new_rows(self.heads)
-
-    def parameter_counts(self) -> dict[str, int]:
-        """Numbers of the backbone, of all plugins, of the weighting unit, and of the classifier."""
-        own = {name: p.numel() for name, p in self.backbone.model.named_parameters()}
-        plugins = sum(count for name, count in own.items() if ".branches." in name)
-        unit, head = (sum(p.numel() for p in module.parameters()) for module in (self.unit, self.heads))
-        return {"backbone": sum(own.values()) - plugins, "plugins": plugins, "unit": unit, "head": head}
 
     def _grow(self, task: Task, number: int) -> Head | None:
         """Plugin, gate, and rows and columns of the classifier for a task; the auxiliary classifier of its plugin."""

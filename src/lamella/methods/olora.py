@@ -53,7 +53,7 @@ class ReadRows(Growing):
     """
 
     growing = ("rows",)
-
+    for_training = True
     rows: Tensor
 
     def __init__(self, width: int) -> None:

@@ -19,7 +19,8 @@ class Method(Protocol):
     logits of what it is built on too, from one forward pass (compose/readouts.py names them); `features_and_logits(x)`,
     both from one forward pass, where logits are more than heads on features; `changes_backbone = True` where backbone
     weights are trained; `routed = True` where experts are chosen for each image, so that a given task changes the
-    features, and new images show no drift of the old; `widens = True` where features get wider with each task.
+    features, and new images show no drift of the old; `widens = True` where features get wider with each task. A
+    method on a base says what it adds (costs.py); a module with `for_training = True` is of no use to predictions.
     """
 
     backbone: Backbone
