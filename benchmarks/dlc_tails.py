@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lamella.backbones import load_backbone
+from lamella.backbones import Backbone, load_backbone
 from lamella.lowrank import grow
 from lamella.methods.plugins import Tails
 from lamella.randomness import generator
@@ -48,7 +48,7 @@ def main(
         for layer in backbone.model.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.weight.fill_(1.0)  # timm starts some at 0, which would hide the plugins
-        tails = _tails(backbone.model, layers, plugins, rank, factorisation)
+        tails = _tails(backbone, layers, plugins, rank, factorisation)
         x = torch.randn(batch, 3, side, side, generator=generator(0, "images")).to(device)
         forms: dict[str, Callable[[], Tensor]] = {
             "batched": lambda x=x, tails=tails: tails(tails.trunk(x), lanes),
@@ -66,8 +66,8 @@ def main(
     Console().print(table)
 
 
-def _tails(model: torch.nn.Module, layers: str, plugins: int, rank: int, factorisation: str) -> Tails:
-    tails = Tails(model, [layers])
+def _tails(backbone: Backbone, layers: str, plugins: int, rank: int, factorisation: str) -> Tails:
+    tails = Tails(backbone, [layers], rank, factorisation)
     for i in range(plugins):
         draws = generator(0, "plugin", i)
         for branch in grow(tails.sites, f"plugin-{i}", rank, generator=draws, factorisation=factorisation):

@@ -21,7 +21,7 @@ from lamella.costs import costs_of_base, parameter_counts
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
 from lamella.learner import Learner
-from lamella.lowrank import grow
+from lamella.lowrank import adapt, grow
 from lamella.methods.dlc import DLC
 from lamella.methods.plugins import Tails, as_two_convolutions, plugin_layers
 from lamella.methods.weighting import WeightingUnit, aggregated
@@ -91,7 +91,7 @@ def learned() -> DLC:
 
 def trained_tails(backbone: Backbone, layers: str, factorisation: str, plugins: int = 3) -> Tails:
     """Tails whose plugins have random B, as if they were trained."""
-    tails = Tails(backbone.model, [layers])
+    tails = Tails(backbone, [layers], 2, factorisation)
     for i in range(plugins):
         branches = grow(
             tails.sites, f"plugin-{i}", 2, scale=0.5, generator=generator(0, "A", i), factorisation=factorisation
@@ -184,8 +184,34 @@ def test_one_plugin_taken_out_leaves_its_lane_at_the_base(learned: DLC) -> None:
     torch.testing.assert_close(part[:, 2], whole[:, 0])
     torch.testing.assert_close(part[:, [0, 1, 3]], whole[:, [0, 1, 3]])
     assert float((whole[:, 2] - whole[:, 0]).abs().max()) > 1e-3
-    with pytest.raises(ValueError, match=r"'head.weight' is of no plugin here; plugins sit on stage3.0.conv1"):
-        learned.tails.attach({"head.weight": torch.zeros(1)})
+
+
+def test_a_plugin_of_another_kind_is_refused() -> None:
+    """Of another rank or factorisation, for other layers, or with a part missing."""
+    backbone = tiny_residual_backbone()
+    tails = trained_tails(backbone, "last-block", "kernel", 1)
+    state, key = tails.detach(["plugin-0"]), "stage3.0.conv1.branches.plugin-0.0.A"
+    lacking = {k: v for k, v in state.items() if k != key}
+    others = [
+        Tails(tiny_residual_backbone(), ["last-block"], rank, form) for rank, form in ((3, "kernel"), (2, "conv"))
+    ]
+    for other in others:
+        other.grow("plugin-0", generator(0, "A"))
+    wide, conv = (other.detach(["plugin-0"]) for other in others)
+    for plugin, text in (
+        ({"head.weight": torch.zeros(1)}, "'head.weight' has no place: plugins here sit on stage3.0.conv1, stage3.0.c"),
+        (lacking, f"'{key}' is missing: plugins here"),
+        (state | {key.replace(".0.A", ".1.A"): state[key]}, r"plugin-0.1.A' has no place"),
+        (wide, r"has the shape \(9, 36\), but a plugin of rank 2 in the 'kernel' factorisation has \(6, 36\) there"),
+        (conv, r"has the shape \(2, 12, 3, 3\), but a plugin of rank 2 in the 'kernel' factorisation"),
+    ):
+        with pytest.raises(ValueError, match=text) as refusal:
+            tails.attach(plugin)
+        assert "\n" not in str(refusal.value)
+    assert not tails.has("plugin-0")
+    tails.attach(state)
+    with pytest.raises(ValueError, match="plugin 'plugin-0' is in place already; take it out"):
+        tails.attach(state)
 
 
 # the mathematics of a plugin -----------------------------------------------------------------------------------------
@@ -194,10 +220,7 @@ def test_one_plugin_taken_out_leaves_its_lane_at_the_base(learned: DLC) -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 3), st.sampled_from([1, 3]), st.sampled_from(["kernel", "conv"]))
 def test_a_branch_is_two_convolutions(rank: int, k: int, factorisation: str) -> None:
-    model = nn.Module()
-    model.stage1 = nn.Sequential(nn.Sequential())
-    model.stage1[0].conv1 = nn.Conv2d(6, 5, k, bias=False)
-    site = Tails(model, ["last-conv"]).sites[0]
+    (site,) = adapt(nn.Sequential(nn.Conv2d(6, 5, k, bias=False)), "0")
     branch = grow([site], "plugin-0", rank, scale=0.7, generator=generator(0, "A"), factorisation=factorisation)[0]
     branch.B.data.copy_(draw(*branch.B.shape))
     reduce, expand = as_two_convolutions(branch, k)
@@ -640,7 +663,7 @@ def test_a_base_or_backbone_that_cannot_carry_plugins_is_refused_at_once() -> No
     vit = tiny_backbone()
     with pytest.raises(ValueError, match="no stages of convolutions"):
         DLC(vit, build("replay", backbone=vit))
-    grow(Tails(backbone.model, ["last-conv"]).sites, "other", 1)
+    Tails(backbone, ["last-conv"]).grow("other", generator(0, "other"))
     with pytest.raises(ValueError, match=r"layer 'stage3.0.conv2' carries adapters of another method"):
         DLC(backbone, build("replay", backbone=backbone))
 

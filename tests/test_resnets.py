@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.backbones import load_backbone
-from lamella.backbones.resnets import ResNet, block_names, forward_from, forward_until, split
+from lamella.backbones.resnets import ResNet, block_names, check_split, forward_from, forward_until, split
 from lamella.data.sources import load_source
 from lamella.data.transform import plain_view
 from lamella.files import tensors_to_bytes, write_atomic
@@ -171,3 +171,37 @@ def test_a_cut_that_cannot_be_is_refused() -> None:
         split(tiny(), "conv1")
     with pytest.raises(ValueError, match="VisionTransformer has no stages"):
         split(timm.create_model("test_vit"), "stage1")
+
+
+class Shifted(ResNet):
+    """It has the layers of a residual network, and adds a number between two stages, as visformers add positions."""
+
+    def __init__(self, shift: float = 0.02) -> None:
+        super().__init__(blocks=1, widths=(4, 8, 16))
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return forward_from(self, "stage3", forward_until(self, "stage3", x) + self.shift)
+
+
+def test_a_network_that_does_more_than_its_layers_is_refused() -> None:
+    visformer = timm.create_model("visformer_tiny", num_classes=0, img_size=32).eval()
+    assert block_names(visformer)  # its names are those of a residual network
+    for model, at in ((visformer, "stage2"), (visformer, "stage3.1"), (Shifted(), "stage3.0")):
+        with pytest.raises(
+            ValueError, match=rf"a {type(model).__name__} does more .* cut before '{at}'; use a"
+        ) as refusal:
+            check_split(model, at, 32)
+        assert "\n" not in str(refusal.value)
+    check_split(Shifted(0.0), "stage3.0", 32)
+
+
+def test_the_check_of_a_cut_leaves_no_trace() -> None:
+    model = tiny().train()
+    model.get_submodule("stage2").eval()
+    modes = [module.training for module in model.modules()]
+    state, draws = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    check_split(model, "stage3", 20)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), draws)

@@ -10,10 +10,13 @@ Networks trained on CIFAR-10 that fit (BSD 2-clause): github.com/akamaster/pytor
 import re
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BLOCKS", "ResNet", "block_names", "forward_from", "forward_until", "split", "use_small_stem"]
+from lamella.randomness import generator
+
+__all__ = ["BLOCKS", "ResNet", "block_names", "check_split", "forward_from", "forward_until", "split", "use_small_stem"]
 
 BLOCKS = {"resnet20": 3, "resnet32": 5}
 """Networks of this file: blocks a stage."""
@@ -110,6 +113,36 @@ def split(model: nn.Module, at: str) -> tuple[nn.Sequential, nn.Sequential]:
         )
     layers = list(chain.values())
     return nn.Sequential(*layers[:start]), nn.Sequential(*layers[start:])
+
+
+@torch.no_grad()
+def check_split(model: nn.Module, at: str, size: int) -> None:
+    """Refuse a network that does more than run its children in their order: one random image must come out the same.
+
+    Args:
+        at: as in `split`. size: side of the image in pixels.
+
+    Raises:
+        ValueError: trunk and tail are not the network, or it cannot be cut there at all.
+    """
+    trunk, tail = split(model, at)
+    x = torch.randn(1, 3, size, size, generator=generator(0, "split")).to(next(model.parameters()))
+    modes = {module: module.training for module in model.modules()}
+    model.eval()  # so that no statistic of batch norm moves
+    try:
+        whole = model(x)
+        parts = tail(trunk(x))
+        equal = parts.shape == whole.shape and float((parts - whole).abs().max()) <= 1e-4 * float(whole.abs().max())
+    except (RuntimeError, TypeError):  # what one child returns the next one does not take
+        equal = False
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if not equal:
+        raise ValueError(
+            f"a {type(model).__name__} does more than run its layers one after the other, so it cannot be cut before "
+            f"'{at}'; use a residual network, such as resnet32 or resnet18"
+        )
 
 
 def forward_until(model: nn.Module, at: str, x: Tensor) -> Tensor:

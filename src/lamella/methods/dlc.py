@@ -52,7 +52,6 @@ from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.heads import Head, Heads, only_columns
-from lamella.lowrank import grow
 from lamella.methods.classifier import align_new_rows, new_or_old, widened
 from lamella.methods.plugins import Tails, check_base
 from lamella.methods.weighting import AGGREGATES, WeightingUnit, aggregated
@@ -124,7 +123,7 @@ class DLC(nn.Module):
         self.momentum, self.weight_decay, self.head_weight_decay = momentum, weight_decay, head_weight_decay
         self.unit = WeightingUnit(backbone.width, gate, gate_input)
         self.heads = Heads(backbone.width)
-        self.tails = Tails(backbone.model, layers)
+        self.tails = Tails(backbone, layers, rank, factorisation)
 
     @property
     def backbone(self) -> Backbone:
@@ -214,8 +213,7 @@ class DLC(nn.Module):
         auxiliary = None
         device = self.unit.weight.device
         if number or self.first_plugin:
-            draws = generator(self.seed, "plugin", number)
-            grow(self.tails.sites, f"plugin-{number}", self.rank, generator=draws, factorisation=self.factorisation)
+            self.tails.grow(f"plugin-{number}", generator(self.seed, "plugin", number))
             self.unit.grow()
             if self.auxiliary_weight:
                 draws = generator(self.seed, "plugin-auxiliary", number)

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
-from lamella.backbones.resnets import block_names, split
-from lamella.lowrank import AdaptedConv2d, Branch, Site, adapt, adapter_state, using
+from lamella.backbones.resnets import block_names, check_split, split
+from lamella.lowrank import AdaptedConv2d, Branch, Site, adapt, adapter_state, grow, using
 
 __all__ = ["FORMS", "LAYERS", "LanedConv2d", "Tails", "as_two_convolutions", "check_base", "plugin_layers"]
 
@@ -146,20 +146,23 @@ class Tails:
     """A residual network as one trunk and, for each plugin, a tail. Any other pass through it sees no plugin.
 
     Args:
-        model: it gets layers that can carry plugins; its outputs and keys stay as they are.
+        backbone: its model gets layers that can carry plugins; its outputs and keys stay as they are.
         wanted: which convolutions, as in `plugin_layers`.
+        rank, factorisation: of each plugin's branches.
 
     Attributes:
         sites: where plugins sit. at: the block before which the network is cut.
 
     Raises:
-        ValueError: no such layers, or a layer carries adapters of another method.
+        ValueError: no such layers, a layer carries adapters of another method, or the network cannot be cut.
     """
 
-    def __init__(self, model: nn.Module, wanted: Sequence[str]) -> None:
+    def __init__(self, backbone: Backbone, wanted: Sequence[str], rank: int = 2, factorisation: str = "kernel") -> None:
+        model = backbone.model
         names = plugin_layers(model, wanted)
-        self.model = model
+        self.model, self.rank, self.factorisation = model, rank, factorisation
         self.at = next(block for block in block_names(model) if names[0].startswith(f"{block}."))
+        check_split(model, self.at, backbone.transform.size)
         # In the first block every convolution may meet the input that all lanes share.
         children = model.get_submodule(self.at).named_children()
         first = [f"{self.at}.{n}" for n, m in children if isinstance(m, nn.Conv2d) and m.groups == 1]
@@ -199,6 +202,10 @@ class Tails:
         with self._running(lanes, repeated):
             return tail(repeated).unflatten(0, (-1, len(lanes)))
 
+    def grow(self, name: str, generator: torch.Generator) -> None:
+        """Add a plugin, which changes nothing yet: its A is drawn, its B zero."""
+        grow(self.sites, name, self.rank, generator=generator, factorisation=self.factorisation)
+
     def has(self, name: str) -> bool:
         """Whether any layer carries a plugin of this name."""
         return any(name in site.layer.branches for site in self.sites)
@@ -223,14 +230,36 @@ class Tails:
         """Put plugins back that `detach` returned, or add those of a file.
 
         Raises:
-            ValueError: a tensor belongs to no plugin of these layers.
+            ValueError: a plugin is in place already, or is for other layers, or of another rank or factorisation.
         """
-        layers = tuple(f"{site.name}.branches." for site in self.sites)
-        if strange := [key for key in state if not key.startswith(layers)]:
+        names = dict.fromkeys(key.partition(".branches.")[2].partition(".")[0] for key in state)
+        wanted: dict[str, torch.Size] = {}
+        for name in names:
+            if self.has(name):
+                raise ValueError(f"plugin '{name}' is in place already; take it out before you put another one there")
+            wanted |= self._shapes(name)
+        odd = [key for key in (*state, *wanted) if key not in wanted or key not in state]
+        if odd:
+            what = "has no place" if odd[0] in state else "is missing"
             raise ValueError(
-                f"'{strange[0]}' is of no plugin here; plugins sit on {', '.join(s.name for s in self.sites)}"
+                f"'{odd[0]}' {what}: plugins here sit on {', '.join(s.name for s in self.sites)}, on all of them"
             )
+        for key, shape in wanted.items():
+            if state[key].shape != shape:
+                raise ValueError(
+                    f"'{key}' has the shape {tuple(state[key].shape)}, but a plugin of rank {self.rank} in the "
+                    f"'{self.factorisation}' factorisation has {tuple(shape)} there; it belongs to another model"
+                )
         self.model.load_state_dict(self.model.state_dict() | dict(state))
+
+    def _shapes(self, name: str) -> dict[str, torch.Size]:
+        """The shape of each tensor of a plugin, by the keys of the model."""
+        shapes: dict[str, torch.Size] = {}
+        for site in self.sites:
+            A, B = site.layer.new_factors(self.rank, site.rows, self.factorisation)
+            branch = Branch(A, B, site.rows).state_dict(prefix=f"{site.name}.branches.{name}.0.")
+            shapes |= {key: value.shape for key, value in branch.items()}
+        return shapes
 
     @contextmanager
     def _running(self, lanes: Sequence[str], shared: Tensor) -> Generator[None]:
