@@ -134,6 +134,31 @@ def test_refreshing_trains_old_plugins_on() -> None:
     assert not any(torch.equal(v, seen[1][k]) for k, v in seen[0].items())
 
 
+def test_a_shared_plugin_is_trained_on_with_every_task() -> None:
+    method, seen = build("dlc", lr=1e-2, shared_plugin=True), []
+    learn_watched(method, tasks(), after=lambda: seen.append(plugin_tensors(method, "plugin-0")))
+    assert method.plugins == ("plugin-0",)
+    assert [len(state) for state in seen] == [4, 4, 4]
+    for before, after in pairwise(seen):
+        assert not any(torch.equal(v, after[k]) for k, v in before.items())
+    assert method.oracle_gates(torch.tensor([0, 3, 5])).tolist() == [[1.0]] * 3
+
+
+def test_new_rows_and_columns_may_start_at_zero() -> None:
+    method, heads = build("dlc", epochs=1, head_start="zero"), []
+    learn_watched(
+        method,
+        tasks(2),
+        lambda *_: heads.append([head.weight.clone() for head in method.heads.heads]),
+        lambda: heads.append([head.weight.clone() for head in method.heads.heads]),
+    )
+    first, learned, second = heads[:3]
+    assert not first[0].any()
+    assert torch.equal(second[0], F.pad(learned[0], (0, 16)))
+    assert learned[0].any()
+    assert not second[1].any()
+
+
 def test_a_new_plugin_leaves_its_features_at_the_bases_exactly() -> None:
     method, found = build("dlc"), []
 
@@ -257,6 +282,19 @@ def test_batched_tails_equal_a_loop(layers: str, factorisation: str) -> None:
         assert float((loop[:, 0] - loop[:, 2]).abs().max() / scale) > 1e-3
 
 
+def test_many_images_go_through_the_tails_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    tails, lanes = trained_tails(tiny_residual_backbone(), "last-block", "kernel", 2), ["", "plugin-0", "plugin-1"]
+    seen: list[int] = []
+    batched = tails._batched
+    monkeypatch.setattr(tails, "_batched", lambda z, lanes: (seen.append(len(z)), batched(z, lanes))[1])
+    with torch.no_grad():
+        z = tails.trunk(draw(5, 3, 16, 16))
+        whole = tails(z, lanes)
+        monkeypatch.setattr("lamella.methods.plugins.AT_ONCE", 2 * 3 * z[0].numel() + 1)
+        torch.testing.assert_close(tails(z, lanes), whole)
+    assert seen == [5, 2, 2, 1]
+
+
 def test_batched_tails_have_the_gradients_of_a_loop() -> None:
     tails = trained_tails(tiny_residual_backbone(), "last-block", "kernel", 2)
     z = tails.trunk(draw(4, 3, 16, 16)).detach()
@@ -308,14 +346,16 @@ def test_parameters_of_resnet18_are_those_of_the_formula(layers: str, per_rank: 
 @pytest.mark.parametrize(
     ("options", "unit", "head"),
     [({}, 3 * 17, 6 * (4 * 16 + 1)), ({"aggregate": "sum"}, 3 * 17, 6 * 17), ({"gate": "fixed"}, 0, 6 * 65),
-     ({"first_plugin": False}, 2 * 17, 6 * (3 * 16 + 1)), ({"gate_input": "own", "gate": "softmax"}, 51, 390)],
+     ({"first_plugin": False}, 2 * 17, 6 * (3 * 16 + 1)), ({"gate_input": "own", "gate": "softmax"}, 51, 390),
+     ({"shared_plugin": True}, 17, 6 * (2 * 16 + 1)), ({"head_start": "zero"}, 51, 390)],
 )  # fmt: skip
 def test_every_variant_learns_and_is_counted(options: dict[str, Any], unit: int, head: int) -> None:
-    method = learn_all(build("dlc", epochs=1, gate_supervision=0 if "fixed" in options.values() else 0.5,
+    supervised = "fixed" not in options.values() and "shared_plugin" not in options
+    method = learn_all(build("dlc", epochs=1, gate_supervision=0.5 if supervised else 0,
                              layers=["stage3.*"], factorisation="conv", rank=1, **options), stream())  # fmt: skip
     plugins = len(method.plugins)
     per_plugin = (9 * 12 + 16) + (9 * 16 + 16)  # rank 1: k k c_in + c_out for 12 -> 16 and 16 -> 16 channels
-    assert plugins == (2 if options == {"first_plugin": False} else 3)
+    assert plugins == {"first_plugin": 2, "shared_plugin": 1}.get(next(iter(options), ""), 3)
     assert parameter_counts(method) == {
         "backbone": sum(p.numel() for p in tiny_residual_backbone().model.parameters()),
         "plugins": plugins * per_plugin, "head": head, **({"unit": unit} if unit else {}),
@@ -446,7 +486,9 @@ def test_phase_two_sees_the_tasks_images_and_the_memory_of_its_start() -> None:
 def test_gates_of_an_oracle_take_the_units_place(learned: DLC) -> None:
     x = pixels(learned)
     with torch.no_grad():
+        labels = [learned.heads[i].ids[0] for i in (0, 1, 2, 0, 1, 2, 0, 1)]
         gates = F.one_hot(torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]), 3).float()
+        assert torch.equal(learned.oracle_gates(torch.stack(labels)), gates)
         features = learned.tails(learned.tails.trunk(x), ["", *learned.plugins])
         own = learned.logits(x, learned.unit(features))
         assert torch.equal(own, learned.predict(x))
@@ -638,6 +680,8 @@ def test_a_bad_table_is_refused_in_one_line(method: dict[str, Any], text: str) -
         ({"gate": "relu"}, "gate 'relu' is unknown; use one of sigmoid, softmax, fixed"),
         ({"gate_input": "image"}, "gate_input 'image' is unknown; use 'base' or 'own'"),
         ({"gate": "fixed", "gate_supervision": 1.0}, "gate 'fixed' has nothing to supervise"),
+        ({"shared_plugin": True, "gate_supervision": 0.1}, "a shared plugin is every task's"),
+        ({"head_start": "one"}, "head_start 'one' is unknown; use 'uniform'"),
         ({"balance": "herding"}, "balance 'herding' is unknown; use one of align, weights, none"),
     ],
 )

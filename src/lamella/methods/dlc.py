@@ -69,7 +69,8 @@ class DLC(nn.Module):
         layers: which convolutions carry plugins: "last-conv", "last-block", "last-stage", "last-two-stages", or
             patterns of layer names.
         rank: of a plugin's branches. factorisation: "kernel" (ConvLoRA) or "conv".
-        first_plugin: whether the first task has a plugin.
+        first_plugin: whether the first task has a plugin. shared_plugin: whether one plugin is trained on with every
+            task, in place of one a task.
         aggregate: "concat" or "sum", of the base's and the plugins' features.
         gate: "sigmoid", "softmax", or "fixed" at 1. gate_input: "base" or "own", the features that a gate reads.
         gate_supervision: weight of the loss that tells gates the task of each training image.
@@ -77,6 +78,7 @@ class DLC(nn.Module):
         balance: "align" (rows of new classes scaled to the length of old ones), "weights" (each class counts the same
             in the loss) or "none".
         refresh_old_plugins: whether old plugins are trained on with each task.
+        head_start: of the classifier's new rows and columns, "uniform" (torch's own) or "zero".
         epochs, lr, batch_size, optimizer, momentum, weight_decay: of phase 2. head_weight_decay: of its classifiers.
 
     Attributes:
@@ -92,10 +94,11 @@ class DLC(nn.Module):
 
     def __init__(
         self, backbone: Backbone, base: Any, *, seed: int = 0, layers: Sequence[str] = ("last-block",), rank: int = 2,
-        factorisation: str = "kernel", first_plugin: bool = True, aggregate: str = "concat", gate: str = "sigmoid",
-        gate_input: str = "base", gate_supervision: float = 0.0, auxiliary_weight: float = 1.0, balance: str = "align",
-        refresh_old_plugins: bool = False, epochs: int = 60, lr: float = 0.1, batch_size: int = 128,
-        optimizer: str = "sgd", momentum: float = 0.9, weight_decay: float = 2e-4, head_weight_decay: float = 5e-4,
+        factorisation: str = "kernel", first_plugin: bool = True, shared_plugin: bool = False,
+        aggregate: str = "concat", gate: str = "sigmoid", gate_input: str = "base", gate_supervision: float = 0.0,
+        auxiliary_weight: float = 1.0, balance: str = "align", refresh_old_plugins: bool = False, head_start: str = "uniform",
+        epochs: int = 60, lr: float = 0.1, batch_size: int = 128, optimizer: str = "sgd", momentum: float = 0.9,
+        weight_decay: float = 2e-4, head_weight_decay: float = 5e-4,
     ) -> None:  # fmt: skip
         super().__init__()
         if rank < 1:
@@ -114,15 +117,18 @@ class DLC(nn.Module):
             )
         if gate == "fixed" and gate_supervision:
             raise ValueError("gate 'fixed' has nothing to supervise; set gate_supervision to 0, or choose another gate")
+        if shared_plugin and gate_supervision:
+            raise ValueError("a shared plugin is every task's, so set gate_supervision to 0")
         check_base(base, backbone)
         self.base, self.seed, self.layers, self.rank, self.factorisation = base, seed, layers, rank, factorisation
-        self.first_plugin, self.aggregate, self.balance = first_plugin, aggregate, balance
+        self.first_plugin, self.shared_plugin = first_plugin, shared_plugin
+        self.aggregate, self.balance = aggregate, balance
         self.gate, self.gate_input, self.gate_supervision = gate, gate_input, gate_supervision
         self.auxiliary_weight, self.refresh_old_plugins = auxiliary_weight, refresh_old_plugins
         self.epochs, self.lr, self.batch_size, self.optimizer = epochs, lr, batch_size, optimizer
         self.momentum, self.weight_decay, self.head_weight_decay = momentum, weight_decay, head_weight_decay
         self.unit = WeightingUnit(backbone.width, gate, gate_input)
-        self.heads = Heads(backbone.width)
+        self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
         self.tails = Tails(backbone, layers, rank, factorisation)
 
     @property
@@ -140,7 +146,8 @@ class DLC(nn.Module):
     @property
     def plugins(self) -> tuple[str, ...]:
         """The name of each plugin learned, whether or not it is in place."""
-        return tuple(f"plugin-{i}" for i in range(0 if self.first_plugin else 1, len(self.heads)))
+        every = tuple(f"plugin-{i}" for i in range(0 if self.first_plugin else 1, len(self.heads)))
+        return every[:1] if self.shared_plugin else every
 
     @property
     def own_adapters(self) -> tuple[str, ...]:
@@ -154,12 +161,17 @@ class DLC(nn.Module):
         """(n, classes); the base's where all plugins are taken out.
 
         Args:
-            gates: (n, t) in place of the unit's, such as those of an oracle that knows the task.
+            gates: (n, t) in place of the unit's, such as `oracle_gates`.
         """
         if self.plugins and not any(self.tails.has(name) for name in self.plugins):
             return self.base.predict(x)
         features = self.tails(self.tails.trunk(x), ["", *self.plugins])
         return self.heads(aggregated(features, self.unit(features) if gates is None else gates, self.aggregate))
+
+    def oracle_gates(self, labels: Tensor) -> Tensor:
+        """(n, t) gates of one who knows each image's task: 1 for its own plugin, 0 for all others."""
+        own = self._owners().to(labels.device)[self.heads.columns(labels)]
+        return (own[:, None] == torch.arange(len(self.plugins), device=labels.device)).float()
 
     def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
         """Both classifications of one training: with plugins ("") and the base alone ("base")."""
@@ -176,7 +188,7 @@ class DLC(nn.Module):
 
         number = len(self.heads)
         auxiliary = self._grow(task, number)
-        new = self.plugins[-1:] if number or self.first_plugin else ()
+        new = self.plugins[-1:]
         trained = self.plugins if self.refresh_old_plugins else new
         frozen = [name for name in self.plugins if name not in trained]
         device = self.heads[0].weight.device
@@ -210,20 +222,23 @@ class DLC(nn.Module):
 
     def _grow(self, task: Task, number: int) -> Head | None:
         """Plugin, gate, and rows and columns of the classifier for a task; the auxiliary classifier of its plugin."""
-        auxiliary = None
-        device = self.unit.weight.device
-        if number or self.first_plugin:
+        device, width = self.unit.weight.device, self.backbone.width
+        grows = (number > 0 or self.first_plugin) and not (self.shared_plugin and self.plugins)
+        if grows:
             self.tails.grow(f"plugin-{number}", generator(self.seed, "plugin", number))
             self.unit.grow()
-            if self.auxiliary_weight:
-                draws = generator(self.seed, "plugin-auxiliary", number)
-                auxiliary = Head(self.backbone.width, range(len(task.classes) + 1), draws).to(device)
-        tails = number + self.first_plugin if self.aggregate == "concat" else 0
-        columns = generator(self.seed, "plugin-columns", number)
-        self.heads = widened(self.heads, (1 + tails) * self.backbone.width, columns)
-        self.heads.grow(task.classes, generator(self.seed, "plugin-head", number))
+        uniform = self.head_start == "uniform"
+        columns, rows = (
+            generator(self.seed, f"plugin-{part}", number) if uniform else None for part in ("columns", "head")
+        )
+        tails = len(self.plugins) + grows if self.aggregate == "concat" else 0
+        self.heads = widened(self.heads, (1 + tails) * width, columns)
+        self.heads.grow(task.classes, rows)
         self.heads.to(device)
-        return auxiliary
+        if not self.plugins or not self.auxiliary_weight:
+            return None
+        draws = generator(self.seed, "plugin-auxiliary", number)
+        return Head(width, range(len(task.classes) + 1), draws).to(device)
 
     def _factors(self, names: Sequence[str]) -> list[nn.Parameter]:
         branches = [b for site in self.tails.sites for name in names for b in site.layer.of(name)]
@@ -232,7 +247,8 @@ class DLC(nn.Module):
     def _owners(self) -> Tensor:
         """(classes,) position of the plugin of each class's last task; -1 where that task has none."""
         last = {c: i for i in range(len(self.heads)) for c in self.heads[i].ids.tolist()}
-        return torch.tensor([last[c] - (not self.first_plugin) for c in self.classes])
+        own = torch.tensor([last[c] - (not self.first_plugin) for c in self.classes])
+        return own.clamp_max(0) if self.shared_plugin else own
 
     def _class_weights(self, labels: Tensor, device: torch.device) -> Tensor | None:
         """(classes,) inverse shares of the images; 0 for a class that has none left."""

@@ -4,7 +4,8 @@ A plugin is an adapter on convolutions near the classifier. The network is cut b
 the trunk runs once, and its output goes through the tail once for each plugin and once without any, the lanes. All
 lanes run as one batch: what plugins do not touch (batch norm in eval mode, shortcuts, pooling) sees a larger batch, and
 in an adapted convolution the base weight sees it too, while the low-rank parts are one convolution with a group a lane.
-In a narrow layer, where those parts are as dear as the weight, each group has its whole kernel instead.
+In a narrow layer, where those parts are as dear as the weight, each group has its whole kernel instead. On a CPU many
+images go through the tails in parts that stay within its caches. benchmarks/dlc_tails.py compares the batch with loops.
 
 For that a branch of either factorisation is taken as two convolutions, k x k into few channels and 1 x 1 out of them.
 "kernel" branches are such a pair as well: B A, viewed as (c_out, c_in k k), is B, viewed as (c_out, k r k), times k
@@ -28,6 +29,7 @@ __all__ = ["FORMS", "LAYERS", "LanedConv2d", "Tails", "as_two_convolutions", "ch
 
 LAYERS = ("last-conv", "last-block", "last-stage", "last-two-stages")
 FORMS = ("batched", "loop")
+AT_ONCE = 2**20  # numbers that enter the tails together on a CPU: as float32 4 MiB
 
 
 def check_base(base: Any, backbone: Backbone) -> None:
@@ -184,23 +186,28 @@ class Tails:
         Args:
             z: (n, c, h, w) from the trunk.
             lanes: adapter names; "", or a plugin that is not there, is the plain model.
-            form: "batched", all lanes as one batch, or "loop", a lane after the other; equal up to rounding.
+            form: "batched", all lanes as one batch, or "loop", a lane after the other, the plain form that tests and
+                benchmarks compare with; equal up to rounding.
 
         Raises:
             ValueError: an unknown form.
         """
         if form not in FORMS:
             raise ValueError(f"form '{form}' is unknown; use one of {', '.join(FORMS)}")
-        tail = split(self.model, self.at)[1]
         if form == "loop":
+            tail = split(self.model, self.at)[1]
             features: list[Tensor] = []
             for name in lanes:
                 with using(self.sites, [name] if self.has(name) else []):
                     features.append(tail(z))
             return torch.stack(features, 1)
+        size = len(z) if z.is_cuda else AT_ONCE // (len(lanes) * z.shape[1:].numel())
+        return torch.cat([self._batched(part, lanes) for part in z.split(max(size, 1))])
+
+    def _batched(self, z: Tensor, lanes: Sequence[str]) -> Tensor:
         repeated = z.repeat_interleave(len(lanes), 0)
         with self._running(lanes, repeated):
-            return tail(repeated).unflatten(0, (-1, len(lanes)))
+            return split(self.model, self.at)[1](repeated).unflatten(0, (-1, len(lanes)))
 
     def grow(self, name: str, generator: torch.Generator) -> None:
         """Add a plugin, which changes nothing yet: its A is drawn, its B zero."""
