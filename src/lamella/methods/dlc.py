@@ -8,7 +8,7 @@ code. Convolutional LoRA: Aleem et al., "ConvLoRA and AdaBN Based Domain Adaptat
 
 A base method, named by the table [method.base] with its own settings, learns each task as it would alone, from scratch
 and with its exemplars. Then the base is frozen, and a plugin is trained that corrects its features for this task.
-Without plugins (`tails.detach`) the model is the base, bit for bit; `tails.attach` puts them back.
+Without plugins the model is the base, bit for bit; plugin_files.py takes them out, into files, and puts them back.
 
     symbol                      here
     f_0(x; theta_t)             the base's features, lane "" of the tails
@@ -82,8 +82,7 @@ class DLC(nn.Module):
         epochs, lr, batch_size, optimizer, momentum, weight_decay: of phase 2. head_weight_decay: of its classifiers.
 
     Attributes:
-        heads: the classifier of the aggregated features. unit: the weighting unit. tails: the backbone, cut; there
-            plugins are taken out and put back.
+        heads: the classifier of the aggregated features. unit: the weighting unit. tails: the backbone, cut.
 
     Raises:
         ValueError: an unknown setting, or a base or backbone that cannot carry plugins.
@@ -96,9 +95,9 @@ class DLC(nn.Module):
         self, backbone: Backbone, base: Any, *, seed: int = 0, layers: Sequence[str] = ("last-block",), rank: int = 2,
         factorisation: str = "kernel", first_plugin: bool = True, shared_plugin: bool = False,
         aggregate: str = "concat", gate: str = "sigmoid", gate_input: str = "base", gate_supervision: float = 0.0,
-        auxiliary_weight: float = 1.0, balance: str = "align", refresh_old_plugins: bool = False, head_start: str = "uniform",
-        epochs: int = 60, lr: float = 0.1, batch_size: int = 128, optimizer: str = "sgd", momentum: float = 0.9,
-        weight_decay: float = 2e-4, head_weight_decay: float = 5e-4,
+        auxiliary_weight: float = 1.0, balance: str = "align", refresh_old_plugins: bool = False,
+        head_start: str = "uniform", epochs: int = 60, lr: float = 0.1, batch_size: int = 128, optimizer: str = "sgd",
+        momentum: float = 0.9, weight_decay: float = 2e-4, head_weight_decay: float = 5e-4,
     ) -> None:  # fmt: skip
         super().__init__()
         if rank < 1:
@@ -144,10 +143,15 @@ class DLC(nn.Module):
         return self.heads.classes
 
     @property
-    def plugins(self) -> tuple[str, ...]:
+    def learned_plugins(self) -> tuple[str, ...]:
         """The name of each plugin learned, whether or not it is in place."""
         every = tuple(f"plugin-{i}" for i in range(0 if self.first_plugin else 1, len(self.heads)))
         return every[:1] if self.shared_plugin else every
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        """The names of the plugins in place: a lane, a gate and, with "concat", columns of the classifier each."""
+        return tuple(name for name in self.learned_plugins if self.tails.has(name))
 
     @property
     def own_adapters(self) -> tuple[str, ...]:
@@ -163,7 +167,7 @@ class DLC(nn.Module):
         Args:
             gates: (n, t) in place of the unit's, such as `oracle_gates`.
         """
-        if self.plugins and not any(self.tails.has(name) for name in self.plugins):
+        if self.learned_plugins and not self.plugins:
             return self.base.predict(x)
         features = self.tails(self.tails.trunk(x), ["", *self.plugins])
         return self.heads(aggregated(features, self.unit(features) if gates is None else gates, self.aggregate))
@@ -171,14 +175,15 @@ class DLC(nn.Module):
     def oracle_gates(self, labels: Tensor) -> Tensor:
         """(n, t) gates of one who knows each image's task: 1 for its own plugin, 0 for all others."""
         own = self._owners().to(labels.device)[self.heads.columns(labels)]
-        return (own[:, None] == torch.arange(len(self.plugins), device=labels.device)).float()
+        places = [self.learned_plugins.index(name) for name in self.plugins]
+        return (own[:, None] == torch.tensor(places, device=labels.device)).float()
 
     def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
         """Both classifications of one training: with plugins ("") and the base alone ("base")."""
         return {"": self.logits(x), "base": self.base.predict(x)}
 
     def learn(self, task: Task, fit: Fit) -> None:
-        if missing := [name for name in self.plugins if not self.tails.has(name)]:
+        if missing := [name for name in self.learned_plugins if name not in self.plugins]:
             raise ValueError(f"'{missing[0]}' is taken out, so no task can be learned beside it; put it back first")
         self.eval()
         memory = getattr(self.base, "exemplars", None)

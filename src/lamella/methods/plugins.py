@@ -29,7 +29,7 @@ __all__ = ["FORMS", "LAYERS", "LanedConv2d", "Tails", "as_two_convolutions", "ch
 
 LAYERS = ("last-conv", "last-block", "last-stage", "last-two-stages")
 FORMS = ("batched", "loop")
-AT_ONCE = 2**20  # numbers that enter the tails together on a CPU: as float32 4 MiB
+AT_ONCE = 3 * 2**18  # numbers that enter the tails together on a CPU: as float32 3 MiB
 
 
 def check_base(base: Any, backbone: Backbone) -> None:
