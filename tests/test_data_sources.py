@@ -89,6 +89,56 @@ def test_unknown_options_and_kinds_of_file_are_refused(tmp_path: Path) -> None:
         load_source("digits", domains=["real"])
 
 
+def test_only_some_classes_are_kept_and_counted_anew() -> None:
+    whole = load_source("digits")
+    three = load_source("digits", classes=3)
+    assert three.class_names == ("0", "1", "2")
+    assert set(three.train.keys) == {k for k, y in zip(whole.train.keys, whole.train.labels, strict=True) if y < 3}
+    chosen = load_source("digits", classes=["7", 0])
+    assert chosen.class_names == ("7", "0")
+    for part, every in ((chosen.train, whole.train), (chosen.test, whole.test)):
+        digit = dict(zip(every.keys, every.labels.tolist(), strict=True))
+        assert [digit[key] for key in part.keys] == [(7, 0)[i] for i in part.labels.tolist()]
+        assert len(part) == int(((every.labels == 7) | (every.labels == 0)).sum())
+
+
+def test_classes_of_a_set_with_domains_keep_their_domains(tmp_path: Path) -> None:
+    for i, (domain, name) in enumerate((d, n) for d in ("sketch", "photo") for n in ("ant", "bee", "cow")):
+        photo(tmp_path / domain / name / "a.png", i)
+        photo(tmp_path / domain / name / "b.png", i)
+    source = load_source(tmp_path, classes=["cow", "ant"], test_fraction=0.5)
+    assert source.train_domains is not None
+    for key, label, domain in zip(source.train.keys, source.train.labels, source.train_domains, strict=True):
+        assert source.domain_names[domain] in key
+        assert ("cow", "ant")[label] in key
+
+
+def test_a_limit_for_each_class_leaves_the_test_part_whole() -> None:
+    whole, few, fewer = (load_source("digits", per_class=n) for n in (1000, 20, 5))
+    assert whole.train.keys == load_source("digits").train.keys
+    assert torch.bincount(few.train.labels).tolist() == [20] * 10
+    assert few.test.keys == whole.test.keys
+    assert set(fewer.train.keys) < set(few.train.keys) < set(whole.train.keys)
+    first = [k for k, y in zip(whole.train.keys, whole.train.labels, strict=True) if y == 0][:20]
+    assert set(first) - set(few.train.keys), "drawn, not the first of the file"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"classes": 0}, "classes = 0 of digits cannot be kept; it has 10"),
+        ({"classes": 11}, "classes = 11 of digits cannot be kept; it has 10"),
+        ({"classes": ["10"]}, "no class is called '10'"),
+        ({"classes": [1, "1"]}, "class '1' comes twice"),
+        ({"per_class": 0}, "per_class = 0 leaves digits without training images"),
+        ({"per_clas": 3}, "no option 'per_clas'; did you mean 'per_class'"),
+    ],
+)
+def test_what_cannot_be_kept_is_said_in_one_line(option: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_source("digits", **option)
+
+
 def test_every_source_has_a_line() -> None:
     assert {"digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "imagenet-r", "imagenet-a"} <= {
         *SOURCES

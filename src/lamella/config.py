@@ -197,5 +197,6 @@ def _source_options(source: str) -> dict[str, Option]:
     from lamella.data.sources import HUB, load_source
 
     options = options_of(load_hub if source.startswith(HUB) else load_folder, without={"name", "renamed"})
-    options |= options_of(load_source) | {"domains": Option(list[str])}
+    kept = {"domains": list[str], "classes": int | list[int | str], "per_class": int}
+    options |= options_of(load_source) | {name: Option(annotation) for name, annotation in kept.items()}
     return {name: Option(option.annotation, None) for name, option in options.items()}

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
-__all__ = ["choose_all", "equal_sizes", "given_sizes", "near"]
+__all__ = ["choose_all", "choose_some", "equal_sizes", "given_sizes", "near"]
 
 
 def near(word: str, known: Collection[str]) -> str:
@@ -48,9 +48,22 @@ def choose_all(names: tuple[str, ...], order: Sequence[int | str], noun: str) ->
     >>> choose_all(("cat", "dog"), ["dog", 0], "class")
     (1, 0)
     """
+    ids = choose_some(names, order, noun)
+    if missing := [names[i] for i in range(len(names)) if i not in ids]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"the order must name every {noun} once; {missing[0]!r}{more} is missing")
+    return ids
+
+
+def choose_some(names: tuple[str, ...], chosen: Sequence[int | str], noun: str) -> tuple[int, ...]:
+    """The ids of what is chosen by name or id, in that order, nothing twice.
+
+    >>> choose_some(("cat", "dog", "owl"), ["owl", 0], "class")
+    (2, 0)
+    """
     place = {name: i for i, name in enumerate(names)}
     ids: list[int] = []
-    for entry in order:
+    for entry in chosen:
         if isinstance(entry, str) and entry not in place:
             raise ValueError(f"no {noun} is called {entry!r}{near(entry, names)}")
         i = place[entry] if isinstance(entry, str) else int(entry)
@@ -59,7 +72,4 @@ def choose_all(names: tuple[str, ...], order: Sequence[int | str], noun: str) ->
         if i in ids:
             raise ValueError(f"{noun} {names[i]!r} comes twice in the order")
         ids.append(i)
-    if missing := [names[i] for i in range(len(names)) if i not in ids]:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(f"the order must name every {noun} once; {missing[0]!r}{more} is missing")
     return tuple(ids)

@@ -1,16 +1,17 @@
 """From one labelled set to a Source with a training and a test part."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lamella.data.choices import near
+from lamella.data.choices import choose_some, near
 from lamella.data.images import ImageSet
 from lamella.data.scenario import Source
-from lamella.data.splits import carve
+from lamella.data.splits import carve, in_drawn_order
 
-__all__ = ["divide", "keep_domains"]
+__all__ = ["divide", "keep_classes", "keep_domains", "keep_per_class"]
 
 
 def divide(
@@ -78,6 +79,53 @@ def keep_domains(source: Source, domains: Sequence[str]) -> Source:
         train[train >= 0],
         test[test >= 0],
     )
+
+
+def keep_classes(source: Source, classes: int | Sequence[int | str]) -> Source:
+    """The source with only the first so many classes, or only these, by name or id; they are counted anew from 0.
+
+    Raises:
+        ValueError: there is no such class or not so many, or one comes twice.
+    """
+    if isinstance(classes, int):
+        count = len(source.class_names)
+        if not 1 <= classes <= count:
+            raise ValueError(f"classes = {classes} of {source.name} cannot be kept; it has {count}")
+        classes = range(classes)
+    kept = choose_some(source.class_names, classes, "class")
+    place = torch.full((len(source.class_names),), -1)
+    place[list(kept)] = torch.arange(len(kept))
+    masks = [place[data.labels] >= 0 for data in (source.train, source.test)]
+    train, test = (d.subset(m.nonzero()[:, 0]) for d, m in zip((source.train, source.test), masks, strict=True))
+    train.labels, test.labels = place[train.labels], place[test.labels]
+    return Source(
+        source.name,
+        train,
+        test,
+        tuple(source.class_names[i] for i in kept),
+        source.domain_names,
+        None if source.train_domains is None else source.train_domains[masks[0]],
+        None if source.test_domains is None else source.test_domains[masks[1]],
+    )
+
+
+def keep_per_class(source: Source, count: int) -> Source:
+    """The source with at most so many training images of each class, drawn by their keys; the test part stays whole.
+
+    Raises:
+        ValueError: fewer than one image was asked for.
+    """
+    if count < 1:
+        raise ValueError(f"per_class = {count} leaves {source.name} without training images; keep 1 or more")
+    labels, keys = source.train.labels, source.train.keys
+    kept = [
+        i
+        for label in labels.unique().tolist()
+        for i in in_drawn_order((labels == label).nonzero()[:, 0].tolist(), keys, seed=0, name="per class")[:count]
+    ]
+    index = torch.tensor(sorted(kept), dtype=torch.int64)
+    domains = source.train_domains
+    return replace(source, train=source.train.subset(index), train_domains=None if domains is None else domains[index])
 
 
 def _make_split(

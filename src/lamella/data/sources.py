@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lamella.data.choices import near
-from lamella.data.parts import keep_domains
+from lamella.data.parts import keep_classes, keep_domains, keep_per_class
 from lamella.data.places import look_for, places
 from lamella.data.scenario import Source
 
@@ -14,6 +14,10 @@ __all__ = ["PATTERNS", "SOURCES", "load_source"]
 
 HUB = "hf:"
 FILES = (".csv", ".tsv", ".npz")
+KEEPING: dict[str, Callable[..., Source]] = {
+    "domains": keep_domains, "classes": keep_classes, "per_class": keep_per_class,
+}  # fmt: skip
+"""Options of every data set: which part of it to keep."""
 
 SOURCES = {
     "digits": "handwritten digits, 8 x 8, 10 classes, 1,797 images; part of scikit-learn, no download",
@@ -47,8 +51,9 @@ def load_source(name_or_path: str | Path, *, root: str | Path | None = None, **o
         name_or_path: a name of SOURCES, an image folder, a `.csv`, `.tsv` or `.npz` file, or `hf:owner/name`. A path
             may also be relative to the root; a name goes before a folder of the same name (write `./digits` for that).
         root: the folder that holds the data; $LAMELLA_DATA and the user's cache where left out.
-        options: of the loader: `test_fraction` and `split_seed` where a split is made, `domains` (keep only these),
-            `layout` of a folder, `config`, `image`, `label`, `train`, `test` and `revision` of the hub.
+        options: of every set: `domains` and `classes` (keep only these; a number keeps the first so many classes),
+            `per_class` (training images kept of each class); of the loader: `test_fraction` and `split_seed` where a
+            split is made, `layout` of a folder, `config`, `image`, `label`, `train`, `test` and `revision` of the hub.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -56,9 +61,11 @@ def load_source(name_or_path: str | Path, *, root: str | Path | None = None, **o
         RuntimeError: a download failed, or an optional package is missing.
     """
     name = str(name_or_path)
-    domains = options.pop("domains", None)
+    kept = {option: options.pop(option, None) for option in KEEPING}
     source = _load(name, root, options)
-    return source if domains is None else keep_domains(source, domains)
+    for option, wanted in kept.items():
+        source = source if wanted is None else KEEPING[option](source, wanted)
+    return source
 
 
 def _load(name: str, root: str | Path | None, options: dict[str, Any]) -> Source:
@@ -134,6 +141,6 @@ def _call(name: str, loader: Callable[..., Source], place: Any, options: dict[st
     allowed = [p.name for p in inspect.signature(loader).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in allowed:
-            known = ", ".join([*(a for a in allowed if a not in ("name", "renamed")), "domains"])
-            raise ValueError(f"{name} has no option {option!r}{near(option, allowed)}; it has {known}")
+            known = ", ".join([*(a for a in allowed if a not in ("name", "renamed")), *KEEPING])
+            raise ValueError(f"{name} has no option {option!r}{near(option, [*allowed, *KEEPING])}; it has {known}")
     return loader(place, **options)

@@ -9,7 +9,7 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-__all__ = ["carve"]
+__all__ = ["carve", "in_drawn_order"]
 
 
 def carve(groups: Tensor, keys: Sequence[str], *, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
@@ -31,8 +31,12 @@ def carve(groups: Tensor, keys: Sequence[str], *, fraction: float, seed: int, na
     for group in groups.unique().tolist():
         members = (groups == group).nonzero()[:, 0].tolist()
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        ranked = sorted(members, key=lambda i: sha256(f"{seed}\x1f{name}\x1f{keys[i]}".encode()).digest())
-        held += ranked[:count]
+        held += in_drawn_order(members, keys, seed=seed, name=name)[:count]
     mask = torch.zeros(len(groups), dtype=torch.bool)
     mask[held] = True
     return (~mask).nonzero()[:, 0], mask.nonzero()[:, 0]
+
+
+def in_drawn_order(members: Sequence[int], keys: Sequence[str], *, seed: int, name: str) -> list[int]:
+    """These positions, shuffled by the hashes of their keys."""
+    return sorted(members, key=lambda i: sha256(f"{seed}\x1f{name}\x1f{keys[i]}".encode()).digest())
