@@ -16,6 +16,7 @@ from lamella.config import (
     describe_config,
     load_config,
     method_name,
+    readout_names,
     shipped_configs,
     to_toml,
 )
@@ -68,7 +69,8 @@ def test_shipped_configurations_are_valid_and_documented(name: str) -> None:
     assert "Target" in header
     assert "Protocol:" in header
     assert f"lamella run {name}" in header
-    assert config["method"]["horizon"] == config["scenario"]["tasks"]
+    cut = config["scenario"]
+    assert config["method"].get("horizon", cut.get("tasks")) == cut.get("tasks")
     assert config["run"]["evaluate_on"] == "test"
 
 
@@ -84,6 +86,20 @@ def test_every_published_setting_of_inflora_is_there() -> None:
         assert config["backbone"]["normalise"] == "none"  # the authors' code feeds raw pixels
         assert config["backbone"]["name"] == "vit_base_patch16_224.augreg_in21k"
         assert method_name(config) == "inflora"
+
+
+def test_every_stream_from_scratch_gives_the_numbers_of_base_and_dlc() -> None:
+    scratch = {name for name in shipped_configs() if name.endswith("-scratch")}
+    assert scratch == {"mnist-5-scratch", "tiny-imagenet32-5-scratch", "tiny-imagenet32-10-scratch"} | {
+        "cifar100-10-scratch", "cifar100-50-5x10-scratch", "imagenet100-10-scratch"
+    }  # fmt: skip
+    for name in scratch:
+        for base in ("wa", "replay", "icarl"):
+            config = load_config(name, [f"method.base.name={base}"])
+            assert readout_names(config) == [f"dlc({base})", base]
+            assert "dropped" not in config["run"], "every key of the file means something to every base"
+            assert config["backbone"]["weights"] == "random"
+    assert sum(load_config("cifar100-50-5x10-scratch")["scenario"]["sizes"]) == 100
 
 
 def test_the_resolved_configuration_is_complete_and_survives_toml(small: Path, tmp_path: Path) -> None:
