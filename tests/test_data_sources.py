@@ -1,6 +1,7 @@
 """Finding data sets by name and path, and what goes wrong on the way."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def test_a_limit_for_each_class_leaves_the_test_part_whole() -> None:
         ({"per_clas": 3}, "no option 'per_clas'; did you mean 'per_class'"),
     ],
 )
-def test_what_cannot_be_kept_is_said_in_one_line(option: dict[str, object], message: str) -> None:
+def test_what_cannot_be_kept_is_said_in_one_line(option: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_source("digits", **option)
 
