@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lamella.config import build_scenario, load_config
+from lamella.config import build_scenario, load_config, to_toml
 from lamella.correctness import correct
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario
@@ -31,8 +31,10 @@ from lamella.files import write_atomic
 from lamella.learner import Learner
 from lamella.run import run
 
+CONTROL = "classifier only"
 VARIANTS: dict[str, list[str]] = {
     "as configured": [],
+    CONTROL: ["method.gate=fixed"],
     "no gates": ["method.gate=fixed"],
     "softmax gates": ["method.gate=softmax"],
     "sum": ["method.aggregate=sum"],
@@ -45,7 +47,8 @@ VARIANTS: dict[str, list[str]] = {
     "rank 8": ["method.rank=8"],
     "no auxiliary loss": ["method.auxiliary_weight=0.0"],
 }
-"""Name -> what it changes. One plugin for all tasks belongs here as soon as `dlc` has a setting for it."""
+"""Name -> what it changes; one plugin for all tasks belongs here as soon as `dlc` has a setting for it. The control's
+gates are all 0: what the second phase gives by a classifier of the base's features alone is no gain of the plugins."""
 
 Measures = dict[str, float]
 
@@ -108,14 +111,24 @@ def _pair(folder: Path, base: str) -> Measures:
 def _ablation(config: str, changes: list[str], variants: list[str], folder: Path) -> dict[str, Measures]:
     """The measures of each variant on one base."""
     scenario = build_scenario(load_config(config, changes))
+    _claim(folder, to_toml(load_config(config, changes)))
     path = folder / "variants.json"
     done: dict[str, Measures] = json.loads(path.read_text()) if path.exists() else {}
     for name in (name for name in variants if name not in done):
         states = _base_states(config, changes, scenario, folder)
-        done[name] = _variant(load_config(config, [*changes, *VARIANTS[name]]), scenario, states)
+        done[name] = _variant(load_config(config, [*changes, *VARIANTS[name]]), scenario, states, name == CONTROL)
         print(f"{folder.parent.name}, {name}: {done[name]['last']:.1f}", flush=True)
         write_atomic(path, json.dumps(done, indent=1).encode())
     return {name: done[name] for name in variants}
+
+
+def _claim(folder: Path, settings: str) -> None:
+    """Refuse to go on with other settings than those the folder was started with."""
+    path = folder / "config.toml"
+    if path.exists() and path.read_text() != settings:
+        raise ValueError(f"'{folder}' holds an ablation of another configuration (see its config.toml); choose another")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, settings.encode())
 
 
 def _base_states(config: str, changes: list[str], scenario: Scenario, folder: Path) -> list[dict[str, Tensor]]:
@@ -130,13 +143,16 @@ def _base_states(config: str, changes: list[str], scenario: Scenario, folder: Pa
         fit.begin(str(i))
         task = scenario[i]
         learner.method.base.learn(replace(task, train=keep_decoded(task.train)), fit)
-        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(learner.method.base.state_dict(), path)
     return [torch.load(folder / f"base-{i}.pt", weights_only=True) for i in range(len(scenario))]
 
 
-def _variant(config: Mapping[str, Any], scenario: Scenario, states: list[dict[str, Tensor]]) -> Measures:
-    """Learn the second phase of every task on bases that are there already, and score the finished model."""
+def _variant(config: Mapping[str, Any], scenario: Scenario, states: list[dict[str, Tensor]], closed: bool) -> Measures:
+    """Learn the second phase of every task on bases that are there already, and score the finished model.
+
+    Args:
+        closed: whether all gates are 0, so that plugins have no say.
+    """
     learner = Learner(config)
     method: Any = learner.method
 
@@ -145,11 +161,15 @@ def _variant(config: Mapping[str, Any], scenario: Scenario, states: list[dict[st
         method.base.load_state_dict({**states[task.id], **plugins})
 
     method.base.learn = learn_base  # its first phase, which no setting of the second one can change
+    if closed:
+        method.unit.forward = lambda features: features.new_zeros(features.shape[0], features.shape[1] - 1)
     curve = []
     for i in range(len(scenario)):
         learner.learn(scenario[i])
         curve.append(_accuracy(learner, scenario, i + 1, lambda x, task: method.logits(x)))
     counts = method.parameter_counts()
+    if closed:
+        counts |= {"plugins": 0, "head": len(method.classes) * (learner.backbone.width + 1)}
     last = len(scenario)
     return {
         "base": _accuracy(learner, scenario, last, lambda x, task: method.base.predict(x)),

@@ -2,8 +2,8 @@
 
 Zhou, Wang, Ye & Zhan, "A Model or 603 Exemplars: Towards Memory-Efficient Class-Incremental Learning", ICLR 2023,
 arXiv 2205.13218. A finished model of P float32 numbers costs 4 P bytes, an exemplar a byte for each channel and pixel;
-what a smaller model leaves of the budget is spent on exemplars. Parameters are all that a method keeps, also those that only
-its next task would need; buffers (batch-norm statistics, class means) are not counted.
+what a smaller model leaves of the budget is spent on exemplars. Parameters are all that a method keeps, also those that
+only its next task would need; buffers (batch-norm statistics, class means) are not counted.
 """
 
 from collections.abc import Mapping
