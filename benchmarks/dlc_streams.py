@@ -37,6 +37,14 @@ VARIANTS: dict[str, list[str]] = {
     CONTROL: ["method.gate=fixed"],
     "no gates": ["method.gate=fixed"],
     "softmax gates": ["method.gate=softmax"],
+    "supervised gates": ["method.gate_supervision=1.0"],
+    "supervised softmax gates": ["method.gate=softmax", "method.gate_supervision=1.0"],
+    "supervised gates, last stage, rank 4": [
+        "method.gate_supervision=1.0",
+        "method.layers=['last-stage']",
+        "method.rank=4",
+    ],
+    "one plugin for all tasks": ["method.shared_plugin=true"],
     "sum": ["method.aggregate=sum"],
     "last convolution": ["method.layers=['last-conv']"],
     "last block": ["method.layers=['last-block']"],
@@ -47,8 +55,8 @@ VARIANTS: dict[str, list[str]] = {
     "rank 8": ["method.rank=8"],
     "no auxiliary loss": ["method.auxiliary_weight=0.0"],
 }
-"""Name -> what it changes; one plugin for all tasks belongs here as soon as `dlc` has a setting for it. The control's
-gates are all 0: what the second phase gives by a classifier of the base's features alone is no gain of the plugins."""
+"""Name -> what it changes. The control's gates are all 0: what the second phase gives by a classifier of the base's
+features alone is no gain of the plugins."""
 
 Measures = dict[str, float]
 
@@ -102,8 +110,8 @@ def _pair(folder: Path, base: str) -> Measures:
         "base": 100 * alone["final_accuracy"], "dlc": 100 * whole["final_accuracy"],
         "gain": 100 * (whole["final_accuracy"] - alone["final_accuracy"]),
         "base average": 100 * alone["average_accuracy"], "dlc average": 100 * whole["average_accuracy"],
-        "plugins": 100 * counts["plugins"] / own,
-        "extra": 100 * (counts["plugins"] + counts["unit"] + counts["head"]) / own,
+        "plugins": 100 * counts.get("plugins", 0) / own,
+        "extra": 100 * (counts.get("plugins", 0) + counts.get("unit", 0) + counts["head"]) / own,
         "first": sum(whole["seconds"]["learn"]) - second, "second": second,
     }  # fmt: skip
 
@@ -175,8 +183,8 @@ def _variant(config: Mapping[str, Any], scenario: Scenario, states: list[dict[st
         "base": _accuracy(learner, scenario, last, lambda x, task: method.base.predict(x)),
         "last": curve[-1], "average": statistics.mean(curve),
         "oracle": _accuracy(learner, scenario, last, lambda x, task: method.logits(x, _one_hot(method, x, task))),
-        "plugins": 100 * counts["plugins"] / counts["backbone"],
-        "extra": 100 * (counts["plugins"] + counts["unit"] + counts["head"]) / counts["backbone"],
+        "plugins": 100 * counts.get("plugins", 0) / counts["backbone"],
+        "extra": 100 * (counts.get("plugins", 0) + counts.get("unit", 0) + counts["head"]) / counts["backbone"],
     }  # fmt: skip
 
 
