@@ -245,6 +245,9 @@ def test_a_class_may_have_a_covariance_of_its_own() -> None:
     assert own.statistics.scatters.shape == (4, 64, 64)
     assert shared.statistics.scatters.shape == (0, 64, 64)
     assert not torch.allclose(own._classify(features), shared._classify(features))
+    by_count = Aligned(own.base, own_covariance_prior=32.0)
+    by_count.load_state_dict(own.state_dict())
+    torch.testing.assert_close(by_count._classify(features), own._classify(features))  # 8 images: 8 / (8 + 32) = 0.2
 
 
 @pytest.mark.parametrize(
@@ -256,6 +259,9 @@ def test_a_class_may_have_a_covariance_of_its_own() -> None:
         ({"shrinkage": 0.0}, r"shrinkage 0.0 is outside"),
         ({"own_covariance": 1.0}, r"own_covariance 1.0 must be within \[0, 1\)"),
         ({"own_covariance": 0.1, "head": "refit"}, "0 for head 'refit'"),
+        ({"own_covariance_prior": 0.0}, "own_covariance_prior 0.0 must be above 0"),
+        ({"own_covariance_prior": 500.0, "own_covariance": 0.1}, "leave it out beside own_covariance"),
+        ({"own_covariance_prior": 500.0, "head": "refit"}, "and for head 'refit'"),
     ],
 )
 def test_bad_settings_are_refused_at_once(options: dict[str, Any], text: str) -> None:

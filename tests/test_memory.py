@@ -137,6 +137,40 @@ def test_the_quadratic_discriminant_is_the_likelihood_of_a_gaussian_per_class() 
     assert torch.allclose(linear - linear[:, :1], flat - flat[:, :1], atol=1e-5)
 
 
+def test_with_a_prior_in_images_a_class_leans_on_the_shared_covariance_by_its_count() -> None:
+    s, x, labels = quadratic({0: 6, 1: 4, 2: 90})
+    f, shared, nu = draw(7, D, name="f"), shrunk(s.covariance, 0.1), 10.0
+    own = [torch.cov(x[labels == c].T, correction=0) for c in range(3)]
+    posterior = [(n * S + nu * shared) / (n + nu) for S, n in zip(own, (6, 4, 90), strict=True)]
+    normal = torch.distributions.MultivariateNormal
+    expected = torch.stack([normal(m, S).log_prob(f) for m, S in zip(s.means, posterior, strict=True)], dim=1)
+    scores = s.quadratic_discriminant(f, 0.1, 0.0, nu)
+    assert torch.allclose(scores - scores[:, :1], expected - expected[:, :1], atol=1e-3)
+
+
+def test_with_equal_counts_a_prior_is_a_share_of_all_classes() -> None:
+    s, *_ = quadratic({0: 6, 1: 6, 2: 6})
+    f = draw(7, D, name="f")
+    by_share, by_count = s.quadratic_discriminant(f, 0.1, 0.1), s.quadratic_discriminant(f, 0.1, 0.0, 9 * 6.0)
+    assert torch.allclose(by_share, by_count, atol=1e-5)
+
+
+def test_a_class_of_few_images_is_not_chosen_too_seldom_with_a_prior() -> None:
+    """Classes of one true covariance: a fixed share of narrow ones costs the small class, a prior does not."""
+    counts, width = {0: 300, 1: 10}, 24
+    mean = 2 * draw(2, width, name="centres") / width**0.5
+    labels = torch.tensor([c for c, n in counts.items() for _ in range(n)])
+    s = ClassGaussians(width, per_class=True)
+    s.add(mean[labels] + draw(len(labels), width, name="train"), labels, (0, 1))
+    test = mean[1] + draw(2000, width, name="test")
+    shared, fixed, by_count = (
+        float((s.quadratic_discriminant(test, 0.1, own, prior).argmax(1) == 1).double().mean())
+        for own, prior in ((0.0, None), (0.3, None), (0.0, 2700.0))
+    )
+    assert fixed < shared - 0.1
+    assert by_count > shared - 0.02
+
+
 def test_covariances_of_classes_add_up_and_move_as_the_features_do() -> None:
     s, x, labels = quadratic({0: 6, 1: 4})
     f, W, source, shift = draw(3, D, name="f"), 0.3 * draw(D, D, name="W"), draw(D, name="s"), draw(D, name="d")

@@ -118,41 +118,49 @@ class ClassGaussians(Growing):
         score_c(f) = mu_c^T S^-1 f - mu_c^T S^-1 mu_c / 2; streaming form: Hayes & Kanan, "Lifelong Machine Learning
         with Deep Streaming Linear Discriminant Analysis", CVPR-W 2020, arXiv 1909.01520.
         """
-        weight, offset = self._kept(shrinkage, 0.0, self._hyperplanes)
+        weight, offset = self._kept(self._hyperplanes, shrinkage)
         # Not narrower than float32: scores share a large offset, whose rounding would decide between classes.
         return (features.to(weight) @ weight - offset).to(torch.promote_types(features.dtype, torch.float32))
 
-    def quadratic_discriminant(self, features: Tensor, shrinkage: float, own: float) -> Tensor:
+    def quadratic_discriminant(
+        self, features: Tensor, shrinkage: float, own: float, prior: float | None = None
+    ) -> Tensor:
         """Scores (n, c): log-likelihoods under a Gaussian per class, up to a constant, equal priors.
 
-        Each class's covariance is (1 - own) x the shrunk shared one + own x its own (regularised discriminant
-        analysis: Friedman, JASA 1989). Needs `per_class`.
+        Each class's covariance is (1 - a) x the shrunk shared one + a x its own (regularised discriminant analysis:
+        Friedman, JASA 1989). Needs `per_class`.
+
+        Args:
+            own: a, 0..1, of every class.
+            prior: nu, in images; where given, in place of `own`: a = n_c / (n_c + nu), so that a class that has few
+                images, whose own covariance is narrow by chance, leans on the shared one.
         """
-        roots, volumes = self._kept(shrinkage, own, self._whitened)
+        roots, volumes = self._kept(self._whitened, shrinkage, own, prior)
         wide = features.to(roots)
         distances = [((wide - m) @ R.T).square().sum(1) for m, R in zip(self.means, roots, strict=True)]
         scores = -(torch.stack(distances, 1) + volumes) / 2
         return scores.to(torch.promote_types(features.dtype, torch.float32))
 
-    def _kept(self, shrinkage: float, own: float, solve: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _kept(self, solve: Callable[..., tuple[Tensor, Tensor]], *settings: float | None) -> tuple[Tensor, Tensor]:
         """What `solve` makes of the statistics, until they change or move to another device."""
-        key = solve.__name__, shrinkage, own, self.means.device
+        key = solve.__name__, *settings, self.means.device
         if key not in self._solved:
-            self._solved = {key: solve(shrinkage, own)}
+            self._solved = {key: solve(*settings)}
         return self._solved[key]
 
-    def _hyperplanes(self, shrinkage: float, own: float) -> tuple[Tensor, Tensor]:
+    def _hyperplanes(self, shrinkage: float) -> tuple[Tensor, Tensor]:
         """S^-1 mu_c (d, c) and mu_c^T S^-1 mu_c / 2 (c,)."""
         weight = torch.linalg.solve(shrunk(self.covariance, shrinkage), self.means.T)
         return weight, (self.means * weight.T).sum(1) / 2
 
-    def _whitened(self, shrinkage: float, own: float) -> tuple[Tensor, Tensor]:
+    def _whitened(self, shrinkage: float, own: float, prior: float | None) -> tuple[Tensor, Tensor]:
         """Inverse Cholesky factors (c, d, d) of the classes' covariances and their log-determinants (c,)."""
-        shared = (1 - own) * shrunk(self.covariance, shrinkage)
+        shared = shrunk(self.covariance, shrinkage)
         identity = torch.eye(len(shared), dtype=shared.dtype, device=shared.device)
         roots, volumes = [], []
-        for scatter, count in zip(self.scatters, self.counts, strict=True):
-            L = torch.linalg.cholesky(shared + own * scatter.to(shared) / count)
+        for scatter, count in zip(self.scatters, self.counts.tolist(), strict=True):
+            share = own if prior is None else count / (count + prior)
+            L = torch.linalg.cholesky((1 - share) * shared + share * scatter.to(shared) / count)
             roots.append(torch.linalg.solve_triangular(L, identity, upper=False))
             volumes.append(2 * L.diagonal().log().sum())
         return torch.stack(roots), torch.stack(volumes)

@@ -12,7 +12,8 @@ Drift Compensation", CVPR 2020, arXiv 2004.00440; as a learned map: Gomez-Villa 
     mu_c, n_c       statistics.means, statistics.counts
     S               statistics.covariance: within-class scatter over all images seen
     l               shrinkage
-    S_c             own_covariance > 0: (1 - own) x shrunk S + own x the class's own covariance
+    S_c             own_covariance = a > 0: (1 - a) x shrunk S + a x the class's own covariance
+    nu              own_covariance_prior: a = n_c / (n_c + nu), the posterior mean of S_c where S counts as nu images
     k               ridge x the mean diagonal of the centred Gram matrix
     I + W           the drift map
 
@@ -48,6 +49,8 @@ class Aligned(nn.Module):
         own_covariance: 0..1, the share of each class's own covariance (Friedman 1989); 0 keeps the shared one only,
             else d x d numbers are kept of every class. For classes of about equally many images: where one has few, its
             own covariance is narrow by chance, and it is chosen too seldom.
+        own_covariance_prior: instead, for classes of unequal counts, the number of images that the shared covariance
+            stands for: a class of so many images has half of its own. 9 times the usual count is a share of 0.1 there.
         head: "lda" (shrinkage discriminant) or "refit" (one linear head trained on samples of the class Gaussians).
         samples, epochs, lr: of the re-fitted head: samples per class, SGD with momentum.
     """
@@ -57,7 +60,8 @@ class Aligned(nn.Module):
 
     def __init__(
         self, base: Any, *, seed: int = 0, shrinkage: float = 0.1, ridge: float = 3.0, drift: str = "affine",
-        own_covariance: float = 0.0, head: str = "lda", samples: int = 256, epochs: int = 10, lr: float = 1e-2,
+        own_covariance: float = 0.0, own_covariance_prior: float | None = None, head: str = "lda", samples: int = 256,
+        epochs: int = 10, lr: float = 1e-2,
     ) -> None:  # fmt: skip
         super().__init__()
         if not callable(getattr(base, "features", None)):
@@ -71,14 +75,19 @@ class Aligned(nn.Module):
             raise ValueError(f"head '{head}' is unknown; use 'lda' or 'refit'")
         if not 0 <= own_covariance < 1 or (own_covariance and head == "refit"):
             raise ValueError(f"own_covariance {own_covariance} must be within [0, 1), and 0 for head 'refit'")
+        if own_covariance_prior is not None and (own_covariance_prior <= 0 or own_covariance or head == "refit"):
+            raise ValueError(
+                f"own_covariance_prior {own_covariance_prior} must be above 0, in images; leave it out beside "
+                "own_covariance and for head 'refit'"
+            )
         self.base, self.seed = base, seed
         self.shrinkage, self.ridge, self.drift, self.head = shrinkage, ridge, drift, head
-        self.own_covariance = own_covariance
+        self.own_covariance, self.own_covariance_prior = own_covariance, own_covariance_prior
         self.samples, self.epochs, self.lr = samples, epochs, lr
         width = base.backbone.width
         check_ridge(ridge)  # this and `shrunk` refuse bad values before anything is learned
         shrunk(torch.eye(1), shrinkage)
-        self.statistics = ClassGaussians(width, per_class=own_covariance > 0)
+        self.statistics = ClassGaussians(width, per_class=self.quadratic)
         self.refitted = Heads(width)
 
     @property
@@ -88,6 +97,11 @@ class Aligned(nn.Module):
     @property
     def classes(self) -> tuple[int, ...]:
         return self.statistics.classes
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether each class has a covariance of its own."""
+        return self.own_covariance > 0 or self.own_covariance_prior is not None
 
     @property
     def routed(self) -> bool:
@@ -127,8 +141,9 @@ class Aligned(nn.Module):
     def _classify(self, features: Tensor) -> Tensor:
         if self.head == "refit":
             return self.refitted(features)
-        if self.own_covariance:
-            return self.statistics.quadratic_discriminant(features, self.shrinkage, self.own_covariance)
+        if self.quadratic:
+            shares = self.own_covariance, self.own_covariance_prior
+            return self.statistics.quadratic_discriminant(features, self.shrinkage, *shares)
         return self.statistics.linear_discriminant(features, self.shrinkage)
 
     def _refit(self, fit: Fit) -> None:
