@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from lamella.data.images import ImageSet, PixelArray, TensorSet, concatenate
 from lamella.data.transform import InputTransform, plain_view
 from lamella.fit import Fit
+from lamella.growing import Growing
 from lamella.memory import herding
 from lamella.randomness import generator
 
@@ -19,7 +19,7 @@ CHOICES = ("herding", "random", "reservoir")
 CHUNK = 64  # images read at once: photos are large before they are resized
 
 
-class Exemplars(nn.Module):
+class Exemplars(Growing):
     """Images kept of old tasks, in their order of choice within each class.
 
     Args:
@@ -39,6 +39,7 @@ class Exemplars(nn.Module):
     """
 
     still_in_training = True  # so that `fit` does not write the images again with each of its checkpoints
+    growing = ("images", "labels", "sources")
     images: Tensor
     labels: Tensor
     sources: Tensor
@@ -216,13 +217,6 @@ class Exemplars(nn.Module):
             return torch.stack([image.cpu() for image in pixels]) if pixels else self.images[:0].cpu()
         view = plain_view(InputTransform(self.size, (0.0,) * 3, (1.0,) * 3))
         return (255 * view(pixels, torch.arange(len(pixels)))).round().to(torch.uint8).cpu()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in ("images", "labels", "sources"):
-            held = cast(Tensor | None, state_dict.get(prefix + name))
-            if held is not None:
-                setattr(self, name, torch.empty_like(held, device=self.seen.device))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _images(data: ImageSet | TensorSet) -> ImageSet:

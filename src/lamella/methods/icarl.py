@@ -23,7 +23,6 @@ Departures (from the paper [p], from PyCIL's code [c]):
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +32,7 @@ from lamella.backbones import Backbone
 from lamella.data.exemplars import Exemplars
 from lamella.data.scenario import Task
 from lamella.fit import Fit
+from lamella.growing import Growing
 from lamella.heads import Heads, cosine_scores, only_columns
 from lamella.methods.classifier import train_weights
 from lamella.methods.distillation import distillation, frozen_copy
@@ -41,7 +41,7 @@ from lamella.methods.schedules import milestone_schedule
 __all__ = ["ICaRL"]
 
 
-class ICaRL(nn.Module):
+class ICaRL(Growing):
     """Distillation with exemplars, whose means classify.
 
     Args:
@@ -56,6 +56,7 @@ class ICaRL(nn.Module):
     """
 
     changes_backbone = True
+    growing = ("means",)
     means: Tensor
 
     def __init__(
@@ -118,8 +119,3 @@ class ICaRL(nn.Module):
         held = self.exemplars.as_set()
         unit = F.normalize(fit.features(held, self.features, name="means"), dim=1)
         return torch.stack([unit[held.labels == label].mean(0) for label in self.classes])
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        if prefix + "means" in state_dict:
-            self.means = torch.empty_like(state_dict[prefix + "means"], device=self.means.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
