@@ -175,7 +175,7 @@ def _variant(config: Mapping[str, Any], scenario: Scenario, states: list[dict[st
     for i in range(len(scenario)):
         learner.learn(scenario[i])
         curve.append(_accuracy(learner, scenario, i + 1, lambda x, task: method.logits(x)))
-    counts = method.parameter_counts()
+    counts = learner.parameter_counts()
     if closed:
         counts |= {"plugins": 0, "head": len(method.classes) * (learner.backbone.width + 1)}
     last = len(scenario)
