@@ -259,6 +259,17 @@ def test_learn_twice_and_predict(lamella: Run, photos: Path, tmp_path: Path) -> 
     assert [row["classes"][0]["name"] for row in rows] == ["dark", "red"]
     assert [row["task"] for row in rows] == ["photos", "more"]
     assert all(len(row["classes"]) == 2 for row in rows)
+    assert all(0 <= row["familiarity"] <= 1 for row in rows)
+    code, out, _ = lamella("predict", model, photos, "--csv", "--unknown")
+    assert code == 0
+    assert out.splitlines()[0] == "path,class,confidence,task,familiarity,unknown"
+    assert [line.split(",")[1] for line in out.splitlines()[1:]] == ["bright"] * 5 + ["dark"] * 5
+    code, out, _ = lamella("predict", model, more, "--top", 1)
+    assert (code, out.count(": red "), out.count("(task: more)")) == (0, 5, 5)
+    for wrong, text in ((("--json", "--csv"), "choose one"), ((tmp_path / "gone",), "no image file or folder")):
+        code, _, err = lamella("predict", model, more, *wrong)
+        assert (code, err.count("\n")) == (2, 1)
+        assert text in err
     code, _, err = lamella("learn", model, photos, "--method", "seq-lora")
     assert code == 2
     assert "its backbone, method and seed are fixed" in err

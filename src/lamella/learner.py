@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lamella.checkpoints import Checkpoints
+from lamella.confidence import Confidence, fitted_temperature, histogram, logits_and_typicality
 from lamella.config import build_augmentation, build_backbone, build_method, complete, method_name
 from lamella.costs import parameter_counts
 from lamella.data.images import Files, ImageSet, TensorSet
@@ -24,12 +25,19 @@ __all__ = ["Learner", "Prediction"]
 
 
 class Prediction(NamedTuple):
-    """What an image looks like: class names and their confidences (softmax over all classes seen, 0..1), best first,
-    and the name of the task that taught the first one."""
+    """What an image looks like.
+
+    Attributes:
+        classes: names, best first. confidences: of them, 0..1, summing to 1 over all classes seen; calibrated where
+            images were held back while tasks were learned.
+        task: the name of the task that taught the first class.
+        familiarity: 0..1, the share of held-back images that looked as strange or stranger; None where none were.
+    """
 
     classes: tuple[str, ...]
     confidences: tuple[float, ...]
     task: str
+    familiarity: float | None = None
 
 
 class Learner:
@@ -102,9 +110,14 @@ class Learner:
         )  # fmt: skip
 
     def learn(
-        self, task: Task, *, checkpoints: Checkpoints | None = None, progress: Progress = silent
-    ) -> dict[str, Any]:
+        self, task: Task, *, held_back: Examples | None = None, checkpoints: Checkpoints | None = None,
+        progress: Progress = silent,
+    ) -> dict[str, Any]:  # fmt: skip
         """Learn one task; returns its record.
+
+        Args:
+            held_back: images of the task's classes that it is not trained on; they tell how sure predictions may be,
+                and what the record says of "held_back" is all that is kept of them.
 
         Raises:
             ValueError: a class id or name means another class than before, or a class has no image.
@@ -131,7 +144,26 @@ class Learner:
             "seconds": fit.seconds | {"total": max(time.monotonic() - started, sum(fit.seconds.values()))},
         }  # fmt: skip
         self.tasks.append(record)
+        if held_back is not None and len(held_back):
+            record["held_back"] = self._look_at(held_back, fit)
         return record
+
+    def _look_at(self, held_back: Examples, fit: Fit) -> dict[str, Any]:
+        """How sure the model may be of the newest task, and how many of its images it gets right."""
+        logits, typicality = self._read(held_back, fit, "held-back")
+        column = {c: i for i, c in enumerate(self.method.classes)}
+        labels = torch.tensor([column[label] for label in held_back.labels.tolist()])
+        return {
+            "images": len(labels), "right": int((logits.argmax(1) == labels).sum()),
+            "temperature": fitted_temperature(logits, labels), "typicality": histogram(typicality),
+        }  # fmt: skip
+
+    def _read(self, data: Examples, fit: Fit, name: str) -> tuple[Tensor, Tensor]:
+        """(n, classes) logits and (n,) typicality of each image, on the CPU."""
+        parts: list[tuple[Tensor, Tensor]] = []
+        self.method.eval()
+        fit.scan(data, lambda x, y: parts.append(logits_and_typicality(self.method, x)), name=name)
+        return tuple(torch.cat([part[i].float().cpu() for part in parts]) for i in range(2))  # type: ignore[return-value]
 
     def _check_whole(self) -> None:
         if self.half_learned:
@@ -198,17 +230,23 @@ class Learner:
         if not isinstance(images, ImageSet | TensorSet):
             paths = [Path(p) for p in images]
             images = ImageSet(Files(paths), torch.zeros(len(paths)), [str(i) for i in range(len(paths))])
-        fit = self.fit()
-        parts: list[Tensor] = []
-        fit.scan(images, lambda x, y: parts.append(self.logits(x).float().softmax(1).cpu()))
-        confidence, column = torch.cat(parts).topk(min(top, len(self.method.classes)), dim=1)
+        logits, typicality = self._read(images, self.fit(), "predict")
+        sure = self.confidence
+        confidence, column = (logits / sure.temperature).softmax(1).topk(min(top, len(self.method.classes)), dim=1)
+        familiarity = sure.familiarity(typicality)
+        known = [None] * len(logits) if familiarity is None else familiarity.tolist()
         classes = self.method.classes
         ids = [[classes[c] for c in columns] for columns in column.tolist()]
-        return [self._prediction(i, v) for i, v in zip(ids, confidence.tolist(), strict=True)]
+        return [self._prediction(*of) for of in zip(ids, confidence.tolist(), known, strict=True)]
 
-    def _prediction(self, ids: list[int], confidences: list[float]) -> Prediction:
+    @property
+    def confidence(self) -> Confidence:
+        """How sure predictions may be, from the images that were held back."""
+        return Confidence([task["held_back"] for task in self.tasks if "held_back" in task])
+
+    def _prediction(self, ids: list[int], confidences: list[float], familiarity: float | None) -> Prediction:
         task = next(t["name"] for t in reversed(self.tasks) if ids[0] in t["classes"])
-        return Prediction(tuple(self.class_names[i] for i in ids), tuple(confidences), task)
+        return Prediction(tuple(self.class_names[i] for i in ids), tuple(confidences), task, familiarity)
 
     def save(self, folder: str | Path, *, what: str = "", keep: int | None = None) -> int:
         """Make this learner a new version of the model at `folder`, which is whole at every moment.

@@ -141,11 +141,23 @@ class ClassGaussians(Growing):
         scores = -(torch.stack(distances, 1) + volumes) / 2
         return scores.to(torch.promote_types(features.dtype, torch.float32))
 
+    def distance(self, features: Tensor, shrinkage: float) -> Tensor:
+        """(n,) squared Mahalanobis distance of features (n, d) to the nearest class mean, shrunk shared covariance."""
+        root, _ = self._kept(self._shared_root, shrinkage)
+        wide = features.to(root)
+        return torch.cdist(wide @ root.T, self.means @ root.T).amin(1).square()
+
+    def _shared_root(self, shrinkage: float) -> tuple[Tensor, Tensor]:
+        """The inverse Cholesky factor (d, d) of the shared covariance."""
+        L = torch.linalg.cholesky(shrunk(self.covariance, shrinkage))
+        identity = torch.eye(len(L), dtype=L.dtype, device=L.device)
+        return torch.linalg.solve_triangular(L, identity, upper=False), L
+
     def _kept(self, solve: Callable[..., tuple[Tensor, Tensor]], *settings: float | None) -> tuple[Tensor, Tensor]:
         """What `solve` makes of the statistics, until they change or move to another device."""
         key = solve.__name__, *settings, self.means.device
         if key not in self._solved:
-            self._solved = {key: solve(*settings)}
+            self._solved[key] = solve(*settings)
         return self._solved[key]
 
     def _hyperplanes(self, shrinkage: float) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ import typer
 
 from lamella.cli.catalogue import layers, list_known
 from lamella.cli.demo import demo
-from lamella.cli.learn import learn, predict
+from lamella.cli.learn import learn
+from lamella.cli.predict import predict
 from lamella.cli.report import report
 from lamella.cli.run import run, show
 from lamella.cli.versions import history, rollback
@@ -65,6 +66,6 @@ _add(
     "lamella learn model more-photos/      # the second task; the first is not needed any more",
     "lamella learn model photos/ --backbone vit_tiny_patch16_224",
 )  # fmt: skip
-_add(predict, "predict", "lamella predict model photo.jpg", "lamella predict model photos/*.jpg --top 3 --json")
+_add(predict, "predict", "lamella predict model photo.jpg", "lamella predict model photos/ --top 3 --json")
 _add(history, "history", "lamella history model", "lamella history model --json")
 _add(rollback, "rollback", "lamella rollback model", "lamella rollback model --to 3")

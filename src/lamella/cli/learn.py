@@ -1,17 +1,17 @@
-"""`lamella learn` and `lamella predict`: a model directory that grows task by task."""
+"""`lamella learn`: a model directory that grows task by task."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from lamella.data.images import ImageSet
     from lamella.data.scenario import Source, Task
-    from lamella.learner import Learner, Prediction
+    from lamella.learner import Learner
 
-__all__ = ["learn", "predict"]
+__all__ = ["learn"]
 
 BACKBONE = "fractal-vit-micro"
 METHOD = "inflora"  # carried by alignment
@@ -65,71 +65,45 @@ def _open(model: Path, backbone: str | None, method: str | None, seed: int | Non
 def _learn(learner: "Learner", source: "Source", model: Path) -> None:
     from lamella.progress import bars
 
-    task = _as_task(source, learner)
-    learner.learn(task, progress=bars)
+    task, held_back = _as_task(source, learner)
+    known = set(learner.class_names.values())
+    new = [name for name in task.class_names if name not in known]
+    again = [name for name in task.class_names if name in known]
+    typer.echo(
+        f"{task.name}: {len(task.train)} images to learn from, {len(held_back)} held back; "
+        f"{len(new)} new classes" + (f", and more of {', '.join(again)}" if again else "")
+    )
+    record = learner.learn(task, held_back=held_back, progress=bars)
     learner.save(model, what=f"learned {task.name}")
     typer.echo(
         f"{model} learned {len(task.classes)} classes from {len(task.train)} images: {', '.join(task.class_names)}"
     )
-    if len(source.test):
-        typer.echo(
-            f"right on held-out images of these classes: {_share_right(learner, source):.1%} of {len(source.test)}"
-        )
+    if "held_back" in record:
+        right, images = record["held_back"]["right"], record["held_back"]["images"]
+        typer.echo(f"right on held-back images of these classes: {right / images:.1%} of {images}")
 
 
-def predict(
-    model: Model,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Image files.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Name the class of each image.
+def _as_task(source: "Source", learner: "Learner") -> tuple["Task", "ImageSet"]:
+    """The training part as the learner's next task, and the part that is held back.
 
-    With confidences, and the task that taught the class.
+    Known class names keep their ids, new ones get the next.
     """
-    from lamella.learner import Learner
+    import torch
 
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"no image file '{path}'")
-    predictions = Learner.load(model).predict(paths, top=top)
-    rows = [_row(path, prediction) for path, prediction in zip(paths, predictions, strict=True)]
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        named = ", ".join(f"{entry['name']} {entry['confidence']:.1%}" for entry in row["classes"])
-        typer.echo(f"{row['path']}: {named} (task: {row['task']})")
-
-
-def _as_task(source: "Source", learner: "Learner") -> "Task":
-    """The training part as the learner's next task: known class names keep their ids, new ones get the next."""
     from lamella.data.images import ImageSet
     from lamella.data.scenario import Task
 
-    if not isinstance(source.train, ImageSet):
+    if not isinstance(source.train, ImageSet) or not isinstance(source.test, ImageSet):
         raise TypeError(f"{source.name} holds no images")
-    labels = source.train.labels
     ids = {name: i for i, name in learner.class_names.items()}
-    names = [source.class_names[i] for i in labels.unique().tolist()]
+    names = [source.class_names[i] for i in source.train.labels.unique().tolist()]
     for name in names:
         ids.setdefault(name, len(ids))
-    renumbered = labels.new_tensor([ids.get(name, -1) for name in source.class_names])[labels]
-    train = ImageSet(source.train.storage, renumbered, source.train.keys, source.train.positions)
-    return Task(len(learner.tasks), source.name, tuple(ids[n] for n in names), tuple(names), train)
+    number = torch.tensor([ids.get(name, -1) for name in source.class_names])
 
+    def renumbered(part: ImageSet) -> ImageSet:
+        return ImageSet(part.storage, number[part.labels], part.keys, part.positions)
 
-def _share_right(learner: "Learner", source: "Source") -> float:
-    from lamella.data.images import ImageSet
-
-    if not isinstance(source.test, ImageSet):
-        raise TypeError(f"{source.name} holds no images")
-    named = [prediction.classes[0] for prediction in learner.predict(source.test, top=1)]
-    wanted = [source.class_names[i] for i in source.test.labels.tolist()]
-    return sum(a == b for a, b in zip(named, wanted, strict=True)) / len(wanted)
-
-
-def _row(path: Path, prediction: "Prediction") -> dict[str, Any]:
-    pairs = zip(prediction.classes, prediction.confidences, strict=True)
-    classes = [{"name": name, "confidence": confidence} for name, confidence in pairs]
-    return {"path": str(path), "classes": classes, "task": prediction.task}
+    own = tuple(ids[name] for name in names)
+    task = Task(len(learner.tasks), source.name, own, tuple(names), renumbered(source.train))
+    return task, renumbered(source.test)

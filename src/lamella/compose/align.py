@@ -116,6 +116,11 @@ class Aligned(nn.Module):
         """(n, classes) discriminant scores, or logits of the re-fitted head."""
         return only_columns(self._classify(self.features(x)), self.classes, task)
 
+    def logits_and_typicality(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, classes) scores and (n,) how near the features are to those of any class: see confidence.py."""
+        features = self.features(x)
+        return self._classify(features), -self.statistics.distance(features, self.shrinkage)
+
     def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
         """All classifications of one training: aligned (""), the base method's own ("base"), and what that carries."""
         features, base = features_and_readouts(self.base, x)

@@ -1,0 +1,102 @@
+"""`lamella predict`: what images show."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from lamella.learner import Prediction
+
+__all__ = ["predict"]
+
+STDIN = "-"
+UNKNOWN = 0.05
+"""Familiarity below which an image is called unknown: one known image in twenty is, too."""
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Image files, folders of them, or - for paths from stdin.")
+    ],
+    top: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line for each image.")] = False,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help=f"Call images unknown whose familiarity is below {UNKNOWN}.")
+    ] = False,
+) -> None:
+    """Name the class of each image.
+
+    With confidences, the task that taught the class, and how familiar the image is.
+    """
+    if as_json and as_csv:
+        raise ValueError("--json and --csv are two forms; choose one")
+    files = _files(paths)
+    from lamella.learner import Learner
+
+    learner = Learner.load(model)
+    if unknown and not learner.confidence.records:
+        raise ValueError(f"'{model}' had no images held back, so it cannot tell what is unknown; leave out --unknown")
+    predictions = learner.predict(files, top=top)
+    rows = [_row(path, prediction, unknown) for path, prediction in zip(files, predictions, strict=True)]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    elif as_csv:
+        typer.echo(_csv(rows), nl=False)
+    else:
+        typer.echo("\n".join(map(_line, rows)))
+
+
+def _files(paths: Sequence[str]) -> list[Path]:
+    """Every image file that is meant, in order.
+
+    Raises:
+        FileNotFoundError: there is no such path. ValueError: a folder has no image.
+    """
+    from lamella.data.folders import list_images
+
+    named = [line for path in paths for line in (sys.stdin.read().splitlines() if path == STDIN else [path]) if line]
+    files: list[Path] = []
+    for path in map(Path, named):
+        if path.is_dir():
+            files += list_images(path)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"no image file or folder '{path}'")
+    return files
+
+
+def _row(path: Path, prediction: "Prediction", unknown: bool) -> dict[str, Any]:
+    pairs = zip(prediction.classes, prediction.confidences, strict=True)
+    classes = [{"name": name, "confidence": confidence} for name, confidence in pairs]
+    row: dict[str, Any] = {"path": str(path), "classes": classes, "task": prediction.task}
+    row["familiarity"] = prediction.familiarity
+    if unknown and prediction.familiarity is not None:
+        row["unknown"] = prediction.familiarity < UNKNOWN
+    return row
+
+
+def _line(row: dict[str, Any]) -> str:
+    named = ", ".join(f"{entry['name']} {entry['confidence']:.1%}" for entry in row["classes"])
+    strange = f"unknown (familiarity {row['familiarity']:.1%}); nearest: " if row.get("unknown") else ""
+    return f"{row['path']}: {strange}{named} (task: {row['task']})"
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    page = io.StringIO()
+    extra = ["unknown"] if "unknown" in rows[0] else []
+    writer = csv.writer(page, lineterminator="\n")
+    writer.writerow(["path", "class", "confidence", "task", "familiarity", *extra])
+    for row in rows:
+        best = row["classes"][0]
+        more = [row[key] for key in extra]
+        writer.writerow([row["path"], best["name"], best["confidence"], row["task"], row["familiarity"], *more])
+    return page.getvalue()

@@ -1,0 +1,100 @@
+"""How sure a model may be: a temperature for its logits, and how familiar an image is, both from images held back.
+
+Images are held back while a task is learned, looked at once, and forgotten; what stays is a record of numbers.
+
+    temperature     T: softmax(logits / T) is right as often as it says (Guo et al., ICML 2017, arXiv 1706.04599)
+    typicality      a score that is low for images like none that were learned: see `logits_and_typicality`
+    familiarity     0..1, the share of held-back images that were as untypical or more: below 0.05, one known image in
+                    twenty is called unknown
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Confidence", "fitted_temperature", "histogram", "logits_and_typicality"]
+
+BINS = 64
+
+
+def logits_and_typicality(method: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, classes) logits and (n,) typicality, in one pass.
+
+    With class statistics (alignment) typicality is the negative squared Mahalanobis distance to the nearest class mean
+    (Lee et al., NeurIPS 2018, arXiv 1807.03888); without, the log of the sum of exponentiated logits, the negative
+    energy (Liu et al., NeurIPS 2020, arXiv 2010.03759).
+    """
+    if hasattr(method, "logits_and_typicality"):
+        return method.logits_and_typicality(x)
+    logits = method.predict(x)
+    return logits, logits.float().logsumexp(1)
+
+
+def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
+    """T at which softmax(logits / T) fits best.
+
+    The cross-entropy is convex in 1 / T; a little of each label, 1 / (n + 2) in all, is spread over the classes
+    (Laplace's rule), so that T stays above 0 where every image is right.
+
+    Args:
+        logits: (n, c), n and c at least 1. labels: (n,) columns.
+    """
+    z = logits.double() - logits.double().mean(1, keepdim=True)
+    n, spread = len(z), 1 / (len(z) + 2)
+    wanted = (1 - spread) * z[torch.arange(n), labels] + spread * z.mean(1)
+    if float(z.abs().max()) == 0:
+        return 1.0
+    low, high = -20.0, 20.0  # log of 1 / T, in units of the logits' own size
+    unit = float(z.std())
+    for _ in range(60):
+        middle = (low + high) / 2
+        p = (z * (math.exp(middle) / unit)).softmax(1)
+        too_sharp = ((p * z).sum(1) - wanted).mean() > 0
+        low, high = (low, middle) if too_sharp else (middle, high)
+    return unit * math.exp(-(low + high) / 2)
+
+
+def histogram(scores: Tensor) -> dict[str, Any]:
+    """What is kept of scores (n,): their range, and how many fall into each of equal bins."""
+    low, high = float(scores.min()), float(scores.max())
+    counts = torch.histc(scores.double(), BINS, low, high) if high > low else torch.tensor([float(len(scores))])
+    return {"low": low, "high": high, "counts": [int(c) for c in counts]}
+
+
+class Confidence:
+    """What the records of all tasks say together.
+
+    Args:
+        records: of the tasks that had images held back: "images", "temperature" and "typicality" (a `histogram`).
+    """
+
+    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
+        self.records = list(records)
+
+    @property
+    def temperature(self) -> float:
+        """The geometric mean over the tasks, weighed by their images; 1 where none were held back."""
+        images = sum(r["images"] for r in self.records)
+        return math.exp(sum(r["images"] * math.log(r["temperature"]) for r in self.records) / images) if images else 1.0
+
+    def familiarity(self, typicality: Tensor) -> Tensor | None:
+        """(n,) 0..1 of scores (n,); None where nothing was held back."""
+        if not self.records:
+            return None
+        images = sum(r["images"] for r in self.records)
+        return torch.stack([_at_or_below(r["typicality"], typicality) for r in self.records]).sum(0) / images
+
+
+def _at_or_below(held: dict[str, Any], scores: Tensor) -> Tensor:
+    """(n,) how many of a histogram's scores are at most as high; within a bin, by its share."""
+    counts, x = torch.tensor(held["counts"], dtype=torch.float64), scores.double().cpu()
+    below = torch.cat([torch.zeros(1, dtype=torch.float64), counts.cumsum(0)])
+    width = (held["high"] - held["low"]) / len(counts)
+    if width == 0:
+        return torch.where(x >= held["low"], below[-1], below[0])
+    place = ((x - held["low"]) / width).clamp(0, len(counts))
+    bin_ = place.long().clamp(max=len(counts) - 1)
+    return below[bin_] + counts[bin_] * (place - bin_)
