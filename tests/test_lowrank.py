@@ -664,3 +664,25 @@ def test_any_ranks_rows_and_batches_equal_the_explicit_weight(data: st.DataObjec
     tensors = {name: torch.full((len(x),), c) for name, c in coefficients.items()}
     with using(sites, tensors):
         assert close(model(x), expected, 1e-4)
+
+
+class Doubled(AdaptedConv2d):
+    """A convolution of another kind."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_convolutions_become_the_class_asked_for() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    weight, x = model[0].weight, torch.ones(1, 3, 3, 3)
+    plain = model[0](x)
+    sites = adapt(model, ["0", "2"], convolution=Doubled)
+    assert [type(site.layer) for site in sites] == [Doubled, AdaptedLinear]
+    assert model[0] is sites[0].layer
+    assert model[0].weight is weight
+    torch.testing.assert_close(model[0](x), 2 * plain)
+    assert adapt(model, "0")[0].layer is model[0]  # it can carry branches already
+    adapt(other := nn.Sequential(nn.Conv2d(3, 4, 3)), "0")
+    with pytest.raises(TypeError, match=r"layer '0' is of the class AdaptedConv2d already, .* become Doubled; load"):
+        adapt(other, "0", convolution=Doubled)

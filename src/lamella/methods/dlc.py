@@ -29,8 +29,8 @@ Departures (ours, where the public text is silent; each is a setting unless it s
 - Old plugins are frozen and ride on the base's later weights; `refresh_old_plugins` trains them on, with the memory.
   Classifier and unit are trained on as a whole with every task (always).
 - Gates: a sigmoid of the base's features, not supervised; V = 0 and b = 2 at the start (always).
-- Aggregation by concatenation, as DER and MEMO do; new columns of the classifier start as torch's linear layers do
-  (always), new rows too.
+- Aggregation by concatenation, as DER and MEMO do; new columns and rows of the classifier start as torch's linear
+  layers do.
 - Loss: cross-entropy over all classes, and an auxiliary classifier of the new plugin's features, all old classes as
   one, which is thrown away (both as in DER and MEMO).
 - Old classes have fewer images: rows of new classes are scaled at the end, as in WA. `balance="weights"` weighs each

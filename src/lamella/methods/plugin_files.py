@@ -63,7 +63,7 @@ def load_plugin(method: DLC, path: str | Path) -> str:
             )
     if notes["made_for"] != _digest(method):
         raise ValueError(
-            f"'{path}' was made for another base or classifier; a plugin fits only weights beside which it was saved"
+            f"'{path}' was made for another base or classifier; a plugin fits only those it was saved beside"
         )
     put_back(method, notes["plugin"], state)
     return notes["plugin"]

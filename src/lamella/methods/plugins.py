@@ -157,6 +157,7 @@ class Tails:
 
     Raises:
         ValueError: no such layers, a layer carries adapters of another method, or the network cannot be cut.
+        TypeError: a layer can carry adapters of another method, whose sites would lead nowhere.
     """
 
     def __init__(self, backbone: Backbone, wanted: Sequence[str], rank: int = 2, factorisation: str = "kernel") -> None:
@@ -168,12 +169,11 @@ class Tails:
         # In the first block every convolution may meet the input that all lanes share.
         children = model.get_submodule(self.at).named_children()
         first = [f"{self.at}.{n}" for n, m in children if isinstance(m, nn.Conv2d) and m.groups == 1]
-        self._laned = adapt(model, list(dict.fromkeys([*first, *names])))
+        self._laned = adapt(model, list(dict.fromkeys([*first, *names])), convolution=LanedConv2d)
         self.sites: tuple[Site, ...] = tuple(site for site in self._laned if site.name in names)
         for name, layer, _ in self._laned:
             if layer.branches:
                 raise ValueError(f"layer '{name}' carries adapters of another method, so plugins cannot be told apart")
-            layer.__class__ = LanedConv2d  # the same layer, which can now run lanes
             layer.acting = {}
 
     def trunk(self, x: Tensor) -> Tensor:
