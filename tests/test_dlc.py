@@ -269,6 +269,8 @@ def test_a_file_that_does_not_fit_is_refused(learned: DLC, tmp_path: Path) -> No
             assert "\n" not in str(refusal.value)
         with pytest.raises(ValueError, match=r"'columns' of 'plugin-1' has the shape \(5, 16\), not \(6, 16\)"):
             put_back(learned, "plugin-1", state | {"columns": state["columns"][1:]})
+        with pytest.raises(ValueError, match=r"tensors of 'plugin-1': there is 'stage3.0.conv1.branches.plugin-0"):
+            put_back(learned, "plugin-1", {k.replace("plugin-1", "plugin-0"): v for k, v in state.items()})
         with pytest.raises(ValueError, match="has not learned 'plugin-3'; it has learned plugin-0, plugin-1, plugin-2"):
             put_back(learned, "plugin-3", state)
         with pytest.raises(ValueError, match="no plugin 'plugin-1' is in place; there are: plugin-0, plugin-2"):

@@ -79,10 +79,8 @@ def take_out(method: DLC, name: str) -> dict[str, Tensor]:
     method.tails.detach([name])
     method.unit.remove(place)
     if "columns" in state:
-        start = (1 + place) * method.backbone.width
-        _rebuild(
-            method, [torch.cat([w[:, :start], w[:, start + method.backbone.width :]], 1) for w in _weights(method)]
-        )
+        start, end = ((i + place) * method.backbone.width for i in (1, 2))
+        _rebuild(method, [torch.cat([w[:, :start], w[:, end:]], 1) for w in _weights(method)])
     return state
 
 
@@ -101,7 +99,12 @@ def put_back(method: DLC, name: str, state: Mapping[str, Tensor]) -> None:
         if key not in state or state[key].shape != shape:
             found = tuple(state[key].shape) if key in state else "none"
             raise ValueError(f"'{key}' of '{name}' has the shape {found}, not {shape}; it belongs to another model")
-    method.tails.attach({key: value for key, value in state.items() if key not in wanted})
+    branches = {key: value for key, value in state.items() if key not in wanted}
+    strange = [key for key in branches if f".branches.{name}." not in key]
+    if strange or not branches:
+        found = f"there is '{strange[0]}'" if strange else "there is no branch"
+        raise ValueError(f"these are not the tensors of '{name}': {found}; give what `take_out` returned for it")
+    method.tails.attach(branches)
     place = method.plugins.index(name)
     if "gate.weight" in wanted:
         method.unit.insert(place, state["gate.weight"], state["gate.bias"])

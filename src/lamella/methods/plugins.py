@@ -201,7 +201,7 @@ class Tails:
                 with using(self.sites, [name] if self.has(name) else []):
                     features.append(tail(z))
             return torch.stack(features, 1)
-        size = len(z) if z.is_cuda else AT_ONCE // (len(lanes) * z.shape[1:].numel())
+        size = AT_ONCE // (len(lanes) * z.shape[1:].numel()) if z.device.type == "cpu" else len(z)
         return torch.cat([self._batched(part, lanes) for part in z.split(max(size, 1))])
 
     def _batched(self, z: Tensor, lanes: Sequence[str]) -> Tensor:
