@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
-from streams import build, learn_all, stream, tiny_backbone, tiny_residual_backbone
+from streams import RESIDUAL, build, learn_all, stream, tiny_backbone, tiny_residual_backbone
 
 from lamella.backbones import Backbone
 from lamella.compose import Aligned, Calibrated
 from lamella.costs import costs_of_base, parameter_counts
+from lamella.methods import METHODS
 from lamella.store import stored_bytes
 
 
@@ -16,7 +17,7 @@ def size(backbone: Backbone) -> int:
 
 
 CLASSES, TASKS, WIDTH = 4, 2, 64  # of the small ViT
-RESIDUAL = 16
+RESIDUAL_WIDTH = 16
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_tails_of_memo_are_counted_without_the_trunk() -> None:
     method = learn_all(build("memo", epochs=1), stream(CLASSES, TASKS))
     stage = sum(p.numel() for p in method.backbone.model.stage3.parameters())
     assert parameter_counts(method) == {
-        "backbone": size(tiny_residual_backbone()), "tails": stage, "head": CLASSES * (2 * RESIDUAL + 1),
+        "backbone": size(tiny_residual_backbone()), "tails": stage, "head": CLASSES * (2 * RESIDUAL_WIDTH + 1),
     }  # fmt: skip
     assert stage == 9 * (12 * 16 + 16 * 16) + 4 * 16  # two convolutions and two batch norms
 
@@ -76,3 +77,11 @@ def test_what_each_method_beneath_stores_is_what_it_would_store_alone() -> None:
     records = [{"seconds": {"calibrate-before": 1.0, "align-after": 2.0, "train": 3.0, "train-1": 4.0, "total": 11.0}}]
     phases = [costs_of_base(whole, records, depth)["phase_seconds"] for depth in (1, 2)]
     assert phases == [{"calibrate-before": 1.0, "train": 3.0, "train-1": 4.0}, {"train": 3.0, "train-1": 4.0}]
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_the_numbers_of_the_backbone_are_its_own_whatever_the_method(name: str) -> None:
+    method = build(name)
+    counts = parameter_counts(method)
+    assert counts.pop("backbone") == size(tiny_residual_backbone() if name in RESIDUAL else tiny_backbone())
+    assert all(counts.values())
