@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
-from lamella.backbones.resnets import block_names, split
+from lamella.backbones.resnets import block_names, check_split, split
 from lamella.data.exemplars import Exemplars
 from lamella.data.scenario import Task
 from lamella.fit import Fit
@@ -85,7 +85,7 @@ class MEMO(nn.Module):
             raise ValueError(f"auxiliary_weight {auxiliary_weight} is below 0; 1 is usual, 0 leaves the loss out")
         self.backbone, self.seed, self.train_trunk = backbone, seed, train_trunk
         self.cut = cut or block_names(backbone.model)[-1].split(".")[0]
-        split(backbone.model, self.cut)  # refuses what cannot be cut there
+        check_split(backbone.model, self.cut, backbone.transform.size)  # refuses what cannot be cut there
         self.auxiliary_weight, self.align = auxiliary_weight, align
         self.memory, self.memory_per_class, self.choose = memory, memory_per_class, choose
         self.epochs, self.first_epochs, self.lr, self.batch_size = epochs, first_epochs, lr, batch_size

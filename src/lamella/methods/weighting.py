@@ -1,10 +1,10 @@
 """How much each plugin has to say about an image, and what comes of all of them."""
 
-from typing import Any, cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lamella.growing import Growing
 
 __all__ = ["AGGREGATES", "GATES", "WeightingUnit", "aggregated"]
 
@@ -23,7 +23,7 @@ def aggregated(features: Tensor, gates: Tensor, how: str) -> Tensor:
     return torch.cat([features[:, :1], gates[:, :, None] * features[:, 1:]], 1).flatten(1)
 
 
-class WeightingUnit(nn.Module):
+class WeightingUnit(Growing):
     """How much each plugin has to say about an image: one row and one bias a plugin.
 
     Args:
@@ -36,6 +36,8 @@ class WeightingUnit(nn.Module):
     Raises:
         ValueError: an unknown kind or input.
     """
+
+    growing = ("weight", "bias")
 
     def __init__(self, width: int, kind: str = "sigmoid", input: str = "base") -> None:
         super().__init__()
@@ -88,11 +90,3 @@ class WeightingUnit(nn.Module):
         if self.kind == "sigmoid":
             return F.binary_cross_entropy_with_logits(scores, target)
         return -(target * scores.log_softmax(1)).sum(1).mean()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in ("weight", "bias"):
-            held = cast(Tensor | None, state_dict.get(prefix + name))
-            if held is not None:
-                empty = torch.empty_like(held, device=self.weight.device)
-                setattr(self, name, nn.Parameter(empty, requires_grad=False))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
