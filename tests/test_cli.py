@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -300,3 +301,62 @@ def test_versions_of_a_model_are_listed_and_taken_back(lamella: Run, photos: Pat
     assert (code, err.count("\n")) == (2, 1)
     assert "has no version 9; it has 1, 2" in err
     assert lamella("rollback", str(model), "--to", "2")[0] == 0
+
+
+def test_an_interrupted_learning_goes_on_to_the_same_model(
+    lamella: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from lamella.calls import TrainingCall
+    from lamella.checkpoints import Checkpoints
+    from lamella.store import load_model
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert lamella("learn", whole, photos, "--method", "seq-lora")[0] == 0
+    advance, calls = TrainingCall.advance, 0
+
+    def stop_at_the_fifth(self: Any, *values: Any) -> None:
+        nonlocal calls
+        advance(self, *values)
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingCall, "advance", stop_at_the_fifth)
+    monkeypatch.setattr(Checkpoints, "due", lambda self: True)
+    code, _, err = lamella("learn", cut, photos, "--method", "seq-lora")
+    assert code == 130
+    assert "the same command goes on" in err
+    assert not (cut / "lamella.json").exists()
+    code, out, _ = lamella("learn", cut, photos, "--method", "seq-lora")
+    assert code == 0
+    assert "goes on with the learning of photos" in out
+    assert calls > 5
+    first, second = load_model(whole)[0], load_model(cut)[0]
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not (cut / "learning").exists()
+
+
+def test_what_was_stored_before_a_kill_is_not_learned_twice_and_other_images_start_anew(
+    lamella: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lamella.checkpoints import Checkpoints
+
+    model = tmp_path / "model"
+    with monkeypatch.context() as killed:
+        killed.setattr(Checkpoints, "clear", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert lamella("learn", model, photos, "--method", "nearest-mean")[0] == 130
+    code, out, _ = lamella("learn", model, photos)
+    assert code == 0
+    assert "stored already" in out
+    assert len(json.loads(lamella("history", model, "--json")[1])) == 1
+    with monkeypatch.context() as killed:
+        killed.setattr("lamella.learner.Learner.save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert lamella("learn", model, photos)[0] == 130
+    (photos / "dark" / "0.png").rename(photos / "dark" / "other.png")
+    code, out, _ = lamella("learn", model, photos)
+    assert code == 0
+    assert "gives up the interrupted learning of photos" in out
+    assert len(json.loads(lamella("history", model, "--json")[1])) == 2

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lamella.cli.under_way import UNDER_WAY, current_version, under_way
+
 if TYPE_CHECKING:
     from lamella.data.images import ImageSet
     from lamella.data.scenario import Source, Task
@@ -40,9 +42,16 @@ def learn(
     # What can fail does so before hours of training: unreadable images, a folder that cannot be written.
     source = load_source(data)
     source = replace(source, train=keep_decoded(source.train), test=keep_decoded(source.test))
+    before = current_version(model)
     learner = _open(model, backbone, method, seed)
     with alone(model, f"another process is learning into '{model}'; wait for it to end"):
-        _learn(learner, source, model)
+        if current_version(model) != before:  # another process has just finished
+            learner = _open(model, None, None, None)
+        try:
+            _learn(learner, source, model)
+        except KeyboardInterrupt:
+            typer.echo(f"'{model}' is as it was before; the same command goes on where this one stopped", err=True)
+            raise
 
 
 def _open(model: Path, backbone: str | None, method: str | None, seed: int | None) -> "Learner":
@@ -51,7 +60,9 @@ def _open(model: Path, backbone: str | None, method: str | None, seed: int | Non
     from lamella.store import MANIFEST, holds_model
 
     if not holds_model(model):
-        if model.is_file() or (model.exists() and any(path.name != ".lock" for path in model.iterdir())):
+        if model.is_file() or (
+            model.exists() and any(path.name not in (".lock", UNDER_WAY) for path in model.iterdir())
+        ):
             raise ValueError(f"'{model}' exists and is no model (no {MANIFEST} in it); choose a new folder")
         return Learner.create(backbone=backbone or BACKBONE, method=method or METHOD, seed=seed or 0)
     if backbone or method or seed is not None:
@@ -73,8 +84,12 @@ def _learn(learner: "Learner", source: "Source", model: Path) -> None:
         f"{task.name}: {len(task.train)} images to learn from, {len(held_back)} held back; "
         f"{len(new)} new classes" + (f", and more of {', '.join(again)}" if again else "")
     )
-    record = learner.learn(task, held_back=held_back, progress=bars)
+    checkpoints = under_way(model, learner, task)
+    if checkpoints is None:
+        return
+    record = learner.learn(task, held_back=held_back, checkpoints=checkpoints, progress=bars)
     learner.save(model, what=f"learned {task.name}")
+    checkpoints.clear()
     typer.echo(
         f"{model} learned {len(task.classes)} classes from {len(task.train)} images: {', '.join(task.class_names)}"
     )
