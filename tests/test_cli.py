@@ -301,6 +301,14 @@ def test_versions_of_a_model_are_listed_and_taken_back(lamella: Run, photos: Pat
     assert (code, err.count("\n")) == (2, 1)
     assert "has no version 9; it has 1, 2" in err
     assert lamella("rollback", str(model), "--to", "2")[0] == 0
+    for name, text in (("first", "second were learned with what it left acting"), ("third", "has learned no task")):
+        code, _, err = lamella("forget", str(model), name)
+        assert (code, err.count("\n")) == (2, 1)
+        assert text in err
+    code, out, _ = lamella("forget", str(model), "second", "--purge")
+    assert (code, out) == (0, f"{model} has forgotten second: it is as it was in version 1; versions 2 are removed\n")
+    left = json.loads(lamella("history", str(model), "--json")[1])
+    assert [(v["number"], v["tasks"]) for v in left] == [(1, ["first"]), (3, ["first"])]
 
 
 def test_an_interrupted_learning_goes_on_to_the_same_model(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lamella import files, store
-from lamella.store import history, load_manifest, load_model, roll_back, save_model
+from lamella.store import drop_versions, history, load_manifest, load_model, make_again, roll_back, save_model
 
 
 def state(value: float) -> dict[str, Tensor]:
@@ -146,3 +146,18 @@ def test_a_version_that_is_not_there_is_told_with_those_that_are(model: Path) ->
         roll_back(model, 7)
     with pytest.raises(FileNotFoundError, match="holds no model"):
         history(model / "nowhere")
+
+
+def test_an_earlier_version_is_made_again_and_later_ones_can_be_dropped(model: Path) -> None:
+    make_again(model, 2, "forgot task 2")
+    assert [(v.number, v.current, v.what) for v in history(model)][-1] == (4, True, "forgot task 2")
+    assert load_manifest(model)["tasks"] == load_manifest(model, 2)["tasks"]
+    assert value(model) == 2
+    lost = model / load_manifest(model, 3)["state"]["file"]
+    drop_versions(model, [3])
+    assert [v.number for v in history(model)] == [1, 2, 4]
+    assert not lost.exists()
+    assert value(model, 2) == value(model) == 2
+    with pytest.raises(ValueError, match=r"version 4 of .* is in use; roll back to another one first"):
+        drop_versions(model, [1, 4])
+    assert [v.number for v in history(model)] == [1, 2, 4]

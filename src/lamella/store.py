@@ -20,8 +20,8 @@ from lamella.backbones import Backbone
 from lamella.files import json_to_bytes, read_json, read_tensors, tensors_to_bytes, write_atomic, write_json
 
 __all__ = [
-    "FORMAT", "MANIFEST", "Version", "history", "holds_model", "learned_state", "load_manifest", "load_model",
-    "restore_state", "roll_back", "save_model", "stored_bytes",
+    "FORMAT", "MANIFEST", "Version", "drop_versions", "history", "holds_model", "learned_state", "load_manifest",
+    "load_model", "make_again", "restore_state", "roll_back", "save_model", "stored_bytes",
 ]  # fmt: skip
 
 FORMAT = 2
@@ -166,6 +166,31 @@ def roll_back(folder: Path, to: int) -> None:
     """
     load_model(folder, to)
     _point(folder, to, _read_pointer(folder)["versions"])
+
+
+def make_again(folder: Path, number: int, what: str) -> None:
+    """Make a new version that is the same as an earlier one.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_model` of that version.
+    """
+    state, manifest = load_model(folder, number)
+    learned = {key: value for key, value in manifest.items() if key not in ("version", "made", "what", "state")}
+    save_model(folder, state, learned, what=what)
+
+
+def drop_versions(folder: Path, numbers: Collection[int]) -> None:
+    """Remove versions for good, with what only they need.
+
+    Raises:
+        ValueError: the current one is among them.
+    """
+    pointer = _read_pointer(folder)
+    if pointer["current"] in numbers:
+        raise ValueError(f"version {pointer['current']} of '{folder}' is in use; roll back to another one first")
+    left = {number: digest for number, digest in pointer["versions"].items() if int(number) not in numbers}
+    _point(folder, pointer["current"], left)
+    _sweep(folder, left)
 
 
 def _version_file(folder: Path, number: int) -> Path:

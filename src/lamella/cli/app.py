@@ -11,7 +11,7 @@ from lamella.cli.learn import learn
 from lamella.cli.predict import predict
 from lamella.cli.report import report
 from lamella.cli.run import run, show
-from lamella.cli.versions import history, rollback
+from lamella.cli.versions import forget, history, rollback
 
 __all__ = ["app"]
 
@@ -69,3 +69,4 @@ _add(
 _add(predict, "predict", "lamella predict model photo.jpg", "lamella predict model photos/ --top 3 --json")
 _add(history, "history", "lamella history model", "lamella history model --json")
 _add(rollback, "rollback", "lamella rollback model", "lamella rollback model --to 3")
+_add(forget, "forget", "lamella forget model birds", "lamella forget model birds --purge")
