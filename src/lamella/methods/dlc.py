@@ -33,9 +33,11 @@ Departures (ours, where the public text is silent; each is a setting unless it s
   layers do.
 - Loss: cross-entropy over all classes, and an auxiliary classifier of the new plugin's features, all old classes as
   one, which is thrown away (both as in DER and MEMO).
-- Old classes have fewer images: rows of new classes are scaled at the end, as in WA. `balance="weights"` weighs each
-  class by the inverse of its images instead: what class-balanced sampling does on average, yet all images are seen.
-- Phase 2: SGD, 60 epochs, rate 0.1 falling to 0 on a cosine (always), weight decay 2e-4, of classifiers 5e-4.
+- Old classes have fewer images: each class is weighed by the inverse of its images, which is what class-balanced
+  sampling does on average, yet all images are seen. `balance="align"` scales the rows of new classes at the end
+  instead, as WA does; with few exemplars that leaves the classifier far off (docs/log.md).
+- Phase 2: SGD, 60 epochs, rate 0.01 (at 0.1 gates close for good, docs/log.md) falling to 0 on a cosine (always),
+  weight decay 2e-4, of classifiers 5e-4.
 - The base chooses exemplars with its own features (always).
 - The trunk ends before the block of the first layer with a plugin (always).
 """
@@ -75,8 +77,8 @@ class DLC(nn.Module):
         gate: "sigmoid", "softmax", or "fixed" at 1. gate_input: "base" or "own", the features that a gate reads.
         gate_supervision: weight of the loss that tells gates the task of each training image.
         auxiliary_weight: of the auxiliary classifier's loss.
-        balance: "align" (rows of new classes scaled to the length of old ones), "weights" (each class counts the same
-            in the loss) or "none".
+        balance: "weights" (each class counts the same in the loss), "align" (rows of new classes scaled to the length
+            of old ones) or "none".
         refresh_old_plugins: whether old plugins are trained on with each task.
         head_start: of the classifier's new rows and columns, "uniform" (torch's own) or "zero".
         epochs, lr, batch_size, optimizer, momentum, weight_decay: of phase 2. head_weight_decay: of its classifiers.
@@ -95,8 +97,8 @@ class DLC(nn.Module):
         self, backbone: Backbone, base: Any, *, seed: int = 0, layers: Sequence[str] = ("last-block",), rank: int = 2,
         factorisation: str = "kernel", first_plugin: bool = True, shared_plugin: bool = False,
         aggregate: str = "concat", gate: str = "sigmoid", gate_input: str = "base", gate_supervision: float = 0.0,
-        auxiliary_weight: float = 1.0, balance: str = "align", refresh_old_plugins: bool = False,
-        head_start: str = "uniform", epochs: int = 60, lr: float = 0.1, batch_size: int = 128, optimizer: str = "sgd",
+        auxiliary_weight: float = 1.0, balance: str = "weights", refresh_old_plugins: bool = False,
+        head_start: str = "uniform", epochs: int = 60, lr: float = 0.01, batch_size: int = 128, optimizer: str = "sgd",
         momentum: float = 0.9, weight_decay: float = 2e-4, head_weight_decay: float = 5e-4,
     ) -> None:  # fmt: skip
         super().__init__()
