@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +17,13 @@ from lamella.costs import parameter_counts
 from lamella.data.images import Files, ImageSet, TensorSet
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Task
+from lamella.directions import used_directions
 from lamella.fit import Examples, Fit
 from lamella.progress import Progress, silent
 from lamella.scores import Score, score_task
 from lamella.store import learned_state, load_model, restore_state, save_model
 
-__all__ = ["Learner", "Prediction"]
+__all__ = ["Learner", "Prediction", "data_sha256"]
 
 
 class Prediction(NamedTuple):
@@ -49,7 +51,8 @@ class Learner:
     Attributes:
         backbone, method: what it is made of. class_names: name of each global class id.
         half_learned: the name of a task whose learning failed, else ""; nothing works then until it is loaded again.
-        tasks: a record per learned task: name, classes, images, seconds and trained parameters by call.
+        tasks: a record per learned task: name, classes, images, seconds and trained parameters by call, the hash of its
+            data, and the directions that are protected after it, by layer.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -140,6 +143,8 @@ class Learner:
         self.class_names |= dict(zip(task.classes, task.class_names, strict=True))
         record = {
             "name": task.name, "classes": list(task.classes), "images": len(task.train),
+            "data_sha256": data_sha256(task.train, dict(zip(task.classes, task.class_names, strict=True))),
+            "directions": used_directions(self.method),
             "trainable_parameters": max(fit.trained.values(), default=0), "trained": fit.trained,
             "seconds": fit.seconds | {"total": max(time.monotonic() - started, sum(fit.seconds.values()))},
         }  # fmt: skip
@@ -284,6 +289,12 @@ class Learner:
         learner.class_names = {int(i): str(name) for i, name in manifest["class_names"]}
         learner.tasks, learner.notes = manifest["tasks"], manifest["notes"]
         return learner
+
+
+def data_sha256(data: ImageSet | TensorSet, class_names: Mapping[int, str]) -> str:
+    """SHA-256 over the sorted (key, class name) of every image: what the data are called, not their pixels."""
+    named = (f"{key}\x1f{class_names[label]}" for key, label in zip(data.keys, data.labels.tolist(), strict=True))
+    return sha256("\n".join(sorted(named)).encode()).hexdigest()
 
 
 def _version() -> str:

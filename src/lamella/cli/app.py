@@ -7,6 +7,8 @@ import typer
 
 from lamella.cli.catalogue import layers, list_known
 from lamella.cli.demo import demo
+from lamella.cli.evaluate import evaluate
+from lamella.cli.inspect import inspect
 from lamella.cli.learn import learn
 from lamella.cli.predict import predict
 from lamella.cli.report import report
@@ -70,3 +72,9 @@ _add(predict, "predict", "lamella predict model photo.jpg", "lamella predict mod
 _add(history, "history", "lamella history model", "lamella history model --json")
 _add(rollback, "rollback", "lamella rollback model", "lamella rollback model --to 3")
 _add(forget, "forget", "lamella forget model birds", "lamella forget model birds --purge")
+_add(inspect, "inspect", "lamella inspect model", "lamella inspect model --html model.html")
+_add(
+    evaluate, "evaluate",
+    "lamella evaluate model test-photos/ --html accuracy.html",
+    "lamella evaluate model test-photos/ --png confusion.png --json",
+)  # fmt: skip

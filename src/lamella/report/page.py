@@ -20,20 +20,36 @@ def write_html(results: Sequence[Result], path: Path, *, across_splits: bool = F
         IsADirectoryError: `path` is a folder.
         OSError: it cannot be written.
     """
-    if path.is_dir():
-        raise IsADirectoryError(f"'{path}' is a folder; name a file in it, such as '{path / 'report.html'}'")
+    check_file(path)
     write_atomic(path, render_page(summarise(results, across_splits=across_splits)).encode())
     return path
 
 
+def check_file(path: Path) -> None:
+    """Refuse, before anything is drawn, a path that a page cannot be written to.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"'{path}' is a folder; name a file in it, such as '{path / 'report.html'}'")
+
+
 def render_page(summary: Summary) -> str:
     """The page as text; every name in it is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("lamella.report").joinpath("report.html.j2").read_text(encoding="utf-8"))
     boards = [_describe(board, f"b{i}") for i, board in enumerate(summary.boards())]
-    return template.render(boards=boards, notes=summary.notes, definitions=DEFINITIONS, words=words)
+    return render("report.html.j2", boards=boards, notes=summary.notes, definitions=DEFINITIONS, words=words)
+
+
+def render(template: str, **content: Any) -> str:
+    """A template of this folder in the style that all pages share; what it is given is escaped."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    folder = files("lamella.report")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(folder.joinpath(template).read_text(encoding="utf-8"))
+    return page.render(style=Markup(folder.joinpath("style.css").read_text(encoding="utf-8")), **content)
 
 
 def _describe(board: Sequence[Row], name: str) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""`lamella evaluate`: how good a model is on given images."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lamella.cli.predict import UNKNOWN
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A folder CLASS/*.jpg, a CSV of paths and labels, or an npz archive.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page as well.", metavar="FILE")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the confusion matrix.", metavar="FILE")] = None,
+) -> None:
+    """Measure a model on labelled images.
+
+    Accuracy by class and task, calibration, confusion; classes it never learned show whether it calls them unknown.
+    Where DATA has a test part, that is measured; where it was learned from, what was held back.
+    """
+    from lamella.evaluation import evaluate as evaluated
+    from lamella.evaluation import images_to_measure
+    from lamella.files import write_atomic
+    from lamella.learner import Learner
+    from lamella.report.model_pages import evaluation_page
+    from lamella.report.model_text import evaluation_text
+    from lamella.report.page import check_file
+
+    for file in (html, png):
+        if file is not None:
+            check_file(file)
+    learner = Learner.load(model)
+    images, names, part = images_to_measure(data, {task.get("data_sha256", "") for task in learner.tasks})
+    measured = evaluated(learner, images, names, unknown_below=UNKNOWN)
+    what = f"{data}: {part}"
+    facts = {"data": data, "part": part, **asdict(measured)}
+    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else evaluation_text(measured, what).rstrip())
+    if html is not None:
+        write_atomic(html, evaluation_page(measured, str(model), what).encode())
+        typer.echo(f"page: {html}", err=True)
+    if png is not None:
+        from lamella.report.model_figures import confusion_png
+
+        write_atomic(png, confusion_png(measured))
+        typer.echo(f"picture: {png}", err=True)

@@ -1,0 +1,36 @@
+"""`lamella inspect`: what a model says of itself."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page as well.", metavar="FILE")] = None,
+) -> None:
+    """Show what a model has learned, and how much still fits.
+
+    The ledger of its tasks, the directions each layer has left, a forecast, and how alike the tasks are.
+    """
+    from lamella.files import write_atomic
+    from lamella.inspection import inspect as inspected
+    from lamella.inspection import origins
+    from lamella.learner import Learner
+    from lamella.report.model_pages import inspection_page
+    from lamella.report.model_text import inspection_text
+    from lamella.report.page import check_file
+
+    if html is not None:
+        check_file(html)
+    facts = inspected(Learner.load(model), origins(model))
+    typer.echo(json.dumps(asdict(facts), indent=2, ensure_ascii=False) if as_json else inspection_text(facts).rstrip())
+    if html is not None:
+        write_atomic(html, inspection_page(facts, str(model)).encode())
+        typer.echo(f"page: {html}", err=True)
