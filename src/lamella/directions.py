@@ -129,7 +129,8 @@ def _tasks_left(space: Space, rank: int) -> float:
     """Tasks that begin with at least `rank` free directions."""
     if space.free < rank:
         return 0
-    return math.inf if space.pace == 0 else (space.free - rank) // space.pace + 1
+    # Whole numbers, because a quotient of thirds may round to the other side of one.
+    return math.inf if space.pace == 0 else (space.free - rank) * len(space.latest) // sum(space.latest) + 1
 
 
 def overlap(method: Any) -> Overlap | None:

@@ -13,7 +13,7 @@ __all__ = ["Inspection", "LearnedTask", "Origin", "inspect", "origins"]
 
 @dataclass(frozen=True)
 class Origin:
-    """The version of a model that first had a task.
+    """The version of a model that learning a task made.
 
     Attributes:
         version: its number. made: when, local time. bytes: of its state, all tasks until then together.
@@ -99,7 +99,9 @@ def _learned(learner: Learner, number: int, origin: Origin | None) -> LearnedTas
 
 
 def origins(folder: Path) -> list[Origin | None]:
-    """For each task of the model at `folder`, the oldest version that leads to the current one and has the task.
+    """For each task of the model at `folder`, the oldest version that leads to the current one and ends with the task.
+
+    None where that version was not kept, or where several tasks were learned before one was saved.
 
     Raises:
         FileNotFoundError, ValueError: as `store.history`.
@@ -110,6 +112,5 @@ def origins(folder: Path) -> list[Origin | None]:
         theirs = load_manifest(folder, version.number)["tasks"]
         # Equal records, not names: what was rolled back may have been learned again under the same name.
         if version.number <= current["version"] and theirs == tasks[: len(theirs)]:
-            for number in range(len(theirs)):
-                found.setdefault(number, Origin(version.number, version.made, version.bytes))
+            found.setdefault(len(theirs) - 1, Origin(version.number, version.made, version.bytes))
     return [found.get(number) for number in range(len(tasks))]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lamella.report.figures import WIDTH
-from lamella.report.svg import CARD, GRID, INK, SERIES, drawing, to_svg
+from lamella.report.svg import CARD, SERIES, drawing, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,10 +36,9 @@ def draw_spaces(spaces: Sequence["Space"], rank: int | None, name: str) -> str:
     with drawing(WIDTH, 0.8 + 0.24 * len(spaces)) as figure:
         axes = figure.add_subplot()
         for i, space in enumerate(spaces):
-            axes.barh(i, 100 * space.used / space.width, 0.66, color=SERIES[0], linewidth=0)
-            axes.text(
-                100 * space.used / space.width, i, f" {space.used} of {space.width}", va="center", fontsize=8, color=INK
-            )
+            share = 100 * space.used / space.width
+            axes.barh(i, share, 0.66, color=SERIES[0], linewidth=0)
+            axes.text(share + 1, i, f"{space.used} of {space.width}", va="center", fontsize=8)
             if rank is not None:
                 limit = 100 * (space.width - rank) / space.width
                 axes.plot([limit, limit], [i - 0.4, i + 0.4], color=SERIES[3], linewidth=1.6)
@@ -120,7 +119,7 @@ def _heat_map(
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=turned, fontsize=size)
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=size)
     axes.invert_yaxis()
-    axes.tick_params(length=0, color=GRID)
+    axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
