@@ -192,6 +192,7 @@ def test_texts_say_the_numbers() -> None:
     ("changes", "told"),
     [
         ({"spaces": (), "forecast": None}, "protects no directions of its layers' inputs, so none run out"),
+        ({"tasks": (), "forecast": None, "overlap": None}, "No forecast: nothing was learned yet."),
         ({"forecast": None}, "nothing is kept away from what is remembered"),
         ({"forecast": Forecast(None, "layer", 2, 0.0, 1)}, "No end in sight: the last 1 task took no direction"),
         ({"forecast": Forecast(0, "layer", 6, 1.0, 1)}, "layer has 5 free directions, fewer than the 6 of a branch"),
@@ -222,12 +223,14 @@ def test_the_picture_has_a_bright_diagonal() -> None:
     from PIL import Image
 
     names = tuple(f"c{i}" for i in range(40))
-    lines = tuple(Counted(name, 1, 1, 1, 0) for name in names)
-    right = replace(measured(), classes=lines, columns=names, confusion=tuple((name, name, 1) for name in names))
+    lines = tuple(Counted(name, 1, 1, 1, 0) for name in names[20:])
+    right = replace(measured(), classes=lines, columns=names, confusion=tuple((name, name, 1) for name in names[20:]))
     picture = np.asarray(Image.open(BytesIO(confusion_png(right))).convert("RGB")).astype(int)
-    yellow = (np.abs(picture - [253, 231, 37]).sum(2) < 30).sum()
-    violet = (np.abs(picture - [68, 1, 84]).sum(2) < 30).sum()
-    assert yellow / (yellow + violet) == pytest.approx(1 / 40, rel=0.2)
+    yellow, violet = (np.abs(picture - colour).sum(2) < 30 for colour in ([253, 231, 37], [68, 1, 84]))
+    assert yellow.sum() / (yellow + violet).sum() == pytest.approx(20 / 1600, rel=0.2)
+    down, across = yellow.nonzero()
+    assert down.min() > violet.nonzero()[0].mean(), "classes without an image have their rows too"
+    assert np.corrcoef(down, across)[0, 1] > 0.99
 
 
 def test_both_commands_on_photos(lamella: Run, tmp_path: Path) -> None:
@@ -238,6 +241,7 @@ def test_both_commands_on_photos(lamella: Run, tmp_path: Path) -> None:
     assert code == 0, err
     assert [task["name"] for task in shown["tasks"]] == ["photos"]
     assert shown["tasks"][0]["origin"]["version"] == 1
+    assert shown["tasks"][0]["accuracy"] == 1
     assert (shown["spaces"], shown["forecast"], shown["overlap"]) == ([], None, None)
     assert "Overlap of tasks needs two tasks." in (tmp_path / "m.html").read_text()
 
@@ -246,6 +250,7 @@ def test_both_commands_on_photos(lamella: Run, tmp_path: Path) -> None:
     found = json.loads(out)
     assert code == 0, err
     assert (found["part"], found["images"], found["right"]) == ("all of it", 10, 10)
+    assert (found["accuracy"], found["classes"][0]["accuracy"]) == (1, 1)
     assert [stranger["name"] for stranger in found["strangers"]] == ["checked"]
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     code, out, _ = lamella("evaluate", model, photos, "--html", tmp_path / "e.html")

@@ -139,7 +139,8 @@ def evaluate(
         ValueError: no image is of a class that was learned, or one cannot be decoded (it is named).
     """
     known = set(learner.class_names.values())
-    names = [class_names[label] for label in images.labels.tolist()]
+    labels: list[int] = images.labels.tolist()
+    names = [class_names[label] for label in labels]
     if not known.intersection(names):
         there = ", ".join(sorted(set(names))[:5]) or "no image"
         raise ValueError(

@@ -1,7 +1,6 @@
 """`lamella evaluate`: how good a model is on given images."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +30,7 @@ def evaluate(
     from lamella.files import write_atomic
     from lamella.learner import Learner
     from lamella.report.model_pages import evaluation_page
-    from lamella.report.model_text import evaluation_text
+    from lamella.report.model_text import evaluation_text, facts
     from lamella.report.page import check_file
 
     for file in (html, png):
@@ -41,8 +40,10 @@ def evaluate(
     images, names, part = images_to_measure(data, {task.get("data_sha256", "") for task in learner.tasks})
     measured = evaluated(learner, images, names, unknown_below=UNKNOWN)
     what = f"{data}: {part}"
-    facts = {"data": data, "part": part, **asdict(measured)}
-    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else evaluation_text(measured, what).rstrip())
+    if as_json:
+        typer.echo(json.dumps({"data": data, "part": part, **facts(measured)}, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(evaluation_text(measured, what).rstrip())
     if html is not None:
         write_atomic(html, evaluation_page(measured, str(model), what).encode())
         typer.echo(f"page: {html}", err=True)

@@ -1,7 +1,6 @@
 """`lamella inspect`: what a model says of itself."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -24,13 +23,13 @@ def inspect(
     from lamella.inspection import origins
     from lamella.learner import Learner
     from lamella.report.model_pages import inspection_page
-    from lamella.report.model_text import inspection_text
+    from lamella.report.model_text import facts, inspection_text
     from lamella.report.page import check_file
 
     if html is not None:
         check_file(html)
-    facts = inspected(Learner.load(model), origins(model))
-    typer.echo(json.dumps(asdict(facts), indent=2, ensure_ascii=False) if as_json else inspection_text(facts).rstrip())
+    found = inspected(Learner.load(model), origins(model))
+    typer.echo(json.dumps(facts(found), indent=2, ensure_ascii=False) if as_json else inspection_text(found).rstrip())
     if html is not None:
-        write_atomic(html, inspection_page(facts, str(model)).encode())
+        write_atomic(html, inspection_page(found, str(model)).encode())
         typer.echo(f"page: {html}", err=True)

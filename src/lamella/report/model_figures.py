@@ -38,12 +38,12 @@ def draw_spaces(spaces: Sequence["Space"], rank: int | None, name: str) -> str:
         for i, space in enumerate(spaces):
             share = 100 * space.used / space.width
             axes.barh(i, share, 0.66, color=SERIES[0], linewidth=0)
-            axes.text(share + 1, i, f"{space.used} of {space.width}", va="center", fontsize=8)
+            axes.text(103, i, f"{space.used} of {space.width}", va="center", fontsize=8)
             if rank is not None:
                 limit = 100 * (space.width - rank) / space.width
                 axes.plot([limit, limit], [i - 0.4, i + 0.4], color=SERIES[3], linewidth=1.6)
         axes.set_yticks(range(len(spaces)), [_short(space.layer, 28) for space in spaces])
-        axes.set(xlabel="protected directions (%)", xlim=(0, 118), ylim=(len(spaces) - 0.5, -0.5))
+        axes.set(xlabel="protected directions (%)", xlim=(0, 128), ylim=(len(spaces) - 0.5, -0.5))
         axes.set_xticks(range(0, 101, 20))
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
@@ -85,13 +85,16 @@ def confusion_png(evaluation: "Evaluation") -> bytes:
 
 def _confusion(figure: "Figure", evaluation: "Evaluation", between: str) -> None:
     """True classes down, predicted ones across, percent of each true class."""
-    rows, columns = [line.name for line in evaluation.classes], list(evaluation.columns)
+    columns = list(evaluation.columns)
+    rows = [line.name for line in evaluation.classes]
+    # Where rows carry no names, they are all there, so that the diagonal is one.
+    rows = rows if len(columns) <= MOST_CELLS else columns
     row, column = ({name: i for i, name in enumerate(names)} for names in (rows, columns))
     counts = np.zeros((len(rows), len(columns)))
     for true, predicted, images in evaluation.confusion:
         counts[row[true], column[predicted]] = images
     axes = figure.add_subplot()
-    shares = 100 * counts / counts.sum(1, keepdims=True)
+    shares = 100 * counts / counts.sum(1, keepdims=True).clip(1)
     _heat_map(axes, shares, [_short(n) for n in rows], [_short(n) for n in columns], between, most=100)
     axes.set(xlabel="predicted class", ylabel="class")
 
@@ -128,5 +131,5 @@ def _height(rows: int, columns: Sequence[str]) -> float:
     return 0.9 + 0.07 * max(len(_short(name)) for name in columns) + rows * min(0.42, 5.4 / max(rows, len(columns)))
 
 
-def _short(name: str, most: int = 18) -> str:
+def _short(name: str, most: int = 24) -> str:
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"

@@ -38,7 +38,7 @@ def evaluation_page(evaluation: "Evaluation", title: str, data: str) -> str:
 
     mistakes = sorted((c for c in evaluation.confusion if c[0] != c[1]), key=lambda c: -c[2])
     return render(
-        "evaluation.html.j2", title=title, data=data, measured=evaluation, words=words, mistakes=mistakes[:20],
+        "evaluation.html.j2", title=title, data=data, measured=evaluation, words=words, mistakes=mistakes[:10],
         named=len(evaluation.columns) <= MOST_CELLS,
         confusion=Markup(draw_confusion(evaluation, "confusion")),
         calibration=Markup(draw_calibration(evaluation, "calibration")),

@@ -2,7 +2,8 @@
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 from lamella.report import words
 
@@ -13,12 +14,23 @@ if TYPE_CHECKING:
     from lamella.evaluation import Evaluation
     from lamella.inspection import Inspection
 
-__all__ = ["evaluation_text", "forecast_told", "inspection_text", "no_overlap_told"]
+__all__ = ["evaluation_text", "facts", "forecast_told", "inspection_text", "no_overlap_told"]
 
 MOST_TASKS = 12
 """Tasks up to which their overlap is a table; the page has all of them."""
 MOST_CLASSES = 30
 """Classes that are listed, the worst ones; the page and JSON have all of them."""
+
+
+def facts(of: Any) -> Any:
+    """Dataclasses as JSON has them, with what follows from their fields, such as an accuracy."""
+    if isinstance(of, tuple):
+        return [facts(entry) for entry in of]
+    if not is_dataclass(of):
+        return of
+    names = [field.name for field in fields(of)]
+    names += [name for name, value in vars(type(of)).items() if isinstance(value, property)]
+    return {name: facts(getattr(of, name)) for name in names}
 
 
 def inspection_text(model: "Inspection") -> str:
@@ -42,6 +54,8 @@ def forecast_told(model: "Inspection") -> str:
     found = model.forecast
     if not model.spaces:
         return "This method protects no directions of its layers' inputs, so none run out."
+    if not model.tasks:
+        return "No forecast: nothing was learned yet."
     if found is None:
         known = all(space.grown for space in model.spaces)
         why = "nothing is kept away from what is remembered" if known else "what each task took was not recorded"
