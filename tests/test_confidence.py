@@ -54,11 +54,15 @@ def test_known_images_have_every_familiarity_equally_often() -> None:
     assert sure.familiarity(torch.tensor([-99.0, 99.0])).tolist() == [0, 1]  # type: ignore[union-attr]
 
 
-def test_tasks_are_pooled_by_their_images() -> None:
+def test_familiarity_is_of_all_tasks_and_the_temperature_of_the_newest_that_say_enough() -> None:
     record = {"images": 10, "temperature": 2.0, "typicality": histogram(torch.full((10,), 5.0))}
     other = {"images": 30, "temperature": 32.0, "typicality": histogram(torch.arange(30.0) + 100)}
     sure = Confidence([record, other])
-    assert sure.temperature == pytest.approx(2 ** (1 / 4) * 32 ** (3 / 4))
+    assert sure.temperature == 32
+    assert Confidence([other, record]).temperature == pytest.approx(2 ** (1 / 4) * 32 ** (3 / 4))
+    assert Confidence([record] * 9 + [other | {"images": 20}, record]).temperature == pytest.approx(
+        2 ** (1 / 3) * 32 ** (2 / 3)
+    )
     assert sure.familiarity(torch.tensor([4.0, 5.0, 200.0])).tolist() == [0, 0.25, 1]  # type: ignore[union-attr]
     nothing = Confidence([])
     assert (nothing.temperature, nothing.familiarity(torch.zeros(2))) == (1, None)

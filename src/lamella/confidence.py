@@ -18,6 +18,8 @@ from torch import Tensor
 __all__ = ["Confidence", "fitted_temperature", "histogram", "logits_and_typicality"]
 
 BINS = 64
+ENOUGH = 30
+"""Images from which a temperature is taken."""
 
 
 def logits_and_typicality(method: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,9 +78,16 @@ class Confidence:
 
     @property
     def temperature(self) -> float:
-        """The geometric mean over the tasks, weighed by their images; 1 where none were held back."""
-        images = sum(r["images"] for r in self.records)
-        return math.exp(sum(r["images"] * math.log(r["temperature"]) for r in self.records) / images) if images else 1.0
+        """Of the newest task, at which all classes competed; 1 where nothing was held back.
+
+        Where that task had few images, of the newest tasks that had `ENOUGH` together: their geometric mean by images.
+        """
+        images, sum_ = 0, 0.0
+        for record in reversed(self.records):
+            images, sum_ = images + record["images"], sum_ + record["images"] * math.log(record["temperature"])
+            if images >= ENOUGH:
+                break
+        return math.exp(sum_ / images) if images else 1.0
 
     def familiarity(self, typicality: Tensor) -> Tensor | None:
         """(n,) 0..1 of scores (n,); None where nothing was held back."""
