@@ -9,6 +9,7 @@ from lamella.cli.catalogue import layers, list_known
 from lamella.cli.demo import demo
 from lamella.cli.evaluate import evaluate
 from lamella.cli.inspect import inspect
+from lamella.cli.export import export
 from lamella.cli.learn import learn
 from lamella.cli.predict import predict
 from lamella.cli.report import report
@@ -69,6 +70,12 @@ _add(
     "lamella learn model photos/ --backbone vit_tiny_patch16_224",
 )  # fmt: skip
 _add(predict, "predict", "lamella predict model photo.jpg", "lamella predict model photos/ --top 3 --json")
+_add(
+    export, "export",
+    "lamella export model --format timm --out model-timm",
+    "lamella export model --format onnx --out model.onnx",
+    "lamella export model --format timm --readout base --out own-heads",
+)  # fmt: skip
 _add(history, "history", "lamella history model", "lamella history model --json")
 _add(rollback, "rollback", "lamella rollback model", "lamella rollback model --to 3")
 _add(forget, "forget", "lamella forget model birds", "lamella forget model birds --purge")

@@ -1,0 +1,30 @@
+"""`lamella export`: a model in the form of another tool."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["export"]
+
+
+def export(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    format: Annotated[str, typer.Option(metavar="FORMAT", help="timm, peft, onnx or adapters (plain tensors).")],
+    out: Annotated[Path, typer.Option(metavar="PATH", help="A new folder; for onnx a new file.")],
+    readout: Annotated[
+        str, typer.Option(metavar="NAME", help="base: what the method is built on, such as its own heads.")
+    ] = "",
+    per_task: Annotated[
+        bool, typer.Option("--per-task", help="With peft: a folder for each task, where tasks are kept apart.")
+    ] = False,
+) -> None:
+    """Write a model in a form that needs no Lamella.
+
+    The export is loaded again and compared with the model on random images; one that differs is not kept.
+    """
+    from lamella.export import export as write
+    from lamella.learner import Learner
+
+    lines = write(Learner.load(model), format, out, readout=readout, per_task=per_task)
+    typer.echo("\n".join([f"wrote {out} ({format})", *lines]))

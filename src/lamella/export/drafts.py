@@ -1,0 +1,25 @@
+"""Exports that are whole or not there: written beside their place, then moved."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+__all__ = ["draft"]
+
+
+@contextmanager
+def draft(out: Path) -> Generator[Path]:
+    """A place to write to, a file or a folder, that becomes `out` when the context ends without an error.
+
+    Raises:
+        ValueError: `out` exists already.
+    """
+    if out.exists():
+        raise ValueError(f"'{out}' exists already; choose another place, or remove it first")
+    home = next(folder for folder in out.absolute().parents if folder.exists())  # a move within one file system
+    with TemporaryDirectory(dir=home, prefix=".lamella-export-") as scratch:
+        place = Path(scratch) / out.name
+        yield place
+        out.parent.mkdir(parents=True, exist_ok=True)
+        place.rename(out)

@@ -1,0 +1,328 @@
+"""Exports: others load them without Lamella, they compute what the model computes, and what cannot be says why not."""
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from streams import stream
+from torch import Tensor
+
+from lamella import Learner
+from lamella.export import export
+from lamella.export.check import Check, compare
+from lamella.export.drafts import draft
+from lamella.export.peft_folder import low_rank
+
+VIT = {"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0}
+OUTSIDE = """
+import json, sys, timm, torch
+from pathlib import Path
+from peft import PeftModel
+from safetensors.torch import load_file
+folder, images = Path(sys.argv[1]), load_file(sys.argv[2])["images"]
+config = json.loads((folder / "timm" / "config.json").read_text())
+
+def new():
+    return timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
+
+plain = new()
+plain.load_state_dict(load_file(folder / "timm" / "model.safetensors"))
+at_once = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True)
+adapted = new()
+adapted.load_state_dict(load_file(folder / "peft" / "base.safetensors"), strict=False)
+adapted = PeftModel.from_pretrained(adapted, str(folder / "peft"))
+with torch.no_grad():
+    found = {"timm": plain.eval()(images), "at_once": at_once.eval()(images), "peft": adapted.eval()(images)}
+assert "lamella" not in sys.modules
+print(json.dumps({name: logits.tolist() for name, logits in found.items()}))
+"""
+
+
+@cache
+def learned(method: str, part: str = "", backbone: str = "test_vit", **options: Any) -> Learner:
+    """A learner of two tasks of two classes; `part`: align or calibrate, `options`: of the method, or of align."""
+    quick = {} if method in ("nearest-mean", "streaming-lda") else {"epochs": 2, "batch_size": 8}
+    of_part = {key: options.pop(key) for key in list(options) if part and key in ("own_covariance", "head")}
+    table = {"name": method, **quick, **options} | ({part: of_part} if part else {})
+    of_backbone = VIT if backbone == "test_vit" else {"name": backbone, "weights": "random", "size": 16}
+    learner = Learner.create(backbone=of_backbone, method=table, align=part == "align", fit={"device": "cpu"})
+    for task in stream(classes=4, tasks=2, per_class=4):
+        learner.learn(task)
+    return learner
+
+
+def images(count: int = 3, size: int = 32) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+def run_onnx(file: Path, x: Tensor) -> Tensor:
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+
+def assert_same(logits: Any, expected: Tensor) -> None:
+    torch.testing.assert_close(
+        torch.as_tensor(logits), expected.float(), rtol=0, atol=1e-4 * float(expected.abs().max())
+    )
+
+
+def test_timm_and_peft_load_it_without_lamella(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from safetensors.torch import save_file
+
+    learner = learned("inflora", "align")
+    for form in ("timm", "peft"):
+        export(learner, form, tmp_path / form)
+    x = images()
+    save_file({"images": x}, tmp_path / "images.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", OUTSIDE, str(tmp_path), str(tmp_path / "images.safetensors")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for logits in (found["timm"], found["at_once"], found["peft"]):
+        assert_same(logits, learner.logits(x))
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "options"),
+    [("seq-lora", "", {}), ("sdlora", "", {}), ("olora", "align", {"head": "refit"}), ("seq-finetune", "", {}),
+     ("streaming-lda", "", {}), ("linear-probe", "", {})],
+)  # fmt: skip
+def test_timm_computes_what_the_method_computes(
+    method: str, part: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    import timm
+    from safetensors.torch import load_file
+
+    learner = learned(method, part, **options)
+    export(learner, "timm", tmp_path / "model")
+    model = timm.create_model("test_vit", num_classes=4, img_size=32).eval()
+    model.load_state_dict(load_file(tmp_path / "model" / "model.safetensors"))
+    x = images()
+    with torch.no_grad():
+        assert_same(model(x), learner.logits(x))
+
+
+def test_the_bundled_backbone_is_one_of_timms(tmp_path: Path) -> None:
+    import timm
+
+    learner = Learner.create(method="streaming-lda", fit={"device": "cpu"})
+    learner.learn(stream(classes=4, tasks=1, per_class=4)[0])
+    export(learner, "timm", tmp_path / "model")
+    model = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    with torch.no_grad():
+        assert_same(model(images()), learner.logits(images()))
+
+
+def test_names_and_transform_travel_in_every_form(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    onnx = pytest.importorskip("onnx")
+    from safetensors import safe_open
+
+    learner = learned("seq-lora")
+    places = {"timm": "model.safetensors", "peft": "adapter_model.safetensors", "adapters": "learned.safetensors"}
+    found: list[dict[str, str]] = []
+    for form, file in places.items():
+        export(learner, form, tmp_path / form)
+        with safe_open(tmp_path / form / file, "pt") as opened:
+            found.append(opened.metadata())
+    export(learner, "onnx", tmp_path / "model.onnx")
+    found.append({p.key: p.value for p in onnx.load(tmp_path / "model.onnx").metadata_props})
+    for notes in found:
+        assert json.loads(notes["class_names"]) == [learner.class_names[i] for i in learner.method.classes]
+        transform = json.loads(notes["transform"])
+        assert (transform["size"], transform["interpolation"]) == (32, learner.backbone.transform.interpolation)
+        assert transform["mean"] == list(learner.backbone.transform.mean)
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
+    assert config["label_names"] == json.loads(found[0]["class_names"])
+
+
+def test_peft_holds_the_exact_change_in_its_rank_and_leaves_the_query_alone(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from safetensors.torch import load_file
+
+    learner = learned("inflora", rank=3)
+    lines = export(learner, "peft", tmp_path / "lora")
+    tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    loaded = Learner(learner.config).backbone.model.state_dict()
+    width = learner.backbone.width
+    for name, rank in config["rank_pattern"].items():
+        A, B = (tensors[f"base_model.model.{name}.lora_{letter}.weight"] for letter in "AB")
+        change = learner.backbone.model.state_dict()[f"{name}.weight"] - loaded[f"{name}.weight"]
+        assert len(A) == rank <= 6, "two tasks of rank 3"
+        assert not B[:width].any()
+        torch.testing.assert_close(B @ A, change, rtol=0, atol=1e-6)
+    assert any(line.startswith("rank ") and "layers" in line for line in lines)
+
+
+def test_the_rank_is_that_of_the_update_not_of_rounding() -> None:
+    draw = torch.Generator().manual_seed(0)
+    W = torch.randn(96, 32, generator=draw)
+    change = torch.randn(96, 4, generator=draw) @ torch.randn(4, 32, generator=draw) / 100
+    folded = W + change  # rounds every entry
+    pair = low_rank(folded - W, W)
+    assert len(pair.A) == 4
+    torch.testing.assert_close(pair.B @ pair.A, change, rtol=0, atol=2e-6)
+    assert len(low_rank(torch.zeros(96, 32), W).A) == 0
+
+
+@pytest.mark.parametrize("method", ["color", "sdlora"])
+def test_tasks_kept_apart_become_a_folder_each(method: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    import timm
+    from safetensors.torch import load_file
+
+    learner = learned(method)
+    export(learner, "peft", tmp_path / "tasks", per_task=True)
+    assert sorted(p.name for p in (tmp_path / "tasks").iterdir()) == ["task0", "task1"]
+    x, every = images(), learner.method.classes
+    for t in range(2) if method == "color" else ():
+        folder = tmp_path / "tasks" / f"task{t}"
+        model = timm.create_model("test_vit", num_classes=2, img_size=32)
+        model.load_state_dict(load_file(folder / "base.safetensors"), strict=False)
+        model = peft.PeftModel.from_pretrained(model, str(folder)).eval()
+        own = [every.index(c) for c in learner.tasks[t]["classes"]]
+        with torch.no_grad():
+            assert_same(model(x), learner.logits(x, task=t)[:, own])
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "options"),
+    [("inflora", "align", {}), ("inflora", "align", {"own_covariance": 0.2}), ("duallora", "", {}), ("color", "", {}),
+     ("color", "", {"choice": "soft"})],
+)  # fmt: skip
+def test_onnx_computes_the_whole_prediction_for_batches_of_any_size(
+    method: str, part: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    learner = learned(method, part, **options)
+    export(learner, "onnx", tmp_path / "model.onnx")
+    for count in (1, 4, 7):
+        assert_same(run_onnx(tmp_path / "model.onnx", images(count)), learner.logits(images(count)))
+
+
+def test_adapters_are_the_learned_tensors(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    learner = learned("seq-lora")
+    export(learner, "adapters", tmp_path / "numbers")
+    tensors = load_file(tmp_path / "numbers" / "learned.safetensors")
+    assert torch.equal(tensors["heads.heads.1.weight"], learner.method.heads[1].weight)
+    assert {k for k in tensors if ".branches.lora." in k}, "the adapter is among them"
+    assert set(json.loads((tmp_path / "numbers" / "learned.json").read_text())["tensors"]) == set(tensors)
+
+
+def test_no_image_of_a_memory_is_exported(tmp_path: Path) -> None:
+    learner = learned("replay", backbone="resnet20", memory=4)
+    export(learner, "adapters", tmp_path / "numbers")
+    listed = json.loads((tmp_path / "numbers" / "learned.json").read_text())["tensors"]
+    assert not [name for name, of in listed.items() if of["dtype"] == "uint8"]
+
+
+@pytest.mark.parametrize(
+    ("form", "method", "part", "options", "message"),
+    [
+        ("timm", "inflora", "align", {"own_covariance": 0.2}, "--readout base"),
+        ("timm", "color", "", {}, "for each image.*--format onnx"),
+        ("timm", "nearest-mean", "", {}, "one linear layer.*--format onnx"),
+        ("peft", "seq-finetune", "", {}, "SeqFinetune changed .*--format timm"),
+        ("peft", "linear-probe", "", {}, "no weight of the backbone changed"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_says_why_and_what_else(
+    form: str, method: str, part: str, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    if form == "peft":
+        pytest.importorskip("peft")
+    with pytest.raises(ValueError, match=message):
+        export(learned(method, part, **options), form, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_own_heads_beneath_a_discriminant_are_exported_by_their_readout(tmp_path: Path) -> None:
+    import timm
+
+    learner = learned("inflora", "align", own_covariance=0.2)
+    export(learner, "timm", tmp_path / "heads", readout="base")
+    model = timm.create_model(f"local-dir:{tmp_path / 'heads'}", pretrained=True).eval()
+    with torch.no_grad():
+        assert_same(model(images()), learner.method.base.predict(images()))
+    with pytest.raises(ValueError, match="no readout 'bse'; there are '', 'base'"):
+        export(learner, "timm", tmp_path / "more", readout="bse")
+
+
+def test_networks_that_timm_does_not_build_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'resnet20' is no network that timm builds"):
+        export(learned("replay", backbone="resnet20", memory=4), "timm", tmp_path / "out")
+
+
+def test_tasks_that_were_folded_into_one_weight_are_not_taken_apart(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match="InfLoRA keeps no adapter for each task"):
+        export(learned("inflora"), "peft", tmp_path / "out", per_task=True)
+
+
+def test_an_export_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = learned("seq-lora")
+    honest = type(learner.method).predict
+    monkeypatch.setattr(type(learner.method), "predict", lambda self, x, task=None: honest(self, x, task) * 1.001)
+    with pytest.raises(RuntimeError, match="does not compute what the model computes, so it was not kept"):
+        export(learner, "adapters", tmp_path / "deep" / "out", readout="")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tolerance_is_a_share_of_the_largest_logit() -> None:
+    base = torch.tensor([[100.0, 0.0]])
+
+    def logits(shift: float) -> Any:
+        return lambda x: base.repeat(len(x), 1) + shift
+
+    assert compare(logits(0), logits(0.009), 8) == Check(pytest.approx(0.009, rel=1e-2), 100.0, 6)  # pyright: ignore
+    for wrong in (0.011, float("nan")):
+        with pytest.raises(RuntimeError, match="allowed 1.0e-02"):
+            compare(logits(0), logits(wrong), 8)
+    with pytest.raises(RuntimeError, match="shape"):
+        compare(logits(0), lambda x: base, 8)
+
+
+def test_nothing_is_overwritten_and_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="exists already"), draft(tmp_path / "there"):
+        pass
+    with pytest.raises(KeyboardInterrupt), draft(tmp_path / "new" / "model") as place:
+        place.mkdir()
+        (place / "half").touch()
+        raise KeyboardInterrupt
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(RuntimeError, match=r"pip install 'lamella\[peft\]'"):
+        export(learned("seq-lora"), "peft", tmp_path / "out")
+
+
+def test_the_command_prints_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from lamella.cli import main
+
+    learned("seq-lora").save(tmp_path / "model")
+    monkeypatch.setattr(
+        sys, "argv", ["lamella", "export", str(tmp_path / "model"), "--format", "timm", "--out", str(tmp_path / "out")]
+    )
+    with pytest.raises(SystemExit) as left:
+        main()
+    out, err = capsys.readouterr()
+    assert not left.value.code, err
+    assert "largest difference of logits" in out
+    assert "allowed" in out
+    assert (tmp_path / "out" / "model.safetensors").exists()
