@@ -28,14 +28,17 @@ def needed(module: str, extra: str) -> Any:
 
 
 def description(learner: Learner, method: Any, classes: Sequence[int]) -> dict[str, Any]:
-    """For people and programs: class names in the order of the logits, the transform, and where it comes from."""
+    """Class names in the order of the logits, the transform, the temperature of the softmax, and what it comes from."""
     from lamella import __version__
 
+    own = method is learner.method
     return {
         "class_names": [learner.class_names[i] for i in classes],
         "transform": asdict(learner.backbone.transform),
         "tasks": [task["name"] for task in learner.tasks],
-        "method": type(method).__name__,
+        "method": learner.name,
+        "readout": "" if own else type(method).__name__,
+        "temperature": learner.confidence.temperature if own else 1.0,
         "backbone": learner.backbone.name,
         "weights_sha256": learner.backbone.weights_sha256,
         "written_by": f"lamella {__version__}",
@@ -43,7 +46,7 @@ def description(learner: Learner, method: Any, classes: Sequence[int]) -> dict[s
 
 
 def metadata(described: dict[str, Any]) -> dict[str, str]:
-    """The same as a file's metadata, text only: names of more than one letter as they are, all else as JSON."""
+    """The same as a file's metadata, which is text: text as it is, all else as JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in described.items()}
 
 

@@ -1,6 +1,7 @@
 """The formats by name, and what all of them share: a readout is chosen, a draft is written, checked, and moved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,7 @@ FORMATS: dict[str, Export] = {
 }
 
 
-def export(
-    learner: Learner, format: str, out: str | Path, *, readout: str = "", per_task: bool = False
-) -> list[str]:  # fmt: skip
+def export(learner: Learner, format: str, out: str | Path, *, readout: str = "", per_task: bool = False) -> list[str]:
     """Write a learned model to `out`, a file for "onnx" and a folder for the others; all of it, or nothing.
 
     Args:
@@ -49,5 +48,16 @@ def export(
         raise ValueError("this model has learned nothing yet; give it a task first")
     method = beneath(learner.method.eval(), readout)
     write = export_peft_tasks if per_task else FORMATS[format]
-    with draft(Path(out)) as place:
+    with draft(Path(out)) as place, _on_the_cpu(learner):
         return write(learner, method, place)
+
+
+@contextmanager
+def _on_the_cpu(learner: Learner) -> Generator[None]:
+    """Where exports are written and compared, so that they do not depend on an accelerator's rounding."""
+    device = next(learner.method.parameters()).device
+    learner.method.cpu()
+    try:
+        yield
+    finally:
+        learner.method.to(device)

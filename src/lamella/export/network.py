@@ -4,7 +4,7 @@ Nothing here knows a method by name. Which branches act, and with what coefficie
 predictions; where they differ from image to image, or the images pass through more than once, there is no such network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -90,16 +90,15 @@ def acting_branches(method: Any) -> dict[str, list[Acting]]:
     passes: dict[Adapted, list[Any]] = {layer: [] for layer in layers.values()}
     sites = [Site(name, layer, slice(0, layer.weight.shape[0])) for name, layer in layers.items()]
     with watch(sites, lambda layer: lambda x: passes[layer].append(layer.acting)):
-        method.predict(random_images(2, method.backbone.transform.size).to(_device(method)))
+        method.predict(random_images(2, method.backbone.transform.size))
     if any(len(seen) > 1 for seen in passes.values()):
         raise _per_image(method)
-    return {name: _acting(method, layer, passes[layer][0]) for name, layer in layers.items() if passes[layer]} | {
-        name: [] for name, layer in layers.items() if not passes[layer]
-    }
+    chosen = {name: passes[layer][0] if passes[layer] else {} for name, layer in layers.items()}
+    return {name: _acting(method, layer, chosen[name]) for name, layer in layers.items()}
 
 
-def _acting(method: Any, layer: Adapted, chosen: Any) -> list[Acting]:
-    coefficients = dict.fromkeys(sorted(layer.branches), 1.0) if chosen is None else chosen
+def _acting(method: Any, layer: Adapted, chosen: Mapping[str, Coefficient] | None) -> list[Acting]:
+    coefficients = dict.fromkeys(layer.branches, 1.0) if chosen is None else chosen
     found = [(name, branch, c) for name, c in coefficients.items() for branch in layer.of(name)]
     if any(branch.gate is not None or not _is_number(c) for _, branch, c in found):
         raise _per_image(method)
@@ -150,9 +149,9 @@ def _linear_classifier(method: Any) -> nn.Linear:
 
 @torch.no_grad()
 def _classifies_with(method: Any, heads: Heads) -> bool:
-    x = random_images(2, method.backbone.transform.size).to(_device(method))
     if not hasattr(method, "features"):
         return False
+    x = random_images(2, method.backbone.transform.size)
     own = method.predict(x)
     return bool(torch.allclose(heads(method.features(x)), own, rtol=1e-4, atol=1e-4 * float(own.abs().max())))
 
@@ -177,7 +176,3 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer.weight.data.copy_(weight)
     layer.bias.data.copy_(bias)
     return layer
-
-
-def _device(method: nn.Module) -> torch.device:
-    return next(method.parameters()).device
