@@ -20,7 +20,7 @@ from lamella.lowrank import Site, watch
 from lamella.memory import ClassGaussians
 from lamella.methods.streaming_lda import StreamingLDA
 
-__all__ = ["Acting", "Fixed", "acting_branches", "adapted_layers", "beneath", "fixed", "update"]
+__all__ = ["Acting", "Fixed", "acting_branches", "adapted_layers", "beneath", "fixed", "linear_layer", "update"]
 
 
 class Acting(NamedTuple):
@@ -100,13 +100,17 @@ def acting_branches(method: Any) -> dict[str, list[Acting]]:
 def _acting(method: Any, layer: Adapted, chosen: Mapping[str, Coefficient] | None) -> list[Acting]:
     coefficients = dict.fromkeys(layer.branches, 1.0) if chosen is None else chosen
     found = [(name, branch, c) for name, c in coefficients.items() for branch in layer.of(name)]
-    if any(branch.gate is not None or not _is_number(c) for _, branch, c in found):
+    numbers = [(name, branch, _number(c)) for name, branch, c in found if branch.gate is None]
+    acting = [Acting(name, branch, number) for name, branch, number in numbers if number is not None]
+    if len(acting) < len(found):
         raise _per_image(method)
-    return [Acting(name, branch, float(c)) for name, branch, c in found]
+    return acting
 
 
-def _is_number(coefficient: Coefficient) -> bool:
-    return coefficient.numel() == 1 if isinstance(coefficient, Tensor) else not callable(coefficient)
+def _number(coefficient: Coefficient) -> float | None:
+    if isinstance(coefficient, Tensor):
+        return float(coefficient) if coefficient.numel() == 1 else None
+    return None if callable(coefficient) else coefficient
 
 
 def _per_image(method: Any) -> ValueError:
@@ -160,7 +164,9 @@ def _of_heads(heads: Heads) -> nn.Linear:
     every = [head for head in heads.heads if isinstance(head, Head)]
     weights = {i: row for head in every for i, row in zip(head.ids.tolist(), head.weight, strict=True)}
     biases = {i: bias for head in every for i, bias in zip(head.ids.tolist(), head.bias, strict=True)}
-    return _linear(torch.stack([weights[i] for i in heads.classes]), torch.stack([biases[i] for i in heads.classes]))
+    return linear_layer(
+        torch.stack([weights[i] for i in heads.classes]), torch.stack([biases[i] for i in heads.classes])
+    )
 
 
 def _of_discriminant(statistics: ClassGaussians, shrinkage: float) -> nn.Linear:
@@ -168,10 +174,11 @@ def _of_discriminant(statistics: ClassGaussians, shrinkage: float) -> nn.Linear:
     width = statistics.means.shape[1]
     points = torch.cat([statistics.means.new_zeros(1, width), torch.eye(width).to(statistics.means)])
     scores = statistics.linear_discriminant(points, shrinkage)
-    return _linear((scores[1:] - scores[0]).T, scores[0])
+    return linear_layer((scores[1:] - scores[0]).T, scores[0])
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+def linear_layer(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """The linear layer with this weight (classes, d) and bias (classes,), in float32."""
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     layer.weight.data.copy_(weight)
     layer.bias.data.copy_(bias)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lamella.config import build_backbone
 from lamella.export.check import compare
 from lamella.export.describe import architecture, description, metadata, needed, new_timm_model, timm_config
-from lamella.export.network import Acting, Fixed, acting_branches, adapted_layers, fixed, update
+from lamella.export.network import Acting, Fixed, acting_branches, adapted_layers, fixed, linear_layer, update
 from lamella.files import write_json
 from lamella.heads import Head
 from lamella.learner import Learner
@@ -82,8 +82,7 @@ def export_peft_tasks(learner: Learner, method: Any, folder: Path) -> list[str]:
         head: Head = method.heads[t]
         coefficients = {a.adapter: a.coefficient for acting in layers.values() for a in acting}
         changes = {n: (update(weights[n].shape, acting), weights[n]) for n, acting in layers.items()}
-        classifier = nn.Linear(*reversed(head.weight.shape))
-        classifier.load_state_dict({"weight": head.weight, "bias": head.bias})
+        classifier = linear_layer(head.weight, head.bias)
 
         def own(x: Tensor, head: Head = head, coefficients: Mapping[str, float] = coefficients) -> Tensor:
             with using(sites, coefficients):
