@@ -15,6 +15,8 @@ from lamella.cli.predict import predict
 from lamella.cli.report import report
 from lamella.cli.run import run, show
 from lamella.cli.versions import forget, history, rollback
+from lamella.cli.serve import serve
+from lamella.cli.versions import history, rollback
 
 __all__ = ["app"]
 
@@ -85,3 +87,4 @@ _add(
     "lamella evaluate model test-photos/ --html accuracy.html",
     "lamella evaluate model test-photos/ --png confusion.png --json",
 )  # fmt: skip
+_add(serve, "serve", "lamella serve model", "LAMELLA_TOKEN=... lamella serve model --host 0.0.0.0 --port 80")

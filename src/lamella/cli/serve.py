@@ -1,0 +1,77 @@
+"""`lamella serve`: a model over HTTP, which can learn while it serves."""
+
+import ipaddress
+import secrets
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["serve"]
+
+
+def serve(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LAMELLA_TOKEN", help="What a client must send to change the model.", show_default="a new one",
+            metavar="TOKEN",
+        ),
+    ] = None,
+    max_upload: Annotated[float, typer.Option(min=0.001, help="MB of an archive to learn from.", metavar="MB")] = 512,
+    max_files: Annotated[int, typer.Option(min=1, help="Files in an archive.")] = 5000,
+    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of one image.", metavar="N")] = 50,
+) -> None:  # fmt: skip
+    """Serve a model: predictions, and new classes while it runs.
+
+    With a page of its own at the address it prints, and a description of all requests at /docs.
+    """
+    loopback = is_loopback(host)
+    if token is not None and (not token.strip() or token != token.strip()):
+        raise ValueError("the token is empty, or begins or ends with a space; give another one")
+    if token is None and not loopback:
+        raise ValueError(
+            f"'{host}' can be reached from other machines, so a token is needed: set LAMELLA_TOKEN or give --token"
+        )
+    try:
+        import uvicorn
+
+        from lamella.serving.app import create_app
+    except ImportError as error:
+        raise ImportError(f"serving needs '{error.name}': pip install 'lamella[serve]'") from error
+    from lamella.serving.limits import Limits
+
+    listening = _listen(host, port)
+    key = token or secrets.token_urlsafe(24)
+    limits = Limits(learn_mb=max_upload, unpacked_mb=4 * max_upload, files=max_files, megapixels=max_megapixels)
+    app = create_app(model, token=key, limits=limits)
+    learner, version = app.state.service.batcher.loaded
+    shown = f"[{host}]" if ":" in host else host
+    # What follows # stays in the browser. A token of the user's own is not shown: terminals are logged.
+    address = f"http://{shown}:{listening.getsockname()[1]}/" + ("" if token else f"#token={key}")
+    typer.echo(f"{model}, version {version}, {len(learner.class_names)} classes: {address}")
+    config = uvicorn.Config(
+        app, log_level="warning", limit_concurrency=256, timeout_keep_alive=30, timeout_graceful_shutdown=30
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address; of names, only "localhost" is known to be so."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=256)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise ValueError(f"cannot listen on {host}, port {port} ({why}); choose another --host or --port") from error

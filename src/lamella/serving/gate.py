@@ -1,0 +1,85 @@
+"""What a request must pass before its body is read: the token, the size, the time.
+
+FastAPI reads a body before it asks a route's dependencies, so a stranger could fill the disk. This stands in front.
+"""
+
+import asyncio
+from hashlib import sha256
+from hmac import compare_digest
+
+from fastapi import HTTPException
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lamella.serving.limits import MB, Limits
+
+__all__ = ["Gate"]
+
+READING = ("GET", "HEAD", "OPTIONS")
+OPEN = ("/predict",)
+"""Posts that change nothing. All others need the token, also those that are added later."""
+
+
+class Gate:
+    """Lets through what may come in.
+
+    Args:
+        app: what is behind it.
+        token: that a client must know to change the model.
+        limits: on size and time of an upload.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str, limits: Limits) -> None:
+        self.app, self.limits = app, limits
+        self.digest = _digest(token)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in READING:
+            return await self.app(scope, receive, send)
+        headers, is_open = Headers(scope=scope), scope["path"] in OPEN
+        limit = int((self.limits.predict_mb if is_open else self.limits.learn_mb) * MB)
+        if not is_open and not self._knows_token(headers.get("authorization", "")):
+            fault = "this changes the model and needs the token; send the header 'Authorization: Bearer TOKEN'"
+            refusal = JSONResponse({"detail": fault}, 401, {"WWW-Authenticate": "Bearer"})
+            return await refusal(scope, receive, send)
+        announced = headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            return await JSONResponse({"detail": _too_large(limit)}, 413)(scope, receive, send)
+        await self.app(scope, self._bounded(receive, limit), send)
+
+    def _knows_token(self, authorization: str) -> bool:
+        scheme, _, given = authorization.partition(" ")
+        # Digests are of one length, and comparing them takes as long whatever is wrong.
+        return compare_digest(_digest(given.strip()), self.digest) and scheme.lower() == "bearer"
+
+    def _bounded(self, receive: Receive, limit: int) -> Receive:
+        """`receive`, until the body has become too large or takes too long."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.limits.upload_seconds
+        received, complete = 0, False
+
+        async def bounded() -> Message:
+            nonlocal received, complete
+            if complete:  # what comes now says that the client has left, and may take as long as the answer
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), deadline - loop.time())
+            except TimeoutError:
+                fault = f"the request took longer than {self.limits.upload_seconds:g} s to arrive"
+                raise HTTPException(408, fault) from None
+            received += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if received > limit:
+                raise HTTPException(413, _too_large(limit))
+            return message
+
+        return bounded
+
+
+def _too_large(limit: int) -> str:
+    return f"the request is larger than the {limit / MB:g} MB that are taken; send less at once"
+
+
+def _digest(token: str) -> bytes:
+    return sha256(token.encode("utf-8", "surrogateescape")).digest()

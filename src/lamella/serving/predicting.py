@@ -1,0 +1,81 @@
+"""From the files of a request to predictions: read and prepared in threads, predicted in the batcher's."""
+
+import asyncio
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from fastapi import HTTPException, UploadFile
+from torch import Tensor
+
+from lamella.data.decoding import decode
+from lamella.data.transform import plain_view
+from lamella.serving.batching import Answer, Batcher
+from lamella.serving.limits import Limits
+from lamella.serving.uploads import check_image
+
+__all__ = ["Desk"]
+
+READERS = min(4, os.cpu_count() or 1)  # a decoded photo takes 150 MB at the most, and is gone when it is prepared
+
+
+class Desk:
+    """Takes images in and hands predictions out.
+
+    Args:
+        batcher: that predicts. limits: on images and time.
+
+    Attributes:
+        waiting: images taken in and not yet answered.
+    """
+
+    def __init__(self, batcher: Batcher, limits: Limits) -> None:
+        self.batcher, self.limits = batcher, limits
+        self.waiting = 0
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="lamella-read")
+
+    async def predict(self, files: Sequence[UploadFile], top: int) -> Answer:
+        """What the images look like; they are one item for the batcher, so one version of the model answers.
+
+        Raises:
+            HTTPException: 413, 415, 422: an image is not taken, by name; 503: too many images wait, the model does not
+                answer in time, or has learned nothing.
+        """
+        if not self.batcher.loaded.learner.tasks:
+            raise HTTPException(503, "this model has learned nothing yet; send a task to /learn first")
+        if len(files) > self.limits.images:
+            raise HTTPException(
+                413, f"{len(files)} images at once; {self.limits.images} are taken, send the rest later"
+            )
+        if self.waiting + len(files) > self.limits.waiting:
+            raise HTTPException(503, f"{self.waiting} images wait already; try again soon", {"Retry-After": "1"})
+        self.waiting += len(files)
+        try:
+            return await asyncio.wait_for(self._predict(files, top), self.limits.predict_seconds)
+        except TimeoutError:
+            fault = f"no answer within {self.limits.predict_seconds:g} s; try again with fewer images"
+            raise HTTPException(503, fault, {"Retry-After": "5"}) from None
+        finally:
+            self.waiting -= len(files)
+
+    async def _predict(self, files: Sequence[UploadFile], top: int) -> Answer:
+        loop = asyncio.get_running_loop()
+        contents = [(await file.read(), file.filename or "image") for file in files]
+        inputs = await asyncio.gather(*(loop.run_in_executor(self._readers, self._prepare, *c) for c in contents))
+        return await asyncio.wrap_future(self.batcher.submit(torch.cat(inputs), top))
+
+    def _prepare(self, content: bytes, name: str) -> Tensor:
+        """(1, 3, size, size), as the backbone wants it."""
+        if not content:
+            raise HTTPException(422, f"'{name}' is empty; send an image")
+        check_image(io.BytesIO(content), name, self.limits)
+        try:
+            pixels = decode(content, f"'{name}'")
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
+        return plain_view(self.batcher.loaded.learner.backbone.transform)([pixels], torch.zeros(1, dtype=torch.int64))
+
+    def close(self) -> None:
+        self._readers.shutdown(cancel_futures=True)

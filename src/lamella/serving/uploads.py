@@ -1,0 +1,143 @@
+"""What clients send: images, and archives of class folders. Nothing is decoded or unpacked before it was looked at."""
+
+import errno
+import stat
+import warnings
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+from fastapi import HTTPException
+from PIL import Image
+
+from lamella.data.decoding import FAULTS
+from lamella.data.folders import EXTENSIONS
+from lamella.serving.limits import MB, Limits
+
+__all__ = ["Unpacked", "check_image", "unpack"]
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Readers that a stranger's file may reach: those of the endings that folders are searched for."""
+UNSAFE = {"\\", ":", "\x7f", *map(chr, range(32))}
+"""In names: separators and drives of other systems, and what would garble a log."""
+
+
+class Unpacked(NamedTuple):
+    """What an archive held.
+
+    Attributes:
+        images: how many. ignored: names of the files that are no images.
+    """
+
+    images: int
+    ignored: tuple[str, ...]
+
+
+def check_image(source: BinaryIO, name: str, limits: Limits) -> None:
+    """Look at an image's header only.
+
+    Raises:
+        HTTPException: 415, it is none of the known formats; 413, it has too many pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter
+            with Image.open(source, formats=FORMATS) as image:
+                width, height = image.size
+    except Image.DecompressionBombError:
+        raise HTTPException(413, f"'{name}' has too many pixels; {limits.megapixels:g} megapixels are taken") from None
+    except FAULTS:
+        raise HTTPException(415, f"'{name}' is no image of a known format ({', '.join(FORMATS)})") from None
+    if width * height > limits.megapixels * 1e6:
+        fault = f"'{name}' has {width} x {height} pixels; {limits.megapixels:g} megapixels are taken"
+        raise HTTPException(413, fault)
+
+
+def unpack(archive: BinaryIO, folder: Path, limits: Limits) -> Unpacked:
+    """Write the images of a zip of CLASS/*.jpg below `folder`, which is empty.
+
+    A single folder around the class folders is left out.
+
+    Raises:
+        HTTPException: 415, it is no zip, or holds a file that is no image; 413, it is too large in one way or another;
+            422, it is damaged or encrypted, a name leads out of the folder, or there is no class folder.
+    """
+    try:
+        with zipfile.ZipFile(archive) as content:
+            images, ignored = _sorted_out(content.infolist(), limits)
+            places = _without_wrapper([_safe_path(image.filename) for image in images])
+            for image, place in zip(images, places, strict=True):
+                _write(content, image, folder / place)
+                with (folder / place).open("rb") as file:
+                    check_image(file, image.filename, limits)
+    except zipfile.BadZipFile as error:
+        is_zip = zipfile.is_zipfile(archive)
+        status, what = (422, "is damaged") if is_zip else (415, "is no zip")
+        raise HTTPException(status, f"the archive {what} ({error}); send a zip of CLASS/*.jpg") from None
+    except (NotImplementedError, RuntimeError, EOFError, UnicodeError) as error:
+        raise HTTPException(422, f"the archive cannot be read ({error}); make a plain zip") from None
+    return Unpacked(len(places), ignored)
+
+
+def _sorted_out(entries: Sequence[zipfile.ZipInfo], limits: Limits) -> tuple[list[zipfile.ZipInfo], tuple[str, ...]]:
+    """Entries that are images, and names of the other files; sizes, links and names are checked of all."""
+    if len(entries) > limits.files:
+        raise HTTPException(413, f"the archive has {len(entries)} entries; {limits.files} are taken")
+    if sum(entry.file_size for entry in entries) > limits.unpacked_mb * MB:
+        raise HTTPException(413, f"the archive's files are larger than {limits.unpacked_mb:g} MB together")
+    images: list[zipfile.ZipInfo] = []
+    ignored: list[str] = []
+    for entry in entries:
+        place = _safe_path(entry.filename)
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise HTTPException(422, f"'{entry.filename}' in the archive is a link or a device; send plain files")
+        if entry.is_dir():
+            continue
+        hidden = any(part.startswith((".", "__MACOSX")) for part in place.parts)
+        if hidden or place.suffix.lower() not in EXTENSIONS:
+            ignored.append(entry.filename)
+        else:
+            images.append(entry)
+    if not images:
+        raise HTTPException(422, "the archive has no image; send a zip of CLASS/*.jpg")
+    return images, tuple(ignored)
+
+
+def _safe_path(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or UNSAFE & set(name) or not path.parts:
+        raise HTTPException(
+            422, f"the archive has an entry {name!r}, whose name is not taken; use plain CLASS/image.jpg"
+        )
+    return path
+
+
+def _without_wrapper(paths: Sequence[PurePosixPath]) -> list[PurePosixPath]:
+    """The paths from their class folders on.
+
+    >>> [str(p) for p in _without_wrapper([PurePosixPath("photos/cat/1.jpg"), PurePosixPath("photos/dog/1.jpg")])]
+    ['cat/1.jpg', 'dog/1.jpg']
+    """
+    while len({p.parts[0] for p in paths}) == 1 and all(len(p.parts) > 2 for p in paths):
+        paths = [p.relative_to(p.parts[0]) for p in paths]
+    if loose := next((p for p in paths if len(p.parts) < 2), None):
+        raise HTTPException(422, f"'{loose}' in the archive is in no class folder; send a zip of CLASS/*.jpg")
+    return list(paths)
+
+
+def _write(content: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
+    """One image; a `ZipFile` gives no more bytes than the entry announced."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file, content.open(entry) as packed:
+            while block := packed.read(1 << 20):
+                file.write(block)
+    except FileExistsError:
+        raise HTTPException(422, f"'{entry.filename}' is in the archive twice") from None
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise HTTPException(507 if full else 422, f"'{entry.filename}' cannot be unpacked: {error.strerror}") from None
+    except zlib.error as error:
+        raise HTTPException(422, f"'{entry.filename}' in the archive is damaged ({error})") from None
