@@ -1,6 +1,7 @@
 """`lamella serve`: a model over HTTP, which can learn while it serves."""
 
 import ipaddress
+import os
 import secrets
 import socket
 from pathlib import Path
@@ -31,8 +32,8 @@ def serve(
     With a page of its own at the address it prints, and a description of all requests at /docs.
     """
     loopback = is_loopback(host)
-    if token is not None and (not token.strip() or token != token.strip()):
-        raise ValueError("the token is empty, or begins or ends with a space; give another one")
+    if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
+        raise ValueError("a token is one or more letters, digits and signs of ASCII without spaces; give such a one")
     if token is None and not loopback:
         raise ValueError(
             f"'{host}' can be reached from other machines, so a token is needed: set LAMELLA_TOKEN or give --token"
@@ -73,5 +74,5 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=256)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
+        why = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else error.strerror
         raise ValueError(f"cannot listen on {host}, port {port} ({why}); choose another --host or --port") from error

@@ -25,7 +25,7 @@ __all__ = ["main", "teach"]
 
 Say = Callable[[dict[str, Any]], None]
 SECONDS_BETWEEN = 0.2
-PLACE_IN_LINE = 10
+PLACE_IN_LINE = 5
 """Niceness: those who wait for a prediction come first."""
 
 

@@ -135,7 +135,7 @@ def _write(content: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None
             while block := packed.read(1 << 20):
                 file.write(block)
     except FileExistsError:
-        raise HTTPException(422, f"'{entry.filename}' is in the archive twice") from None
+        raise HTTPException(422, f"'{entry.filename}' in the archive has the name of another entry") from None
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise HTTPException(507 if full else 422, f"'{entry.filename}' cannot be unpacked: {error.strerror}") from None

@@ -1,0 +1,125 @@
+"""`lamella serve` under several clients at once, as a ratio to `Learner.predict` on the same image files.
+
+    python benchmarks/serving.py
+    python benchmarks/serving.py --backbone vit_base_patch16_224 --clients 16 --per-request 4
+
+Both take turns: in each round the learner predicts all files, then the clients ask the server for all of them. The server
+is a process of its own, the clients are threads of a third one. Printed is the median over the rounds. A second core is
+of use to the server, which reads images and speaks HTTP while the model computes.
+"""
+
+import http.client
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import typer
+from PIL import Image
+
+from lamella import Learner
+from lamella.data.images import ImageSet, PixelArray
+from lamella.data.scenario import Task
+from lamella.randomness import generator
+
+
+def main(
+    backbone: str = "vit_tiny_patch16_224", size: int = 224, images: int = 96, clients: int = 8, per_request: int = 1,
+    rounds: int = 5,
+) -> None:  # fmt: skip
+    """Time both."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        learner = taught(backbone, size)
+        learner.save(folder / "model")
+        files = photos(folder, images, size)
+        command = [
+            sys.executable,
+            "-c",
+            "from lamella.cli import main; main()",
+            "serve",
+            folder / "model",
+            "--port",
+            "0",
+        ]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            port = int(re.findall(r":(\d+)/", server.stdout.readline())[0])
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as crowd:
+                alone, served = [], []
+                for i in range(rounds + 1):
+                    started = time.perf_counter()
+                    learner.predict(files)
+                    alone.append(time.perf_counter() - started)
+                    served.append(crowd.submit(ask_for_all, port, files, clients, per_request).result())
+                    if i:
+                        print(f"round {i}: alone {images / alone[i]:.1f}/s, served {images / served[i]:.1f}/s")
+        finally:
+            server.terminate()
+            server.wait()
+    ratios = [a / s for a, s in zip(alone[1:], served[1:], strict=True)]  # the first round warms up
+    print(
+        f"{backbone}, {images} files, {clients} clients, {per_request} images a request: "
+        f"served / alone {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+def taught(backbone: str, size: int) -> Learner:
+    """A learner with random weights that knows ten classes of noise."""
+    learner = Learner.create(backbone={"name": backbone, "weights": "random", "size": size}, method="nearest-mean")
+    pixels = torch.randint(0, 256, (10, 3, 32, 32), generator=generator(0, "noise"), dtype=torch.uint8)
+    train = ImageSet(PixelArray(pixels), torch.arange(10), [str(i) for i in range(10)])
+    learner.learn(Task(0, "noise", tuple(range(10)), tuple(map(str, range(10))), train))
+    return learner
+
+
+def photos(folder: Path, images: int, size: int) -> list[Path]:
+    """JPEG files, smooth enough to be of a photo's size."""
+    files = [folder / f"{i}.jpg" for i in range(images)]
+    for i, file in enumerate(files):
+        coarse = torch.randint(0, 256, (size // 16, size // 16, 3), generator=generator(1, str(i)), dtype=torch.uint8)
+        Image.fromarray(coarse.numpy()).resize((size + 32, size)).save(file)
+    return files
+
+
+def ask_for_all(port: int, files: Sequence[Path], clients: int, per_request: int) -> float:
+    """Seconds until every file is predicted; each client keeps its connection and asks when it has its answer.
+
+    Raises:
+        RuntimeError: a request was not answered with 200.
+    """
+    chunks = [files[i : i + per_request] for i in range(0, len(files), per_request)]
+    bodies = [multipart(chunk) for chunk in chunks]
+
+    def client(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        for body in bodies[number::clients]:
+            connection.request("POST", "/predict", body, {"Content-Type": "multipart/form-data; boundary=cut"})
+            answer = connection.getresponse()
+            text = answer.read()
+            if answer.status != 200:
+                raise RuntimeError(f"status {answer.status}: {text.decode()}")
+        connection.close()
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(clients) as threads:
+        list(threads.map(client, range(clients)))
+    return time.perf_counter() - started
+
+
+def multipart(files: Sequence[Path]) -> bytes:
+    """The files as the body of a form."""
+    head = '--cut\r\nContent-Disposition: form-data; name="images"; filename="{}"\r\nContent-Type: image/jpeg\r\n\r\n'
+    return b"".join(head.format(f.name).encode() + f.read_bytes() + b"\r\n" for f in files) + b"--cut--\r\n"
+
+
+if __name__ == "__main__":
+    typer.run(main)

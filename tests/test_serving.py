@@ -1,0 +1,539 @@
+"""A model over HTTP: its answers, learning while it serves, and what strangers may send."""
+
+import asyncio
+import io
+import json
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastapi import FastAPI, HTTPException
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from lamella.cli.learn import _as_task
+from lamella.cli.serve import serve
+from lamella.data.folders import load_folder
+from lamella.learner import Learner, Prediction
+from lamella.locks import alone
+from lamella.serving.app import create_app
+from lamella.serving.batching import Batcher, Loaded
+from lamella.serving.gate import Gate
+from lamella.serving.limits import Limits
+from lamella.serving.teach import main, teach
+from lamella.store import load_manifest, roll_back
+
+COLOURS = {"dark": (20, 20, 20), "bright": (230, 230, 230), "rød": (220, 20, 20), "зелёный": (20, 220, 20)}
+OLD, NEW = ("dark", "bright"), ("rød", "зелёный")
+TOKEN = "right-token"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+LIMITS = Limits(predict_mb=1, learn_mb=2, unpacked_mb=4, megapixels=0.1, images=8, files=5000)
+
+
+def picture(colour: str, seed: int = 0, form: str = "PNG", size: int = 16) -> bytes:
+    noise = np.random.default_rng([seed, len(colour)]).normal(0, 8, (size, size, 3))
+    file = io.BytesIO()
+    Image.fromarray(np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)).save(file, form)
+    return file.getvalue()
+
+
+def photos(folder: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for i in range(5):
+            (folder / name / f"{i}.png").write_bytes(picture(name, i))
+    return folder
+
+
+def zipped(entries: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+NEW_PHOTOS = {f"{name}/{i}.png": picture(name, i) for name in NEW for i in range(5)}
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned dark and bright images, told apart without training."""
+    folder = tmp_path_factory.mktemp("taught")
+    learner = Learner.create(
+        backbone={"name": "test_vit", "weights": "random", "size": 32}, method="nearest-mean", fit={"device": "cpu"}
+    )
+    task, held_back = _as_task(load_folder(photos(folder / "photos", OLD)), learner)
+    learner.learn(task, held_back=held_back)
+    learner.save(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture
+def model(taught: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(taught, tmp_path / "model"))
+
+
+@pytest.fixture
+def app(model: Path) -> FastAPI:
+    return create_app(model, token=TOKEN, limits=LIMITS)
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that temporary files go to."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    return tmp_path / "tmp"
+
+
+def predict(client: TestClient, *contents: bytes, top: int = 5) -> Any:
+    files = [("images", (f"{i}.png", content)) for i, content in enumerate(contents)]
+    return client.post("/predict", params={"top": top}, files=files)
+
+
+def learn(client: TestClient, archive: bytes, name: str = "colours.zip", **form: str) -> Any:
+    return client.post("/learn", files={"archive": (name, archive)}, data=form, headers=BEARER)
+
+
+def ended(client: TestClient, id: int) -> dict[str, Any]:
+    while (job := client.get(f"/jobs/{id}").json())["state"] == "learning":
+        time.sleep(0.05)
+    return job
+
+
+def refused(answer: Any, status: int, words: str) -> None:
+    """One line with the reason, and nothing else."""
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["detail"]
+    assert re.search(words, answer.json()["detail"]), answer.text
+    assert "\n" not in answer.json()["detail"]
+
+
+# answers
+
+
+def test_it_predicts_what_the_learner_predicts(client: TestClient, model: Path, tmp_path: Path) -> None:
+    contents = [picture("dark", 11), picture("bright", 12, "JPEG", 40), picture("rød", 13)]
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content)
+    answer = predict(client, *contents, top=2).json()
+    assert answer["version"] == 1
+    for row, own in zip(answer["predictions"], Learner.load(model).predict(files, top=2), strict=True):
+        assert [c["name"] for c in row["classes"]] == list(own.classes)
+        assert [c["confidence"] for c in row["classes"]] == pytest.approx(own.confidences, abs=1e-5)
+        assert (row["task"], row["familiarity"]) == (own.task, pytest.approx(own.familiarity, abs=1e-5))
+        assert row["unknown"] == (own.familiarity is not None and own.familiarity < 0.05)
+    assert [row["classes"][0]["name"] for row in answer["predictions"][:2]] == ["dark", "bright"]
+    assert [row["name"] for row in answer["predictions"]] == ["0.png", "1.png", "2.png"]
+    assert len(predict(client, contents[0], top=1).json()["predictions"][0]["classes"]) == 1
+
+
+def test_many_clients_get_the_answers_that_each_alone_would(client: TestClient) -> None:
+    contents = [picture(OLD[i % 2], i) for i in range(24)]
+    alone_ = [predict(client, content).json()["predictions"][0] for content in contents]
+    with ThreadPoolExecutor(8) as clients:
+        together = [a.json()["predictions"][0] for a in clients.map(lambda content: predict(client, content), contents)]
+    for one, other in zip(alone_, together, strict=True):
+        assert [c["name"] for c in one["classes"]] == [c["name"] for c in other["classes"]]
+        assert [c["confidence"] for c in one["classes"]] == pytest.approx(
+            [c["confidence"] for c in other["classes"]], abs=1e-5
+        )
+
+
+class Slow:
+    """A learner that waits to be let go, and remembers how many images came together."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.go = threading.Event()
+
+    def predict(self, images: Any, *, top: int) -> list[Any]:
+        assert self.go.wait(10)
+        self.sizes.append(len(images))
+        return [Prediction(("a", "b"), (0.7, 0.3), "t")] * len(images)
+
+
+def test_what_arrives_while_a_batch_is_computed_is_the_next_batch() -> None:
+    slow: Any = Slow()
+    batcher = Batcher(Loaded(slow, 1), batch_images=6, wait_seconds=0)
+    first = batcher.submit(torch.zeros(1, 3, 4, 4), 1)
+    while not first.running():
+        time.sleep(0.001)
+    rest = [batcher.submit(torch.zeros(n, 3, 4, 4), 2) for n in (2, 2, 3, 1)]
+    batcher.loaded = Loaded(slow, 2)
+    slow.go.set()
+    assert [len(r.result(10).predictions) for r in rest] == [2, 2, 3, 1]
+    assert slow.sizes == [1, 7, 1]  # 2 + 2 + 3 reach the 6 that end a batch
+    assert (first.result().version, rest[0].result().version) == (1, 2), "a batch under way is the old version's"
+    assert first.result().predictions[0].classes == ("a",)
+    assert rest[0].result().predictions[0].classes == ("a", "b")
+    batcher.close()
+
+
+def test_a_fault_of_one_batch_reaches_those_who_asked_and_no_one_else() -> None:
+    class Faulty:
+        def predict(self, images: Any, *, top: int) -> list[Any]:
+            raise MemoryError("too much")
+
+    faulty, good = Faulty(), Slow()
+    good.go.set()
+    batcher = Batcher(Loaded(faulty, 1))  # type: ignore[arg-type]
+    with pytest.raises(MemoryError):
+        batcher.submit(torch.zeros(1, 3, 4, 4), 1).result(10)
+    batcher.loaded = Loaded(good, 2)  # type: ignore[arg-type]
+    assert batcher.submit(torch.zeros(1, 3, 4, 4), 1).result(10).version == 2
+    batcher.close()
+
+
+def test_what_it_knows_and_how_it_is(client: TestClient) -> None:
+    predict(client, picture("dark"))
+    assert client.get("/classes").json() == [
+        {"id": 0, "name": "bright", "tasks": ["photos"]}, {"id": 1, "name": "dark", "tasks": ["photos"]},
+    ]  # fmt: skip
+    (task,) = client.get("/tasks").json()
+    assert (task["name"], task["classes"], task["images"], task["held_back"]) == ("photos", ["bright", "dark"], 8, 2)
+    health = client.get("/health").json()
+    assert (health["status"], health["version"], health["classes"], health["learning"]) == ("ok", 1, 2, None)
+    metrics = client.get("/metrics").text
+    assert 'lamella_requests_total{route="/predict",status="200"} 1.0' in metrics
+    assert "lamella_version 1.0" in metrics
+    assert "lamella_batch_images_count 1.0" in metrics
+    paths = client.get("/openapi.json").json()["paths"]
+    assert paths.keys() == {"/predict", "/classes", "/tasks", "/learn", "/jobs/{id}", "/health", "/metrics"}
+    assert paths["/learn"]["post"]["security"] == [{"HTTPBearer": []}]
+
+
+def test_the_page_is_all_there_is_to_it(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.status_code == 200
+    assert "What is on these images?" in page.text
+    assert re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page.text) == [], "it loads nothing else"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "innerHTML" not in page.text, "names of strangers' classes are text"
+
+
+# learning
+
+
+def test_it_learns_while_it_serves(client: TestClient, model: Path, leftovers: Path, tmp_path: Path) -> None:
+    answers: list[Any] = []
+    done = threading.Event()
+
+    def keep_asking() -> None:
+        while not done.is_set():
+            answers.append(predict(client, picture("dark", 3)))
+            time.sleep(0.1)
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    wrapped = {f"цвета/{path}": content for path, content in NEW_PHOTOS.items()} | {"цвета/notes.txt": b"hello"}
+    started = learn(client, zipped(wrapped), "photos of mine.zip")
+    assert started.status_code == 202, started.text
+    refused(learn(client, zipped(NEW_PHOTOS)), 429, "job 1 is learning; try again")
+    job = ended(client, started.json()["id"])
+    after = predict(client, picture("rød", 9), picture("зелёный", 9), picture("dark", 9)).json()
+    done.set()
+    asking.join()
+
+    assert (job["state"], job["error"], job["version"]) == ("done", "", 2)
+    assert (job["name"], job["images"], job["ignored"]) == ("photos of mine", 10, ["цвета/notes.txt"])
+    assert (job["new"], job["held_back"]) == (["rød", "зелёный"], 2)
+    assert job["steps"] == job["of"] > 0
+    assert [row["classes"][0]["name"] for row in after["predictions"]] == ["rød", "зелёный", "dark"]
+    assert after["version"] == 2
+    assert {a.status_code for a in answers} == {200}, "no request is dropped"
+    assert [a.json()["version"] for a in answers] == sorted(a.json()["version"] for a in answers)
+    assert {a.json()["predictions"][0]["classes"][0]["name"] for a in answers} == {"dark"}
+    assert list(leftovers.iterdir()) == []
+
+    # The same images learned by hand give the same model.
+    roll_back(model, 1)
+    teach(model, photos(tmp_path / "by-hand", NEW), "by hand", lambda said: None)
+    assert load_manifest(model)["state"] == load_manifest(model, 2)["state"]
+
+
+def test_a_learning_that_fails_says_why_and_changes_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photos(tmp_path / "new", NEW)
+    (folder / "rød" / "9.png").write_bytes(picture("rød", 9, size=64)[:-600])
+    said = io.StringIO()
+    monkeypatch.setattr("lamella.serving.teach._only_channel", lambda: said)
+    monkeypatch.setattr("os.nice", lambda step: None)
+    monkeypatch.setattr(sys, "argv", ["teach", str(model), str(folder), "new"])
+    with pytest.raises(SystemExit):
+        main()
+    error = json.loads(said.getvalue().splitlines()[-1])["error"]
+    assert re.fullmatch(r"cannot read image rød/9\.png: .*; replace or remove it", error), error
+    assert load_manifest(model)["version"] == 1
+
+
+def test_a_learning_may_not_take_for_ever(model: Path, leftovers: Path) -> None:
+    with TestClient(create_app(model, token=TOKEN, limits=Limits(learn_seconds=0.01))) as client:
+        job = ended(client, learn(client, zipped(NEW_PHOTOS)).json()["id"])
+        assert (job["state"], job["version"]) == ("failed", None)
+        assert job["error"] == "the learning took longer than 0.01 s; the model is as before"
+        assert client.get("/health").json()["learning"] is None
+    assert list(leftovers.iterdir()) == []
+
+
+def test_two_processes_do_not_learn_at_once(model: Path, tmp_path: Path) -> None:
+    with alone(model, ""), pytest.raises(RuntimeError, match="another process is learning into this model"):
+        teach(model, photos(tmp_path / "new", NEW), "new", lambda said: None)
+
+
+def test_a_version_made_elsewhere_is_followed(app: FastAPI, client: TestClient, model: Path) -> None:
+    learner = Learner.load(model)
+    learner.save(model, what="by another process")
+    assert app.state.service.follower.catch_up() == 2
+    assert predict(client, picture("dark")).json()["version"] == 2
+    (model / "lamella.json").write_text("{}")
+    while client.get("/health").json()["status"] == "ok":
+        time.sleep(0.05)
+    assert "was not written by lamella" in client.get("/health").json()["status"]
+    assert predict(client, picture("dark")).json()["version"] == 2
+
+
+# strangers
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        (picture("dark", size=64)[:-600], 422, "cannot read image '0.png': .*; replace or remove it"),
+        (b"hello, I am a text", 415, "'0.png' is no image of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "is no image of a known format"),
+        (b"", 422, "'0.png' is empty"),
+        (picture("dark", size=320), 413, "'0.png' has 320 x 320 pixels; 0.1 megapixels are taken"),
+        (b"P6 40000 40000 255\n", 413, "'0.png' has too many pixels"),
+        (bytes(1_100_000), 413, "larger than the 1 MB that are taken"),
+    ],
+    ids=["truncated", "text", "postscript", "empty", "large", "bomb", "bytes"],
+)
+def test_bad_images_are_refused(client: TestClient, content: bytes, status: int, words: str) -> None:
+    refused(predict(client, content), status, words)
+    assert predict(client, picture("dark")).status_code == 200
+
+
+def test_bad_requests_are_refused(client: TestClient) -> None:
+    refused(predict(client, *[picture("dark")] * 9), 413, "9 images at once; 8 are taken")
+    refused(client.post("/predict"), 422, "images: Field required")
+    refused(predict(client, picture("dark"), top=0), 422, "top: .*greater than or equal to 1")
+    refused(client.post("/predict", content=b"x", headers={"Content-Type": "multipart/form-data"}), 400, "boundary")
+    refused(client.get("/jobs/7"), 404, "there is no job 7")
+    refused(client.get("/jobs/seven"), 422, "id: ")
+    refused(client.get("/predict"), 405, "")
+    refused(client.get("/nothing"), 404, "")
+
+
+def with_link() -> bytes:
+    link = zipfile.ZipInfo("rød/0.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    return file.getvalue()
+
+
+def twice() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("rød/0.png", picture("rød"))
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("rød/0.png", picture("rød"))
+    return file.getvalue()
+
+
+def changed(archive: bytes, old: bytes, new: bytes) -> bytes:
+    assert old in archive
+    return archive.replace(old, new)
+
+
+def zeros() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("rød/0.png", bytes(5_000_000))
+    return file.getvalue()
+
+
+def encrypted() -> bytes:
+    archive = bytearray(zipped({"rød/0.png": picture("rød")}))
+    archive[archive.index(b"PK\1\2") + 8] |= 1
+    return bytes(archive)
+
+
+ONE = {"rød/0.png": picture("rød")}
+ARCHIVES: dict[str, tuple[Callable[[], bytes], int, str]] = {
+    "no zip": (lambda: b"hello", 415, "the archive is no zip"),
+    "an empty zip": (lambda: zipped({}), 422, "the archive has no image"),
+    "upwards": (lambda: zipped({**ONE, "../evil.png": picture("dark")}), 422, r"'\.\./evil\.png', whose name"),
+    "deep upwards": (lambda: zipped({**ONE, "a/b/../../../evil.png": picture("dark")}), 422, "whose name is not taken"),
+    "absolute": (lambda: zipped({**ONE, "/tmp/evil.png": picture("dark")}), 422, "whose name is not taken"),
+    "backwards": (lambda: zipped({**ONE, "a\\..\\..\\evil.png": picture("dark")}), 422, "whose name is not taken"),
+    "a drive": (lambda: zipped({**ONE, "C:/evil.png": picture("dark")}), 422, "whose name is not taken"),
+    "a long name": (lambda: zipped({f"{'x' * 300}/0.png": picture("dark")}), 422, "cannot be unpacked"),
+    "a link": (with_link, 422, "is a link or a device"),
+    "the same twice": (twice, 422, "has the name of another entry"),
+    "a file as a folder": (
+        lambda: zipped({"a/0.png": picture("dark"), "a/0.png/1.png": picture("dark")}), 422, "name of another entry",
+    ),
+    "encrypted": (encrypted, 422, "encrypted"),
+    "damaged": (lambda: changed(zipped(ONE), picture("rød")[20:40], bytes(20)), 422, "the archive is damaged"),
+    "cut off": (lambda: zipped(NEW_PHOTOS)[:-30], 415, "the archive is no zip"),
+    "no class folder": (lambda: zipped({"0.png": picture("dark")}), 422, "is in no class folder"),
+    "text": (lambda: zipped({"rød/0.png": b"hello"}), 415, "'rød/0.png' is no image"),
+    "a bomb of pixels": (lambda: zipped({"rød/0.png": b"P6 40000 40000 255\n"}), 413, "has too many pixels"),
+    "a bomb of zeros": (zeros, 413, "larger than 4 MB together"),
+    "tiny files": (lambda: zipped({f"a/{i}": b"" for i in range(10_000)}), 413, "10000 entries; 5000 are taken"),
+    "bytes": (lambda: bytes(2_100_000), 413, "larger than the 2 MB that are taken"),
+}  # fmt: skip
+
+
+def test_bad_archives_are_refused_and_leave_nothing(
+    client: TestClient, model: Path, leftovers: Path, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    for make, status, words in ARCHIVES.values():
+        refused(learn(client, make()), status, words)
+    refused(client.post("/learn", headers=BEARER), 422, "archive: Field required")
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is written anywhere"
+    assert not Path("/tmp/evil.png").exists()
+    assert load_manifest(model)["version"] == 1
+    assert client.get("/health").json()["learning"] is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}, {"Authorization": TOKEN},
+     {"Authorization": "Bearer "}],
+)  # fmt: skip
+def test_only_who_knows_the_token_changes_the_model(client: TestClient, headers: dict[str, str]) -> None:
+    answer = client.post("/learn", files={"archive": ("new.zip", zipped(NEW_PHOTOS))}, headers=headers)
+    refused(answer, 401, "Authorization: Bearer TOKEN")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert client.get("/jobs/1").status_code == 404
+
+
+def through_the_gate(headers: list[tuple[bytes, bytes]], body: Iterator[bytes], limits: Limits) -> int:
+    """The status of a post to /learn by one who sends these pieces; an application behind it reads them all."""
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        piece = next(body)
+        if not piece:
+            await asyncio.sleep(10)
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status", 0))
+
+    async def reader(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    scope = {"type": "http", "method": "POST", "path": "/learn", "headers": headers}
+    try:
+        asyncio.run(Gate(reader, token=TOKEN, limits=limits)(scope, receive, send))  # type: ignore[arg-type]
+    except HTTPException as refusal:
+        return refusal.status_code
+    return statuses[0]
+
+
+def test_a_body_is_not_read_before_it_may_come_in() -> None:
+    key = (b"authorization", f"Bearer {TOKEN}".encode())
+
+    def unread() -> Iterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    assert through_the_gate([], unread(), LIMITS) == 401
+    assert through_the_gate([key, (b"content-length", b"2000001")], unread(), LIMITS) == 413
+
+
+def test_a_body_of_unknown_length_or_without_end_is_cut_off() -> None:
+    key = (b"authorization", f"Bearer {TOKEN}".encode())
+    assert through_the_gate([key], iter([bytes(1_000_000)] * 2 + [b"x"]), LIMITS) == 413
+    assert through_the_gate([key], iter([b"x", b""]), Limits(upload_seconds=0.05)) == 408
+
+
+def test_too_much_at_once_is_put_off(model: Path) -> None:
+    slow: Any = Slow()
+    app = create_app(model, token=TOKEN, limits=Limits(waiting=2, predict_seconds=0.2))
+    with TestClient(app) as client:
+        batcher = app.state.service.batcher
+        learner = batcher.loaded.learner
+        slow.tasks, slow.backbone = learner.tasks, learner.backbone
+        batcher.loaded = Loaded(slow, 1)
+        crowd = predict(client, *[picture("dark")] * 3)
+        refused(crowd, 503, "0 images wait already")
+        assert crowd.headers["retry-after"] == "1"
+        refused(predict(client, picture("dark")), 503, "no answer within 0.2 s")
+        slow.go.set()
+        assert predict(client, picture("dark")).status_code == 200
+        assert app.state.service.desk.waiting == 0
+
+
+def test_a_model_that_knows_nothing_says_so(tmp_path: Path) -> None:
+    Learner.create(backbone={"name": "test_vit", "weights": "random", "size": 32}, method="nearest-mean").save(tmp_path)
+    with TestClient(create_app(tmp_path, token=TOKEN)) as client:
+        refused(predict(client, picture("dark")), 503, "has learned nothing yet")
+
+
+# the command
+
+
+def test_other_machines_need_a_token(taught: Path) -> None:
+    for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
+        with pytest.raises(ValueError, match="can be reached from other machines, so a token is needed"):
+            serve(taught, host=host, token=None)
+    for token in ("", "two words", "tökén", "line\n"):
+        with pytest.raises(ValueError, match="a token is one or more letters"):
+            serve(taught, token=token)
+
+
+def test_the_command_serves_until_it_is_ended(taught: Path) -> None:
+    command = [sys.executable, "-c", "from lamella.cli import main; main()", "serve", str(taught), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        address, token = re.findall(r"version 1, 2 classes: (http://127\.0\.0\.1:\d+/)#token=(\S+)$", said)[0]
+        with urllib.request.urlopen(f"{address}health") as answer:
+            assert json.load(answer)["status"] == "ok"
+        for key, status in ((token, 422), (token[::-1], 401)):
+            headers = {"Authorization": f"Bearer {key}"}
+            with pytest.raises(urllib.error.HTTPError) as error:
+                urllib.request.urlopen(urllib.request.Request(f"{address}learn", b"", headers))
+            assert error.value.code == status
+        taken = address.split(":")[2].strip("/")
+        with pytest.raises(ValueError, match=rf"cannot listen on 127.0.0.1, port {taken} \(address already in use\)"):
+            serve(taught, port=int(taken))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
