@@ -82,8 +82,8 @@ class Jobs:
         for old in sorted(self.known)[:-REMEMBERED]:
             del self.known[old]
         command = [sys.executable, "-m", "lamella.serving.teach", str(self.model), str(folder), name]
-        # In a session of its own: Ctrl-C is for the server, which ends the learning in its turn.
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True)
+        # In a group of its own: Ctrl-C is for the server, which ends the learning in its turn.
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", process_group=0)
         self._thread = threading.Thread(target=self._follow, args=(job, self._process, folder), daemon=True)
         self._thread.start()
         return job
