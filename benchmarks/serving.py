@@ -4,8 +4,8 @@
     python benchmarks/serving.py --backbone vit_base_patch16_224 --clients 16 --per-request 4
 
 Both take turns: in each round the learner predicts all files, then the clients ask the server for all of them. The
-server is a process of its own, the clients threads of a third one. Printed is the median over the rounds. A second core is
-of use to the server, which reads images and speaks HTTP while the model computes.
+server is a process of its own, the clients threads of a third one. Printed is the median over the rounds. A second core
+is of use to the server, which reads images and speaks HTTP while the model computes.
 """
 
 import http.client
