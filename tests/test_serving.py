@@ -225,6 +225,7 @@ def test_what_it_knows_and_how_it_is(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert paths.keys() == {"/predict", "/classes", "/tasks", "/learn", "/jobs/{id}", "/health", "/metrics"}
     assert paths["/learn"]["post"]["security"] == [{"HTTPBearer": []}]
+    assert "HTTPValidationError" not in client.get("/openapi.json").text, "every fault is described as it is sent"
 
 
 def test_the_page_is_all_there_is_to_it(client: TestClient) -> None:

@@ -168,7 +168,9 @@ def _add_learning(app: FastAPI, service: Service) -> None:
             service.jobs.release()
             raise
 
-    @app.get("/jobs/{id}", responses={404: {"model": Problem, "description": "there is no such job"}})
+    absent = {404: {"model": Problem, "description": "there is no such job"}, 422: FAULTS[422]}
+
+    @app.get("/jobs/{id}", responses=absent)
     def job(id: int) -> Job:
         """How far a learning is."""
         if id not in service.jobs.known:
