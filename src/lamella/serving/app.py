@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Query, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
@@ -168,7 +168,10 @@ def _add_learning(app: FastAPI, service: Service) -> None:
             service.jobs.release()
             raise
 
-    absent = {404: {"model": Problem, "description": "there is no such job"}, 422: FAULTS[422]}
+    absent: dict[int | str, dict[str, Any]] = {
+        404: {"model": Problem, "description": "there is no such job"},
+        422: FAULTS[422],
+    }
 
     @app.get("/jobs/{id}", responses=absent)
     def job(id: int) -> Job:
