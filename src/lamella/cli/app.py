@@ -8,15 +8,14 @@ import typer
 from lamella.cli.catalogue import layers, list_known
 from lamella.cli.demo import demo
 from lamella.cli.evaluate import evaluate
-from lamella.cli.inspect import inspect
 from lamella.cli.export import export
+from lamella.cli.inspect import inspect
 from lamella.cli.learn import learn
 from lamella.cli.predict import predict
 from lamella.cli.report import report
 from lamella.cli.run import run, show
-from lamella.cli.versions import forget, history, rollback
 from lamella.cli.serve import serve
-from lamella.cli.versions import history, rollback
+from lamella.cli.versions import forget, history, rollback
 
 __all__ = ["app"]
 
