@@ -19,7 +19,8 @@ Prior work: the protected directions are GPM's (Saha, Garg & Roy, ICLR 2021); he
 Departures: each of these is our choice, because the paper's was not to be had.
 - Adapters on key and value rows, rank 10 each (`sites`, `rank`, `residual_rank`); O is merged, R never.
 - Bases come from class tokens (a summary says so), by energy of raw features, from all training images (`basis`,
-  `energy`, `horizon`). Where class tokens meet, as before the first block, later blocks are empty.
+  `energy`, `horizon`). Where class tokens meet, as before the first block, later blocks are empty. Tokens of patches
+  stay free to move; `basis="tokens"` holds them too, and old features drift far less (docs/results.md).
 - R_t reads the block that the newest finished task added (`residual`); there is none in the first task.
 - A is projected after each step, and its gradient before: under Adam a projected gradient alone leaks.
 - R_t is gated by the block of task t itself, known only after its training, which therefore has gamma_t = 1; earlier
