@@ -28,6 +28,7 @@ METHODS: dict[str, list[str]] = {
     "inflora": [],
     "inflora-b5": ["method.blocks=5"],
     "duallora": ["method.name=duallora", *ALIGN],
+    "duallora-tokens": ["method.name=duallora", "method.basis=tokens", *ALIGN],  # chosen on validation, docs/log.md
     "olora": ["method.name=olora", *CALIBRATE, *ALIGN],
     "sdlora": ["method.name=sdlora", *CALIBRATE, *ALIGN],
     "seq-lora": ["method.name=seq-lora", *CALIBRATE, *ALIGN],
@@ -44,6 +45,7 @@ ABLATION: dict[str, list[str]] = {
     "O+R": [*DUALLORA, "method.gate=off", *ALIGN],
     "O+R+gate": [*DUALLORA, *CALIBRATE, *ALIGN],
     "O+R+gate+calibration": ["method.name=duallora", *ALIGN],
+    "all, bases of all tokens": ["method.name=duallora", "method.basis=tokens", *ALIGN],
 }
 
 Out = Annotated[Path, typer.Option(help="Folder of the run directories.")]
