@@ -29,6 +29,8 @@ from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario
 from lamella.files import write_atomic
 from lamella.learner import Learner
+from lamella.report.summary import spread
+from lamella.report.words import percent
 from lamella.run import run
 
 CONTROL = "classifier only"
@@ -174,27 +176,21 @@ def _variant(config: Mapping[str, Any], scenario: Scenario, states: list[dict[st
     curve = []
     for i in range(len(scenario)):
         learner.learn(scenario[i])
-        curve.append(_accuracy(learner, scenario, i + 1, lambda x, task: method.logits(x)))
+        curve.append(_accuracy(learner, scenario, i + 1, lambda x, y: method.logits(x)))
     counts = learner.parameter_counts()
     if closed:
         counts |= {"plugins": 0, "head": len(method.classes) * (learner.backbone.width + 1)}
     last = len(scenario)
     return {
-        "base": _accuracy(learner, scenario, last, lambda x, task: method.base.predict(x)),
+        "base": _accuracy(learner, scenario, last, lambda x, y: method.base.predict(x)),
         "last": curve[-1], "average": statistics.mean(curve),
-        "oracle": _accuracy(learner, scenario, last, lambda x, task: method.logits(x, _one_hot(method, x, task))),
+        "oracle": _accuracy(learner, scenario, last, lambda x, y: method.logits(x, method.oracle_gates(y))),
         "plugins": 100 * counts.get("plugins", 0) / counts["backbone"],
         "extra": 100 * (counts.get("plugins", 0) + counts.get("unit", 0) + counts["head"]) / counts["backbone"],
     }  # fmt: skip
 
 
-def _one_hot(method: Any, x: Tensor, task: int) -> Tensor:
-    """(n, plugins): the gates of an oracle that opens only the plugin of the true task, if that task has one."""
-    own = torch.tensor([name == f"plugin-{task}" for name in method.plugins], dtype=x.dtype, device=x.device)
-    return own.expand(len(x), -1)
-
-
-def _accuracy(learner: Learner, scenario: Scenario, tasks: int, score: Callable[[Tensor, int], Tensor]) -> float:
+def _accuracy(learner: Learner, scenario: Scenario, tasks: int, score: Callable[[Tensor, Tensor], Tensor]) -> float:
     """Percent of the images of the first tasks that are right among all classes learned."""
     method: Any = learner.method
     method.eval()
@@ -205,7 +201,7 @@ def _accuracy(learner: Learner, scenario: Scenario, tasks: int, score: Callable[
         assert data is not None
         scores: list[Tensor] = []
         fit = learner.fit()
-        fit.scan(keep_decoded(data), lambda x, y, task=task, kept=scores: kept.append(score(x, task).float().cpu()))
+        fit.scan(keep_decoded(data), lambda x, y, kept=scores: kept.append(score(x, y).float().cpu()))
         target = torch.tensor([method.classes.index(label) for label in data.labels.tolist()])
         right, total = right + int(correct(torch.cat(scores), target).sum()), total + len(data)
     return 100 * right / total
@@ -221,8 +217,7 @@ def _print_ablation(config: str, base: str, rows: dict[str, list[Measures]]) -> 
 
 
 def _mean(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    return percent(spread(value / 100 for value in values))
 
 
 if __name__ == "__main__":

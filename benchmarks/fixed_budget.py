@@ -11,7 +11,6 @@ shows it, and says little about forgetting.
 """
 
 import json
-import statistics
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,8 @@ from rich.table import Table
 from lamella.budget import exemplars_within, finished_parameters, parameters_of, total_bytes
 from lamella.config import build_backbone, build_scenario, complete, load_config
 from lamella.learner import Learner
+from lamella.report.summary import spread
+from lamella.report.words import percent
 from lamella.run import run
 
 METHODS = "replay,wa,dlc(wa),der,memo"
@@ -72,7 +73,7 @@ def _config(table: Config, name: str, memory: int) -> Config:
 
 
 def _measures(folders: list[Path], parameters: int) -> tuple[int, list[float], list[float]]:
-    """Exemplars kept at the end, last and average accuracies in percent.
+    """Exemplars kept at the end, last and average accuracies.
 
     Raises:
         RuntimeError: a finished model has another number of parameters than was counted before.
@@ -82,7 +83,7 @@ def _measures(folders: list[Path], parameters: int) -> tuple[int, list[float], l
     if parameters_of(method) != parameters:
         raise RuntimeError(f"{folders[0]} has {parameters_of(method):,} parameters, but {parameters:,} were counted")
     kept = getattr(method, "base", method).exemplars
-    last, average = ([100 * r[key] for r in results] for key in ("final_accuracy", "average_accuracy"))
+    last, average = ([r[key] for r in results] for key in ("final_accuracy", "average_accuracy"))
     return len(kept), last, average
 
 
@@ -94,13 +95,8 @@ def _print(
     for name, parameters, allowed, kept, last, average in rows:
         total = total_bytes(parameters, allowed, image_bytes)
         table.add_row(name, f"{parameters:,}", f"{allowed:,}", f"{kept:,}", f"{kept / images:.0%}", f"{total:,}",
-                      _mean(last), _mean(average))  # fmt: skip
+                      percent(spread(last)), percent(spread(average)))  # fmt: skip
     Console(width=110).print(table)
-
-
-def _mean(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
 
 
 if __name__ == "__main__":

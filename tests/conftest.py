@@ -2,13 +2,18 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from lamella.cli import main
+
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +23,17 @@ def real_data() -> Path:
     if not root:
         pytest.skip("LAMELLA_DATA is not set: real data and weights are not at hand")
     return Path(root)
+
+
+@pytest.fixture
+def lamella(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lamella", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return left.value.code if isinstance(left.value.code, int) else 0, out, err
+
+    return call

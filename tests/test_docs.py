@@ -59,6 +59,14 @@ def code_lines(file: Path) -> int:
     return sum(bool(line.strip()) and not line.lstrip().startswith("#") and i not in skipped for i, line in lines)
 
 
+METHOD_FILES = sorted(Path(importlib.import_module("lamella.methods").__file__ or "").parent.glob("*.py"))
+
+
+@pytest.mark.parametrize("file", METHOD_FILES, ids=lambda file: file.name)
+def test_a_method_is_one_short_file(file: Path) -> None:
+    assert code_lines(file) < 150
+
+
 def run_example(name: str, folder: Path) -> str:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

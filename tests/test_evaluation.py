@@ -9,8 +9,9 @@ import pytest
 import torch
 from streams import images
 
+from lamella.data.images import data_sha256
 from lamella.evaluation import evaluate, images_to_measure
-from lamella.learner import Prediction, data_sha256
+from lamella.learner import Prediction
 
 
 def learner(*guesses: Prediction) -> Any:

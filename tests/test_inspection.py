@@ -2,8 +2,6 @@
 
 import json
 import re
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Run
 from streams import stream
 
-from lamella.cli import main
 from lamella.directions import Forecast, Overlap, Space
 from lamella.evaluation import Bin, Counted, Evaluation, Stranger
 from lamella.inspection import Inspection, LearnedTask, inspect, origins
@@ -22,22 +20,6 @@ from lamella.report.model_figures import confusion_png
 from lamella.report.model_pages import evaluation_page, inspection_page
 from lamella.report.model_text import evaluation_text, inspection_text
 from lamella.store import load_manifest, roll_back
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def lamella(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lamella", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = capsys.readouterr()
-        return left.value.code if isinstance(left.value.code, int) else 0, out, err
-
-    return call
 
 
 def quick_learner() -> Learner:

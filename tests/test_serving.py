@@ -27,11 +27,11 @@ from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from lamella.cli.learn import _as_task
 from lamella.cli.serve import serve
 from lamella.data.folders import load_folder
 from lamella.learner import Learner, Prediction
 from lamella.locks import alone
+from lamella.next_task import as_next_task
 from lamella.serving.app import create_app
 from lamella.serving.batching import Batcher, Loaded
 from lamella.serving.gate import Gate
@@ -79,7 +79,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     learner = Learner.create(
         backbone={"name": "test_vit", "weights": "random", "size": 32}, method="nearest-mean", fit={"device": "cpu"}
     )
-    task, held_back = _as_task(load_folder(photos(folder / "photos", OLD)), learner)
+    task, held_back = as_next_task(load_folder(photos(folder / "photos", OLD)), learner)
     learner.learn(task, held_back=held_back)
     learner.save(folder / "model")
     return folder / "model"

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Confidence", "fitted_temperature", "histogram", "logits_and_typicality"]
+__all__ = ["UNKNOWN", "Confidence", "fitted_temperature", "histogram", "logits_and_typicality"]
 
+UNKNOWN = 0.05
+"""Familiarity below which an image is called unknown: one known image in twenty is, too."""
 BINS = 64
 ENOUGH = 30
 """Images from which a temperature is taken."""

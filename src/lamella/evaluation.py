@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
-from lamella.data.images import ImageSet, TensorSet
+from lamella.data.images import ImageSet, TensorSet, data_sha256
 from lamella.data.sources import load_source
-from lamella.learner import Learner, Prediction, data_sha256
+from lamella.learner import Learner, Prediction
 
 __all__ = ["BINS", "Bin", "Counted", "Evaluation", "Measured", "evaluate", "images_to_measure"]
 

@@ -6,50 +6,25 @@ and what is trainable are decided here. `fit` trains exactly the tensors it is g
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lamella.calls import Place, ScanCall, TrainingCall
 from lamella.checkpoints import Checkpoints
-from lamella.data.loading import batches
+from lamella.checks import check_one_of
+from lamella.data.loading import Examples, batch_sizes, batches
 from lamella.data.transform import Augmentation, InputTransform, View, augmented_view, plain_view
-from lamella.precision import PRECISIONS, computing
+from lamella.optimizers import OPTIMIZERS, build_optimizer, parameter_groups, trainable
+from lamella.precision import PRECISIONS, computing, resolve_device
 from lamella.progress import Progress, silent
 from lamella.randomness import generator
 
-__all__ = ["Examples", "Fit", "Loss", "resolve_device"]
+__all__ = ["Examples", "Fit", "Loss"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(inputs (n, ...), global class ids (n,)) -> scalar to minimise."""
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD,
-}  # fmt: skip
-
-
-class Examples(Protocol):
-    """What `fit` can run over: an ImageSet, or a TensorSet of features."""
-
-    labels: Tensor
-
-    def __len__(self) -> int: ...
-    def batch(self, index: Tensor, view: View) -> Tensor: ...
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto" is the first accelerator, else the CPU.
-
-    Raises:
-        ValueError: the named device is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.split(":")[0] not in ("cpu", "cuda") or (name != "cpu" and not torch.cuda.is_available()):
-        raise ValueError(f"device '{name}' is not available here; use 'cpu' or 'auto'")
-    return torch.device(name)
 
 
 class Fit:
@@ -78,8 +53,7 @@ class Fit:
         progress: Progress = silent,
         scan_batch_size: int = 64,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision '{precision}' is unknown; use one of {', '.join(PRECISIONS)}")
+        check_one_of("precision", precision, PRECISIONS)
         self.module = module
         self.transform = transform
         self.augmentation = augmentation
@@ -138,22 +112,20 @@ class Fit:
         """
         if len(data) == 0:
             raise ValueError(f"there is nothing to train on in task {self.task}")
-        if optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer '{optimizer}' is unknown; use one of {', '.join(OPTIMIZERS)}")
+        check_one_of("optimizer", optimizer, OPTIMIZERS)
         if epochs < 1 or batch_size < 1:
             raise ValueError(f"epochs ({epochs}) and batch_size ({batch_size}) must be at least 1")
         if not lr > 0:
             raise ValueError(f"the learning rate lr is {lr}; it must be above 0")
         call = self._call(name)
         self.module.to(self.device)
-        groups = _groups(params, lr)
+        groups = parameter_groups(params, lr)
         tensors = [t for group in groups for t in group["params"]]
-        extra = {"momentum": momentum} if optimizer == "sgd" else {}
-        engine = OPTIMIZERS[optimizer]([dict(g) for g in groups], lr=lr, weight_decay=weight_decay, **extra)
+        engine = build_optimizer(optimizer, groups, weight_decay=weight_decay, momentum=momentum)
         saved = TrainingCall(self._place(call), self.module, tensors, engine)
         self.trained[call] = sum(t.numel() for t in tensors)
-        sizes = _batch_sizes(len(data), batch_size)
-        with _trainable(tensors), self.progress(f"task {self.task} {name}", epochs * len(sizes)) as advance:
+        sizes = batch_sizes(len(data), batch_size)
+        with trainable(tensors), self.progress(f"task {self.task} {name}", epochs * len(sizes)) as advance:
             saved.restore(epochs)
             advance(saved.epoch * len(sizes) + saved.step, "")
             while saved.epoch < epochs:
@@ -291,38 +263,3 @@ class Fit:
                 f"{len(idle)} of {len(tensors)} trained tensors got no gradient, the first is '{idle[0]}': the model "
                 "reads this layer's weight without calling the layer, or the loss does not depend on it"
             )
-
-
-def _batch_sizes(n: int, size: int) -> list[int]:
-    """How many of n examples each step of an epoch sees.
-
-    >>> _batch_sizes(11, 4), _batch_sizes(9, 4), _batch_sizes(1, 4)
-    ([4, 4, 3], [4, 5], [1])
-    """
-    whole, rest = divmod(n, size)
-    if whole and rest == 1:
-        return [size] * (whole - 1) + [size + 1]
-    return [size] * whole + [rest] * bool(rest)
-
-
-def _groups(params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float) -> list[dict[str, Any]]:
-    entries = list(params)
-    if entries and isinstance(entries[0], dict):
-        groups = [{"lr": lr, **e, "params": list(e["params"])} for e in entries if isinstance(e, dict)]
-    else:
-        groups = [{"params": entries, "lr": lr}]
-    if not any(group["params"] for group in groups):
-        raise ValueError("there are no tensors to train; pass at least one to fit")
-    return [group for group in groups if group["params"]]
-
-
-@contextmanager
-def _trainable(tensors: Sequence[Tensor]) -> Iterator[None]:
-    for tensor in tensors:
-        tensor.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for tensor in tensors:
-            tensor.requires_grad_(False)
-            tensor.grad = None

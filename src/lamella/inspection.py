@@ -30,7 +30,7 @@ class LearnedTask:
 
     Attributes:
         images: learned from. seconds: of learning. trained: parameters of the call that trained most.
-        data_sha256: see `learner.data_sha256`; None where an older version learned the task.
+        data_sha256: see `data.images.data_sha256`; None where an older version learned the task.
         held_back: images that were held back. right: of them, when the task had just been learned. temperature: the one
             that fits them best. All three None where none were held back.
         origin: None where that version is gone.

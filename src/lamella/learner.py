@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from lamella.checkpoints import Checkpoints
 from lamella.confidence import Confidence, fitted_temperature, histogram, logits_and_typicality
 from lamella.config import build_augmentation, build_backbone, build_method, complete, method_name
 from lamella.costs import parameter_counts
-from lamella.data.images import Files, ImageSet, TensorSet
+from lamella.data.images import Files, ImageSet, TensorSet, data_sha256
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Task
 from lamella.directions import used_directions
@@ -23,7 +22,7 @@ from lamella.progress import Progress, silent
 from lamella.scores import Score, score_task
 from lamella.store import learned_state, load_model, restore_state, save_model
 
-__all__ = ["Learner", "Prediction", "data_sha256"]
+__all__ = ["Learner", "Prediction"]
 
 
 class Prediction(NamedTuple):
@@ -289,12 +288,6 @@ class Learner:
         learner.class_names = {int(i): str(name) for i, name in manifest["class_names"]}
         learner.tasks, learner.notes = manifest["tasks"], manifest["notes"]
         return learner
-
-
-def data_sha256(data: ImageSet | TensorSet, class_names: Mapping[int, str]) -> str:
-    """SHA-256 over the sorted (key, class name) of every image: what the data are called, not their pixels."""
-    named = (f"{key}\x1f{class_names[label]}" for key, label in zip(data.keys, data.labels.tolist(), strict=True))
-    return sha256("\n".join(sorted(named)).encode()).hexdigest()
 
 
 def _version() -> str:

@@ -1,4 +1,4 @@
-"""In which precision a model computes, and with which attention."""
+"""On which device a model computes, in which precision, and with which attention."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,9 +6,22 @@ from contextlib import contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["PRECISIONS", "computing"]
+__all__ = ["PRECISIONS", "computing", "resolve_device"]
 
 PRECISIONS = ("float32", "bf16")
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is the first accelerator, else the CPU.
+
+    Raises:
+        ValueError: the named device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda") or (name != "cpu" and not torch.cuda.is_available()):
+        raise ValueError(f"device '{name}' is not available here; use 'cpu' or 'auto'")
+    return torch.device(name)
 
 
 @contextmanager

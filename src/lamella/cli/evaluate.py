@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.predict import UNKNOWN
-
 __all__ = ["evaluate"]
 
 
@@ -25,6 +23,7 @@ def evaluate(
     Accuracy by class and task, calibration, confusion; classes it never learned show whether it calls them unknown.
     Where DATA has a test part, that is measured; where it was learned from, what was held back.
     """
+    from lamella.confidence import UNKNOWN
     from lamella.evaluation import evaluate as evaluated
     from lamella.evaluation import images_to_measure
     from lamella.files import write_atomic

@@ -9,8 +9,7 @@ import typer
 from lamella.cli.under_way import UNDER_WAY, current_version, under_way
 
 if TYPE_CHECKING:
-    from lamella.data.images import ImageSet
-    from lamella.data.scenario import Source, Task
+    from lamella.data.scenario import Source
     from lamella.learner import Learner
 
 __all__ = ["learn"]
@@ -74,9 +73,10 @@ def _open(model: Path, backbone: str | None, method: str | None, seed: int | Non
 
 
 def _learn(learner: "Learner", source: "Source", model: Path) -> None:
+    from lamella.next_task import as_next_task
     from lamella.progress import bars
 
-    task, held_back = _as_task(source, learner)
+    task, held_back = as_next_task(source, learner)
     known = set(learner.class_names.values())
     new = [name for name in task.class_names if name not in known]
     again = [name for name in task.class_names if name in known]
@@ -96,29 +96,3 @@ def _learn(learner: "Learner", source: "Source", model: Path) -> None:
     if "held_back" in record:
         right, images = record["held_back"]["right"], record["held_back"]["images"]
         typer.echo(f"right on held-back images of these classes: {right / images:.1%} of {images}")
-
-
-def _as_task(source: "Source", learner: "Learner") -> tuple["Task", "ImageSet"]:
-    """The training part as the learner's next task, and the part that is held back.
-
-    Known class names keep their ids, new ones get the next.
-    """
-    import torch
-
-    from lamella.data.images import ImageSet
-    from lamella.data.scenario import Task
-
-    if not isinstance(source.train, ImageSet) or not isinstance(source.test, ImageSet):
-        raise TypeError(f"{source.name} holds no images")
-    ids = {name: i for i, name in learner.class_names.items()}
-    names = [source.class_names[i] for i in source.train.labels.unique().tolist()]
-    for name in names:
-        ids.setdefault(name, len(ids))
-    number = torch.tensor([ids.get(name, -1) for name in source.class_names])
-
-    def renumbered(part: ImageSet) -> ImageSet:
-        return ImageSet(part.storage, number[part.labels], part.keys, part.positions)
-
-    own = tuple(ids[name] for name in names)
-    task = Task(len(learner.tasks), source.name, own, tuple(names), renumbered(source.train))
-    return task, renumbered(source.test)

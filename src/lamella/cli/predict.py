@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["predict"]
 
 STDIN = "-"
-UNKNOWN = 0.05
-"""Familiarity below which an image is called unknown: one known image in twenty is, too."""
 
 
 def predict(
@@ -29,7 +27,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line for each image.")] = False,
     unknown: Annotated[
-        bool, typer.Option("--unknown", help=f"Call images unknown whose familiarity is below {UNKNOWN}.")
+        bool, typer.Option("--unknown", help="Call images unknown that are as strange as one known image in twenty.")
     ] = False,
 ) -> None:
     """Name the class of each image.
@@ -80,6 +78,8 @@ def _row(path: Path, prediction: "Prediction", unknown: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"path": str(path), "classes": classes, "task": prediction.task}
     row["familiarity"] = prediction.familiarity
     if unknown and prediction.familiarity is not None:
+        from lamella.confidence import UNKNOWN
+
         row["unknown"] = prediction.familiarity < UNKNOWN
     return row
 

@@ -1,6 +1,5 @@
 """A learning that is under way in a model's folder, and what to do with one that was interrupted."""
 
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +50,9 @@ def current_version(model: Path) -> int:
 
 def _what(model: Path, learner: "Learner", task: "Task") -> dict[str, Any]:
     """What must be alike for a learning to go on."""
-    labelled = zip(task.train.keys, task.train.labels.tolist(), strict=True)
-    images = "\n".join(f"{key}\x1f{task.class_names[task.classes.index(label)]}" for key, label in labelled)
+    from lamella.data.images import data_sha256
+
     return {
-        "task": task.name, "images": sha256(images.encode()).hexdigest(), "version": current_version(model),
-        "config": learner.config,
+        "task": task.name, "version": current_version(model), "config": learner.config,
+        "images": data_sha256(task.train, dict(zip(task.classes, task.class_names, strict=True))),
     }  # fmt: skip

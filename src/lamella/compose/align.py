@@ -34,6 +34,7 @@ from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.heads import Heads, only_columns
 from lamella.memory import ClassGaussians, shrunk
+from lamella.methods.schedules import cosine
 from lamella.randomness import generator
 
 __all__ = ["Aligned"]
@@ -165,8 +166,4 @@ class Aligned(nn.Module):
             return F.cross_entropy(head(f), head.columns(labels))
 
         fit(TensorSet(x, y), loss, head.parameters(), epochs=self.epochs, lr=self.lr, batch_size=256,
-            optimizer="sgd", momentum=0.9, schedule=_cosine, name="align-refit")  # fmt: skip
-
-
-def _cosine(epoch: int, epochs: int) -> float:
-    return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * epoch / epochs)).item())
+            optimizer="sgd", momentum=0.9, schedule=cosine, name="align-refit")  # fmt: skip

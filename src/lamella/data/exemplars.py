@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from lamella.checks import check_one_of
 from lamella.data.images import ImageSet, PixelArray, TensorSet, concatenate
 from lamella.data.transform import InputTransform, plain_view
 from lamella.fit import Fit
@@ -50,8 +51,7 @@ class Exemplars(Growing):
         seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        if choose not in CHOICES:
-            raise ValueError(f"choose '{choose}' is unknown; use one of {', '.join(CHOICES)}")
+        check_one_of("choose", choose, CHOICES)
         limit = total if per_class is None else per_class
         if limit is None or limit < 0:
             raise ValueError(f"a memory of {limit} images is none; give 0 or more, for all classes or for each")

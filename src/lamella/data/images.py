@@ -4,7 +4,8 @@ A set is cheap: subsets and joins share the storage and only carry positions. Pi
 `keep_decoded` decodes them once into memory where they fit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -15,7 +16,17 @@ from lamella.data.loading import batches
 from lamella.data.parallel import in_threads
 from lamella.data.transform import View
 
-__all__ = ["EncodedBytes", "Files", "ImageSet", "PixelArray", "Pixels", "TensorSet", "batches", "concatenate"]
+__all__ = [
+    "EncodedBytes",
+    "Files",
+    "ImageSet",
+    "PixelArray",
+    "Pixels",
+    "TensorSet",
+    "batches",
+    "concatenate",
+    "data_sha256",
+]
 
 
 class Pixels(Protocol):
@@ -220,3 +231,9 @@ def _check_keys(keys: tuple[str, ...]) -> None:
         seen: set[str] = set()
         twice = next(key for key in keys if key in seen or seen.add(key))
         raise ValueError(f"two images share the key {twice!r}; keys must differ, they decide the split")
+
+
+def data_sha256(data: ImageSet | TensorSet, class_names: Mapping[int, str]) -> str:
+    """SHA-256 over the sorted (key, class name) of every image: what the data are called, not their pixels."""
+    named = (f"{key}\x1f{class_names[label]}" for key, label in zip(data.keys, data.labels.tolist(), strict=True))
+    return sha256("\n".join(sorted(named)).encode()).hexdigest()

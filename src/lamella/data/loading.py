@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lamella.data.transform import View
 
-__all__ = ["Examples", "batches"]
+__all__ = ["Examples", "batch_sizes", "batches"]
 
 
 class Examples(Protocol):
@@ -20,6 +20,18 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, index: Tensor, view: View) -> Tensor: ...
+
+
+def batch_sizes(n: int, size: int) -> list[int]:
+    """How many of n examples each step of an epoch sees. One that is left over joins the batch before it.
+
+    >>> batch_sizes(11, 4), batch_sizes(9, 4), batch_sizes(1, 4)
+    ([4, 4, 3], [4, 5], [1])
+    """
+    whole, rest = divmod(n, size)
+    if whole and rest == 1:
+        return [size] * (whole - 1) + [size + 1]
+    return [size] * whole + [rest] * bool(rest)
 
 
 def batches(

@@ -10,7 +10,7 @@ from lamella.fit import Examples, Fit, Loss
 from lamella.heads import Head, Heads
 from lamella.randomness import generator as named_generator
 
-__all__ = ["align_new_rows", "new_or_old", "start_draws", "train_weights", "widened"]
+__all__ = ["align_new_rows", "inverse_shares", "new_or_old", "start_draws", "train_weights", "widened"]
 
 
 def train_weights(
@@ -82,3 +82,13 @@ def new_or_old(labels: Tensor, classes: Sequence[int]) -> Tensor:
     """Targets (n,) of an auxiliary classifier: 1 + position among the new `classes`, and 0 for every other label."""
     match = labels[:, None] == torch.tensor(list(classes), device=labels.device)
     return torch.where(match.any(1), match.long().argmax(1) + 1, 0)
+
+
+def inverse_shares(labels: Tensor, classes: Sequence[int]) -> Tensor:
+    """Weights (classes,) with which each class counts the same, 1 on average over images; 0 where one has no image.
+
+    >>> inverse_shares(torch.tensor([0, 0, 0, 1, 2, 2]), [0, 1, 2, 3]).tolist()
+    [0.6666666865348816, 2.0, 1.0, 0.0]
+    """
+    counts = torch.tensor([int((labels == c).sum()) for c in classes])
+    return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp_min(1)), 0.0)

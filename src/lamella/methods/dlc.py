@@ -42,7 +42,6 @@ Departures (ours, where the public text is silent; each is a setting unless it s
 - The trunk ends before the block of the first layer with a plugin (always).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,11 +50,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
+from lamella.checks import check_one_of
 from lamella.data.scenario import Task
 from lamella.fit import Fit
 from lamella.heads import Head, Heads, only_columns
-from lamella.methods.classifier import align_new_rows, new_or_old, widened
+from lamella.methods.classifier import align_new_rows, inverse_shares, new_or_old, widened
 from lamella.methods.plugins import Tails, check_base
+from lamella.methods.schedules import cosine
 from lamella.methods.weighting import AGGREGATES, WeightingUnit, aggregated
 from lamella.randomness import generator
 
@@ -104,17 +105,12 @@ class DLC(nn.Module):
         super().__init__()
         if rank < 1:
             raise ValueError(f"rank {rank} is too small; a plugin needs a rank of at least 1")
-        for key, value, allowed in (
-            ("factorisation", factorisation, ("kernel", "conv")),
-            ("aggregate", aggregate, AGGREGATES),
-            ("balance", balance, ("align", "weights", "none")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{key} '{value}' is unknown; use one of {', '.join(allowed)}")
+        check_one_of("factorisation", factorisation, ("kernel", "conv"))
+        check_one_of("aggregate", aggregate, AGGREGATES)
+        check_one_of("balance", balance, ("align", "weights", "none"))
         if auxiliary_weight < 0 or gate_supervision < 0:
             raise ValueError(
-                f"auxiliary_weight {auxiliary_weight} and gate_supervision {gate_supervision} weigh losses; give 0 or "
-                "more"
+                f"auxiliary_weight {auxiliary_weight} and gate_supervision {gate_supervision}: give 0 or more"
             )
         if gate == "fixed" and gate_supervision:
             raise ValueError("gate 'fixed' has nothing to supervise; set gate_supervision to 0, or choose another gate")
@@ -199,7 +195,8 @@ class DLC(nn.Module):
         trained = self.plugins if self.refresh_old_plugins else new
         frozen = [name for name in self.plugins if name not in trained]
         device = self.heads[0].weight.device
-        own, weight = self._owners().to(device), self._class_weights(data.labels, device)
+        own = self._owners().to(device)
+        weight = inverse_shares(data.labels, self.classes).to(device) if self.balance == "weights" else None
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             with torch.no_grad():
@@ -207,9 +204,8 @@ class DLC(nn.Module):
                 fixed = self.tails(z, ["", *frozen])
             features = torch.cat([fixed, self.tails(z, trained)], 1) if trained else fixed
             columns = self.heads.columns(y)
-            value = F.cross_entropy(
-                self.heads(aggregated(features, self.unit(features), self.aggregate)), columns, weight
-            )
+            logits = self.heads(aggregated(features, self.unit(features), self.aggregate))
+            value = F.cross_entropy(logits, columns, weight)
             if auxiliary is not None:
                 found = auxiliary(features[:, -1])
                 value = value + self.auxiliary_weight * F.cross_entropy(found, new_or_old(y, task.classes))
@@ -219,11 +215,11 @@ class DLC(nn.Module):
 
         classifiers = [*self.heads.parameters(), *(() if auxiliary is None else auxiliary.parameters())]
         groups = [
-            {"params": [*self._factors(trained), *(p for p in self.unit.parameters() if p.numel())]},
+            {"params": [*self.tails.factors(trained), *(p for p in self.unit.parameters() if p.numel())]},
             {"params": classifiers, "weight_decay": self.head_weight_decay},
         ]
         fit(data, loss, groups, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, optimizer=self.optimizer,
-            schedule=_cosine, momentum=self.momentum, weight_decay=self.weight_decay, name="plugin")  # fmt: skip
+            schedule=cosine, momentum=self.momentum, weight_decay=self.weight_decay, name="plugin")  # fmt: skip
         if self.balance == "align" and number:
             align_new_rows(self.heads)
 
@@ -247,28 +243,13 @@ class DLC(nn.Module):
         draws = generator(self.seed, "plugin-auxiliary", number)
         return Head(width, range(len(task.classes) + 1), draws).to(device)
 
-    def _factors(self, names: Sequence[str]) -> list[nn.Parameter]:
-        branches = [b for site in self.tails.sites for name in names for b in site.layer.of(name)]
-        return [factor for branch in branches for factor in (branch.A, branch.B)]
-
     def _owners(self) -> Tensor:
         """(classes,) position of the plugin of each class's last task; -1 where that task has none."""
         last = {c: i for i in range(len(self.heads)) for c in self.heads[i].ids.tolist()}
         own = torch.tensor([last[c] - (not self.first_plugin) for c in self.classes])
         return own.clamp_max(0) if self.shared_plugin else own
 
-    def _class_weights(self, labels: Tensor, device: torch.device) -> Tensor | None:
-        """(classes,) inverse shares of the images; 0 for a class that has none left."""
-        if self.balance != "weights":
-            return None
-        counts = torch.tensor([int((labels == c).sum()) for c in self.classes])
-        return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp_min(1)), 0.0).to(device)
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         held = state_dict.get(prefix + "heads.heads.0.weight")
         self.heads = Heads(self.backbone.width if held is None else held.shape[1]).to(self.unit.weight.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _cosine(epoch: int, epochs: int) -> float:
-    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))

@@ -2,14 +2,8 @@
 
 A plugin is an adapter on convolutions near the classifier. The network is cut before the block of the first of them:
 the trunk runs once, and its output goes through the tail once for each plugin and once without any, the lanes. All
-lanes run as one batch: what plugins do not touch (batch norm in eval mode, shortcuts, pooling) sees a larger batch, and
-in an adapted convolution the base weight sees it too, while the low-rank parts are one convolution with a group a lane.
-In a narrow layer, where those parts are as dear as the weight, each group has its whole kernel instead. On a CPU many
-images go through the tails in parts that stay within its caches. benchmarks/dlc_tails.py compares the batch with loops.
-
-For that a branch of either factorisation is taken as two convolutions, k x k into few channels and 1 x 1 out of them.
-"kernel" branches are such a pair as well: B A, viewed as (c_out, c_in k k), is B, viewed as (c_out, k r k), times k
-copies of A along a diagonal, (k r k, c_in k k).
+lanes run as one batch (lanes.py); on a CPU many images go through the tails in parts that stay within its caches.
+benchmarks/dlc_tails.py compares the batch with loops.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -18,14 +12,15 @@ from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.backbones.resnets import block_names, check_split, split
-from lamella.lowrank import AdaptedConv2d, Branch, Site, adapt, adapter_state, grow, using
+from lamella.checks import check_one_of
+from lamella.lowrank import Branch, Site, adapt, adapter_state, grow, using
+from lamella.methods.lanes import LanedConv2d
 
-__all__ = ["FORMS", "LAYERS", "LanedConv2d", "Tails", "as_two_convolutions", "check_base", "plugin_layers"]
+__all__ = ["FORMS", "LAYERS", "Tails", "check_base", "plugin_layers"]
 
 LAYERS = ("last-conv", "last-block", "last-stage", "last-two-stages")
 FORMS = ("batched", "loop")
@@ -77,73 +72,6 @@ def plugin_layers(model: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in inside if name in found)
 
 
-def as_two_convolutions(branch: Branch, kernel: int) -> tuple[Tensor, Tensor]:
-    """A branch's update of a k x k convolution as a k x k one (q, c_in, k, k), then a 1 x 1 one (c_out, q, 1, 1)."""
-    if branch.A.ndim == 4:
-        return branch.A, branch.B * branch.scale
-    reduce = torch.block_diag(*[branch.A] * kernel)
-    c_in, q = branch.A.shape[1] // kernel, len(reduce)
-    return reduce.reshape(q, c_in, kernel, kernel), branch.B.reshape(-1, q, 1, 1) * branch.scale
-
-
-class LanedConv2d(AdaptedConv2d):
-    """A convolution whose batch may hold every image several times, once a lane, each with its own adapter.
-
-    Attributes:
-        lanes: the adapter of each lane; a name that this layer does not carry leaves the base weight alone. Without
-            lanes it is an adapted convolution like any other.
-        shared: the tail's input, equal in all lanes, whose base part is therefore computed once.
-    """
-
-    lanes: tuple[str, ...] = ()
-    shared: Tensor | None = None
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(n, c_in, h, w), or (n lanes, c_in, h, w) with the lanes of an image beside each other -> c_out channels."""
-        if not self.lanes:
-            return super().forward(input)
-        x = input.unflatten(0, (-1, len(self.lanes)))
-        equal = input is self.shared
-        if not equal and self._narrow():
-            return self._merged(x).flatten(0, 1)
-        y = nn.Conv2d.forward(self, x[:, 0] if equal else input)
-        y = y[:, None].repeat(1, len(self.lanes), 1, 1, 1) if equal else y.unflatten(0, x.shape[:2])
-        acting = [i for i, name in enumerate(self.lanes) if name in self.branches]
-        if acting:
-            neighbours = acting[-1] - acting[0] + 1 == len(acting)
-            which = slice(acting[0], acting[-1] + 1) if neighbours else acting  # a slice is read in place
-            y[:, which] += self._updates(x[:, 0] if equal else x[:, which], [self.lanes[i] for i in acting])
-        return y.flatten(0, 1)
-
-    def _narrow(self) -> bool:
-        """Whether the low-rank part is so wide beside the weight that a whole kernel for each lane is cheaper."""
-        k = self.weight.shape[-1]
-        channels = [b.rank * (k if b.A.ndim == 2 else 1) for name in self.lanes for b in self.of(name)]
-        return 4 * max(channels, default=0) >= self.weight.shape[0]
-
-    def _merged(self, x: Tensor) -> Tensor:
-        """(n, lanes, c_out, h', w'): every lane with its own whole kernel, as one grouped convolution."""
-        deltas = [sum(b.delta(self.weight.shape) for b in self.of(name)) for name in self.lanes]
-        kernel = torch.cat([self.weight + delta for delta in deltas])
-        y = self._grouped(x.flatten(1, 2), kernel, len(self.lanes)).unflatten(1, (len(self.lanes), -1))
-        return y if self.bias is None else y + self.bias[:, None, None]
-
-    def _updates(self, x: Tensor, names: Sequence[str]) -> Tensor:
-        """(n, t, c_out, h', w') of the t adapters, from an input each (n, t, c_in, h, w) or one for all."""
-        pairs = [[as_two_convolutions(b, self.weight.shape[-1]) for b in self.of(name)] for name in names]
-        A = torch.cat([a for pair in pairs for a, _ in pair])
-        B = torch.cat([torch.cat([b for _, b in pair], 1) for pair in pairs])
-        apart = x.ndim == 5
-        z = self._grouped(x.flatten(1, 2) if apart else x, A, len(names) if apart else 1)
-        return F.conv2d(z, B, groups=len(names)).unflatten(1, (len(names), -1))
-
-    def _grouped(self, x: Tensor, kernel: Tensor, groups: int) -> Tensor:
-        padding: Any = self.padding
-        if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        return F.conv2d(x, kernel, None, self.stride, padding, self.dilation, groups)
-
-
 class Tails:
     """A residual network as one trunk and, for each plugin, a tail. Any other pass through it sees no plugin.
 
@@ -192,8 +120,7 @@ class Tails:
         Raises:
             ValueError: an unknown form.
         """
-        if form not in FORMS:
-            raise ValueError(f"form '{form}' is unknown; use one of {', '.join(FORMS)}")
+        check_one_of("form", form, FORMS)
         if form == "loop":
             tail = split(self.model, self.at)[1]
             features: list[Tensor] = []
@@ -267,6 +194,11 @@ class Tails:
             branch = Branch(A, B, site.rows).state_dict(prefix=f"{site.name}.branches.{name}.0.")
             shapes |= {key: value.shape for key, value in branch.items()}
         return shapes
+
+    def factors(self, names: Sequence[str]) -> list[nn.Parameter]:
+        """What is trained of these plugins."""
+        branches = [b for site in self.sites for name in names for b in site.layer.of(name)]
+        return [factor for branch in branches for factor in (branch.A, branch.B)]
 
     @contextmanager
     def _running(self, lanes: Sequence[str], shared: Tensor) -> Generator[None]:

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 
-__all__ = ["SCHEDULES", "milestone_schedule", "named_schedule"]
+from lamella.checks import check_one_of
+
+__all__ = ["SCHEDULES", "cosine", "milestone_schedule", "named_schedule"]
 
 
 def constant(epoch: int, epochs: int) -> float:
@@ -24,13 +26,17 @@ def as_run(epoch: int, epochs: int) -> float:
     return as_meant(max(epoch - 1, 0), epochs)
 
 
+def cosine(epoch: int, epochs: int) -> float:
+    """Half a cosine, from 1 at the first epoch towards 0 after the last (Loshchilov & Hutter, ICLR 2017)."""
+    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
 SCHEDULES: dict[str, Callable[[int, int], float]] = {"constant": constant, "as_meant": as_meant, "as_run": as_run}
 
 
 def named_schedule(name: str) -> Callable[[int, int], float]:
     """Raises ValueError for a name that is not in SCHEDULES."""
-    if name not in SCHEDULES:
-        raise ValueError(f"schedule '{name}' is unknown; use one of {', '.join(SCHEDULES)}")
+    check_one_of("schedule", name, SCHEDULES)
     return SCHEDULES[name]
 
 

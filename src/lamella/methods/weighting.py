@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamella.checks import check_one_of
 from lamella.growing import Growing
 
 __all__ = ["AGGREGATES", "GATES", "WeightingUnit", "aggregated"]
@@ -41,8 +42,7 @@ class WeightingUnit(Growing):
 
     def __init__(self, width: int, kind: str = "sigmoid", input: str = "base") -> None:
         super().__init__()
-        if kind not in GATES:
-            raise ValueError(f"gate '{kind}' is unknown; use one of {', '.join(GATES)}")
+        check_one_of("gate", kind, GATES)
         if input not in ("base", "own"):
             raise ValueError(f"gate_input '{input}' is unknown; use 'base' or 'own'")
         self.kind, self.input = kind, input

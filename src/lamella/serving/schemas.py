@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from lamella.cli.predict import UNKNOWN
+from lamella.confidence import UNKNOWN
 from lamella.learner import Learner, Prediction
 
 __all__ = ["FAULTS", "ClassRow", "Guess", "Health", "Predicted", "Predictions", "Problem", "TaskRow"]

@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from lamella.cli.learn import _as_task
 from lamella.data.folders import load_folder
 from lamella.data.keeping import keep_decoded
 from lamella.learner import Learner
 from lamella.locks import alone
+from lamella.next_task import as_next_task
 from lamella.progress import Progress
 
 __all__ = ["main", "teach"]
@@ -40,7 +40,7 @@ def teach(model: Path, folder: Path, name: str, say: Say) -> dict[str, Any]:
     source = replace(source, train=keep_decoded(source.train), test=keep_decoded(source.test))
     with alone(model, "another process is learning into this model; try again when it is done"):
         learner = Learner.load(model)
-        task, held_back = _as_task(source, learner)
+        task, held_back = as_next_task(source, learner)
         known = set(learner.class_names.values())
         say({"classes": list(task.class_names), "new": [n for n in task.class_names if n not in known]})
         record = learner.learn(task, held_back=held_back, progress=_reporting(say))
