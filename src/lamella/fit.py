@@ -5,6 +5,7 @@ and what is trainable are decided here. `fit` trains exactly the tensors it is g
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -66,10 +67,11 @@ class Fit:
         self.begin("0")
 
     def begin(self, task: str) -> None:
-        """A new task: call names start over, and so do the records of time and of trained tensors."""
+        """A new task: call names start over, and so do the records: seconds, trained tensors, seconds without data."""
         self.task = task
         self._names: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
+        self.waited = 0.0
         self.trained: dict[str, int] = {}
         self.module.to(self.device)
 
@@ -252,8 +254,12 @@ class Fit:
     def _batches(
         self, data: Examples, order: Tensor, size: int | Sequence[int], view: View
     ) -> Iterator[tuple[Tensor, Tensor]]:
+        asked = time.monotonic()
         for x, y, _ in batches(data, order, size, view):
-            yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            here = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            self.waited += time.monotonic() - asked
+            yield here
+            asked = time.monotonic()
 
     def _check_gradients(self, tensors: Sequence[Tensor]) -> None:
         names = {id(p): n for n, p in self.module.named_parameters()}

@@ -146,6 +146,7 @@ class Learner:
             "directions": used_directions(self.method),
             "trainable_parameters": max(fit.trained.values(), default=0), "trained": fit.trained,
             "seconds": fit.seconds | {"total": max(time.monotonic() - started, sum(fit.seconds.values()))},
+            "waited": fit.waited,
         }  # fmt: skip
         self.tasks.append(record)
         if held_back is not None and len(held_back):

@@ -19,6 +19,7 @@ from lamella.files import read_json, write_atomic, write_json
 from lamella.learner import Learner
 from lamella.locks import alone
 from lamella.methods import WHOLE_STREAM
+from lamella.phases import phases_line
 from lamella.progress import bars, silent
 from lamella.results import build_results, curve_so_far
 from lamella.store import holds_model, load_manifest
@@ -112,6 +113,8 @@ class _Run:
             counts = self.learner.parameter_counts()
             shares = (f"{part} {n:,} ({n / counts['backbone']:.1%})" for part, n in counts.items())
             print(f"parameters, beside the backbone's: {', '.join(shares)}")
+            tested = sum(entry["seconds"] for entry in self.learner.notes["scores"])
+            print(phases_line(self.learner.tasks, tested))
         self._log("finished", final_accuracy=results[""]["final_accuracy"])
 
     def _evaluate(self, i: int) -> None:

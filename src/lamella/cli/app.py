@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lamella.cli import bench
 from lamella.cli.catalogue import layers, list_known
 from lamella.cli.demo import demo
 from lamella.cli.evaluate import evaluate
@@ -46,10 +47,10 @@ def options(
     """Teach a pre-trained model new classes, task after task, without forgetting the old ones."""
 
 
-def _add(command: Callable[..., Any], name: str, *examples: str) -> None:
+def _add(command: Callable[..., Any], name: str, *examples: str, group: typer.Typer = app) -> None:
     # \b keeps the lines of a paragraph as they are
     epilog = "\b\n" + "\n".join(["Examples:", *(f"  {example}" for example in examples)])
-    app.command(name, epilog=epilog)(command)
+    group.command(name, epilog=epilog)(command)
 
 
 _add(demo, "demo", "lamella demo", "lamella demo --out my-demo")
@@ -87,3 +88,14 @@ _add(
     "lamella evaluate model test-photos/ --png confusion.png --json",
 )  # fmt: skip
 _add(serve, "serve", "lamella serve model", "LAMELLA_TOKEN=... lamella serve model --host 0.0.0.0 --port 80")
+
+costs = typer.Typer(help="Measure what learning costs on this machine.", rich_markup_mode=None, no_args_is_help=True)
+app.add_typer(costs, name="bench")
+_add(
+    bench.speed, "speed",
+    "lamella bench speed",
+    "lamella bench speed --backbone vit_base_patch16_224 --batch 8 --method inflora+align --out speed.json",
+    group=costs,
+)  # fmt: skip
+_add(bench.memory, "memory", "lamella bench memory --backbone vit_base_patch16_224 --batch 8", group=costs)
+_add(bench.growth, "growth", "lamella bench growth --tasks 100 --png growth.png", group=costs)

@@ -1,0 +1,1 @@
+"""What learning costs on this machine: `lamella bench speed`, `memory` and `growth`."""

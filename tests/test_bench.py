@@ -1,0 +1,130 @@
+"""`lamella bench`: what is counted is what it says, by hand where that can be."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run
+
+from lamella.bench.growth import follow, slope
+from lamella.bench.growth_figure import growth_png
+from lamella.bench.memory import AS_KEPT, kept_activations, kept_bytes, measure_memory
+from lamella.bench.speed import Phase, Speed, measure_speed, quick_learner
+from lamella.bench.synthetic import synthetic_task
+from lamella.bench.timing import interleaved, ratio
+from lamella.phases import phase_shares, phases_line
+
+TINY = {"name": "test_vit", "weights": "random", "size": 32}
+
+
+def test_forms_take_turns_and_warm_rounds_do_not_count() -> None:
+    order: list[str] = []
+    seconds = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3, warm=2)
+    assert order == ["a", "b"] * 5
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_a_ratio_is_taken_within_rounds() -> None:
+    # A machine that is ten times slower in the second round changes nothing.
+    assert ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == 2.0
+
+
+def test_synthetic_tasks_repeat_and_can_be_told_apart() -> None:
+    first, again, other = synthetic_task(1, 8, 16), synthetic_task(1, 8, 16), synthetic_task(2, 8, 16)
+    assert first.classes == (2, 3)
+    assert other.classes == (4, 5)
+    index = torch.arange(8)
+    pixels = torch.stack(first.train.pixels(index)).float()
+    assert torch.equal(pixels, torch.stack(again.train.pixels(index)).float())
+    a, b = (pixels[first.train.labels == c].mean((0, 2, 3)) for c in first.classes)
+    assert float((a - b).abs().max()) > 20
+    with pytest.raises(ValueError, match="at least 2 images, not 1"):
+        synthetic_task(0, 1, 16)
+
+
+def test_every_phase_stands_beside_the_frozen_forward_pass() -> None:
+    speed = measure_speed(TINY, "inflora", batch=4, images=8, repeats=1, device="cpu")
+    assert set(speed.phases) == {"float32", "bf16"}
+    assert {"frozen forward", "prediction", "train", "moment-before", "moment-after"} <= set(speed.phases["bf16"])
+    assert speed.phases["float32"]["frozen forward"].ratio == 1.0
+    unit = speed.phases["float32"]["frozen forward"].milliseconds
+    train = speed.phases["float32"]["train"]
+    assert train.ratio == pytest.approx(train.milliseconds / unit)  # with one round
+    assert all(0 <= share <= 1 for share in speed.waited.values())
+
+
+def test_the_faster_precision_is_the_one_that_learns_faster() -> None:
+    def phases(forward: float, train: float) -> dict[str, Phase]:
+        return {"frozen forward": Phase(forward, 1), "train": Phase(train, 1), "prediction": Phase(forward, 1)}
+
+    speed = Speed({"float32": phases(1, 9), "bf16": phases(7, 5)}, {})
+    assert speed.fastest == "bf16"
+
+
+def test_what_autograd_keeps_by_hand() -> None:
+    x, w = torch.randn(8, 4), torch.randn(4, 16, requires_grad=True)
+    # x for the gradient of w, and the output of the exponential: 8 x 4 and 8 x 16 numbers of 4 bytes.
+    assert kept_bytes(lambda: (x @ w).exp(), [w]) == 4 * (8 * 4 + 8 * 16)
+    assert kept_bytes(lambda: (x @ w).exp(), [w, x]) == 4 * 8 * 16
+
+
+def test_activations_grow_in_step_with_the_batch() -> None:
+    sizes = [kept_activations(quick_learner(TINY, "inflora", n, {"device": "cpu"}), n) for n in (4, 8, 12)]
+    assert sizes[0] > 4 * 3 * 32 * 32
+    assert sizes[2] - sizes[1] == pytest.approx(sizes[1] - sizes[0], rel=0.01)
+
+
+def test_memory_is_measured_in_processes_of_their_own() -> None:
+    found = measure_memory(TINY, "inflora", batch=16, device="cpu")
+    assert list(found) == ["frozen forward", "training", AS_KEPT, "activations"]
+    assert all(size > 0 for size in found.values())
+    with pytest.raises(ValueError, match="unknown method 'inflorra'"):
+        measure_memory(TINY, "inflorra")
+
+
+def test_what_a_task_adds_by_hand() -> None:
+    learner = quick_learner(TINY, "nearest-mean", 4, {"device": "cpu"})
+    seen: list[int] = []
+    costs = follow(learner, (synthetic_task(i, 4, 32) for i in range(3)), lambda i, cost: seen.append(i))
+    assert seen == [0, 1, 2]
+    steps = {costs[i + 1]["bytes"] - costs[i]["bytes"] for i in range(2)}
+    assert len(steps) == 1, "two class means, whatever came before"
+    assert steps.pop() >= 2 * 4 * learner.backbone.width
+    assert all(cost["pass"] > 0 and cost["seconds_per_image"] > 0 and cost["peak"] > 0 for cost in costs)
+    assert growth_png(costs).startswith(b"\x89PNG")
+
+
+def test_a_slope_is_that_of_the_second_half() -> None:
+    assert slope([100.0, 50.0, 1.0, 3.0]) == 2.0
+    assert slope([1.0, 1.0]) == 0.0
+
+
+def test_phases_of_one_name_count_together() -> None:
+    tasks = [
+        {"seconds": {"train": 5.0, "gather": 1.0, "gather-1": 2.0, "total": 9.0}, "waited": 0.5},
+        {"seconds": {"train": 1.0, "total": 1.0}},  # of a model from before waiting was counted
+    ]
+    shares, waited = phase_shares(tasks, evaluation=10.0)
+    assert shares == {"evaluation": 0.5, "train": 0.3, "gather": 0.15, "other": 0.05}
+    assert waited == 0.025
+    assert phases_line(tasks, 10.0).startswith("time: evaluation 50%, train 30%")
+    assert phase_shares([]) == ({}, 0.0)
+
+
+def test_the_commands(lamella: Run, tmp_path: Path) -> None:
+    out, png = tmp_path / "growth.json", tmp_path / "growth.png"
+    code, text, _ = lamella("bench", "growth", "--tasks", 3, "--images", 4, "--backbone", "test_vit", "--size", 32,
+                            "--method", "nearest-mean", "--out", out, "--png", png)  # fmt: skip
+    assert code == 0
+    assert "learning, ms an image" in text
+    assert len(json.loads(out.read_text())) == 3
+    assert png.is_file()
+    code, text, _ = lamella("bench", "speed", "--images", 8, "--batch", 4, "--repeats", 1, "--backbone", "test_vit",
+                            "--size", 32)  # fmt: skip
+    assert code == 0
+    assert "moment-before" in text
+    assert "fit.precision=" in text
+    code, _, error = lamella("bench", "speed", "--method", "inflorra")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "unknown method 'inflorra'" in error
