@@ -100,7 +100,7 @@ def test_the_guide_quotes_the_example() -> None:
 
 def test_every_command_is_in_the_readme() -> None:
     shown = {words[0] for words in commands() if words}
-    known = {command.name for command in app.registered_commands}
+    known = {command.name for command in (*app.registered_commands, *app.registered_groups)}
     assert (
         known - {w[0] for block in blocks(TEXTS["README.md"], "bash") for w in re.findall(r"lamella (\w+)()", block)}
         == set()

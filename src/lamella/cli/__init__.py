@@ -14,11 +14,14 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[
     1
 ]  # every mistake in options and arguments; typer exports only this child
 OWN_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+GROUPS = [[group.name] for group in app.registered_groups]
 
 
 def main() -> None:
     """Run the command line; a mistake is one line on stderr and exit code 2, a traceback only with LAMELLA_DEBUG=1."""
-    arguments = sys.argv[1:] or ["--help"]
+    arguments = sys.argv[1:]
+    if not arguments or arguments in GROUPS:
+        arguments = [*arguments, "--help"]
     try:
         sys.exit(app(arguments, prog_name="lamella", standalone_mode=False))
     except USAGE_ERROR as error:
@@ -32,7 +35,7 @@ def main() -> None:
 
 
 def _help_command(arguments: list[str]) -> str:
-    known = {command.name for command in app.registered_commands}
+    known = {command.name for command in (*app.registered_commands, *app.registered_groups)}
     return f"lamella {arguments[0]} --help" if arguments[0] in known else "lamella --help"
 
 

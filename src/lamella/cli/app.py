@@ -89,7 +89,7 @@ _add(
 )  # fmt: skip
 _add(serve, "serve", "lamella serve model", "LAMELLA_TOKEN=... lamella serve model --host 0.0.0.0 --port 80")
 
-costs = typer.Typer(help="Measure what learning costs on this machine.", rich_markup_mode=None, no_args_is_help=True)
+costs = typer.Typer(help="Measure what learning costs on this machine.", rich_markup_mode=None)
 app.add_typer(costs, name="bench")
 _add(
     bench.speed, "speed",
