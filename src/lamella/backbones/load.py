@@ -77,7 +77,13 @@ def load_backbone(
     transform = InputTransform(
         transform.size, mean, std, transform.interpolation, transform.crop if crop is None else crop
     )
-    return Backbone(model.float(), name=name, width=_width(model), transform=transform, pool=pool)
+    return Backbone(_laid_out(model.float()), name=name, width=_width(model), transform=transform, pool=pool)
+
+
+def _laid_out(model: nn.Module) -> nn.Module:
+    """Channels last where most of the work is convolutions: faster on a CPU, see benchmarks/memory_layout.py."""
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    return model.to(memory_format=torch.channels_last) if convolutions > 1 else model
 
 
 def _width(model: nn.Module) -> int:
