@@ -131,17 +131,19 @@ def _branch_from(state: Mapping[str, Tensor], prefix: str, device: torch.device)
     return Branch(A, B, slice(start, stop), float(state[prefix + "factor"])).to(device)
 
 
-def _broadcast(coefficient: float | Tensor, ndim: int) -> float | Tensor:
-    """Shape a per-sample coefficient `(n,)` so that it multiplies activations of `ndim` dimensions."""
-    return coefficient.reshape(-1, *[1] * (ndim - 1)) if isinstance(coefficient, Tensor) else coefficient
+def _broadcast(coefficient: float | Tensor, following: int) -> float | Tensor:
+    """Shape a per-sample coefficient `(n,)` so that it multiplies what has `following` dimensions after the sample's."""
+    return coefficient.reshape(-1, *[1] * following) if isinstance(coefficient, Tensor) else coefficient
 
 
 def _scaled(z: Tensor, acting: Sequence[_Acting], channel_dim: int) -> Tensor:
-    """Multiply the reduced activations of the stacked branches by their coefficients and scales."""
+    """Multiply the reduced activations of the stacked branches by their coefficients and scales; channels come first or
+    after the samples."""
     if all(not isinstance(a.coefficient, Tensor) and a.coefficient * a.branch.scale == 1.0 for a in acting):
         return z
     parts = z.split([a.branch.rank for a in acting], dim=channel_dim)
-    scaled = [p * (_broadcast(a.coefficient, z.ndim) * a.branch.scale) for p, a in zip(parts, acting, strict=True)]
+    following = z.ndim - (2 if channel_dim == 0 else 1)
+    scaled = [p * (_broadcast(a.coefficient, following) * a.branch.scale) for p, a in zip(parts, acting, strict=True)]
     return _stack(scaled, channel_dim)
 
 
@@ -154,22 +156,44 @@ def _by_rows(acting: Sequence[_Acting]) -> Iterator[tuple[slice, list[_Acting]]]
         yield slice(start, stop), list(group)
 
 
-def _in_its_rows(branch: Branch, rows: int) -> Tensor:
-    """B of a linear branch, `(d_out, rank)`, zero outside the rows it writes to."""
-    start, stop = branch.rows.start, branch.rows.stop
-    return branch.B if stop - start == rows else F.pad(branch.B, (0, 0, start, rows - stop))
+class _AddToRows(torch.autograd.Function):
+    """y[..., rows] += (B z)^T in place, for y (..., d_out), z (rank, all other positions of y) and B (rows, rank).
+
+    Autograd's own write to a slice copies the whole gradient of y, once for each slice; this passes it on. Only products
+    whose *first* matrix has few rows are formed: libraries are several times slower where the second has few columns.
+    """
+
+    @staticmethod
+    def forward(y: Tensor, z: Tensor, B: Tensor, start: int) -> Tensor:
+        y.flatten(0, -2)[:, start : start + len(B)].addmm_(z.T, B.T)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+        y, z, B, ctx.start = inputs
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(z, B)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        z, B = ctx.saved_tensors
+        of_rows = gradients[0].flatten(0, -2)[:, ctx.start : ctx.start + len(B)]
+        return gradients[0], B.T @ of_rows.T, (z @ of_rows).T, None
 
 
 class AdaptedLinear(Adapted, nn.Linear):
     """`nn.Linear` whose output also receives the acting branches: `y[rows] += coefficient * scale * B A x`."""
 
     def _add(self, y: Tensor, x: Tensor, acting: list[_Acting]) -> Tensor:
-        # All branches are one wider branch: A's stacked, B's side by side, each in its rows of the whole output. Zeros
-        # elsewhere cost less than writing to a slice, whose backward pass copies the whole gradient.
-        z = _scaled(F.linear(x, _stack([a.branch.A for a in acting], 0)), acting, -1)
-        B = _stack([_in_its_rows(a.branch, self.weight.shape[0]) for a in acting], 1)
-        # In place is safe for autograd: a linear layer does not keep its output.
-        return y.add_(F.linear(z, B))
+        # All branches are one wider branch: A's stacked, and B's of equal rows side by side.
+        z = _stack([a.branch.A for a in acting], 0) @ x.flatten(0, -2).T
+        z = _scaled(z.unflatten(1, x.shape[:-1]), acting, 0).flatten(1).to(y.dtype)
+        start = 0
+        for rows, group in _by_rows(acting):
+            B = _stack([a.branch.B for a in group], 1).to(y.dtype)
+            y = cast(Tensor, _AddToRows.apply(y, z[start : start + B.shape[1]], B, rows.start))
+            start += B.shape[1]
+        return y
 
     def new_factors(self, rank: int, rows: slice, factorisation: str) -> tuple[Tensor, Tensor]:
         if factorisation != "conv":
@@ -212,7 +236,7 @@ class AdaptedConv2d(Adapted, nn.Conv2d):
             scaled = [a.coefficient * d for a, d in zip(group, deltas, strict=True)]
             return self._convolve(x, torch.stack(scaled).sum(0))
         out = self._convolve(x, torch.cat(deltas)).chunk(len(group), dim=1)
-        scaled = [_broadcast(a.coefficient, 4) * o for a, o in zip(group, out, strict=True)]
+        scaled = [_broadcast(a.coefficient, 3) * o for a, o in zip(group, out, strict=True)]
         return torch.stack(scaled).sum(0)
 
     def new_factors(self, rank: int, rows: slice, factorisation: str) -> tuple[Tensor, Tensor]:
