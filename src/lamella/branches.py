@@ -54,9 +54,19 @@ class Branch(nn.Module):
 
 
 class _Acting(NamedTuple):
+    """A branch with its coefficient for the input at hand, and the output rows that its B holds."""
+
     branch: Branch
     rows: tuple[int, int]
+    B: Tensor
     coefficient: float | Tensor
+
+    def within(self, rows: slice) -> "_Acting":
+        """What it does to these output rows alone, counted from the first of them; B is empty where it does nothing."""
+        start, stop = max(self.rows[0], rows.start), min(self.rows[1], rows.stop)
+        stop = max(start, stop)
+        B = self.B[start - self.rows[0] : stop - self.rows[0]]
+        return self._replace(rows=(start - rows.start, stop - rows.start), B=B)
 
 
 def _value(coefficient: Coefficient, x: Tensor) -> float | Tensor:
@@ -83,11 +93,21 @@ class Adapted(nn.Module):
         self.watchers: list[Callable[[Tensor], None]] = []
 
     def forward(self, input: Tensor) -> Tensor:
-        for watcher in self.watchers:
-            watcher(input)
+        self._show(input)
         y = super().forward(input)
         acting = self._acting(input)
         return self._add(y, input, acting) if acting else y
+
+    @property
+    def observed(self) -> bool:
+        """Whether anyone sees the input: a watcher, or a coefficient that is a function of it."""
+        chosen = self.branches if self.acting is None else self.acting
+        gated = any(branch.gate is not None for name in chosen for branch in self.of(name))
+        return bool(self.watchers) or gated or any(callable(c) for c in (self.acting or {}).values())
+
+    def _show(self, input: Tensor) -> None:
+        for watcher in self.watchers:
+            watcher(input)
 
     def of(self, name: str) -> list[Branch]:
         """The branches of adapter `name` on this layer (several where rows need their own A)."""
@@ -102,7 +122,7 @@ class Adapted(nn.Module):
             for branch in self.of(name):
                 gate = 1.0 if branch.gate is None else _value(branch.gate, x)
                 total = _value(coefficient, x) * gate
-                found.append(_Acting(branch, (branch.rows.start, branch.rows.stop), total))
+                found.append(_Acting(branch, (branch.rows.start, branch.rows.stop), branch.B, total))
         return sorted(found, key=lambda a: a.rows)
 
     def _add(self, y: Tensor, x: Tensor, acting: list[_Acting]) -> Tensor:
@@ -184,13 +204,29 @@ class _AddToRows(torch.autograd.Function):
 class AdaptedLinear(Adapted, nn.Linear):
     """`nn.Linear` whose output also receives the acting branches: `y[rows] += coefficient * scale * B A x`."""
 
+    def forward_parts(self, input: Tensor, *parts: tuple[slice, slice]) -> list[Tensor]:
+        """Only some output rows of some tokens: `forward(input)[:, tokens, rows]` for each part.
+
+        Args:
+            input: (n, tokens, d_in); watchers and coefficients that are functions of it see it whole.
+            parts: (tokens, rows) each; rows with both ends.
+        """
+        self._show(input)
+        acting = self._acting(input)
+        return [self._part(input[:, tokens], rows, acting) for tokens, rows in parts]
+
+    def _part(self, x: Tensor, rows: slice, acting: list[_Acting]) -> Tensor:
+        y = F.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
+        inside = [part for a in acting if len((part := a.within(rows)).B)]
+        return self._add(y, x, inside) if inside else y
+
     def _add(self, y: Tensor, x: Tensor, acting: list[_Acting]) -> Tensor:
         # All branches are one wider branch: A's stacked, and B's of equal rows side by side.
         z = _stack([a.branch.A for a in acting], 0) @ x.flatten(0, -2).T
         z = _scaled(z.unflatten(1, x.shape[:-1]), acting, 0).flatten(1).to(y.dtype)
         start = 0
         for rows, group in _by_rows(acting):
-            B = _stack([a.branch.B for a in group], 1).to(y.dtype)
+            B = _stack([a.B for a in group], 1).to(y.dtype)
             y = cast(Tensor, _AddToRows.apply(y, z[start : start + B.shape[1]], B, rows.start))
             start += B.shape[1]
         return y

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
 from lamella.backbones.roles import find_places, parse_roles, rows_of
 from lamella.data.transform import InputTransform
 from lamella.lowrank import Site, adapt, watch
@@ -38,6 +39,7 @@ class Backbone(nn.Module):
         self.pool = pool
         width = 2 * width if pool == "class+mean" else width
         self.model = model.eval().requires_grad_(False)
+        self._is_class_token = is_class_token(model)
         self.name = name
         self.width = width
         self.transform = transform
@@ -49,7 +51,8 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, 3, size, size) normalised images -> (n, width) features, before any head."""
         if self.pool == "model":
-            return self.model(x)
+            alone = self._is_class_token and others_are_unseen(self.model)
+            return class_token_features(self.model, x) if alone else self.model(x)
         model: Any = self.model
         tokens = model.forward_features(x)
         return torch.cat([tokens[:, 0], tokens[:, model.num_prefix_tokens :].mean(1)], dim=1)
