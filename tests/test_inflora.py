@@ -356,6 +356,7 @@ def test_the_threshold_grows_with_a_horizon_and_is_constant_without() -> None:
         ({"horizon": 0}, "horizon 0 is too small"),
         ({"design": "data"}, "design 'data' is unknown"),
         ({"rank": 0}, "rank 0 is too small"),
+        ({"statistics_images": 0}, "statistics_images 0 is too small"),
         ({"schedule": "cosine"}, "schedule 'cosine' is unknown; use one of constant, as_meant, as_run"),
     ],
 )
@@ -387,6 +388,24 @@ def test_moments_are_those_of_the_layers_inputs() -> None:
     observed = SecondMoment(4)
     observed(torch.eye(4))
     assert isinstance(observed, nn.Module)  # so that `fit` can keep its state through an interruption
+
+
+def test_moments_may_be_those_of_fewer_images_drawn_anew_for_each_pass() -> None:
+    method, seen = designer(statistics_images=3), []
+    fit = fit_for(method)
+    scan = fit.scan
+
+    def count(data: Any, *args: Any, **options: Any) -> None:
+        seen.append(data.keys)
+        scan(data, *args, **options)
+
+    fit.scan = count  # type: ignore[method-assign]
+    data = task(0, (0, 1))
+    for name in ("moment-before", "moment-after", "moment-before"):
+        method._moments(data, fit, name)
+    assert [len(keys) for keys in seen] == [3, 3, 3]
+    assert set(seen[0]) <= set(data.train.keys)
+    assert seen[0] == seen[2] != seen[1]
 
 
 def test_blocks_and_sites_choose_the_layers() -> None:

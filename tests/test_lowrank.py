@@ -556,6 +556,41 @@ def test_watch_shows_each_layers_own_input_once() -> None:
     assert torch.equal(seen["out"][0], model.norm(model.qkv(x)))
 
 
+# parts of the output, and gradients ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coefficient", [1.0, torch.linspace(-1, 1, 4), lambda h: h.mean((1, 2))])
+def test_parts_of_the_output_are_slices_of_the_whole(coefficient: float | Tensor | Callable[[Tensor], Tensor]) -> None:
+    model, x, seen = small(), draw(4, 6, D), []
+    sites = [adapt(model, "qkv", rows)[0] for rows in (slice(D, None), slice(2, 2 * D), slice(None))]
+    fill(grow(sites, "a", [2, 3, 1]))
+    parts = (slice(0, 1), slice(0, D)), (slice(None), slice(D, 3 * D)), (slice(2, 5), slice(3, 4))
+    with using(sites, {"a": coefficient}):
+        whole = model.qkv(x)
+        with watch(sites, lambda layer: seen.append):
+            found = model.qkv.forward_parts(x, *parts)
+    for part, (tokens, rows) in zip(found, parts, strict=True):
+        assert close(part, whole[:, tokens, rows], 1e-6)
+    assert len(seen) == 1
+    assert seen[0] is x
+
+
+@pytest.mark.parametrize("coefficient", [1.0, torch.linspace(-1, 1, 3, dtype=torch.float64)])
+def test_gradients_are_those_of_the_formula(coefficient: float | Tensor) -> None:
+    """By finite differences in float64: the input, A and B of branches on three choices of rows."""
+    layer = nn.Sequential(nn.Linear(4, 6).double()).requires_grad_(False)
+    sites = [adapt(layer, "0", rows)[0] for rows in (slice(2, None), slice(1, 3), slice(None))]
+    branches = [branch.double() for branch in fill(grow(sites, "a", [2, 1, 3], scale=0.5))]
+    factors = [factor.requires_grad_(True) for branch in branches for factor in (branch.A, branch.B)]
+    x = draw(3, 2, 4).double().requires_grad_(True)
+
+    def output(x: Tensor, *_: Tensor) -> Tensor:  # the factors are moved in place
+        return layer(x)
+
+    with using(sites, {"a": coefficient}):
+        assert torch.autograd.gradcheck(output, (x, *factors))
+
+
 # what others do with modules -----------------------------------------------------------------------------------------
 
 

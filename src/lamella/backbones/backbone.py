@@ -1,5 +1,8 @@
 """A feature extractor with its width, its input transform and its named places for branches."""
 
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
@@ -12,6 +15,10 @@ from lamella.data.transform import InputTransform
 from lamella.lowrank import Site, adapt, watch
 
 __all__ = ["Backbone"]
+
+
+class _AllShown(Exception):
+    """Ends a pass that only watchers look at."""
 
 
 class Backbone(nn.Module):
@@ -40,6 +47,7 @@ class Backbone(nn.Module):
         width = 2 * width if pool == "class+mean" else width
         self.model = model.eval().requires_grad_(False)
         self._is_class_token = is_class_token(model)
+        self._calls: Counter[str] = Counter()
         self.name = name
         self.width = width
         self.transform = transform
@@ -56,6 +64,20 @@ class Backbone(nn.Module):
         model: Any = self.model
         tokens = model.forward_features(x)
         return torch.cat([tokens[:, 0], tokens[:, model.num_prefix_tokens :].mean(1)], dim=1)
+
+    @torch.no_grad()
+    def show(self, x: Tensor, sites: Sequence[Site]) -> None:
+        """Run images (n, 3, size, size) only as far as the input of the last of the sites' layers, for watchers."""
+        awaited = sum(self._calls[name] for name in {site.name for site in sites})
+
+        def count(_: Tensor) -> None:
+            nonlocal awaited
+            awaited -= 1
+            if not awaited:
+                raise _AllShown
+
+        with watch(sites, lambda _: count), suppress(_AllShown):
+            self.model(x)
 
     def sites(self, *roles: str, blocks: int | None = None) -> tuple[Site, ...]:
         """Make the layers with these roles able to carry branches.
@@ -91,7 +113,8 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def _check_reached(self, sites: list[Site]) -> None:
         """Refuse sites whose layer the model bypasses by reading its weight: a branch there would do nothing."""
-        silent = sorted(set(s.name for s in sites) - self.reached(sites))
+        self._calls |= self.reached(sites)
+        silent = sorted({s.name for s in sites} - self._calls.keys())
         if silent:
             raise ValueError(
                 f"'{self.name}' never calls layer '{silent[0]}' in its forward pass (it reads the weight itself), so a "
@@ -99,12 +122,13 @@ class Backbone(nn.Module):
             )
 
     @torch.no_grad()
-    def reached(self, sites: list[Site]) -> set[str]:
-        """Names of the sites' layers that a forward pass of one blank image calls."""
-        seen: set[str] = set()
+    def reached(self, sites: Sequence[Site]) -> Counter[str]:
+        """How often a forward pass of one blank image calls each of the sites' layers, those that it calls at all."""
+        seen: Counter[str] = Counter()
+        names = {site.layer: site.name for site in sites}
         device = next(self.model.parameters()).device
         blank = torch.zeros(1, 3, self.transform.size, self.transform.size, device=device)
-        with watch(sites, lambda layer: lambda x: seen.update(s.name for s in sites if s.layer is layer)):
+        with watch(sites, lambda layer: lambda _: seen.update([names[layer]])):
             self.model(blank)
         return seen
 

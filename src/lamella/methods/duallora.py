@@ -153,8 +153,10 @@ class DualLoRA(nn.Module):
         _attach_gates(self)
 
     def _inputs(self, task: Task, fit: Fit, name: str) -> dict[str, Inputs]:
+        # What the attention reads is checked behind the layers.
+        show = self.features if self.basis == "attention_pooled" else lambda x: self.backbone.show(x, self.sites)
         with gather(self.backbone.model, self.sites, self.basis) as inputs:
-            fit.scan(task.train, lambda x, y: self.features(x), name=name)
+            fit.scan(task.train, lambda x, y: show(x), name=name)
         return inputs
 
     def _grow_orthogonal(self, number: int) -> Allowed:

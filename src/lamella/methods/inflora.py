@@ -41,6 +41,7 @@ from lamella.fit import Fit
 from lamella.heads import Heads, only_columns
 from lamella.lowrank import Branch, grow, merge, module_key, watch
 from lamella.methods.schedules import named_schedule
+from lamella.randomness import generator
 from lamella.signatures import protected_share
 from lamella.subspace import SecondMoment, Subspace, left_singular, numerical_rank, orthonormal
 
@@ -106,6 +107,8 @@ class InfLoRA(nn.Module):
         design: "moment" or "inputs": whose left singular vectors A takes.
         sites: roles that carry branches; "key+value" share their A. blocks: only the first so many (InfLoRA-b5: 5).
         epochs, lr, batch_size, optimizer, schedule: of B and the head. head_lr: the head's own rate; else `lr`.
+        statistics_images: so many of the task's images, drawn anew before and after training, give the second moments;
+            all of them where left out.
         head_start: "uniform" (the authors' code) or "zero": on features of large norm a random start is noise that
             a head's few steps do not remove, and whose gradients disturb the branches.
     """
@@ -115,14 +118,17 @@ class InfLoRA(nn.Module):
         horizon: int | None = None, design: str = "moment", sites: Sequence[str] = ("key+value",),
         blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, head_lr: float | None = None,
         head_start: str = "uniform", batch_size: int = 128, optimizer: str = "adam", schedule: str = "as_run",
+        statistics_images: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if rank < 1:
             raise ValueError(f"rank {rank} is too small; a branch needs a rank of at least 1")
+        if statistics_images is not None and statistics_images < 1:
+            raise ValueError(f"statistics_images {statistics_images} is too small; give at least 1, or leave it out")
         if design not in ("moment", "inputs"):
             raise ValueError(f"design '{design}' is unknown; use 'moment' (the authors' code) or 'inputs' (the paper)")
         self.backbone, self.seed, self.rank, self.design = backbone, seed, rank, design
-        self.head_start = head_start
+        self.head_start, self.statistics_images = head_start, statistics_images
         self.epochs, self.lr, self.head_lr, self.batch_size = epochs, lr, head_lr, batch_size
         self.optimizer, self.schedule = optimizer, named_schedule(schedule)
         self.rule = EnergyRule(energy, energy_of, horizon)
@@ -163,8 +169,12 @@ class InfLoRA(nn.Module):
 
     def _moments(self, task: Task, fit: Fit, name: str) -> dict[str, Tensor]:
         """G = mean over tokens of x x^T for each adapted layer, over the task's augmented training images."""
+        images = task.train
+        if self.statistics_images is not None:
+            order = torch.randperm(len(images), generator=generator(self.seed, name, len(self.heads)))
+            images = images.subset(order[: self.statistics_images])
         with watch(self.sites, lambda layer: SecondMoment(layer.weight.shape[1])) as observers:
-            fit.scan(task.train, lambda x, y: self.backbone(x), augment=True, keep=observers, name=name)
+            fit.scan(images, lambda x, y: self.backbone.show(x, self.sites), augment=True, keep=observers, name=name)
         return {layer: observer.mean for layer, observer in observers.items()}
 
     def _grow_designed(self, moments: dict[str, Tensor]) -> list[Branch]:
