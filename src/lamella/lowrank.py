@@ -1,7 +1,7 @@
 """Low-rank branches on the layers of a model we did not write: adapt, grow, using, watch, merge.
 
 A branch is a pair (A, B) on some output rows of one layer: `dW[rows] = scale * B @ A`. A reduces, B expands (Hu et
-al., "LoRA", ICLR 2022, arXiv 2106.09685; PEFT's letters). `branches.py` has the layers that carry them.
+al., "LoRA", ICLR 2022, arXiv 2106.09685; PEFT's letters). `adapted.py` has the layers that carry them.
 
 Guards against the three ways a branch can go wrong:
 
@@ -21,7 +21,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from lamella.branches import Adapted, AdaptedConv2d, AdaptedLinear, Branch, Coefficient
+from lamella.adapted import AdaptedConv2d, AdaptedLinear
+from lamella.branches import Adapted, Branch, Coefficient
 
 __all__ = [
     "Adapted",
