@@ -1,12 +1,15 @@
 """New images as a learner's next task."""
 
+from typing import Any
+
 import torch
 
+from lamella.compose import Aligned
 from lamella.data.images import ImageSet
 from lamella.data.scenario import Source, Task
 from lamella.learner import Learner
 
-__all__ = ["as_next_task"]
+__all__ = ["as_next_task", "what_more_images_do"]
 
 
 def as_next_task(source: Source, learner: Learner) -> tuple[Task, ImageSet]:
@@ -23,11 +26,24 @@ def as_next_task(source: Source, learner: Learner) -> tuple[Task, ImageSet]:
     names = [source.class_names[i] for i in source.train.labels.unique().tolist()]
     for name in names:
         ids.setdefault(name, len(ids))
-    number = torch.tensor([ids.get(name, -1) for name in source.class_names])
+    own = tuple(ids[name] for name in names)
+    number = torch.tensor([ids[name] if name in names else -1 for name in source.class_names])
 
     def renumbered(part: ImageSet) -> ImageSet:
-        return ImageSet(part.storage, number[part.labels], part.keys, part.positions)
+        labels = number[part.labels]
+        of_task = labels >= 0  # what has only test images cannot be learned, and so tells nothing
+        return ImageSet(part.storage, labels, part.keys, part.positions).subset(of_task.nonzero()[:, 0])
 
-    own = tuple(ids[name] for name in names)
     task = Task(len(learner.tasks), source.name, own, tuple(names), renumbered(source.train))
     return task, renumbered(source.test)
+
+
+def what_more_images_do(method: Any) -> str:
+    """What a method makes of more images of a class that it knows."""
+    if isinstance(method, Aligned) or not (hasattr(method, "heads") or hasattr(method, "base")):
+        return "their statistics take in the new images beside the old ones"
+    if hasattr(method, "exemplars"):
+        return "learned anew from these images and those that the memory has of them"
+    if hasattr(method, "base"):
+        return what_more_images_do(method.base)
+    return "learned anew from these images alone: what their earlier images taught no longer counts for them"

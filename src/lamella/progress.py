@@ -16,14 +16,15 @@ def silent(description: str, total: int) -> Iterator[Callable[[int, str], None]]
 
 @contextmanager
 def bars(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A bar of rich's that disappears when done, so that a long run leaves only its lines."""
-    from rich import progress
+    """A bar of rich's that disappears when done, so that a long run leaves only its lines; none in a file or pipe."""
+    from rich import console, progress
 
     columns = (
         progress.TextColumn("{task.description:<34}"), progress.BarColumn(bar_width=28), progress.MofNCompleteColumn(),
         progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     # Drawn twice a second: rich's ten times take a noticeable share of a small model's training.
-    with progress.Progress(*columns, transient=True, refresh_per_second=2) as display:
+    silent_here = not console.Console().is_terminal
+    with progress.Progress(*columns, transient=True, refresh_per_second=2, disable=silent_here) as display:
         bar = display.add_task(description, total=total, note="")
         yield lambda steps, note="": display.update(bar, advance=steps, note=note)

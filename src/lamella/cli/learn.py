@@ -1,14 +1,18 @@
 """`lamella learn`: a model directory that grows task by task."""
 
-from dataclasses import replace
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lamella.cli.before_and_after import say_expected, say_found, say_known, say_took
 from lamella.cli.under_way import UNDER_WAY, current_version, under_way
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lamella.data.keeping import Unreadable
     from lamella.data.scenario import Source
     from lamella.learner import Learner
 
@@ -16,6 +20,7 @@ __all__ = ["learn"]
 
 BACKBONE = "fractal-vit-micro"
 METHOD = "inflora"  # carried by alignment
+NAMED = 20  # unreadable files that the ledger names
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
 
 
@@ -29,25 +34,29 @@ def learn(
         str | None, typer.Option(help="Of a new model.", metavar="NAME", show_default=f"{METHOD} with alignment")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of a new model.", show_default="0")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse DATA with files that cannot be read, instead of leaving them out.")
+    ] = False,
 ) -> None:
     """Teach a model the classes of DATA.
 
     They become its next task; the first use creates the model. Old data is not needed, and not kept.
     """
-    from lamella.data.keeping import keep_decoded
-    from lamella.data.sources import load_source
+    from lamella.data.readable import load_readable
     from lamella.locks import alone
 
     # What can fail does so before hours of training: unreadable images, a folder that cannot be written.
-    source = load_source(data)
-    source = replace(source, train=keep_decoded(source.train), test=keep_decoded(source.test))
+    source, unreadable = load_readable(data)
+    if strict and unreadable:
+        first = f"the first is {unreadable[0].key}: {unreadable[0].reason}"
+        raise ValueError(f"{len(unreadable)} files of '{data}' cannot be read, {first}; replace or remove them")
     before = current_version(model)
     learner = _open(model, backbone, method, seed)
     with alone(model, f"another process is learning into '{model}'; wait for it to end"):
         if current_version(model) != before:  # another process has just finished
             learner = _open(model, None, None, None)
         try:
-            _learn(learner, source, model)
+            _learn(learner, source, unreadable, model)
         except KeyboardInterrupt:
             typer.echo(f"'{model}' is as it was before; the same command goes on where this one stopped", err=True)
             raise
@@ -72,27 +81,32 @@ def _open(model: Path, backbone: str | None, method: str | None, seed: int | Non
     return Learner.load(model)
 
 
-def _learn(learner: "Learner", source: "Source", model: Path) -> None:
+def _learn(learner: "Learner", source: "Source", unreadable: "Sequence[Unreadable]", model: Path) -> None:
     from lamella.next_task import as_next_task
     from lamella.progress import bars
 
     task, held_back = as_next_task(source, learner)
-    known = set(learner.class_names.values())
-    new = [name for name in task.class_names if name not in known]
-    again = [name for name in task.class_names if name in known]
-    typer.echo(
-        f"{task.name}: {len(task.train)} images to learn from, {len(held_back)} held back; "
-        f"{len(new)} new classes" + (f", and more of {', '.join(again)}" if again else "")
-    )
-    checkpoints = under_way(model, learner, task)
-    if checkpoints is None:
+    say_found(learner, task, len(held_back), unreadable)
+    learning = under_way(model, learner, task)
+    if learning is None:
         return
-    record = learner.learn(task, held_back=held_back, checkpoints=checkpoints, progress=bars)
+    expected = None if learning.goes_on else say_expected(_again(learner, model), task, len(held_back))
+    started = time.monotonic()
+    record = learner.learn(task, held_back=held_back, checkpoints=learning.checkpoints, progress=bars)
+    if unreadable:
+        names = [file.key for file in unreadable[:NAMED]]
+        record["unreadable"] = {"images": len(unreadable), "first": names}
     learner.save(model, what=f"learned {task.name}")
-    checkpoints.clear()
+    learning.checkpoints.clear()
     typer.echo(
         f"{model} learned {len(task.classes)} classes from {len(task.train)} images: {', '.join(task.class_names)}"
     )
-    if "held_back" in record:
-        right, images = record["held_back"]["right"], record["held_back"]["images"]
-        typer.echo(f"right on held-back images of these classes: {right / images:.1%} of {images}")
+    say_took(learner, time.monotonic() - started, expected)
+    say_known(learner)
+
+
+def _again(learner: "Learner", model: Path) -> "Learner":
+    """The same learner once more, for a rehearsal."""
+    from lamella.learner import Learner
+
+    return Learner.load(model) if learner.tasks else Learner(learner.config)

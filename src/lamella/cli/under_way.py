@@ -1,7 +1,7 @@
 """A learning that is under way in a model's folder, and what to do with one that was interrupted."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -10,13 +10,26 @@ if TYPE_CHECKING:
     from lamella.data.scenario import Task
     from lamella.learner import Learner
 
-__all__ = ["UNDER_WAY", "current_version", "under_way"]
+__all__ = ["UNDER_WAY", "UnderWay", "current_version", "under_way"]
 
 UNDER_WAY = "learning"
 """The folder within a model that holds it."""
+CHANGES = {
+    "images": "it had other images", "content": "the content of its images has changed",
+    "config": "its backbone, method or settings were others", "version": "the model is another version now",
+    "task": "it had another name",
+}  # fmt: skip
+"""What must be alike for a learning to go on, and what is said where it is not."""
 
 
-def under_way(model: Path, learner: "Learner", task: "Task") -> "Checkpoints | None":
+class UnderWay(NamedTuple):
+    """Where a learning is filed, and whether it goes on from where an interrupted one stopped."""
+
+    checkpoints: "Checkpoints"
+    goes_on: bool
+
+
+def under_way(model: Path, learner: "Learner", task: "Task") -> UnderWay | None:
     """Where this learning can go on after a kill, with what an interrupted one of the same images left there.
 
     Returns:
@@ -27,18 +40,20 @@ def under_way(model: Path, learner: "Learner", task: "Task") -> "Checkpoints | N
 
     checkpoints = Checkpoints(model / UNDER_WAY, float(learner.config["fit"]["checkpoint_seconds"]))
     path, what = checkpoints.folder / "what.json", _what(model, learner, task)
-    left = read_json(path) if path.exists() else None
-    if left and left["images"] == what["images"] and left["version"] < what["version"]:
+    left = read_json(path) if path.exists() else {}
+    if left and _was_stored(left, what, learner):
         checkpoints.clear()
         typer.echo(f"{task.name} had been learned and stored already when its learning was interrupted")
         return None
-    if left == what:
-        typer.echo(f"goes on with the learning of {task.name} that was interrupted")
-    elif left:
+    changed = [said for key, said in CHANGES.items() if left and left.get(key) != what[key]]
+    if changed:
         checkpoints.clear()
-        typer.echo(f"gives up the interrupted learning of {left['task']}: its images, settings or model were others")
+        typer.echo(f"gives up the interrupted learning of {left.get('task')} and starts anew: {changed[0]}")
+    goes_on = not changed and any(checkpoints.folder.glob("task-*"))
+    if goes_on:
+        typer.echo(f"goes on with the learning of {task.name} that was interrupted")
     write_json(path, what)
-    return checkpoints
+    return UnderWay(checkpoints, goes_on)
 
 
 def current_version(model: Path) -> int:
@@ -48,11 +63,21 @@ def current_version(model: Path) -> int:
     return int(load_manifest(model)["version"]) if holds_model(model) else 0
 
 
-def _what(model: Path, learner: "Learner", task: "Task") -> dict[str, Any]:
-    """What must be alike for a learning to go on."""
-    from lamella.data.images import data_sha256
+def _was_stored(left: dict[str, Any], what: dict[str, Any], learner: "Learner") -> bool:
+    """Whether the interrupted learning made the version that is the current one."""
+    newest = learner.tasks[-1].get("data_sha256") if learner.tasks else None
+    same = all(left.get(key) == what[key] for key in ("images", "content"))
+    one_more = left.get("tasks") == what["tasks"] - 1 and left.get("version", 0) < what["version"]
+    return same and one_more and newest == what["images"]
 
+
+def _what(model: Path, learner: "Learner", task: "Task") -> dict[str, Any]:
+    from lamella.data.fingerprint import content_sha256
+    from lamella.data.images import ImageSet, data_sha256
+
+    names = dict(zip(task.classes, task.class_names, strict=True))
+    content = content_sha256(task.train) if isinstance(task.train, ImageSet) else ""
     return {
-        "task": task.name, "version": current_version(model), "config": learner.config,
-        "images": data_sha256(task.train, dict(zip(task.classes, task.class_names, strict=True))),
+        "task": task.name, "version": current_version(model), "tasks": len(learner.tasks), "config": learner.config,
+        "images": data_sha256(task.train, names), "content": content,
     }  # fmt: skip

@@ -77,11 +77,11 @@ class EncodedBytes:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def read(self, i: int) -> Tensor:
+    def read(self, i: int, *, rough: bool = False) -> Tensor:
         from lamella.data.decoding import decode
 
         content = self.data[int(self.offsets[i]) : int(self.offsets[i + 1])]
-        return decode(content.numpy().tobytes(), f"{i} of {self.name}")
+        return decode(content.numpy().tobytes(), f"{i} of {self.name}", rough=rough)
 
 
 class Files:
@@ -95,10 +95,10 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, i: int) -> Tensor:
+    def read(self, i: int, *, rough: bool = False) -> Tensor:
         from lamella.data.decoding import decode
 
-        return decode(self.paths[i], str(self.paths[i]))
+        return decode(self.paths[i], str(self.paths[i]), rough=rough)
 
 
 class _Joined:

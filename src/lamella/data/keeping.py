@@ -1,16 +1,25 @@
-"""Decode a set once and keep its pixels in memory, where they fit."""
+"""Decode a set once: keep its pixels in memory, where they fit, and find out which images cannot be read."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lamella.data.images import ImageSet, PixelArray, TensorSet
+from lamella.data.images import EncodedBytes, Files, ImageSet, PixelArray, TensorSet
+from lamella.data.parallel import in_threads
 
-__all__ = ["keep_decoded"]
+__all__ = ["Unreadable", "keep_decoded", "keep_readable"]
 
-CHUNK = 512  # images decoded between two looks at the budget
+CHUNK = 64  # images decoded between two looks at the budget
 PROBE = 32  # images decoded to estimate the size of all
+
+
+class Unreadable(NamedTuple):
+    """An image that cannot be read: its key in its set, and why."""
+
+    key: str
+    reason: str
 
 
 def keep_decoded(data: ImageSet | TensorSet, *, budget_bytes: int | None = None) -> ImageSet | TensorSet:
@@ -25,7 +34,7 @@ def keep_decoded(data: ImageSet | TensorSet, *, budget_bytes: int | None = None)
     """
     if isinstance(data, TensorSet) or not data.storage.encoded or len(data) == 0:
         return data
-    budget = min(2 << 30, _free_memory() // 4) if budget_bytes is None else budget_bytes
+    budget = _budget(budget_bytes)
     probe = torch.linspace(0, len(data) - 1, min(PROBE, len(data))).long()
     typical = sum(image.numel() for image in data.pixels(probe)) / len(probe)
     if typical * len(data) > budget:
@@ -38,8 +47,66 @@ def keep_decoded(data: ImageSet | TensorSet, *, budget_bytes: int | None = None)
         if used > budget:  # the probe was not typical
             return data
         images += decoded
+    return _in_memory(data, images)
+
+
+def keep_readable(data: ImageSet, *, budget_bytes: int | None = None) -> tuple[ImageSet, list[Unreadable]]:
+    """The images of a set that can be read, decoded into memory where they fit, and those that cannot.
+
+    Every image is looked at once. Where it becomes clear that not all fit, the others are decoded for the look only,
+    JPEGs roughly, and the set stays where it lies.
+
+    Args:
+        budget_bytes: as for `keep_decoded`.
+    """
+    if not data.storage.encoded:
+        return data, []
+    budget, fits, used = _budget(budget_bytes), True, 0
+    images: list[Tensor] = []
+    readable: list[int] = []
+    unreadable: list[Unreadable] = []
+    for chunk in torch.arange(len(data)).split(CHUNK):
+        looks = in_threads(_Look(data, keep=fits), chunk.tolist())
+        for i, look in zip(chunk.tolist(), looks, strict=True):
+            if isinstance(look, Unreadable):
+                unreadable.append(look)
+                continue
+            readable.append(i)
+            if fits:
+                images.append(look)
+                used += look.numel()
+        if fits and used * len(data) > budget * (int(chunk[-1]) + 1):
+            fits, images = False, []
+    part = data if not unreadable else data.subset(readable)
+    return (_in_memory(part, images) if fits and images else part), unreadable
+
+
+class _Look:
+    """Reads image i of a set: its pixels (nothing of them where they are not to be kept), or why it cannot be read."""
+
+    def __init__(self, data: ImageSet, *, keep: bool) -> None:
+        self.data, self.keep = data, keep
+        self.options = {"rough": True} if not keep and isinstance(data.storage, EncodedBytes | Files) else {}
+
+    def __call__(self, i: int) -> Tensor | Unreadable:
+        from lamella.data.decoding import why
+
+        try:
+            pixels = self.data.storage.read(int(self.data.positions[i]), **self.options)
+        except FileNotFoundError:
+            return Unreadable(self.data.keys[i], "there is no such file")
+        except ValueError as fault:
+            return Unreadable(self.data.keys[i], why(fault.__cause__ or fault))
+        return pixels if self.keep else pixels[:, :0, :0]
+
+
+def _in_memory(data: ImageSet, images: list[Tensor]) -> ImageSet:
     equal = len({image.shape for image in images}) == 1
     return ImageSet(PixelArray(torch.stack(images) if equal else images), data.labels, data.keys)
+
+
+def _budget(bytes_: int | None) -> int:
+    return min(2 << 30, _free_memory() // 4) if bytes_ is None else bytes_
 
 
 def _free_memory() -> int:

@@ -1,0 +1,279 @@
+"""What `lamella learn` finds and says before it trains: unreadable files, what more images do, what it will take."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import Run
+from PIL import Image
+from streams import QUICK, RESIDUAL, stream
+from torch import Tensor, nn
+
+from lamella import rehearsal
+from lamella.data.folders import load_folder
+from lamella.data.images import Files, data_sha256
+from lamella.data.keeping import keep_readable
+from lamella.data.readable import load_readable
+from lamella.data.sources import load_source
+from lamella.learner import Learner
+from lamella.methods import METHODS
+from lamella.next_task import as_next_task, what_more_images_do
+from lamella.rehearsal import rehearse
+
+BAD = {
+    "crow/empty.jpg": "the file is empty",
+    "crow/letter.png": "not an image that Pillow knows",
+    "crow/short.jpg": "image file is truncated",
+    "crow/short.png": "image file is truncated",
+    "owl/bomb.png": "which may be a decompression bomb",
+    "owl/gone.png": "there is no such file",
+}
+
+
+def paint(path: Path, level: int, side: int = 24) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise((side, side), 40).convert("RGB").point(lambda v: (v + level) // 2).save(path)
+
+
+@pytest.fixture
+def birds(tmp_path: Path) -> Path:
+    """Two classes of ten good files each, with every kind of bad file among them."""
+    folder = tmp_path / "birds"
+    for name, level in (("crow", 10), ("owl", 240)):
+        for i in range(10):
+            paint(folder / name / f"{i}.{'png' if i % 2 else 'jpg'}", level)
+    (folder / "crow" / "empty.jpg").touch()
+    (folder / "crow" / "letter.png").write_text("dear")
+    for kind in ("jpg", "png"):
+        paint(folder / "whole" / f"whole.{kind}", 0, side=200)
+        content = (folder / "whole" / f"whole.{kind}").read_bytes()
+        (folder / "crow" / f"short.{kind}").write_bytes(content[: len(content) // 2])
+        (folder / "whole" / f"whole.{kind}").unlink()
+    (folder / "whole").rmdir()
+    Image.new("1", (20_000, 20_000)).save(folder / "owl" / "bomb.png")
+    (folder / "owl" / "gone.png").symlink_to(folder / "nowhere.png")
+    return folder
+
+
+def clean(folder: Path) -> Path:
+    for name in BAD:
+        (folder / name).unlink()
+    return folder
+
+
+@pytest.mark.parametrize("budget", [10_000_000, 100])
+def test_every_bad_file_is_named_whether_or_not_the_set_fits_into_memory(
+    birds: Path, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    reads: list[int] = []
+    read = Files.read
+    monkeypatch.setattr(Files, "read", lambda self, i, **o: (reads.append(i), read(self, i, **o))[1])
+    whole = load_folder(birds, test_fraction=0.0).train
+    kept, unreadable = keep_readable(whole, budget_bytes=budget)
+    assert {file.key for file in unreadable} == BAD.keys()
+    assert all(BAD[file.key] in file.reason for file in unreadable)
+    assert sorted(reads) == list(range(26)), "each file is looked at once"
+    assert isinstance(kept.storage, Files) == (budget == 100)
+    expected = load_folder(clean(birds), test_fraction=0.0).train
+    assert (kept.keys, kept.labels.tolist()) == (expected.keys, expected.labels.tolist())
+    index = range(len(kept))
+    assert all(torch.equal(a, b) for a, b in zip(kept.pixels(index), expected.pixels(index), strict=True))
+
+
+def test_the_split_is_the_one_of_the_same_folder_without_the_bad_files(birds: Path) -> None:
+    source, unreadable = load_readable(str(birds))
+    expected = load_source(clean(birds))
+    assert len(unreadable) == 6
+    assert (source.train.keys, source.test.keys) == (expected.train.keys, expected.test.keys)
+    assert load_readable(str(birds))[0].train.keys == expected.train.keys
+
+
+def test_a_given_split_stays_and_bad_files_go_from_both_parts(birds: Path, tmp_path: Path) -> None:
+    files = sorted(path for path in birds.rglob("*.*") if path.name not in ("gone.png", "bomb.png"))
+    table = tmp_path / "birds.csv"
+    rows = [f"{path},{path.parent.name},{'test' if i % 3 == 0 else 'train'}" for i, path in enumerate(files)]
+    table.write_text("\n".join(["path,label,split", *rows, f"{birds / 'owl' / '0.jpg'}x.png,ghost,test"]))
+    (birds / "owl" / "0.jpgx.png").write_bytes((birds / "owl" / "1.png").read_bytes())
+    source, unreadable = load_readable(str(table))
+    assert len(unreadable) == 4
+    assert len(source.train) + len(source.test) == 21
+    task, held_back = as_next_task(source, Learner.create(method="nearest-mean"))
+    assert task.class_names == ("crow", "owl")
+    assert set(held_back.labels.tolist()) == {0, 1}, "a class without training images is not held back either"
+
+
+@pytest.mark.parametrize(("left", "text"), [(0, "has no image that can be read, of 10"), (1, "has 1 image that can")])
+def test_a_class_that_is_all_unreadable_is_refused_in_one_line(
+    lamella: Run, birds: Path, tmp_path: Path, left: int, text: str
+) -> None:
+    for path in sorted((clean(birds) / "owl").iterdir())[left:]:
+        path.write_text("")
+    code, _, err = lamella("learn", tmp_path / "model", birds)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"class 'owl' of birds {text}" in err
+    assert "the file is empty" in err
+    assert not (tmp_path / "model").exists()
+
+
+def test_learning_names_what_it_leaves_out_and_the_ledger_says_what_was_learned(
+    lamella: Run, birds: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    code, _, err = lamella("learn", model, birds, "--strict")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "6 files of" in err
+    assert not model.exists()
+    code, out, err = lamella("learn", model, birds, "--method", "nearest-mean")
+    assert code == 0, err
+    assert "16 images to learn from, 4 held back; 2 new classes" in out
+    assert "left out, cannot be read: 6 files" in out
+    assert sum(f"    {name}: " in out for name in BAD) == 5
+    assert "and 1 more" in out
+    assert "took" in out.split("expected: about")[1]
+    record = Learner.load(model).tasks[0]
+    learned = load_source(clean(birds)).train
+    assert record["images"] == 16
+    assert record["data_sha256"] == data_sha256(learned, {0: "crow", 1: "owl"})
+    assert record["unreadable"] == {"images": 6, "first": sorted(BAD)}
+    assert "what was held back when it was learned" in lamella("evaluate", model, birds)[1]
+    code, out, _ = lamella("learn", model, birds)
+    assert "0 new classes\n  more of: crow, owl; their statistics take in the new images" in out
+    assert "old tasks, each when it was learned (no image is kept of them" in out
+    right = record["held_back"]["right"]
+    assert f"  birds: {right / 4:.1%} of 4" in out
+
+
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        ({"name": "seq-lora"}, "learned anew from these images alone"),
+        ({"name": "inflora", "align": {}}, "beside the old ones"),
+        ({"name": "seq-lora", "calibrate": {}}, "learned anew from these images alone"),
+        ({"name": "ranpac", "projections": 8}, "beside the old ones"),
+        ({"name": "replay"}, "those that the memory has"),
+    ],
+)
+def test_what_more_images_of_an_old_class_do_depends_on_the_method(method: dict[str, Any], text: str) -> None:
+    assert text in what_more_images_do(Learner.create(method=method).method)
+
+
+def test_more_images_of_an_old_class_do_what_is_said() -> None:
+    """Statistics: the mean is that of both lots. Heads: the first lot's head has no say."""
+    lots = [stream(2, 1, per_class=n)[0] for n in (4, 8)]
+    table = {"name": "test_vit", "weights": "random", "size": 32}
+    both = Learner.create(backbone=table, method="nearest-mean")
+    for lot in lots:
+        both.learn(lot)
+    means = [Learner.create(backbone=table, method="nearest-mean") for _ in lots]
+    for learner, lot in zip(means, lots, strict=True):
+        learner.learn(lot)
+    first, second = (learner.method.statistics.means for learner in means)
+    torch.testing.assert_close(both.method.statistics.means, (4 * first + 8 * second) / 12)
+    heads = Learner.create(backbone=table, method={"name": "linear-probe", "epochs": 1})
+    for lot in lots:
+        heads.learn(lot)
+    x = torch.randn(3, 3, 32, 32)
+    before = heads.logits(x)
+    heads.method.heads[0].weight.data.fill_(9.0)
+    assert torch.equal(heads.logits(x), before)
+
+
+class Clocked(nn.Module):
+    """A method whose every step and pass takes as long as is said, by a clock of its own."""
+
+    def __init__(self, clock: SimpleNamespace, backbone: Any) -> None:
+        super().__init__()
+        self.clock, self.weight = clock, nn.Parameter(torch.zeros(3), requires_grad=False)
+        self.backbone = backbone
+
+    def learn(self, task: Any, fit: Any) -> None:
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            self.clock.now += 2.0 * len(y)  # seconds an image
+            return (x.mean((2, 3)) * self.weight).square().sum()
+
+        def observe(x: Tensor, y: Tensor) -> None:
+            self.clock.now += 0.5 * len(y)
+
+        fit(task.train, loss, [self.weight], epochs=7, lr=0.1, batch_size=32)
+        fit.scan(task.train, observe)
+        self.clock.now += 100.0  # between calls: does not depend on the images
+
+
+def test_what_is_measured_is_scaled_to_all_images_and_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    learner = Learner.create(backbone={"name": "test_vit", "weights": "random", "size": 32}, method="nearest-mean")
+    forward = learner.backbone.forward
+
+    def slow(x: Tensor) -> Tensor:
+        clock.now += 0.25 * len(x)
+        return forward(x)
+
+    monkeypatch.setattr(learner.backbone, "forward", slow)
+    learner.method = Clocked(clock, learner.backbone)
+    monkeypatch.setattr(rehearsal, "time", clock)
+    task = stream(6, 1, per_class=50)[0]
+    expected = rehearse(learner, task, held_back=40)
+    assert expected.seconds == pytest.approx(300 * 2.0 * 7 + 300 * 0.5 + 100 + 40 * 0.25)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "inflora+align", "seq-lora+calibrate"])
+def test_every_method_can_be_rehearsed(name: str) -> None:
+    base, *parts = name.split("+")
+    table = {"name": base, **QUICK.get(base, {"epochs": 2, "batch_size": 8}), **{part: {} for part in parts}}
+    if base == "dlc":
+        table["base"] = {"name": "replay", "epochs": 1}
+    vit = {"name": "test_vit", "weights": "random", "size": 32}
+    backbone = {"name": "resnet20", "weights": "random", "size": 32} if base in RESIDUAL else vit
+    learner = Learner.create(backbone=backbone, method=table, fit={"device": "cpu"})
+    expected = rehearse(learner, stream(2, 1)[0], held_back=4)
+    assert expected.seconds > 0
+
+
+def test_an_interrupted_learning_whose_images_changed_is_given_up_with_the_reason(
+    lamella: Run, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    clean(birds)
+
+    def interrupt() -> None:
+        with monkeypatch.context() as killed:
+            killed.setattr(Learner, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert lamella("learn", model, birds)[0] == 130
+
+    assert lamella("learn", model, birds, "--method", "nearest-mean")[0] == 0
+    interrupt()
+    for path in (birds / "owl").iterdir():
+        paint(path, 99)
+    code, out, _ = lamella("learn", model, birds)
+    assert (code, "starts anew: the content of its images has changed" in out) == (0, True)
+    interrupt()
+    paint(birds / "owl" / "new.png", 99)
+    assert "starts anew: it had other images" in lamella("learn", model, birds)[1]
+    interrupt()
+    assert lamella("rollback", model, "--to", 2)[0] == 0
+    assert "starts anew: the model is another version now" in lamella("learn", model, birds)[1]
+
+
+def test_an_interrupted_learning_is_not_taken_for_stored_after_another_change_of_the_model(
+    lamella: Run, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    more = tmp_path / "more"
+    clean(birds).rename(more)
+    for path in list(more.rglob("[5-9].*")):
+        (birds / path.parent.name).mkdir(parents=True, exist_ok=True)
+        path.rename(birds / path.parent.name / path.name)
+    for data in (birds, more):
+        method = () if model.exists() else ("--method", "nearest-mean")
+        assert lamella("learn", model, data, *method)[0] == 0
+    with monkeypatch.context() as killed:
+        killed.setattr(Learner, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert lamella("learn", model, birds)[0] == 130
+    assert lamella("forget", model, "more")[0] == 0
+    code, out, _ = lamella("learn", model, birds)
+    assert (code, "stored already" in out) == (0, False)
+    names = [v["tasks"] for v in json.loads(lamella("history", model, "--json")[1])]
+    assert names[-1] == ["birds", "birds"]
