@@ -258,7 +258,7 @@ def test_learn_twice_and_predict(lamella: Run, photos: Path, tmp_path: Path) -> 
         assert text in err
     code, _, err = lamella("learn", model, photos, "--method", "seq-lora")
     assert code == 2
-    assert "its backbone, method and seed are fixed" in err
+    assert "its backbone, method and seed are fixed, and so are their settings" in err
 
 
 def test_versions_of_a_model_are_listed_and_taken_back(lamella: Run, photos: Path, tmp_path: Path) -> None:

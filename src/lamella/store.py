@@ -219,10 +219,17 @@ def _read_pointer(folder: Path) -> dict[str, Any]:
 
 
 def _sweep(folder: Path, digests: Mapping[str, str]) -> None:
-    """Remove version files without an entry, and state files that no version has."""
+    """Remove half-written files, version files without an entry, and state files that no version has."""
     for file in (folder / "versions").glob("*.json"):
         if file.stem not in digests:
             file.unlink(missing_ok=True)
+    half_written = (
+        *folder.glob(".state-*.part"),
+        *folder.glob(f".{MANIFEST}.*.part"),
+        *folder.glob("versions/.*.part"),
+    )
+    for file in half_written:
+        file.unlink(missing_ok=True)
     try:
         needed = {load_manifest(folder, int(number))["state"]["file"] for number in digests}
     except (FileNotFoundError, ValueError):

@@ -1,13 +1,14 @@
 """`lamella learn`: a model directory that grows task by task."""
 
+import errno
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lamella.cli.before_and_after import say_expected, say_found, say_known, say_took
-from lamella.cli.under_way import UNDER_WAY, current_version, under_way
+from lamella.cli.under_way import current_version, is_free, under_way
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,14 @@ def learn(
     data: Annotated[
         str, typer.Argument(metavar="DATA", help="A folder CLASS/*.jpg, a CSV of paths and labels, or an npz archive.")
     ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            help="Of a new model, such as method.epochs=5 or backbone.size=128.",
+            show_default=False,
+        ),
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Of a new model.", metavar="NAME", show_default=BACKBONE)] = None,
     method: Annotated[
         str | None, typer.Option(help="Of a new model.", metavar="NAME", show_default=f"{METHOD} with alignment")
@@ -51,34 +60,50 @@ def learn(
         first = f"the first is {unreadable[0].key}: {unreadable[0].reason}"
         raise ValueError(f"{len(unreadable)} files of '{data}' cannot be read, {first}; replace or remove them")
     before = current_version(model)
-    learner = _open(model, backbone, method, seed)
+    learner = _open(model, backbone, method, seed, settings or ())
     with alone(model, f"another process is learning into '{model}'; wait for it to end"):
         if current_version(model) != before:  # another process has just finished
-            learner = _open(model, None, None, None)
+            learner = _open(model)
         try:
             _learn(learner, source, unreadable, model)
         except KeyboardInterrupt:
             typer.echo(f"'{model}' is as it was before; the same command goes on where this one stopped", err=True)
             raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            hint = "the model is whole, and with more space the same command goes on"
+            raise OSError(error.errno, f"{error.strerror}; {hint}", str(model)) from error
 
 
-def _open(model: Path, backbone: str | None, method: str | None, seed: int | None) -> "Learner":
+def _open(
+    model: Path, backbone: str | None = None, method: str | None = None, seed: int | None = None,
+    settings: "Sequence[str]" = (),
+) -> "Learner":  # fmt: skip
     """The learner of an existing model, or a new one."""
     from lamella.learner import Learner
     from lamella.store import MANIFEST, holds_model
 
     if not holds_model(model):
-        if model.is_file() or (
-            model.exists() and any(path.name not in (".lock", UNDER_WAY) for path in model.iterdir())
-        ):
+        if not is_free(model):
             raise ValueError(f"'{model}' exists and is no model (no {MANIFEST} in it); choose a new folder")
-        return Learner.create(backbone=backbone or BACKBONE, method=method or METHOD, seed=seed or 0)
-    if backbone or method or seed is not None:
+        return Learner.create(**_tables(backbone or BACKBONE, method or METHOD, settings), seed=seed or 0)
+    if backbone or method or settings or seed is not None:
         raise ValueError(
-            f"'{model}' exists already, so its backbone, method and seed are fixed; "
-            "leave out --backbone, --method and --seed"
+            f"'{model}' exists already, so its backbone, method and seed are fixed, and so are their settings; "
+            "leave out --backbone, --method, --seed and KEY=VALUE"
         )
     return Learner.load(model)
+
+
+def _tables(backbone: str, method: str, settings: "Sequence[str]") -> dict[str, Any]:
+    """The tables of a new learner's configuration, with the settings put in."""
+    from lamella.overrides import parse_override, put
+
+    tables: dict[str, Any] = {"backbone": {"name": backbone}, "method": {"name": method}, "augment": {}, "fit": {}}
+    for setting in settings:
+        put(tables, *parse_override(setting, tables))
+    return tables
 
 
 def _learn(learner: "Learner", source: "Source", unreadable: "Sequence[Unreadable]", model: Path) -> None:

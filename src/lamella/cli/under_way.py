@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lamella.data.scenario import Task
     from lamella.learner import Learner
 
-__all__ = ["UNDER_WAY", "UnderWay", "current_version", "under_way"]
+__all__ = ["UNDER_WAY", "UnderWay", "current_version", "is_free", "under_way"]
 
 UNDER_WAY = "learning"
 """The folder within a model that holds it."""
@@ -41,6 +41,8 @@ def under_way(model: Path, learner: "Learner", task: "Task") -> UnderWay | None:
     checkpoints = Checkpoints(model / UNDER_WAY, float(learner.config["fit"]["checkpoint_seconds"]))
     path, what = checkpoints.folder / "what.json", _what(model, learner, task)
     left = read_json(path) if path.exists() else {}
+    if not left:  # a kill while it was cleared may have left checkpoints, of whatever images
+        checkpoints.clear()
     if left and _was_stored(left, what, learner):
         checkpoints.clear()
         typer.echo(f"{task.name} had been learned and stored already when its learning was interrupted")
@@ -54,6 +56,19 @@ def under_way(model: Path, learner: "Learner", task: "Task") -> UnderWay | None:
         typer.echo(f"goes on with the learning of {task.name} that was interrupted")
     write_json(path, what)
     return UnderWay(checkpoints, goes_on)
+
+
+def is_free(model: Path) -> bool:
+    """Whether a new model can be made here: nothing is there but what an interrupted first learning has left."""
+    from lamella.files import read_json
+
+    if not model.is_dir():
+        return not model.exists()
+    what = model / UNDER_WAY / "what.json"
+    first = what.exists() and read_json(what).get("version") == 0
+    # Without that file, versions are those of a model that lost its pointer, and may be wanted.
+    stored = ("versions", "state-*.safetensors") if first else ()
+    return all(any(path.match(own) for own in (".lock", ".*.part", UNDER_WAY, *stored)) for path in model.iterdir())
 
 
 def current_version(model: Path) -> int:
