@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lamella.backbones import Backbone
+from lamella.backbones.from_folder import backbone_table
 from lamella.checkpoints import Checkpoints
 from lamella.confidence import Confidence, fitted_temperature, histogram, logits_and_typicality
 from lamella.config import build_augmentation, build_backbone, build_method, complete, method_name
@@ -18,6 +20,7 @@ from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Task
 from lamella.directions import used_directions
 from lamella.fit import Examples, Fit
+from lamella.kept_backbone import from_copy, keep_backbone
 from lamella.progress import Progress, silent
 from lamella.scores import Score, score_task
 from lamella.store import learned_state, load_model, restore_state, save_model
@@ -46,6 +49,7 @@ class Learner:
 
     Args:
         config: tables "backbone", "method", "augment", "fit", "run" as in a configuration file; see `Learner.create`.
+        backbone_copy: a file of the backbone's weights, in the place of those that `config` names; see kept_backbone.py.
 
     Attributes:
         backbone, method: what it is made of. class_names: name of each global class id.
@@ -54,10 +58,10 @@ class Learner:
             data, and the directions that are protected after it, by layer.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = dict(config)
+    def __init__(self, config: Mapping[str, Any], *, backbone_copy: Path | None = None) -> None:
+        self.config, self.backbone_copy = dict(config), backbone_copy
         self.seed = int(config["run"]["seed"])
-        self.backbone = build_backbone(self.config)
+        self.backbone = self.new_backbone()
         self.method: Any = build_method(self.config, self.backbone)
         self.class_names: dict[int, str] = {}
         self.tasks: list[dict[str, Any]] = []
@@ -78,7 +82,8 @@ class Learner:
         """A learner that knows nothing yet.
 
         Args:
-            backbone: a name, or a table of `load_backbone`'s arguments.
+            backbone: a name, a folder that `lamella export` or timm wrote, "NAME+FOLDER" for a name and a LoRA of PEFT,
+                or a table of `load_backbone`'s arguments.
             method: a name, or a table {"name": ..., hyper-parameters}.
             align: whether the method carries alignment; by default InfLoRA does.
 
@@ -89,10 +94,14 @@ class Learner:
         if (align or (align is None and table["name"] == "inflora")) and "align" not in table:
             table["align"] = {}
         config = {
-            "backbone": dict(backbone) if isinstance(backbone, Mapping) else {"name": backbone},
+            "backbone": dict(backbone) if isinstance(backbone, Mapping) else backbone_table(backbone),
             "method": table, "augment": dict(augment or {}), "fit": dict(fit or {}), "run": {"seed": seed},
         }  # fmt: skip
         return cls(complete(config))
+
+    def new_backbone(self) -> Backbone:
+        """The backbone as it is before anything is learned."""
+        return build_backbone(from_copy(self.config, self.backbone_copy))
 
     @property
     def name(self) -> str:
@@ -263,8 +272,10 @@ class Learner:
             The bytes of what was learned.
         """
         self._check_whole()
+        kept = keep_backbone(Path(folder), from_copy(self.config, self.backbone_copy), self.backbone)
         manifest = {
             "written_by": _version(), "config": self.config, "weights_sha256": self.backbone.weights_sha256,
+            "backbone_copy": kept,
             "class_names": [[i, name] for i, name in self.class_names.items()],
             "tasks": self.tasks, "notes": self.notes,
         }  # fmt: skip
@@ -279,7 +290,8 @@ class Learner:
             ValueError: it is damaged, foreign, newer, or was learned on other weights; or there is no such version.
         """
         state, manifest = load_model(Path(folder), version)
-        learner = cls(manifest["config"])
+        copy = manifest.get("backbone_copy")
+        learner = cls(manifest["config"], backbone_copy=Path(folder, copy) if copy else None)
         if learner.backbone.weights_sha256 != manifest["weights_sha256"]:
             raise ValueError(
                 f"'{folder}' was learned on other weights of {learner.backbone.name} than the ones found here; "

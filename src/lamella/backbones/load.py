@@ -10,7 +10,9 @@ from torch import nn
 
 from lamella.backbones import bundled
 from lamella.backbones.backbone import Backbone
+from lamella.backbones.peft_lora import add_peft_lora
 from lamella.backbones.resnets import BLOCKS, ResNet, use_small_stem
+from lamella.backbones.weight_files import load_strict, read_state, weights_file
 from lamella.data.transform import InputTransform
 from lamella.randomness import named_seed
 
@@ -25,13 +27,12 @@ BACKBONES: dict[str, str] = {
     "test_vit": "timm's smallest ViT, for tests",
 }
 
-_FILES = ("model.safetensors", "model_fp16.safetensors", "pytorch_model.bin")
-
 
 def load_backbone(
     name: str,
     *,
     weights: str = "pretrained",
+    adapter: str | None = None,
     size: int | None = None,
     normalise: str = "auto",
     crop: float | None = None,
@@ -45,6 +46,7 @@ def load_backbone(
         name: the bundled backbone, "resnet20" or "resnet32", or any of timm's image models.
         weights: "pretrained" (a folder of that name under $LAMELLA_DATA where there is one, else timm's hub), "random",
             or the path of a safetensors or torch file, or of a folder that holds one.
+        adapter: the folder of a LoRA that PEFT trained on these weights; it is added to them.
         size: image side in pixels; the model's own by default. Position embeddings are interpolated bicubically; a
             network that takes any size simply gets larger or smaller images.
         normalise: "auto" takes mean and standard deviation of the model's own configuration, "none" leaves 0..1.
@@ -73,11 +75,14 @@ def load_backbone(
             model, transform = _build_resnet(name, weights, size)
         else:
             model, transform = _build_timm(name, weights, size, stem)
+    model = model.float()
+    if adapter is not None:
+        add_peft_lora(model, Path(adapter))
     mean, std = ((0.0,) * 3, (1.0,) * 3) if normalise == "none" else (transform.mean, transform.std)
     transform = InputTransform(
         transform.size, mean, std, transform.interpolation, transform.crop if crop is None else crop
     )
-    return Backbone(_laid_out(model.float()), name=name, width=_width(model), transform=transform, pool=pool)
+    return Backbone(_laid_out(model), name=name, width=_width(model), transform=transform, pool=pool)
 
 
 def _laid_out(model: nn.Module) -> nn.Module:
@@ -96,8 +101,8 @@ def _build_bundled(weights: str, size: int | None) -> tuple[nn.Module, InputTran
         raise ValueError(f"{bundled.NAME} takes images of {bundled.ARCHITECTURE['img_size']} pixels, not {size}")
     model = bundled.build()
     if weights != "random":
-        path = bundled.weights_path() if weights == "pretrained" else _weights_file(Path(weights))
-        _load_strict(model, _read_state(path), path)
+        path = bundled.weights_path() if weights == "pretrained" else weights_file(Path(weights))
+        load_strict(model, read_state(path), path)
     half = (0.5, 0.5, 0.5)
     return model, InputTransform(int(bundled.ARCHITECTURE["img_size"]), half, half, "bicubic", 1.0)
 
@@ -114,9 +119,9 @@ def _build_resnet(name: str, weights: str, size: int | None) -> tuple[nn.Module,
                 "$LAMELLA_DATA, pass weights=PATH, or weights='random'"
             )
     if path is not None:
-        state = {k.replace("layer", "stage"): v for k, v in _read_state(path).items() if not k.startswith("linear.")}
+        state = {k.replace("layer", "stage"): v for k, v in read_state(path).items() if not k.startswith("linear.")}
         counters = {k: v for k, v in model.state_dict().items() if k.endswith(".num_batches_tracked")}
-        _load_strict(model, counters | state, path)  # older files do not count batches
+        load_strict(model, counters | state, path)  # older files do not count batches
     # What the CIFAR-10 weights were trained with.
     return model, InputTransform(size or 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 1.0)
 
@@ -172,59 +177,17 @@ def _local_weights(name: str, weights: str) -> Path | None:
     if weights == "random":
         return None
     if weights != "pretrained":
-        return _weights_file(Path(weights))
+        return weights_file(Path(weights))
     root = os.environ.get("LAMELLA_DATA")
     folder = Path(root) / name if root else None
-    return _weights_file(folder) if folder is not None and folder.is_dir() else None
-
-
-def _weights_file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    for file in _FILES:
-        if (path / file).is_file():
-            return path / file
-    if path.is_dir():
-        raise FileNotFoundError(f"folder '{path}' holds no weights; looked for {', '.join(_FILES)}")
-    raise FileNotFoundError(f"no weights at '{path}'; give a file, a folder, 'pretrained' or 'random'")
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise ValueError(f"'{path}' cannot be read as weights ({str(error).splitlines()[0]})") from error
-    state = state.get("state_dict", state)
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return weights_file(folder) if folder is not None and folder.is_dir() else None
 
 
 def _load_timm(model: nn.Module, path: Path) -> None:
     """Load through timm's own filter of ViTs, which renames old keys and interpolates position embeddings."""
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-    state = _read_state(path)
+    state = read_state(path)
     if isinstance(model, VisionTransformer):
         state = checkpoint_filter_fn(state, model, interpolation="bicubic", antialias=True)
-    _load_strict(model, state, path)
-
-
-def _load_strict(model: nn.Module, state: dict[str, Any], path: Path) -> None:
-    own = model.state_dict()
-    state = {k: v.float() for k, v in state.items() if k in own or not k.startswith(("head.", "fc.", "classifier."))}
-    missing, strange = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if missing or strange or wrong:
-        what = (
-            f"lacks '{missing[0]}'"
-            if missing
-            else f"has a strange '{strange[0]}'"
-            if strange
-            else f"has another shape of '{wrong[0]}'"
-        )
-        raise ValueError(f"'{path}' does not fit this backbone: it {what}")
-    model.load_state_dict(state)
+    load_strict(model, state, path)

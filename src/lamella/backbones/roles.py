@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-__all__ = ["ROLES", "Place", "find_places", "rows_of"]
+__all__ = ["ROLES", "Place", "find_places", "roles_of_name", "rows_of"]
 
 ROLES = ("query", "key", "value", "out", "mlp")
 
@@ -34,11 +34,20 @@ class Place(NamedTuple):
     d_out: int
 
 
+def roles_of_name(last: str) -> tuple[str, ...]:
+    """The roles of a layer by the last part of its name; none where that says nothing.
+
+    >>> roles_of_name("q_proj"), roles_of_name("norm")
+    (('query',), ())
+    """
+    return _NAMES.get(last, ())
+
+
 def find_places(model: nn.Module) -> list[Place]:
     """The layers with a known role, in the model's order. A block is counted by the first number in the name."""
     places: list[Place] = []
     for name, layer in model.named_modules():
-        roles = _NAMES.get(name.rsplit(".", 1)[-1])
+        roles = roles_of_name(name.rsplit(".", 1)[-1])
         number = re.search(r"\.(\d+)\.", f".{name}.")
         inside = re.search(r"attn|attention|mlp|intermediate|ffn", name)
         if roles and number and inside and isinstance(layer, nn.Linear):

@@ -34,7 +34,7 @@ def export_adapters(learner: Learner, method: Any, folder: Path) -> list[str]:
     save_file(tensors, folder / "learned.safetensors", metadata={"format": "pt"} | metadata(described))
     write_json(folder / "learned.json", described | {"tensors": listed})
 
-    fresh = Learner(learner.config)
+    fresh = Learner(learner.config, backbone_copy=learner.backbone_copy)
     again = beneath(fresh.method.eval(), _readout(learner.method, method))
     restore_state(again, state | load_file(folder / "learned.safetensors"))
     found = compare(method.predict, again.eval().predict, learner.backbone.transform.size)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lamella.config import build_backbone
 from lamella.export.check import compare
 from lamella.export.describe import architecture, description, metadata, needed, new_timm_model, timm_config
 from lamella.export.network import Acting, Fixed, acting_branches, adapted_layers, fixed, linear_layer, update
@@ -58,7 +57,7 @@ def export_peft(learner: Learner, method: Any, folder: Path) -> list[str]:
     """
     needed("peft", "peft")
     network = fixed(method)
-    loaded = build_backbone(learner.config).model
+    loaded = learner.new_backbone().model
     adapter = _Adapter(learner, loaded, _differences(method, network, loaded), network.classifier)
     described = description(learner, method, method.classes)
     return adapter.write(folder, described, method.predict, len(learner.tasks))
@@ -73,7 +72,7 @@ def export_peft_tasks(learner: Learner, method: Any, folder: Path) -> list[str]:
     """
     needed("peft", "peft")
     tasks = _tasks_apart(method)
-    loaded = build_backbone(learner.config).model
+    loaded = learner.new_backbone().model
     sites = [Site(n, layer, slice(None)) for n, layer in adapted_layers(method.backbone.model).items()]
     weights = {name: layer.weight for name, layer in adapted_layers(method.backbone.model).items()}
     folder.mkdir()
@@ -191,7 +190,7 @@ class _Adapter:
     def _base_is_ours(self) -> bool:
         """Whether timm cannot download the weights that the adapter belongs to."""
         table = self.learner.config["backbone"]
-        return table["weights"] != "pretrained" or table["name"] != architecture(self.learner)[0]
+        return table["weights"] != "pretrained" or "adapter" in table or table["name"] != architecture(self.learner)[0]
 
     def _how_to_load(self, described: dict[str, Any]) -> str:
         name, options = architecture(self.learner)

@@ -1,0 +1,130 @@
+"""A LoRA that PEFT trained, added to the weights of a backbone as it is loaded.
+
+A layer may be called as it is here, or as the ViTs of Transformers call it; query, key and value of their own go to
+their rows of a fused layer.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lamella.backbones.roles import find_places, roles_of_name, rows_of
+from lamella.backbones.weight_files import CLASSIFIERS, read_state, weights_file
+
+__all__ = ["CONFIG", "add_peft_lora"]
+
+CONFIG = "adapter_config.json"
+_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_OF_TRANSFORMERS = (  # names of its ViTs, and timm's
+    (r"^(vit|deit|model)\.", ""),
+    (r"encoder\.layer\.(\d+)\.", r"blocks.\1."),
+    (r"attention\.attention\.(query|key|value)$", r"attn.\1"),
+    (r"attention\.output\.dense$", "attn.proj"),
+    (r"intermediate\.dense$", "mlp.fc1"),
+    (r"output\.dense$", "mlp.fc2"),
+)
+
+
+@torch.no_grad()
+def add_peft_lora(model: nn.Module, folder: Path) -> None:
+    """Add every update of the adapter in `folder` to the weight it belongs to, and take over what it holds besides.
+
+    The classifier that was trained with it is left out, as that of a checkpoint is.
+
+    Raises:
+        FileNotFoundError: there is no adapter.
+        ValueError: it is no plain LoRA, or does not fit the model.
+    """
+    config, state = _read_config(folder), read_state(weights_file(folder, _FILES))
+    pairs: dict[str, dict[str, Tensor]] = {}
+    others: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        layer, _, letter = name.removesuffix(".weight").rpartition(".lora_")
+        if layer and letter in ("A", "B"):
+            pairs.setdefault(layer, {})[letter] = tensor.double()
+        else:
+            others[name] = tensor
+    if not pairs:
+        raise ValueError(f"'{folder}' holds no LoRA: none of its tensors is called ...lora_A.weight")
+    for layer, pair in pairs.items():
+        if not f"{layer}.".startswith(CLASSIFIERS):
+            _add_pair(model, layer, pair, config, folder)
+    _take_over(model, others, folder)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"'{folder}' holds no adapter of PEFT: it has no {CONFIG}")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not a JSON file ({error})") from error
+    kind = config.get("peft_type")
+    if kind != "LORA" or config.get("use_dora") or config.get("fan_in_fan_out"):
+        raise ValueError(
+            f"'{folder}' is no plain LoRA but {'a variant of it' if kind == 'LORA' else kind}; merge it with PEFT "
+            "(merge_and_unload), save the weights, and start from those"
+        )
+    return config
+
+
+def _add_pair(
+    model: nn.Module, layer: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path
+) -> None:
+    if len(pair) < 2:
+        raise ValueError(f"'{folder}' has lora_{next(iter(pair))} of '{layer}' without the other of the two")
+    A, B = pair["A"], pair["B"]
+    weight = _weight_of(model, layer, folder)
+    fits = len(A) == B.shape[1] and A[0].numel() == weight[0].numel() and len(B) == len(weight)
+    if not fits:
+        raise ValueError(
+            f"'{folder}' does not fit this backbone: the LoRA of '{layer}' has A {tuple(A.shape)} and B "
+            f"{tuple(B.shape)}, the weight is {tuple(weight.shape)}"
+        )
+    update = _scale(config, layer, len(A)) * (B.flatten(1) @ A.flatten(1))
+    weight.copy_(weight.double() + update.reshape(weight.shape))
+
+
+def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
+    """What PEFT multiplies B A by: alpha / rank, or alpha / sqrt(rank)."""
+    own = [a for key, a in (config.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({key})$", layer)]
+    alpha = float(own[0] if own else config.get("lora_alpha") or rank)
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _weight_of(model: nn.Module, layer: str, folder: Path) -> Tensor:
+    """The weight that a name in an adapter means, or its rows of a fused one: a view.
+
+    Raises:
+        ValueError: the model has no such layer.
+    """
+    modules = dict(model.named_modules())
+    timm = layer
+    for theirs, ours in _OF_TRANSFORMERS:
+        timm = re.sub(theirs, ours, timm)
+    for name in (layer, timm):
+        if isinstance(found := modules.get(name), nn.Linear | nn.Conv2d):
+            return found.weight
+    parent, _, last = timm.rpartition(".")
+    role = roles_of_name(last)
+    for place in find_places(model):
+        if len(role) == 1 and role[0] in place.roles and place.name.rpartition(".")[0] == parent:
+            return cast(Tensor, modules[place.name].weight)[rows_of(place, role) or slice(None)]
+    raise ValueError(f"'{folder}' does not fit this backbone: it has no layer '{layer}' to add the LoRA to")
+
+
+def _take_over(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Put whole tensors, such as trained biases, in the place of the model's."""
+    own = model.state_dict()
+    for name, tensor in tensors.items():
+        if name in own and own[name].shape == tensor.shape:
+            own[name].copy_(tensor)
+        elif not name.startswith(CLASSIFIERS):
+            raise ValueError(f"'{folder}' does not fit this backbone: it has no '{name}' of {tuple(tensor.shape)}")
