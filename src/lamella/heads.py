@@ -96,6 +96,10 @@ class Heads(nn.Module):
         self.heads.append(head)
         return head
 
+    def drop(self, task: int) -> None:
+        """Remove a task's head; those of later tasks move up."""
+        self.heads = nn.ModuleList(head for number, head in enumerate(self.heads) if number != task)
+
     def forward(self, features: Tensor) -> Tensor:
         """(n, d) -> (n, len(classes)): each class's logit from the last head that has it."""
         logits = torch.cat([head(features) for head in self.heads], dim=1)

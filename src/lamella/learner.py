@@ -49,7 +49,7 @@ class Learner:
 
     Args:
         config: tables "backbone", "method", "augment", "fit", "run" as in a configuration file; see `Learner.create`.
-        backbone_copy: a file of the backbone's weights, in the place of those that `config` names; see kept_backbone.py.
+        backbone_copy: a file of its weights, in the place of those that `config` names; see kept_backbone.py.
 
     Attributes:
         backbone, method: what it is made of. class_names: name of each global class id.
@@ -193,6 +193,32 @@ class Learner:
                 raise ValueError(
                     f"class {i} '{name}' of task '{task.name}' contradicts what was learned: {self.class_names}"
                 )
+
+    def forget(self, task: str) -> None:
+        """Forget a task as if anything else had been learned in its place; only where tasks share nothing.
+
+        What was measured of later tasks on held-back images goes too, since the forgotten classes competed then.
+
+        Raises:
+            ValueError: there is no such task, or others hold traces of it.
+        """
+        self._check_whole()
+        names = [record["name"] for record in self.tasks]
+        if task not in names:
+            raise ValueError(f"no task '{task}' was learned; there are {', '.join(names) or 'none'}")
+        number = max(i for i, name in enumerate(names) if name == task)
+        forget = getattr(self.method, "forget", None)
+        if forget is None:
+            acting = f"{', '.join(names[number + 1 :])} were learned with what it left acting, and "
+            raise ValueError(
+                f"{self.name} cannot forget '{task}': {acting if task != names[-1] else ''}shared weights or "
+                "statistics hold it; go back to a version from before it (`lamella rollback`) and learn the later ones again"
+            )
+        forget(number)
+        del self.tasks[number]
+        for record in self.tasks[number:]:
+            record.pop("held_back", None)
+        self.class_names = {i: name for i, name in self.class_names.items() if i in self.method.classes}
 
     def logits(self, x: Tensor, task: int | None = None) -> Tensor:
         """(n, classes seen) for normalised images (n, 3, size, size); `task`: number of a given task."""

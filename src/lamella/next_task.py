@@ -25,7 +25,7 @@ def as_next_task(source: Source, learner: Learner) -> tuple[Task, ImageSet]:
     ids = {name: i for i, name in learner.class_names.items()}
     names = [source.class_names[i] for i in source.train.labels.unique().tolist()]
     for name in names:
-        ids.setdefault(name, len(ids))
+        ids.setdefault(name, max(ids.values(), default=-1) + 1)  # not their number: classes may have been forgotten
     own = tuple(ids[name] for name in names)
     number = torch.tensor([ids[name] if name in names else -1 for name in source.class_names])
 

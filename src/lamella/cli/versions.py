@@ -63,14 +63,15 @@ def rollback(
 
 def forget(
     model: Model,
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Name of the task that was learned last.")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Name of a task: the last, or any where none share.")],
     purge: Annotated[
         bool, typer.Option("--purge", help="Also remove every stored version that has learned the task.")
     ] = False,
 ) -> None:
-    """Make a model forget its last task, exactly.
+    """Make a model forget a task, exactly.
 
-    The new version is the one from before the task: nothing of the task is left in it.
+    The last one: the new version is the one from before it. An earlier one: only where tasks share nothing (color,
+    linear-probe), and what is theirs is dropped; else it is refused, with the reason.
     """
     from lamella.locks import alone
     from lamella.store import drop_versions, load_manifest, make_again
@@ -81,17 +82,23 @@ def forget(
         names = [record["name"] for record in tasks]
         if task not in names:
             raise ValueError(f"'{model}' has learned no task '{task}'; it has learned {', '.join(names) or 'nothing'}")
-        if task != names[-1]:
-            raise ValueError(
-                f"'{task}' is not the last task of '{model}': {', '.join(names[names.index(task) + 1 :])} were learned "
-                "with what it left acting, and shared statistics hold it; go back with `lamella rollback` and learn "
-                "those again, or forget them first, the last one first"
-            )
-        before = [v.number for v in versions(model) if load_manifest(model, v.number)["tasks"] == tasks[:-1]]
-        if not before:
-            raise ValueError(f"the version of '{model}' from before '{task}' is not kept, so it cannot be forgotten")
-        make_again(model, before[-1], f"forgot {task}")
-        gone = [v.number for v in versions(model) if task in v.tasks] if purge else []
-        drop_versions(model, gone)
-    kept = f"; versions {', '.join(map(str, gone))} are removed" if gone else ""
-    typer.echo(f"{model} has forgotten {task}: it is as it was in version {before[-1]}{kept}")
+        earlier = [v.number for v in versions(model) if load_manifest(model, v.number)["tasks"] == tasks[:-1]]
+        if task == names[-1] and earlier:
+            make_again(model, earlier[-1], f"forgot {task}")
+            how = f"it is as it was in version {earlier[-1]}"
+        else:
+            _drop_task(model, task)
+            how = "the other tasks are as they were"
+        having = [v.number for v in versions(model) if v.tasks.count(task) >= names.count(task)]
+        drop_versions(model, having if purge else [])
+    numbers = ", ".join(map(str, having))
+    left = f"; versions {numbers} {'are removed' if purge else 'still have it, --purge removes them'}" if having else ""
+    typer.echo(f"{model} has forgotten {task}: {how}{left}")
+
+
+def _drop_task(model: Path, task: str) -> None:
+    from lamella.learner import Learner
+
+    learner = Learner.load(model)
+    learner.forget(task)
+    learner.save(model, what=f"forgot {task}")

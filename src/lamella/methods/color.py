@@ -83,6 +83,12 @@ class TaskKeys(Growing):
         self.centres = torch.cat([self.centres.to(centres), centres])
         self.tasks = torch.cat([self.tasks.to(centres.device), self.tasks.new_full((len(centres),), number)])
 
+    def drop(self, number: int) -> None:
+        """Remove the centres of a task; later tasks move up."""
+        kept = self.tasks != number
+        self.centres, tasks = self.centres[kept], self.tasks[kept]
+        self.tasks = tasks - (tasks > number).long()
+
     def distances(self, features: Tensor, tasks: int) -> Tensor:
         """(n, tasks) float64 distances of features (n, d) to the nearest centre of each task."""
         # float64 and no product: centres may be much nearer to each other than to the origin.
@@ -169,6 +175,21 @@ class CoLoR(nn.Module):
         points = fit.features(task.train, self._key, name="keys")
         count = self.clusters or 2 * len(task.classes)
         self.keys.add(cluster_centres(points, count, named_seed(self.seed, "clusters", number)))
+
+    def forget(self, number: int) -> None:
+        """Drop a task's expert, head and centres; no other tensor knew of the task.
+
+        Raises:
+            ValueError: other tasks are keyed by its expert.
+        """
+        if self.key_features == "first_task" and number == 0 and len(self.heads) > 1:
+            raise ValueError("the expert of the first task makes the keys of all others (key_features 'first_task')")
+        for layer in {site.layer for site in self.sites}:
+            experts = [layer.branches.pop(f"task{t}") for t in range(len(self.heads))]
+            del experts[number]
+            layer.branches.update({f"task{t}": expert for t, expert in enumerate(experts)})
+        self.heads.drop(number)
+        self.keys.drop(number)
 
     def _key(self, x: Tensor) -> Tensor:
         """(n, d) features by which tasks are told apart."""

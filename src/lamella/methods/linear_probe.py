@@ -59,3 +59,7 @@ class LinearProbe(nn.Module):
 
         fit(data, loss, head.parameters(), epochs=self.epochs, lr=self.lr, batch_size=self.batch_size,
             optimizer=self.optimizer, schedule=self.schedule)  # fmt: skip
+
+    def forget(self, number: int) -> None:
+        """Drop a task's head; no other tensor knew of the task."""
+        self.heads.drop(number)

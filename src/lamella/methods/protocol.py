@@ -20,6 +20,7 @@ class Method(Protocol):
     both from one forward pass, where logits are more than heads on features; `changes_backbone = True` where backbone
     weights are trained; `routed = True` where experts are chosen for each image, so that a given task changes the
     features, and new images show no drift of the old; `widens = True` where features get wider with each task. A
+    method whose tasks share nothing has `forget(number)`, which drops one and leaves what it would be without it. A
     method on a base says what it adds (costs.py); a module with `for_training = True` is of no use to predictions.
     """
 
