@@ -1,6 +1,7 @@
 """Exports: others load them without Lamella, they compute what the model computes, and what cannot be says why not."""
 
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from streams import stream
+from timm.models import register_model
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from lamella import Learner
@@ -21,7 +24,9 @@ from lamella.export.peft_folder import low_rank
 
 VIT = {"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0}
 OUTSIDE = """
-import json, sys, timm, torch
+import sys
+sys.modules["lamella"] = None  # so that importing it fails
+import json, timm, torch
 from pathlib import Path
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -39,9 +44,16 @@ adapted.load_state_dict(load_file(folder / "peft" / "base.safetensors"), strict=
 adapted = PeftModel.from_pretrained(adapted, str(folder / "peft"))
 with torch.no_grad():
     found = {"timm": plain.eval()(images), "at_once": at_once.eval()(images), "peft": adapted.eval()(images)}
-assert "lamella" not in sys.modules
+assert not [name for name in sys.modules if name.startswith("lamella.")]
 print(json.dumps({name: logits.tolist() for name, logits in found.items()}))
 """
+
+
+@register_model
+def two_blocks(pretrained: bool = False, **options: Any) -> VisionTransformer:
+    """A transformer whose graph is small: the time of ONNX's exporter goes by the number of nodes."""
+    size = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    return VisionTransformer(**size, num_classes=options["num_classes"])
 
 
 @cache
@@ -50,7 +62,7 @@ def learned(method: str, part: str = "", backbone: str = "test_vit", **options: 
     quick = {} if method in ("nearest-mean", "streaming-lda") else {"epochs": 2, "batch_size": 8}
     of_part = {key: options.pop(key) for key in list(options) if part and key in ("own_covariance", "head")}
     table = {"name": method, **quick, **options} | ({part: of_part} if part else {})
-    of_backbone = VIT if backbone == "test_vit" else {"name": backbone, "weights": "random", "size": 16}
+    of_backbone = VIT | {"name": backbone} | ({"size": 16} if backbone == "resnet20" else {})
     learner = Learner.create(backbone=of_backbone, method=table, align=part == "align", fit={"device": "cpu"})
     for task in stream(classes=4, tasks=2, per_class=4):
         learner.learn(task)
@@ -123,29 +135,41 @@ def test_the_bundled_backbone_is_one_of_timms(tmp_path: Path) -> None:
         assert_same(model(images()), learner.logits(images()))
 
 
+def assert_described(notes: dict[str, str], learner: Learner) -> None:
+    assert json.loads(notes["class_names"]) == [learner.class_names[i] for i in learner.method.classes]
+    transform = json.loads(notes["transform"])
+    assert (transform["size"], transform["interpolation"]) == (32, learner.backbone.transform.interpolation)
+    assert transform["mean"] == list(learner.backbone.transform.mean)
+    assert float(notes["temperature"]) == learner.confidence.temperature
+
+
 def test_names_and_transform_travel_in_every_form(tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    onnx = pytest.importorskip("onnx")
     from safetensors import safe_open
 
     learner = learned("seq-lora")
     places = {"timm": "model.safetensors", "peft": "adapter_model.safetensors", "adapters": "learned.safetensors"}
-    found: list[dict[str, str]] = []
     for form, file in places.items():
-        export(learner, form, tmp_path / form)
+        learner.export(tmp_path / form, form)
         with safe_open(tmp_path / form / file, "pt") as opened:
-            found.append(opened.metadata())
-    export(learner, "onnx", tmp_path / "model.onnx")
-    found.append({p.key: p.value for p in onnx.load(tmp_path / "model.onnx").metadata_props})
-    assert_same(run_onnx(tmp_path / "model.onnx", images(7)), learner.logits(images(7)))
-    for notes in found:
-        assert json.loads(notes["class_names"]) == [learner.class_names[i] for i in learner.method.classes]
-        transform = json.loads(notes["transform"])
-        assert (transform["size"], transform["interpolation"]) == (32, learner.backbone.transform.interpolation)
-        assert transform["mean"] == list(learner.backbone.transform.mean)
+            assert_described(opened.metadata(), learner)
     config = json.loads((tmp_path / "timm" / "config.json").read_text())
     assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
-    assert config["label_names"] == json.loads(found[0]["class_names"])
+    assert config["label_names"] == [learner.class_names[i] for i in learner.method.classes]
+
+
+def test_alignment_is_one_layer_of_an_onnx_file_that_takes_batches_of_any_size(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    learner, file = learned("inflora", "align", "two_blocks"), tmp_path / "model.onnx"
+    export(learner, "onnx", file)
+    model = onnx.load(file)
+    assert_described({p.key: p.value for p in model.metadata_props}, learner)
+    ends = [value.type.tensor_type.shape.dim for value in (*model.graph.input, *model.graph.output)]
+    shapes = [[axis.dim_param or axis.dim_value for axis in end] for end in ends]
+    assert shapes == [["n", 3, 32, 32], ["n", 4]]
+    assert [node.op_type for node in model.graph.node][-1] == "Gemm"
+    for count in (1, 7):
+        assert_same(run_onnx(file, images(count)), learner.logits(images(count)))
 
 
 def test_peft_holds_the_exact_change_in_its_rank_and_leaves_the_query_alone(tmp_path: Path) -> None:
@@ -206,7 +230,7 @@ def test_onnx_computes_the_whole_prediction_for_batches_of_any_size(
     method: str, part: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
-    learner = learned(method, part, **options)
+    learner = learned(method, part, "two_blocks", **options)
     export(learner, "onnx", tmp_path / "model.onnx")
     for count in (1, 4, 7):
         assert_same(run_onnx(tmp_path / "model.onnx", images(count)), learner.logits(images(count)))
@@ -245,8 +269,9 @@ def test_what_cannot_be_says_why_and_what_else(
 ) -> None:
     if form == "peft":
         pytest.importorskip("peft")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         export(learned(method, part, **options), form, tmp_path / "out")
+    assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -338,3 +363,17 @@ def test_the_command_prints_the_check(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "largest difference of logits" in out
     assert "allowed" in out
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_the_example_learns_folders_and_its_exports_say_what_its_model_says(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    example = Path(__file__).parents[1] / "examples" / "export.py"
+    done = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    right, of = map(int, re.findall(r"tuesday: (\d+) of (\d+) held-back images right", done.stdout)[0])
+    assert right > 0.7 * of, "four classes, so chance is a quarter; 57 of 57 when this was written"
+    assert "never learned" in done.stdout
+    learner = Learner.load(tmp_path / "model")
+    assert [task["name"] for task in learner.tasks] == ["monday", "tuesday"]
+    assert_same(run_onnx(tmp_path / "model.onnx", images(2)), learner.logits(images(2)))
+    assert (tmp_path / "model-timm" / "model.safetensors").is_file()

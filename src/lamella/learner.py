@@ -18,6 +18,7 @@ from lamella.costs import parameter_counts
 from lamella.data.images import Files, ImageSet, TensorSet, data_sha256
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Task
+from lamella.data.sources import load_source
 from lamella.directions import used_directions
 from lamella.fit import Examples, Fit
 from lamella.kept_backbone import from_copy, keep_backbone
@@ -94,7 +95,7 @@ class Learner:
         if (align or (align is None and table["name"] == "inflora")) and "align" not in table:
             table["align"] = {}
         config = {
-            "backbone": dict(backbone) if isinstance(backbone, Mapping) else backbone_table(backbone),
+            "backbone": _backbone_table(backbone),
             "method": table, "augment": dict(augment or {}), "fit": dict(fit or {}), "run": {"seed": seed},
         }  # fmt: skip
         return cls(complete(config))
@@ -194,31 +195,36 @@ class Learner:
                     f"class {i} '{name}' of task '{task.name}' contradicts what was learned: {self.class_names}"
                 )
 
-    def forget(self, task: str) -> None:
-        """Forget a task as if anything else had been learned in its place; only where tasks share nothing.
+    def learn_from(self, data: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
+        """Learn a folder of class folders, a CSV, an archive or a named data set as the next task; returns its record.
 
-        What was measured of later tasks on held-back images goes too, since the forgotten classes competed then.
+        A fifth of each class is held back, or the data's own test part.
+
+        Raises:
+            FileNotFoundError, ValueError: as `load_source`; or the images cannot be this learner's next task.
+        """
+        from lamella.next_task import as_next_task
+
+        task, held_back = as_next_task(load_source(data), self)
+        return self.learn(task, held_back=held_back, progress=progress)
+
+    def forget(self, task: str) -> None:
+        """Forget a task exactly, where tasks share nothing: see forgetting.py.
 
         Raises:
             ValueError: there is no such task, or others hold traces of it.
         """
+        from lamella.forgetting import forget
+
         self._check_whole()
-        names = [record["name"] for record in self.tasks]
-        if task not in names:
-            raise ValueError(f"no task '{task}' was learned; there are {', '.join(names) or 'none'}")
-        number = max(i for i, name in enumerate(names) if name == task)
-        forget = getattr(self.method, "forget", None)
-        if forget is None:
-            acting = f"{', '.join(names[number + 1 :])} were learned with what it left acting, and "
-            raise ValueError(
-                f"{self.name} cannot forget '{task}': {acting if task != names[-1] else ''}shared weights or "
-                "statistics hold it; go back to a version from before it (`lamella rollback`) and learn the later ones again"
-            )
-        forget(number)
-        del self.tasks[number]
-        for record in self.tasks[number:]:
-            record.pop("held_back", None)
-        self.class_names = {i: name for i, name in self.class_names.items() if i in self.method.classes}
+        forget(self, task)
+
+    def export(self, out: str | Path, format: str, *, readout: str = "", per_task: bool = False) -> list[str]:
+        """Write what was learned in a form that needs no Lamella; arguments, lines and errors are those of `export`."""
+        from lamella.export import export
+
+        self._check_whole()
+        return export(self, format, out, readout=readout, per_task=per_task)
 
     def logits(self, x: Tensor, task: int | None = None) -> Tensor:
         """(n, classes seen) for normalised images (n, 3, size, size); `task`: number of a given task."""
@@ -327,6 +333,11 @@ class Learner:
         learner.class_names = {int(i): str(name) for i, name in manifest["class_names"]}
         learner.tasks, learner.notes = manifest["tasks"], manifest["notes"]
         return learner
+
+
+def _backbone_table(backbone: str | Mapping[str, Any]) -> dict[str, Any]:
+    given = {"name": backbone} if isinstance(backbone, str) else dict(backbone)
+    return backbone_table(given["name"]) | {key: value for key, value in given.items() if key != "name"}
 
 
 def _version() -> str:
