@@ -20,69 +20,37 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from colours import (
+    BEARER,
+    LIMITS,
+    NEW_PHOTOS,
+    OLD,
+    TOKEN,
+    learn,
+    picture,
+    predict,
+    refused,
+    taught_model,
+    zipped,
+)  # fmt: skip
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
-from PIL import Image
 
 from lamella.cli.serve import serve
-from lamella.data.folders import load_folder
 from lamella.learner import Learner, Prediction
-from lamella.locks import alone
-from lamella.next_task import as_next_task
 from lamella.serving.app import create_app
 from lamella.serving.batching import Batcher, Loaded
 from lamella.serving.gate import Gate
 from lamella.serving.limits import Limits
-from lamella.serving.teach import main, teach
-from lamella.store import load_manifest, roll_back
-
-COLOURS = {"dark": (20, 20, 20), "bright": (230, 230, 230), "rød": (220, 20, 20), "зелёный": (20, 220, 20)}
-OLD, NEW = ("dark", "bright"), ("rød", "зелёный")
-TOKEN = "right-token"
-BEARER = {"Authorization": f"Bearer {TOKEN}"}
-LIMITS = Limits(predict_mb=1, learn_mb=2, unpacked_mb=4, megapixels=0.1, images=8, files=5000)
-
-
-def picture(colour: str, seed: int = 0, form: str = "PNG", size: int = 16) -> bytes:
-    noise = np.random.default_rng([seed, len(colour)]).normal(0, 8, (size, size, 3))
-    file = io.BytesIO()
-    Image.fromarray(np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)).save(file, form)
-    return file.getvalue()
-
-
-def photos(folder: Path, names: tuple[str, ...]) -> Path:
-    for name in names:
-        (folder / name).mkdir(parents=True)
-        for i in range(5):
-            (folder / name / f"{i}.png").write_bytes(picture(name, i))
-    return folder
-
-
-def zipped(entries: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-    return file.getvalue()
-
-
-NEW_PHOTOS = {f"{name}/{i}.png": picture(name, i) for name in NEW for i in range(5)}
+from lamella.store import load_manifest
 
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned dark and bright images, told apart without training."""
-    folder = tmp_path_factory.mktemp("taught")
-    learner = Learner.create(
-        backbone={"name": "test_vit", "weights": "random", "size": 32}, method="nearest-mean", fit={"device": "cpu"}
-    )
-    task, held_back = as_next_task(load_folder(photos(folder / "photos", OLD)), learner)
-    learner.learn(task, held_back=held_back)
-    learner.save(folder / "model")
-    return folder / "model"
+    return taught_model(tmp_path_factory.mktemp("taught"))
 
 
 @pytest.fixture
@@ -102,34 +70,11 @@ def client(app: FastAPI) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def spooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that temporary files go to."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     return tmp_path / "tmp"
-
-
-def predict(client: TestClient, *contents: bytes, top: int = 5) -> Any:
-    files = [("images", (f"{i}.png", content)) for i, content in enumerate(contents)]
-    return client.post("/predict", params={"top": top}, files=files)
-
-
-def learn(client: TestClient, archive: bytes, name: str = "colours.zip", **form: str) -> Any:
-    return client.post("/learn", files={"archive": (name, archive)}, data=form, headers=BEARER)
-
-
-def ended(client: TestClient, id: int) -> dict[str, Any]:
-    while (job := client.get(f"/jobs/{id}").json())["state"] == "learning":
-        time.sleep(0.05)
-    return job
-
-
-def refused(answer: Any, status: int, words: str) -> None:
-    """One line with the reason, and nothing else."""
-    assert answer.status_code == status, answer.text
-    assert list(answer.json()) == ["detail"]
-    assert re.search(words, answer.json()["detail"]), answer.text
-    assert "\n" not in answer.json()["detail"]
 
 
 # answers
@@ -237,74 +182,7 @@ def test_the_page_is_all_there_is_to_it(client: TestClient) -> None:
     assert "innerHTML" not in page.text, "names of strangers' classes are text"
 
 
-# learning
-
-
-def test_it_learns_while_it_serves(client: TestClient, model: Path, leftovers: Path, tmp_path: Path) -> None:
-    answers: list[Any] = []
-    done = threading.Event()
-
-    def keep_asking() -> None:
-        while not done.is_set():
-            answers.append(predict(client, picture("dark", 3)))
-            time.sleep(0.1)
-
-    asking = threading.Thread(target=keep_asking)
-    asking.start()
-    wrapped = {f"цвета/{path}": content for path, content in NEW_PHOTOS.items()} | {"цвета/notes.txt": b"hello"}
-    started = learn(client, zipped(wrapped), "photos of mine.zip")
-    assert started.status_code == 202, started.text
-    refused(learn(client, zipped(NEW_PHOTOS)), 429, "job 1 is learning; try again")
-    job = ended(client, started.json()["id"])
-    after = predict(client, picture("rød", 9), picture("зелёный", 9), picture("dark", 9)).json()
-    done.set()
-    asking.join()
-
-    assert (job["state"], job["error"], job["version"]) == ("done", "", 2)
-    assert (job["name"], job["images"], job["ignored"]) == ("photos of mine", 10, ["цвета/notes.txt"])
-    assert (job["new"], job["held_back"]) == (["rød", "зелёный"], 2)
-    assert job["steps"] == job["of"] > 0
-    assert [row["classes"][0]["name"] for row in after["predictions"]] == ["rød", "зелёный", "dark"]
-    assert after["version"] == 2
-    assert {a.status_code for a in answers} == {200}, "no request is dropped"
-    assert [a.json()["version"] for a in answers] == sorted(a.json()["version"] for a in answers)
-    assert {a.json()["predictions"][0]["classes"][0]["name"] for a in answers} == {"dark"}
-    assert list(leftovers.iterdir()) == []
-
-    # The same images learned by hand give the same model.
-    roll_back(model, 1)
-    teach(model, photos(tmp_path / "by-hand", NEW), "by hand", lambda said: None)
-    assert load_manifest(model)["state"] == load_manifest(model, 2)["state"]
-
-
-def test_a_learning_that_fails_says_why_and_changes_nothing(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = photos(tmp_path / "new", NEW)
-    (folder / "rød" / "9.png").write_bytes(picture("rød", 9, size=64)[:-600])
-    said = io.StringIO()
-    monkeypatch.setattr("lamella.serving.teach._only_channel", lambda: said)
-    monkeypatch.setattr("os.nice", lambda step: None)
-    monkeypatch.setattr(sys, "argv", ["teach", str(model), str(folder), "new"])
-    with pytest.raises(SystemExit):
-        main()
-    error = json.loads(said.getvalue().splitlines()[-1])["error"]
-    assert re.fullmatch(r"cannot read image rød/9\.png: .*; replace or remove it", error), error
-    assert load_manifest(model)["version"] == 1
-
-
-def test_a_learning_may_not_take_for_ever(model: Path, leftovers: Path) -> None:
-    with TestClient(create_app(model, token=TOKEN, limits=Limits(learn_seconds=0.01))) as client:
-        job = ended(client, learn(client, zipped(NEW_PHOTOS)).json()["id"])
-        assert (job["state"], job["version"]) == ("failed", None)
-        assert job["error"] == "the learning took longer than 0.01 s; the model is as before"
-        assert client.get("/health").json()["learning"] is None
-    assert list(leftovers.iterdir()) == []
-
-
-def test_two_processes_do_not_learn_at_once(model: Path, tmp_path: Path) -> None:
-    with alone(model, ""), pytest.raises(RuntimeError, match="another process is learning into this model"):
-        teach(model, photos(tmp_path / "new", NEW), "new", lambda said: None)
+# versions
 
 
 def test_a_version_made_elsewhere_is_followed(app: FastAPI, client: TestClient, model: Path) -> None:
@@ -415,7 +293,7 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], int, str]] = {
 
 
 def test_bad_archives_are_refused_and_leave_nothing(
-    client: TestClient, model: Path, leftovers: Path, tmp_path: Path
+    client: TestClient, model: Path, spooled: Path, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
     for make, status, words in ARCHIVES.values():

@@ -4,12 +4,15 @@ import ipaddress
 import os
 import secrets
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 __all__ = ["serve"]
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def serve(
@@ -22,6 +25,10 @@ def serve(
             envvar="LAMELLA_TOKEN", help="What a client must send to change the model.", show_default="a new one",
             metavar="TOKEN",
         ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name that the server goes by, such as a proxy's; repeatable.", metavar="NAME"),
     ] = None,
     max_upload: Annotated[float, typer.Option(min=0.001, help="MB of an archive to learn from.", metavar="MB")] = 512,
     max_files: Annotated[int, typer.Option(min=1, help="Files in an archive.")] = 5000,
@@ -42,6 +49,7 @@ def serve(
         import uvicorn
 
         from lamella.serving.app import create_app
+        from lamella.serving.connections import Prompt
     except ImportError as error:
         raise ImportError(f"serving needs '{error.name}': pip install 'lamella[serve]'") from error
     from lamella.serving.limits import Limits
@@ -49,15 +57,16 @@ def serve(
     listening = _listen(host, port)
     key = token or secrets.token_urlsafe(24)
     limits = Limits(learn_mb=max_upload, unpacked_mb=4 * max_upload, files=max_files, megapixels=max_megapixels)
-    app = create_app(model, token=key, limits=limits)
+    app = create_app(model, token=key, limits=limits, hosts=known_as(host, allow_host or []))
     learner, version = app.state.service.batcher.loaded
     shown = f"[{host}]" if ":" in host else host
     # What follows # stays in the browser. A token of the user's own is not shown: terminals are logged.
     address = f"http://{shown}:{listening.getsockname()[1]}/" + ("" if token else f"#token={key}")
     typer.echo(f"{model}, version {version}, {len(learner.class_names)} classes: {address}")
     config = uvicorn.Config(
-        app, log_level="warning", limit_concurrency=256, timeout_keep_alive=30, timeout_graceful_shutdown=30
-    )
+        app, http=Prompt, log_level="warning", limit_concurrency=256, timeout_keep_alive=30,
+        timeout_graceful_shutdown=30,
+    )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -67,6 +76,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def known_as(host: str, others: Sequence[str]) -> set[str]:
+    """Names that clients may call the server by; any, thus none here, where other machines reach it and none is given.
+
+    >>> sorted(known_as("127.0.0.1", ["Lamella.example"])), known_as("0.0.0.0", [])
+    (['127.0.0.1', '::1', 'lamella.example', 'localhost'], set())
+    """
+    given = {name.lower() for name in others}
+    if is_loopback(host):
+        return {*LOOPBACK, host, *given}
+    return {host, *given} if given else set()
 
 
 def _listen(host: str, port: int) -> socket.socket:

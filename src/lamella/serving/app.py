@@ -1,29 +1,27 @@
 """The routes: what is asked, and who answers."""
 
-import tempfile
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
-from shutil import rmtree
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import Depends, FastAPI, File, Form, HTTPException, Query, Request, Response, UploadFile
+from fastapi import FastAPI, File, Query, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
-from fastapi.security import HTTPBearer
 
 import lamella
 from lamella.serving.batching import Batcher
 from lamella.serving.following import Follower, load
 from lamella.serving.gate import Gate
-from lamella.serving.jobs import Job, Jobs
+from lamella.serving.jobs import Jobs
+from lamella.serving.learning import add_learning
 from lamella.serving.limits import Limits
 from lamella.serving.measures import Measured, Measures
 from lamella.serving.predicting import Desk
-from lamella.serving.schemas import FAULTS, ClassRow, Health, Predicted, Predictions, Problem, TaskRow
-from lamella.serving.uploads import unpack
+from lamella.serving.schemas import FAULTS, ClassRow, Health, Predicted, Predictions, TaskRow
+from lamella.serving.sent import interrupted
 
 __all__ = ["create_app"]
 
@@ -33,7 +31,7 @@ OWN_ONLY = (
     "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 )
 """The page loads nothing from elsewhere, and nothing frames it."""
-NAME_LENGTH = 200
+log = logging.getLogger("lamella.serve")
 
 
 class Service:
@@ -44,7 +42,7 @@ class Service:
     """
 
     def __init__(self, model: Path, limits: Limits) -> None:
-        self.limits = limits
+        self.model, self.limits = model, limits
         loaded = load(model)
         self.measures = Measures(
             version=lambda: self.batcher.loaded.version, waiting=lambda: self.desk.waiting,
@@ -60,18 +58,26 @@ class Service:
         """The id of the job that is under way."""
         return next((job.id for job in self.jobs.known.values() if job.state == "learning"), None)
 
+    def go_on(self) -> None:
+        """Learn what an earlier server of this model took in and could not finish."""
+        if (left := interrupted(self.model)) and self.jobs.claim():
+            for sent in left:
+                log.warning("%s: its learning was interrupted and goes on", sent.note["name"])
+            self.jobs.start(left)
+
     def close(self) -> None:
-        """End every thread and process; what was asked is answered first, an unfinished learning is given up."""
+        """End every thread and process; what was asked is answered first, an unfinished learning stays to go on."""
         for part in (self.jobs, self.follower, self.desk, self.batcher):
             part.close()
 
 
-def create_app(model: Path, *, token: str, limits: Limits | None = None) -> FastAPI:
+def create_app(model: Path, *, token: str, limits: Limits | None = None, hosts: Collection[str] = ()) -> FastAPI:
     """The application that serves the model at `model`; it is one process's.
 
     Args:
         token: that a client must know to change the model.
         limits: on requests; the defaults where left out.
+        hosts: names that clients may call it by; any where none is given.
 
     Raises:
         FileNotFoundError, ValueError: as `Learner.load`.
@@ -80,6 +86,7 @@ def create_app(model: Path, *, token: str, limits: Limits | None = None) -> Fast
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(service.go_on)
         yield
         await run_in_threadpool(service.close)
 
@@ -90,9 +97,9 @@ def create_app(model: Path, *, token: str, limits: Limits | None = None) -> Fast
     app.state.service = service
     _add_reading(app, service)
     _add_predicting(app, service)
-    _add_learning(app, service)
+    add_learning(app, service)
     _add_faults(app)
-    app.add_middleware(Gate, token=token, limits=service.limits)
+    app.add_middleware(Gate, token=token, limits=service.limits, hosts=hosts)
     app.add_middleware(Measured, measures=service.measures)
     return app
 
@@ -139,50 +146,6 @@ def _add_predicting(app: FastAPI, service: Service) -> None:
         names = [file.filename or "image" for file in images]
         rows = [Predicted.of(name, p) for name, p in zip(names, answer.predictions, strict=True)]
         return Predictions(version=answer.version, predictions=rows)
-
-
-def _add_learning(app: FastAPI, service: Service) -> None:
-    refusals = {**FAULTS, 401: {"model": Problem, "description": "the token is missing or wrong"},
-                429: {"model": Problem, "description": "a learning is under way"},
-                507: {"model": Problem, "description": "the disk is full"}}  # fmt: skip
-    documented = Depends(HTTPBearer(auto_error=False, description="the token of `lamella serve`"))  # the gate checks it
-
-    @app.post("/learn", status_code=202, responses=refusals, dependencies=[documented])
-    async def learn(
-        archive: Annotated[UploadFile, File(description="a zip of CLASS/*.jpg")],
-        name: Annotated[
-            str, Form(max_length=NAME_LENGTH, description="of the task; the archive's where left out")
-        ] = "",
-    ) -> Job:
-        """Teach the model the classes of an archive, in the background; see /jobs/{id}."""
-        if not service.jobs.claim():
-            fault = f"job {service.learning} is learning; try again when it is done"
-            raise HTTPException(429, fault, {"Retry-After": "10"})
-        folder = Path(tempfile.mkdtemp(prefix="lamella-learn-"))
-        try:
-            found = await run_in_threadpool(unpack, archive.file, folder, service.limits)
-            task = _printable(name) or _printable(Path(archive.filename or "").stem) or "uploaded"
-            return replace(service.jobs.start(folder, task, found.images, list(found.ignored)))
-        except BaseException:
-            rmtree(folder, ignore_errors=True)
-            service.jobs.release()
-            raise
-
-    absent: dict[int | str, dict[str, Any]] = {
-        404: {"model": Problem, "description": "there is no such job"},
-        422: FAULTS[422],
-    }
-
-    @app.get("/jobs/{id}", responses=absent)
-    def job(id: int) -> Job:
-        """How far a learning is."""
-        if id not in service.jobs.known:
-            raise HTTPException(404, f"there is no job {id}; POST /learn starts one and returns its id")
-        return replace(service.jobs.known[id])
-
-
-def _printable(name: str) -> str:
-    return "".join(c for c in name if c.isprintable()).strip()[:NAME_LENGTH]
 
 
 def _add_faults(app: FastAPI) -> None:

@@ -1,11 +1,13 @@
-"""What a request must pass before its body is read: the token, the size, the time.
+"""What a request must pass before its body is read: where it comes from, the token, the size, the time.
 
 FastAPI reads a body before it asks a route's dependencies, so a stranger could fill the disk. This stands in front.
 """
 
 import asyncio
+from collections.abc import Collection
 from hashlib import sha256
 from hmac import compare_digest
+from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
@@ -28,16 +30,24 @@ class Gate:
         app: what is behind it.
         token: that a client must know to change the model.
         limits: on size and time of an upload.
+        hosts: names that the server goes by; any where none is given.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str, limits: Limits) -> None:
-        self.app, self.limits = app, limits
+    def __init__(self, app: ASGIApp, *, token: str, limits: Limits, hosts: Collection[str] = ()) -> None:
+        self.app, self.limits, self.hosts = app, limits, frozenset(hosts)
         self.digest = _digest(token)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in READING:
+        if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers, is_open = Headers(scope=scope), scope["path"] in OPEN
+        if self.hosts and _host_name(headers.get("host", "")) not in self.hosts:
+            return await _wrong_host(headers.get("host", ""))(scope, receive, send)
+        if scope["method"] in READING:
+            return await self.app(scope, receive, send)
+        if _is_from_elsewhere(headers):
+            fault = "a page of another site sent this; use the page of this server, or a program"
+            return await JSONResponse({"detail": fault}, 403)(scope, receive, send)
         limit = int((self.limits.predict_mb if is_open else self.limits.learn_mb) * MB)
         if not is_open and not self._knows_token(headers.get("authorization", "")):
             fault = "this changes the model and needs the token; send the header 'Authorization: Bearer TOKEN'"
@@ -75,6 +85,33 @@ class Gate:
             return message
 
         return bounded
+
+
+def _host_name(address: str) -> str:
+    """Of "name:port", without brackets and in small letters.
+
+    >>> [_host_name(a) for a in ("LocalHost:8000", "[::1]:8000", "[")]
+    ['localhost', '::1', '']
+    """
+    try:
+        return urlsplit(f"//{address}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _wrong_host(host: str) -> JSONResponse:
+    """A page elsewhere can give its own name this server's address, and would then be let in as its page."""
+    name = _host_name(host)
+    fault = f"this server does not go by the name '{name}'; open the address it printed, or add --allow-host {name}"
+    return JSONResponse({"detail": fault}, 421)
+
+
+def _is_from_elsewhere(headers: Headers) -> bool:
+    """Whether a browser sent this for a page of another site; programs say nothing of the kind."""
+    if site := headers.get("sec-fetch-site"):
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != headers.get("host", "")
 
 
 def _too_large(limit: int) -> str:

@@ -1,49 +1,24 @@
 """Learning in the background, one at a time, each in a process of its own."""
 
 import json
-import shutil
+import logging
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
-__all__ = ["Job", "Jobs"]
+from lamella.serving.job import Job
+from lamella.serving.sent import Sent
+
+__all__ = ["Jobs"]
 
 REMEMBERED = 100
-
-
-@dataclass
-class Job:
-    """A learning: what of, how far, and what came of it.
-
-    Attributes:
-        id: of the job, counted from 1. name: of the task. images: that were sent. ignored: files that are no images.
-        state: what it is doing. error: why it failed, in one line, else "".
-        classes: of the task, once they are known; new: those of them that the model did not know.
-        step: the pass that is under way; steps: how many steps of it are done, `of` so many.
-        version: of the model that it made. held_back, right: images that were not learned from, and how many of them
-            the model gets right. seconds: since it began, or that it took.
-    """
-
-    id: int
-    name: str
-    images: int
-    ignored: list[str]
-    state: Literal["learning", "done", "failed"] = "learning"
-    error: str = ""
-    classes: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)
-    step: str = "starting"
-    steps: int = 0
-    of: int = 0
-    version: int | None = None
-    held_back: int = 0
-    right: int = 0
-    seconds: float = 0.0
+STARTS = 3
+"""A learning that is killed as often will be so again: it may need more memory than there is."""
+AS_BEFORE = "the model is as before"
+log = logging.getLogger("lamella.serve")
 
 
 class Jobs:
@@ -60,8 +35,11 @@ class Jobs:
         self.known: dict[int, Job] = {}
         self._count = 0
         self._busy = threading.Lock()
+        self._starting = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
+        self._stopped: set[int] = set()
+        self._closed = False
 
     def claim(self) -> bool:
         """Whether nothing is being learned; then nothing else may be, until `start` has ended or `release`."""
@@ -71,59 +49,105 @@ class Jobs:
         """Give up a claim that no job was started with."""
         self._busy.release()
 
-    def start(self, folder: Path, name: str, images: int, ignored: list[str]) -> Job:
-        """Learn the class folders in `folder`, which is removed afterwards; `claim` was granted.
-
-        Args:
-            folder: absolute. name: of the task.
-        """
-        self._count += 1
-        job = self.known[self._count] = Job(self._count, name, images, ignored)
-        for old in sorted(self.known)[:-REMEMBERED]:
-            del self.known[old]
-        command = [sys.executable, "-m", "lamella.serving.teach", str(self.model), str(folder), name]
-        # In a group of its own: Ctrl-C is for the server, which ends the learning in its turn.
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", process_group=0)
-        self._thread = threading.Thread(target=self._follow, args=(job, self._process, folder), daemon=True)
+    def start(self, sent: Sequence[Sent]) -> Job:
+        """Learn what was sent, one after the other; `claim` was granted. Returns the first one's job."""
+        jobs = [self._noted(one) for one in sent]
+        self._thread = threading.Thread(target=self._run, args=(jobs, sent), name="lamella-jobs", daemon=True)
         self._thread.start()
-        return job
+        return jobs[0]
+
+    def stop(self, id: int) -> None:
+        """Give up a learning for good; does nothing where it has ended."""
+        with self._starting:
+            self._stopped.add(id)
+            if self._process is not None and self._learning() == id:
+                self._process.terminate()
 
     def close(self) -> None:
-        """End a learning that is under way; the model stays as it was before."""
-        if self._process is not None:
-            self._process.terminate()
+        """End a learning that is under way; the next server goes on with it."""
+        with self._starting:
+            self._closed = True
+            if self._process is not None:
+                self._process.terminate()
         if self._thread is not None:
             self._thread.join()
 
-    def _follow(self, job: Job, process: "subprocess.Popen[str]", folder: Path) -> None:
+    def _learning(self) -> int | None:
+        return next((job.id for job in self.known.values() if job.state == "learning"), None)
+
+    def _noted(self, sent: Sent) -> Job:
+        self._count += 1
+        job = self.known[self._count] = Job(
+            self._count, sent.note["name"], sent.note["images"], sent.note["ignored"], sent.note["starts"]
+        )
+        for old in sorted(self.known)[:-REMEMBERED]:
+            del self.known[old]
+        return job
+
+    def _run(self, jobs: Sequence[Job], sent: Sequence[Sent]) -> None:
+        for job, one in zip(jobs, sent, strict=True):
+            over = False
+            started = time.monotonic()
+            try:
+                over = self._learn(job, one)
+            except (OSError, ValueError) as error:
+                job.error, over = str(error), True
+            job.seconds = time.monotonic() - started
+            (one.drop if over else one.leave)()
+            if job is jobs[-1]:
+                self._busy.release()
+            job.state = "failed" if job.error else "done"
+
+    def _learn(self, job: Job, sent: Sent) -> bool:
+        """Whether it is over, well or not; it is not where the server ends."""
+        while True:
+            if job.id in self._stopped:
+                job.error = f"the learning was stopped; {AS_BEFORE}"
+                return True
+            if sent.note["starts"] >= STARTS:
+                job.error = (
+                    f"the learning was killed {STARTS} times, perhaps for want of memory; the model is as before"
+                )
+                return True
+            process = self._begin(job, sent)
+            code = 0 if process is None else self._follow(job, process)
+            if process is not None and code == 0:
+                job.version = self.catch_up()
+                return True
+            if job.error:
+                return True
+            if self._closed:
+                job.error = "the learning is interrupted; it goes on when the model is served again"
+                log.warning("%s: %s", job.name, job.error)
+                return False
+            if code > 0:
+                job.error = f"the learning ended early; the server's log may say why; {AS_BEFORE}"
+                return True
+
+    def _begin(self, job: Job, sent: Sent) -> "subprocess.Popen[str] | None":
+        """The process that learns; None where the server has ended."""
+        with self._starting:
+            if self._closed:
+                return None
+            sent.begin()
+            job.starts = sent.note["starts"]
+            command = [sys.executable, "-m", "lamella.serving.teach", str(self.model), str(sent.folder), job.name]
+            # In a group of its own: Ctrl-C is for the server, which ends the learning in its turn.
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", process_group=0)
+            return self._process
+
+    def _follow(self, job: Job, process: "subprocess.Popen[str]") -> int:
+        """How the process ended; below 0, it was killed."""
         started = time.monotonic()
         limit = threading.Timer(self.seconds, process.kill)
         limit.start()
-        try:
+        with process:
             for line in process.stdout or ():
-                _hear(job, json.loads(line))
+                if line.endswith("\n"):  # a kill may cut one off
+                    job.hear(json.loads(line))
                 job.seconds = time.monotonic() - started
-            if process.wait() and not job.error:
-                late = time.monotonic() - started >= self.seconds
-                why = f"took longer than {self.seconds:g} s" if late else "ended early; the server's log may say why"
-                job.error = f"the learning {why}; the model is as before"
-            if not job.error:
-                job.version = self.catch_up()
-        except (OSError, ValueError) as error:
-            job.error = str(error)
-        finally:
-            limit.cancel()
-            shutil.rmtree(folder, ignore_errors=True)
-            job.seconds = time.monotonic() - started
-            self._busy.release()
-            job.state = "failed" if job.error else "done"
-
-
-def _hear(job: Job, said: dict[str, Any]) -> None:
-    """What the process said, noted; see teach.py."""
-    if "done" in said:
-        held_back = said["done"].get("held_back", {})
-        job.held_back, job.right = held_back.get("images", 0), held_back.get("right", 0)
-    else:
-        for key, value in said.items():
-            setattr(job, key, value)
+        code = process.returncode
+        limit.cancel()
+        if code and not job.error and time.monotonic() - started >= self.seconds:
+            job.error = f"the learning took longer than {self.seconds:g} s; {AS_BEFORE}"
+        return code

@@ -1,7 +1,7 @@
-"""Learning in a process of its own: `python -m lamella.serving.teach MODEL FOLDER NAME`, started by the server.
+"""Learning in a process of its own: `python -m lamella.serving.teach MODEL SENT`, started by the server.
 
-What it does is what `lamella learn MODEL FOLDER` does. It tells how far it is on its standard output, a JSON object a
-line; the last one has "done" or "error".
+What it does is what `lamella learn MODEL SENT/images` does. It tells how far it is on its standard output, a JSON
+object a line; the last one has "done" or "error".
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,6 +20,8 @@ from lamella.learner import Learner
 from lamella.locks import alone
 from lamella.next_task import as_next_task
 from lamella.progress import Progress
+from lamella.serving.sent import IMAGES, learned_since, place_to_go_on
+from lamella.store import load_manifest
 
 __all__ = ["main", "teach"]
 
@@ -29,23 +31,44 @@ PLACE_IN_LINE = 5
 """Niceness: those who wait for a prediction come first."""
 
 
-def teach(model: Path, folder: Path, name: str, say: Say) -> dict[str, Any]:
-    """Learn the class folders in `folder` as the model's next task; returns its record.
+def teach(model: Path, sent: Path, name: str, say: Say) -> dict[str, Any]:
+    """Learn what was sent as the model's next task, from where an interrupted attempt stood; returns its record.
+
+    Args:
+        sent: folder of a `Sent`. name: of the task.
 
     Raises:
-        ValueError: an image cannot be decoded, or a class has none to learn from.
-        RuntimeError: another process is learning into the model.
+        FileNotFoundError: there is no model any more.
+        ValueError: an image cannot be decoded, or a class has none to learn from; or the model is damaged.
     """
-    source = load_folder(folder, name=name, layout="classes")
+    load_manifest(model)  # before a lock would make the folder of a model that was removed
+    source = load_folder(sent / IMAGES, name=name, layout="classes")
     source = replace(source, train=keep_decoded(source.train), test=keep_decoded(source.test))
-    with alone(model, "another process is learning into this model; try again when it is done"):
+    with _in_turn(model, say):
         learner = Learner.load(model)
         task, held_back = as_next_task(source, learner)
         known = set(learner.class_names.values())
         say({"classes": list(task.class_names), "new": [n for n in task.class_names if n not in known]})
-        record = learner.learn(task, held_back=held_back, progress=_reporting(say))
+        if record := learned_since(sent, learner, task):
+            return record
+        checkpoints = place_to_go_on(sent, model, learner)
+        record = learner.learn(task, held_back=held_back, checkpoints=checkpoints, progress=_reporting(say))
         learner.save(model, what=f"learned {name}")
     return record
+
+
+@contextmanager
+def _in_turn(model: Path, say: Say) -> Iterator[None]:
+    """Hold the model, when whoever else learns into it has ended."""
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(alone(model, "another process is learning into this model"))
+                break
+            except RuntimeError as busy:
+                say({"step": f"waits: {busy}"})
+                time.sleep(SECONDS_BETWEEN)
+        yield
 
 
 def _reporting(say: Say) -> Progress:
@@ -76,14 +99,14 @@ def main() -> None:
 
     if hasattr(os, "nice"):
         os.nice(PLACE_IN_LINE)
-    model, folder, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    model, sent, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     try:
-        say({"done": teach(model, folder, name, say)})
-    except BrokenPipeError:  # the server is gone, and with it the one who wanted to know
+        say({"done": teach(model, sent, name, say)})
+    except BrokenPipeError:  # the server is gone; the next one goes on with what was sent
         sys.exit(1)
     except (ValueError, RuntimeError, OSError) as error:
         # Names of the archive, not of the place where it was unpacked.
-        say({"error": " ".join(str(error).replace(f"{folder}{os.sep}", "").split())})
+        say({"error": " ".join(str(error).replace(f"{sent / IMAGES}{os.sep}", "").split())})
         sys.exit(1)
 
 

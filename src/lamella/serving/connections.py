@@ -1,0 +1,32 @@
+"""Connections whose client must get on with it."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+__all__ = ["Prompt"]
+
+SECONDS = 30.0
+
+
+class Prompt(H11Protocol):
+    """Closes a connection on which no request begins in time: many that only sit there would keep all others out.
+
+    A request has begun when its headers are in; for its body, see gate.py.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_a_request()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect_a_request()
+
+    def _expect_a_request(self) -> None:
+        self.loop.call_later(SECONDS, self._close_unless_asked, self.cycle)
+
+    def _close_unless_asked(self, before: Any) -> None:
+        if self.cycle is before and not self.transport.is_closing():
+            self.transport.close()

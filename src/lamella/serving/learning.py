@@ -1,0 +1,99 @@
+"""The routes that change the model: an archive to learn from, and how far that is."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Depends, FastAPI, File, Form, HTTPException, UploadFile
+from fastapi.concurrency import run_in_threadpool
+from fastapi.security import HTTPBearer
+
+from lamella.serving.job import Job
+from lamella.serving.schemas import FAULTS, Problem
+from lamella.serving.sent import Sent, take_in
+from lamella.serving.uploads import unpack
+
+if TYPE_CHECKING:
+    from lamella.serving.app import Service
+
+__all__ = ["add_learning"]
+
+NAME_LENGTH = 200
+NO_TOKEN: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "the token is missing or wrong"},
+}
+REFUSALS = {
+    **FAULTS, **NO_TOKEN,
+    429: {"model": Problem, "description": "a learning is under way"},
+    507: {"model": Problem, "description": "the disk is full, or cannot be written"},
+}  # fmt: skip
+ABSENT: dict[int | str, dict[str, Any]] = {
+    404: {"model": Problem, "description": "there is no such job"},
+    422: FAULTS[422],
+}
+
+
+def add_learning(app: FastAPI, service: "Service") -> None:
+    """Put the routes on."""
+    documented = [Depends(HTTPBearer(auto_error=False, description="the token of `lamella serve`"))]  # the gate checks
+
+    @app.post("/learn", status_code=202, responses=REFUSALS, dependencies=documented)
+    async def learn(
+        archive: Annotated[UploadFile, File(description="a zip of CLASS/*.jpg")],
+        name: Annotated[
+            str, Form(max_length=NAME_LENGTH, description="of the task; the archive's where left out")
+        ] = "",
+    ) -> Job:
+        """Teach the model the classes of an archive, in the background; see /jobs/{id}."""
+        if not service.jobs.claim():
+            busy = f"job {service.learning} is learning" if service.learning else "another archive is being read"
+            raise HTTPException(429, f"{busy}; try again when it is done", {"Retry-After": "10"})
+        try:
+            sent = await run_in_threadpool(_taken_in, service, archive, name)
+            return replace(service.jobs.start([sent]))
+        except BaseException:
+            service.jobs.release()
+            raise
+
+    @app.get("/jobs/{id}", responses=ABSENT)
+    def job(id: int) -> Job:
+        """How far a learning is."""
+        return replace(_known(service, id))
+
+    @app.delete("/jobs/{id}", status_code=202, responses=ABSENT | NO_TOKEN, dependencies=documented)
+    def stop(id: int) -> Job:
+        """Give up a learning; the model stays as it was before. What has ended already is left as it is."""
+        service.jobs.stop(_known(service, id).id)
+        return replace(_known(service, id))
+
+
+def _taken_in(service: "Service", archive: UploadFile, name: str) -> Sent:
+    """The archive's images, in the model's folder.
+
+    Raises:
+        HTTPException: as `unpack`; 503, the model is gone or damaged; 507, its folder cannot be written.
+    """
+    try:
+        sent = take_in(service.model)
+        try:
+            found = unpack(archive.file, sent.images, service.limits)
+            task = _printable(name) or _printable(Path(archive.filename or "").stem) or "uploaded"
+            sent.keep(task, found.images, found.ignored)
+        except BaseException:
+            sent.drop()
+            raise
+    except (FileNotFoundError, ValueError) as error:
+        raise HTTPException(503, str(error)) from None
+    except OSError as error:
+        raise HTTPException(507, f"'{service.model}' cannot be written: {error.strerror}") from None
+    return sent
+
+
+def _known(service: "Service", id: int) -> Job:
+    if id not in service.jobs.known:
+        raise HTTPException(404, f"there is no job {id}; POST /learn starts one and returns its id")
+    return service.jobs.known[id]
+
+
+def _printable(name: str) -> str:
+    return "".join(c for c in name if c.isprintable()).strip()[:NAME_LENGTH]

@@ -1,0 +1,281 @@
+"""Learning while serving: what comes of an archive, and of kills at any moment."""
+
+import io
+import json
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from colours import (
+    BEARER,
+    LIMITS,
+    NEW,
+    NEW_PHOTOS,
+    TOKEN,
+    ended,
+    learn,
+    photos,
+    picture,
+    predict,
+    refused,
+    taught_model,
+    zipped,
+)
+from fastapi.testclient import TestClient
+
+from lamella.locks import alone
+from lamella.serving.app import create_app
+from lamella.serving.limits import Limits
+from lamella.serving.sent import FOLDER, IMAGES, Sent, interrupted, take_in
+from lamella.serving.teach import main, teach
+from lamella.store import load_manifest, roll_back
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned dark and bright images, told apart without training."""
+    return taught_model(tmp_path_factory.mktemp("taught"))
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that is trained, and can go on after every step."""
+    return taught_model(
+        tmp_path_factory.mktemp("slow"), {"name": "seq-lora", "epochs": 2, "batch_size": 4}, checkpoint_seconds=0
+    )
+
+
+@pytest.fixture
+def model(taught: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(taught, tmp_path / "model"))
+
+
+@pytest.fixture
+def client(model: Path) -> Iterator[TestClient]:
+    with TestClient(create_app(model, token=TOKEN, limits=LIMITS), raise_server_exceptions=False) as client:
+        yield client
+
+
+def sent(model: Path, names: tuple[str, ...]) -> Sent:
+    """An archive of these colours, as a server takes it in."""
+    made = take_in(model)
+    made.images.rmdir()
+    photos(made.images, names)
+    made.keep("new", 10, [])
+    return made
+
+
+def test_it_learns_while_it_serves(client: TestClient, model: Path) -> None:
+    answers: list[Any] = []
+    done = threading.Event()
+
+    def keep_asking() -> None:
+        while not done.is_set():
+            answers.append(predict(client, picture("dark", 3)))
+            time.sleep(0.1)
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    wrapped = {f"цвета/{path}": content for path, content in NEW_PHOTOS.items()} | {"цвета/notes.txt": b"hello"}
+    started = learn(client, zipped(wrapped), "photos of mine.zip")
+    assert started.status_code == 202, started.text
+    refused(learn(client, zipped(NEW_PHOTOS)), 429, "job 1 is learning; try again")
+    job = ended(client, started.json()["id"])
+    after = predict(client, picture("rød", 9), picture("зелёный", 9), picture("dark", 9)).json()
+    done.set()
+    asking.join()
+
+    assert (job["state"], job["error"], job["version"]) == ("done", "", 2)
+    assert (job["name"], job["images"], job["ignored"]) == ("photos of mine", 10, ["цвета/notes.txt"])
+    assert (job["new"], job["held_back"]) == (["rød", "зелёный"], 2)
+    assert job["steps"] == job["of"] > 0
+    assert [row["classes"][0]["name"] for row in after["predictions"]] == ["rød", "зелёный", "dark"]
+    assert after["version"] == 2
+    assert {a.status_code for a in answers} == {200}, "no request is dropped"
+    assert [a.json()["version"] for a in answers] == sorted(a.json()["version"] for a in answers)
+    assert {a.json()["predictions"][0]["classes"][0]["name"] for a in answers} == {"dark"}
+    assert list((model / FOLDER).iterdir()) == []
+
+    # The same images learned by hand give the same model.
+    roll_back(model, 1)
+    teach(model, sent(model, NEW).folder, "by hand", lambda said: None)
+    assert load_manifest(model)["state"] == load_manifest(model, 2)["state"]
+
+
+def test_a_learning_that_fails_says_why_and_changes_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = sent(model, NEW).folder
+    (folder / IMAGES / "rød" / "9.png").write_bytes(picture("rød", 9, size=64)[:-600])
+    said = io.StringIO()
+    monkeypatch.setattr("lamella.serving.teach._only_channel", lambda: said)
+    monkeypatch.setattr("os.nice", lambda step: None)
+    monkeypatch.setattr(sys, "argv", ["teach", str(model), str(folder), "new"])
+    with pytest.raises(SystemExit):
+        main()
+    error = json.loads(said.getvalue().splitlines()[-1])["error"]
+    assert re.fullmatch(r"cannot read image rød/9\.png: .*; replace or remove it", error), error
+    assert load_manifest(model)["version"] == 1
+
+
+def test_a_learning_may_not_take_for_ever(model: Path) -> None:
+    with TestClient(create_app(model, token=TOKEN, limits=Limits(learn_seconds=0.01))) as client:
+        job = ended(client, learn(client, zipped(NEW_PHOTOS)).json()["id"])
+        assert (job["state"], job["version"]) == ("failed", None)
+        assert job["error"] == "the learning took longer than 0.01 s; the model is as before"
+        assert client.get("/health").json()["learning"] is None
+    assert list((model / FOLDER).iterdir()) == []
+
+
+def test_a_learning_waits_for_another_process_that_learns(model: Path) -> None:
+    said: list[dict[str, Any]] = []
+    with alone(model, ""):
+        learning = threading.Thread(target=teach, args=(model, sent(model, NEW).folder, "new", said.append))
+        learning.start()
+        while not said:
+            time.sleep(0.01)
+        assert said[0] == {"step": "waits: another process is learning into this model"}
+        assert load_manifest(model)["version"] == 1
+    learning.join()
+    assert [task["name"] for task in load_manifest(model)["tasks"]] == ["photos", "new"]
+
+
+class Killed(BaseException):
+    """Ends a learning in this process where a kill would."""
+
+
+def test_an_interrupted_learning_goes_on_where_it_stood(
+    slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lamella.serving.teach.SECONDS_BETWEEN", -1)  # it tells of every step
+    whole, cut = (Path(shutil.copytree(slow, tmp_path / name)) for name in ("whole", "cut"))
+    archive, every, before, after = sent(cut, NEW), set[int](), set[int](), set[int]()
+
+    def trained(said: dict[str, Any], steps: set[int], kill_after: int = 99) -> None:
+        if said.get("step", "").endswith("train"):
+            steps.add(said["steps"])
+            if said["steps"] >= kill_after:
+                raise Killed
+
+    teach(whole, sent(whole, NEW).folder, "new", lambda said: trained(said, every))
+    with pytest.raises(Killed):
+        teach(cut, archive.folder, "new", lambda said: trained(said, before, kill_after=3))
+    assert load_manifest(cut)["version"] == 1
+    teach(cut, archive.folder, "new", lambda said: trained(said, after))
+    assert every == {0, 1, 2, 3, 4}
+    assert before == {0, 1, 2, 3}
+    assert 1 not in after, "what was done is not done again"
+    assert 4 in after
+    assert load_manifest(cut)["state"] == load_manifest(whole)["state"], "to the same bits"
+
+
+def test_a_learning_that_began_with_another_version_begins_anew(slow: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(slow, tmp_path / "model"))
+    archive = sent(model, NEW)
+
+    def kill(said: dict[str, Any]) -> None:
+        if said.get("steps", 0) > 0:
+            raise Killed
+
+    with pytest.raises(Killed):
+        teach(model, archive.folder, "new", kill)
+    teach(model, sent(model, ("rød",)).folder, "in between", lambda said: None)
+    firsts: list[int] = []
+    teach(model, archive.folder, "new", lambda said: firsts.append(said["steps"]) if "steps" in said else None)
+    assert firsts[0] == 0
+    assert [task["name"] for task in load_manifest(model)["tasks"]] == ["photos", "in between", "new"]
+
+
+def test_a_killed_learning_is_begun_again_and_is_not_learned_twice(model: Path) -> None:
+    with TestClient(create_app(model, token=TOKEN, limits=LIMITS)) as client:
+        jobs = client.app.state.service.jobs  # type: ignore[attr-defined]
+        started = learn(client, zipped(NEW_PHOTOS)).json()
+        while jobs._process is None:
+            time.sleep(0.001)
+        jobs._process.kill()
+        job = ended(client, started["id"])
+        assert (job["state"], job["starts"], job["version"]) == ("done", 2, 2), job
+    assert list((model / FOLDER).iterdir()) == []
+
+
+def test_what_a_server_could_not_finish_the_next_one_does(model: Path) -> None:
+    with TestClient(create_app(model, token=TOKEN, limits=LIMITS)) as client:
+        app = client.app
+        learn(client, zipped(NEW_PHOTOS), name="first colours")
+    job = app.state.service.jobs.known[1]  # type: ignore[attr-defined]
+    assert job.error == "the learning is interrupted; it goes on when the model is served again"
+    assert load_manifest(model)["version"] == 1
+    half = take_in(model)
+    (half.images / "cut off.png").write_bytes(b"")
+    half.leave()
+    with TestClient(create_app(model, token=TOKEN, limits=LIMITS)) as client:
+        assert client.get("/health").json()["learning"] == 1
+        job = ended(client, 1)
+        assert (job["name"], job["state"], job["version"], job["images"]) == ("first colours", "done", 2, 10)
+    assert list((model / FOLDER).iterdir()) == []
+    assert len(load_manifest(model)["tasks"]) == 2
+
+
+def test_what_was_stored_just_before_a_kill_is_not_learned_again(model: Path) -> None:
+    archive = sent(model, NEW)
+    first = teach(model, archive.folder, "new", lambda said: None)
+    assert teach(model, archive.folder, "new", lambda said: None) == first
+    assert load_manifest(model)["version"] == 2
+    teach(model, sent(model, NEW).folder, "once more", lambda said: None)
+    assert len(load_manifest(model)["tasks"]) == 3, "what is sent again is meant to be learned again"
+
+
+def test_what_another_server_holds_is_left_alone(model: Path) -> None:
+    held = sent(model, NEW)
+    assert interrupted(model) == []
+    held.leave()
+    (found,) = interrupted(model)
+    assert found.note["name"] == "new"
+
+
+def test_a_learning_that_is_killed_again_and_again_is_given_up(model: Path) -> None:
+    often = sent(model, NEW)
+    for _ in range(3):
+        often.begin()
+    often.leave()
+    with TestClient(create_app(model, token=TOKEN, limits=LIMITS)) as client:
+        job = ended(client, 1)
+        assert job["error"] == "the learning was killed 3 times, perhaps for want of memory; the model is as before"
+        assert client.get("/health").json()["learning"] is None
+    assert list((model / FOLDER).iterdir()) == []
+
+
+def test_a_learning_can_be_stopped_by_who_knows_the_token(client: TestClient, model: Path) -> None:
+    id = learn(client, zipped(NEW_PHOTOS)).json()["id"]
+    refused(client.delete(f"/jobs/{id}"), 401, "Bearer TOKEN")
+    assert client.delete(f"/jobs/{id}", headers=BEARER).status_code == 202
+    job = ended(client, id)
+    assert (job["state"], job["error"]) == ("failed", "the learning was stopped; the model is as before")
+    refused(client.delete("/jobs/7", headers=BEARER), 404, "there is no job 7")
+    assert list((model / FOLDER).iterdir()) == []
+    assert load_manifest(model)["version"] == 1
+
+
+def test_a_model_that_is_removed_while_it_is_served(client: TestClient, model: Path) -> None:
+    shutil.rmtree(model)
+    refused(learn(client, zipped(NEW_PHOTOS)), 503, "holds no model")
+    assert not model.exists(), "nothing is written where it was"
+    assert predict(client, picture("dark")).status_code == 200
+    while client.get("/health").json()["status"] == "ok":
+        time.sleep(0.05)
+    assert "holds no model" in client.get("/health").json()["status"]
+
+
+def test_weights_that_were_tampered_with_are_not_learned_on(client: TestClient, model: Path) -> None:
+    (state,) = model.glob("state-*.safetensors")
+    content = bytearray(state.read_bytes())
+    content[-1] ^= 1
+    state.write_bytes(content)
+    job = ended(client, learn(client, zipped(NEW_PHOTOS)).json()["id"])
+    assert job["state"] == "failed"
+    assert re.search("is damaged: its checksum is not the recorded one", job["error"]), job
+    assert predict(client, picture("dark")).json()["version"] == 1
