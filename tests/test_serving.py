@@ -1,17 +1,20 @@
 """A model over HTTP: its answers, learning while it serves, and what strangers may send."""
 
 import asyncio
+import copy
 import io
 import json
 import re
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import unicodedata
 import urllib.error
 import urllib.request
 import zipfile
@@ -22,6 +25,7 @@ from typing import Any
 
 import pytest
 import torch
+import uvicorn
 from colours import (
     BEARER,
     LIMITS,
@@ -37,13 +41,17 @@ from colours import (
 )  # fmt: skip
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 
 from lamella.cli.serve import serve
 from lamella.learner import Learner, Prediction
 from lamella.serving.app import create_app
 from lamella.serving.batching import Batcher, Loaded
+from lamella.serving.connections import Prompt
 from lamella.serving.gate import Gate
 from lamella.serving.limits import Limits
+from lamella.serving.uploads import unpack
 from lamella.store import load_manifest
 
 
@@ -190,10 +198,23 @@ def test_a_version_made_elsewhere_is_followed(app: FastAPI, client: TestClient, 
     learner.save(model, what="by another process")
     assert app.state.service.follower.catch_up() == 2
     assert predict(client, picture("dark")).json()["version"] == 2
-    (model / "lamella.json").write_text("{}")
-    while client.get("/health").json()["status"] == "ok":
+
+    # Another model takes the folder; its version has the same number.
+    shutil.rmtree(model)
+    learner.tasks[0]["name"] = "pictures"
+    learner.save(model)
+    learner.save(model)
+    while client.get("/tasks").json()[0]["name"] != "pictures":
         time.sleep(0.05)
-    assert "was not written by lamella" in client.get("/health").json()["status"]
+    assert client.get("/health").json()["version"] == 2
+
+    newer = json.loads((model / "lamella.json").read_text()) | {"lamella": 99}
+    (model / "lamella.json").write_text(json.dumps(newer))
+    while "has format 99" not in client.get("/health").json()["status"]:
+        time.sleep(0.05)
+    (model / "lamella.json").write_text("{}")
+    while "was not written by lamella" not in client.get("/health").json()["status"]:
+        time.sleep(0.05)
     assert predict(client, picture("dark")).json()["version"] == 2
 
 
@@ -225,8 +246,65 @@ def test_bad_requests_are_refused(client: TestClient) -> None:
     refused(client.post("/predict", content=b"x", headers={"Content-Type": "multipart/form-data"}), 400, "boundary")
     refused(client.get("/jobs/7"), 404, "there is no job 7")
     refused(client.get("/jobs/seven"), 422, "id: ")
-    refused(client.get("/predict"), 405, "")
-    refused(client.get("/nothing"), 404, "")
+    refused(client.get("/predict"), 405, "Method Not Allowed")
+    refused(client.options("/predict"), 405, "Method Not Allowed")
+    assert client.head("/health").status_code == 405
+    refused(client.get("/nothing"), 404, "Not Found")
+    for path, part in (("/predict", "images"), ("/learn", "archive")):
+        refused(client.post(path, json={part: "x"}, headers=BEARER), 422, f"{part}: Field required")
+        refused(client.post(path, content=zipped(NEW_PHOTOS), headers=BEARER), 422, f"{part}: Field required")
+        refused(client.post(path, data={part: "a text"}, headers=BEARER), 422, f"{part}.*UploadFile")
+    refused(client.put("/classes"), 401, "needs the token")
+    refused(client.get(f"/jobs/{'9' * 5000}"), 422, "id: ")
+
+
+def test_a_file_name_in_no_known_script_is_told_back_as_it_can_be(client: TestClient) -> None:
+    head = b'--cut\r\nContent-Disposition: form-data; name="images"; filename="\xff\xfe\x9b.png"\r\n\r\n'
+    for content, status in ((picture("dark"), 200), (b"hello", 415)):
+        answer = client.post(
+            "/predict", content=head + content + b"\r\n--cut--\r\n",
+            headers={"Content-Type": "multipart/form-data; boundary=cut"},
+        )  # fmt: skip
+        assert answer.status_code == status, answer.text
+
+
+def test_names_of_any_script_are_taken_in_one_form(tmp_path: Path) -> None:
+    names = ["é/ú.png", "зелёный/猫.png", "می‌خواهم/👩‍🔬.png"]  # é as two signs
+    content = zipped({unicodedata.normalize("NFD", name): picture("dark") for name in names})
+    assert unpack(io.BytesIO(content), tmp_path, LIMITS).images == 3
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
+    assert found == {unicodedata.normalize("NFC", name) for name in names}
+
+
+@pytest.fixture
+def named(model: Path) -> Iterator[TestClient]:
+    """A client of a server that goes by two names only."""
+    app = create_app(model, token=TOKEN, limits=LIMITS, hosts={"127.0.0.1", "lamella.example"})
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        yield client
+
+
+def test_a_page_that_takes_the_servers_address_for_its_own_name_learns_nothing(named: TestClient) -> None:
+    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "[", ""):
+        refused(named.get("/classes", headers={"Host": host}), 421, "does not go by the name")
+    for host in ("127.0.0.1", "127.0.0.1:8000", "Lamella.Example"):
+        assert named.get("/classes", headers={"Host": host}).status_code == 200
+
+
+def test_pages_of_other_sites_cannot_send_anything(named: TestClient) -> None:
+    def status(**headers: str) -> int:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return named.post("/predict", files={"images": picture("dark")}, headers=sent).status_code
+
+    assert status(Sec_Fetch_Site="cross-site") == status(Sec_Fetch_Site="same-site") == 403
+    assert status(Origin="https://evil.example") == status(Origin="null") == 403
+    assert status(Sec_Fetch_Site="same-origin", Origin="https://lamella.example") == 200, "behind a proxy"
+    assert status(Origin="http://127.0.0.1:8000") == 200
+    assert status() == 200, "a program"
+    foreign = {"Origin": "https://evil.example", **BEARER}
+    refused(named.post("/learn", files={"archive": zipped(NEW_PHOTOS)}, headers=foreign), 403, "page of another site")
+    asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    assert not [h for h in named.options("/learn", headers=asked).headers if h.startswith("access-control")]
 
 
 def with_link() -> bytes:
@@ -265,6 +343,25 @@ def encrypted() -> bytes:
     return bytes(archive)
 
 
+def under_two_names() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("rød/0.png", picture("rød"))
+        (entry,) = archive.filelist
+        other = copy.copy(entry)
+        other.filename = "rød/1.png"
+        archive.filelist.append(other)
+    return file.getvalue()
+
+
+def smaller_than_it_is() -> bytes:
+    """A zip whose list says that its file has 50 bytes; a naive reader would take what is there."""
+    archive = bytearray(zeros())
+    place = archive.index(b"PK\1\2") + 24
+    archive[place : place + 4] = (50).to_bytes(4, "little")
+    return bytes(archive)
+
+
 ONE = {"rød/0.png": picture("rød")}
 ARCHIVES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "no zip": (lambda: b"hello", 415, "the archive is no zip"),
@@ -280,6 +377,12 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "a file as a folder": (
         lambda: zipped({"a/0.png": picture("dark"), "a/0.png/1.png": picture("dark")}), 422, "name of another entry",
     ),
+    "a zip in a zip": (lambda: zipped({"rød/more.zip": zipped(ONE)}), 422, "the archive has no image"),
+    "a zip as an image": (lambda: zipped({"rød/0.png": zipped(ONE)}), 415, "'rød/0.png' is no image"),
+    "a control sign": (lambda: zipped({"rød/\x9b2J.png": picture("rød")}), 422, "whose name is not taken"),
+    "a line in a name": (lambda: zipped({"rød/a\u2028b.png": picture("rød")}), 422, "whose name is not taken"),
+    "one file under two names": (under_two_names, 422, "the archive is damaged"),
+    "smaller than it is": (smaller_than_it_is, 422, "the archive is damaged"),
     "encrypted": (encrypted, 422, "encrypted"),
     "damaged": (lambda: changed(zipped(ONE), picture("rød")[20:40], bytes(20)), 422, "the archive is damaged"),
     "cut off": (lambda: zipped(NEW_PHOTOS)[:-30], 415, "the archive is no zip"),
@@ -359,6 +462,74 @@ def test_a_body_of_unknown_length_or_without_end_is_cut_off() -> None:
     assert through_the_gate([key], iter([b"x", b""]), Limits(upload_seconds=0.05)) == 408
 
 
+@pytest.fixture
+def port(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Of a server in a thread, which waits 0.3 s for a request to begin."""
+    monkeypatch.setattr("lamella.serving.connections.SECONDS", 0.3)
+    config = uvicorn.Config(create_app(model, token=TOKEN, limits=LIMITS), http=Prompt, port=0, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join()
+
+
+def test_clients_that_dawdle_or_leave_cost_nothing(
+    port: int, model: Path, spooled: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = f"POST /learn HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
+    form = b"Content-Type: multipart/form-data; boundary=cut\r\nContent-Length: 100000\r\n\r\n--cut\r\n"
+
+    def talk(*pieces: bytes, leave: bool = False) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            for piece in pieces:
+                client.sendall(piece)
+            return b"" if leave else client.recv(1000)
+
+    assert talk() == b"", "nothing is asked: the connection ends"
+    assert talk(begun) == b"", "nor is it for half a question"
+    assert talk(begun + form, b"x" * 1000, leave=True) == b""
+    assert talk(begun + b"Transfer-Encoding: chunked\r\n\r\n", b"4\r\nPK\3\4\r\n", leave=True) == b""
+    assert talk(b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert talk(begun + b"Content-Length: 99999999\r\n\r\n").startswith(b"HTTP/1.1 413"), "before it is sent"
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+        assert json.load(answer)["learning"] is None
+    assert list(spooled.iterdir()) == []
+    assert not (model / "sent").exists()
+    assert "Traceback" not in caplog.text
+
+
+def test_no_request_of_its_own_description_is_a_fault_of_the_server(app: FastAPI) -> None:
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
+
+    checks = [not_a_server_error, response_schema_conformance, status_code_conformance]
+    asked: set[str] = set()
+    for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations():
+        operation = found.ok()
+        asked.add(operation.label)
+        for mode in schemathesis.GenerationMode:
+
+            @given(case=operation.as_strategy(generation_mode=mode))
+            @settings(
+                max_examples=10, derandomize=True, deadline=None, database=None,
+                phases=[Phase.generate], suppress_health_check=list(HealthCheck),
+            )  # fmt: skip
+            def conforms(case: Any) -> None:
+                case.call_and_validate(headers=BEARER, checks=checks)
+
+            try:
+                conforms()
+            except Unsatisfiable:  # a route that takes nothing cannot be asked wrongly
+                assert mode is schemathesis.GenerationMode.NEGATIVE
+    assert len(asked) == 8
+    app.state.service.close()
+
+
 def test_too_much_at_once_is_put_off(model: Path) -> None:
     slow: Any = Slow()
     app = create_app(model, token=TOKEN, limits=Limits(waiting=2, predict_seconds=0.2))
@@ -366,7 +537,7 @@ def test_too_much_at_once_is_put_off(model: Path) -> None:
         batcher = app.state.service.batcher
         learner = batcher.loaded.learner
         slow.tasks, slow.backbone = learner.tasks, learner.backbone
-        batcher.loaded = Loaded(slow, 1)
+        batcher.loaded = batcher.loaded._replace(learner=slow)
         crowd = predict(client, *[picture("dark")] * 3)
         refused(crowd, 503, "0 images wait already")
         assert crowd.headers["retry-after"] == "1"

@@ -58,7 +58,7 @@ def serve(
     key = token or secrets.token_urlsafe(24)
     limits = Limits(learn_mb=max_upload, unpacked_mb=4 * max_upload, files=max_files, megapixels=max_megapixels)
     app = create_app(model, token=key, limits=limits, hosts=known_as(host, allow_host or []))
-    learner, version = app.state.service.batcher.loaded
+    learner, version, _ = app.state.service.batcher.loaded
     shown = f"[{host}]" if ":" in host else host
     # What follows # stays in the browser. A token of the user's own is not shown: terminals are logged.
     address = f"http://{shown}:{listening.getsockname()[1]}/" + ("" if token else f"#token={key}")

@@ -20,7 +20,7 @@ from lamella.serving.learning import add_learning
 from lamella.serving.limits import Limits
 from lamella.serving.measures import Measured, Measures
 from lamella.serving.predicting import Desk
-from lamella.serving.schemas import FAULTS, ClassRow, Health, Predicted, Predictions, TaskRow
+from lamella.serving.schemas import ELSEWHERE, FAULTS, ClassRow, Health, Predicted, Predictions, TaskRow
 from lamella.serving.sent import interrupted
 
 __all__ = ["create_app"]
@@ -91,7 +91,7 @@ def create_app(model: Path, *, token: str, limits: Limits | None = None, hosts: 
         await run_in_threadpool(service.close)
 
     app = FastAPI(
-        title="Lamella", version=lamella.__version__, lifespan=lifespan,
+        title="Lamella", version=lamella.__version__, lifespan=lifespan, responses=ELSEWHERE,
         description="A vision model that keeps learning: predict, and teach it new classes.",
     )  # fmt: skip
     app.state.service = service
@@ -112,7 +112,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     def health() -> Health:
         """Whether it serves, and what."""
-        learner, version = service.batcher.loaded
+        learner, version, _ = service.batcher.loaded
         return Health(
             status=service.follower.problem or "ok", version=version, classes=len(learner.class_names),
             tasks=len(learner.tasks), method=learner.name, backbone=learner.backbone.name,

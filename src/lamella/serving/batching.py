@@ -3,9 +3,10 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ __all__ = ["Answer", "Batcher", "Loaded"]
 
 
 class Loaded(NamedTuple):
-    """A learner that nobody else uses, and the version of the model that it is."""
+    """A learner that nobody else uses, and the version of the model that it is, with what its folder says of that."""
 
     learner: Learner
     version: int
+    manifest: Mapping[str, Any] = MappingProxyType({})
 
 
 class Answer(NamedTuple):

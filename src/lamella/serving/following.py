@@ -20,8 +20,9 @@ def load(folder: Path) -> Loaded:
     Raises:
         FileNotFoundError, ValueError: as `Learner.load`.
     """
-    version = int(load_manifest(folder)["version"])
-    return Loaded(Learner.load(folder, version), version)
+    manifest = load_manifest(folder)
+    version = int(manifest["version"])
+    return Loaded(Learner.load(folder, version), version, manifest)
 
 
 class Follower:
@@ -49,8 +50,8 @@ class Follower:
             FileNotFoundError, ValueError: as `Learner.load`; the version before stays in use.
         """
         with self._one_at_a_time:
-            version = int(load_manifest(self.folder)["version"])
-            if version != self.batcher.loaded.version:
+            # Not the number alone: the folder may be another model's by now.
+            if load_manifest(self.folder) != self.batcher.loaded.manifest:
                 self.batcher.loaded = load(self.folder)
                 log.info("version %d of %s is in use", self.batcher.loaded.version, self.folder)
             self.problem = ""

@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPBearer
 
 from lamella.serving.job import Job
-from lamella.serving.schemas import FAULTS, Problem
+from lamella.serving.schemas import FAULTS, FOREIGN, Problem
 from lamella.serving.sent import Sent, take_in
 from lamella.serving.uploads import unpack
 
@@ -60,7 +60,7 @@ def add_learning(app: FastAPI, service: "Service") -> None:
         """How far a learning is."""
         return replace(_known(service, id))
 
-    @app.delete("/jobs/{id}", status_code=202, responses=ABSENT | NO_TOKEN, dependencies=documented)
+    @app.delete("/jobs/{id}", status_code=202, responses=ABSENT | NO_TOKEN | FOREIGN, dependencies=documented)
     def stop(id: int) -> Job:
         """Give up a learning; the model stays as it was before. What has ended already is left as it is."""
         service.jobs.stop(_known(service, id).id)

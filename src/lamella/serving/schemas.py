@@ -7,7 +7,9 @@ from pydantic import BaseModel, Field
 from lamella.confidence import UNKNOWN
 from lamella.learner import Learner, Prediction
 
-__all__ = ["FAULTS", "ClassRow", "Guess", "Health", "Predicted", "Predictions", "Problem", "TaskRow"]
+__all__ = [
+    "ELSEWHERE", "FAULTS", "FOREIGN", "ClassRow", "Guess", "Health", "Predicted", "Predictions", "Problem", "TaskRow",
+]  # fmt: skip
 
 
 class Problem(BaseModel):
@@ -16,8 +18,15 @@ class Problem(BaseModel):
     detail: str = Field(description="one line: what was given, what is allowed, what to do next")
 
 
+ELSEWHERE: dict[int | str, dict[str, Any]] = {
+    421: {"model": Problem, "description": "the server does not go by that name"},
+}
+FOREIGN: dict[int | str, dict[str, Any]] = {
+    403: {"model": Problem, "description": "a page of another site sent it"},
+}
 FAULTS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "the request cannot be read"},
+    **FOREIGN,
     408: {"model": Problem, "description": "it took too long to arrive"},
     413: {"model": Problem, "description": "too many bytes, files or pixels"},
     415: {"model": Problem, "description": "not an image, or not a zip"},

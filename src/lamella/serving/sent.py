@@ -9,6 +9,7 @@ A hold on each dies with the server that took it in: what nobody holds was inter
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from shutil import rmtree
@@ -61,6 +62,8 @@ class Sent:
         """It is learned, or will not be."""
         rmtree(self.folder, ignore_errors=True)
         self._hold.release()
+        with suppress(OSError):  # another one is there, too
+            self.folder.parent.rmdir()
 
     def leave(self) -> None:
         """It stays for the next server."""

@@ -1,7 +1,9 @@
 """What clients send: images, and archives of class folders. Nothing is decoded or unpacked before it was looked at."""
 
 import errno
+import re
 import stat
+import unicodedata
 import warnings
 import zipfile
 import zlib
@@ -20,8 +22,8 @@ __all__ = ["Unpacked", "check_image", "unpack"]
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Readers that a stranger's file may reach: those of the endings that folders are searched for."""
-UNSAFE = {"\\", ":", "\x7f", *map(chr, range(32))}
-"""In names: separators and drives of other systems, and what would garble a log."""
+UNSAFE = re.compile(r"[\\:\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""In names: separators and drives of other systems, and what would garble a log or break a line."""
 
 
 class Unpacked(NamedTuple):
@@ -58,7 +60,8 @@ def check_image(source: BinaryIO, name: str, limits: Limits) -> None:
 def unpack(archive: BinaryIO, folder: Path, limits: Limits) -> Unpacked:
     """Write the images of a zip of CLASS/*.jpg below `folder`, which is empty.
 
-    A single folder around the class folders is left out.
+    A single folder around the class folders is left out. Names are written in one form (NFC): some systems pack "é" as
+    two signs, and would make a second class of it.
 
     Raises:
         HTTPException: 415, it is no zip, or holds a file that is no image; 413, it is too large in one way or another;
@@ -106,8 +109,8 @@ def _sorted_out(entries: Sequence[zipfile.ZipInfo], limits: Limits) -> tuple[lis
 
 
 def _safe_path(name: str) -> PurePosixPath:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or UNSAFE & set(name) or not path.parts:
+    path = PurePosixPath(unicodedata.normalize("NFC", name))
+    if path.is_absolute() or ".." in path.parts or UNSAFE.search(name) or not path.parts:
         raise HTTPException(
             422, f"the archive has an entry {name!r}, whose name is not taken; use plain CLASS/image.jpg"
         )
