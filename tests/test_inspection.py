@@ -157,7 +157,7 @@ def test_pages_need_no_network_and_escape_names(page: str) -> None:
 def test_texts_say_the_numbers() -> None:
     text = inspection_text(facts())
     assert "About 6 more tasks before layer has fewer than 2 free directions" in text
-    assert "the last 1 task took 1.0 of its directions each, 5 are left" in text
+    assert "the last task took 1.0 of its directions, 5 are left" in text
     assert f"│ {EVIL} │" in text
     assert re.search(r"│ 100 +│ 25 +│", text)
     assert "75.0 % of 4" in text
@@ -176,7 +176,7 @@ def test_texts_say_the_numbers() -> None:
         ({"spaces": (), "forecast": None}, "protects no directions of its layers' inputs, so none run out"),
         ({"tasks": (), "forecast": None, "overlap": None}, "No forecast: nothing was learned yet."),
         ({"forecast": None}, "nothing is kept away from what is remembered"),
-        ({"forecast": Forecast(None, "layer", 2, 0.0, 1)}, "No end in sight: the last 1 task took no direction"),
+        ({"forecast": Forecast(None, "layer", 2, 0.0, 1)}, "No end in sight: the last task took no direction"),
         ({"forecast": Forecast(0, "layer", 6, 1.0, 1)}, "layer has 5 free directions, fewer than the 6 of a branch"),
         ({"overlap": None}, "this method keeps no branches of single tasks"),
     ],

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -279,3 +280,12 @@ def test_weights_that_were_tampered_with_are_not_learned_on(client: TestClient, 
     with pytest.raises(ValueError, match="is damaged: its checksum is not the recorded one"):
         teach(model, archive.folder, "new", lambda said: None)
     assert predict(client, picture("dark")).json()["version"] == 1
+
+
+@pytest.mark.slow
+def test_the_example_asks_teaches_and_asks_again(tmp_path: Path) -> None:
+    example = Path(__file__).parents[1] / "examples" / "served.py"
+    done = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "learning: done, version 2, 2, 3 are new" in done.stdout
+    assert re.search("an image of 3 was taken for [01], and is now 3", done.stdout), done.stdout

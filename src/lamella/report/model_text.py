@@ -60,7 +60,8 @@ def forecast_told(model: "Inspection") -> str:
         known = all(space.grown for space in model.spaces)
         why = "nothing is kept away from what is remembered" if known else "what each task took was not recorded"
         return f"No forecast: {why}."
-    measured = "the only task" if found.last == len(model.tasks) == 1 else f"the last {_many(found.last, 'task')}"
+    several, one = found.last > 1, "the last task" if len(model.tasks) > 1 else "the only task"
+    measured = f"the last {found.last} tasks" if several else one
     if found.tasks is None:
         return f"No end in sight: {measured} took no direction of any layer."
     free = next(space.free for space in model.spaces if space.layer == found.layer)
@@ -72,7 +73,7 @@ def forecast_told(model: "Inspection") -> str:
     return (
         f"About {_many(found.tasks, 'more task')} before {found.layer} has fewer than {found.rank} free directions, "
         f"the rank of a branch, and branches there get narrower. A straight line: {measured} took "
-        f"{found.pace:.1f} of its directions each, {free} are left."
+        f"{found.pace:.1f} of its directions{' each' if several else ''}, {free} are left."
     )
 
 
