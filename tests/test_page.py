@@ -41,10 +41,10 @@ def page() -> Iterator[Any]:
         pytest.skip("no Chromium or Chrome is installed")
     with api.sync_playwright() as playwright:
         # Who runs tests as root, as in a container, can have no sandbox; what is shown is our own page.
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=BROWSER, timeout=180_000, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 844})
-        page.set_default_timeout(60_000)
-        api.expect.set_options(timeout=60_000)
+        page.set_default_timeout(180_000)
+        api.expect.set_options(timeout=180_000)
         yield page
         browser.close()
 
