@@ -142,7 +142,7 @@ class Learner:
             raise ValueError(
                 f"class '{empty[0]}' of task '{task.name}' has no training image; add some or leave it out"
             )
-        task = replace(task, train=keep_decoded(task.train))
+        task = replace(task, train=keep_decoded(task.train, progress=progress))
         fit = self.fit(checkpoints=checkpoints, progress=progress)
         fit.begin(str(len(self.tasks)))
         started = time.monotonic()

@@ -146,7 +146,7 @@ class _Run:
     def _test(self, j: int) -> Any:
         """The images that task j is scored on, decoded once where they fit into memory."""
         if j not in self.tests:
-            self.tests[j] = keep_decoded(self._scored_part(j))
+            self.tests[j] = keep_decoded(self._scored_part(j), progress=self.progress)
         return self.tests[j]
 
     def _scored_part(self, j: int) -> Any:

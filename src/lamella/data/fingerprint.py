@@ -2,20 +2,14 @@
 
 from hashlib import sha256
 
-from lamella.data.images import Files, ImageSet, PixelArray
+from lamella.data.images import ImageSet
 
 __all__ = ["content_sha256"]
 
 
 def content_sha256(data: ImageSet) -> str:
-    """SHA-256 over every image in its order: its pixels where they lie in memory, else its file's size and time."""
+    """SHA-256 over key and identity of every image in its order; of files, size and time stand for their content."""
     digest = sha256()
     for key, i in zip(data.keys, data.positions.tolist(), strict=True):
-        digest.update(f"{key}\x1f".encode("utf-8", "surrogateescape"))
-        if isinstance(data.storage, PixelArray):
-            pixels = data.storage.images[i]
-            digest.update(f"{tuple(pixels.shape)}".encode() + pixels.contiguous().numpy().tobytes())
-        elif isinstance(data.storage, Files):
-            stat = data.storage.paths[i].stat()
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+        digest.update(f"{key}\x1f".encode("utf-8", "surrogateescape") + data.storage.identity(i))
     return digest.hexdigest()

@@ -91,11 +91,19 @@ class HubRows:
         return len(self.rows)
 
     def read(self, i: int) -> Tensor:
+        return decode(self._encoded(i), f"{i} of {self.name}")
+
+    def identity(self, i: int) -> bytes:
+        """The encoded image itself."""
+        encoded = self._encoded(i)
+        return encoded.read_bytes() if isinstance(encoded, Path) else encoded
+
+    def _encoded(self, i: int) -> bytes | Path:
         with self.lock:
             cell = self.rows[i][self.column]
         if cell is None:
             raise ValueError(f"row {i} of {self.name} has no image")
-        return decode(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]), f"{i} of {self.name}")
+        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
 
 
 def _read(name: str, config: str | None, revision: str | None) -> Any:

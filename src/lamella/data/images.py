@@ -40,6 +40,10 @@ class Pixels(Protocol):
         """Image i: uint8 (3, h, w)."""
         ...
 
+    def identity(self, i: int) -> bytes:
+        """What is another one where image i has changed."""
+        ...
+
 
 class PixelArray:
     """Decoded images in memory.
@@ -58,6 +62,11 @@ class PixelArray:
 
     def read(self, i: int) -> Tensor:
         return self.images[i].expand(3, -1, -1)
+
+    def identity(self, i: int) -> bytes:
+        """Shape and pixels."""
+        image = self.images[i]
+        return f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()
 
 
 class EncodedBytes:
@@ -80,8 +89,11 @@ class EncodedBytes:
     def read(self, i: int, *, rough: bool = False) -> Tensor:
         from lamella.data.decoding import decode
 
-        content = self.data[int(self.offsets[i]) : int(self.offsets[i + 1])]
-        return decode(content.numpy().tobytes(), f"{i} of {self.name}", rough=rough)
+        return decode(self.identity(i), f"{i} of {self.name}", rough=rough)
+
+    def identity(self, i: int) -> bytes:
+        """The encoded image itself."""
+        return self.data[int(self.offsets[i]) : int(self.offsets[i + 1])].numpy().tobytes()
 
 
 class Files:
@@ -100,6 +112,11 @@ class Files:
 
         return decode(self.paths[i], str(self.paths[i]), rough=rough)
 
+    def identity(self, i: int) -> bytes:
+        """Place, size and time of the file."""
+        stat = self.paths[i].stat()
+        return f"{self.paths[i]} {stat.st_size} {stat.st_mtime_ns}".encode("utf-8", "surrogateescape")
+
 
 class _Joined:
     """Several storages, one after the other."""
@@ -113,8 +130,16 @@ class _Joined:
         return int(self.starts[-1])
 
     def read(self, i: int) -> Tensor:
+        part, at = self._place(i)
+        return part.read(at)
+
+    def identity(self, i: int) -> bytes:
+        part, at = self._place(i)
+        return part.identity(at)
+
+    def _place(self, i: int) -> tuple[Pixels, int]:
         part = int(torch.searchsorted(self.starts, i, right=True)) - 1
-        return self.parts[part].read(i - int(self.starts[part]))
+        return self.parts[part], i - int(self.starts[part])
 
 
 class ImageSet:

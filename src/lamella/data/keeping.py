@@ -6,8 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lamella.data.disk_cache import cache_folder, on_disk
 from lamella.data.images import EncodedBytes, Files, ImageSet, PixelArray, TensorSet
 from lamella.data.parallel import in_threads
+from lamella.progress import Progress, silent
 
 __all__ = ["Unreadable", "keep_decoded", "keep_readable"]
 
@@ -22,8 +24,11 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-def keep_decoded(data: ImageSet | TensorSet, *, budget_bytes: int | None = None) -> ImageSet | TensorSet:
-    """The same set with its images decoded into memory as uint8, or the set itself where they would not fit.
+def keep_decoded(
+    data: ImageSet | TensorSet, *, budget_bytes: int | None = None, progress: Progress = silent
+) -> ImageSet | TensorSet:
+    """The same set with its images decoded into memory as uint8, or on disk where they would not fit and LAMELLA_CACHE
+    names a folder for them; else the set itself.
 
     Args:
         data: any set; one whose pixels already lie in memory comes back as it is.
@@ -38,14 +43,14 @@ def keep_decoded(data: ImageSet | TensorSet, *, budget_bytes: int | None = None)
     probe = torch.linspace(0, len(data) - 1, min(PROBE, len(data))).long()
     typical = sum(image.numel() for image in data.pixels(probe)) / len(probe)
     if typical * len(data) > budget:
-        return data
+        return _beyond_memory(data, int(typical * len(data)), progress)
     images: list[Tensor] = []
     used = 0
     for chunk in torch.arange(len(data)).split(CHUNK):
         decoded = data.pixels(chunk)
         used += sum(image.numel() for image in decoded)
         if used > budget:  # the probe was not typical
-            return data
+            return _beyond_memory(data, used * len(data) // (int(chunk[-1]) + 1), progress)
         images += decoded
     return _in_memory(data, images)
 
@@ -98,6 +103,11 @@ class _Look:
         except ValueError as fault:
             return Unreadable(self.data.keys[i], why(fault.__cause__ or fault))
         return pixels if self.keep else pixels[:, :0, :0]
+
+
+def _beyond_memory(data: ImageSet, bytes_expected: int, progress: Progress) -> ImageSet:
+    folder = cache_folder()
+    return data if folder is None else on_disk(data, folder, bytes_expected=bytes_expected, progress=progress)
 
 
 def _in_memory(data: ImageSet, images: list[Tensor]) -> ImageSet:

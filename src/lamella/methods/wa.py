@@ -15,8 +15,8 @@ them. Distillation keeps old classes apart from each other; the one factor gamma
     weight clipping             positive_weights: no number of a row stays below 0 after a step
 
 Departures (from the paper [p], from PyCIL's code [c]):
-- The code does not clip weights and has L_CE + 2 L_KD at any number of classes: `positive_weights=False, strength=2` [c].
-  The paper's lambda wants the paper's clipping: without it new classes keep their lead (docs/results.md, MNIST).
+- The code does not clip weights, and has L_CE + 2 L_KD at any number of classes [c]: `positive_weights=False`,
+  `strength=2`. The paper's lambda wants the paper's clipping: new classes keep their lead without (docs/results.md).
 - The first task has the rate, weight decay and shares of epochs of later ones; the code's differ somewhat [c].
 - Heads start as torch's linear layers do by default. Of classes that come back the new rows count, and as new ones.
 """
