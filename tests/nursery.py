@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 FORKING = """
@@ -67,11 +68,21 @@ class Nursery:
         assert code == 0, self.log.read_text()
         return time.monotonic() - started
 
-    def kill(self, words: Sequence[object], after: float, *, slow_disk: bool = False) -> bool:
-        """Start a command and kill it after so many seconds; whether it was still running."""
+    def kill(
+        self, words: Sequence[object], after: float, *, slow_disk: bool = False, since: Path | None = None
+    ) -> bool:
+        """Start a command and kill it after so many seconds; whether it was still running.
+
+        Args:
+            since: a pattern of files; the seconds count from when there is one.
+        """
         pid, ended = self.start(words, slow_disk=slow_disk)
+        given_up = time.monotonic() + 60
+        while since is not None and not any(since.parent.glob(since.name)) and time.monotonic() < given_up:
+            time.sleep(0.002)
         time.sleep(after)
-        os.kill(pid, 9)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, 9)
         return ended() == -9
 
     def start(self, words: Sequence[object], *, slow_disk: bool = False) -> tuple[int, Callable[[], int]]:

@@ -277,3 +277,73 @@ def test_an_interrupted_learning_is_not_taken_for_stored_after_another_change_of
     assert (code, "stored already" in out) == (0, False)
     names = [v["tasks"] for v in json.loads(lamella("history", model, "--json")[1])]
     assert names[-1] == ["birds", "birds"]
+
+
+TINY = ("--backbone", "test_vit", "backbone.weights=random", "backbone.size=32", "--method", "nearest-mean")
+
+
+def test_odd_names_are_learned_and_said_on_one_line(lamella: Run, tmp_path: Path) -> None:
+    names = ["-dash", "犬", "new\nline", "\x1b[31mred", "quote'\"d", "sp ace "]
+    for i, name in enumerate(names):
+        for j in range(2):
+            paint(tmp_path / "odd" / name / f"bild ü {j}.png", 40 * i)
+    code, out, err = lamella("learn", tmp_path / "model", tmp_path / "odd", *TINY)
+    assert (code, err) == (0, "")
+    assert "new: \\x1b[31mred, -dash, new\\nline, quote'\"d, sp ace , 犬\n" in out
+    assert set(Learner.load(tmp_path / "model").class_names.values()) == set(names)
+
+
+def test_a_name_that_is_not_utf8_is_told(lamella: Run, birds: Path, tmp_path: Path) -> None:
+    try:
+        (clean(birds) / "crow").rename(birds / b"caf\xe9".decode(errors="surrogateescape"))
+    except OSError:
+        pytest.skip("this file system has only UTF-8 names")
+    code, _, err = lamella("learn", tmp_path / "model", birds)
+    assert (code, err.count("\n")) == (2, 1)
+    assert r"the name b'caf\xe9/0.jpg' is not UTF-8; rename the file or folder" in err
+
+
+def damage(model: Path, how: str) -> None:
+    state, pointer = next(model.glob("state-*")), model / "lamella.json"
+    if how == "tampered":
+        content = bytearray(state.read_bytes())
+        content[-5] ^= 1
+        state.write_bytes(content)
+    elif how == "future":
+        pointer.write_text(pointer.read_text().replace('"lamella": 2', '"lamella": 9'))
+    else:
+        {"state": state, "version": model / "versions" / "1.json"}[how].unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("tampered", "is damaged: its checksum is not the recorded one; restore it from a copy"),
+        ("future", "has format 9, this lamella reads up to 2; upgrade lamella"),
+        ("state", "is missing, so version 1 is lost; restore the file from a copy"),
+        ("version", "is missing, so version 1 is lost; restore the file from a copy"),
+    ],
+)
+def test_a_damaged_model_is_told_and_left_alone(lamella: Run, tmp_path: Path, how: str, text: str) -> None:
+    model = tmp_path / "model"
+    for name in ("one", "two"):
+        for i in range(2):
+            paint(tmp_path / "data" / name / f"{i}.png", 50 * i)
+    assert lamella("learn", model, tmp_path / "data", *TINY)[0] == 0
+    damage(model, how)
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    code, _, err = lamella("learn", model, tmp_path / "data")
+    assert (code, err.count("\n")) == (2, 1)
+    assert text in err
+    assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+
+
+def test_a_second_learner_is_told(lamella: Run, birds: Path, tmp_path: Path) -> None:
+    from lamella.locks import alone
+
+    clean(birds)
+    with alone(tmp_path / "model", "busy"):
+        code, _, err = lamella("learn", tmp_path / "model", birds, *TINY)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "another process is learning into" in err
+    assert lamella("learn", tmp_path / "model", birds, *TINY)[0] == 0

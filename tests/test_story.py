@@ -67,7 +67,9 @@ def test_settings_are_those_of_a_new_model(lamella: Run, tmp_path: Path, example
     assert learner.config["augment"]["flip"] is True
     code, _, err = lamella("learn", model, tmp_path / "tuesday", "method.epochs=4")
     assert (code, err.count("\n")) == (2, 1)
-    assert "fixed, and so are their settings" in err
+    assert "fixed, and so are their settings: method.epochs is 3, not 4; leave it out" in err
+    code, _, err = lamella("learn", model, tmp_path / "tuesday", *settings)
+    assert (code, err) == (0, ""), "the same settings are no contradiction"
 
 
 @pytest.mark.slow

@@ -27,7 +27,8 @@ def as_next_task(source: Source, learner: Learner) -> tuple[Task, ImageSet]:
     for name in names:
         ids.setdefault(name, max(ids.values(), default=-1) + 1)  # not their number: classes may have been forgotten
     own = tuple(ids[name] for name in names)
-    number = torch.tensor([ids[name] if name in names else -1 for name in source.class_names])
+    present = set(names)
+    number = torch.tensor([ids[name] if name in present else -1 for name in source.class_names])
 
     def renumbered(part: ImageSet) -> ImageSet:
         labels = number[part.labels]

@@ -127,6 +127,9 @@ def load_model(folder: Path, version: int | None = None) -> tuple[dict[str, Tens
     """
     manifest = load_manifest(folder, version)
     entry = manifest["state"]
+    if not (folder / entry["file"]).exists():
+        lost = f"version {manifest['version']} is lost; restore the file from a copy"
+        raise FileNotFoundError(f"'{folder / entry['file']}' is missing, so {lost}")
     state, _ = read_tensors(folder / entry["file"], entry["sha256"])
     return state, manifest
 

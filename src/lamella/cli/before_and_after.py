@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lamella.learner import Learner
     from lamella.rehearsal import Expected
 
-__all__ = ["say_expected", "say_found", "say_known", "say_took"]
+__all__ = ["printable", "say_expected", "say_found", "say_known", "say_took"]
 
 SHOWN = 5  # unreadable files named
 NAMES = 8  # classes named in a line
@@ -24,7 +24,9 @@ def say_found(learner: "Learner", task: "Task", held_back: int, unreadable: Sequ
     known = set(learner.class_names.values())
     new = [name for name in task.class_names if name not in known]
     again = [name for name in task.class_names if name in known]
-    typer.echo(f"{task.name}: {len(task.train)} images to learn from, {held_back} held back; {len(new)} new classes")
+    typer.echo(
+        f"{printable(task.name)}: {len(task.train)} images to learn from, {held_back} held back; {len(new)} new classes"
+    )
     if new:
         typer.echo(f"  new: {_few(new)}")
     if again:
@@ -33,7 +35,7 @@ def say_found(learner: "Learner", task: "Task", held_back: int, unreadable: Sequ
         counted = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
         typer.echo(f"  left out, cannot be read: {counted}")
         for file in unreadable[:SHOWN]:
-            typer.echo(f"    {file.key}: {file.reason}")
+            typer.echo(f"    {printable(file.key)}: {file.reason}")
         if len(unreadable) > SHOWN:
             typer.echo(f"    and {len(unreadable) - SHOWN} more")
 
@@ -75,7 +77,7 @@ def say_known(learner: "Learner") -> None:
     if told:
         typer.echo("old tasks, each when it was learned (no image is kept of them, so they are not measured again):")
         for task in told:
-            typer.echo(f"  {task['name']}: {_right(task)}")
+            typer.echo(f"  {printable(task['name'])}: {_right(task)}")
 
 
 def _right(task: dict[str, Any]) -> str:
@@ -85,4 +87,9 @@ def _right(task: dict[str, Any]) -> str:
 
 def _few(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
-    return ", ".join(names[:NAMES]) + more
+    return ", ".join(map(printable, names[:NAMES])) + more
+
+
+def printable(name: str) -> str:
+    """A name on one line: whoever made the folder may have put line breaks or terminal codes into it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

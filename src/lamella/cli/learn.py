@@ -3,12 +3,13 @@
 import errno
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lamella.cli.before_and_after import say_expected, say_found, say_known, say_took
-from lamella.cli.under_way import current_version, is_free, under_way
+from lamella.cli.before_and_after import printable, say_expected, say_found, say_known, say_took
+from lamella.cli.opening import BACKBONE, METHOD, open_learner, same_again
+from lamella.cli.under_way import current_version, under_way
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["learn"]
 
-BACKBONE = "fractal-vit-micro"
-METHOD = "inflora"  # carried by alignment
 NAMED = 20  # unreadable files that the ledger names
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
 
@@ -60,10 +59,10 @@ def learn(
         first = f"the first is {unreadable[0].key}: {unreadable[0].reason}"
         raise ValueError(f"{len(unreadable)} files of '{data}' cannot be read, {first}; replace or remove them")
     before = current_version(model)
-    learner = _open(model, backbone, method, seed, settings or ())
+    learner = open_learner(model, backbone, method, seed, settings or ())
     with alone(model, f"another process is learning into '{model}'; wait for it to end"):
         if current_version(model) != before:  # another process has just finished
-            learner = _open(model)
+            learner = open_learner(model)
         try:
             _learn(learner, source, unreadable, model)
         except KeyboardInterrupt:
@@ -76,36 +75,6 @@ def learn(
             raise OSError(error.errno, f"{error.strerror}; {hint}", str(model)) from error
 
 
-def _open(
-    model: Path, backbone: str | None = None, method: str | None = None, seed: int | None = None,
-    settings: "Sequence[str]" = (),
-) -> "Learner":  # fmt: skip
-    """The learner of an existing model, or a new one."""
-    from lamella.learner import Learner
-    from lamella.store import MANIFEST, holds_model
-
-    if not holds_model(model):
-        if not is_free(model):
-            raise ValueError(f"'{model}' exists and is no model (no {MANIFEST} in it); choose a new folder")
-        return Learner.create(**_tables(backbone or BACKBONE, method or METHOD, settings), seed=seed or 0)
-    if backbone or method or settings or seed is not None:
-        raise ValueError(
-            f"'{model}' exists already, so its backbone, method and seed are fixed, and so are their settings; "
-            "leave out --backbone, --method, --seed and KEY=VALUE"
-        )
-    return Learner.load(model)
-
-
-def _tables(backbone: str, method: str, settings: "Sequence[str]") -> dict[str, Any]:
-    """The tables of a new learner's configuration, with the settings put in."""
-    from lamella.overrides import parse_override, put
-
-    tables: dict[str, Any] = {"backbone": {"name": backbone}, "method": {"name": method}, "augment": {}, "fit": {}}
-    for setting in settings:
-        put(tables, *parse_override(setting, tables))
-    return tables
-
-
 def _learn(learner: "Learner", source: "Source", unreadable: "Sequence[Unreadable]", model: Path) -> None:
     from lamella.next_task import as_next_task
     from lamella.progress import bars
@@ -115,23 +84,14 @@ def _learn(learner: "Learner", source: "Source", unreadable: "Sequence[Unreadabl
     learning = under_way(model, learner, task)
     if learning is None:
         return
-    expected = None if learning.goes_on else say_expected(_again(learner, model), task, len(held_back))
+    expected = None if learning.goes_on else say_expected(same_again(learner, model), task, len(held_back))
     started = time.monotonic()
     record = learner.learn(task, held_back=held_back, checkpoints=learning.checkpoints, progress=bars)
     if unreadable:
-        names = [file.key for file in unreadable[:NAMED]]
-        record["unreadable"] = {"images": len(unreadable), "first": names}
+        record["unreadable"] = {"images": len(unreadable), "first": [file.key for file in unreadable[:NAMED]]}
     learner.save(model, what=f"learned {task.name}")
     learning.checkpoints.clear()
-    typer.echo(
-        f"{model} learned {len(task.classes)} classes from {len(task.train)} images: {', '.join(task.class_names)}"
-    )
+    names = ", ".join(map(printable, task.class_names))
+    typer.echo(f"{model} learned {len(task.classes)} classes from {len(task.train)} images: {names}")
     say_took(learner, time.monotonic() - started, expected)
     say_known(learner)
-
-
-def _again(learner: "Learner", model: Path) -> "Learner":
-    """The same learner once more, for a rehearsal."""
-    from lamella.learner import Learner
-
-    return Learner.load(model) if learner.tasks else Learner(learner.config)

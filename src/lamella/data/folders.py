@@ -94,15 +94,20 @@ def photos_to_source(
         renamed: class name -> the name people should see; ids stay as they are.
         test_fraction: as in `load_folder`.
         split_seed: as in `load_folder`.
+
+    Raises:
+        ValueError: as `load_folder`, or a name is not UTF-8.
     """
     names = sorted({photo.class_name for photo in photos}) if class_names is None else class_names
+    keys = [Path(os.path.relpath(photo.path, root)).as_posix() for photo in photos]
+    _check_utf8([*keys, *names])
     ids = {class_name: i for i, class_name in enumerate(names)}
     domain_names = sorted({photo.domain for photo in photos if photo.domain is not None})
     split_given = bool(photos) and photos[0].is_test is not None
     data = ImageSet(
         Files([photo.path for photo in photos]),
         torch.tensor([ids[photo.class_name] for photo in photos], dtype=torch.int64),
-        [Path(os.path.relpath(photo.path, root)).as_posix() for photo in photos],
+        keys,
     )
     return divide(
         name,
@@ -140,6 +145,15 @@ def list_images(path: Path) -> list[Path]:
         found = f" (only {', '.join(sorted(others)[:5])} files)" if others else ""
         raise ValueError(f"class folder {path} has no images{found}; remove it or add {', '.join(EXTENSIONS)} files")
     return sorted(images)
+
+
+def _check_utf8(names: Sequence[str]) -> None:
+    """Raise ValueError where the system could not decode a name: no file of ours could hold it."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the name {os.fsencode(name)} is not UTF-8; rename the file or folder") from None
 
 
 def _photos(path: Path, layout: str, is_test: bool | None) -> list[Photo]:
