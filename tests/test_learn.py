@@ -1,6 +1,8 @@
 """What `lamella learn` finds and says before it trains: unreadable files, what more images do, what it will take."""
 
+import io
 import json
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +40,14 @@ def paint(path: Path, level: int, side: int = 24) -> None:
     Image.effect_noise((side, side), 40).convert("RGB").point(lambda v: (v + level) // 2).save(path)
 
 
+@cache
+def bomb() -> bytes:
+    """A small file of 400 million pixels."""
+    file = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.fixture
 def birds(tmp_path: Path) -> Path:
     """Two classes of ten good files each, with every kind of bad file among them."""
@@ -53,7 +63,7 @@ def birds(tmp_path: Path) -> Path:
         (folder / "crow" / f"short.{kind}").write_bytes(content[: len(content) // 2])
         (folder / "whole" / f"whole.{kind}").unlink()
     (folder / "whole").rmdir()
-    Image.new("1", (20_000, 20_000)).save(folder / "owl" / "bomb.png")
+    (folder / "owl" / "bomb.png").write_bytes(bomb())
     (folder / "owl" / "gone.png").symlink_to(folder / "nowhere.png")
     return folder
 
