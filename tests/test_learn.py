@@ -24,6 +24,7 @@ from lamella.learner import Learner
 from lamella.methods import METHODS
 from lamella.next_task import as_next_task, what_more_images_do
 from lamella.rehearsal import rehearse
+from lamella.store import load_model
 
 BAD = {
     "crow/empty.jpg": "the file is empty",
@@ -357,3 +358,27 @@ def test_a_second_learner_is_told(lamella: Run, birds: Path, tmp_path: Path) -> 
     assert (code, err.count("\n")) == (2, 1)
     assert "another process is learning into" in err
     assert lamella("learn", tmp_path / "model", birds, *TINY)[0] == 0
+
+
+def test_checkpoints_that_lost_their_note_are_nobodys(lamella: Run, birds: Path, tmp_path: Path) -> None:
+    """A kill while they are cleared may leave them behind; whose images they are from, nothing tells then."""
+    model, whole, settings = (
+        tmp_path / "model",
+        tmp_path / "whole",
+        (*TINY[:-2], "--method", "seq-lora", "method.epochs=1"),
+    )
+    clean(birds)
+    assert lamella("learn", whole, birds, *settings)[0] == 0
+    others = tmp_path / "others"
+    for i, name in enumerate(("crow", "owl")):
+        for j in range(10):
+            paint(others / name / f"{j}.{'png' if j % 2 else 'jpg'}", 90 * i)
+    with pytest.MonkeyPatch.context() as killed:
+        killed.setattr(Learner, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert lamella("learn", model, others, *settings)[0] == 130
+    assert list((model / "learning").glob("task-0/*"))
+    (model / "learning" / "what.json").unlink()
+    code, out, _ = lamella("learn", model, birds, *settings)
+    assert (code, "goes on" in out) == (0, False)
+    first, second = (load_model(folder)[0] for folder in (model, whole))
+    assert all(torch.equal(first[name], second[name]) for name in second)

@@ -41,7 +41,9 @@ def under_way(model: Path, learner: "Learner", task: "Task") -> UnderWay | None:
     checkpoints = Checkpoints(model / UNDER_WAY, float(learner.config["fit"]["checkpoint_seconds"]))
     path, what = checkpoints.folder / "what.json", _what(model, learner, task)
     left = read_json(path) if path.exists() else {}
-    if not left:  # a kill while it was cleared may have left checkpoints, of whatever images
+    if (
+        not left and checkpoints.folder.exists()
+    ):  # a kill while it was cleared may have left checkpoints, of whatever images
         checkpoints.clear()
     if left and _was_stored(left, what, learner):
         checkpoints.clear()
