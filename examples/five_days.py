@@ -1,6 +1,6 @@
 """Images arrive on five days. Each evening a model learns the new ones, in a process of its own, and is used.
 
-    python examples/five_days.py                                     # digits; half a minute, no download
+    python examples/five_days.py                                     # digits; a minute or two, no download
     LAMELLA_DATA=DIR python examples/five_days.py --data cifar100-part --classes 20 --per-class 60 \\
         --backbone vit_tiny_patch16_224 method.epochs=2 backbone.size=128
 
