@@ -56,6 +56,7 @@ def export_peft(learner: Learner, method: Any, folder: Path) -> list[str]:
         RuntimeError: PEFT is not installed.
     """
     needed("peft", "peft")
+    architecture(learner)  # refuses what timm does not build, before other reasons that name timm as the way out
     network = fixed(method)
     loaded = learner.new_backbone().model
     adapter = _Adapter(learner, loaded, _differences(method, network, loaded), network.classifier)
