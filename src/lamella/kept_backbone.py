@@ -24,7 +24,7 @@ def keep_backbone(folder: Path, config: Mapping[str, Any], backbone: Backbone) -
         FileNotFoundError: the original is not there any more. ValueError: it is another one than was loaded.
     """
     table = config["backbone"]
-    if table["weights"] in ("pretrained", "random") and "adapter" not in table:
+    if table.get("weights", "pretrained") in ("pretrained", "random") and "adapter" not in table:
         return None
     name = f"backbone-{backbone.weights_sha256[:16]}.safetensors"
     if not (folder / name).is_file():
