@@ -196,7 +196,8 @@ def _step(
 
 def _count(step: Step) -> int:
     """Floating-point operations of the step's matrix products; attention is two of them, and four backwards."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    in_place = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter, sdpa_kernel(SDPBackend.MATH):
         step()
     return counter.get_total_flops()
 
