@@ -41,8 +41,8 @@ def main(repeats: int = 25) -> None:
 def _measure(n: int, tokens: int, d: int, repeats: int) -> dict[str, tuple[float, float]]:
     draw = lambda *shape: torch.randn(shape, generator=generator(0, "layer", *shape))  # noqa: E731
     x, g = draw(n, tokens, d).requires_grad_(), draw(n, tokens, 3 * d)
-    model = nn.Sequential(nn.Linear(d, 3 * d)).requires_grad_(False)
-    W, b = model[0].weight, model[0].bias
+    layer = nn.Linear(d, 3 * d)
+    W, b, model = layer.weight, layer.bias, nn.Sequential(layer).requires_grad_(False)
     (branch,) = grow(adapt(model, "0", slice(d, None)), "new", RANK, generator=generator(0, "A"))
     A, B = branch.A, branch.B.requires_grad_(True)
     B.data.copy_(draw(2 * d, RANK))

@@ -21,8 +21,12 @@ def is_class_token(model: nn.Module) -> bool:
     """
     if not type(model).__module__.startswith("timm."):
         return False
-    from timm.layers import GluMlp, Mlp, SwiGLU
-    from timm.models.vision_transformer import Attention, Block, VisionTransformer
+    from timm.layers.mlp import GluMlp, Mlp, SwiGLU
+    from timm.models.vision_transformer import (
+        Attention,  # pyright: ignore[reportPrivateImportUsage]  # where all versions of timm have it
+        Block,
+        VisionTransformer,
+    )
 
     if type(model) is not VisionTransformer or model.global_pool != "token" or model.attn_pool is not None:
         return False
