@@ -1,7 +1,10 @@
 """The command line: exit codes, one-line errors, and small real runs of every command."""
 
 import importlib
+import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -259,6 +262,29 @@ def test_learn_twice_and_predict(lamella: Run, photos: Path, tmp_path: Path) -> 
     code, _, err = lamella("learn", model, photos, "--method", "seq-lora")
     assert code == 2
     assert "its backbone, method and seed are fixed, and so are their settings" in err
+
+
+def test_predict_takes_and_gives_file_names_of_any_bytes(
+    lamella: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, odd = tmp_path / "model", tmp_path / os.fsdecode(b"caf\xe9\tau.png")
+    assert lamella("learn", model, photos, "--method", "nearest-mean")[0] == 0
+    try:
+        shutil.copy(photos / "dark" / "0.png", odd)
+    except OSError:
+        pytest.skip("this file system has only UTF-8 names")
+
+    def printed(*options: str) -> bytes:
+        page = io.TextIOWrapper(io.BytesIO(), "utf-8")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(odd) + b"\n"), "utf-8"))
+        monkeypatch.setattr(sys, "stdout", page)
+        assert lamella("predict", model, "-", *options)[0] == 0
+        page.flush()
+        return page.buffer.getvalue()  # type: ignore[attr-defined]
+
+    assert printed().startswith(f"{tmp_path}/caf\\udce9\\tau.png: dark ".encode())
+    assert printed("--csv").splitlines()[1].startswith(os.fsencode(odd) + b",dark,")
+    assert json.loads(printed("--json"))[0]["path"] == str(odd)
 
 
 def test_versions_of_a_model_are_listed_and_taken_back(lamella: Run, photos: Path, tmp_path: Path) -> None:

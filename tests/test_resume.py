@@ -222,7 +222,7 @@ def test_a_second_process_is_told_that_the_directory_is_taken(tmp_path: Path) ->
     from filelock import FileLock
 
     (tmp_path / "run").mkdir()
-    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(RuntimeError, match="another process is running"):
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(BlockingIOError, match="another process is running"):
         run(quick(), tmp_path / "run", quiet=True)
 
 

@@ -17,14 +17,15 @@ def alone(folder: Path, busy: str) -> Iterator[None]:
         busy: what is said where another process holds it.
 
     Raises:
-        RuntimeError: another process holds it.
+        BlockingIOError: another process holds it.
         ValueError: it cannot be written.
     """
     from filelock import FileLock, Timeout
 
     claim_folder(folder)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        held = FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout as error:
-        raise RuntimeError(busy) from error
+        raise BlockingIOError(busy) from error
+    with held:
+        yield

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from lamella.cli.names import printable
+
 if TYPE_CHECKING:
     from lamella.data.keeping import Unreadable
     from lamella.data.scenario import Task
     from lamella.learner import Learner
     from lamella.rehearsal import Expected
 
-__all__ = ["printable", "say_expected", "say_found", "say_known", "say_took"]
+__all__ = ["say_expected", "say_found", "say_known", "say_took"]
 
 SHOWN = 5  # unreadable files named
 NAMES = 8  # classes named in a line
@@ -88,8 +90,3 @@ def _right(task: dict[str, Any]) -> str:
 def _few(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
     return ", ".join(map(printable, names[:NAMES])) + more
-
-
-def printable(name: str) -> str:
-    """A name on one line: whoever made the folder may have put line breaks or terminal codes into it."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

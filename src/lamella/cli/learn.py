@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lamella.cli.before_and_after import printable, say_expected, say_found, say_known, say_took
+from lamella.cli.before_and_after import say_expected, say_found, say_known, say_took
+from lamella.cli.names import printable
 from lamella.cli.opening import BACKBONE, METHOD, open_learner, same_again
 from lamella.cli.under_way import current_version, under_way
 

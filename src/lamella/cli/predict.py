@@ -3,12 +3,15 @@
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from lamella.cli.names import printable
 
 if TYPE_CHECKING:
     from lamella.learner import Prediction
@@ -47,7 +50,8 @@ def predict(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     elif as_csv:
-        typer.echo(_csv(rows), nl=False)
+        # Bytes: names of files need not be UTF-8, and whoever reads the list wants to find them.
+        typer.echo(_csv(rows).encode(errors="surrogateescape"), nl=False)
     else:
         typer.echo("\n".join(map(_line, rows)))
 
@@ -60,7 +64,7 @@ def _files(paths: Sequence[str]) -> list[Path]:
     """
     from lamella.data.folders import list_images
 
-    named = [line for path in paths for line in (sys.stdin.read().splitlines() if path == STDIN else [path]) if line]
+    named = [line for path in paths for line in (_lines_of_stdin() if path == STDIN else [path]) if line]
     files: list[Path] = []
     for path in map(Path, named):
         if path.is_dir():
@@ -70,6 +74,10 @@ def _files(paths: Sequence[str]) -> list[Path]:
         else:
             raise FileNotFoundError(f"no image file or folder '{path}'")
     return files
+
+
+def _lines_of_stdin() -> list[str]:
+    return os.fsdecode(sys.stdin.buffer.read()).splitlines()
 
 
 def _row(path: Path, prediction: "Prediction", unknown: bool) -> dict[str, Any]:
@@ -85,9 +93,9 @@ def _row(path: Path, prediction: "Prediction", unknown: bool) -> dict[str, Any]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    named = ", ".join(f"{entry['name']} {entry['confidence']:.1%}" for entry in row["classes"])
+    named = ", ".join(f"{printable(entry['name'])} {entry['confidence']:.1%}" for entry in row["classes"])
     strange = f"unknown (familiarity {row['familiarity']:.1%}); nearest: " if row.get("unknown") else ""
-    return f"{row['path']}: {strange}{named} (task: {row['task']})"
+    return f"{printable(row['path'])}: {strange}{named} (task: {printable(row['task'])})"
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

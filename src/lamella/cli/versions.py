@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lamella.cli.names import printable
+
 __all__ = ["forget", "history", "rollback"]
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
@@ -58,7 +60,7 @@ def rollback(
         roll_back(model, number)
     tasks = next(v.tasks for v in versions(model) if v.number == number)
     counted = "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
-    typer.echo(f"{model} is version {number} again, with {counted}: {', '.join(tasks)}")
+    typer.echo(f"{model} is version {number} again, with {counted}: {', '.join(map(printable, tasks))}")
 
 
 def forget(
@@ -93,7 +95,7 @@ def forget(
         drop_versions(model, having if purge else [])
     numbers = ", ".join(map(str, having))
     left = f"; versions {numbers} {'are removed' if purge else 'still have it, --purge removes them'}" if having else ""
-    typer.echo(f"{model} has forgotten {task}: {how}{left}")
+    typer.echo(f"{model} has forgotten {printable(task)}: {how}{left}")
 
 
 def _drop_task(model: Path, task: str) -> None:

@@ -65,7 +65,7 @@ def _in_turn(model: Path, say: Say) -> Iterator[None]:
             try:
                 held.enter_context(alone(model, "another process is learning into this model"))
                 break
-            except RuntimeError as busy:
+            except BlockingIOError as busy:
                 say({"step": f"waits: {busy}"})
                 time.sleep(SECONDS_BETWEEN)
         yield
