@@ -121,7 +121,7 @@ EVIL = "<b>$x_1$ & [red]crow"
 
 
 def facts(**changes: Any) -> Inspection:
-    tasks = [LearnedTask(EVIL, (EVIL,), 5, 61.0, 7, "ab" * 32, 4, 3, 1.5, None)] * 2
+    tasks = [LearnedTask(EVIL, (EVIL,), 5, 3, 61.0, 7, "ab" * 32, 4, 3, 1.5, None)] * 2
     content: dict[str, Any] = {
         "method": "color", "backbone": EVIL, "weights_sha256": "c" * 64, "classes": (EVIL, "owl"), "temperature": 2.0,
         "parameters": {"head": 1234}, "tasks": tuple(tasks), "spaces": (Space("layer", 8, 3, (2, 1)),),

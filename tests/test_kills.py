@@ -15,6 +15,8 @@ import torch
 from conftest import Run
 from nursery import Nursery
 from PIL import Image
+from safetensors.torch import save_file
+from streams import tiny_backbone
 from torch import Tensor
 
 from lamella.learner import Learner
@@ -200,6 +202,27 @@ def test_a_model_that_lost_its_pointer_is_not_taken_for_an_interrupted_first_lea
     assert (code, err.count("\n")) == (2, 1)
     assert "is no model (no lamella.json in it); choose a new folder" in err
     assert sorted(model.rglob("*")) == left
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_first_learning_killed_just_before_it_became_the_model_goes_on(
+    lamella: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool
+) -> None:
+    """On a backbone of a file of the user's own, of which the folder holds a copy by then; or then on another one."""
+    model = tmp_path / "model"
+    for seed in (0, 1):
+        save_file(tiny_backbone(seed).model.state_dict(), tmp_path / f"{seed}.safetensors")
+    words = [*TINY[:2], "backbone.size=32", "--method", "nearest-mean"]
+    first, then = (f"backbone.weights={tmp_path / f'{seed}.safetensors'}" for seed in (0, int(other)))
+    with monkeypatch.context() as killed:
+        killed.setattr("lamella.store._point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert lamella("learn", model, photos / "first", first, *words)[0] == 130
+    assert len(list(model.glob("backbone-*.safetensors"))) == len(list(model.glob("state-*.safetensors"))) == 1
+    code, _, err = lamella("learn", model, photos / "first", then, *words)
+    assert (code, err) == (0, "")
+    learner = Learner.load(model)
+    assert learner.backbone_copy
+    assert list(model.glob("backbone-*")) == [learner.backbone_copy], "what no version needs is swept up"
 
 
 @pytest.mark.parametrize("moment", [0, 0.5, 0.7, 0.99])

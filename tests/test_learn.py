@@ -149,12 +149,25 @@ def test_learning_names_what_it_leaves_out_and_the_ledger_says_what_was_learned(
     assert record["images"] == 16
     assert record["data_sha256"] == data_sha256(learned, {0: "crow", 1: "owl"})
     assert record["unreadable"] == {"images": 6, "first": sorted(BAD)}
+    assert "16 (6 unreadable)" in lamella("inspect", model)[1]
+    assert json.loads(lamella("inspect", model, "--json")[1])["tasks"][0]["unreadable"] == 6
     assert "what was held back when it was learned" in lamella("evaluate", model, birds)[1]
     code, out, _ = lamella("learn", model, birds)
     assert "0 new classes\n  more of: crow, owl; their statistics take in the new images" in out
     assert "old tasks, each when it was learned (no image is kept of them" in out
     right = record["held_back"]["right"]
     assert f"  birds: {right / 4:.1%} of 4" in out
+
+
+def test_from_python_the_same_files_are_left_out_with_a_warning(birds: Path) -> None:
+    learner = Learner.create(backbone={"name": "test_vit", "weights": "random", "size": 32}, method="nearest-mean")
+    with pytest.warns(UserWarning, match=r"6 files of '.*birds' cannot be read and are left out; the first is crow/"):
+        record = learner.learn_from(birds)
+    assert learner.tasks[0] is record
+    assert (record["images"], record["held_back"]["images"]) == (16, 4)
+    assert record["unreadable"] == {"images": 6, "first": sorted(BAD)}
+    learner.learn_from(clean(birds))
+    assert "unreadable" not in learner.tasks[1]
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,9 @@ def test_a_visitor_asks_teaches_and_asks_again(page: Any, address: str) -> None:
         width = first.locator(".bar i").nth(i).evaluate("(bar) => parseFloat(bar.style.width)")
         assert width == pytest.approx(share, abs=0.1), "a bar is as long as its share"
 
-    drop(page, "#drop-archive", "colours.zip", zipped(NEW_PHOTOS))
-    expect(page.locator("#job")).to_contain_text("colours: 10 images")
+    drop(page, "#drop-archive", "colours.zip", zipped(NEW_PHOTOS | {f"{NEW[0]}/cut.png": red[:-40]}))
+    expect(page.locator("#job")).to_contain_text("colours: 11 images")
+    expect(page.locator("#job")).to_contain_text(f"left out, cannot be read: {NEW[0]}/cut.png: ")
     expect(page.locator("#job .bar")).to_have_count(1)
     expect(page.locator("#job")).to_contain_text("version 2; right on 2 of 2 images held back. Try it.")
     expect(page.locator("#classes li.new")).to_have_text(list(NEW))
@@ -101,4 +102,4 @@ def test_a_visitor_is_told_what_was_wrong(page: Any, address: str) -> None:
     expect(page.locator("#job .fault")).to_contain_text("needs the token")
     page.fill("#token", TOKEN)
     drop(page, "#drop-archive", "bad.zip", zipped({"red/0.png": picture(NEW[0])[:-40], "red/1.png": picture(NEW[0])}))
-    expect(page.locator("#job .fault")).to_contain_text("cannot read image red/0.png")
+    expect(page.locator("#job .fault")).to_contain_text("has 1 image that can be read, of 2; it needs 2")

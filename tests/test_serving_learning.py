@@ -109,9 +109,22 @@ def test_it_learns_while_it_serves(client: TestClient, model: Path) -> None:
     assert load_manifest(model)["state"] == load_manifest(model, 2)["state"]
 
 
+def test_images_that_cannot_be_read_are_left_out_and_named(client: TestClient, model: Path) -> None:
+    archive = NEW_PHOTOS | {"rød/cut.png": picture("rød", 9, size=64)[:-600]}
+    job = ended(client, learn(client, zipped(archive)).json()["id"])
+    assert (job["state"], job["error"], job["images"]) == ("done", "", 11)
+    assert job["unreadable"].keys() == {"rød/cut.png"}
+    assert "truncated" in job["unreadable"]["rød/cut.png"]
+    teach(model, sent(model, NEW).folder, "without it", lambda said: None)
+    left_out, without = load_manifest(model)["tasks"][1:]
+    assert left_out["unreadable"] == {"images": 1, "first": ["rød/cut.png"]}
+    assert left_out["data_sha256"] == without["data_sha256"]
+
+
 def test_a_learning_that_fails_says_why_and_changes_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = sent(model, NEW).folder
-    (folder / IMAGES / "rød" / "9.png").write_bytes(picture("rød", 9, size=64)[:-600])
+    for image in (folder / IMAGES / "rød").iterdir():
+        image.write_bytes(b"")
     said = io.StringIO()
     monkeypatch.setattr("lamella.serving.teach._only_channel", lambda: said)
     monkeypatch.setattr("os.nice", lambda step: None)
@@ -119,7 +132,10 @@ def test_a_learning_that_fails_says_why_and_changes_nothing(model: Path, monkeyp
     with pytest.raises(SystemExit):
         main()
     error = json.loads(said.getvalue().splitlines()[-1])["error"]
-    assert re.fullmatch(r"cannot read image rød/9\.png: .*; replace or remove it", error), error
+    assert error == (
+        "class 'rød' of new has no image that can be read, of 5; it needs 2: replace the others or remove the class "
+        "(rød/0.png: the file is empty)"
+    )
     assert load_manifest(model)["version"] == 1
 
 

@@ -29,7 +29,8 @@ class LearnedTask:
     """One line of the ledger.
 
     Attributes:
-        images: learned from. seconds: of learning. trained: parameters of the call that trained most.
+        images: learned from. unreadable: files that were left out since they cannot be read. seconds: of learning.
+        trained: parameters of the call that trained most.
         data_sha256: see `data.images.data_sha256`; None where an older version learned the task.
         held_back: images that were held back. right: of them, when the task had just been learned. temperature: the one
             that fits them best. All three None where none were held back.
@@ -39,6 +40,7 @@ class LearnedTask:
     name: str
     classes: tuple[str, ...]
     images: int
+    unreadable: int
     seconds: float
     trained: int
     data_sha256: str | None
@@ -92,9 +94,9 @@ def _learned(learner: Learner, number: int, origin: Origin | None) -> LearnedTas
     task = learner.tasks[number]
     held = task.get("held_back", {})
     return LearnedTask(
-        task["name"], tuple(learner.class_names[c] for c in task["classes"]), task["images"], task["seconds"]["total"],
-        task["trainable_parameters"], task.get("data_sha256"), held.get("images"), held.get("right"),
-        held.get("temperature"), origin,
+        task["name"], tuple(learner.class_names[c] for c in task["classes"]), task["images"],
+        task.get("unreadable", {}).get("images", 0), task["seconds"]["total"], task["trainable_parameters"],
+        task.get("data_sha256"), held.get("images"), held.get("right"), held.get("temperature"), origin,
     )  # fmt: skip
 
 

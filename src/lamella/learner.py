@@ -1,6 +1,7 @@
 """A backbone, a method, and what they have learned so far: what a benchmark drives and a model folder holds."""
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from lamella.config import build_augmentation, build_backbone, build_method, com
 from lamella.costs import parameter_counts
 from lamella.data.images import Files, ImageSet, TensorSet, data_sha256
 from lamella.data.keeping import keep_decoded
+from lamella.data.readable import load_readable
 from lamella.data.scenario import Task
-from lamella.data.sources import load_source
 from lamella.directions import used_directions
 from lamella.fit import Examples, Fit
 from lamella.kept_backbone import from_copy, keep_backbone
@@ -198,15 +199,22 @@ class Learner:
     def learn_from(self, data: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
         """Learn a folder of class folders, a CSV, an archive or a named data set as the next task; returns its record.
 
-        A fifth of each class is held back, or the data's own test part.
+        A fifth of each class is held back, or the data's own test part. Files that cannot be read are left out, with a
+        warning, and the record names them.
 
         Raises:
-            FileNotFoundError, ValueError: as `load_source`; or the images cannot be this learner's next task.
+            FileNotFoundError, ValueError: as `load_readable`; or the images cannot be this learner's next task.
         """
-        from lamella.next_task import as_next_task
+        from lamella.next_task import as_next_task, note_unreadable
 
-        task, held_back = as_next_task(load_source(data), self)
-        return self.learn(task, held_back=held_back, progress=progress)
+        source, unreadable = load_readable(data)
+        if unreadable:
+            first = f"the first is {unreadable[0].key}: {unreadable[0].reason}"
+            warnings.warn(f"{len(unreadable)} files of '{data}' cannot be read and are left out; {first}", stacklevel=2)
+        task, held_back = as_next_task(source, self)
+        record = self.learn(task, held_back=held_back, progress=progress)
+        note_unreadable(record, unreadable)
+        return record
 
     def forget(self, task: str) -> None:
         """Forget a task exactly, where tasks share nothing: see forgetting.py.

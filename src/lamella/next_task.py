@@ -1,15 +1,20 @@
 """New images as a learner's next task."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lamella.compose import Aligned
 from lamella.data.images import ImageSet
+from lamella.data.keeping import Unreadable
 from lamella.data.scenario import Source, Task
 from lamella.learner import Learner
 
-__all__ = ["as_next_task", "what_more_images_do"]
+__all__ = ["as_next_task", "note_unreadable", "what_more_images_do"]
+
+NAMED = 20
+"""Unreadable files that a record names."""
 
 
 def as_next_task(source: Source, learner: Learner) -> tuple[Task, ImageSet]:
@@ -37,6 +42,12 @@ def as_next_task(source: Source, learner: Learner) -> tuple[Task, ImageSet]:
 
     task = Task(len(learner.tasks), source.name, own, tuple(names), renumbered(source.train))
     return task, renumbered(source.test)
+
+
+def note_unreadable(record: dict[str, Any], unreadable: Sequence[Unreadable]) -> None:
+    """Put into a task's record how many files were left out since they cannot be read, and the names of the first."""
+    if unreadable:
+        record["unreadable"] = {"images": len(unreadable), "first": [file.key for file in unreadable[:NAMED]]}
 
 
 def what_more_images_do(method: Any) -> str:

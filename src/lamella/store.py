@@ -222,21 +222,23 @@ def _read_pointer(folder: Path) -> dict[str, Any]:
 
 
 def _sweep(folder: Path, digests: Mapping[str, str]) -> None:
-    """Remove half-written files, version files without an entry, and state files that no version has."""
+    """Remove half-written files, version files without an entry, and tensors that no version needs."""
     for file in (folder / "versions").glob("*.json"):
         if file.stem not in digests:
             file.unlink(missing_ok=True)
     half_written = (
         *folder.glob(".state-*.part"),
+        *folder.glob(".backbone-*.part"),
         *folder.glob(f".{MANIFEST}.*.part"),
         *folder.glob("versions/.*.part"),
     )
     for file in half_written:
         file.unlink(missing_ok=True)
     try:
-        needed = {load_manifest(folder, int(number))["state"]["file"] for number in digests}
+        manifests = [load_manifest(folder, int(number)) for number in digests]
     except (FileNotFoundError, ValueError):
         return  # a damaged version may be restored from a copy, and then wants its state
-    for file in folder.glob("state-*.safetensors"):
+    needed = {name for manifest in manifests for name in (manifest["state"]["file"], manifest.get("backbone_copy"))}
+    for file in (*folder.glob("state-*.safetensors"), *folder.glob("backbone-*.safetensors")):
         if file.name not in needed:
             file.unlink(missing_ok=True)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["learn"]
 
-NAMED = 20  # unreadable files that the ledger names
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
 
 
@@ -38,7 +37,14 @@ def learn(
             show_default=False,
         ),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Of a new model.", metavar="NAME", show_default=BACKBONE)] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a new model; also a FOLDER of timm or `lamella export`, or NAME+FOLDER with a LoRA of PEFT.",
+            metavar="NAME",
+            show_default=BACKBONE,
+        ),
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="Of a new model.", metavar="NAME", show_default=f"{METHOD} with alignment")
     ] = None,
@@ -77,7 +83,7 @@ def learn(
 
 
 def _learn(learner: "Learner", source: "Source", unreadable: "Sequence[Unreadable]", model: Path) -> None:
-    from lamella.next_task import as_next_task
+    from lamella.next_task import as_next_task, note_unreadable
     from lamella.progress import bars
 
     task, held_back = as_next_task(source, learner)
@@ -88,8 +94,7 @@ def _learn(learner: "Learner", source: "Source", unreadable: "Sequence[Unreadabl
     expected = None if learning.goes_on else say_expected(same_again(learner, model), task, len(held_back))
     started = time.monotonic()
     record = learner.learn(task, held_back=held_back, checkpoints=learning.checkpoints, progress=bars)
-    if unreadable:
-        record["unreadable"] = {"images": len(unreadable), "first": [file.key for file in unreadable[:NAMED]]}
+    note_unreadable(record, unreadable)
     learner.save(model, what=f"learned {task.name}")
     learning.checkpoints.clear()
     names = ", ".join(map(printable, task.class_names))

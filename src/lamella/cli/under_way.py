@@ -69,7 +69,7 @@ def is_free(model: Path) -> bool:
     what = model / UNDER_WAY / "what.json"
     first = what.exists() and read_json(what).get("version") == 0
     # Without that file, versions are those of a model that lost its pointer, and may be wanted.
-    stored = ("versions", "state-*.safetensors") if first else ()
+    stored = ("versions", "state-*.safetensors", "backbone-*.safetensors") if first else ()
     return all(any(path.match(own) for own in (".lock", ".*.part", UNDER_WAY, *stored)) for path in model.iterdir())
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,20 +17,20 @@ from lamella.data.sources import load_source
 __all__ = ["load_readable"]
 
 
-def load_readable(data: str) -> tuple[Source, list[Unreadable]]:
+def load_readable(data: str | Path, **options: Any) -> tuple[Source, list[Unreadable]]:
     """Load a data set and look at every image once; pixels stay in memory where they fit.
 
     A split is made after that, so that it is the one of the same data with the unreadable files removed.
 
     Args:
-        data: as for `load_source`.
+        data, options: as for `load_source`, a fraction for testing aside.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: as `load_source`.
         TypeError: it holds no images.
         ValueError: too few images of a class can be read.
     """
-    source = _undivided(data)
+    source = _undivided(data, options)
     if not isinstance(source.train, ImageSet) or not isinstance(source.test, ImageSet):
         raise TypeError(f"{source.name} holds no images")
     train, unreadable = keep_readable(source.train)
@@ -44,12 +46,12 @@ def load_readable(data: str) -> tuple[Source, list[Unreadable]]:
     return divide(source.name, train, source.class_names, domains=domains, domain_names=names), unreadable
 
 
-def _undivided(data: str) -> Source:
+def _undivided(data: str | Path, options: dict[str, Any]) -> Source:
     """The source with all its images in the training part, if it has no test part of its own."""
     try:
-        return load_source(data, test_fraction=0.0)
+        return load_source(data, test_fraction=0.0, **options)
     except ValueError:  # it has its own test part and no such option, or cannot be read at all
-        return load_source(data)
+        return load_source(data, **options)
 
 
 def _of(domains: Tensor | None, before: ImageSet, after: ImageSet) -> Tensor | None:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from lamella.report import words
-from lamella.report.model_text import forecast_told, no_overlap_told
+from lamella.report.model_text import forecast_told, images_told, no_overlap_told
 from lamella.report.page import render
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def inspection_page(inspection: "Inspection", title: str) -> str:
         "inspection.html.j2", title=title, model=inspection, words=words, forecast=forecast_told(inspection),
         spaces=Markup(draw_spaces(inspection.spaces, rank, "spaces")) if inspection.spaces else None,
         overlap=Markup(draw_overlap(inspection.overlap, names, "overlap")) if inspection.overlap else None,
-        no_overlap=no_overlap_told(inspection),
+        no_overlap=no_overlap_told(inspection), images_told=images_told,
     )  # fmt: skip
 
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
     from lamella.directions import Overlap
     from lamella.evaluation import Evaluation
-    from lamella.inspection import Inspection
+    from lamella.inspection import Inspection, LearnedTask
 
-__all__ = ["evaluation_text", "facts", "forecast_told", "inspection_text", "no_overlap_told"]
+__all__ = ["evaluation_text", "facts", "forecast_told", "images_told", "inspection_text", "no_overlap_told"]
 
 MOST_TASKS = 12
 """Tasks up to which their overlap is a table; the page has all of them."""
@@ -107,13 +107,18 @@ def evaluation_text(measured: "Evaluation", data: str) -> str:
     return "\n".join(parts)
 
 
+def images_told(task: "LearnedTask") -> str:
+    """How many images a task was learned from, and how many files could not be read."""
+    return words.count(task.images) + (f" ({words.count(task.unreadable)} unreadable)" if task.unreadable else "")
+
+
 def _ledger(model: "Inspection") -> "Table":
     table = _table("task", "learned", "version", "classes", "images", "time", "state", "data", "held back", "T")
     for task in model.tasks:
         origin = task.origin
         table.add_row(
             task.name, words.NOTHING if origin is None else origin.made.replace("T", " "),
-            words.NOTHING if origin is None else str(origin.version), _named(task.classes), words.count(task.images),
+            words.NOTHING if origin is None else str(origin.version), _named(task.classes), images_told(task),
             words.duration(task.seconds), words.size(None if origin is None else origin.bytes),
             (task.data_sha256 or words.NOTHING)[:12],
             words.NOTHING if task.accuracy is None else f"{words.number(task.accuracy)} % of {task.held_back}",

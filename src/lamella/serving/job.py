@@ -14,6 +14,7 @@ class Job:
         id: of the job, counted from 1. name: of the task. images: that were sent. ignored: files that are no images.
         starts: how often it was begun; more than once where it was killed and went on.
         state: what it is doing. error: why it failed, in one line, else "".
+        unreadable: images that were left out, each with the reason why it cannot be read.
         classes: of the task, once they are known; new: those of them that the model did not know.
         step: the pass that is under way; steps: how many steps of it are done, `of` so many.
         version: of the model that it made. held_back, right: images that were not learned from, and how many of them
@@ -27,6 +28,7 @@ class Job:
     starts: int = 0
     state: Literal["learning", "done", "failed"] = "learning"
     error: str = ""
+    unreadable: dict[str, str] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     step: str = "starting"

@@ -10,15 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from lamella.data.folders import load_folder
-from lamella.data.keeping import keep_decoded
+from lamella.data.readable import load_readable
 from lamella.learner import Learner
 from lamella.locks import alone
-from lamella.next_task import as_next_task
+from lamella.next_task import as_next_task, note_unreadable
 from lamella.progress import Progress
 from lamella.serving.sent import IMAGES, learned_since, place_to_go_on
 from lamella.store import load_manifest
@@ -34,16 +32,19 @@ PLACE_IN_LINE = 5
 def teach(model: Path, sent: Path, name: str, say: Say) -> dict[str, Any]:
     """Learn what was sent as the model's next task, from where an interrupted attempt stood; returns its record.
 
+    Images that cannot be read are left out, and said.
+
     Args:
         sent: folder of a `Sent`. name: of the task.
 
     Raises:
         FileNotFoundError: there is no model any more.
-        ValueError: an image cannot be decoded, or a class has none to learn from; or the model is damaged.
+        ValueError: a class has too few images that can be read; or the model is damaged.
     """
     load_manifest(model)  # before a lock would make the folder of a model that was removed
-    source = load_folder(sent / IMAGES, name=name, layout="classes")
-    source = replace(source, train=keep_decoded(source.train), test=keep_decoded(source.test))
+    source, unreadable = load_readable((sent / IMAGES).resolve(), name=name, layout="classes")
+    if unreadable:
+        say({"unreadable": {file.key: file.reason for file in unreadable}})
     with _in_turn(model, say):
         learner = Learner.load(model)
         task, held_back = as_next_task(source, learner)
@@ -53,6 +54,7 @@ def teach(model: Path, sent: Path, name: str, say: Say) -> dict[str, Any]:
             return record
         checkpoints = place_to_go_on(sent, model, learner)
         record = learner.learn(task, held_back=held_back, checkpoints=checkpoints, progress=_reporting(say))
+        note_unreadable(record, unreadable)
         learner.save(model, what=f"learned {name}")
     return record
 
