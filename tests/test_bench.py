@@ -9,10 +9,11 @@ from conftest import Run
 
 from lamella.bench.growth import follow, slope
 from lamella.bench.growth_figure import growth_png
-from lamella.bench.memory import AS_KEPT, kept_activations, kept_bytes, measure_memory
+from lamella.bench.memory import AS_KEPT, kept_activations, measure_memory
 from lamella.bench.speed import Phase, Speed, measure_speed, quick_learner
 from lamella.bench.synthetic import synthetic_task
 from lamella.bench.timing import interleaved, ratio
+from lamella.footprint import kept_for_backward
 from lamella.phases import phase_shares, phases_line
 
 TINY = {"name": "test_vit", "weights": "random", "size": 32}
@@ -65,8 +66,10 @@ def test_the_faster_precision_is_the_one_that_learns_faster() -> None:
 def test_what_autograd_keeps_by_hand() -> None:
     x, w = torch.randn(8, 4), torch.randn(4, 16, requires_grad=True)
     # x for the gradient of w, and the output of the exponential: 8 x 4 and 8 x 16 numbers of 4 bytes.
-    assert kept_bytes(lambda: (x @ w).exp(), [w]) == 4 * (8 * 4 + 8 * 16)
-    assert kept_bytes(lambda: (x @ w).exp(), [w, x]) == 4 * 8 * 16
+    for own, numbers in (([w], 8 * 4 + 8 * 16), ([w, x], 8 * 16)):
+        with kept_for_backward(own) as kept:
+            (x @ w).exp()
+        assert kept() == 4 * numbers
 
 
 def test_activations_grow_in_step_with_the_batch() -> None:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,37 +13,22 @@ from torch import Tensor
 from lamella.backbones import Backbone
 from lamella.backbones.from_folder import backbone_table
 from lamella.checkpoints import Checkpoints
-from lamella.confidence import Confidence, fitted_temperature, histogram, logits_and_typicality
+from lamella.confidence import Confidence, logits_and_typicality
 from lamella.config import build_augmentation, build_backbone, build_method, complete, method_name
 from lamella.costs import parameter_counts
-from lamella.data.images import Files, ImageSet, TensorSet, data_sha256
+from lamella.data.images import Files, ImageSet, TensorSet
 from lamella.data.keeping import keep_decoded
 from lamella.data.readable import load_readable
 from lamella.data.scenario import Task
-from lamella.directions import used_directions
 from lamella.fit import Examples, Fit
 from lamella.kept_backbone import from_copy, keep_backbone
+from lamella.ledger import check_task, task_record
+from lamella.predictions import Prediction, as_predictions, held_back_record
 from lamella.progress import Progress, silent
 from lamella.scores import Score, score_task
 from lamella.store import learned_state, load_model, restore_state, save_model
 
 __all__ = ["Learner", "Prediction"]
-
-
-class Prediction(NamedTuple):
-    """What an image looks like.
-
-    Attributes:
-        classes: names, best first. confidences: of them, 0..1, summing to 1 over all classes seen; calibrated where
-            images were held back while tasks were learned.
-        task: the name of the task that taught the first class.
-        familiarity: 0..1, the share of held-back images that looked as strange or stranger; None where none were.
-    """
-
-    classes: tuple[str, ...]
-    confidences: tuple[float, ...]
-    task: str
-    familiarity: float | None = None
 
 
 class Learner:
@@ -137,12 +122,7 @@ class Learner:
             RuntimeError: learning an earlier task failed half-way.
         """
         self._check_whole()
-        self._check_names(task)
-        counts = torch.bincount(task.train.labels, minlength=max(task.classes) + 1)
-        if empty := [n for c, n in zip(task.classes, task.class_names, strict=True) if counts[c] == 0]:
-            raise ValueError(
-                f"class '{empty[0]}' of task '{task.name}' has no training image; add some or leave it out"
-            )
+        check_task(task, self.class_names)
         task = replace(task, train=keep_decoded(task.train, progress=progress))
         fit = self.fit(checkpoints=checkpoints, progress=progress)
         fit.begin(str(len(self.tasks)))
@@ -151,28 +131,12 @@ class Learner:
         self.method.learn(task, fit)
         self.half_learned = ""
         self.class_names |= dict(zip(task.classes, task.class_names, strict=True))
-        record = {
-            "name": task.name, "classes": list(task.classes), "images": len(task.train),
-            "data_sha256": data_sha256(task.train, dict(zip(task.classes, task.class_names, strict=True))),
-            "directions": used_directions(self.method),
-            "trainable_parameters": max(fit.trained.values(), default=0), "trained": fit.trained,
-            "seconds": fit.seconds | {"total": max(time.monotonic() - started, sum(fit.seconds.values()))},
-            "waited": fit.waited,
-        }  # fmt: skip
+        record = task_record(task, self.method, fit, time.monotonic() - started)
         self.tasks.append(record)
         if held_back is not None and len(held_back):
-            record["held_back"] = self._look_at(held_back, fit)
+            logits, typicality = self._read(held_back, fit, "held-back")
+            record["held_back"] = held_back_record(logits, typicality, held_back.labels, self.method.classes)
         return record
-
-    def _look_at(self, held_back: Examples, fit: Fit) -> dict[str, Any]:
-        """How sure the model may be of the newest task, and how many of its images it gets right."""
-        logits, typicality = self._read(held_back, fit, "held-back")
-        column = {c: i for i, c in enumerate(self.method.classes)}
-        labels = torch.tensor([column[label] for label in held_back.labels.tolist()])
-        return {
-            "images": len(labels), "right": int((logits.argmax(1) == labels).sum()),
-            "temperature": fitted_temperature(logits, labels), "typicality": histogram(typicality),
-        }  # fmt: skip
 
     def _read(self, data: Examples, fit: Fit, name: str) -> tuple[Tensor, Tensor]:
         """(n, classes) logits and (n,) typicality of each image, on the CPU."""
@@ -187,14 +151,6 @@ class Learner:
                 f"learning '{self.half_learned}' did not finish, so this learner holds half of it; load the stored "
                 "model again (what is on disk is whole)"
             )
-
-    def _check_names(self, task: Task) -> None:
-        ids = {name: i for i, name in self.class_names.items()}
-        for i, name in zip(task.classes, task.class_names, strict=True):
-            if self.class_names.get(i, name) != name or ids.get(name, i) != i:
-                raise ValueError(
-                    f"class {i} '{name}' of task '{task.name}' contradicts what was learned: {self.class_names}"
-                )
 
     def learn_from(self, data: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
         """Learn a folder of class folders, a CSV, an archive or a named data set as the next task; returns its record.
@@ -285,22 +241,15 @@ class Learner:
             paths = [Path(p) for p in images]
             images = ImageSet(Files(paths), torch.zeros(len(paths)), [str(i) for i in range(len(paths))])
         logits, typicality = self._read(images, self.fit(), "predict")
-        sure = self.confidence
-        confidence, column = (logits / sure.temperature).softmax(1).topk(min(top, len(self.method.classes)), dim=1)
-        familiarity = sure.familiarity(typicality)
-        known = [None] * len(logits) if familiarity is None else familiarity.tolist()
-        classes = self.method.classes
-        ids = [[classes[c] for c in columns] for columns in column.tolist()]
-        return [self._prediction(*of) for of in zip(ids, confidence.tolist(), known, strict=True)]
+        return as_predictions(
+            logits, typicality, self.method.classes, class_names=self.class_names, tasks=self.tasks,
+            sure=self.confidence, top=top,
+        )  # fmt: skip
 
     @property
     def confidence(self) -> Confidence:
         """How sure predictions may be, from the images that were held back."""
         return Confidence([task["held_back"] for task in self.tasks if "held_back" in task])
-
-    def _prediction(self, ids: list[int], confidences: list[float], familiarity: float | None) -> Prediction:
-        task = next(t["name"] for t in reversed(self.tasks) if ids[0] in t["classes"])
-        return Prediction(tuple(self.class_names[i] for i in ids), tuple(confidences), task, familiarity)
 
     def save(self, folder: str | Path, *, what: str = "", keep: int | None = None) -> int:
         """Make this learner a new version of the model at `folder`, which is whole at every moment.

@@ -5,22 +5,20 @@ which the second is timed, and of each pass one batch; what they took is scaled 
 between the calls, such as decompositions, is not scaled: it is measured as it is.
 """
 
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from lamella.data.images import ImageSet
 from lamella.data.scenario import Task
 from lamella.fit import Examples, Fit, Loss
+from lamella.footprint import bytes_now, kept_for_backward
 from lamella.learner import Learner
 
-__all__ = ["Expected", "peak_bytes", "rehearse"]
+__all__ = ["Expected", "rehearse"]
 
 CLASSES, PER_CLASS = 4, 4
 STEP = 16  # images of a step on a CPU, where time goes with images; a GPU gets the batches of the method
@@ -35,24 +33,6 @@ class Expected(NamedTuple):
 
 class _Enough(Exception):
     pass
-
-
-class _Saved:
-    """Counts the bytes that autograd keeps for the backward pass, weights not among them."""
-
-    def __init__(self, weights: Iterable[Tensor]) -> None:
-        self.weights = {w.untyped_storage().data_ptr() for w in weights}
-        self.storages: dict[int, int] = {}
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.weights:
-            self.storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    @property
-    def bytes(self) -> int:
-        return sum(self.storages.values())
 
 
 class _Rehearsal(Fit):
@@ -71,12 +51,14 @@ class _Rehearsal(Fit):
         started = time.monotonic()
         size = min(batch_size, len(data), batch_size if self.device.type == "cuda" else STEP)
         ends: list[float] = []
-        saved = _Saved(self.module.parameters())
+        kept = 0
 
-        def first_pass(x: Tensor, y: Tensor) -> Tensor:
-            saved.storages.clear()
-            with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
-                return loss(x, y)
+        def measured(x: Tensor, y: Tensor) -> Tensor:
+            nonlocal kept
+            with kept_for_backward(self.module.parameters()) as bytes_so_far:
+                value = loss(x, y)
+            kept = bytes_so_far()
+            return value
 
         def after() -> None:
             if after_step:
@@ -86,11 +68,11 @@ class _Rehearsal(Fit):
                 raise _Enough
 
         try:
-            super().__call__(data, first_pass, params, epochs=2, batch_size=size, after_step=after, **options)
+            super().__call__(data, measured, params, epochs=2, batch_size=size, after_step=after, **options)
         except _Enough:
             pass
         total = self._scaled(len(data), data)
-        self.step_bytes = max(self.step_bytes, saved.bytes * min(batch_size, total) // size)
+        self.step_bytes = max(self.step_bytes, kept * min(batch_size, total) // size)
         self.expected += (ends[-1] - ends[-2]) / size * total * epochs
         self.spent += time.monotonic() - started
         return [0.0] * epochs
@@ -127,32 +109,10 @@ def rehearse(learner: Learner, task: Task, held_back: int) -> Expected:
         fit.scan(short.train, lambda x, y: learner.backbone(x))
     of_held_back = (fit.expected - before) / len(task.train) * held_back
     fit.expected = fit.spent = 0.0
-    now, started = _bytes_now(fit.device), time.monotonic()
+    now, started = bytes_now(fit.device), time.monotonic()
     learner.method.eval().learn(short, fit)
     between = time.monotonic() - started - fit.spent
     return Expected(fit.expected + between + of_held_back, now + fit.step_bytes if now else 0)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most bytes of memory that this process has used at one time; 0 where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _bytes_now(device: torch.device) -> int:
-    status = Path("/proc/self/status")
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    if not status.exists():
-        return peak_bytes(device)
-    lines = (line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
-    return sum(int(line.split()[1]) * 1024 for line in lines)
 
 
 def _short(task: Task) -> Task:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from lamella.bench.peak import peak_bytes
 from lamella.bench.timing import interleaved, ratio
 from lamella.config import build_backbone
 from lamella.data.scenario import Task
+from lamella.footprint import peak_bytes
 from lamella.learner import Learner
 from lamella.store import learned_state
 

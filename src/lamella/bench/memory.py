@@ -7,19 +7,16 @@ megabytes for later ones and so holds far more than is in use; GIVEN_BACK makes 
 
 import multiprocessing
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from lamella.bench.peak import peak_bytes
 from lamella.bench.speed import quick_learner
 from lamella.bench.synthetic import synthetic_task
+from lamella.footprint import kept_for_backward, peak_bytes
 from lamella.learner import Learner
 
-__all__ = ["AS_KEPT", "kept_activations", "kept_bytes", "measure_memory"]
+__all__ = ["AS_KEPT", "kept_activations", "measure_memory"]
 
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
 AS_KEPT = "training, with the blocks that the allocator keeps"
@@ -96,20 +93,6 @@ def _answer(answers: Any, form: str, backbone: dict[str, Any], method: str, batc
 
 def kept_activations(learner: Learner, batch: int) -> int:
     """Bytes that autograd keeps for the backward pass of one training step, the model's own tensors left out."""
-    return kept_bytes(lambda: _train(learner, batch, steps=1), learner.method.state_dict().values())
-
-
-def kept_bytes(run: Callable[[], object], own: Iterable[Tensor]) -> int:
-    """Bytes of the storages that autograd keeps while `run` computes, those of `own` left out."""
-    kept: dict[int, int] = {}
-    known = {tensor.untyped_storage().data_ptr() for tensor in own}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
-    return sum(kept.values())
+    with kept_for_backward(learner.method.state_dict().values()) as kept:
+        _train(learner, batch, steps=1)
+    return kept()

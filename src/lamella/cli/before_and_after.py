@@ -61,7 +61,7 @@ def say_expected(rehearsing: "Learner", task: "Task", held_back: int) -> "Expect
 
 def say_took(learner: "Learner", seconds: float, expected: "Expected | None") -> None:
     """What it took, beside what was expected."""
-    from lamella.rehearsal import peak_bytes
+    from lamella.footprint import peak_bytes
     from lamella.report.words import duration, size
 
     peak = peak_bytes(learner.fit().device)
