@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lamella.backbones import Backbone
 from lamella.backbones.class_token import is_class_token
-from lamella.lowrank import Site, grow, using, watch
+from lamella.lowrank import Site, adapt, grow, using, watch
 from lamella.randomness import generator
 
 ROLES = ("query", "key+value", "out", "mlp")
@@ -133,6 +133,29 @@ def test_a_hook_sees_all_tokens(place: str) -> None:
     assert shapes == [(5, 17)]
 
 
+def test_a_backward_hook_sees_the_gradients_of_all_tokens() -> None:
+    backbone, shapes = vit(), []
+    adapter(backbone, "value")[0].layer.of("a")[0].B.requires_grad_(True)
+    backbone.model.get_submodule("blocks.2").register_full_backward_hook(
+        lambda m, of_x, of_y: shapes.append(of_y[0].shape)
+    )
+    backbone(images()).sum().backward()
+    assert [tuple(shape) for shape in shapes] == [(5, 17, 24)]
+
+
+class Doubled(nn.Linear):
+    """Reads its weight in its own way, as a quantised layer does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_a_part_that_was_replaced_later_computes_in_its_own_way() -> None:
+    backbone, x = vit(), images()
+    backbone.model.set_submodule("blocks.2.attn.qkv", Doubled(24, 72))
+    assert torch.equal(backbone(x), backbone.model(x))
+
+
 def test_models_that_read_other_tokens_run_as_they_are() -> None:
     for options in ({"global_pool": "avg"}, {"global_pool": "map"}, {"class_token": False, "global_pool": "max"}):
         backbone = vit(**options)
@@ -191,3 +214,10 @@ def test_a_layer_that_is_called_twice_is_shown_both_inputs() -> None:
     backbone = Backbone(Twice(), name="twice", width=3, transform=tiny_backbone().transform)
     sites = backbone.sites("key")
     assert [len(inputs) for inputs in shown(sites, lambda: backbone.show(images(), sites)).values()] == [2]
+
+
+def test_a_layer_that_no_one_counted_is_shown_all_the_same() -> None:
+    backbone, x = vit(), images()
+    sites = (*backbone.sites("key", blocks=1), *adapt(backbone.model, "blocks.2.mlp.fc1"))
+    seen = shown(sites, lambda: backbone.show(x, sites))
+    assert [len(inputs) for inputs in seen.values()] == [1, 1]

@@ -55,7 +55,7 @@ class _AddToRows(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, z: Tensor, B: Tensor, start: int) -> Tensor:
-        y.flatten(0, -2)[:, start : start + len(B)].addmm_(z.T, B.T)
+        y.view(-1, y.shape[-1])[:, start : start + len(B)].addmm_(z.T, B.T)  # never into a copy of y, as by flatten
         return y
 
     @staticmethod
@@ -65,10 +65,11 @@ class _AddToRows(torch.autograd.Function):
         ctx.save_for_backward(z, B)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         z, B = ctx.saved_tensors
         of_rows = gradients[0].flatten(0, -2)[:, ctx.start : ctx.start + len(B)]
-        return gradients[0], B.T @ of_rows.T, (z @ of_rows).T, None
+        to_z, to_B = ctx.needs_input_grad[1:3]
+        return gradients[0], B.T @ of_rows.T if to_z else None, (z @ of_rows).T if to_B else None, None
 
 
 class AdaptedLinear(Adapted, nn.Linear):

@@ -46,7 +46,6 @@ class Backbone(nn.Module):
         self.pool = pool
         width = 2 * width if pool == "class+mean" else width
         self.model = model.eval().requires_grad_(False)
-        self._is_class_token = is_class_token(model)
         self._calls: Counter[str] = Counter()
         self.name = name
         self.width = width
@@ -59,7 +58,7 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, 3, size, size) normalised images -> (n, width) features, before any head."""
         if self.pool == "model":
-            alone = self._is_class_token and others_are_unseen(self.model)
+            alone = is_class_token(self.model) and others_are_unseen(self.model)
             return class_token_features(self.model, x) if alone else self.model(x)
         model: Any = self.model
         tokens = model.forward_features(x)
@@ -67,8 +66,12 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def show(self, x: Tensor, sites: Sequence[Site]) -> None:
-        """Run images (n, 3, size, size) only as far as the input of the last of the sites' layers, for watchers."""
-        awaited = sum(self._calls[name] for name in {site.name for site in sites})
+        """Run images (n, 3, size, size) only as far as the input of the last of the sites' layers, for watchers.
+
+        To the end where one of them is not from this backbone's `sites`: how often it is called is then not known.
+        """
+        names = {site.name for site in sites}
+        awaited = sum(self._calls[name] for name in names) if names <= self._calls.keys() else 0
 
         def count(_: Tensor) -> None:
             nonlocal awaited

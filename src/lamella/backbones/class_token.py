@@ -17,7 +17,8 @@ __all__ = ["class_token_features", "is_class_token", "others_are_unseen"]
 def is_class_token(model: nn.Module) -> bool:
     """Whether the model's features are the class token of a plain ViT of timm, whose last block can do without others.
 
-    Exact types only: a subclass may do anything with its tokens.
+    Exact types only: a subclass may do anything with its tokens, and a quantised layer with its weight. Asked in every
+    pass, since a model's parts may be replaced.
     """
     if not type(model).__module__.startswith("timm."):
         return False
@@ -30,10 +31,13 @@ def is_class_token(model: nn.Module) -> bool:
 
     if type(model) is not VisionTransformer or model.global_pool != "token" or model.attn_pool is not None:
         return False
+    if model.grad_checkpointing:  # which runs blocks in a way of its own
+        return False
     block: Any = model.blocks[-1]
     return (
         type(block) is Block
         and type(block.attn) is Attention
+        and type(block.attn.qkv) in (nn.Linear, AdaptedLinear)
         and getattr(block.attn, "gate", None) is None
         and type(block.mlp) in (Mlp, GluMlp, SwiGLU)
     )
@@ -44,11 +48,15 @@ def others_are_unseen(model: Any) -> bool:
     watcher of a layer there (that of queries, keys and values is shown its whole input in any case). Nor may there be
     dropout, which would draw other numbers."""
     block = model.blocks[-1]
-    inside = [m for m in block.modules() if m is not block.attn.qkv]
-    hooked = (model, model.blocks, model.norm, model.fc_norm, block.attn.qkv, *inside)
-    if model.training or any(m._forward_hooks or m._forward_pre_hooks for m in hooked):
+    inside = list(block.modules())
+    if any(m.training or _has_hooks(m) for m in (model, model.blocks, model.norm, model.fc_norm, *inside)):
         return False
-    return not any(isinstance(m, Adapted) and m.observed for m in inside)
+    return not any(isinstance(m, Adapted) and m.observed for m in inside if m is not block.attn.qkv)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    kinds = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(kinds)
 
 
 def class_token_features(model: Any, x: Tensor) -> Tensor:
