@@ -6,12 +6,12 @@ A layer of width d -> 3 d whose last two thirds of rows (keys and values) carry 
 1.00 is the frozen layer. "as shipped" adds B A x to the rows in place and hands the gradient on. "slice": the same by
 autograd. "padded": B with zeros in the other rows, as it was before. "dense": W + B A anew in each step, by autograd.
 "in the weight": W + B A anew in each step, yet the gradient of B from A x, without the dense one. All take turns in one
-process; medians of process time, and the largest relative difference of B's gradient from the padded form's.
+process; medians of the ratios within a round, in processor time, and the largest relative difference of B's gradient
+from the padded form's.
 """
 
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from lamella.bench.timing import interleaved, ratio
 from lamella.lowrank import adapt, grow
 from lamella.randomness import generator
 
@@ -55,19 +56,18 @@ def _measure(n: int, tokens: int, d: int, repeats: int) -> dict[str, tuple[float
         "dense": lambda: F.linear(x, W + padded(B @ A), b),
         "in the weight": lambda: _InTheWeight.apply(x, W, b, A, B),
     }  # type: ignore[dict-item]
-    seconds: dict[str, list[float]] = {form: [] for form in forms}
     gradients: dict[str, Tensor | None] = {}
-    for _ in range(repeats):
-        for form, compute in forms.items():
-            x.grad = B.grad = None
-            started = time.process_time()
-            compute().backward(g)
-            seconds[form].append(time.process_time() - started)
-            gradients[form] = B.grad
-    unit, exact = statistics.median(seconds["frozen"]), gradients["padded"]
+
+    def both_ways(form: str) -> None:
+        x.grad = B.grad = None
+        forms[form]().backward(g)
+        gradients[form] = B.grad
+
+    seconds = interleaved({form: partial(both_ways, form) for form in forms}, repeats, processor=True)
+    exact = gradients["padded"]
     assert exact is not None
     apart = {form: 0.0 if G is None else float((G - exact).norm() / exact.norm()) for form, G in gradients.items()}
-    return {form: (statistics.median(own) / unit, apart[form]) for form, own in seconds.items()}
+    return {form: (ratio(own, seconds["frozen"]), apart[form]) for form, own in seconds.items()}
 
 
 def _into_slice(y: Tensor, update: Tensor, start: int) -> Tensor:

@@ -9,8 +9,6 @@ of neighbours, with the middle half of them, and the largest relative difference
 takes the batch; where a ratio is well below 1 on your machine, that is worth an issue.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Annotated
 
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from lamella.backbones import Backbone, load_backbone
 from lamella.backbones.resnets import forward_from
+from lamella.bench.timing import interleaved, ratio_text
 from lamella.lowrank import grow
 from lamella.methods.plugins import Tails
 from lamella.randomness import generator
@@ -73,12 +72,9 @@ def _compare(backbone: Backbone, tails: Tails, plugins: int, images: int, repeat
     found = {form: compute() for form, compute in forms.items()}
     largest = found["loop"].abs().max()
     difference = max(float((found[form] - found["loop"]).abs().max() / largest) for form in ("batched", "merged"))
-    seconds = {form: [] for form in forms}
-    for _ in range(repeats):
-        for form, compute in forms.items():
-            seconds[form].append(_seconds(compute, device))
+    seconds = interleaved(forms, repeats, warm=0)
     pairs = (("loop", "batched"), ("merged", "batched"), ("all", "network"))
-    return [*(_ratio(seconds[first], seconds[second]) for first, second in pairs), f"{difference:.0e}"]
+    return [*(ratio_text(seconds[first], seconds[second]) for first, second in pairs), f"{difference:.0e}"]
 
 
 def _merged(tails: Tails, z: Tensor, lanes: list[str]) -> Tensor:
@@ -102,20 +98,6 @@ def _tails(backbone: Backbone, layers: str, plugins: int, rank: int, factorisati
         for branch in grow(tails.sites, f"plugin-{i}", rank, generator=draws, factorisation=factorisation):
             branch.B.copy_(0.1 * torch.randn(branch.B.shape, generator=draws))
     return tails
-
-
-def _seconds(compute: Callable[[], Tensor], device: str) -> float:
-    started = time.perf_counter()
-    compute()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def _ratio(first: list[float], second: list[float]) -> str:
-    ratios = [a / b for a, b in zip(first, second, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@
 
 Time does not depend on what is learned, only on how many branches there are and how wide: so weights and images are
 random. By default every direction of a task's few images is kept (energy 1), which gives each residual branch the rank
-that it may have at most: a bound, where trained bases are smaller. All three take turns within one process, so that a
-busy machine slows all of them; printed are medians of the ratios of neighbours, with the middle half of them. Writes
-duallora-inference.json.
+that it may have at most: a bound, where trained bases are smaller. The frozen forward pass is that of timm's own model.
+All three take turns within one process, so that a busy machine slows all of them; printed are medians of the ratios
+within a round, with the middle half of them, of processor time on a CPU. Writes duallora-inference.json.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lamella.backbones import load_backbone
+from lamella.bench.timing import interleaved, ratio_text
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.files import write_json
@@ -52,14 +52,15 @@ def main(
     pairs = zip(teach.items(), others, strict=True)
     learners = {name: _Learner(name, own, device, options) for (name, options), own in pairs}
     x = torch.randn(batch, 3, size, size, generator=generator(0, "images")).to(device)
-    forms: dict[str, Callable[[], Tensor]] = {"backbone": lambda: plain(x)}
+    forms: dict[str, Callable[[], Tensor]] = {"backbone": lambda: plain.model(x)}
     forms |= {name: lambda method=learner.method: method.predict(x) for name, learner in learners.items()}
     points: list[dict[str, Any]] = []
     for number in range(1, tasks + 1):
         for learner in learners.values():
             learner.learn_another()
         if number in stages:
-            seconds = _take_turns(forms, repeats, device)
+            with torch.no_grad():
+                seconds = interleaved(forms, repeats, processor=device == "cpu")
             points.append({"tasks": number, "rank": learners["duallora"].residual_rank(), "seconds": seconds})
     setting = {"backbone": backbone, "size": size, "energy": energy, "batch": batch, "repeats": repeats,
                "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}  # fmt: skip
@@ -92,35 +93,16 @@ class _Learner:
         return statistics.mean(sum(branch.rank for branch in own) for own in branches)
 
 
-@torch.no_grad()
-def _take_turns(forms: dict[str, Callable[[], Tensor]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each form, in the order of the rounds; the first round is not counted."""
-    seconds: dict[str, list[float]] = {form: [] for form in forms}
-    for _ in range(repeats + 1):
-        for form, compute in forms.items():
-            started = time.perf_counter()
-            compute()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            seconds[form].append(time.perf_counter() - started)
-    return {form: times[1:] for form, times in seconds.items()}
-
-
 def _print(points: list[dict[str, Any]], title: str) -> None:
     table = Table(title=title)
     for column in ("tasks", "rank a layer", "frozen forward", *(" / ".join(pair) for pair in PAIRS)):
         table.add_column(column, justify="right")
     for point in points:
         seconds = point["seconds"]
-        told = [_ratio(seconds[first], seconds[second]) for first, second in PAIRS]
+        told = [ratio_text(seconds[first], seconds[second]) for first, second in PAIRS]
         frozen = f"{1000 * statistics.median(seconds['backbone']):.1f} ms"
         table.add_row(str(point["tasks"]), f"{point['rank']:.0f}", frozen, *told)
     Console(width=120).print(table)
-
-
-def _ratio(first: list[float], second: list[float]) -> str:
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(first, second, strict=True)], n=4)
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

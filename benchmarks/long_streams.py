@@ -11,16 +11,14 @@ stopped, and in the end long-streams.md and long-streams.png.
 """
 
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from lamella.bench.growth import follow, slope
 from lamella.config import build_scenario, complete
 from lamella.files import read_json, write_json
 from lamella.learner import Learner
@@ -28,7 +26,6 @@ from lamella.methods import METHODS
 from lamella.options import options_of
 from lamella.report.figures import LINES, MARKERS
 from lamella.report.svg import drawing
-from lamella.store import learned_state
 
 NAMES = "inflora,duallora,olora,sdlora,color,ranpac,seq-lora"
 LIGHT = ("#0072b2", "#d98200", "#00805d", "#c44e00", "#b0568a", "#2b95cc", "#4a4f55")
@@ -73,42 +70,10 @@ def _config(name: str, setting: dict[str, Any], cut: dict[str, Any]) -> dict[str
 
 def _follow(name: str, config: dict[str, Any]) -> list[dict[str, float]]:
     """What each task cost."""
-    scenario, learner = build_scenario(config), Learner(config)
-    plain = Learner(config).backbone
-    x = torch.randn(256, 3, plain.transform.size, plain.transform.size)
-    points: list[dict[str, float]] = []
-    for i in range(len(scenario)):
-        record = learner.learn(scenario[i])
-        state = learned_state(learner.method)
-        points.append({
-            "bytes": sum(t.numel() * t.element_size() for t in state.values()),
-            "seconds_per_image": record["seconds"]["total"] / record["images"],
-            "pass": _ratio(lambda: learner.logits(x), lambda: plain(x)),
-        })  # fmt: skip
+    scenario = build_scenario(config)
+    points = follow(Learner(config), (scenario[i] for i in range(len(scenario))))
     print(f"{name}: {len(scenario)} tasks, {points[-1]['bytes'] / 1e6:.2f} MB")
     return points
-
-
-@torch.no_grad()
-def _ratio(ours: Callable[[], Any], other: Callable[[], Any], repeats: int = 5) -> float:
-    """Median over interleaved pairs of time(ours) / time(other)."""
-    ours(), other()
-    ratios = []
-    for _ in range(repeats):
-        times = []
-        for run in (ours, other):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        ratios.append(times[0] / times[1])
-    return statistics.median(ratios)
-
-
-def _slope(values: list[float]) -> float:
-    """Of the least-squares line over the second half of the stream, per task."""
-    late = torch.tensor(values[len(values) // 2 :], dtype=torch.float64)
-    at = torch.arange(len(late), dtype=torch.float64)
-    return float(((at - at.mean()) * (late - late.mean())).sum() / (at - at.mean()).square().sum())
 
 
 COLUMNS = ("method", "KB at the end", "KB a task", "ms an image, first half", "second half",
@@ -119,7 +84,7 @@ def _row(name: str, points: list[dict[str, float]]) -> list[str]:
     half = len(points) // 2
     cost = [1000 * p["seconds_per_image"] for p in points]
     return [
-        name, f"{points[-1]['bytes'] / 1e3:.0f}", f"{_slope([p['bytes'] for p in points]) / 1e3:.1f}",
+        name, f"{points[-1]['bytes'] / 1e3:.0f}", f"{slope([p['bytes'] for p in points]) / 1e3:.1f}",
         f"{statistics.median(cost[:half]):.1f}", f"{statistics.median(cost[half:]):.1f}",
         f"{points[0]['pass']:.2f}", f"{statistics.median(p['pass'] for p in points[-5:]):.2f}",
     ]  # fmt: skip

@@ -15,7 +15,6 @@ All forms take turns in one process; process time (wall time on a GPU), medians 
 
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lamella.backbones import load_backbone
+from lamella.bench.timing import interleaved, ratio_text
 from lamella.files import write_json
 from lamella.lowrank import watch
 from lamella.methods.inflora import InfLoRA
@@ -67,7 +67,7 @@ def main(
         "whole pass": moments(SecondMoment, lambda: adapted.model(x)),
         "authors' form": moments(_PerImage, lambda: adapted.model(x)),
     }
-    pass_seconds = _take_turns(passes, repeats, device)
+    pass_seconds = interleaved(passes, repeats, processor=device == "cpu")
     found = _moments(method, SecondMoment, lambda: adapted.show(x, method.sites))
     algebra: dict[str, Callable[[], Any]] = {}
     for memory in ("empty", "a quarter"):
@@ -77,7 +77,7 @@ def main(
             method.rule.protect(copy.deepcopy(held[n]), G, 1, first=held[n].dimension == 0) for n, G in found.items()
         ]
     algebra["singular value decomposition"] = lambda: [torch.linalg.svd(G) for G in found.values()]
-    algebra_seconds = _take_turns(algebra, repeats, device)
+    algebra_seconds = interleaved(algebra, repeats, processor=device == "cpu")
     setting = {"backbone": backbone, "size": size, "batch": batch, "device": device, "images": images, "epochs": epochs,
                "threads": torch.get_num_threads(), "torch": torch.__version__}  # fmt: skip
     result = {"setting": setting, "passes": pass_seconds, "algebra": algebra_seconds}
@@ -101,26 +101,11 @@ def _space(G: Tensor, memory: str) -> Subspace:
     return space
 
 
-def _take_turns(forms: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each form, in the order of the rounds; the first round is not counted."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    seconds: dict[str, list[float]] = {form: [] for form in forms}
-    for _ in range(repeats + 1):
-        for form, compute in forms.items():
-            started = clock()
-            compute()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            seconds[form].append(clock() - started)
-    return {form: times[1:] for form, times in seconds.items()}
-
-
 def _print(passes: dict[str, list[float]], algebra: dict[str, list[float]], task: float, title: str) -> None:
     table = Table("pass", "ratio", title=title)
     unit = passes["frozen forward"]
     for form, own in passes.items():
-        low, middle, high = statistics.quantiles([a / b for a, b in zip(own, unit, strict=True)], n=4)
-        table.add_row(form, f"{middle:.2f} ({low:.2f} to {high:.2f})")
+        table.add_row(form, ratio_text(own, unit))
     Console(width=120).print(table)
     table = Table("linear algebra, all layers", "seconds", title=f"a task of {task:.0f} s at least")
     medians = {form: statistics.median(own) for form, own in algebra.items()}

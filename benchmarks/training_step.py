@@ -16,7 +16,6 @@ the middle half of them.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lamella.backbones import Backbone, load_backbone
+from lamella.bench.timing import interleaved, ratio_text
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.files import write_json
@@ -74,10 +74,7 @@ def main(
         for number in (1, tasks):
             forms[f"{name}, task {number}"] = _step_of(name, build(), number, images, x, precision)
     counted = {form: _count(step) for form, step in forms.items()}
-    seconds: dict[str, list[float]] = {form: [] for form in forms}
-    for _ in range(repeats):
-        for form, step in forms.items():
-            seconds[form].append(_seconds(step, device))
+    seconds = interleaved(forms, repeats, warm=0, processor=device == "cpu")  # counting them has warmed them
     setting = {"backbone": backbone, "size": size, "batch": batch, "tasks": tasks, "precision": precision,
                "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}  # fmt: skip
     file = out / f"training-step-{backbone}-{precision}-{device}.json"
@@ -202,23 +199,13 @@ def _count(step: Step) -> int:
     return counter.get_total_flops()
 
 
-def _seconds(step: Step, device: str) -> float:
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    started = clock()
-    step()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return clock() - started
-
-
 def _print(seconds: dict[str, list[float]], counted: dict[str, int], title: str) -> None:
     table = Table(title=title)
     for column in ("form", "time", "products"):
         table.add_column(column, justify="left" if column == "form" else "right")
     unit = next(iter(seconds))
     for form, own in seconds.items():
-        low, middle, high = statistics.quantiles([a / b for a, b in zip(own, seconds[unit], strict=True)], n=4)
-        table.add_row(form, f"{middle:.2f} ({low:.2f} to {high:.2f})", f"{counted[form] / counted[unit]:.2f}")
+        table.add_row(form, ratio_text(own, seconds[unit]), f"{counted[form] / counted[unit]:.2f}")
     Console(width=120).print(table)
     print(f"1.00 is {statistics.median(seconds[unit]):.3f} s, torch {torch.__version__}")
 
