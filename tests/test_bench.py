@@ -1,18 +1,22 @@
 """`lamella bench`: what is counted is what it says, by hand where that can be."""
 
+import itertools
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Run
 
+from lamella.bench import memory
 from lamella.bench.growth import follow, slope
 from lamella.bench.growth_figure import growth_png
 from lamella.bench.memory import AS_KEPT, kept_activations, measure_memory
 from lamella.bench.speed import Phase, Speed, measure_speed, quick_learner
 from lamella.bench.synthetic import synthetic_task
-from lamella.bench.timing import interleaved, ratio
+from lamella.bench.timing import interleaved, ratio, ratio_text
 from lamella.footprint import kept_for_backward
 from lamella.phases import phase_shares, phases_line
 
@@ -29,6 +33,14 @@ def test_forms_take_turns_and_warm_rounds_do_not_count() -> None:
 def test_a_ratio_is_taken_within_rounds() -> None:
     # A machine that is ten times slower in the second round changes nothing.
     assert ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == 2.0
+    assert ratio_text([1.0, 20.0, 4.0], [1.0, 10.0, 1.0]) == "2.00 (1.00 to 4.00)"
+
+
+def test_seconds_are_those_of_the_clock_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, step in (("perf_counter", 10.0), ("process_time", 1.0)):
+        monkeypatch.setattr(time, name, itertools.count(0.0, step).__next__)
+    assert interleaved({"a": lambda: None}, repeats=2) == {"a": [10.0, 10.0]}
+    assert interleaved({"a": lambda: None}, repeats=2, processor=True) == {"a": [1.0, 1.0]}
 
 
 def test_synthetic_tasks_repeat_and_can_be_told_apart() -> None:
@@ -78,12 +90,20 @@ def test_activations_grow_in_step_with_the_batch() -> None:
     assert sizes[2] - sizes[1] == pytest.approx(sizes[1] - sizes[0], rel=0.01)
 
 
-def test_memory_is_measured_in_processes_of_their_own() -> None:
+def test_memory_is_measured_form_by_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(memory, "_in_a_process", lambda form, setting: asked.append(form) or len(asked))
     found = measure_memory(TINY, "inflora", batch=16, device="cpu")
-    assert list(found) == ["frozen forward", "training", AS_KEPT, "activations"]
-    assert all(size > 0 for size in found.values())
+    assert found == {"frozen forward": 1, "training": 2, AS_KEPT: 3, "activations": 4}
     with pytest.raises(ValueError, match="unknown method 'inflorra'"):
         measure_memory(TINY, "inflorra")
+    assert len(asked) == 4, "no process is started for a wrong setting"
+
+
+def test_a_form_is_measured_in_a_process_of_its_own() -> None:
+    before, setting = dict(os.environ), (TINY, "inflora", 16, {"precision": "float32", "device": "cpu"})
+    assert memory._in_a_process("training", setting) > 0
+    assert dict(os.environ) == before
 
 
 def test_what_a_task_adds_by_hand() -> None:
