@@ -85,6 +85,7 @@ def test_the_products_left_out_are_those_of_the_other_tokens() -> None:
     """Query, output and MLP are 1 + 1 + 8 products d x d a token, and attention has two of tokens x d a query."""
     d, tokens, n = 24, 17, 5
     backbone, x = vit(), images(n)
+    adapter(backbone, "key+value")  # whose products are of all tokens either way
     operations: list[int] = []
     for run in (backbone.model, backbone):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

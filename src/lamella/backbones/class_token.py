@@ -49,7 +49,9 @@ def others_are_unseen(model: Any) -> bool:
     dropout, which would draw other numbers."""
     block = model.blocks[-1]
     inside = list(block.modules())
-    if any(m.training or _has_hooks(m) for m in (model, model.blocks, model.norm, model.fc_norm, *inside)):
+    if model.training or block.training:
+        return False
+    if any(_has_hooks(m) for m in (model, model.blocks, model.norm, model.fc_norm, *inside)):
         return False
     return not any(isinstance(m, Adapted) and m.observed for m in inside if m is not block.attn.qkv)
 
