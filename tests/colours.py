@@ -70,7 +70,9 @@ def learn(client: TestClient, archive: bytes, name: str = "colours.zip", **form:
 
 
 def ended(client: TestClient, id: int) -> dict[str, Any]:
+    given_up = time.monotonic() + 300  # else a job that hangs would hang the suite
     while (job := client.get(f"/jobs/{id}").json())["state"] == "learning":
+        assert time.monotonic() < given_up, job
         time.sleep(0.05)
     return job
 

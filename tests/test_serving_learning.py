@@ -153,7 +153,7 @@ def test_a_learning_waits_for_another_process_that_learns(model: Path) -> None:
     with alone(model, ""):
         learning = threading.Thread(target=teach, args=(model, sent(model, NEW).folder, "new", said.append))
         learning.start()
-        while not said:
+        while not said and learning.is_alive():
             time.sleep(0.01)
         assert said[0] == {"step": "waits: another process is learning into this model"}
         assert load_manifest(model)["version"] == 1
