@@ -103,8 +103,8 @@ def test_sums_do_not_depend_on_how_a_pass_is_cut_into_batches() -> None:
         fit = fit_for(method, scan_batch_size=size)
         method.learn(task(0, (0, 1, 2)), fit)
         sums.append((method.G, method.Q))
-    assert torch.allclose(sums[0][0], sums[1][0], rtol=1e-5)
-    assert torch.allclose(sums[0][1], sums[1][1], rtol=1e-5)
+    for parts, whole in zip(*sums, strict=True):  # features of other batches are rounded otherwise
+        assert float((parts - whole).abs().max()) < 1e-6 * float(whole.abs().max())
 
 
 def test_without_a_spread_the_solution_is_finite() -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lamella.data.exemplars import Exemplars
@@ -25,7 +26,8 @@ def export_adapters(learner: Learner, method: Any, folder: Path) -> list[str]:
 
     skipped = _of_no_use(method)
     state = learned_state(method)
-    tensors = {k: v.detach().cpu().clone() for k, v in state.items() if not k.startswith(skipped)}
+    kept = {k: v.detach().cpu() for k, v in state.items() if not k.startswith(skipped)}
+    tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in kept.items()}
     described = description(learner, method, method.classes)
     listed = {
         name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for name, t in tensors.items()
