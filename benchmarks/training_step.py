@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/training_step.py vit_tiny_patch16_224 --size 128 --repeats 15
     OMP_NUM_THREADS=1 python benchmarks/training_step.py vit_base_patch16_224 --size 224 --batch 8 --images 4
     OMP_NUM_THREADS=1 python benchmarks/training_step.py vit_base_patch16_224 --size 224 --batch 8 --images 4 --bf16
+    python benchmarks/training_step.py vit_base_patch16_224 --size 224 --batch 128 --bf16 --device cuda --method inflora
 
 1.00 is the frozen forward pass of timm's own model in float32. "activations alone" is what no method can do without:
 the forward pass and the backward pass through activations as far as the first adapted layer, with nothing else to
@@ -12,7 +13,10 @@ noise; what is timed is the body of `fit`'s loop, with the loss and the tensors 
 
 "products" is the same ratio in counted floating-point operations of matrix products. All forms take turns in one
 process; "time" is the median over the rounds of the ratio within a round, in process time (wall time on a GPU), with
-the middle half of them.
+the middle half of them. "of the matrix rate" is what a form's products reach of one large product in the precision of
+all but the unit, timed in the same rounds. On a GPU the most memory of each form is printed too. For `inflora` a run of
+Split CIFAR-100 (10 tasks of 5,000 images, 20 epochs, tests after each) is projected from its last step and the forward
+pass.
 """
 
 import statistics
@@ -43,6 +47,8 @@ from lamella.randomness import generator
 CLASSES, RANK = 10, 10
 METHODS_SHOWN = ["inflora", "seq-lora", "duallora", "color"]
 
+SHORT, PRODUCT = "forward, last block for the class token", "one large matrix product"
+
 Step = Callable[[], Any]
 
 
@@ -63,9 +69,10 @@ def main(
     precision = "bf16" if bf16 else "float32"
     x = torch.randn(batch, 3, size, size, generator=generator(0, "images")).to(device)
     frozen = build()
+    product = _product(x.device, torch.bfloat16 if bf16 else torch.float32)
     forms: dict[str, Step] = {
         "frozen forward": _forward(frozen.model, x, "float32"),
-        "forward, last block for the class token": _forward(frozen, x, precision),
+        SHORT: _forward(frozen, x, precision),
         "activations alone": _activations_alone(build(), x, precision),
     }
     for number in (1, tasks):
@@ -73,13 +80,20 @@ def main(
     for name in method or METHODS_SHOWN:
         for number in (1, tasks):
             forms[f"{name}, task {number}"] = _step_of(name, build(), number, images, x, precision)
+    forms[PRODUCT] = product
     counted = {form: _count(step) for form, step in forms.items()}
+    peaks = {form: _peak(step, x.device) for form, step in forms.items()}
     seconds = interleaved(forms, repeats, warm=0, processor=device == "cpu")  # counting them has warmed them
     setting = {"backbone": backbone, "size": size, "batch": batch, "tasks": tasks, "precision": precision,
                "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}  # fmt: skip
     file = out / f"training-step-{backbone}-{precision}-{device}.json"
-    write_json(file, {"setting": setting, "seconds": seconds, "operations": counted})
-    _print(seconds, counted, f"{backbone}, {size} px, {batch} images, {precision}, {torch.get_num_threads()} threads")
+    write_json(file, {"setting": setting, "seconds": seconds, "operations": counted, "peak_bytes": peaks})
+    _print(seconds, counted, peaks, batch,
+           f"{backbone}, {size} px, {batch} images, {precision}, {torch.get_num_threads()} threads")  # fmt: skip
+    if f"inflora, task {tasks}" in forms:
+        spent = {form: statistics.median(own) / batch for form, own in seconds.items()}
+        minutes = _split_cifar(spent[f"inflora, task {tasks}"], spent[SHORT]) / 60
+        print(f"Split CIFAR-100 with inflora, projected: {minutes:.1f} min")
 
 
 def _forward(model: nn.Module, x: Tensor, precision: str) -> Step:
@@ -191,6 +205,12 @@ def _step(
     return run
 
 
+def _product(device: torch.device, dtype: torch.dtype) -> Step:
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, generator=generator(0, name)).to(device, dtype) for name in ("left", "right"))
+    return lambda: a @ b
+
+
 def _count(step: Step) -> int:
     """Floating-point operations of the step's matrix products; attention is two of them, and four backwards."""
     in_place = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
@@ -199,14 +219,39 @@ def _count(step: Step) -> int:
     return counter.get_total_flops()
 
 
-def _print(seconds: dict[str, list[float]], counted: dict[str, int], title: str) -> None:
-    table = Table(title=title)
-    for column in ("form", "time", "products"):
-        table.add_column(column, justify="left" if column == "form" else "right")
+def _peak(step: Step, device: torch.device) -> int:
+    """Most bytes that torch holds on a GPU during a step, above what stands there before; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _split_cifar(step: float, forward: float) -> float:
+    """Seconds of ten tasks of 5,000 images and 20 epochs, two passes for statistics, and tests of 1,000 images a task.
+
+    Args:
+        step, forward: seconds an image.
+    """
+    return 10 * 5_000 * (20 * step + 2 * forward) + sum(range(1, 11)) * 1_000 * forward
+
+
+def _print(
+    seconds: dict[str, list[float]], counted: dict[str, int], peaks: dict[str, int], batch: int, title: str
+) -> None:
+    table = Table("form", title=title)
+    for column in ("time", "products", "images/s", "of the matrix rate", *(["peak MB"] if any(peaks.values()) else [])):
+        table.add_column(column, justify="right")
     unit = next(iter(seconds))
-    for form, own in seconds.items():
-        table.add_row(form, ratio_text(own, seconds[unit]), f"{counted[form] / counted[unit]:.2f}")
-    Console(width=120).print(table)
+    rates = {form: counted[form] / statistics.median(own) for form, own in seconds.items()}
+    for form in (form for form in seconds if form != PRODUCT):
+        per_second = batch / statistics.median(seconds[form])
+        peak = [f"{peaks[form] / 1e6:.0f}"] if any(peaks.values()) else []
+        table.add_row(form, ratio_text(seconds[form], seconds[unit]), f"{counted[form] / counted[unit]:.2f}",
+                      f"{per_second:.1f}", f"{rates[form] / rates[PRODUCT]:.0%}", *peak)  # fmt: skip
+    Console(width=130).print(table)
     print(f"1.00 is {statistics.median(seconds[unit]):.3f} s, torch {torch.__version__}")
 
 
