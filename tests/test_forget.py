@@ -107,6 +107,9 @@ def test_what_others_hold_traces_of_is_refused_with_the_reason() -> None:
         align=True,
         fit={"device": "cpu"},
     )
+    aligned.learn(first)
+    with pytest.raises(ValueError, match=f"'{first.name}' is all that was learned; remove the model's folder"):
+        aligned.forget(first.name)
     aligned.learn(last)
     with pytest.raises(ValueError, match=r"linear-probe\+align cannot forget"):
         aligned.forget(last.name)

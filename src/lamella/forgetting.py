@@ -28,6 +28,8 @@ def forget(learner: Learner, task: str) -> None:
 
 
 def _traces(method: str, names: list[str], number: int) -> str:
+    if len(names) == 1:
+        return f"'{names[0]}' is all that was learned; remove the model's folder, or learn into another"
     later = ", ".join(names[number + 1 :])
     acting = f"{later} were learned with what it left acting, and " if later else ""
     return (
