@@ -19,11 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lamella.bench.growth import follow, slope
+from lamella.bench.short import short_method
 from lamella.config import build_scenario, complete
 from lamella.files import read_json, write_json
 from lamella.learner import Learner
-from lamella.methods import METHODS
-from lamella.options import options_of
 from lamella.report.figures import LINES, MARKERS
 from lamella.report.svg import drawing
 
@@ -59,12 +58,9 @@ def main(
 
 def _config(name: str, setting: dict[str, Any], cut: dict[str, Any]) -> dict[str, Any]:
     """Default settings, but for what makes it short; a method that trains nothing has no epochs."""
-    plain, *parts = name.split("+")
-    known = options_of(METHODS[plain]) if plain in METHODS else {}
-    short = {key: value for key, value in (("epochs", setting["epochs"]), ("batch_size", 32)) if key in known}
     return complete({
         "scenario": {"source": setting["source"], **cut}, "backbone": {"name": setting["backbone"]},
-        "method": {"name": plain, **short, **dict.fromkeys(parts, True)},
+        "method": short_method(name, batch=32, epochs=setting["epochs"]),
     })  # fmt: skip
 
 

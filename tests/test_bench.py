@@ -14,7 +14,8 @@ from lamella.bench import memory
 from lamella.bench.growth import follow, slope
 from lamella.bench.growth_figure import growth_png
 from lamella.bench.memory import AS_KEPT, kept_activations, measure_memory
-from lamella.bench.speed import Phase, Speed, measure_speed, quick_learner
+from lamella.bench.short import quick_learner
+from lamella.bench.speed import Phase, Speed, measure_speed
 from lamella.bench.synthetic import synthetic_task
 from lamella.bench.timing import interleaved, ratio, ratio_text
 from lamella.footprint import kept_for_backward
@@ -140,7 +141,7 @@ def test_the_commands(lamella: Run, tmp_path: Path) -> None:
     code, text, _ = lamella("bench", "growth", "--tasks", 3, "--images", 4, "--backbone", "test_vit", "--size", 32,
                             "--method", "nearest-mean", "--out", out, "--png", png)  # fmt: skip
     assert code == 0
-    assert "learning, ms an image" in text
+    assert "learning (ms an image)" in text
     assert len(json.loads(out.read_text())) == 3
     assert png.is_file()
     code, text, _ = lamella("bench", "speed", "--images", 8, "--batch", 4, "--repeats", 1, "--backbone", "test_vit",

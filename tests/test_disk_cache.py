@@ -121,6 +121,7 @@ def test_what_was_interrupted_is_made_anew(tmp_path: Path, monkeypatch: pytest.M
         patch.setattr(ImageSet, "pixels", killed)
         with pytest.raises(KeyboardInterrupt):
             cached(data, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.p*")), "an unfinished file takes no room"
     assert same(cached(data, tmp_path / "cache"), data)
     assert not list((tmp_path / "cache").glob("*.part"))
 

@@ -113,7 +113,10 @@ def test_every_run_shown_has_a_valid_configuration(words: list[str]) -> None:
     overrides = [word for word in words[2:] if re.match(r"[a-z]+\.[a-z_.]+=", word)]
     if words[1] == "CONFIG":
         pytest.skip("a pattern, not a command")
-    load_config(words[1], [o for o in overrides if o not in ("method.name=NAME", "method.name=own")])
+    wanted = [o for o in overrides if o not in ("method.name=NAME", "method.name=own")]
+    config = load_config(words[1], wanted)
+    names = [o.partition("=")[2] for o in wanted if o.startswith("method.name=")]
+    assert config["method"]["name"] in (names or METHODS)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -551,6 +551,7 @@ def test_a_model_that_knows_nothing_says_so(tmp_path: Path) -> None:
     Learner.create(backbone={"name": "test_vit", "weights": "random", "size": 32}, method="nearest-mean").save(tmp_path)
     with TestClient(create_app(tmp_path, token=TOKEN)) as client:
         refused(predict(client, picture("dark")), 503, "has learned nothing yet")
+        assert client.get("/classes").json() == []
 
 
 # the command

@@ -28,9 +28,9 @@ def follow(
         each: called after each task.
 
     Returns:
-        For each task "bytes" of all that has been learned, "seconds_per_image" of learning, "peak" memory of
-        the process in bytes, and "pass", the time of a
-        prediction as a multiple of a plain forward pass of the same backbone, measured beside it.
+        For each task "bytes" of all that has been learned, "seconds_per_image" of learning, "peak" memory of the
+        process in bytes, and "pass", the time of a prediction as a multiple of a plain forward pass of the same
+        backbone, measured beside it.
     """
     plain = build_backbone(learner.config)
     size = plain.transform.size

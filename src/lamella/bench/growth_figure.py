@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from lamella.report.svg import drawing
 
-__all__ = ["growth_png"]
+__all__ = ["PANELS", "growth_png"]
 
 INK, GRID = "#0072b2", "#c9ced3"
 PANELS = {
@@ -14,6 +14,7 @@ PANELS = {
     "bytes": ("learned (kB)", 1e-3),
     "pass": ("prediction / plain forward pass", 1.0),
 }
+"""Figure of `follow` -> what it is called, and the factor to its unit."""
 
 
 def growth_png(costs: Sequence[Mapping[str, float]]) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from lamella.bench.speed import quick_learner
+from lamella.bench.short import quick_learner
 from lamella.bench.synthetic import synthetic_task
 from lamella.footprint import kept_for_backward, peak_bytes
 from lamella.learner import Learner

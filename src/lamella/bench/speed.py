@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lamella.backbones import Backbone
+from lamella.bench.short import quick_learner
 from lamella.bench.synthetic import synthetic_task
 from lamella.config import build_backbone
 from lamella.data.scenario import Task
 from lamella.learner import Learner
-from lamella.methods import METHODS
-from lamella.options import options_of
 from lamella.precision import PRECISIONS
 
-__all__ = ["Phase", "Speed", "measure_speed", "quick_learner"]
+__all__ = ["Phase", "Speed", "measure_speed"]
 
 FORWARD, PREDICTION = "frozen forward", "prediction"
 
@@ -43,19 +42,6 @@ class Speed:
             for precision, phases in self.phases.items()
         }
         return min(whole, key=lambda precision: whole[precision])
-
-
-def quick_learner(backbone: Mapping[str, Any], method: str, batch: int, fit: Mapping[str, Any]) -> Learner:
-    """A learner with the method's own settings, but for one epoch in batches of this size.
-
-    Raises:
-        ValueError: an unknown backbone or method, or one that cannot learn on this backbone.
-    """
-    plain, *parts = method.split("+")
-    known = options_of(METHODS[plain]) if plain in METHODS else {}
-    short = {key: value for key, value in (("epochs", 1), ("batch_size", batch)) if key in known}
-    table = {"name": plain, **short, **dict.fromkeys(parts, True)}
-    return Learner.create(backbone=backbone, method=table, align="align" in parts, fit=fit)
 
 
 def measure_speed(

@@ -37,7 +37,7 @@ def speed(
 
     found = measure_speed(_table(backbone, size), method, batch=batch, images=images, repeats=repeats, device=device)
     columns = [f"{p}, {what}" for p in found.phases for what in ("ms an image", "x forward")]
-    table = _titled(f"{method} on {backbone}, batches of {batch}", "", *columns)
+    table = _titled(f"{method} on {backbone}, batches of {batch}", *columns)
     for name in found.phases["float32"]:
         cells = [found.phases[p][name] for p in found.phases]
         table.add_row(name, *(text for c in cells for text in (f"{c.milliseconds:.2f}", f"{c.ratio:.2f}")))
@@ -61,7 +61,7 @@ def memory(
     from lamella.precision import PRECISIONS
     from lamella.report.words import size as as_size
 
-    table = _titled(f"{method} on {backbone}, batches of {batch}", "", *PRECISIONS)
+    table = _titled(f"{method} on {backbone}, batches of {batch}", *PRECISIONS)
     found = {p: measure_memory(_table(backbone, size), method, batch=batch, precision=p, device=device)
              for p in PRECISIONS}  # fmt: skip
     for name in found["float32"]:
@@ -87,8 +87,8 @@ def growth(
 ) -> None:
     """What a task costs as tasks add up: time, memory, and the time of a prediction."""
     from lamella.bench.growth import follow, slope
-    from lamella.bench.growth_figure import growth_png
-    from lamella.bench.speed import quick_learner
+    from lamella.bench.growth_figure import PANELS, growth_png
+    from lamella.bench.short import quick_learner
     from lamella.bench.synthetic import synthetic_task
     from lamella.progress import bars
 
@@ -96,12 +96,11 @@ def growth(
     stream = (synthetic_task(i, images, learner.backbone.transform.size) for i in range(tasks))
     with bars("growth", tasks) as advance:
         costs = follow(learner, stream, lambda i, cost: advance(1, ""))
-    table = _titled(f"{method} on {backbone}, {tasks} tasks of {images} images", "", "first tenth", "last tenth",
-                    "slope, a task")  # fmt: skip
-    rows = {"seconds_per_image": ("learning, ms an image", 1e3), "bytes": ("learned, kB", 1e-3),
-            "peak": ("peak memory of the process, MB", 1e-6), "pass": ("prediction / plain pass", 1)}  # fmt: skip
+    table = _titled(
+        f"{method} on {backbone}, {tasks} tasks of {images} images", "first tenth", "last tenth", "slope, a task"
+    )
     tenth = max(tasks // 10, 1)
-    for key, (label, factor) in rows.items():
+    for key, (label, factor) in PANELS.items():
         values = [factor * cost[key] for cost in costs]
         first, last = (sum(part) / tenth for part in (values[:tenth], values[-tenth:]))
         table.add_row(label, f"{first:.2f}", f"{last:.2f}", f"{slope(values):+.4f}")
@@ -122,8 +121,8 @@ def _table(backbone: str, size: int | None) -> dict[str, Any]:
 def _titled(title: str, *columns: str) -> "Table":
     from rich.table import Table
 
-    table = Table(columns[0], title=title)
-    for column in columns[1:]:
+    table = Table("", title=title)
+    for column in columns:
         table.add_column(column, justify="right")
     return table
 

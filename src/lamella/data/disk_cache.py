@@ -58,7 +58,7 @@ def cache_folder() -> Path | None:
 def on_disk(data: ImageSet, folder: Path, *, bytes_expected: int, progress: Progress = silent) -> ImageSet:
     """The same set with its images decoded into `folder`, which two processes may use at once.
 
-    What is there already is taken, if it was made of the same files: their names, sizes and times decide.
+    What is there already is taken, if it was made of the same images: see `content_sha256`.
 
     Args:
         bytes_expected: about how much all images take.
@@ -86,11 +86,17 @@ def _decode_into(path: Path, data: ImageSet, progress: Progress) -> list[list[in
     """Height and width of each image, whose pixels are written one after the other."""
     shapes: list[list[int]] = []
     part = path.with_suffix(".part")
-    with part.open("wb") as file, progress("decode", len(data)) as advance:
-        for chunk in torch.arange(len(data)).split(CHUNK):
-            for image in data.pixels(chunk):
-                file.write(image.contiguous().numpy().tobytes())
-                shapes.append(list(image.shape[1:]))
-            advance(len(chunk), "")
-    part.replace(path)
+    try:
+        with part.open("wb") as file, progress("decode", len(data)) as advance:
+            for chunk in torch.arange(len(data)).split(CHUNK):
+                for image in data.pixels(chunk):
+                    file.write(image.contiguous().numpy().tobytes())
+                    shapes.append(list(image.shape[1:]))
+                advance(len(chunk), "")
+            file.flush()
+            os.fsync(file.fileno())  # the index must not outlive a power cut that these did not
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)  # a full disk gets its room back
+        raise
     return shapes
