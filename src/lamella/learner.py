@@ -21,12 +21,12 @@ from lamella.data.keeping import keep_decoded
 from lamella.data.readable import load_readable
 from lamella.data.scenario import Task
 from lamella.fit import Examples, Fit
-from lamella.kept_backbone import from_copy, keep_backbone
+from lamella.kept_backbone import from_copy
 from lamella.ledger import check_task, task_record
 from lamella.predictions import Prediction, as_predictions, held_back_record
 from lamella.progress import Progress, silent
 from lamella.scores import Score, score_task
-from lamella.store import learned_state, load_model, restore_state, save_model
+from lamella.stored_learner import load_learner, save_learner
 
 __all__ = ["Learner", "Prediction"]
 
@@ -261,14 +261,7 @@ class Learner:
             The bytes of what was learned.
         """
         self._check_whole()
-        kept = keep_backbone(Path(folder), from_copy(self.config, self.backbone_copy), self.backbone)
-        manifest = {
-            "written_by": _version(), "config": self.config, "weights_sha256": self.backbone.weights_sha256,
-            "backbone_copy": kept,
-            "class_names": [[i, name] for i, name in self.class_names.items()],
-            "tasks": self.tasks, "notes": self.notes,
-        }  # fmt: skip
-        return save_model(Path(folder), learned_state(self.method), manifest, what=what, keep=keep)
+        return save_learner(self, Path(folder), what=what, keep=keep)
 
     @classmethod
     def load(cls, folder: str | Path, version: int | None = None) -> "Learner":
@@ -278,26 +271,9 @@ class Learner:
             FileNotFoundError: there is none.
             ValueError: it is damaged, foreign, newer, or was learned on other weights; or there is no such version.
         """
-        state, manifest = load_model(Path(folder), version)
-        copy = manifest.get("backbone_copy")
-        learner = cls(manifest["config"], backbone_copy=Path(folder, copy) if copy else None)
-        if learner.backbone.weights_sha256 != manifest["weights_sha256"]:
-            raise ValueError(
-                f"'{folder}' was learned on other weights of {learner.backbone.name} than the ones found here; "
-                "put the original weights back"
-            )
-        restore_state(learner.method, state)
-        learner.class_names = {int(i): str(name) for i, name in manifest["class_names"]}
-        learner.tasks, learner.notes = manifest["tasks"], manifest["notes"]
-        return learner
+        return load_learner(cls, Path(folder), version)
 
 
 def _backbone_table(backbone: str | Mapping[str, Any]) -> dict[str, Any]:
     given = {"name": backbone} if isinstance(backbone, str) else dict(backbone)
     return backbone_table(given["name"]) | {key: value for key, value in given.items() if key != "name"}
-
-
-def _version() -> str:
-    from lamella import __version__
-
-    return __version__
