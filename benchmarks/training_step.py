@@ -3,13 +3,15 @@
     OMP_NUM_THREADS=1 python benchmarks/training_step.py vit_tiny_patch16_224 --size 128 --repeats 15
     OMP_NUM_THREADS=1 python benchmarks/training_step.py vit_base_patch16_224 --size 224 --batch 8 --images 4
     OMP_NUM_THREADS=1 python benchmarks/training_step.py vit_base_patch16_224 --size 224 --batch 8 --images 4 --bf16
-    python benchmarks/training_step.py vit_base_patch16_224 --size 224 --batch 128 --bf16 --device cuda --method inflora
+    python benchmarks/training_step.py vit_base_patch16_224 --size 224 --batch 128 --bf16 --device cuda \
+        --method inflora --compile
 
 1.00 is the frozen forward pass of timm's own model in float32. "activations alone" is what no method can do without:
 the forward pass and the backward pass through activations as far as the first adapted layer, with nothing else to
 train. "authors' form" is InfLoRA's code written out: for every task so far B A as a dense matrix, for keys and for
 values, and attention as two products. A method is taken to its late task by its own `learn`, with training replaced by
-noise; what is timed is the body of `fit`'s loop, with the loss and the tensors that `learn` hands over.
+noise; what is timed is the body of `fit`'s loop, with the loss and the tensors that `learn` hands over. With --compile
+the forward pass and each method's late step come once more with compiled blocks (`fit.compile`).
 
 "products" is the same ratio in counted floating-point operations of matrix products. All forms take turns in one
 process; "time" is the median over the rounds of the ratio within a round, in process time (wall time on a GPU), with
@@ -21,6 +23,7 @@ pass.
 
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lamella.backbones import Backbone, load_backbone
 from lamella.bench.timing import interleaved, ratio_text
+from lamella.compilation import compiled_blocks
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.files import write_json
@@ -48,6 +52,7 @@ CLASSES, RANK = 10, 10
 METHODS_SHOWN = ["inflora", "seq-lora", "duallora", "color"]
 
 SHORT, PRODUCT = "forward, last block for the class token", "one large matrix product"
+COMPILED = ", compiled"
 
 Step = Callable[[], Any]
 
@@ -61,6 +66,7 @@ def main(
     images: Annotated[int, typer.Option(help="Of each earlier task: they make subspaces and gates.")] = 12,
     method: Annotated[list[str] | None, typer.Option(help="May be given several times; all four by default.")] = None,
     bf16: Annotated[bool, typer.Option(help="All but the unit in bfloat16.")] = False,
+    compile: Annotated[bool, typer.Option(help="Also with compiled blocks.")] = False,
     device: str = "cpu",
     out: Path = Path("runs/benchmarks"),
 ) -> None:
@@ -77,13 +83,21 @@ def main(
     }
     for number in (1, tasks):
         forms[f"authors' form, task {number}"] = _authors(build(), number, x, precision)
-    for name in method or METHODS_SHOWN:
+    methods = method or METHODS_SHOWN
+    for name in methods:
         for number in (1, tasks):
             forms[f"{name}, task {number}"] = _step_of(name, build(), number, images, x, precision)
     forms[PRODUCT] = product
     counted = {form: _count(step) for form, step in forms.items()}
-    peaks = {form: _peak(step, x.device) for form, step in forms.items()}
-    seconds = interleaved(forms, repeats, warm=0, processor=device == "cpu")  # counting them has warmed them
+    with ExitStack() as stack:
+        if compile:
+            forms[SHORT + COMPILED] = _forward(_compiled(build(), x, stack), x, precision)
+            for name in methods:
+                step = _step_of(name, build(), tasks, images, x, precision, lambda m: _compiled(m, x, stack))
+                forms[f"{name}, task {tasks}{COMPILED}"] = step
+        peaks = {form: _peak(step, x.device) for form, step in forms.items()}
+        seconds = interleaved(forms, repeats, processor=device == "cpu")
+    counted = {form: counted[form.removesuffix(COMPILED)] for form in forms}
     setting = {"backbone": backbone, "size": size, "batch": batch, "tasks": tasks, "precision": precision,
                "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}  # fmt: skip
     file = out / f"training-step-{backbone}-{precision}-{device}.json"
@@ -94,6 +108,11 @@ def main(
         spent = {form: statistics.median(own) / batch for form, own in seconds.items()}
         minutes = _split_cifar(spent[f"inflora, task {tasks}"], spent[SHORT]) / 60
         print(f"Split CIFAR-100 with inflora, projected: {minutes:.1f} min")
+
+
+def _compiled(network: nn.Module, x: Tensor, stack: ExitStack) -> Any:
+    stack.enter_context(compiled_blocks(network, len(x)))
+    return network
 
 
 def _forward(model: nn.Module, x: Tensor, precision: str) -> Step:
@@ -162,8 +181,11 @@ class _Pretended:
             tensor.data += 1e-3 * torch.randn(tensor.shape, generator=generator(0, "noise")).to(tensor)
 
 
-def _step_of(name: str, backbone: Backbone, number: int, images: int, x: Tensor, precision: str) -> Step:
-    """The step of task `number`, counted from 1."""
+def _step_of(
+    name: str, backbone: Backbone, number: int, images: int, x: Tensor, precision: str,
+    prepared: Callable[[nn.Module], Any] = lambda learner: learner,
+) -> Step:  # fmt: skip
+    """The step of task `number`, counted from 1; `prepared` is done to the method before it."""
     learner: Any = METHODS[name](backbone, **({} if name == "color" else {"rank": RANK}))
     fit = Fit(learner, backbone.transform, device=str(x.device))
     pretended = _Pretended(fit)
@@ -177,6 +199,7 @@ def _step_of(name: str, backbone: Backbone, number: int, images: int, x: Tensor,
             learner.learn(Task(i, f"task {i}", classes, tuple(map(str, classes)), data), pretended)
     except _Reached as reached:
         loss, groups = reached.call
+        prepared(learner)
         first = (number - 1) * CLASSES
         return _step(lambda x, y: loss(x, y + first), groups, x, precision, **reached.hooks)
     raise RuntimeError(f"{name} has trained nothing in task {number}")
@@ -223,6 +246,7 @@ def _peak(step: Step, device: torch.device) -> int:
     """Most bytes that torch holds on a GPU during a step, above what stands there before; 0 on a CPU."""
     if device.type != "cuda":
         return 0
+    step()  # a first one may compile
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     step()

@@ -32,6 +32,7 @@ SCENARIOS: dict[str, Callable[..., Scenario]] = {
 FIT = {
     "device": Option(str, "auto"),
     "precision": Option(Literal["float32", "bf16"], "float32"),
+    "compile": Option(bool, False),
     "checkpoint_seconds": Option(float, 60.0),
 }
 RUN = {

@@ -7,6 +7,7 @@ and what is trainable are decided here. `fit` trains exactly the tensors it is g
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from lamella.calls import Place, ScanCall, TrainingCall
 from lamella.checkpoints import Checkpoints
 from lamella.checks import check_one_of
+from lamella.compilation import compiled_blocks
 from lamella.data.loading import Examples, batch_sizes, batches
 from lamella.data.transform import Augmentation, InputTransform, View, augmented_view, plain_view
 from lamella.optimizers import OPTIMIZERS, build_optimizer, parameter_groups, trainable
@@ -36,6 +38,7 @@ class Fit:
         transform: how images become inputs. augmentation: of training images, None for none.
         seed: of every draw, together with the task and the name of the call.
         device: "auto", "cpu", "cuda". precision: "float32" or "bf16" (autocast; statistics stay float32).
+        compile: whether training runs compiled blocks; see compilation.py.
         checkpoints: where interrupted calls go on; None keeps nothing.
         progress: opens a progress bar.
         scan_batch_size: images per forward pass where nothing is trained.
@@ -50,6 +53,7 @@ class Fit:
         seed: int = 0,
         device: str = "auto",
         precision: str = "float32",
+        compile: bool = False,
         checkpoints: Checkpoints | None = None,
         progress: Progress = silent,
         scan_batch_size: int = 64,
@@ -61,6 +65,7 @@ class Fit:
         self.seed = seed
         self.device = resolve_device(device)
         self.precision = precision
+        self.compile = compile
         self.checkpoints = checkpoints
         self.progress = progress
         self.scan_batch_size = scan_batch_size
@@ -127,7 +132,8 @@ class Fit:
         saved = TrainingCall(self._place(call), self.module, tensors, engine)
         self.trained[call] = sum(t.numel() for t in tensors)
         sizes = batch_sizes(len(data), batch_size)
-        with trainable(tensors), self.progress(f"task {self.task} {name}", epochs * len(sizes)) as advance:
+        blocks = compiled_blocks(self.module, batch_size) if self.compile else nullcontext()
+        with trainable(tensors), blocks, self.progress(f"task {self.task} {name}", epochs * len(sizes)) as advance:
             saved.restore(epochs)
             advance(saved.epoch * len(sizes) + saved.step, "")
             while saved.epoch < epochs:

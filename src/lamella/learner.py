@@ -101,10 +101,11 @@ class Learner:
 
     def fit(self, *, checkpoints: Checkpoints | None = None, progress: Progress = silent) -> Fit:
         """The loop this learner's configuration asks for."""
-        table = self.config["fit"]
+        # A model from before an option has none of it, and learns on as it did.
+        table = {key: value for key, value in self.config["fit"].items() if key in ("device", "precision", "compile")}
         return Fit(
             self.method, self.backbone.transform, augmentation=build_augmentation(self.config), seed=self.seed,
-            device=table["device"], precision=table["precision"], checkpoints=checkpoints, progress=progress,
+            checkpoints=checkpoints, progress=progress, **table,
         )  # fmt: skip
 
     def learn(

@@ -1,0 +1,177 @@
+"""Compiled blocks: the same results, compiled once for all tasks, and gone afterwards."""
+
+import shutil
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+import torch
+from streams import build, fit_for, learn, stream, tiny_backbone
+from torch import nn
+from torch._dynamo.utils import counters
+
+from lamella import compilation
+from lamella.backbones import load_backbone
+from lamella.compilation import compiled_blocks, repeated_blocks
+from lamella.learner import Learner
+from lamella.lowrank import grow
+
+LOW_RANK = ("inflora", "seq-lora", "olora", "sdlora", "duallora", "color", "ranpac")
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Generator[None]:
+    """Nothing that another test compiled."""
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_later_tasks_compile_nothing_and_learn_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "eager")  # traced and guarded alike, and computed by the same kernels
+    tasks = stream(classes=6, tasks=3, per_class=7)  # 14 images: a batch of 8 and one of 6
+    compiled, plain = build(name), build(name)
+    learn(compiled, 0, tasks[0], fit_for(compiled, compile=True))
+    after_first = graphs()
+    for number in (1, 2):
+        learn(compiled, number, tasks[number], fit_for(compiled, compile=True))
+    assert graphs() == after_first > 0
+    for number in range(3):
+        learn(plain, number, tasks[number])
+    expected = plain.state_dict()
+    for key, value in compiled.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_what_is_really_compiled_agrees_up_to_rounding() -> None:
+    backbone = tiny_backbone()
+    x = torch.randn(5, 3, 32, 32)
+    expected = backbone(x)
+    with compiled_blocks(backbone, 5):
+        torch.testing.assert_close(backbone(x), expected, rtol=1e-4, atol=1e-5)
+    assert graphs() > 0
+
+
+def test_blocks_of_one_shape_share_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(compilation, "BACKEND", counting(calls))
+    backbone = tiny_backbone()
+    with compiled_blocks(backbone.model, 4):
+        backbone.model(torch.randn(4, 3, 32, 32))
+    assert len(calls) == len(list(repeated_blocks(backbone)))
+    assert graphs() == 1
+
+
+def test_batches_of_another_size_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(compilation, "BACKEND", counting(calls))
+    backbone = tiny_backbone()
+    with compiled_blocks(backbone, 4):
+        backbone(torch.randn(3, 3, 32, 32))
+        assert not calls
+        backbone(torch.randn(4, 3, 32, 32))
+        assert calls
+
+
+def counting(calls: list[int]) -> Callable[..., Any]:
+    def backend(graph: Any, _: Any) -> Any:
+        def run(*inputs: Any) -> Any:
+            calls.append(len(inputs))
+            return graph.forward(*inputs)
+
+        return run
+
+    return backend
+
+
+def test_a_gate_a_watcher_and_a_coefficient_stay_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lamella.lowrank import using, watch
+
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    backbone = tiny_backbone()
+    sites = backbone.sites("key+value")
+    for branch in grow(sites, "one", 2):
+        nn.init.ones_(branch.B)
+        nn.init.ones_(branch.A)
+    x = torch.randn(4, 3, 32, 32)
+    seen: list[torch.Tensor] = []
+    with compiled_blocks(backbone, 4):
+        backbone(x)
+        before = graphs()
+        for share in (0.5, torch.rand(4), lambda x: x.mean((1, 2))):
+            with using(sites, {"one": share}):
+                inside = backbone(x)
+            with watch(sites, lambda _: seen.append):
+                backbone(x)
+        assert graphs() == before
+    assert len(seen) == 3 * len({site.name for site in sites})
+    with using(sites, {"one": lambda x: x.mean((1, 2))}):
+        assert torch.equal(backbone(x), inside)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_afterwards_everything_is_as_it_was(fails: bool) -> None:
+    backbone = tiny_backbone()
+    backbone.sites("key+value")
+    own = [module for module in backbone.modules() if "forward" in vars(module)]
+    try:
+        with compiled_blocks(backbone, 4):
+            assert len([m for m in backbone.modules() if "forward" in vars(m)]) > len(own)
+            if fails:
+                raise KeyError("stopped")
+    except KeyError:
+        pass
+    assert [module for module in backbone.modules() if "forward" in vars(module)] == own
+
+
+def test_blocks_are_found_in_the_innermost_sequences() -> None:
+    assert [type(b).__name__ for b in repeated_blocks(tiny_backbone())] == ["Block"] * 6
+    convnext = load_backbone("convnext_atto", weights="random")
+    assert {type(b).__name__ for b in repeated_blocks(convnext)} == {"ConvNeXtBlock"}
+    assert list(repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))) == []
+
+
+def test_a_network_of_many_shapes_is_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(compilation, "BACKEND", counting(calls))
+    backbone = load_backbone("resnet50", weights="random", size=32)
+    x = torch.randn(2, 3, 32, 32)
+    with compiled_blocks(backbone, 2):
+        backbone(x)  # eight shapes of blocks
+        with torch.no_grad():
+            backbone(x)
+        calls.clear()
+        backbone(x)
+    assert len(calls) == len(list(repeated_blocks(backbone))) == 16
+
+
+def test_what_cannot_be_compiled_is_told() -> None:
+    with pytest.raises(ValueError, match=r"fit\.compile: Linear has no sequence of equal blocks"):
+        with compiled_blocks(nn.Linear(2, 2), 4):
+            pass
+
+
+def test_a_missing_compiler_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise FileNotFoundError("no g++\nhere")
+
+    monkeypatch.setattr(compilation, "BACKEND", broken)
+    backbone = tiny_backbone()
+    with pytest.raises(RuntimeError, match=r"fit\.compile: the blocks cannot .* here .*; leave it out") as told:
+        with compiled_blocks(backbone, 4):
+            backbone(torch.randn(4, 3, 32, 32))
+    assert "\n" not in str(told.value)
+
+
+def test_it_is_a_setting_of_the_loop_and_older_models_have_none() -> None:
+    learner = Learner.create(backbone={"name": "test_vit", "weights": "random", "size": 32}, fit={"compile": True})
+    assert learner.fit().compile is True
+    del learner.config["fit"]["compile"]
+    assert learner.fit().compile is False
