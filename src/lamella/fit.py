@@ -5,8 +5,7 @@ and what is trainable are decided here. `fit` trains exactly the tensors it is g
 """
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,8 +16,9 @@ from lamella.calls import Place, ScanCall, TrainingCall
 from lamella.checkpoints import Checkpoints
 from lamella.checks import check_one_of
 from lamella.compilation import compiled_blocks
-from lamella.data.loading import Examples, batch_sizes, batches
-from lamella.data.transform import Augmentation, InputTransform, View, augmented_view, plain_view
+from lamella.data.loading import Examples, batch_sizes
+from lamella.data.transform import Augmentation, InputTransform
+from lamella.feeding import Feed
 from lamella.optimizers import OPTIMIZERS, build_optimizer, parameter_groups, trainable
 from lamella.precision import PRECISIONS, computing, resolve_device
 from lamella.progress import Progress, silent
@@ -76,9 +76,14 @@ class Fit:
         self.task = task
         self._names: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
-        self.waited = 0.0
+        self.feed = Feed(self.transform, seed=self.seed, device=self.device)
         self.trained: dict[str, int] = {}
         self.module.to(self.device)
+
+    @property
+    def waited(self) -> float:
+        """Seconds of this task in which nothing could be computed, because images were not there."""
+        return self.feed.waited
 
     def __call__(
         self,
@@ -152,9 +157,9 @@ class Fit:
         """One epoch from where `saved` stands, with checkpoints when they are due."""
         named = (self.task, saved.place.call, saved.epoch)
         order = torch.randperm(len(data), generator=generator(self.seed, *named, "order"))
-        view = self._view(data, augment, *named)
+        view = self.feed.view(len(data), self.augmentation if augment else None, *named)
         seen = sum(sizes[: saved.step])
-        for x, y in self._batches(data, order[seen:], sizes[saved.step :], view):
+        for x, y in self.feed(data, order[seen:], sizes[saved.step :], view):
             engine.zero_grad(set_to_none=True)
             with computing(self.device, self.precision):
                 value = loss(x, y)
@@ -205,11 +210,11 @@ class Fit:
             module.to(self.device)
         saved = ScanCall(place, keep)
         order = torch.arange(len(data))
-        view = self._view(data, augment, self.task, place.call, 0)
+        view = self.feed.view(len(data), self.augmentation if augment else None, self.task, place.call, 0)
         with torch.no_grad(), self.progress(f"task {self.task} {name}", math.ceil(len(data) / size)) as advance:
             saved.restore()
             advance(saved.seen // size, "")
-            for x, y in self._batches(data, order[saved.seen :], size, view):
+            for x, y in self.feed(data, order[saved.seen :], size, view):
                 with computing(self.device, self.precision):
                     observe(x, y)
                 saved.advance(len(y))
@@ -251,21 +256,6 @@ class Fit:
 
     def _place(self, call: str) -> Place:
         return Place(self.checkpoints, self.task, call)
-
-    def _view(self, data: Examples, augment: bool, *names: str | int) -> View:
-        if not augment or self.augmentation is None:
-            return plain_view(self.transform)
-        return augmented_view(self.transform, self.augmentation, len(data), generator(self.seed, *names, "augment"))
-
-    def _batches(
-        self, data: Examples, order: Tensor, size: int | Sequence[int], view: View
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        asked = time.monotonic()
-        for x, y, _ in batches(data, order, size, view):
-            here = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-            self.waited += time.monotonic() - asked
-            yield here
-            asked = time.monotonic()
 
     def _check_gradients(self, tensors: Sequence[Tensor]) -> None:
         names = {id(p): n for n, p in self.module.named_parameters()}
