@@ -19,10 +19,11 @@ from lamella.compilation import compiled_blocks
 from lamella.data.loading import Examples, batch_sizes
 from lamella.data.transform import Augmentation, InputTransform
 from lamella.feeding import Feed
-from lamella.optimizers import OPTIMIZERS, build_optimizer, parameter_groups, trainable
+from lamella.optimizers import build_optimizer, parameter_groups, trainable
 from lamella.precision import PRECISIONS, computing, resolve_device
 from lamella.progress import Progress, silent
 from lamella.randomness import generator
+from lamella.training_checks import check_call, check_gradients, check_loss
 
 __all__ = ["Examples", "Fit", "Loss"]
 
@@ -122,13 +123,7 @@ class Fit:
                 not finite any more.
             ValueError: empty data, or an unknown optimiser.
         """
-        if len(data) == 0:
-            raise ValueError(f"there is nothing to train on in task {self.task}")
-        check_one_of("optimizer", optimizer, OPTIMIZERS)
-        if epochs < 1 or batch_size < 1:
-            raise ValueError(f"epochs ({epochs}) and batch_size ({batch_size}) must be at least 1")
-        if not lr > 0:
-            raise ValueError(f"the learning rate lr is {lr}; it must be above 0")
+        check_call(self.task, len(data), optimizer=optimizer, epochs=epochs, batch_size=batch_size, lr=lr)
         call = self._call(name)
         self.module.to(self.device)
         groups = parameter_groups(params, lr)
@@ -165,7 +160,7 @@ class Fit:
                 value = loss(x, y)
             value.backward()
             if not saved.checked:
-                self._check_gradients(saved.tensors)
+                check_gradients(self.module, saved.tensors)
                 saved.checked = True
             if before_step:
                 before_step()
@@ -175,10 +170,7 @@ class Fit:
             saved.advance(value.detach(), len(y))
             advance(1, f"epoch {saved.epoch + 1}")
         mean = saved.next_epoch()
-        if not math.isfinite(mean):
-            raise RuntimeError(
-                f"the loss of task {self.task} became {mean} in epoch {saved.epoch}; a lower learning rate may help"
-            )
+        check_loss(self.task, saved.epoch, mean)
 
     def scan(
         self,
@@ -256,12 +248,3 @@ class Fit:
 
     def _place(self, call: str) -> Place:
         return Place(self.checkpoints, self.task, call)
-
-    def _check_gradients(self, tensors: Sequence[Tensor]) -> None:
-        names = {id(p): n for n, p in self.module.named_parameters()}
-        idle = [names.get(id(t), f"a tensor of shape {tuple(t.shape)}") for t in tensors if t.grad is None]
-        if idle:
-            raise RuntimeError(
-                f"{len(idle)} of {len(tensors)} trained tensors got no gradient, the first is '{idle[0]}': the model "
-                "reads this layer's weight without calling the layer, or the loss does not depend on it"
-            )
