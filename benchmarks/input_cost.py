@@ -1,47 +1,64 @@
 """What an image costs before it reaches the network, beside the frozen forward pass: resampled, or cropped at random.
 
 OMP_NUM_THREADS=1 python benchmarks/input_cost.py
+python benchmarks/input_cost.py --device cuda --images 128      # there and on the CPU, with the way to the GPU
 """
 
 import statistics
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from lamella.backbones import load_backbone
 from lamella.bench.timing import interleaved
-from lamella.data.transform import Augmentation, InputTransform, augmented_view, plain_view
+from lamella.data.sending import send
+from lamella.data.transform import Augmentation, InputTransform, View, augmented_view, plain_view
+from lamella.precision import resolve_device
 from lamella.randomness import generator
 
-SIDES = ((32, 32), (32, 128), (128, 128), (256, 224), (500, 224))
-"""Of the image, and of the input."""
-IMAGES = 16
+SIDES = ((32, 32, 0), (32, 128, 0), (128, 128, 0), (256, 224, 0), (500, 224, 0), (500, 224, 8))
+"""Of the largest image and of the input; and by how many pixels the heights of 16 images in a row differ."""
 
 
 @torch.no_grad()
-def main(repeats: int = 7) -> None:
+def main(repeats: int = 7, images: int = 16, device: str = "cpu") -> None:
     """Print milliseconds an image."""
-    table = Table("image", "input", "resampled, ms", "random crop, ms", "ViT-Tiny forward, ms")
-    index = torch.arange(IMAGES)
-    for side, size in SIDES:
+    there = resolve_device(device)
+    places = {"": there} if there.type == "cpu" else {" on the CPU": torch.device("cpu"), " on the device": there}
+    table = Table("image", "input", title=f"{images} images, {there}, {torch.get_num_threads()} threads")
+    for kind in ("resampled", "random crop"):
+        for where in places:
+            table.add_column(f"{kind}{where}, ms")
+    table.add_column("ViT-Tiny forward, ms")
+    for side, size, step in SIDES:
         draws = generator(0, "images", side)
-        pixels = [torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=draws) for _ in range(IMAGES)]
+        pixels = [_noise(side - step * (i % 16), side, draws) for i in range(images)]
         transform = InputTransform(size)
-        forms: dict[str, Callable[[], object]] = {
-            "resampled": partial(plain_view(transform), pixels, index),
-            "cropped": partial(augmented_view(transform, Augmentation(), IMAGES, draws), pixels, index),
-        }
+        views = [plain_view(transform, place) for place in places.values()]
+        views += [augmented_view(transform, Augmentation(), images, draws, place) for place in places.values()]
+        forms = {str(number): _arriving(view, pixels, there) for number, view in enumerate(views)}
         if size > 32:
-            network = load_backbone("vit_tiny_patch16_224", size=size, weights="random").model
-            forms["forward"] = partial(network, torch.randn(IMAGES, 3, size, size, generator=draws))
+            network = load_backbone("vit_tiny_patch16_224", size=size, weights="random").model.to(there)
+            x = torch.randn(images, 3, size, size, generator=draws).to(there)
+            forms["forward"] = lambda network=network, x=x: network(x)
         times = interleaved(forms, repeats)
-        cells = (f"{1000 * statistics.median(own) / IMAGES:.2f}" for own in times.values())
-        table.add_row(str(side), str(size), *cells)
+        cells = (f"{1000 * statistics.median(own) / images:.3g}" for own in times.values())
+        table.add_row(f"{side - 15 * step} to {side}" if step else str(side), str(size), *cells)
     Console().print(table)
+
+
+def _noise(height: int, width: int, draws: torch.Generator) -> Tensor:
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=draws)
+
+
+def _arriving(view: View, pixels: list[Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """The whole way to an input on the device, wherever the view computes."""
+    index = torch.arange(len(pixels))
+    return lambda: send(view(pixels, index), device)
 
 
 if __name__ == "__main__":
