@@ -146,7 +146,9 @@ def test_a_tensor_on_the_cpu_stays_the_same_one_there() -> None:
 def test_a_loop_is_fed_inputs_and_labels_on_its_device(augmentation: Augmentation | None) -> None:
     data = ImageSet(PixelArray(SETS["of many sizes"]), torch.arange(12), [str(i) for i in range(12)])
     feed = Feed(TRANSFORM, seed=0, device=META)
-    found = list(feed(data, torch.arange(12), 5, feed.view(12, augmentation, "0", "train", 0)))
+    view = feed.view(12, augmentation, "0", "train", 0)
+    assert data.batch(torch.arange(3), view).device == META, "inputs are made there, not sent"
+    found = list(feed(data, torch.arange(12), 5, view))
     assert [(x.device, x.shape, y.device, y.shape) for x, y in found] == [
         (META, (n, 3, 40, 40), META, (n,)) for n in (5, 5, 2)
     ]
