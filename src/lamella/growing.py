@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["Growing"]
 
@@ -17,6 +17,14 @@ class Growing(nn.Module):
     """
 
     growing: ClassVar[tuple[str, ...]] = ()
+
+    def known(self, name: str) -> tuple[Any, ...]:
+        """A growing buffer of whole numbers as Python has them, fetched from its device once: fetching waits for it."""
+        fetched: dict[str, tuple[Tensor, tuple[Any, ...]]] = self.__dict__.setdefault("_fetched", {})
+        tensor = getattr(self, name)
+        if name not in fetched or fetched[name][0] is not tensor:
+            fetched[name] = tensor, tuple(tensor.tolist())
+        return fetched[name][1]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in self.growing:

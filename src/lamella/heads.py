@@ -19,7 +19,7 @@ class Head(nn.Module):
 
     Attributes:
         weight: (classes, d). bias: (classes,).
-        ids: (classes,) int64, the global ids of its rows.
+        classes: the global ids of its rows. ids: the same (classes,) int64, on its device.
     """
 
     ids: Tensor
@@ -31,7 +31,8 @@ class Head(nn.Module):
             start.uniform_(-(width**-0.5), width**-0.5, generator=generator)
         self.weight = nn.Parameter(start[:, :-1].contiguous(), requires_grad=False)
         self.bias = nn.Parameter(start[:, -1].contiguous(), requires_grad=False)
-        self.register_buffer("ids", torch.tensor(list(classes), dtype=torch.int64))
+        self.classes = tuple(classes)
+        self.register_buffer("ids", torch.tensor(self.classes, dtype=torch.int64))
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, d) -> (n, classes)."""
@@ -77,7 +78,12 @@ class Heads(nn.Module):
     @property
     def classes(self) -> tuple[int, ...]:
         """Global ids in the order of the columns: the order in which classes were first learned."""
-        return tuple(dict.fromkeys(i for head in self.heads for i in cast(Head, head).ids.tolist()))
+        return tuple(dict.fromkeys(self._rows))
+
+    @property
+    def _rows(self) -> list[int]:
+        """The class of each row of all heads; one that came back is in several."""
+        return [i for head in self.heads for i in cast(Head, head).classes]
 
     def grow(self, classes: Sequence[int], generator: torch.Generator | None = None) -> Head:
         """Add a head on the device of the others.
@@ -103,9 +109,8 @@ class Heads(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(n, d) -> (n, len(classes)): each class's logit from the last head that has it."""
         logits = torch.cat([head(features) for head in self.heads], dim=1)
-        position = {c: i for i, c in enumerate(i for head in self.heads for i in cast(Head, head).ids.tolist())}
-        columns = [position[c] for c in self.classes]
-        return logits if len(columns) == logits.shape[1] else logits[:, columns]
+        position = {c: i for i, c in enumerate(self._rows)}
+        return logits if len(position) == logits.shape[1] else logits[:, [position[c] for c in self.classes]]
 
     def columns(self, labels: Tensor) -> Tensor:
         """Column of each label (n,) in the output of all heads side by side.
@@ -113,7 +118,10 @@ class Heads(nn.Module):
         Raises:
             ValueError: a label is of no head.
         """
-        return _columns(labels, torch.tensor(self.classes, device=labels.device), "the classes of these heads,")
+        came_back = len(self.classes) < len(self._rows)
+        rows = torch.cat([cast(Head, head).ids for head in self.heads])
+        ids = torch.tensor(self.classes, device=labels.device) if came_back else rows
+        return _columns(labels, ids, "the classes of these heads,")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         numbers = {int(k[len(prefix) :].split(".")[1]) for k in state_dict if k.startswith(prefix + "heads.")}
@@ -125,10 +133,12 @@ class Heads(nn.Module):
 def _columns(labels: Tensor, ids: Tensor, what: str) -> Tensor:
     """Position in `ids` (c,) of each label (n,); `what` names the ids in the error."""
     match = labels[:, None] == ids
-    if not bool(match.any(1).all()):
-        strangers = sorted(set(labels[~match.any(1)].tolist()))
+    known = match.any(1)
+    # Only the CPU is asked: a training step must not wait for an accelerator, where the loss fails on a column of -1.
+    if labels.device.type == "cpu" and not known.all():
+        strangers = sorted(set(labels[~known].tolist()))
         raise ValueError(f"labels {strangers} are not among {what} {ids.tolist()}")
-    return match.long().argmax(1)
+    return torch.where(known, match.long().argmax(1), -1)
 
 
 def only_columns(logits: Tensor, classes: Sequence[int], allowed: Sequence[int] | None) -> Tensor:

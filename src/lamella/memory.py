@@ -46,7 +46,7 @@ class ClassGaussians(Growing):
 
     @property
     def classes(self) -> tuple[int, ...]:
-        return tuple(self.ids.tolist())
+        return self.known("ids")
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, classes: Sequence[int]) -> None:
@@ -192,7 +192,7 @@ def shrunk(covariance: Tensor, amount: float) -> Tensor:
         raise ValueError(f"shrinkage {amount} is outside (0, 1]; 0.05 to 0.3 works well")
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     level = covariance.diagonal().mean()
-    return identity if level <= 0 else (1 - amount) * covariance + amount * level * identity
+    return torch.where(level > 0, (1 - amount) * covariance + amount * level * identity, identity)
 
 
 def herding(features: Tensor, count: int) -> Tensor:

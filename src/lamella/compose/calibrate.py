@@ -139,7 +139,7 @@ class Calibrated(Growing):
 
     def _last(self) -> dict[int, int]:
         """The last task that had each class, by global class id."""
-        return dict(self.taught.tolist())
+        return dict(self.known("taught"))
 
     def _inputs(self, task: Task, fit: Fit, name: str) -> dict[str, Inputs]:
         batches = 0

@@ -162,8 +162,8 @@ def _classifies_with(method: Any, heads: Heads) -> bool:
 
 def _of_heads(heads: Heads) -> nn.Linear:
     every = [head for head in heads.heads if isinstance(head, Head)]
-    weights = {i: row for head in every for i, row in zip(head.ids.tolist(), head.weight, strict=True)}
-    biases = {i: bias for head in every for i, bias in zip(head.ids.tolist(), head.bias, strict=True)}
+    weights = {i: row for head in every for i, row in zip(head.classes, head.weight, strict=True)}
+    biases = {i: bias for head in every for i, bias in zip(head.classes, head.bias, strict=True)}
     return linear_layer(
         torch.stack([weights[i] for i in heads.classes]), torch.stack([biases[i] for i in heads.classes])
     )

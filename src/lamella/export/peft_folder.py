@@ -88,7 +88,7 @@ def export_peft_tasks(learner: Learner, method: Any, folder: Path) -> list[str]:
             with using(sites, coefficients):
                 return head(method.backbone(x))
 
-        described = description(learner, method, head.ids.tolist()) | {"tasks": [learner.tasks[t]["name"]]}
+        described = description(learner, method, list(head.classes)) | {"tasks": [learner.tasks[t]["name"]]}
         adapter = _Adapter(learner, loaded, changes, classifier)
         lines += [f"task{t}: {line}" for line in adapter.write(folder / f"task{t}", described, own, 1)]
     return lines

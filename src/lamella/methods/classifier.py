@@ -45,8 +45,8 @@ def align_new_rows(heads: Heads) -> float:
     """
     new = heads[-1]
     every = [cast(Head, head) for head in heads.heads]
-    lengths = {c: n for head in every for c, n in zip(head.ids.tolist(), head.weight.norm(dim=1), strict=True)}
-    old = [length for c, length in lengths.items() if c not in new.ids.tolist()]
+    lengths = {c: n for head in every for c, n in zip(head.classes, head.weight.norm(dim=1), strict=True)}
+    old = [length for c, length in lengths.items() if c not in new.classes]
     if not old:
         return 1.0
     gamma = torch.stack(old).mean() / new.weight.norm(dim=1).mean()
@@ -66,7 +66,7 @@ def widened(heads: Heads, width: int, generator: torch.Generator | None = None) 
     wide = Heads(width).to(heads.here.device)
     for head in heads.heads:
         old = cast(Head, head)
-        new = wide.grow(old.ids.tolist(), generator)
+        new = wide.grow(old.classes, generator)
         new.weight.data[:, : heads.width] = old.weight
         new.bias.data.copy_(old.bias)
     wide.start, wide.seed = heads.start, heads.seed  # not before: new columns are the generator's, or zero

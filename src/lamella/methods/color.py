@@ -233,5 +233,5 @@ class CoLoR(nn.Module):
         within = self._logits(features).log_softmax(2)  # log P_t(class)
         return torch.logsumexp(closeness.log_softmax(1).float()[:, :, None] + within, dim=1)
 
-    def _ids(self) -> list[list[int]]:
-        return [self.heads[t].ids.tolist() for t in range(len(self.heads))]
+    def _ids(self) -> list[tuple[int, ...]]:
+        return [self.heads[t].classes for t in range(len(self.heads))]

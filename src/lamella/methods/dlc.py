@@ -245,7 +245,7 @@ class DLC(nn.Module):
 
     def _owners(self) -> Tensor:
         """(classes,) position of the plugin of each class's last task; -1 where that task has none."""
-        last = {c: i for i in range(len(self.heads)) for c in self.heads[i].ids.tolist()}
+        last = {c: i for i in range(len(self.heads)) for c in self.heads[i].classes}
         own = torch.tensor([last[c] - (not self.first_plugin) for c in self.classes])
         return own.clamp_max(0) if self.shared_plugin else own
 

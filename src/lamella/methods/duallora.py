@@ -120,7 +120,7 @@ class DualLoRA(nn.Module):
             features = self.features(x)
             return features, self.heads(features)
         features = self.signatures.reading(self.features, x)
-        last = {c: t for t in range(len(self.heads)) for c in self.heads[t].ids.tolist()}
+        last = {c: t for t in range(len(self.heads)) for c in self.heads[t].classes}
         term = self.calibrate.term(self.signatures.scores(self.score_layers), [last[c] for c in self.classes])
         return features, self.heads(features) + term
 

@@ -40,7 +40,7 @@ def save_plugin(method: DLC, name: str, path: str | Path) -> None:
     from lamella import __version__
 
     tensors = _tensors(method, name)
-    task = method.heads[int(name.rpartition("-")[2])].ids.tolist()
+    task = method.heads[int(name.rpartition("-")[2])].classes
     notes = {"plugin": name, "lamella": __version__, "classes": list(method.classes) if method.shared_plugin else task}
     write_tensors(Path(path), tensors, notes | _kind(method) | {"made_for": _digest(method)})
 
@@ -134,7 +134,7 @@ def _rebuild(method: DLC, weights: list[Tensor]) -> None:
     """Give the classifier other columns."""
     heads = Heads(weights[0].shape[1]).to(weights[0].device)
     for i, weight in enumerate(weights):
-        head = heads.grow(method.heads[i].ids.tolist())
+        head = heads.grow(method.heads[i].classes)
         head.weight.data.copy_(weight)
         head.bias.data.copy_(method.heads[i].bias)
     method.heads = heads

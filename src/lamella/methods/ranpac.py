@@ -110,7 +110,7 @@ class RanPAC(Growing):
 
     @property
     def classes(self) -> tuple[int, ...]:
-        return tuple(self.ids.tolist())
+        return self.known("ids")
 
     def features(self, x: Tensor) -> Tensor:
         """(n, d) features, adapted by the first task or as they are."""
