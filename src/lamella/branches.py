@@ -97,11 +97,16 @@ class Adapted(nn.Module):
         return self._add(y, input, acting) if acting else y
 
     @property
+    def chosen(self) -> Mapping[str, Coefficient]:
+        """The adapters that act on layers that carry them, in their order, with their coefficients."""
+        # Sorted, so that the sum over branches is bit-equal after a reload, which may bring them in another order.
+        return dict.fromkeys(sorted(self.branches), 1.0) if self.acting is None else self.acting
+
+    @property
     def observed(self) -> bool:
         """Whether anyone sees the input: a watcher, or a coefficient that is a function of it."""
-        chosen = self.branches if self.acting is None else self.acting
-        gated = any(branch.gate is not None for name in chosen for branch in self.of(name))
-        return bool(self.watchers) or gated or any(callable(c) for c in (self.acting or {}).values())
+        gated = any(branch.gate is not None for name in self.chosen for branch in self.of(name))
+        return bool(self.watchers) or gated or any(callable(c) for c in self.chosen.values())
 
     def _show(self, input: Tensor) -> None:
         for watcher in self.watchers:
@@ -113,10 +118,8 @@ class Adapted(nn.Module):
 
     def _acting(self, x: Tensor) -> list[Acting]:
         """Branches that act on this input, those of equal rows beside each other."""
-        # Sorted, so that the sum over branches is bit-equal after a reload, which may bring them in another order.
-        chosen = dict.fromkeys(sorted(self.branches), 1.0) if self.acting is None else self.acting
         found: list[Acting] = []
-        for name, coefficient in chosen.items():
+        for name, coefficient in self.chosen.items():
             for branch in self.of(name):
                 gate = 1.0 if branch.gate is None else _value(branch.gate, x)
                 total = _value(coefficient, x) * gate

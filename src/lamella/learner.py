@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.backbones.from_folder import backbone_table
+from lamella.backbones.recall import Recall
 from lamella.checkpoints import Checkpoints
 from lamella.confidence import Confidence, logits_and_typicality
 from lamella.config import build_augmentation, build_backbone, build_method, complete, method_name
@@ -204,6 +205,7 @@ class Learner:
         classes: Sequence[int],
         *,
         shared_classes: bool = False,
+        recall: Recall | None = None,
         progress: Progress = silent,
         name: str = "test",
     ) -> dict[str, Score]:
@@ -213,6 +215,8 @@ class Learner:
             data: labelled with global class ids of learned classes.
             classes: of the task, for the accuracy with the task given.
             shared_classes: whether other tasks have these classes too.
+            recall: for images that are evaluated again as more is learned: what remembers their features, one for
+                each set of images.
 
         Raises:
             ValueError: there is no image, or a class was never learned.
@@ -225,7 +229,7 @@ class Learner:
         fit = self.fit(progress=progress)
         fit.begin(name)
         self.method.eval()
-        return score_task(self.method, fit, data, classes, shared_classes=shared_classes, name="score")
+        return score_task(self.method, fit, data, classes, shared_classes=shared_classes, name="score", recall=recall)
 
     def predict(self, images: Sequence[str | Path] | ImageSet | TensorSet, *, top: int = 5) -> list[Prediction]:
         """Class names with confidences for image files or a set of images.

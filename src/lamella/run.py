@@ -8,9 +8,11 @@ OUT/checkpoints/    calls of the running task     OUT/log.jsonl       what happe
 
 import json
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from lamella.backbones.recall import Recall
 from lamella.checkpoints import Checkpoints
 from lamella.config import build_scenario, to_toml
 from lamella.data.keeping import keep_decoded
@@ -75,6 +77,7 @@ class _Run:
         self._check_inputs()
         self.learner.notes.setdefault("scores", [])
         self.tests: dict[int, Any] = {}
+        self.recalls: dict[int, Recall] = defaultdict(Recall)
         self.checkpoints = Checkpoints(out / "checkpoints", float(config["fit"]["checkpoint_seconds"]))
         self.progress = silent if quiet else bars
 
@@ -138,6 +141,7 @@ class _Run:
             self._test(j),
             self.scenario[j].classes,
             shared_classes=shared,
+            recall=self.recalls[j],
             progress=self.progress,
             name=f"{i}, test on {j}",
         )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lamella.backbones.recall import Recall
 from lamella.compose.readouts import all_readouts
 from lamella.correctness import correct, correct_given_task, correct_task
 from lamella.fit import Examples, Fit
@@ -39,14 +40,16 @@ class Score(NamedTuple):
 
 
 def score_task(
-    method: Any, fit: Fit, data: Examples, task_classes: Sequence[int], *, shared_classes: bool, name: str
-) -> dict[str, Score]:
+    method: Any, fit: Fit, data: Examples, task_classes: Sequence[int], *, shared_classes: bool, name: str,
+    recall: Recall | None = None,
+) -> dict[str, Score]:  # fmt: skip
     """One pass over a task's test images; a score for each readout of the method.
 
     Args:
         method: learned at least the task's classes. data: labelled with global class ids.
         task_classes: global ids of the task's classes.
         shared_classes: whether other tasks have these classes too, so that a choice of task has no meaning.
+        recall: of these images alone, read by earlier calls; without one no features outlast their batch.
 
     Returns:
         By readout, "" being the method's own prediction.
@@ -55,8 +58,10 @@ def score_task(
     routed = getattr(method, "routed", False)
     own = [i for i, c in enumerate(method.classes) if c in set(task_classes)]
     totals: dict[str, Tensor] = {}
+    recall = recall or Recall(lasting=False)
 
     def observe(x: Tensor, y: Tensor) -> None:
+        recall.turn_to(x)
         target = torch.tensor([column[label] for label in y.tolist()])
         for key, logits in all_readouts(method, x).items():
             logits = logits.float().cpu()
@@ -66,6 +71,7 @@ def score_task(
             counts = torch.tensor([len(y), *(int(r.sum()) for r in right)])
             totals[key] = totals.get(key, torch.zeros_like(counts)) + counts
 
-    fit.scan(data, observe, name=name)
+    with recall.reading(method.backbone):
+        fit.scan(data, observe, name=name)
     scores = {key: Score(*(int(c) for c in counts)) for key, counts in totals.items()}
     return {key: s._replace(right_task=-1) for key, s in scores.items()} if shared_classes else scores

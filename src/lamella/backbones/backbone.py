@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
+from lamella.backbones.recall import Recall
 from lamella.backbones.roles import find_places, parse_roles, rows_of
 from lamella.data.transform import InputTransform
 from lamella.lowrank import Site, adapt, watch
@@ -47,6 +48,7 @@ class Backbone(nn.Module):
         width = 2 * width if pool == "class+mean" else width
         self.model = model.eval().requires_grad_(False)
         self._calls: Counter[str] = Counter()
+        self.recall: Recall | None = None
         self.name = name
         self.width = width
         self.transform = transform
@@ -57,6 +59,9 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 3, size, size) normalised images -> (n, width) features, before any head."""
+        return self._features(x) if self.recall is None else self.recall.features(self, self._features, x)
+
+    def _features(self, x: Tensor) -> Tensor:
         if self.pool == "model":
             alone = is_class_token(self.model) and others_are_unseen(self.model)
             return class_token_features(self.model, x) if alone else self.model(x)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lamella.lowrank import Adapted, AdaptedLinear
 
-__all__ = ["class_token_features", "is_class_token", "others_are_unseen"]
+__all__ = ["class_token_features", "has_hooks", "is_class_token", "others_are_unseen"]
 
 
 def is_class_token(model: nn.Module) -> bool:
@@ -51,12 +51,13 @@ def others_are_unseen(model: Any) -> bool:
     inside = list(block.modules())
     if model.training or block.training:
         return False
-    if any(_has_hooks(m) for m in (model, model.blocks, model.norm, model.fc_norm, *inside)):
+    if any(has_hooks(m) for m in (model, model.blocks, model.norm, model.fc_norm, *inside)):
         return False
     return not any(isinstance(m, Adapted) and m.observed for m in inside if m is not block.attn.qkv)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a pass through this module, forwards or backwards, runs code of others."""
     kinds = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     return any(kinds)
 

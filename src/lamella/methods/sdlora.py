@@ -130,7 +130,7 @@ class SDLoRA(nn.Module):
         norms = torch.stack([branch.A.norm() * branch.B.norm() for branch in pairs]).float()
         norms = torch.where(norms > 0, norms, 1.0)  # a pair that learned nothing has no direction
         for branch, norm in zip(pairs, norms, strict=True):
-            branch.B.data /= norm
+            branch.B.div_(norm)
         self.alphas[-1] = nn.Parameter(self.alphas[-1] * norms, requires_grad=False)
 
     @property
