@@ -89,12 +89,12 @@ class _Function:
 def _function_of(module: nn.Module, device: str) -> _Function | None:
     """None where it cannot be told."""
     objects: list[Any] = []
-    memory: list[Tensor] = []
+    tensors: list[Tensor] = []
     states: list[Hashable] = [
         torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), torch.get_float32_matmul_precision()
     ]  # fmt: skip
     for part in _acting_parts(module):
-        own = {name: value for name, value in vars(part).items() if name != "acting"}
+        own = vars(part)
         if part.training or has_hooks(part):
             return None
         if isinstance(part, Adapted):
@@ -102,33 +102,32 @@ def _function_of(module: nn.Module, device: str) -> _Function | None:
             if part.observed or any(isinstance(c, Tensor) for c in coefficients.values()):
                 return None
             states += coefficients.items()
-        tensors = [*(v for v in own.values() if isinstance(v, Tensor)), *_tensors(part)]
-        if not all(_counts_changes(tensor) for tensor in tensors):
-            return None
-        states += [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-        memory += [tensor.detach() for tensor in tensors]  # so that none other comes to lie there
-        objects += [part, *own.values(), *tensors]
+            own = {name: value for name, value in own.items() if name != "acting"}
+        objects += [part, *own.values()]
+        tensors += [t for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
+    tensors += [value for value in objects if isinstance(value, Tensor)]
+    if not all(_counts_changes(tensor) for tensor in tensors):
+        return None
+    states += [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+    memory = [tensor.detach() for tensor in tensors]  # so that none other comes to lie there
+    objects += tensors
     return _Function((array("Q", map(id, objects)).tobytes(), tuple(states)), [objects, memory])
 
 
 def _acting_parts(module: nn.Module) -> Iterator[nn.Module]:
     """The module and all within it, but for branches that do not act."""
-    yield module
-    for child in module.children():
-        if isinstance(module, Adapted) and child is module.branches:
-            for name in module.chosen:
-                for branch in module.of(name):
-                    yield from _acting_parts(branch)
-        else:
-            yield from _acting_parts(child)
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
+    left: list[nn.Module] = [module]
+    while left:
+        part = left.pop()
+        yield part
+        children = part._modules
+        if isinstance(part, Adapted):
+            left += [branch for name in part.chosen for branch in part.of(name)]
+            children = {name: child for name, child in children.items() if name != "branches"}
+        left += [child for child in children.values() if child is not None]
 
 
 def _counts_changes(tensor: Tensor) -> bool:
     """Whether it is a plain tensor, which lies in one place and knows how often it was changed."""
-    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
-    return plain and not tensor.is_inference()
+    plain = type(tensor) is nn.Parameter or type(tensor) is Tensor
+    return plain and tensor.layout is torch.strided and not tensor.is_inference()
