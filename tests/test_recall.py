@@ -124,9 +124,25 @@ def test_a_run_asks_a_frozen_backbone_once_for_each_test_image(tmp_path: Path, m
     assert sum(seen) == 1797, "each image of digits, once to learn or once to test"
 
 
+class Shifted(nn.Module):
+    """Holds what is neither a parameter nor a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor, self.shift = 1.5, torch.zeros(64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x + self.shift
+
+
+class Strange(Tensor):
+    """May do anything."""
+
+
 def half_learned() -> tuple[Backbone, tuple[Site, ...], Tensor]:
     """A backbone with an adapter that acts, and images."""
     backbone = tiny_backbone()
+    backbone.model.norm = Shifted()
     sites = backbone.sites("key+value")
     for branch in grow(sites, "first", 2, generator=torch.Generator().manual_seed(0)):
         nn.init.normal_(branch.B, std=0.1, generator=torch.Generator().manual_seed(1))
@@ -181,7 +197,12 @@ def there_and_back(backbone: Backbone, sites: tuple[Site, ...]) -> None:
 
 def change_a_setting(backbone: Backbone, sites: tuple[Site, ...]) -> None:
     norm: Any = backbone.model.norm
-    norm.eps = 1.0
+    norm.factor = 2.5
+
+
+def change_a_plain_tensor(backbone: Backbone, sites: tuple[Site, ...]) -> None:
+    norm: Any = backbone.model.norm
+    norm.shift.add_(1)
 
 
 def change_a_scale(backbone: Backbone, sites: tuple[Site, ...]) -> None:
@@ -197,6 +218,7 @@ CHANGES: dict[str, Callable[[Backbone, tuple[Site, ...]], Any]] = {
     "tensor": replace_a_tensor,
     "rounded": there_and_back,
     "setting": change_a_setting,
+    "plain tensor": change_a_plain_tensor,
     "scale": change_a_scale,
     **{name: train_a_step(name) for name in OPTIMIZERS},
 }
@@ -291,13 +313,34 @@ def test_what_cannot_be_told_is_computed(within: Callable[..., AbstractContextMa
     assert (len(real), recall.numbers) == (2, 0)
 
 
-@pytest.mark.parametrize("change", [gated, lambda backbone, sites: backbone.train()], ids=["gate", "training"])
-def test_gates_and_training_mode_are_computed(change: Callable[[Backbone, tuple[Site, ...]], Any]) -> None:
+def strange(backbone: Backbone, sites: tuple[Site, ...]) -> None:
+    backbone.register_buffer("strange", torch.zeros(1).as_subclass(Strange))
+
+
+def uncounted(backbone: Backbone, sites: tuple[Site, ...]) -> None:
+    with torch.inference_mode():
+        backbone.register_buffer("uncounted", torch.zeros(1))
+
+
+@pytest.mark.parametrize("change", [gated, strange, uncounted, lambda backbone, sites: backbone.train()])
+def test_gates_strange_tensors_and_training_mode_are_computed(
+    change: Callable[[Backbone, tuple[Site, ...]], Any],
+) -> None:
     backbone, sites, x = half_learned()
     recall, real = Recall(), counted(backbone)
     change(backbone, sites)
     for _ in range(2):
         turn(recall, backbone, x)
+    assert (len(real), recall.numbers) == (2, 0)
+
+
+def test_images_that_do_not_count_their_changes_are_computed() -> None:
+    backbone, _, _ = half_learned()
+    recall, real = Recall(), counted(backbone)
+    with torch.inference_mode():
+        x = torch.zeros(2, 3, 32, 32)
+        for _ in range(2):
+            turn(recall, backbone, x)
     assert (len(real), recall.numbers) == (2, 0)
 
 

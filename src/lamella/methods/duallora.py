@@ -178,7 +178,7 @@ class DualLoRA(nn.Module):
         for branch, (_, Phi) in zip(branches, reads, strict=True):
             bound = Phi.shape[1] ** -0.5
             C = torch.empty(branch.rank, Phi.shape[1]).uniform_(-bound, bound, generator=draws)
-            branch.A.data.copy_(C.to(Phi) @ Phi.T)
+            branch.A.copy_(C.to(Phi) @ Phi.T)
         return [(branch, _onto(Phi)) for branch, (_, Phi) in zip(branches, reads, strict=True)]
 
     def _reads(self, layer: str, number: int, before: Mapping[str, Inputs], share: float) -> Tensor:

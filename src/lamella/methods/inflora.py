@@ -185,7 +185,7 @@ class InfLoRA(nn.Module):
             raise RuntimeError("old tasks protect all directions of every adapted layer; lower `energy` or adapt more")
         branches = grow([s for s, _ in open_sites], "new", [U.shape[1] for _, U in open_sites])
         for branch, (_, U) in zip(branches, open_sites, strict=True):
-            branch.A.data.copy_(U.T / 3**0.5)  # the expected row norm of LoRA's usual start
+            branch.A.copy_(U.T / 3**0.5)  # the expected row norm of LoRA's usual start
         return branches
 
     def _design(self, G: Tensor, space: Subspace) -> Tensor:
