@@ -373,6 +373,17 @@ def test_only_the_batch_at_hand_is_recalled_and_features_are_the_callers_own() -
     assert backbone.recall is None
 
 
+@torch.no_grad()
+def test_batches_of_other_sizes_are_other_batches() -> None:
+    backbone, _, x = half_learned()
+    recall = Recall()
+    for sizes in ([3, 1], [1, 1, 2], [2, 2]):
+        with recall.reading(backbone):
+            for part in x.split(sizes):
+                recall.turn_to(part)
+                assert torch.equal(backbone(part), backbone._features(part))
+
+
 def test_what_no_pass_asks_for_is_dropped() -> None:
     backbone, sites, x = half_learned()
     recall = Recall()

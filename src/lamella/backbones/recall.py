@@ -27,7 +27,7 @@ __all__ = ["Recall"]
 
 
 class Recall:
-    """Features of one set of images that is read several times, always in the same batches.
+    """Features of one set of images that is read several times in the same order, in the same batches.
 
     Args:
         lasting: whether features outlast a pass, where they lie: images x width numbers for each function that the pass
@@ -38,7 +38,7 @@ class Recall:
         self.lasting = lasting
         self._kept: dict[_Function, dict[Hashable, Tensor]] = {}
         self._met: set[_Function] = set()
-        self._number, self._batch, self._changes = 0, None, 0
+        self._seen, self._batch, self._changes = 0, None, 0
 
     @property
     def numbers(self) -> int:
@@ -48,7 +48,7 @@ class Recall:
     @contextmanager
     def reading(self, backbone: Any) -> Generator[None]:
         """One pass over the images, in which the backbone answers from here where it can."""
-        self._number, self._met = 0, set()
+        self._seen, self._met = 0, set()
         before, backbone.recall = backbone.recall, self
         try:
             yield
@@ -58,7 +58,7 @@ class Recall:
 
     def turn_to(self, x: Tensor) -> None:
         """The next batch (n, 3, size, size) of the pass."""
-        self._number += 1
+        self._seen += len(x)
         # Inference tensors do not count their changes.
         self._batch, self._changes = (None, 0) if x.is_inference() else (x, x._version)
         if not self.lasting:
@@ -72,7 +72,7 @@ class Recall:
             return compute(x)
         self._met.add(function)
         kept = self._kept.setdefault(function, {})
-        place = self._number, x.shape, x.dtype, x.device
+        place = self._seen, x.shape, x.dtype, x.device
         if place not in kept:
             kept[place] = compute(x).clone()  # features may be a view of all tokens
         return kept[place].clone()
