@@ -1,5 +1,6 @@
 """How many test images of a task a method gets right: counts, from which every accuracy follows."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -54,24 +55,27 @@ def score_task(
     Returns:
         By readout, "" being the method's own prediction.
     """
-    column = {c: i for i, c in enumerate(method.classes)}
     routed = getattr(method, "routed", False)
-    own = [i for i, c in enumerate(method.classes) if c in set(task_classes)]
-    totals: dict[str, Tensor] = {}
     recall = recall or Recall(lasting=False)
+    parts: dict[str, list[Tensor]] = defaultdict(list)
+    parts_given: list[Tensor] = []
 
-    def observe(x: Tensor, y: Tensor) -> None:
+    def observe(x: Tensor, y: Tensor) -> None:  # leaves logits on their device, so that nothing waits for it
         recall.turn_to(x)
-        target = torch.tensor([column[label] for label in y.tolist()])
         for key, logits in all_readouts(method, x).items():
-            logits = logits.float().cpu()
-            # A routed method that is given the task takes that task's expert, which is another pass.
-            given = method.predict(x, tuple(task_classes)).float().cpu() if routed and key == "" else logits
-            right = [correct(logits, target), correct_given_task(given, target, own), correct_task(logits, own)]
-            counts = torch.tensor([len(y), *(int(r.sum()) for r in right)])
-            totals[key] = totals.get(key, torch.zeros_like(counts)) + counts
+            parts[key].append(logits.float())
+        if routed:  # given the task, it takes that task's expert, which is another pass
+            parts_given.append(method.predict(x, tuple(task_classes)).float())
 
     with recall.reading(method.backbone):
         fit.scan(data, observe, name=name)
-    scores = {key: Score(*(int(c) for c in counts)) for key, counts in totals.items()}
+    column = {c: i for i, c in enumerate(method.classes)}
+    target = torch.tensor([column[label] for label in data.labels.tolist()])
+    own = [column[c] for c in task_classes if c in column]
+    scores: dict[str, Score] = {}
+    for key, found in parts.items():
+        logits = torch.cat(found).cpu()
+        given = torch.cat(parts_given).cpu() if routed and key == "" else logits
+        right = [correct(logits, target), correct_given_task(given, target, own), correct_task(logits, own)]
+        scores[key] = Score(len(target), *(int(r.sum()) for r in right))
     return {key: s._replace(right_task=-1) for key, s in scores.items()} if shared_classes else scores
