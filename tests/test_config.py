@@ -195,7 +195,7 @@ def test_seeds_follow_the_run(small: Path) -> None:
         ("method.rank.x=1", r"method\.rank is a value, not a table"),
         ("augment.scale=[1]", r"augment\.scale = \[1\] should be a list of 2"),
         ("augment.flip=1", r"augment\.flip = 1 should be true or false"),
-        ("fit.precision=fp8", r"fit\.precision = 'fp8' should be 'float32' or 'bf16'"),
+        ("fit.precision=fp8", r"fit\.precision = 'fp8' should be 'float32' or 'bf16' or 'auto'"),
         ("scenario.kind=class-incr", r"unknown scenario\.kind 'class-incr'; did you mean 'class-incremental'"),
         ("scenario.source=", r"\[scenario\] lacks 'source'"),
         ("backbone.name=", r"\[backbone\] lacks 'name'"),

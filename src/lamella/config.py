@@ -31,9 +31,10 @@ SCENARIOS: dict[str, Callable[..., Scenario]] = {
 }
 FIT = {
     "device": Option(str, "auto"),
-    "precision": Option(Literal["float32", "bf16"], "float32"),
+    "precision": Option(Literal["float32", "bf16", "auto"], "float32"),
     "compile": Option(bool, False),
     "checkpoint_seconds": Option(float, 60.0),
+    "measured": Option(str, None),  # written where "auto" was resolved; last, as the learner puts it there
 }
 RUN = {
     "seed": Option(int, 0),

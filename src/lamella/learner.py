@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lamella.backbones import Backbone
-from lamella.backbones.from_folder import backbone_table
 from lamella.backbones.recall import Recall
 from lamella.checkpoints import Checkpoints
+from lamella.chosen_precision import choose
 from lamella.confidence import Confidence, logits_and_typicality
-from lamella.config import build_augmentation, build_backbone, build_method, complete, method_name
+from lamella.config import build_augmentation, build_backbone, build_method, method_name
 from lamella.costs import parameter_counts
 from lamella.data.images import Files, ImageSet, TensorSet
 from lamella.data.keeping import keep_decoded
@@ -24,6 +24,7 @@ from lamella.data.scenario import Task
 from lamella.fit import Examples, Fit
 from lamella.kept_backbone import from_copy
 from lamella.ledger import check_task, task_record
+from lamella.new_config import new_config
 from lamella.predictions import Prediction, as_predictions, held_back_record
 from lamella.progress import Progress, silent
 from lamella.scores import Score, score_task
@@ -37,6 +38,7 @@ class Learner:
 
     Args:
         config: tables "backbone", "method", "augment", "fit", "run" as in a configuration file; see `Learner.create`.
+            A precision "auto" is chosen here, by measuring, and stands in the learner's own `config` from then on.
         backbone_copy: a file of its weights, in the place of those that `config` names; see kept_backbone.py.
 
     Attributes:
@@ -50,6 +52,7 @@ class Learner:
         self.config, self.backbone_copy = dict(config), backbone_copy
         self.seed = int(config["run"]["seed"])
         self.backbone = self.new_backbone()
+        self.config = choose(self.config, self.backbone)
         self.method: Any = build_method(self.config, self.backbone)
         self.class_names: dict[int, str] = {}
         self.tasks: list[dict[str, Any]] = []
@@ -74,18 +77,12 @@ class Learner:
                 or a table of `load_backbone`'s arguments.
             method: a name, or a table {"name": ..., hyper-parameters}.
             align: whether the method carries alignment; by default InfLoRA does.
+            fit: a table such as {"device": "cpu", "precision": "auto"}.
 
         Raises:
             ValueError: an unknown name or option.
         """
-        table: dict[str, Any] = dict(method) if isinstance(method, Mapping) else {"name": method}
-        if (align or (align is None and table["name"] == "inflora")) and "align" not in table:
-            table["align"] = {}
-        config = {
-            "backbone": _backbone_table(backbone),
-            "method": table, "augment": dict(augment or {}), "fit": dict(fit or {}), "run": {"seed": seed},
-        }  # fmt: skip
-        return cls(complete(config))
+        return cls(new_config(backbone=backbone, method=method, align=align, seed=seed, augment=augment, fit=fit))
 
     def new_backbone(self) -> Backbone:
         """The backbone as it is before anything is learned."""
@@ -277,8 +274,3 @@ class Learner:
             ValueError: it is damaged, foreign, newer, or was learned on other weights; or there is no such version.
         """
         return load_learner(cls, Path(folder), version)
-
-
-def _backbone_table(backbone: str | Mapping[str, Any]) -> dict[str, Any]:
-    given = {"name": backbone} if isinstance(backbone, str) else dict(backbone)
-    return backbone_table(given["name"]) | {key: value for key, value in given.items() if key != "name"}

@@ -14,6 +14,7 @@ from typing import Any
 
 from lamella.backbones.recall import Recall
 from lamella.checkpoints import Checkpoints
+from lamella.chosen_precision import AUTO, as_in_runs, precision_line
 from lamella.config import build_scenario, to_toml
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
@@ -41,12 +42,15 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
         ValueError: `out` holds a run of another configuration.
     """
     with alone(out, f"another process is running in '{out}'; wait for it or choose another --out"):
+        asked, config = config["fit"]["precision"], as_in_runs(config, [out])
         _check_claim(out, config, resume)
         for torn in out.rglob(".*.part"):  # left by a kill in the middle of a write
             torn.unlink()
         if not (out / "results.json").exists():
             job = _Run(config, out, quiet)  # before the folder is taken: a wrong setting may be corrected there
-            write_atomic(out / "config.toml", to_toml(config).encode())
+            write_atomic(out / "config.toml", to_toml(job.config).encode())
+            if asked == AUTO and not quiet:
+                print(precision_line(job.config))
             job.finish()
     return out
 
@@ -66,7 +70,7 @@ class _Run:
     """One run under way."""
 
     def __init__(self, config: dict[str, Any], out: Path, quiet: bool) -> None:
-        self.config, self.out, self.quiet = config, out, quiet
+        self.out, self.quiet = out, quiet
         self.scenario: Scenario = build_scenario(config)
         self.whole = config["method"]["name"] in WHOLE_STREAM
         self.tasks = (
@@ -74,6 +78,7 @@ class _Run:
         )
         model = out / "model"
         self.learner = Learner.load(model) if holds_model(model) else Learner(config)
+        self.config = self.learner.config  # its precision may have been chosen by measuring
         self._check_inputs()
         self.learner.notes.setdefault("scores", [])
         self.tests: dict[int, Any] = {}

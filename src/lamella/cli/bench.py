@@ -43,7 +43,8 @@ def speed(
         table.add_row(name, *(text for c in cells for text in (f"{c.milliseconds:.2f}", f"{c.ratio:.2f}")))
     table.add_row("waiting for images", *(t for p in found.phases for t in (f"{found.waited[p]:.1%}", "")))
     _show(table)
-    typer.echo(f"training counts one epoch. Learning is faster here with fit.precision={found.fastest}")
+    fastest = f"Learning is faster here with fit.precision={found.fastest}"
+    typer.echo(f"training counts one epoch. {fastest}; fit.precision=auto chooses by a shorter measurement")
     _keep(out, {"phases": {p: {n: vars(c) for n, c in named.items()} for p, named in found.phases.items()},
                 "waited": found.waited, "fastest": found.fastest})  # fmt: skip
 

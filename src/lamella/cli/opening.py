@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamella.cli.under_way import is_free
+import typer
+
+from lamella.cli.under_way import config_under_way, is_free
 
 if TYPE_CHECKING:
     from lamella.learner import Learner
@@ -29,12 +31,15 @@ def open_learner(
         ValueError: something else is there, or a setting is unknown or not that of the model.
     """
     from lamella.learner import Learner
+    from lamella.new_config import new_config
     from lamella.store import MANIFEST, holds_model
 
     if not holds_model(model):
         if not is_free(model):
             raise ValueError(f"'{model}' exists and is no model (no {MANIFEST} in it); choose a new folder")
-        return Learner.create(**_tables(backbone or BACKBONE, method or METHOD, settings), seed=seed or 0)
+        return _new_learner(
+            model, new_config(**_tables(backbone or BACKBONE, method or METHOD, settings), seed=seed or 0)
+        )
     learner = Learner.load(model)
     for other in _others(learner.config, backbone, method, seed, settings):
         raise ValueError(
@@ -51,6 +56,19 @@ def same_again(learner: "Learner", model: Path) -> "Learner":
     return Learner.load(model) if learner.tasks else Learner(learner.config)
 
 
+def _new_learner(model: Path, config: dict[str, Any]) -> "Learner":
+    """A precision that an interrupted first learning has chosen by measuring is kept, so that it can go on."""
+    from lamella.chosen_precision import AUTO, as_chosen, precision_line
+    from lamella.learner import Learner
+
+    left = config_under_way(model)
+    again = as_chosen(config, left)
+    learner = Learner(again if again == left else config)
+    if config["fit"]["precision"] == AUTO:
+        typer.echo(precision_line(learner.config))
+    return learner
+
+
 def _tables(backbone: str, method: str, settings: Sequence[str]) -> dict[str, Any]:
     """The tables of a new learner's configuration, with the settings put in."""
     from lamella.overrides import parse_override, put
@@ -65,10 +83,13 @@ def _others(
     config: dict[str, Any], backbone: str | None, method: str | None, seed: int | None, settings: Sequence[str]
 ) -> Iterator[str]:
     """What is asked for and not so in a model's configuration."""
+    from lamella.chosen_precision import AUTO
     from lamella.overrides import parse_override
 
     asked = {("backbone", "name"): backbone, ("method", "name"): method, ("run", "seed"): seed}
     asked |= dict(parse_override(setting, ("backbone", "method", "augment", "fit")) for setting in settings)
+    if asked.get(("fit", "precision")) == AUTO and "measured" in config["fit"]:
+        asked.pop(("fit", "precision"))  # it was answered when the model was made
     for path, value in asked.items():
         found: Any = config
         for key in path:

@@ -36,12 +36,14 @@ def run(
     planned = _plan(config, overrides or [], seeds, folder)
     for path, _ in planned:
         _check_free(path, resume=resume)
+    from lamella.chosen_precision import as_in_runs
     from lamella.report import load_results, render_table
     from lamella.run import run as run_config
 
     for path, settings in planned:
         if (path / "results.json").exists():
             typer.echo(f"{path}: finished already", err=True)
+        settings = as_in_runs(settings, [each for each, _ in planned])  # one precision for all seeds
         try:
             run_config(settings, path, resume=resume, quiet=quiet)
         except KeyboardInterrupt as error:

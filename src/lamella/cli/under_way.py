@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lamella.data.scenario import Task
     from lamella.learner import Learner
 
-__all__ = ["UNDER_WAY", "UnderWay", "current_version", "is_free", "under_way"]
+__all__ = ["UNDER_WAY", "UnderWay", "config_under_way", "current_version", "is_free", "under_way"]
 
 UNDER_WAY = "learning"
 """The folder within a model that holds it."""
@@ -58,6 +58,14 @@ def under_way(model: Path, learner: "Learner", task: "Task") -> UnderWay | None:
         typer.echo(f"goes on with the learning of {task.name} that was interrupted")
     write_json(path, what)
     return UnderWay(checkpoints, goes_on)
+
+
+def config_under_way(model: Path) -> dict[str, Any]:
+    """The configuration that an interrupted learning left here; empty where there is none."""
+    from lamella.files import read_json
+
+    path = model / UNDER_WAY / "what.json"
+    return read_json(path).get("config", {}) if path.exists() else {}
 
 
 def is_free(model: Path) -> bool:

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from lamella.report.results import METRIC_NAMES, Result
 
 NOT_A_SETTING = frozenset(
-    {"seed", "root", "weights", "device", "compile", "checkpoint_seconds", "selection", "dropped"}
+    {"seed", "root", "weights", "device", "compile", "checkpoint_seconds", "selection", "dropped", "measured"}
 )
-"""Keys of a config that say where, from what file, or with which seed a run was made; all others make runs different.
+"""Keys of a config that say where, why, from what file, or with which seed; all others make runs different.
 
 What is in the file of weights is compared by its hash."""
 
