@@ -31,7 +31,7 @@ class Clock:
     def __init__(self) -> None:
         self.float32, self.bf16, self.asked = [1.0], [1.0], 0
 
-    def __call__(self, forms: Mapping[str, Callable[[], object]], *arguments: Any) -> dict[str, list[float]]:
+    def __call__(self, forms: Mapping[str, Callable[[], object]], *_: Any, **options: Any) -> dict[str, list[float]]:
         self.asked += 1
         return {"float32": self.float32, "bf16": self.bf16}
 

@@ -179,7 +179,10 @@ def test_other_settings_are_other_rows_that_say_which(tmp_path: Path):
 
 
 def test_where_a_run_was_made_makes_no_other_row(tmp_path: Path):
-    configs = [{"run": {"seed": i, "selection": f"{i}"}, "fit": {"device": d}} for i, d in enumerate(("cpu", "cuda"))]
+    configs = [
+        {"run": {"seed": i, "selection": f"{i}"}, "fit": {"device": d, "measured": d}}
+        for i, d in enumerate(("cpu", "cuda"))
+    ]
     write(tmp_path, *[result(seed=i, config=config) for i, config in enumerate(configs)])
     assert [row.seeds for row in summarise(load_results([tmp_path])).rows] == [(0, 1)]
 

@@ -113,7 +113,8 @@ def _step_seconds(backbone: Backbone, device: torch.device, batch: int) -> dict[
         with torch.enable_grad(), trainable([early]):
             while n < batch and interleaved(_steps(backbone, device, early, n), 1)["float32"][0] < LONG:
                 n = min(2 * n, batch)
-            return interleaved(_steps(backbone, device, early, n), ROUNDS)
+            # Warm by now; where there was no smaller step, one cold round of three does not move a median.
+            return interleaved(_steps(backbone, device, early, n), ROUNDS, warm=0)
     finally:
         backbone.to(before)
 
