@@ -103,6 +103,10 @@ def _step_seconds(backbone: Backbone, device: torch.device, batch: int) -> dict[
     Raises:
         RuntimeError: a step fails, or nothing early in the network can be trained.
     """
+    # By the clock, small steps on a machine with other work say little.
+    on_cpu = device.type == "cpu"
+    timed = partial(interleaved, warm=0, processor=on_cpu)
+    longest = LONG * torch.get_num_threads() if on_cpu else LONG
     before = next(backbone.parameters()).device
     backbone.to(device)
     try:
@@ -111,10 +115,10 @@ def _step_seconds(backbone: Backbone, device: torch.device, batch: int) -> dict[
             raise RuntimeError(f"'{backbone.name}' has no bias that could be trained")
         n = min(FEWEST, batch)
         with torch.enable_grad(), trainable([early]):
-            while n < batch and interleaved(_steps(backbone, device, early, n), 1)["float32"][0] < LONG:
+            while n < batch and min(timed(_steps(backbone, device, early, n), 2)["float32"]) < longest:
                 n = min(2 * n, batch)
             # Warm by now; where there was no smaller step, one cold round of three does not move a median.
-            return interleaved(_steps(backbone, device, early, n), ROUNDS, warm=0)
+            return timed(_steps(backbone, device, early, n), ROUNDS)
     finally:
         backbone.to(before)
 
