@@ -48,7 +48,10 @@ def train(
             dump["train"][t - 1, t] = _features(learner, scenario[t].train)
         record = learner.learn(scenario[t], progress=bars)
         seconds += record["seconds"]["total"]
-        dump["train_labels"][t], dump["val_labels"][t] = scenario[t].train.labels, scenario[t].validation.labels
+        held_back = scenario[t].validation
+        if held_back is None:
+            raise ValueError(f"a share of {share} holds no image of task {t} back; give a larger --share")
+        dump["train_labels"][t], dump["val_labels"][t] = scenario[t].train.labels, held_back.labels
         last = t == tasks - 1
         for j in range(0 if last else t, t + 1):
             dump["train"][t, j] = _features(learner, scenario[j].train)

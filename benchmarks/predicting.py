@@ -62,8 +62,8 @@ def taught(method: str, align: bool, backbone: str, size: int, classes: int) -> 
     learner = Learner.create(
         backbone={"name": backbone, "weights": "random", "size": size}, method={"name": method, **trained}, align=align
     )
-    parts = [noise(classes, part) for part in ("train", "held back")]
-    scenario = class_incremental(Source("noise", *parts, tuple(map(str, range(classes)))), tasks=2, seed=0)
+    train, held_back = (noise(classes, part) for part in ("train", "held back"))
+    scenario = class_incremental(Source("noise", train, held_back, tuple(map(str, range(classes)))), tasks=2, seed=0)
     for i in range(2):
         learner.learn(scenario[i], held_back=scenario.test(i))
     return learner

@@ -9,12 +9,14 @@ from pathlib import Path
 from PIL import Image
 
 from lamella import Learner, load_source
+from lamella.data.images import ImageSet
 from lamella.evaluation import evaluate
 
 
 def write_folder(out: Path, digits: set[int]) -> Path:
     """Scanned digits as out/CLASS/*.png, as photos lie on a disk."""
     data = load_source("digits").train
+    assert isinstance(data, ImageSet)
     for i, label in enumerate(data.labels.tolist()):
         if label in digits:
             (out / f"digit {label}").mkdir(parents=True, exist_ok=True)

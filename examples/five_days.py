@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from lamella import Learner, load_source
+from lamella.data.images import ImageSet
 from lamella.data.readable import load_readable
 from lamella.next_task import as_next_task
 from lamella.store import learned_state
@@ -40,6 +41,7 @@ def write_folders(out: Path, data: str, classes: int, per_class: int) -> None:
     """DAY/CLASS/*.png to learn from, with equally many classes for each day, and test/CLASS/*.png."""
     source = load_source(data, classes=classes, per_class=per_class)
     for part, images in (("train", source.train), ("test", source.test)):
+        assert isinstance(images, ImageSet)
         for i, label in enumerate(images.labels.tolist()):
             first = DAYS[label * len(DAYS) // classes] if part == "train" else part
             path = out / first / source.class_names[label] / f"{i}.png"
