@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from lamella.cli.app import app
+from lamella.cli.say import say
 
 __all__ = ["app", "main"]
 
@@ -48,5 +49,5 @@ def _one_line(error: Exception) -> str:
 
 
 def _complain(text: str, *, code: int = 2) -> None:
-    typer.echo(f"lamella: {' '.join(text.split())}", err=True)
+    say(f"lamella: {' '.join(text.split())}", err=True)
     sys.exit(code)

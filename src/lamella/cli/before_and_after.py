@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from lamella.cli.names import printable
+from lamella.cli.say import say
 
 if TYPE_CHECKING:
     from lamella.data.keeping import Unreadable
@@ -26,20 +24,18 @@ def say_found(learner: "Learner", task: "Task", held_back: int, unreadable: Sequ
     known = set(learner.class_names.values())
     new = [name for name in task.class_names if name not in known]
     again = [name for name in task.class_names if name in known]
-    typer.echo(
-        f"{printable(task.name)}: {len(task.train)} images to learn from, {held_back} held back; {len(new)} new classes"
-    )
+    say(f"{task.name}: {len(task.train)} images to learn from, {held_back} held back; {len(new)} new classes")
     if new:
-        typer.echo(f"  new: {_few(new)}")
+        say(f"  new: {_few(new)}")
     if again:
-        typer.echo(f"  more of: {_few(again)}; {what_more_images_do(learner.method)}")
+        say(f"  more of: {_few(again)}; {what_more_images_do(learner.method)}")
     if unreadable:
         counted = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
-        typer.echo(f"  left out, cannot be read: {counted}")
+        say(f"  left out, cannot be read: {counted}")
         for file in unreadable[:SHOWN]:
-            typer.echo(f"    {printable(file.key)}: {file.reason}")
+            say(f"    {file.key}: {file.reason}")
         if len(unreadable) > SHOWN:
-            typer.echo(f"    and {len(unreadable) - SHOWN} more")
+            say(f"    and {len(unreadable) - SHOWN} more")
 
 
 def say_expected(rehearsing: "Learner", task: "Task", held_back: int) -> "Expected":
@@ -52,10 +48,10 @@ def say_expected(rehearsing: "Learner", task: "Task", held_back: int) -> "Expect
     from lamella.report.words import duration, size
 
     number = len(rehearsing.tasks) + 1
-    typer.echo(f"  {rehearsing.name} on {rehearsing.backbone.name} learns it as task {number}", nl=False)
+    say(f"  {rehearsing.name} on {rehearsing.backbone.name} learns it as task {number}", nl=False)
     expected = rehearse(rehearsing, task, held_back)
     memory = f" and {size(expected.bytes)} of memory" if expected.bytes else ""
-    typer.echo(f"; expected: about {duration(expected.seconds)}{memory}")
+    say(f"; expected: about {duration(expected.seconds)}{memory}")
     return expected
 
 
@@ -67,19 +63,19 @@ def say_took(learner: "Learner", seconds: float, expected: "Expected | None") ->
     peak = peak_bytes(learner.fit().device)
     memory = f" and {size(peak)} of memory" if peak else ""
     beside = f" (expected: about {duration(expected.seconds)})" if expected else ""
-    typer.echo(f"took {duration(seconds)}{memory}{beside}")
+    say(f"took {duration(seconds)}{memory}{beside}")
 
 
 def say_known(learner: "Learner") -> None:
     """How good it is: on images held back of the new task, and what was measured of old ones in their time."""
     *old, new = learner.tasks
     if "held_back" in new:
-        typer.echo(f"right on held-back images of these classes: {_right(new)}, all classes competing")
+        say(f"right on held-back images of these classes: {_right(new)}, all classes competing")
     told = [task for task in old if "held_back" in task]
     if told:
-        typer.echo("old tasks, each when it was learned (no image is kept of them, so they are not measured again):")
+        say("old tasks, each when it was learned (no image is kept of them, so they are not measured again):")
         for task in told:
-            typer.echo(f"  {printable(task['name'])}: {_right(task)}")
+            say(f"  {task['name']}: {_right(task)}")
 
 
 def _right(task: dict[str, Any]) -> str:
@@ -89,4 +85,4 @@ def _right(task: dict[str, Any]) -> str:
 
 def _few(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
-    return ", ".join(map(printable, names[:NAMES])) + more
+    return ", ".join(names[:NAMES]) + more

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from lamella.cli.say import say
+
 __all__ = ["layers", "list_known"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -110,4 +112,4 @@ def _print_columns(rows: Sequence[Sequence[str]]) -> None:
     """Left-aligned columns, never cut, so that a pipe gets whole names."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lamella.cli.say import say
+
 __all__ = ["demo"]
 
 
@@ -21,4 +23,4 @@ def demo(
 
     page = run_demo(out, quiet=quiet)
     typer.echo(render_table(load_results([out]), "table"))
-    typer.echo(f"page: {page}")
+    say(f"page: {page}")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lamella.cli.say import say
+
 __all__ = ["evaluate"]
 
 
@@ -45,9 +47,9 @@ def evaluate(
         typer.echo(evaluation_text(measured, what).rstrip())
     if html is not None:
         write_atomic(html, evaluation_page(measured, str(model), what).encode())
-        typer.echo(f"page: {html}", err=True)
+        say(f"page: {html}", err=True)
     if png is not None:
         from lamella.report.model_figures import confusion_png
 
         write_atomic(png, confusion_png(measured))
-        typer.echo(f"picture: {png}", err=True)
+        say(f"picture: {png}", err=True)

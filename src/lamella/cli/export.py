@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lamella.cli.say import say
+
 __all__ = ["export"]
 
 
@@ -27,4 +29,5 @@ def export(
     from lamella.learner import Learner
 
     lines = write(Learner.load(model), format, out, readout=readout, per_task=per_task)
-    typer.echo("\n".join([f"wrote {out} ({format})", *lines]))
+    for line in (f"wrote {out} ({format})", *lines):
+        say(line)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lamella.cli.say import say
+
 __all__ = ["inspect"]
 
 
@@ -32,4 +34,4 @@ def inspect(
     typer.echo(json.dumps(facts(found), indent=2, ensure_ascii=False) if as_json else inspection_text(found).rstrip())
     if html is not None:
         write_atomic(html, inspection_page(found, str(model)).encode())
-        typer.echo(f"page: {html}", err=True)
+        say(f"page: {html}", err=True)

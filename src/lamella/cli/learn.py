@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lamella.cli.before_and_after import say_expected, say_found, say_known, say_took
-from lamella.cli.names import printable
 from lamella.cli.opening import BACKBONE, METHOD, open_learner, same_again
+from lamella.cli.say import say
 from lamella.cli.under_way import current_version, under_way
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def learn(
         try:
             _learn(learner, source, unreadable, model)
         except KeyboardInterrupt:
-            typer.echo(f"'{model}' is as it was before; the same command goes on where this one stopped", err=True)
+            say(f"'{model}' is as it was before; the same command goes on where this one stopped", err=True)
             raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -97,7 +97,7 @@ def _learn(learner: "Learner", source: "Source", unreadable: "Sequence[Unreadabl
     note_unreadable(record, unreadable)
     learner.save(model, what=f"learned {task.name}")
     learning.checkpoints.clear()
-    names = ", ".join(map(printable, task.class_names))
-    typer.echo(f"{model} learned {len(task.classes)} classes from {len(task.train)} images: {names}")
+    names = ", ".join(task.class_names)
+    say(f"{model} learned {len(task.classes)} classes from {len(task.train)} images: {names}")
     say_took(learner, time.monotonic() - started, expected)
     say_known(learner)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lamella.cli.names import printable
+from lamella.cli.say import say
 
 if TYPE_CHECKING:
     from lamella.learner import Prediction
@@ -53,7 +53,8 @@ def predict(
         # Bytes: names of files need not be UTF-8, and whoever reads the list wants to find them.
         typer.echo(_csv(rows).encode(errors="surrogateescape"), nl=False)
     else:
-        typer.echo("\n".join(map(_line, rows)))
+        for row in rows:
+            say(_line(row))
 
 
 def _files(paths: Sequence[str]) -> list[Path]:
@@ -93,9 +94,9 @@ def _row(path: Path, prediction: "Prediction", unknown: bool) -> dict[str, Any]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    named = ", ".join(f"{printable(entry['name'])} {entry['confidence']:.1%}" for entry in row["classes"])
+    named = ", ".join(f"{entry['name']} {entry['confidence']:.1%}" for entry in row["classes"])
     strange = f"unknown (familiarity {row['familiarity']:.1%}); nearest: " if row.get("unknown") else ""
-    return f"{printable(row['path'])}: {strange}{named} (task: {printable(row['task'])})"
+    return f"{row['path']}: {strange}{named} (task: {row['task']})"
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

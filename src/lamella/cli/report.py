@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from lamella.cli.say import say
+
 __all__ = ["report"]
 
 
@@ -28,4 +30,4 @@ def report(
     results = load_results(runs)
     typer.echo(render_table(results, format, across_splits=across_splits, costs=costs).rstrip("\n"))
     if html is not None:
-        typer.echo(f"page: {write_html(results, html, across_splits=across_splits)}", err=True)
+        say(f"page: {write_html(results, html, across_splits=across_splits)}", err=True)

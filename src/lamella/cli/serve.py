@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from lamella.cli.say import say
+
 __all__ = ["serve"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -62,7 +64,7 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     # What follows # stays in the browser. A token of the user's own is not shown: terminals are logged.
     address = f"http://{shown}:{listening.getsockname()[1]}/" + ("" if token else f"#token={key}")
-    typer.echo(f"{model}, version {version}, {len(learner.class_names)} classes: {address}")
+    say(f"{model}, version {version}, {len(learner.class_names)} classes: {address}")
     config = uvicorn.Config(
         app, http=Prompt, log_level="warning", limit_concurrency=256, timeout_keep_alive=30,
         timeout_graceful_shutdown=30,

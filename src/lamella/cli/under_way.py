@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import typer
+from lamella.cli.say import say
 
 if TYPE_CHECKING:
     from lamella.checkpoints import Checkpoints
@@ -47,15 +47,15 @@ def under_way(model: Path, learner: "Learner", task: "Task") -> UnderWay | None:
         checkpoints.clear()
     if left and _was_stored(left, what, learner):
         checkpoints.clear()
-        typer.echo(f"{task.name} had been learned and stored already when its learning was interrupted")
+        say(f"{task.name} had been learned and stored already when its learning was interrupted")
         return None
     changed = [said for key, said in CHANGES.items() if left and left.get(key) != what[key]]
     if changed:
         checkpoints.clear()
-        typer.echo(f"gives up the interrupted learning of {left.get('task')} and starts anew: {changed[0]}")
+        say(f"gives up the interrupted learning of {left.get('task')} and starts anew: {changed[0]}")
     goes_on = not changed and any(checkpoints.folder.glob("task-*"))
     if goes_on:
-        typer.echo(f"goes on with the learning of {task.name} that was interrupted")
+        say(f"goes on with the learning of {task.name} that was interrupted")
     write_json(path, what)
     return UnderWay(checkpoints, goes_on)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.names import printable
+from lamella.cli.say import say
 
 __all__ = ["forget", "history", "rollback"]
 
@@ -24,16 +24,14 @@ def history(model: Model, as_json: Annotated[bool, typer.Option("--json", help="
     if as_json:
         typer.echo(json.dumps([version._asdict() for version in found], indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
+    from lamella.report.plain_table import plain_table
     from lamella.report.words import size
 
-    table = Table("", "version", "made", "tasks", "state", "what")
-    for v in found:
-        star = "*" if v.current else ""
-        table.add_row(star, str(v.number), v.made.replace("T", " "), str(len(v.tasks)), size(v.bytes), v.what)
-    Console(highlight=False, markup=False).print(table)
+    rows = [
+        ("*" if v.current else "", str(v.number), v.made.replace("T", " "), str(len(v.tasks)), size(v.bytes), v.what)
+        for v in found
+    ]
+    typer.echo(plain_table(("", "version", "made", "tasks", "state", "what"), rows), nl=False)
 
 
 def rollback(
@@ -60,7 +58,7 @@ def rollback(
         roll_back(model, number)
     tasks = next(v.tasks for v in versions(model) if v.number == number)
     counted = "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
-    typer.echo(f"{model} is version {number} again, with {counted}: {', '.join(map(printable, tasks))}")
+    say(f"{model} is version {number} again, with {counted}: {', '.join(tasks)}")
 
 
 def forget(
@@ -95,7 +93,7 @@ def forget(
         drop_versions(model, having if purge else [])
     numbers = ", ".join(map(str, having))
     left = f"; versions {numbers} {'are removed' if purge else 'still have it, --purge removes them'}" if having else ""
-    typer.echo(f"{model} has forgotten {printable(task)}: {how}{left}")
+    say(f"{model} has forgotten {task}: {how}{left}")
 
 
 def _drop_task(model: Path, task: str) -> None:

@@ -1,15 +1,14 @@
 """One model for the terminal: what `lamella inspect` and `lamella evaluate` print."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from lamella.printable import printable
 from lamella.report import words
+from lamella.report.plain_table import plain_table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from lamella.directions import Overlap
     from lamella.evaluation import Evaluation
     from lamella.inspection import Inspection, LearnedTask
@@ -37,15 +36,15 @@ def inspection_text(model: "Inspection") -> str:
     """Ledger, free directions with a forecast, and overlap."""
     parameters = ", ".join(f"{part} {words.count(n)}" for part, n in model.parameters.items())
     head = (
-        f"{model.method} on {model.backbone} (weights {model.weights_sha256[:12]})\n"
+        f"{model.method} on {printable(model.backbone)} (weights {model.weights_sha256[:12]})\n"
         f"{_many(len(model.tasks), 'task')}, {_many(len(model.classes), 'class', 'es')}; "
         f"confidence at temperature {model.temperature:.3g}\nnumbers: {parameters}\n"
     )
-    parts = [head, _printed(_ledger(model))]
+    parts = [head, _ledger(model)]
     if model.spaces:
-        parts.append(_printed(_spaces(model)))
+        parts.append(_spaces(model))
     parts.append(forecast_told(model) + "\n")
-    parts.append(_printed(_overlap(model, model.overlap)) if model.overlap else no_overlap_told(model) + "\n")
+    parts.append(_overlap(model, model.overlap) if model.overlap else no_overlap_told(model) + "\n")
     return "\n".join(parts)
 
 
@@ -87,7 +86,7 @@ def no_overlap_told(model: "Inspection") -> str:
 def evaluation_text(measured: "Evaluation", data: str) -> str:
     """Accuracy, calibration, what was called unknown; by task and by class."""
     lines = [
-        f"{words.number(measured.accuracy)} % right of {_many(measured.images, 'image')} ({data})",
+        f"{words.number(measured.accuracy)} % right of {_many(measured.images, 'image')} ({printable(data)})",
         f"mean confidence {words.number(measured.confidence)} %, "
         f"expected calibration error {words.number(measured.calibration_error)} points ({len(measured.bins)} bins)",
     ]
@@ -96,14 +95,14 @@ def evaluation_text(measured: "Evaluation", data: str) -> str:
     else:
         share = words.number(measured.unknown / measured.images)
         lines.append(f"called unknown (familiarity below {measured.unknown_below}): {share} %")
-    parts = ["\n".join(lines) + "\n", _printed(_counted(measured, "task"))]
+    parts = ["\n".join(lines) + "\n", _counted(measured, "task")]
     worst = sorted(measured.classes, key=lambda line: line.accuracy)[:MOST_CLASSES]
     hidden = len(measured.classes) - len(worst)
-    parts.append(_printed(_counted(measured, "class", {line.name for line in worst})))
+    parts.append(_counted(measured, "class", {line.name for line in worst}))
     if hidden:
         parts.append(f"the {len(worst)} worst of {len(measured.classes)} classes; --html and --json have all\n")
     if measured.strangers:
-        parts.append(_printed(_strangers(measured)))
+        parts.append(_strangers(measured))
     return "\n".join(parts)
 
 
@@ -112,76 +111,59 @@ def images_told(task: "LearnedTask") -> str:
     return words.count(task.images) + (f" ({words.count(task.unreadable)} unreadable)" if task.unreadable else "")
 
 
-def _ledger(model: "Inspection") -> "Table":
-    table = _table("task", "learned", "version", "classes", "images", "time", "state", "data", "held back", "T")
+def _ledger(model: "Inspection") -> str:
+    heads = ("task", "learned", "version", "classes", "images", "time", "state", "data", "held back", "T")
+    rows: list[Sequence[str]] = []
     for task in model.tasks:
         origin = task.origin
-        table.add_row(
+        rows.append((
             task.name, words.NOTHING if origin is None else origin.made.replace("T", " "),
             words.NOTHING if origin is None else str(origin.version), _named(task.classes), images_told(task),
             words.duration(task.seconds), words.size(None if origin is None else origin.bytes),
             (task.data_sha256 or words.NOTHING)[:12],
             words.NOTHING if task.accuracy is None else f"{words.number(task.accuracy)} % of {task.held_back}",
             words.NOTHING if task.temperature is None else f"{task.temperature:.3g}",
-        )  # fmt: skip
-    return table
+        ))  # fmt: skip
+    return plain_table(heads, rows)
 
 
-def _spaces(model: "Inspection") -> "Table":
-    table = _table("layer", "protected", "free", "of", "by task")
-    for space in model.spaces:
-        by_task = " ".join(map(str, space.grown)) or words.NOTHING
-        table.add_row(space.layer, str(space.used), str(space.free), str(space.width), by_task)
-    return table
+def _spaces(model: "Inspection") -> str:
+    rows = [
+        (s.layer, str(s.used), str(s.free), str(s.width), " ".join(map(str, s.grown)) or words.NOTHING)
+        for s in model.spaces
+    ]
+    return plain_table(("layer", "protected", "free", "of", "by task"), rows)
 
 
-def _overlap(model: "Inspection", overlap: "Overlap") -> "Table":
+def _overlap(model: "Inspection", overlap: "Overlap") -> str:
     """All pairs of tasks, or those that overlap most."""
     names = [model.tasks[task].name for task in overlap.tasks]
     chance = words.number(overlap.chance)
     if len(names) > MOST_TASKS:
-        table = _table("overlap of tasks", "", f"% (chance: {chance})")
         pairs = [(i, j) for i in range(len(names)) for j in range(i)]
-        for i, j in sorted(pairs, key=lambda p: -overlap.values[p[0]][p[1]])[:MOST_TASKS]:
-            table.add_row(names[j], names[i], words.number(overlap.values[i][j]))
-        return table
-    table = _table(f"overlap, % (chance: {chance})", *names)
-    for name, row in zip(names, overlap.values, strict=True):
-        table.add_row(name, *(f"{100 * value:.0f}" for value in row))
-    return table
+        most = sorted(pairs, key=lambda p: -overlap.values[p[0]][p[1]])[:MOST_TASKS]
+        rows = [(names[j], names[i], words.number(overlap.values[i][j])) for i, j in most]
+        return plain_table(("overlap of tasks", "", f"% (chance: {chance})"), rows)
+    rows = [(name, *(f"{100 * value:.0f}" for value in row)) for name, row in zip(names, overlap.values, strict=True)]
+    return plain_table((f"overlap, % (chance: {chance})", *names), rows)
 
 
-def _counted(measured: "Evaluation", what: str, shown: set[str] | None = None) -> "Table":
-    table = _table(what, "images", "right %", "right task %", "called unknown %")
+def _counted(measured: "Evaluation", what: str, shown: set[str] | None = None) -> str:
+    rows: list[Sequence[str]] = []
     for line in measured.tasks if what == "task" else measured.classes:
         if shown is None or line.name in shown:
             shares = [words.number(n / line.images) for n in (line.right, line.right_task)]
             flagged = words.NOTHING if measured.unknown_below is None else words.number(line.unknown / line.images)
-            table.add_row(line.name, str(line.images), *shares, flagged)
-    return table
+            rows.append((line.name, str(line.images), *shares, flagged))
+    return plain_table((what, "images", "right %", "right task %", "called unknown %"), rows)
 
 
-def _strangers(measured: "Evaluation") -> "Table":
-    table = _table("never learned", "images", "called unknown %", "mostly taken for")
+def _strangers(measured: "Evaluation") -> str:
+    rows: list[Sequence[str]] = []
     for line in measured.strangers:
         flagged = words.NOTHING if measured.unknown_below is None else words.number(line.unknown / line.images)
-        table.add_row(line.name, str(line.images), flagged, line.taken_for)
-    return table
-
-
-def _table(*heads: str) -> "Table":
-    from rich.table import Table
-
-    return Table(*heads)
-
-
-def _printed(table: "Table") -> str:
-    """As wide as it needs to be, without markup."""
-    from rich.console import Console
-
-    page = io.StringIO()
-    Console(file=page, width=200, color_system=None, highlight=False, markup=False, emoji=False).print(table)
-    return "\n".join(line.rstrip() for line in page.getvalue().splitlines()) + "\n"
+        rows.append((line.name, str(line.images), flagged, line.taken_for))
+    return plain_table(("never learned", "images", "called unknown %", "mostly taken for"), rows)
 
 
 def _named(classes: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lamella.printable import printable
 from lamella.report.results import METRIC_NAMES, Result
 from lamella.report.summary import Row, Summary, summarise
 from lamella.report.words import best, count, duration, percent, shown_metrics, size
@@ -40,7 +41,7 @@ def to_rich(board: Sequence[Row], costs: bool = False) -> "Table":
 
     metrics = shown_metrics(board)
     leaders = [best(board, metric) for metric in metrics]
-    table = Table(title=escape(_title(board[0])), title_justify="left", caption_justify="left")
+    table = Table(title=escape(printable(_title(board[0]))), title_justify="left", caption_justify="left")
     table.caption = "percent, mean ± standard deviation over seeds; * all tasks at once: an upper bound"
     table.add_column("method", overflow="fold")
     table.add_column("seeds", justify="right")
@@ -51,7 +52,7 @@ def to_rich(board: Sequence[Row], costs: bool = False) -> "Table":
     for i, row in enumerate(board):
         cells = [percent(row.metrics[metric.name], signed=metric.signed) for metric in metrics]
         bold = [f"[bold]{cell}[/]" if i in leading else cell for cell, leading in zip(cells, leaders, strict=True)]
-        table.add_row(escape(_name(row)), str(len(row.seeds)), *bold, *(_cost_cells(row) if costs else ()))
+        table.add_row(escape(printable(_name(row))), str(len(row.seeds)), *bold, *(_cost_cells(row) if costs else ()))
     return table
 
 
@@ -64,7 +65,7 @@ def to_text(summary: Summary, costs: bool = False) -> str:
     for board in summary.boards():
         console.print(to_rich(board, costs))
     for note in summary.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+        console.print(f"note: {printable(note)}", markup=False, soft_wrap=True)
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines()) + "\n"
 
 
@@ -173,4 +174,4 @@ def _name(row: Row) -> str:
 def _escape_markdown(text: str) -> str:
     for mark in "\\`*_[]<>|#":
         text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
