@@ -59,12 +59,16 @@ def code_lines(file: Path) -> int:
     return sum(bool(line.strip()) and not line.lstrip().startswith("#") and i not in skipped for i, line in lines)
 
 
-METHOD_FILES = sorted(Path(importlib.import_module("lamella.methods").__file__ or "").parent.glob("*.py"))
+PACKAGE = ROOT / "src" / "lamella"
+LONG = {"fit.py", "data/transform.py", "learner.py"}
+"""Files that still have to become shorter."""
 
 
-@pytest.mark.parametrize("file", METHOD_FILES, ids=lambda file: file.name)
-def test_a_method_is_one_short_file(file: Path) -> None:
-    assert code_lines(file) < 150
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_a_file_is_short(file: Path) -> None:
+    name, lines = file.relative_to(PACKAGE).as_posix(), code_lines(file)
+    assert lines <= 150 or name in LONG
+    assert lines > 150 or name not in LONG, "it is short by now: take it off the list"
 
 
 def run_example(name: str, folder: Path) -> str:
@@ -177,8 +181,7 @@ def test_the_file_tree_of_the_readme_is_complete() -> None:
         folders[depth:] = [entry] if entry.endswith("/") else []
         listed.add("".join(folders) if entry.endswith("/") else "".join(folders) + entry)
     assert [path for path in sorted(listed) if not (ROOT / path).exists()] == []
-    package = ROOT / "src" / "lamella"
-    modules = [f for f in package.rglob("*.py") if f.name != "__init__.py" and "bundled" not in f.parts]
+    modules = [f for f in PACKAGE.rglob("*.py") if f.name != "__init__.py" and "bundled" not in f.parts]
     files = [*modules, *(ROOT / "examples").glob("*.py"), *(ROOT / "docs").glob("*.md")]
     assert [str(f.relative_to(ROOT)) for f in files if f.relative_to(ROOT).as_posix() not in listed] == []
 

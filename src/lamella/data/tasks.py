@@ -1,0 +1,146 @@
+"""Source, Task, Scenario: a data set, and the sequence of tasks that it is cut into.
+
+A Task holds training data only; the test data of a task is asked from the Scenario, which a method never sees.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from torch import Tensor
+
+from lamella.data.images import ImageSet, TensorSet, concatenate
+
+__all__ = ["Scenario", "Source", "Task"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: what a loader returns and a scenario is cut from.
+
+    Attributes:
+        name: of the data set.
+        train: its training part.
+        test: its test part.
+        class_names: the name of class i at place i; no two are equal.
+        domain_names: the name of domain i at place i; empty where there are no domains.
+        train_domains: (n,) int64, the domain of each training image, where there are domains.
+        test_domains: (n,) int64, the same for the test part.
+
+    Raises:
+        ValueError: two classes share a name, a label or domain has no name, or an image is in both parts.
+    """
+
+    name: str
+    train: ImageSet | TensorSet
+    test: ImageSet | TensorSet
+    class_names: tuple[str, ...]
+    domain_names: tuple[str, ...] = ()
+    train_domains: Tensor | None = field(default=None, repr=False)
+    test_domains: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        names = [*self.class_names]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two classes of {self.name} are called {twice[0]!r}; class names must differ")
+        for part, data, domains in (
+            ("training", self.train, self.train_domains),
+            ("test", self.test, self.test_domains),
+        ):
+            if len(data) and not 0 <= int(data.labels.min()) <= int(data.labels.max()) < len(names):
+                label = next(label for label in data.labels.tolist() if not 0 <= label < len(names))
+                raise ValueError(f"a {part} image of {self.name} has label {label}, but there are {len(names)} classes")
+            if bool(self.domain_names) != (domains is not None) or (domains is not None and len(domains) != len(data)):
+                raise ValueError(f"{self.name} with domains needs one domain for each {part} image")
+        if both := set(self.train.keys) & set(self.test.keys):
+            raise ValueError(f"{min(both)} of {self.name} is both a training and a test image")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method may learn from.
+
+    Attributes:
+        id: position in the scenario, from 0.
+        name: of the task, for people.
+        classes: global class ids, in the order they come.
+        class_names: the name of each of `classes`.
+        train: training images, labelled with global class ids.
+        validation: carved from the training part, where asked.
+    """
+
+    id: int
+    name: str
+    classes: tuple[int, ...]
+    class_names: tuple[str, ...]
+    train: ImageSet | TensorSet
+    validation: ImageSet | TensorSet | None = None
+
+
+class Scenario:
+    """A sequence of tasks, and the test data of each.
+
+    Args:
+        kind: "class-incremental", "domain-incremental" or "task-incremental" (the task is given at test time).
+        class_names: of all classes of the source; `class_names[label]`.
+        tasks: in the order they are learned.
+        tests: the test data of each task.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        class_names: tuple[str, ...],
+        tasks: Sequence[Task],
+        tests: Sequence[ImageSet | TensorSet],
+    ) -> None:
+        self.kind = kind
+        self.class_names = class_names
+        self.class_order = tuple(dict.fromkeys(label for task in tasks for label in task.classes))
+        self._tasks = tuple(tasks)
+        self._tests = tuple(tests)
+        for task, test in zip(tasks, tests, strict=True):
+            if len(test) == 0:
+                raise ValueError(f"task {task.id} ({task.name}) has no test image; its accuracy cannot be measured")
+        self.split_sha256 = self._hash_split()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __getitem__(self, i: int) -> Task:
+        return self._tasks[i]
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(str(len(task.classes)) for task in self._tasks)
+        return f"Scenario({self.kind}, {len(self)} tasks of {sizes} classes)"
+
+    def test(self, i: int) -> ImageSet | TensorSet:
+        """The test data of task i."""
+        return self._tests[i]
+
+    def joined(self) -> "Scenario":
+        """All tasks as one, for the upper bound that sees all data at once."""
+        held = [task.validation for task in self._tasks if task.validation is not None]
+        task = Task(
+            id=0,
+            name="all tasks",
+            classes=self.class_order,
+            class_names=tuple(self.class_names[label] for label in self.class_order),
+            train=_join([task.train for task in self._tasks]),
+            validation=_join(held) if held else None,
+        )
+        return Scenario(self.kind, self.class_names, [task], [_join(self._tests)])
+
+    def _hash_split(self) -> str:
+        """SHA-256 over the sorted (key, class name, part, task) of every image."""
+        lines = []
+        for task, test in zip(self._tasks, self._tests, strict=True):
+            for part, data in (("train", task.train), ("validation", task.validation), ("test", test)):
+                if data is not None:
+                    names = (self.class_names[label] for label in data.labels.tolist())
+                    lines += [f"{k}\x1f{n}\x1f{part}\x1f{task.id}" for k, n in zip(data.keys, names, strict=True)]
+        return sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _join(sets: Sequence[ImageSet | TensorSet]) -> ImageSet | TensorSet:
+    return concatenate(list(sets))  # pyright: ignore[reportArgumentType]
