@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from streams import tiny_backbone
 from torch import Tensor
 
+from lamella.checkpoints import Checkpoints
 from lamella.learner import Learner
 from lamella.store import MANIFEST, load_model
 
@@ -97,7 +98,7 @@ class Stage:
 
     def finish(self) -> None:
         """What comes next ends as if nothing had happened, with nothing left over."""
-        if (self.model / "learning").exists() or self.check() == BEFORE:  # else it had ended
+        if (self.model / "learning" / "what.json").exists() or self.check() == BEFORE:  # else it had ended
             self.nursery.run(self.words)
         assert self.check() == AFTER
         assert same(learned(self.model), self.state)
@@ -152,6 +153,18 @@ def test_thirty_kills_leave_the_model_as_before_or_as_after(
     print(f"{tasks} tasks before, {slow_disk=}, {storing=}: {dict(seen)}")
     assert seen["hit"] >= FEW, "kills came too late, so nothing was tried"
     assert seen[BEFORE] >= FEW
+
+
+def test_what_tells_whose_checkpoints_they_are_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else a learning killed just after it was stored would be learned once more."""
+    for name in ("what.json", *(f"task-{i}/train.safetensors" for i in range(6))):
+        (tmp_path / "learning" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "learning" / name).touch()
+    gone, unlink = list[str](), os.unlink
+    monkeypatch.setattr(os, "unlink", lambda path, **options: (gone.append(Path(path).name), unlink(path, **options)))
+    Checkpoints(tmp_path / "learning").clear()
+    assert gone == [*["train.safetensors"] * 6, "what.json"]
+    assert not (tmp_path / "learning").exists()
 
 
 @pytest.fixture
