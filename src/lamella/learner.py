@@ -1,7 +1,6 @@
 """A backbone, a method, and what they have learned so far: what a benchmark drives and a model folder holds."""
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from lamella.config import build_augmentation, build_backbone, build_method, met
 from lamella.costs import parameter_counts
 from lamella.data.images import Files, ImageSet, TensorSet
 from lamella.data.keeping import keep_decoded
-from lamella.data.readable import load_readable
 from lamella.data.scenario import Task
 from lamella.fit import Examples, Fit
 from lamella.kept_backbone import from_copy
@@ -49,8 +47,7 @@ class Learner:
     """
 
     def __init__(self, config: Mapping[str, Any], *, backbone_copy: Path | None = None) -> None:
-        self.config, self.backbone_copy = dict(config), backbone_copy
-        self.seed = int(config["run"]["seed"])
+        self.config, self.backbone_copy, self.seed = dict(config), backbone_copy, int(config["run"]["seed"])
         self.backbone = self.new_backbone()
         self.config = choose(self.config, self.backbone)
         self.method: Any = build_method(self.config, self.backbone)
@@ -160,16 +157,9 @@ class Learner:
         Raises:
             FileNotFoundError, ValueError: as `load_readable`; or the images cannot be this learner's next task.
         """
-        from lamella.next_task import as_next_task, note_unreadable
+        from lamella.next_task import learn_from
 
-        source, unreadable = load_readable(data)
-        if unreadable:
-            first = f"the first is {unreadable[0].key}: {unreadable[0].reason}"
-            warnings.warn(f"{len(unreadable)} files of '{data}' cannot be read and are left out; {first}", stacklevel=2)
-        task, held_back = as_next_task(source, self)
-        record = self.learn(task, held_back=held_back, progress=progress)
-        note_unreadable(record, unreadable)
-        return record
+        return learn_from(self, data, progress)
 
     def forget(self, task: str) -> None:
         """Forget a task exactly, where tasks share nothing: see forgetting.py.

@@ -1,6 +1,8 @@
 """New images as a learner's next task."""
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,10 +10,12 @@ import torch
 from lamella.compose import Aligned
 from lamella.data.images import ImageSet
 from lamella.data.keeping import Unreadable
+from lamella.data.readable import load_readable
 from lamella.data.scenario import Source, Task
 from lamella.learner import Learner
+from lamella.progress import Progress
 
-__all__ = ["as_next_task", "note_unreadable", "what_more_images_do"]
+__all__ = ["as_next_task", "learn_from", "note_unreadable", "what_more_images_do"]
 
 NAMED = 20
 """Unreadable files that a record names."""
@@ -42,6 +46,19 @@ def as_next_task(source: Source, learner: Learner) -> tuple[Task, ImageSet]:
 
     task = Task(len(learner.tasks), source.name, own, tuple(names), renumbered(source.train))
     return task, renumbered(source.test)
+
+
+def learn_from(learner: Learner, data: str | Path, progress: Progress) -> dict[str, Any]:
+    """What `Learner.learn_from` does; arguments, record and errors are its."""
+    source, unreadable = load_readable(data)
+    if unreadable:
+        first = f"the first is {unreadable[0].key}: {unreadable[0].reason}"
+        left_out = f"{len(unreadable)} files of '{data}' cannot be read and are left out; {first}"
+        warnings.warn(left_out, stacklevel=3)  # where the user called the learner
+    task, held_back = as_next_task(source, learner)
+    record = learner.learn(task, held_back=held_back, progress=progress)
+    note_unreadable(record, unreadable)
+    return record
 
 
 def note_unreadable(record: dict[str, Any], unreadable: Sequence[Unreadable]) -> None:
