@@ -1,5 +1,6 @@
 """Compiled blocks: the same results, compiled once for all tasks, and gone afterwards."""
 
+import copy
 import shutil
 from collections.abc import Callable, Generator
 from typing import Any
@@ -129,6 +130,21 @@ def test_afterwards_everything_is_as_it_was(fails: bool) -> None:
     except KeyError:
         pass
     assert [module for module in backbone.modules() if "forward" in vars(module)] == own
+
+
+def test_a_copy_that_is_made_meanwhile_computes_with_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    backbone, x = tiny_backbone(), torch.randn(4, 3, 32, 32)
+    backbone.sites("key+value")
+    expected = backbone(x)
+    with compiled_blocks(backbone, 4):
+        teacher = copy.deepcopy(backbone)
+        with torch.no_grad():
+            for weight in backbone.parameters():
+                weight.mul_(1.5)
+        assert torch.equal(teacher(x), expected)
+        assert not torch.equal(backbone(x), expected)
+    assert torch.equal(teacher(x), expected)
 
 
 def test_blocks_are_found_in_the_innermost_sequences() -> None:

@@ -7,6 +7,7 @@ shape share the code that the first of them was compiled to.
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -37,10 +38,11 @@ def compiled_blocks(network: nn.Module, batch_size: int) -> Generator[None]:
             f"fit.compile: {type(network).__name__} has no sequence of equal blocks to compile; leave it out"
         )
     layers: list[Any] = [layer for block in blocks for layer in block.modules() if isinstance(layer, Adapted)]
+    # Methods, and no functions that know their module: of a network that is copied meanwhile, the copy gets its own.
     for layer in layers:
-        layer.forward = torch.compiler.disable(layer.forward)
+        layer.forward = MethodType(torch.compiler.disable(type(layer).forward), layer)
     for block in blocks:
-        block.forward = _for_batches_of(batch_size, block.forward)
+        block.forward = MethodType(_for_batches_of(batch_size, type(block).forward), block)
     try:
         with config.patch(cache_size_limit=FORMS * len(blocks)):
             yield
@@ -70,7 +72,7 @@ def repeated_blocks(network: nn.Module) -> Iterator[nn.Module]:
 def _for_batches_of(size: int, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     compiled = torch.compile(forward, dynamic=False, backend=BACKEND)
 
-    def choose(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return (compiled if len(x) == size else forward)(x, *args, **kwargs)
+    def choose(block: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return (compiled if len(x) == size else forward)(block, x, *args, **kwargs)
 
     return choose
