@@ -100,6 +100,12 @@ def test_only_singletons_fall_back_to_the_identity_and_nearest_mean() -> None:
     assert torch.equal(s.linear_discriminant(f, 0.1).argmax(1), torch.cdist(f, x).argmin(1))
 
 
+def test_a_covariance_that_is_no_number_is_not_taken_for_the_identity() -> None:
+    s = gathered(torch.full((4, D), torch.nan), torch.arange(4) % 2, (0, 1))
+    assert shrunk(s.covariance, 0.1).isnan().all()
+    assert s.linear_discriminant(draw(2, D), 0.1).isnan().all()
+
+
 @pytest.mark.parametrize("amount", [0.0, -0.1, 1.5])
 def test_shrinkage_outside_its_range_is_refused(amount: float) -> None:
     with pytest.raises(ValueError, match=r"outside \(0, 1\]"):

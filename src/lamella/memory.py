@@ -192,7 +192,8 @@ def shrunk(covariance: Tensor, amount: float) -> Tensor:
         raise ValueError(f"shrinkage {amount} is outside (0, 1]; 0.05 to 0.3 works well")
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     level = covariance.diagonal().mean()
-    return torch.where(level > 0, (1 - amount) * covariance + amount * level * identity, identity)
+    # No number stays none, so that what is made of it fails.
+    return torch.where(level <= 0, identity, (1 - amount) * covariance + amount * level * identity)
 
 
 def herding(features: Tensor, count: int) -> Tensor:
