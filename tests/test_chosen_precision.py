@@ -14,7 +14,7 @@ from streams import stream, tiny_backbone, tiny_residual_backbone
 
 from lamella import chosen_precision
 from lamella.backbones import Backbone
-from lamella.chosen_precision import choose
+from lamella.chosen_precision import as_in_runs, choose
 from lamella.config import load_config, to_toml
 from lamella.learner import Learner
 from lamella.run import run
@@ -249,6 +249,20 @@ def test_all_seeds_share_one_choice_also_those_that_come_later(clock: Clock, lam
     found = [stored(tmp_path / "runs" / f"seed-{i}") for i in range(3)]
     assert found[0]["precision"] == "bf16"
     assert found[1] == found[2] == found[0]
+
+
+@pytest.mark.parametrize("other", ["backbone.size=64", "fit.device=auto"])
+def test_a_seed_takes_no_choice_of_a_run_on_another_backbone_or_device(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, other: str
+) -> None:
+    clock.tells(0.5)
+    later = load_config("digits", [*QUICK, "fit.precision=auto", "run.seed=1", other])
+    killed(monkeypatch, lambda: run(later, tmp_path / "seed-1"))
+    folders = [tmp_path / f"seed-{i}" for i in range(2)]
+    first = load_config("digits", [*QUICK, "fit.precision=auto"])
+    assert as_in_runs(first, folders) == first
+    alike = load_config("digits", [*QUICK, "fit.precision=auto", other])
+    assert as_in_runs(alike, folders)["fit"]["precision"] == "bf16"
 
 
 def test_a_model_keeps_the_choice_of_its_first_learning(

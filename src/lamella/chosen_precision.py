@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.bench.timing import interleaved, ratio
+from lamella.config import to_toml
 from lamella.optimizers import trainable
 from lamella.precision import PRECISIONS, computing, resolve_device
 from lamella.randomness import generator
@@ -64,17 +65,23 @@ def as_chosen(config: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str,
 
 
 def as_in_runs(config: Mapping[str, Any], runs: Iterable[Path]) -> dict[str, Any]:
-    """`config` with the choice of the first of these run directories that holds one."""
+    """`config` with the choice of the first of these run directories that made one on this backbone and device."""
     for path in (run / "config.toml" for run in runs):
         if not path.is_file():
             continue
         try:
-            found = as_chosen(config, tomllib.loads(path.read_text()))
+            stored = tomllib.loads(path.read_text())
         except ValueError:  # no TOML: whoever wants to go on there is told
             continue
-        if found != config:
+        found = as_chosen(config, stored)
+        if found != config and _measured_on(stored) == _measured_on(config):
             return found
     return dict(config)
+
+
+def _measured_on(config: Mapping[str, Any]) -> str:
+    backbone = {key: value for key, value in config.get("backbone", {}).items() if key != "seed"}
+    return to_toml({"device": config["fit"]["device"], "backbone": backbone})
 
 
 def precision_line(config: Mapping[str, Any]) -> str:
