@@ -43,6 +43,19 @@ def test_a_shorter_file_makes_them_shorter_again() -> None:
     assert torch.equal(notes.rows, ROWS[:1])
 
 
+def test_known_numbers_follow_the_tensor_however_it_changes() -> None:
+    notes = Notes()
+    notes.load_state_dict(STATE)
+    assert notes.known("rows") == tuple(ROWS.tolist())
+    notes.rows = ROWS[1:].clone()
+    assert notes.known("rows") == tuple(ROWS[1:].tolist())
+    notes.rows.copy_(ROWS[:2])  # as a call of `fit` that goes on is restored
+    assert notes.known("rows") == tuple(ROWS[:2].tolist())
+    with torch.inference_mode():
+        notes.rows = ROWS.clone()  # which counts no changes
+    assert notes.known("rows") == tuple(ROWS.tolist())
+
+
 def test_they_stay_on_their_device() -> None:
     notes = Notes().to("meta")
     with pytest.warns(UserWarning, match="meta"):  # torch says that nothing can be copied there

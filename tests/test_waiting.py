@@ -38,7 +38,8 @@ def sent_to_gpu(module: nn.Module, mode: FakeTensorMode) -> None:
                     table[name] = pretended(tensor, mode)
         if isinstance(part, Growing):  # what it has fetched once, it has
             part.__dict__["_fetched"] = {
-                name: (getattr(part, name), numbers) for name, (_, numbers) in part.__dict__.get("_fetched", {}).items()
+                name: (own := getattr(part, name), own._version, numbers)
+                for name, (_, _, numbers) in part.__dict__.get("_fetched", {}).items()
             }
 
 

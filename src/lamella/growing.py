@@ -20,11 +20,12 @@ class Growing(nn.Module):
 
     def known(self, name: str) -> tuple[Any, ...]:
         """A growing buffer of whole numbers as Python has them, fetched from its device once: fetching waits for it."""
-        fetched: dict[str, tuple[Tensor, tuple[Any, ...]]] = self.__dict__.setdefault("_fetched", {})
+        fetched: dict[str, tuple[Tensor, int, tuple[Any, ...]]] = self.__dict__.setdefault("_fetched", {})
         tensor = getattr(self, name)
-        if name not in fetched or fetched[name][0] is not tensor:
-            fetched[name] = tensor, tuple(tensor.tolist())
-        return fetched[name][1]
+        changes = 0 if tensor.is_inference() else tensor._version  # a call that goes on is restored in place
+        if name not in fetched or fetched[name][0] is not tensor or fetched[name][1] != changes:
+            fetched[name] = tensor, changes, tuple(tensor.tolist())
+        return fetched[name][2]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in self.growing:
