@@ -348,6 +348,10 @@ def test_an_interrupted_learning_goes_on_to_the_same_model(
     assert code == 130
     assert "the same command goes on" in err
     assert not (cut / "lamella.json").exists()
+    noted = cut / "learning" / "what.json"
+    what = json.loads(noted.read_text())
+    assert what["config"]["fit"].pop("compile") is False
+    noted.write_text(json.dumps(what))  # as a version without that option would have left it
     code, out, _ = lamella("learn", cut, photos, "--method", "seq-lora")
     assert code == 0
     assert "goes on with the learning of photos" in out

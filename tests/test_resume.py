@@ -190,6 +190,30 @@ def test_another_configuration_may_not_resume_a_run(tmp_path: Path) -> None:
         run(quick("run.seed=1"), out, resume=True, quiet=True)
 
 
+def test_a_run_from_before_an_option_goes_on_as_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, stored = tmp_path / "run", tmp_path / "run" / "config.toml"
+    with monkeypatch.context() as patch:
+        patch.setattr("lamella.run.build_results", lambda *_, **__: sys.exit("stopped"))
+        with pytest.raises(SystemExit):
+            run(quick(), out, quiet=True)
+    now = stored.read_text()
+    stored.write_text(now.replace("compile = false\n", ""))
+    assert stored.read_text() != now
+    with pytest.raises(ValueError, match="another configuration"):
+        run(quick("fit.compile=true"), out, resume=True, quiet=True)
+    run(quick(), out, resume=True, quiet=True)
+    assert (out / "results.json").exists()
+
+
+@pytest.mark.parametrize("line", ["[fit]\nwings = 2", "no TOML"])
+def test_what_a_run_was_made_with_is_known_or_it_does_not_go_on(tmp_path: Path, line: str) -> None:
+    out = run(quick(), tmp_path / "run", quiet=True)
+    stored = out / "config.toml"
+    stored.write_text(stored.read_text().replace("[fit]", line))
+    with pytest.raises(ValueError, match="another configuration"):
+        run(quick(), out, resume=True, quiet=True)
+
+
 def test_a_run_does_not_go_on_with_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamella.run.build_scenario", lambda config: stream(4, 2, per_class=8))
     monkeypatch.setattr("lamella.run.build_results", lambda *_, **__: sys.exit("stopped"))

@@ -20,7 +20,7 @@ from lamella.overrides import parse_override, put
 
 __all__ = [
     "build_augmentation", "build_backbone", "build_method", "build_scenario", "complete", "describe_config",
-    "load_config", "method_name", "readout_names", "shipped_configs", "to_toml",
+    "load_config", "method_name", "readout_names", "shipped_configs", "to_toml", "up_to_date",
 ]  # fmt: skip
 
 SECTIONS = ("scenario", "backbone", "method", "augment", "fit", "run")
@@ -101,6 +101,17 @@ def complete(document: Mapping[str, Any]) -> dict[str, Any]:
         "run": run,
     }
     return {section: table for section, table in config.items() if table}
+
+
+def up_to_date(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the default of every option that came later: what it was used with.
+
+    As it is where an option is unknown, of a newer version say.
+    """
+    try:
+        return complete(stored)
+    except ValueError:
+        return dict(stored)
 
 
 def to_toml(config: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ OUT/checkpoints/    calls of the running task     OUT/log.jsonl       what happe
 
 import json
 import time
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from lamella.backbones.recall import Recall
 from lamella.checkpoints import Checkpoints
 from lamella.chosen_precision import AUTO, as_in_runs, precision_line
-from lamella.config import build_scenario, to_toml
+from lamella.config import build_scenario, to_toml, up_to_date
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
 from lamella.files import read_json, write_atomic, write_json
@@ -56,14 +57,21 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
 
 
 def _check_claim(out: Path, config: dict[str, Any], resume: bool) -> None:
-    path, wanted = out / "config.toml", to_toml(config)
+    path, wanted = out / "config.toml", tomllib.loads(to_toml(config))
     if path.exists():
         if not resume:
             raise FileExistsError(f"'{out}' holds a run already; pass --resume to continue it, or another --out")
-        if path.read_text() != wanted:
+        if _stored(path) != wanted:
             raise ValueError(
                 f"'{out}' holds a run of another configuration (see its config.toml); choose another --out"
             )
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        return up_to_date(tomllib.loads(path.read_text()))
+    except ValueError:  # no TOML
+        return {}
 
 
 class _Run:

@@ -36,11 +36,11 @@ def under_way(model: Path, learner: "Learner", task: "Task") -> UnderWay | None:
         None where that one was killed after its model was stored: then nothing is left to do.
     """
     from lamella.checkpoints import Checkpoints
-    from lamella.files import read_json, write_json
+    from lamella.files import write_json
 
     checkpoints = Checkpoints(model / UNDER_WAY, float(learner.config["fit"]["checkpoint_seconds"]))
     path, what = checkpoints.folder / "what.json", _what(model, learner, task)
-    left = read_json(path) if path.exists() else {}
+    left = _left(path) if path.exists() else {}
     if (
         not left and checkpoints.folder.exists()
     ):  # a kill while it was cleared may have left checkpoints, of whatever images
@@ -62,10 +62,8 @@ def under_way(model: Path, learner: "Learner", task: "Task") -> UnderWay | None:
 
 def config_under_way(model: Path) -> dict[str, Any]:
     """The configuration that an interrupted learning left here; empty where there is none."""
-    from lamella.files import read_json
-
     path = model / UNDER_WAY / "what.json"
-    return read_json(path).get("config", {}) if path.exists() else {}
+    return _left(path).get("config", {}) if path.exists() else {}
 
 
 def is_free(model: Path) -> bool:
@@ -96,13 +94,23 @@ def _was_stored(left: dict[str, Any], what: dict[str, Any], learner: "Learner") 
     return same and one_more and newest == what["images"]
 
 
+def _left(path: Path) -> dict[str, Any]:
+    """What an interrupted learning wrote down, also one of a version with fewer options."""
+    from lamella.config import up_to_date
+    from lamella.files import read_json
+
+    left = read_json(path)
+    return {**left, "config": up_to_date(left["config"])} if "config" in left else left
+
+
 def _what(model: Path, learner: "Learner", task: "Task") -> dict[str, Any]:
+    from lamella.config import up_to_date
     from lamella.data.fingerprint import content_sha256
     from lamella.data.images import ImageSet, data_sha256
 
     names = dict(zip(task.classes, task.class_names, strict=True))
     content = content_sha256(task.train) if isinstance(task.train, ImageSet) else ""
     return {
-        "task": task.name, "version": current_version(model), "tasks": len(learner.tasks), "config": learner.config,
-        "images": data_sha256(task.train, names), "content": content,
+        "task": task.name, "version": current_version(model), "tasks": len(learner.tasks),
+        "config": up_to_date(learner.config), "images": data_sha256(task.train, names), "content": content,
     }  # fmt: skip
