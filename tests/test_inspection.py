@@ -16,6 +16,7 @@ from lamella.directions import Forecast, Overlap, Space
 from lamella.evaluation import Bin, Counted, Evaluation, Stranger
 from lamella.inspection import Inspection, LearnedTask, inspect, origins
 from lamella.learner import Learner
+from lamella.printable import printable
 from lamella.report.model_figures import confusion_png
 from lamella.report.model_pages import evaluation_page, inspection_page
 from lamella.report.model_text import evaluation_text, inspection_text
@@ -152,6 +153,19 @@ def test_pages_need_no_network_and_escape_names(page: str) -> None:
     assert found.outside == []
     assert found.tags.count("svg") == 2
     assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "\0", "\u202egpj", "\udce9"])
+def test_pages_hold_no_sign_that_they_may_not(name: str) -> None:
+    shown = printable(name)
+    task = replace(facts().tasks[0], name=name, classes=(name,))
+    inspected = inspection_page(facts(tasks=(task, task), classes=(name,)), name)
+    lines = (replace(measured().classes[0], name=name),)
+    counts = replace(measured(), tasks=lines, classes=lines, columns=(name,), confusion=((name, name, 3),))
+    assert confusion_png(counts)
+    for page in (inspected, evaluation_page(counts, name, name)):
+        page.encode()
+        assert (name in page, shown in page, f"{shown}</text>" in page) == (False, True, True)
 
 
 def test_texts_say_the_numbers() -> None:

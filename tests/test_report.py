@@ -339,6 +339,15 @@ def test_names_are_escaped_everywhere(tmp_path: Path):
     assert reader.tags.count("b") == 2  # the page's own, beside the task confusion
 
 
+@pytest.mark.parametrize("name", ["\x1b[31mred", "\0", "\u202egpj"])
+def test_a_page_holds_no_sign_that_it_may_not(tmp_path: Path, name: str):
+    content = result(name, scenario=name, backbone=name, selection=name, config={"note": name}, task_names=[name, "b"])
+    runs = write(tmp_path / "runs", content, result())
+    text, _ = read_page(write_report([runs], html=tmp_path / "report.html"))
+    assert name not in text
+    assert text.count(f"{ascii(name)[1:-1]}</text>") >= 3, "as a method and as a task"
+
+
 def test_one_task_looks_right(tmp_path: Path):
     nothing = dict.fromkeys(("forgetting", "backward_transfer", "task_choice_accuracy"))
     content = result(matrix=[[0.9]], curve=[0.9], task_names=["all"], task_sizes=[40], **nothing)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lamella.printable import printable
 from lamella.report.summary import Row, Spread
 from lamella.report.svg import CARD, GRID, INK, SERIES, drawing, to_svg
 from lamella.report.words import number
@@ -68,7 +69,7 @@ def draw_matrix(row: Row, name: str) -> str:
         axes.invert_yaxis()
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        return to_svg(figure, name, f"Accuracy matrix of {row.label}")
+        return to_svg(figure, name, f"Accuracy matrix of {printable(row.label)}")
 
 
 def draw_forgetting(board: Sequence[Row], name: str) -> str:
@@ -129,7 +130,8 @@ def _method_axis(axes: "Axes", board: Sequence[Row]) -> None:
 
 def _name(row: Row) -> str:
     """The label of a row, cut in its middle where it is long: what tells rows apart is at its end."""
-    label = row.label if len(row.label) <= 32 else f"{row.label[:12]}…{row.label[-19:]}"
+    label = printable(row.label)
+    label = label if len(label) <= 32 else f"{label[:12]}…{label[-19:]}"
     # matplotlib's legend drops labels that start with an underscore; a zero-width space before it does not show.
     return f"\u200b{label}" if label.startswith("_") else label
 
@@ -141,7 +143,7 @@ def _ticks(tasks: int) -> list[int]:
 
 def _task_labels(row: Row) -> list[str]:
     """Task names where they are short and few, else task numbers."""
-    names = row.first.task_names
+    names = list(map(printable, row.first.task_names))
     if len(names) <= 10 and max(map(len, names)) <= 14:
-        return list(names)
+        return names
     return list(map(str, range(len(names))))

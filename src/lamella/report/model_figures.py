@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lamella.printable import printable
 from lamella.report.figures import WIDTH
 from lamella.report.svg import CARD, SERIES, drawing, to_svg
 
@@ -132,4 +133,5 @@ def _height(rows: int, columns: Sequence[str]) -> float:
 
 
 def _short(name: str, most: int = 24) -> str:
+    name = printable(name)
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"

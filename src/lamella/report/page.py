@@ -8,6 +8,7 @@ from typing import Any
 
 from lamella.files import write_atomic
 from lamella.metrics import DEFINITIONS
+from lamella.printable import printable
 from lamella.report import words
 from lamella.report.results import Result
 from lamella.report.summary import Row, Summary, summarise
@@ -47,9 +48,16 @@ def render(template: str, **content: Any) -> str:
     from markupsafe import Markup
 
     folder = files("lamella.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_showable
+    )
     page = environment.from_string(folder.joinpath(template).read_text(encoding="utf-8"))
     return page.render(style=Markup(folder.joinpath("style.css").read_text(encoding="utf-8")), **content)
+
+
+def _showable(value: Any) -> Any:
+    """Text without signs that a page may not hold, or that turn the direction of what comes after them."""
+    return "\n".join(map(printable, value.split("\n"))) if type(value) is str else value
 
 
 def _describe(board: Sequence[Row], name: str) -> dict[str, Any]:
