@@ -15,7 +15,7 @@ from typing import Any
 
 from lamella.backbones.recall import Recall
 from lamella.checkpoints import Checkpoints
-from lamella.chosen_precision import AUTO, as_in_runs, precision_line
+from lamella.chosen_precision import as_in_runs, precision_line
 from lamella.config import build_scenario, to_toml, up_to_date
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
@@ -43,14 +43,14 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
         ValueError: `out` holds a run of another configuration.
     """
     with alone(out, f"another process is running in '{out}'; wait for it or choose another --out"):
-        asked, config = config["fit"]["precision"], as_in_runs(config, [out])
+        config = as_in_runs(config, [out])
         _check_claim(out, config, resume)
         for torn in out.rglob(".*.part"):  # left by a kill in the middle of a write
             torn.unlink()
         if not (out / "results.json").exists():
             job = _Run(config, out, quiet)  # before the folder is taken: a wrong setting may be corrected there
             write_atomic(out / "config.toml", to_toml(job.config).encode())
-            if asked == AUTO and not quiet:
+            if "measured" in job.config["fit"] and not quiet:
                 print(precision_line(job.config))
             job.finish()
     return out
