@@ -317,7 +317,7 @@ def test_versions_of_a_model_are_listed_and_taken_back(lamella: Run, photos: Pat
         assert (code, err.count("\n")) == (2, 1)
         assert text in err
     code, out, _ = lamella("forget", str(model), "second", "--purge")
-    assert (code, out) == (0, f"{model} has forgotten second: it is as it was in version 1; versions 2 are removed\n")
+    assert (code, out) == (0, f"{model} has forgotten second: it is as it was in version 1; versions removed: 2\n")
     left = json.loads(lamella("history", str(model), "--json")[1])
     assert [(v["number"], v["tasks"]) for v in left] == [(1, ["first"]), (3, ["first"])]
 

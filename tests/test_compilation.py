@@ -3,6 +3,7 @@
 import copy
 import shutil
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from torch._dynamo.utils import counters
 from lamella import compilation
 from lamella.backbones import load_backbone
 from lamella.compilation import compiled_blocks, repeated_blocks
+from lamella.config import load_config
 from lamella.learner import Learner
 from lamella.lowrank import grow
+from lamella.run import run
 
 LOW_RANK = ("inflora", "seq-lora", "olora", "sdlora", "duallora", "color", "ranpac")
 
@@ -169,7 +172,7 @@ def test_a_network_of_many_shapes_is_compiled_whole(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_cannot_be_compiled_is_told() -> None:
-    with pytest.raises(ValueError, match=r"fit\.compile: Linear has no sequence of equal blocks"):
+    with pytest.raises(ValueError, match=r"fit\.compile: the network has no sequence of equal blocks"):
         with compiled_blocks(nn.Linear(2, 2), 4):
             pass
 
@@ -184,6 +187,19 @@ def test_a_missing_compiler_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch)
         with compiled_blocks(backbone, 4):
             backbone(torch.randn(4, 3, 32, 32))
     assert "\n" not in str(told.value)
+
+
+def test_a_run_that_cannot_compile_takes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise FileNotFoundError("no g++")
+
+    monkeypatch.setattr(compilation, "BACKEND", broken)
+    settings = ["backbone.weights=random", "method.name=nearest-mean", "fit.device=cpu"]
+    with pytest.raises(RuntimeError, match="the blocks cannot be compiled here"):
+        run(load_config("digits", [*settings, "fit.compile=true"]), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "config.toml").exists()
+    run(load_config("digits", settings), tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "results.json").exists()
 
 
 def test_it_is_a_setting_of_the_loop_and_older_models_have_none() -> None:

@@ -124,12 +124,12 @@ def test_the_command_drops_a_middle_task_and_purges_it(lamella: Any, tmp_path: P
     code, out, _ = lamella("forget", model, middle.name)
     assert code == 0
     assert out == (
-        f"{model} has forgotten {middle.name}: the other tasks are as they were; versions 2, 3 still have it, --purge "
-        "removes them\n"
+        f"{model} has forgotten {middle.name}: the other tasks are as they were; versions that still have it, "
+        "--purge removes them: 2, 3\n"
     )
     assert [r["name"] for r in Learner.load(model).tasks] == [first.name, last.name]
     assert lamella("rollback", model, "--to", 3)[0] == 0
-    assert lamella("forget", model, middle.name, "--purge")[1].endswith("versions 2, 3 are removed\n")
+    assert lamella("forget", model, middle.name, "--purge")[1].endswith("versions removed: 2, 3\n")
     assert [v.tasks for v in history(model)] == [
         (first.name,), (first.name, last.name), (first.name, last.name),
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lamella.branches import Adapted
 
-__all__ = ["compiled_blocks", "repeated_blocks"]
+__all__ = ["check_compilable", "compiled_blocks", "repeated_blocks"]
 
 BACKEND = "inductor"
 FORMS = 4  # of one block: with and without gradients, in either precision; torch would give up at 8 in all
@@ -34,9 +34,7 @@ def compiled_blocks(network: nn.Module, batch_size: int) -> Generator[None]:
 
     blocks: list[Any] = list(repeated_blocks(network))
     if not blocks:
-        raise ValueError(
-            f"fit.compile: {type(network).__name__} has no sequence of equal blocks to compile; leave it out"
-        )
+        raise ValueError("fit.compile: the network has no sequence of equal blocks to compile; leave it out")
     layers: list[Any] = [layer for block in blocks for layer in block.modules() if isinstance(layer, Adapted)]
     # Methods, and no functions that know their module: of a network that is copied meanwhile, the copy gets its own.
     for layer in layers:
@@ -52,6 +50,20 @@ def compiled_blocks(network: nn.Module, batch_size: int) -> Generator[None]:
     finally:
         for module in (*blocks, *layers):
             del module.forward  # the class has it
+
+
+def check_compilable(network: nn.Module, device: torch.device) -> None:
+    """Refuse at once what would fail in the first step, by compiling a sum on this device.
+
+    Raises:
+        ValueError: the network has no repeated blocks. RuntimeError: nothing can be compiled here.
+    """
+    with compiled_blocks(network, 1):
+        torch.compile(_more, backend=BACKEND)(torch.zeros(2, device=device))
+
+
+def _more(x: Tensor) -> Tensor:
+    return x + 1
 
 
 def repeated_blocks(network: nn.Module) -> Iterator[nn.Module]:

@@ -42,7 +42,7 @@ class Head(nn.Module):
         """Column of each label (n,) in this head's output.
 
         Raises:
-            ValueError: a label is not among the head's classes.
+            ValueError: a label is not the head's. On an accelerator its column is -1, which no loss takes.
         """
         return _columns(labels, self.ids, "this head's classes")
 
@@ -116,7 +116,7 @@ class Heads(nn.Module):
         """Column of each label (n,) in the output of all heads side by side.
 
         Raises:
-            ValueError: a label is of no head.
+            ValueError: a label is of no head. On an accelerator its column is -1, which no loss takes.
         """
         came_back = len(self.classes) < len(self._rows)
         rows = torch.cat([cast(Head, head).ids for head in self.heads])

@@ -16,6 +16,7 @@ from typing import Any
 from lamella.backbones.recall import Recall
 from lamella.checkpoints import Checkpoints
 from lamella.chosen_precision import as_in_runs, precision_line
+from lamella.compilation import check_compilable
 from lamella.config import build_scenario, to_toml, up_to_date
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
@@ -87,6 +88,8 @@ class _Run:
         model = out / "model"
         self.learner = Learner.load(model) if holds_model(model) else Learner(config)
         self.config = self.learner.config  # its precision may have been chosen by measuring
+        if self.config["fit"].get("compile"):
+            check_compilable(self.learner.method, self.learner.fit().device)
         self._check_inputs()
         self.learner.notes.setdefault("scores", [])
         self.tests: dict[int, Any] = {}

@@ -8,7 +8,8 @@ they hold, and each tensor with its place in memory and torch's count of changes
 (new experts do not change the plain model). What cannot be told so is computed: in training mode, with gradients, under
 hooks and watchers, with gates or coefficients that are tensors or functions, on anything but the batch at hand.
 
-Torch does not count what is written through `tensor.data`: backbone tensors are changed in place under `no_grad`.
+Torch counts neither what is written through `tensor.data` nor the steps of fused optimisers: backbone tensors are
+changed in place under `no_grad`, and by plain optimisers.
 """
 
 from array import array

@@ -92,7 +92,8 @@ def forget(
         having = [v.number for v in versions(model) if v.tasks.count(task) >= names.count(task)]
         drop_versions(model, having if purge else [])
     numbers = ", ".join(map(str, having))
-    left = f"; versions {numbers} {'are removed' if purge else 'still have it, --purge removes them'}" if having else ""
+    fate = f"versions removed: {numbers}" if purge else f"versions that still have it, --purge removes them: {numbers}"
+    left = f"; {fate}" if having else ""
     say(f"{model} has forgotten {task}: {how}{left}")
 
 
