@@ -1,5 +1,6 @@
 """Backbones of other families than plain ViTs: their width, their image size, and the weights that act."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -88,3 +89,10 @@ def test_a_learner_that_failed_half_way_says_so_and_the_stored_one_is_whole(
     again = Learner.load(tmp_path)
     again.learn(scenario[1])
     assert len(again.tasks) == 2
+
+
+def test_random_weights_are_the_same_when_threads_draw_at_once() -> None:
+    alone = load_backbone("test_vit", weights="random", size=32).weights_sha256
+    with ThreadPoolExecutor(4) as threads:
+        drawn = threads.map(lambda _: load_backbone("test_vit", weights="random", size=32).weights_sha256, range(12))
+        assert set(drawn) == {alone}

@@ -3,6 +3,7 @@
 import os
 from difflib import get_close_matches
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from lamella.data.transform import InputTransform
 from lamella.randomness import named_seed
 
 __all__ = ["BACKBONES", "load_backbone"]
+
+_DRAWING = Lock()  # networks draw their first weights from torch's one generator, and a server loads in several threads
 
 BACKBONES: dict[str, str] = {
     bundled.NAME: "the bundled one: a small ViT for 32 x 32 images, pre-trained on formulas; needs no download",
@@ -67,7 +70,7 @@ def load_backbone(
         raise ValueError(f"'{name}' is made for small images already; leave stem out")
     if stem == "small" and weights == "pretrained":
         raise ValueError("stem 'small' has no pre-trained weights; use weights='random' or weights=PATH")
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed(seed, "backbone", name))
         if name == bundled.NAME:
             model, transform = _build_bundled(weights, size)
