@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from lamella.bench.shown import show
 from lamella.bench.timing import interleaved, ratio
 from lamella.lowrank import adapt, grow
 from lamella.randomness import generator
@@ -36,7 +36,7 @@ def main(repeats: int = 25) -> None:
     for form in columns[0]:
         worst = max(column[form][1] for column in columns)
         table.add_row(form, *(f"{column[form][0]:.2f}" for column in columns), f"{worst:.0e}")
-    Console(width=120).print(table)
+    show(table, "branch-forms")
 
 
 def _measure(n: int, tokens: int, d: int, repeats: int) -> dict[str, tuple[float, float]]:

@@ -14,10 +14,10 @@ from contextlib import ExitStack
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from lamella.backbones import Backbone, load_backbone
+from lamella.bench.shown import show
 from lamella.bench.timing import interleaved, ratio_text
 from lamella.compilation import compiled_blocks
 from lamella.lowrank import Site, grow, merge
@@ -36,7 +36,7 @@ def main(
         x = torch.randn(batch, 3, size, size, generator=generator(0, "images")).to(device)
         with ExitStack() as stack:
             table.add_row(precision, *_figures(plain, other, x, precision, repeats, stack))
-    Console(width=120).print(table)
+    show(table, f"compilation-{backbone}-{device}")
 
 
 def _figures(

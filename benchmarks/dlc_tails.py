@@ -14,12 +14,12 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from lamella.backbones import Backbone, load_backbone
 from lamella.backbones.resnets import forward_from
+from lamella.bench.shown import show
 from lamella.bench.timing import interleaved, ratio_text
 from lamella.lowrank import grow
 from lamella.methods.plugins import Tails
@@ -54,7 +54,7 @@ def main(
             for images in batch or [1, 16, 128]:
                 told = _compare(backbone, tails, count, images, repeats, device)
                 table.add_row(f"{name}, {side} pixels", str(count), str(images), *told)
-    Console().print(table)
+    show(table, f"dlc-tails-{device}")
 
 
 def _compare(backbone: Backbone, tails: Tails, plugins: int, images: int, repeats: int, device: str) -> list[str]:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from lamella.backbones import load_backbone
+from lamella.bench.shown import show
 from lamella.bench.timing import interleaved
 from lamella.data.sending import send
 from lamella.data.transform import Augmentation, InputTransform, View, augmented_view, plain_view
@@ -48,7 +48,7 @@ def main(repeats: int = 7, images: int = 16, device: str = "cpu") -> None:
         times = interleaved(forms, repeats)
         cells = (f"{1000 * statistics.median(own) / images:.3g}" for own in times.values())
         table.add_row(f"{side - 15 * step} to {side}" if step else str(side), str(size), *cells)
-    Console().print(table)
+    show(table, f"input-cost-{there.type}")
 
 
 def _noise(height: int, width: int, draws: torch.Generator) -> Tensor:

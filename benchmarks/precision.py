@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from lamella.backbones import load_backbone
+from lamella.bench.shown import show
 from lamella.bench.timing import interleaved, ratio
 from lamella.lowrank import grow
 from lamella.precision import computing
@@ -60,7 +60,7 @@ def main(backbone: str = "vit_tiny_patch16_224", size: int = 128, batch: int = 6
     for name in contexts:
         cells = [ratio(seconds[f"{what}, {name}"], unit) for what in ("forward", "step")]
         table.add_row(name, *(f"{cell:.2f}" for cell in cells))
-    Console().print(table)
+    show(table, f"precision-{backbone}")
     print(f"1.00 is {statistics.median(unit):.3f} s of processor time, {torch.get_num_threads()} threads")
 
 

@@ -28,6 +28,7 @@ from lamella.data.images import Files, ImageSet, PixelArray
 from lamella.data.loading import batches
 from lamella.data.scenario import Source, class_incremental
 from lamella.data.transform import plain_view
+from lamella.files import write_json
 from lamella.randomness import generator
 
 
@@ -50,6 +51,8 @@ def main(
     clock, processor = (spread([ratio[k] for ratio in ratios[1:]]) for k in range(2))
     print(f"{learner.name} on {backbone} at {size} pixels, {classes} classes, {images} files: predict / plain")
     print(f"by the clock {clock}; by processor seconds {processor}")
+    write_json(Path("runs/benchmarks/predicting.json"), {"method": learner.name, "backbone": backbone, "size": size,
+               "images": images, "ratios, clock and processor": ratios[1:]})  # fmt: skip
 
 
 def spread(values: list[float]) -> str:

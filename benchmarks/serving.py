@@ -27,6 +27,7 @@ from PIL import Image
 from lamella import Learner
 from lamella.data.images import ImageSet, PixelArray
 from lamella.data.scenario import Task
+from lamella.files import write_json
 from lamella.randomness import generator
 
 
@@ -70,6 +71,8 @@ def main(
         f"{backbone}, {images} files, {clients} clients, {per_request} images a request: "
         f"served / alone {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     )
+    write_json(Path("runs/benchmarks/serving.json"), {"backbone": backbone, "images": images, "clients": clients,
+               "images a request": per_request, "served / alone": ratios})  # fmt: skip
 
 
 def taught(backbone: str, size: int) -> Learner:
