@@ -156,6 +156,17 @@ def test_a_task_is_forgotten_there(name: str) -> None:
         assert_same(without_the_first(), expected)
 
 
+def test_logits_come_back_to_where_the_images_are() -> None:
+    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with as_there():
+        expected = small("nearest-mean").logits(x)
+    with pretending():
+        learner = small("nearest-mean")
+        assert torch.equal(learner.logits(x), expected)
+        assert torch.equal(learner.logits(x.to(DEVICE)).cpu(), expected)
+        assert learner.logits(x.to(DEVICE)).device == DEVICE
+
+
 def test_a_run_there_has_the_results_of_a_run_on_the_cpu(tmp_path: Path) -> None:
     few = ["scenario.classes=4", "scenario.tasks=2", "scenario.per_class=8", "method.epochs=1"]
     config = load_config("digits", ["backbone.weights=random", "fit.device=cpu", *few])

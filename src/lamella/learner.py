@@ -180,11 +180,15 @@ class Learner:
         return export(self, format, out, readout=readout, per_task=per_task)
 
     def logits(self, x: Tensor, task: int | None = None) -> Tensor:
-        """(n, classes seen) for normalised images (n, 3, size, size); `task`: number of a given task."""
+        """(n, classes seen), on the device of x, for normalised images (n, 3, size, size).
+
+        Args:
+            task: number of a given task.
+        """
         self._check_whole()
         allowed = None if task is None else tuple(self.tasks[task]["classes"])
         with torch.no_grad():
-            return self.method.eval().predict(x, allowed)
+            return self.method.eval().predict(x.to(next(self.method.parameters()).device), allowed).to(x.device)
 
     def evaluate(
         self,
