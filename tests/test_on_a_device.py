@@ -17,12 +17,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lamella.backbones.recall import Recall
+from lamella.bench.growth import follow
+from lamella.bench.speed import measure_speed
+from lamella.bench.synthetic import synthetic_task
 from lamella.checkpoints import Checkpoints
 from lamella.config import load_config
 from lamella.data import resampling
 from lamella.files import read_json
+from lamella.inspection import inspect
 from lamella.learner import Learner, Prediction
 from lamella.methods import METHODS, WHOLE_STREAM
+from lamella.rehearsal import rehearse
 from lamella.run import run
 from lamella.scores import Score
 from lamella.store import load_model
@@ -179,6 +184,16 @@ def test_a_run_there_has_the_results_of_a_run_on_the_cpu(tmp_path: Path) -> None
         assert {**found, "seconds": 0, "phase_seconds": 0} == {**expected, "seconds": 0, "phase_seconds": 0}
     expected, found = (load_model(tmp_path / out / "model")[0] for out in ("expected", "found"))
     assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
+
+
+def test_what_measures_a_learner_runs_there() -> None:
+    with pretending():
+        backbone = {"name": "test_vit", "weights": "random", "size": 32}
+        assert set(measure_speed(backbone, "inflora", batch=4, images=8, repeats=1).phases) == {"float32", "bf16"}
+        costs = follow(new("linear-probe"), [synthetic_task(i, 8, 32) for i in range(2)])
+        assert [cost["pass"] > 0 for cost in costs] == [True, True]
+        assert rehearse(new("inflora"), TASKS[0], held_back=4).seconds > 0
+        assert inspect(small("olora")).overlap is not None
 
 
 @pytest.mark.parametrize(

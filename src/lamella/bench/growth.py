@@ -32,9 +32,10 @@ def follow(
         process in bytes, and "pass", the time of a prediction as a multiple of a plain forward pass of the same
         backbone, measured beside it.
     """
-    plain = build_backbone(learner.config)
+    device = learner.fit().device
+    plain = build_backbone(learner.config).to(device)
     size = plain.transform.size
-    x = torch.randn(PROBE, 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(PROBE, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     costs: list[dict[str, float]] = []
     for i, task in enumerate(tasks):
         started = time.perf_counter()
@@ -46,7 +47,7 @@ def follow(
         costs.append({
             "bytes": sum(t.numel() * t.element_size() for t in learned_state(learner.method).values()),
             "seconds_per_image": seconds / record["images"],
-            "peak": peak_bytes(learner.fit().device),
+            "peak": peak_bytes(device),
             "pass": ratio(times["ours"], times["plain"]),
         })  # fmt: skip
         each(i, costs[-1])

@@ -9,6 +9,7 @@ from typing import Any
 from lamella.backbones import Backbone
 from lamella.bench.short import quick_learner
 from lamella.bench.synthetic import synthetic_task
+from lamella.bench.timing import wait_for_gpu
 from lamella.config import build_backbone
 from lamella.data.scenario import Task
 from lamella.learner import Learner
@@ -58,7 +59,7 @@ def measure_speed(
         ValueError: a setting that `quick_learner` refuses.
     """
     learners = {p: quick_learner(backbone, method, batch, {"precision": p, "device": device}) for p in PRECISIONS}
-    plain = build_backbone(learners["float32"].config)
+    plain = build_backbone(learners["float32"].config).to(learners["float32"].fit().device)
     rounds: dict[str, list[dict[str, float]]] = {precision: [] for precision in learners}
     for number in range(1 + repeats):
         for precision, learner in learners.items():
@@ -86,6 +87,7 @@ def _one_round(learner: Learner, plain: Backbone, task: Task) -> dict[str, float
     for name, read in ((FORWARD, plain), (PREDICTION, learner.method.eval().predict)):
         started = time.perf_counter()
         fit.scan(task.train, lambda x, y, read=read: read(x), name=name)
+        wait_for_gpu()
         found[name] = (time.perf_counter() - started) / n
     seconds = {name: spent / n for name, spent in record["seconds"].items() if name != "total"}
     other = record["seconds"]["total"] / n - sum(seconds.values())

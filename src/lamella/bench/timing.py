@@ -6,7 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-__all__ = ["interleaved", "ratio", "ratio_text"]
+__all__ = ["interleaved", "ratio", "ratio_text", "wait_for_gpu"]
+
+
+def wait_for_gpu() -> None:
+    """Until what is queued there is done, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def interleaved(
@@ -26,8 +32,7 @@ def interleaved(
         for name, run in forms.items():
             started = clock()
             run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            wait_for_gpu()
             if number >= warm:
                 seconds[name].append(clock() - started)
     return seconds
