@@ -30,7 +30,7 @@ from lamella.methods import METHODS, WHOLE_STREAM
 from lamella.rehearsal import rehearse
 from lamella.run import run
 from lamella.scores import Score
-from lamella.store import load_model
+from lamella.store import learned_state, load_model, restore_state
 
 EVERY = [*sorted(set(METHODS) - {"inflora", *WHOLE_STREAM}), "inflora+align", "inflora+calibrate+align"]
 TASKS = stream(classes=6, tasks=3, per_class=4)
@@ -127,6 +127,17 @@ def small(name: str = "inflora", tasks: int = 2) -> Learner:
     for i in range(tasks):
         learner.learn(TASKS[i])
     return learner
+
+
+@pytest.mark.parametrize("name", ["sdlora", "color", "dlc"])
+def test_what_was_stored_is_restored_into_a_learner_there(name: str) -> None:
+    with pretending():
+        learner, other = small(name), new(name)
+        other.fit()  # moves it there
+        restore_state(other.method, {key: tensor.cpu() for key, tensor in learned_state(learner.method).items()})
+        found, expected = other.method.state_dict(), learner.method.state_dict()
+        assert {tensor.device for tensor in found.values()} == {DEVICE}
+        assert [key for key, tensor in expected.items() if not torch.equal(tensor, found[key])] == []
 
 
 @pytest.mark.parametrize("form", ["timm", "peft"])
