@@ -13,7 +13,7 @@ from lamella.checks import check_one_of
 from lamella.data.loading import Examples
 from lamella.data.transform import Augmentation, InputTransform
 from lamella.feeding import Feed
-from lamella.precision import PRECISIONS, computing, resolve_device
+from lamella.precision import PRECISIONS, computing, resolve_device, wait_for
 from lamella.progress import Progress, silent
 
 __all__ = ["Passes"]
@@ -113,6 +113,7 @@ class Passes:
                     observe(x, y)
                 saved.advance(len(y))
                 advance(1, "")
+            wait_for(self.device)  # its seconds are of this call, not of the next
             self.seconds[place.call] = saved.finish()
 
     def features(

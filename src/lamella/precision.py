@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["PRECISIONS", "computing", "resolve_device"]
+__all__ = ["PRECISIONS", "computing", "resolve_device", "wait_for"]
 
 PRECISIONS = ("float32", "bf16")
 
@@ -22,6 +22,12 @@ def resolve_device(name: str) -> torch.device:
     if name.split(":")[0] not in ("cpu", "cuda") or (name != "cpu" and not torch.cuda.is_available()):
         raise ValueError(f"device '{name}' is not available here; use 'cpu' or 'auto'")
     return torch.device(name)
+
+
+def wait_for(device: torch.device) -> None:
+    """Until what is queued there is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @contextmanager
