@@ -202,8 +202,9 @@ def test_a_run_that_cannot_compile_takes_no_folder(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "run" / "results.json").exists()
 
 
-def test_it_is_a_setting_of_the_loop_and_older_models_have_none() -> None:
+def test_it_is_a_setting_of_the_loop_and_older_models_have_none(tmp_path: Path) -> None:
     learner = Learner.create(backbone={"name": "test_vit", "weights": "random", "size": 32}, fit={"compile": True})
     assert learner.fit().compile is True
-    del learner.config["fit"]["compile"]
-    assert learner.fit().compile is False
+    del learner.config["fit"]["compile"]  # as in a model from before the option
+    learner.save(tmp_path)
+    assert Learner.load(tmp_path).fit().compile is False

@@ -1,8 +1,8 @@
-"""Checks of what a caller passes."""
+"""Checks of what a caller passes, and what to quote of an error that others raised."""
 
 from collections.abc import Iterable
 
-__all__ = ["check_one_of"]
+__all__ = ["check_one_of", "first_line"]
 
 
 def check_one_of(what: str, value: str, allowed: Iterable[str]) -> None:
@@ -13,3 +13,12 @@ def check_one_of(what: str, value: str, allowed: Iterable[str]) -> None:
     """
     if value not in (known := tuple(allowed)):
         raise ValueError(f"{what} '{value}' is unknown; use one of {', '.join(known)}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line; its type where it says nothing.
+
+    >>> first_line(OSError("no network\\nTraceback ...")), first_line(EOFError())
+    ('no network', 'EOFError')
+    """
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.bench.timing import interleaved, ratio
+from lamella.checks import first_line
 from lamella.config import to_toml
 from lamella.optimizers import trainable
 from lamella.precision import PRECISIONS, computing, resolve_device
@@ -98,8 +99,7 @@ def _faster(backbone: Backbone, device: torch.device, batch: int) -> tuple[str, 
     try:
         seconds = _step_seconds(backbone, device, batch)
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        return "float32", f"a step could not be timed: {reason}"
+        return "float32", f"a step could not be timed: {first_line(error)}"
     share = ratio(seconds["bf16"], seconds["float32"])
     return "bf16" if share < CLEARLY else "float32", f"a step in bf16 took {share:.2f} of float32's time"
 

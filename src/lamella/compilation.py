@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.branches import Adapted
+from lamella.checks import first_line
 
 __all__ = ["check_compilable", "compiled_blocks", "repeated_blocks"]
 
@@ -45,7 +46,7 @@ def compiled_blocks(network: nn.Module, batch_size: int) -> Generator[None]:
         with config.patch(cache_size_limit=FORMS * len(blocks)):
             yield
     except BackendCompilerFailed as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise RuntimeError(f"fit.compile: the blocks cannot be compiled here ({reason}); leave it out") from error
     finally:
         for module in (*blocks, *layers):
@@ -59,10 +60,10 @@ def check_compilable(network: nn.Module, device: torch.device) -> None:
         ValueError: the network has no repeated blocks. RuntimeError: nothing can be compiled here.
     """
     with compiled_blocks(network, 1):
-        torch.compile(_more, backend=BACKEND)(torch.zeros(2, device=device))
+        torch.compile(_plus_one, backend=BACKEND)(torch.zeros(2, device=device))
 
 
-def _more(x: Tensor) -> Tensor:
+def _plus_one(x: Tensor) -> Tensor:
     return x + 1
 
 

@@ -96,11 +96,10 @@ class Learner:
 
     def fit(self, *, checkpoints: Checkpoints | None = None, progress: Progress = silent) -> Fit:
         """The loop this learner's configuration asks for."""
-        # A model from before an option has none of it, and learns on as it did.
-        table = {key: value for key, value in self.config["fit"].items() if key in ("device", "precision", "compile")}
+        chosen = {key: self.config["fit"][key] for key in ("device", "precision", "compile")}
         return Fit(
             self.method, self.backbone.transform, augmentation=build_augmentation(self.config), seed=self.seed,
-            checkpoints=checkpoints, progress=progress, **table,
+            checkpoints=checkpoints, progress=progress, **chosen,
         )  # fmt: skip
 
     def learn(

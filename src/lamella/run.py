@@ -25,6 +25,7 @@ from lamella.learner import Learner
 from lamella.locks import alone
 from lamella.methods import WHOLE_STREAM
 from lamella.phases import phases_line
+from lamella.precision import resolve_device
 from lamella.progress import bars, silent
 from lamella.results import build_results, curve_so_far
 from lamella.store import holds_model, load_manifest
@@ -88,8 +89,8 @@ class _Run:
         model = out / "model"
         self.learner = Learner.load(model) if holds_model(model) else Learner(config)
         self.config = self.learner.config  # its precision may have been chosen by measuring
-        if self.config["fit"].get("compile"):
-            check_compilable(self.learner.method, self.learner.fit().device)
+        if self.config["fit"]["compile"]:
+            check_compilable(self.learner.method, resolve_device(self.config["fit"]["device"]))
         self._check_inputs()
         self.learner.notes.setdefault("scores", [])
         self.tests: dict[int, Any] = {}

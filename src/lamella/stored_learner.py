@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamella.config import up_to_date
 from lamella.kept_backbone import from_copy, keep_backbone
 from lamella.store import learned_state, load_model, restore_state, save_model
 
@@ -30,7 +31,7 @@ def load_learner(kind: "type[Learner]", folder: Path, version: int | None) -> "L
     """A learner of this class; arguments and errors are those of `Learner.load`."""
     state, manifest = load_model(folder, version)
     copy = manifest.get("backbone_copy")
-    learner = kind(manifest["config"], backbone_copy=folder / copy if copy else None)
+    learner = kind(up_to_date(manifest["config"]), backbone_copy=folder / copy if copy else None)
     if learner.backbone.weights_sha256 != manifest["weights_sha256"]:
         raise ValueError(
             f"'{folder}' was learned on other weights of {learner.backbone.name} than the ones found here; "

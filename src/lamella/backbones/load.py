@@ -14,6 +14,7 @@ from lamella.backbones.backbone import Backbone
 from lamella.backbones.peft_lora import add_peft_lora
 from lamella.backbones.resnets import BLOCKS, ResNet, use_small_stem
 from lamella.backbones.weight_files import load_strict, read_state, weights_file
+from lamella.checks import first_line
 from lamella.data.transform import InputTransform
 from lamella.randomness import named_seed
 
@@ -169,10 +170,9 @@ def _from_hub(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module
     except TypeError as error:
         raise ValueError(f"backbone '{name}' does not take {options} ({error})") from error
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
-            f"the weights of '{name}' could not be had from timm's hub ({reason}); put them into a folder '{name}' "
-            "under $LAMELLA_DATA, pass weights=PATH, or weights='random'"
+            f"the weights of '{name}' could not be had from timm's hub ({first_line(error)}); put them into a folder "
+            f"'{name}' under $LAMELLA_DATA, pass weights=PATH, or weights='random'"
         ) from error
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lamella.checks import first_line
+
 __all__ = ["CLASSIFIERS", "load_strict", "read_state", "weights_file"]
 
 CLASSIFIERS = ("head.", "fc.", "classifier.")
@@ -46,7 +48,7 @@ def read_state(path: Path) -> dict[str, Any]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
-        raise ValueError(f"'{path}' cannot be read as weights ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"'{path}' cannot be read as weights ({first_line(error)})") from error
     state = state.get("state_dict", state)
     return {key.removeprefix("module."): value for key, value in state.items()}
 

@@ -9,7 +9,6 @@ from typing import Any
 from lamella.backbones import Backbone
 from lamella.bench.short import quick_learner
 from lamella.bench.synthetic import synthetic_task
-from lamella.bench.timing import wait_for_gpu
 from lamella.config import build_backbone
 from lamella.data.scenario import Task
 from lamella.learner import Learner
@@ -87,7 +86,6 @@ def _one_round(learner: Learner, plain: Backbone, task: Task) -> dict[str, float
     for name, read in ((FORWARD, plain), (PREDICTION, learner.method.eval().predict)):
         started = time.perf_counter()
         fit.scan(task.train, lambda x, y, read=read: read(x), name=name)
-        wait_for_gpu()
         found[name] = (time.perf_counter() - started) / n
     seconds = {name: spent / n for name, spent in record["seconds"].items() if name != "total"}
     other = record["seconds"]["total"] / n - sum(seconds.values())

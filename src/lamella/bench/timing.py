@@ -6,13 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-__all__ = ["interleaved", "ratio", "ratio_text", "wait_for_gpu"]
-
-
-def wait_for_gpu() -> None:
-    """Until what is queued there is done, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+__all__ = ["interleaved", "ratio", "ratio_text"]
 
 
 def interleaved(
@@ -32,7 +26,8 @@ def interleaved(
         for name, run in forms.items():
             started = clock()
             run()
-            wait_for_gpu()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if number >= warm:
                 seconds[name].append(clock() - started)
     return seconds

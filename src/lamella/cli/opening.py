@@ -30,7 +30,6 @@ def open_learner(
     Raises:
         ValueError: something else is there, or a setting is unknown or not that of the model.
     """
-    from lamella.config import up_to_date
     from lamella.learner import Learner
     from lamella.new_config import new_config
     from lamella.store import MANIFEST, holds_model
@@ -42,7 +41,7 @@ def open_learner(
             model, new_config(**_tables(backbone or BACKBONE, method or METHOD, settings), seed=seed or 0)
         )
     learner = Learner.load(model)
-    for other in _others(up_to_date(learner.config), backbone, method, seed, settings):
+    for other in _others(learner.config, backbone, method, seed, settings):
         raise ValueError(
             f"'{model}' exists already, so its backbone, method and seed are fixed, and so are their settings: "
             f"{other}; leave it out"

@@ -104,7 +104,6 @@ def _left(path: Path) -> dict[str, Any]:
 
 
 def _what(model: Path, learner: "Learner", task: "Task") -> dict[str, Any]:
-    from lamella.config import up_to_date
     from lamella.data.fingerprint import content_sha256
     from lamella.data.images import ImageSet, data_sha256
 
@@ -112,5 +111,5 @@ def _what(model: Path, learner: "Learner", task: "Task") -> dict[str, Any]:
     content = content_sha256(task.train) if isinstance(task.train, ImageSet) else ""
     return {
         "task": task.name, "version": current_version(model), "tasks": len(learner.tasks),
-        "config": up_to_date(learner.config), "images": data_sha256(task.train, names), "content": content,
+        "config": learner.config, "images": data_sha256(task.train, names), "content": content,
     }  # fmt: skip

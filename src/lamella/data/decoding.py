@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lamella.checks import first_line
+
 __all__ = ["decode", "why"]
 
 FAULTS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
@@ -54,7 +56,7 @@ def why(fault: BaseException) -> str:
     """The reason why an image cannot be read, in a few words, from what Pillow or the system raised."""
     if isinstance(fault, OSError) and fault.strerror:
         return fault.strerror.lower()
-    reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+    reason = first_line(fault)
     if isinstance(fault, Image.DecompressionBombError):
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which may be a decompression bomb"
     return "not an image that Pillow knows" if reason.startswith("cannot identify") else reason

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lamella.checks import first_line
 from lamella.data.choices import near
 from lamella.data.decoding import decode
 from lamella.data.images import ImageSet, concatenate
@@ -114,8 +115,9 @@ def _read(name: str, config: str | None, revision: str | None) -> Any:
     try:
         loaded = datasets.load_dataset(name, config, revision=revision)
     except Exception as fault:  # third-party border: network, hub, file format, each with a type of its own
-        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-        raise RuntimeError(f"cannot load hf:{name} ({reason}); check the name, config= and the network") from fault
+        raise RuntimeError(
+            f"cannot load hf:{name} ({first_line(fault)}); check the name, config= and the network"
+        ) from fault
     return loaded
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lamella.checks import first_line
 from lamella.data.archives import pixel_set
 from lamella.data.images import concatenate
 from lamella.data.parts import divide
@@ -75,7 +76,7 @@ def _torchvision(name: str, class_name: str, root: Root, files: str) -> tuple[An
     try:
         return dataset(str(target), train=True, download=True), dataset(str(target), train=False)
     except (OSError, RuntimeError) as fault:
-        reason = str(fault).splitlines()[0].rstrip(":")
+        reason = first_line(fault).rstrip(":")
         raise RuntimeError(
             f"cannot download {name} ({reason}); where there is no network, put {files} into "
             f"{target}, or name the folder that holds it by root= or $LAMELLA_DATA"
