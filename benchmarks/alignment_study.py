@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lamella.compose.drift import affine_drift, mean_drift
-from lamella.config import build_scenario, load_config
-from lamella.correctness import correct
-from lamella.learner import Learner
-from lamella.memory import ClassGaussians, shrunk
-from lamella.progress import bars
-from lamella.randomness import generator
+from lamella.common.progress import bars
+from lamella.common.randomness import generator
+from lamella.learner.config.document import build_scenario, load_config
+from lamella.learner.correctness import correct
+from lamella.learner.learner import Learner
+from lamella.memory.gaussians import ClassGaussians, shrunk
+from lamella.methods.parts.drift import affine_drift, mean_drift
 
 app = typer.Typer(add_completion=False)
 Features = dict[str, Tensor]

@@ -20,10 +20,10 @@ import typer
 from rich.table import Table
 from torch import Tensor, nn
 
-from lamella.bench.shown import show
-from lamella.bench.timing import interleaved, ratio
-from lamella.lowrank import adapt, grow
-from lamella.randomness import generator
+from lamella.adapters.adapter import adapt, grow
+from lamella.common.randomness import generator
+from lamella.common.timing import interleaved, ratio
+from lamella.experiments.bench.shown import show
 
 RANK = 10
 SHAPES = ((32, 65, 192), (8, 197, 768))  # images, tokens, width: ViT-Tiny at 128 pixels, ViT-B/16 at 224

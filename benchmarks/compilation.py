@@ -16,13 +16,13 @@ import torch
 import typer
 from rich.table import Table
 
+from lamella.adapters.adapter import Site, grow, merge
 from lamella.backbones import Backbone, load_backbone
-from lamella.bench.shown import show
-from lamella.bench.timing import interleaved, ratio_text
-from lamella.compilation import compiled_blocks
-from lamella.lowrank import Site, grow, merge
-from lamella.precision import PRECISIONS, computing
-from lamella.randomness import generator
+from lamella.common.randomness import generator
+from lamella.common.timing import interleaved, ratio_text
+from lamella.experiments.bench.shown import show
+from lamella.training.compilation import compiled_blocks
+from lamella.training.precision import PRECISIONS, computing
 
 
 def main(

@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lamella.config import build_scenario
 from lamella.data.transform import plain_view
-from lamella.learner import Learner
-from lamella.methods.dlc import DLC
+from lamella.learner.config.document import build_scenario
+from lamella.learner.learner import Learner
+from lamella.methods.dlc.dlc import DLC
 
 
 @torch.no_grad()

@@ -23,15 +23,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lamella.config import build_scenario, load_config, to_toml
-from lamella.correctness import correct
+from lamella.common.files import write_atomic
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario
-from lamella.files import write_atomic
-from lamella.learner import Learner
-from lamella.report.summary import spread
-from lamella.report.words import percent
-from lamella.run import run
+from lamella.experiments.report.summary import spread
+from lamella.experiments.report.words import percent
+from lamella.experiments.run import run
+from lamella.learner.config.document import build_scenario, load_config, to_toml
+from lamella.learner.correctness import correct
+from lamella.learner.learner import Learner
 
 CONTROL = "classifier only"
 VARIANTS: dict[str, list[str]] = {

@@ -17,13 +17,13 @@ import typer
 from rich.table import Table
 from torch import Tensor
 
+from lamella.adapters.adapter import grow
 from lamella.backbones import Backbone, load_backbone
 from lamella.backbones.resnets import forward_from
-from lamella.bench.shown import show
-from lamella.bench.timing import interleaved, ratio_text
-from lamella.lowrank import grow
-from lamella.methods.plugins import Tails
-from lamella.randomness import generator
+from lamella.common.randomness import generator
+from lamella.common.timing import interleaved, ratio_text
+from lamella.experiments.bench.shown import show
+from lamella.methods.dlc.plugins import Tails
 
 BACKBONES = (("resnet32", 32), ("resnet18", 64), ("resnet18", 224))
 

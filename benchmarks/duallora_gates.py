@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lamella.config import build_scenario
+from lamella.common.randomness import generator
 from lamella.data.transform import plain_view
-from lamella.learner import Learner
+from lamella.learner.config.document import build_scenario
+from lamella.learner.learner import Learner
 from lamella.methods.duallora import DualLoRA
-from lamella.randomness import generator
 
 
 @torch.no_grad()

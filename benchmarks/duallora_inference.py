@@ -22,13 +22,13 @@ from rich.table import Table
 from torch import Tensor
 
 from lamella.backbones import load_backbone
-from lamella.bench.timing import interleaved, ratio_text
+from lamella.common.files import write_json
+from lamella.common.randomness import generator
+from lamella.common.timing import interleaved, ratio_text
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
-from lamella.files import write_json
-from lamella.fit import Fit
 from lamella.methods import METHODS
-from lamella.randomness import generator
+from lamella.training.fit import Fit
 
 CLASSES = 10
 """Of a task."""

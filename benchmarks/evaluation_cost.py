@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lamella.backbones.recall import Recall
-from lamella.bench.short import quick_learner
-from lamella.bench.synthetic import synthetic_task
-from lamella.bench.timing import interleaved, ratio_text
-from lamella.files import write_json
-from lamella.learner import Learner
+from lamella.backbones.feature_cache import Recall
+from lamella.common.files import write_json
+from lamella.common.timing import interleaved, ratio_text
+from lamella.experiments.bench.streams import quick_learner
+from lamella.experiments.bench.synthetic import synthetic_task
+from lamella.learner.learner import Learner
 
 NAMES = "nearest-mean,linear-probe,ranpac,color,inflora"
 FORMS = ("anew", "remembered")

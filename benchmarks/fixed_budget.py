@@ -18,12 +18,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lamella.budget import exemplars_within, finished_parameters, parameters_of, total_bytes
-from lamella.config import build_backbone, build_scenario, complete, load_config
-from lamella.learner import Learner
-from lamella.report.summary import spread
-from lamella.report.words import percent
-from lamella.run import run
+from lamella.experiments.budget import exemplars_within, finished_parameters, parameters_of, total_bytes
+from lamella.experiments.report.summary import spread
+from lamella.experiments.report.words import percent
+from lamella.experiments.run import run
+from lamella.learner.config.document import build_backbone, build_scenario, complete, load_config
+from lamella.learner.learner import Learner
 
 METHODS = "replay,wa,dlc(wa),der,memo"
 SCHEDULE = ("epochs", "first_epochs", "lr", "batch_size", "optimizer", "momentum", "weight_decay")

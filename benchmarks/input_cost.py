@@ -13,12 +13,12 @@ from rich.table import Table
 from torch import Tensor
 
 from lamella.backbones import load_backbone
-from lamella.bench.shown import show
-from lamella.bench.timing import interleaved
+from lamella.common.randomness import generator
+from lamella.common.timing import interleaved
 from lamella.data.sending import send
 from lamella.data.transform import Augmentation, InputTransform, View, augmented_view, plain_view
-from lamella.precision import resolve_device
-from lamella.randomness import generator
+from lamella.experiments.bench.shown import show
+from lamella.training.precision import resolve_device
 
 SIDES = ((32, 32, 0), (32, 128, 0), (128, 128, 0), (256, 224, 0), (500, 224, 0), (500, 224, 8))
 """Of the largest image and of the input; and by how many pixels the heights of 16 images in a row differ."""

@@ -18,13 +18,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lamella.bench.growth import follow, slope
-from lamella.bench.short import short_method
-from lamella.config import build_scenario, complete
-from lamella.files import read_json, write_json
-from lamella.learner import Learner
-from lamella.report.figures import LINES, MARKERS
-from lamella.report.svg import drawing
+from lamella.common.files import read_json, write_json
+from lamella.common.svg import drawing
+from lamella.experiments.bench.growth import follow, slope
+from lamella.experiments.bench.streams import short_method
+from lamella.experiments.report.figures import LINES, MARKERS
+from lamella.learner.config.document import build_scenario, complete
+from lamella.learner.learner import Learner
 
 NAMES = "inflora,duallora,olora,sdlora,color,ranpac,seq-lora"
 LIGHT = ("#0072b2", "#d98200", "#00805d", "#c44e00", "#b0568a", "#2b95cc", "#4a4f55")

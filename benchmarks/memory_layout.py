@@ -21,10 +21,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lamella.backbones import load_backbone
-from lamella.bench.timing import interleaved, ratio
-from lamella.files import write_json
-from lamella.precision import PRECISIONS, computing
-from lamella.randomness import generator
+from lamella.common.files import write_json
+from lamella.common.randomness import generator
+from lamella.common.timing import interleaved, ratio
+from lamella.training.precision import PRECISIONS, computing
 
 CPU = torch.device("cpu")
 BACKBONES = (("resnet20", 28, 32), ("resnet32", 32, 64), ("resnet18", 64, 32), ("resnet18", 224, 8))

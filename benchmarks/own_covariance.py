@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lamella.memory import ClassGaussians, shrunk
-from lamella.randomness import generator
+from lamella.common.randomness import generator
+from lamella.memory.gaussians import ClassGaussians, shrunk
 
 SHRINKAGE = 0.1
 SHARES = (0.0, 0.1, 0.3)

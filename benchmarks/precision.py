@@ -16,12 +16,12 @@ import torch
 import typer
 from rich.table import Table
 
+from lamella.adapters.adapter import grow
 from lamella.backbones import load_backbone
-from lamella.bench.shown import show
-from lamella.bench.timing import interleaved, ratio
-from lamella.lowrank import grow
-from lamella.precision import computing
-from lamella.randomness import generator
+from lamella.common.randomness import generator
+from lamella.common.timing import interleaved, ratio
+from lamella.experiments.bench.shown import show
+from lamella.training.precision import computing
 
 CPU = torch.device("cpu")
 

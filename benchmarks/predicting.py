@@ -24,12 +24,12 @@ import typer
 from PIL import Image
 
 from lamella import Learner
+from lamella.common.files import write_json
+from lamella.common.randomness import generator
 from lamella.data.images import Files, ImageSet, PixelArray
 from lamella.data.loading import batches
 from lamella.data.scenario import Source, class_incremental
 from lamella.data.transform import plain_view
-from lamella.files import write_json
-from lamella.randomness import generator
 
 
 def main(

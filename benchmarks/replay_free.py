@@ -14,9 +14,9 @@ from typing import Annotated
 
 import typer
 
-from lamella.config import load_config
-from lamella.report import load_results, render_table
-from lamella.run import run
+from lamella.experiments.report import load_results, render_table
+from lamella.experiments.run import run
+from lamella.learner.config.document import load_config
 
 app = typer.Typer(add_completion=False)
 

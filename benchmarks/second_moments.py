@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lamella.adapters.adapter import watch
 from lamella.backbones import load_backbone
-from lamella.bench.timing import interleaved, ratio_text
-from lamella.files import write_json
-from lamella.lowrank import watch
+from lamella.common.files import write_json
+from lamella.common.randomness import generator
+from lamella.common.timing import interleaved, ratio_text
+from lamella.memory.subspace import SecondMoment, Subspace, orthonormal
 from lamella.methods.inflora import InfLoRA
-from lamella.randomness import generator
-from lamella.subspace import SecondMoment, Subspace, orthonormal
 
 STEP, PASSES = 1.88, 2
 

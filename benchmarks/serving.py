@@ -25,10 +25,10 @@ import typer
 from PIL import Image
 
 from lamella import Learner
+from lamella.common.files import write_json
+from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray
 from lamella.data.scenario import Task
-from lamella.files import write_json
-from lamella.randomness import generator
 
 
 def main(

@@ -37,16 +37,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lamella.backbones import Backbone, load_backbone
-from lamella.bench.timing import interleaved, ratio_text
-from lamella.compilation import compiled_blocks
+from lamella.common.files import write_json
+from lamella.common.randomness import generator
+from lamella.common.timing import interleaved, ratio_text
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
-from lamella.files import write_json
-from lamella.fit import Fit
 from lamella.methods import METHODS
-from lamella.optimizers import build_optimizer, parameter_groups
-from lamella.precision import computing
-from lamella.randomness import generator
+from lamella.training.compilation import compiled_blocks
+from lamella.training.fit import Fit
+from lamella.training.optimizers import build_optimizer, parameter_groups
+from lamella.training.precision import computing
 
 CLASSES, RANK = 10, 10
 METHODS_SHOWN = ["inflora", "seq-lora", "duallora", "color"]

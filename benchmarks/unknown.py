@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lamella.config import build_scenario, load_config
-from lamella.learner import Learner
-from lamella.progress import bars
+from lamella.common.progress import bars
+from lamella.learner.config.document import build_scenario, load_config
+from lamella.learner.learner import Learner
 
 
 def main(

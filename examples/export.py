@@ -10,7 +10,7 @@ from PIL import Image
 
 from lamella import Learner, load_source
 from lamella.data.images import ImageSet
-from lamella.evaluation import evaluate
+from lamella.learner.inspection.evaluation import evaluate
 
 
 def write_folder(out: Path, digits: set[int]) -> Path:

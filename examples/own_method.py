@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella import METHODS, Backbone, Fit, Learner, Task, class_incremental, load_source
-from lamella.heads import Heads, only_columns
-from lamella.lowrank import grow, merge
-from lamella.memory import ClassGaussians
-from lamella.randomness import generator
+from lamella.adapters.adapter import grow, merge
+from lamella.common.randomness import generator
+from lamella.memory.gaussians import ClassGaussians
+from lamella.methods.shared.heads import Heads, only_columns
 
 
 class OwnMethod(nn.Module):

@@ -11,9 +11,9 @@ import numpy as np
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from lamella.data.folders import load_folder
-from lamella.learner import Learner
-from lamella.next_task import as_next_task
+from lamella.data.sources.folders import load_folder
+from lamella.learner.learner import Learner
+from lamella.learner.next_task import as_next_task
 from lamella.serving.limits import Limits
 
 COLOURS = {"dark": (20, 20, 20), "bright": (230, 230, 230), "rød": (220, 20, 20), "зелёный": (20, 220, 20)}

@@ -7,12 +7,12 @@ import torch
 
 from lamella.backbones import Backbone, load_backbone
 from lamella.backbones.resnets import ResNet
+from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray
 from lamella.data.scenario import Scenario, Source, Task, class_incremental
 from lamella.data.transform import Augmentation, InputTransform
-from lamella.fit import Fit
 from lamella.methods import METHODS
-from lamella.randomness import generator
+from lamella.training.fit import Fit
 
 QUICK: dict[str, dict[str, Any]] = {
     "nearest-mean": {},

@@ -7,16 +7,16 @@ import torch
 from streams import fit_for, learn_all, stream, tiny_backbone
 from torch import Tensor, nn
 
-from lamella.compose import Aligned
-from lamella.compose.drift import affine_drift, mean_drift
+from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.data.transform import InputTransform
-from lamella.fit import Fit
 from lamella.methods.nearest_mean import NearestMean
+from lamella.methods.parts import Aligned
+from lamella.methods.parts.drift import affine_drift, mean_drift
 from lamella.methods.seq_finetune import SeqFinetune
 from lamella.methods.streaming_lda import StreamingLDA
-from lamella.randomness import generator
+from lamella.training.fit import Fit
 
 D = 6
 

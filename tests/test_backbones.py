@@ -8,7 +8,7 @@ import torch
 from streams import learn_all, stream, tiny_backbone
 
 from lamella.backbones import Backbone, load_backbone
-from lamella.learner import Learner
+from lamella.learner.learner import Learner
 from lamella.methods import METHODS
 
 

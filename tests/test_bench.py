@@ -10,16 +10,16 @@ import pytest
 import torch
 from conftest import Run
 
-from lamella.bench import memory
-from lamella.bench.growth import follow, slope
-from lamella.bench.growth_figure import growth_png
-from lamella.bench.memory import AS_KEPT, kept_activations, measure_memory
-from lamella.bench.short import quick_learner
-from lamella.bench.speed import Phase, Speed, measure_speed
-from lamella.bench.synthetic import synthetic_task
-from lamella.bench.timing import interleaved, ratio, ratio_text
-from lamella.footprint import kept_for_backward
-from lamella.phases import phase_shares, phases_line
+from lamella.common.timing import interleaved, ratio, ratio_text
+from lamella.experiments.bench import memory
+from lamella.experiments.bench.growth import follow, slope
+from lamella.experiments.bench.growth_figure import growth_png
+from lamella.experiments.bench.memory import AS_KEPT, kept_activations, measure_memory
+from lamella.experiments.bench.speed import Phase, Speed, measure_speed
+from lamella.experiments.bench.streams import quick_learner
+from lamella.experiments.bench.synthetic import synthetic_task
+from lamella.experiments.phases import phase_shares, phases_line
+from lamella.training.footprint import kept_for_backward
 
 TINY = {"name": "test_vit", "weights": "random", "size": 32}
 

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from lamella.budget import exemplars_within, finished_parameters, parameters_of, total_bytes
-from lamella.config import complete
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Scenario, Source, class_incremental
-from lamella.learner import Learner
+from lamella.experiments.budget import exemplars_within, finished_parameters, parameters_of, total_bytes
+from lamella.learner.config.document import complete
+from lamella.learner.learner import Learner
 
 SIZES = [3, 2, 1]
 D = 64  # features of resnet20

@@ -7,14 +7,14 @@ import torch
 from streams import build, fit_for, images, learn_all, stream, tiny_backbone
 from torch import Tensor, nn
 
+from lamella.adapters.adapter import watch
 from lamella.backbones import Backbone, load_backbone
-from lamella.compose import Aligned, Calibrated
-from lamella.config import build_method, complete, method_name, readout_names
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
-from lamella.lowrank import watch
-from lamella.signatures import Calibration
-from lamella.store import learned_state, restore_state
+from lamella.learner.config.document import build_method, complete, method_name, readout_names
+from lamella.learner.store.versions import learned_state, restore_state
+from lamella.memory.signatures import Calibration
+from lamella.methods.parts import Aligned, Calibrated
 
 
 def pixels(method: Any, n: int = 8) -> Tensor:

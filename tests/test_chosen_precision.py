@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run
+from lamella.learner.learner.config import precision as chosen_precision
 from PIL import Image
 from streams import stream, tiny_backbone, tiny_residual_backbone
 
-from lamella import chosen_precision
 from lamella.backbones import Backbone
-from lamella.chosen_precision import as_in_runs, choose
-from lamella.config import load_config, to_toml
-from lamella.learner import Learner
-from lamella.run import run
-from lamella.store import load_manifest
+from lamella.experiments.run import run
+from lamella.learner.config.document import load_config, to_toml
+from lamella.learner.config.precision import as_in_runs, choose
+from lamella.learner.learner import Learner
+from lamella.learner.store.versions import load_manifest
 
 TINY = {"name": "test_vit", "weights": "random", "size": 32}
 QUICK = ["backbone.name=test_vit", "backbone.weights=random", "backbone.size=32", "scenario.tasks=5",

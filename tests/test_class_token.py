@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lamella.adapters.adapter import Site, adapt, grow, using, watch
 from lamella.backbones import Backbone
 from lamella.backbones.class_token import is_class_token
-from lamella.lowrank import Site, adapt, grow, using, watch
-from lamella.randomness import generator
+from lamella.common.randomness import generator
 
 ROLES = ("query", "key+value", "out", "mlp")
 KINDS: dict[str, dict[str, Any]] = {

@@ -7,11 +7,11 @@ import pytest
 import torch
 from streams import Spy, build, fit_for, learn, stream, tiny_residual_backbone
 
-from lamella.checkpoints import Checkpoints
-from lamella.heads import Heads
-from lamella.methods.classifier import start_draws, widened
-from lamella.randomness import generator
-from lamella.store import learned_state, restore_state
+from lamella.common.randomness import generator
+from lamella.learner.store.versions import learned_state, restore_state
+from lamella.methods.shared.classifier import start_draws, widened
+from lamella.methods.shared.heads import Heads
+from lamella.training.checkpoints import Checkpoints
 
 SCRATCH = ("replay", "icarl", "wa", "lwf", "der", "memo")
 D = 16  # the tiny residual network's width

@@ -131,7 +131,7 @@ def replace_run(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(importlib.import_module("lamella.run"), "run", fail)
+    monkeypatch.setattr(importlib.import_module("lamella.experiments.run"), "run", fail)
 
 
 def test_a_full_disk_is_one_line(lamella: Run, monkeypatch: pytest.MonkeyPatch, config: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_an_interrupted_run_says_how_it_goes_on(
 
 
 def test_list(lamella: Run) -> None:
-    from lamella.config import shipped_configs
+    from lamella.learner.config.document import shipped_configs
     from lamella.methods import METHODS
 
     code, out, _ = lamella("list", "--json")
@@ -327,9 +327,9 @@ def test_an_interrupted_learning_goes_on_to_the_same_model(
 ) -> None:
     import torch
 
-    from lamella.calls import TrainingCall
-    from lamella.checkpoints import Checkpoints
-    from lamella.store import load_model
+    from lamella.learner.store.versions import load_model
+    from lamella.training.calls import TrainingCall
+    from lamella.training.checkpoints import Checkpoints
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert lamella("learn", whole, photos, "--method", "seq-lora")[0] == 0
@@ -365,7 +365,7 @@ def test_an_interrupted_learning_goes_on_to_the_same_model(
 def test_what_was_stored_before_a_kill_is_not_learned_twice_and_other_images_start_anew(
     lamella: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lamella.checkpoints import Checkpoints
+    from lamella.training.checkpoints import Checkpoints
 
     model = tmp_path / "model"
     with monkeypatch.context() as killed:
@@ -376,7 +376,9 @@ def test_what_was_stored_before_a_kill_is_not_learned_twice_and_other_images_sta
     assert "stored already" in out
     assert len(json.loads(lamella("history", model, "--json")[1])) == 1
     with monkeypatch.context() as killed:
-        killed.setattr("lamella.learner.Learner.save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(
+            "lamella.learner.learner.Learner.save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         assert lamella("learn", model, photos)[0] == 130
     (photos / "dark" / "0.png").rename(photos / "dark" / "other.png")
     code, out, _ = lamella("learn", model, photos)

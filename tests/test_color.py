@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from streams import fit_for, images, tiny_backbone
 from torch import Tensor
 
-from lamella.compose import Aligned
-from lamella.compose.drift import affine_drift
+from lamella.adapters.adapter import using
+from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
-from lamella.lowrank import using
 from lamella.methods.color import CoLoR, TaskKeys, cluster_centres
-from lamella.randomness import generator
+from lamella.methods.parts import Aligned
+from lamella.methods.parts.drift import affine_drift
 
 QUICK: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.01, "rank": 4, "blocks": 2, "schedule": "constant"}
 TASKS = ((0, 1), (2, 3), (4, 5))

@@ -12,13 +12,13 @@ from streams import build, fit_for, learn, stream, tiny_backbone
 from torch import nn
 from torch._dynamo.utils import counters
 
-from lamella import compilation
+from lamella.adapters.adapter import grow
 from lamella.backbones import load_backbone
-from lamella.compilation import compiled_blocks, repeated_blocks
-from lamella.config import load_config
-from lamella.learner import Learner
-from lamella.lowrank import grow
-from lamella.run import run
+from lamella.experiments.run import run
+from lamella.learner.config.document import load_config
+from lamella.learner.learner import Learner
+from lamella.training import compilation
+from lamella.training.compilation import compiled_blocks, repeated_blocks
 
 LOW_RANK = ("inflora", "seq-lora", "olora", "sdlora", "duallora", "color", "ranpac")
 
@@ -96,7 +96,7 @@ def counting(calls: list[int]) -> Callable[..., Any]:
 
 
 def test_a_gate_a_watcher_and_a_coefficient_stay_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamella.lowrank import using, watch
+    from lamella.adapters.adapter import using, watch
 
     monkeypatch.setattr(compilation, "BACKEND", "eager")
     backbone = tiny_backbone()

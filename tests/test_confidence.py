@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import build, images, learn_all, stream
 
-from lamella.compose import Aligned
-from lamella.confidence import Confidence, fitted_temperature, histogram, logits_and_typicality
+from lamella.common.randomness import generator
 from lamella.data.transform import plain_view
-from lamella.memory import ClassGaussians, shrunk
-from lamella.randomness import generator
+from lamella.learner.confidence import Confidence, fitted_temperature, histogram, logits_and_typicality
+from lamella.memory.gaussians import ClassGaussians, shrunk
+from lamella.methods.parts import Aligned
 
 
 @settings(deadline=None, max_examples=30)

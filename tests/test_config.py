@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lamella.config import (
+from lamella.common.options import Option, check_table, options_of
+from lamella.learner.config.document import (
     build_augmentation,
     build_backbone,
     build_method,
@@ -20,7 +21,6 @@ from lamella.config import (
     shipped_configs,
     to_toml,
 )
-from lamella.options import Option, check_table, options_of
 
 SMALL = """# A small configuration
 [scenario]

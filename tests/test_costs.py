@@ -6,10 +6,10 @@ import pytest
 from streams import RESIDUAL, build, learn_all, stream, tiny_backbone, tiny_residual_backbone
 
 from lamella.backbones import Backbone
-from lamella.compose import Aligned, Calibrated
-from lamella.costs import costs_of_base, parameter_counts
+from lamella.learner.costs import costs_of_base, parameter_counts
+from lamella.learner.store.versions import stored_bytes
 from lamella.methods import METHODS
-from lamella.store import stored_bytes
+from lamella.methods.parts import Aligned, Calibrated
 
 
 def size(backbone: Backbone) -> int:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lamella.data.archives import load_archive
 from lamella.data.scenario import class_incremental
-from lamella.data.sources import load_source
+from lamella.data.sources.archives import load_archive
+from lamella.data.sources.load import load_source
 
 
 def encoded(levels: list[int], kind: str = "PNG") -> tuple[np.ndarray, np.ndarray]:

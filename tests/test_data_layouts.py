@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lamella.data.named import paired
 from lamella.data.scenario import domain_incremental
-from lamella.data.sources import load_source
+from lamella.data.sources.load import load_source
+from lamella.data.sources.named import paired
 
 
 @pytest.fixture(autouse=True)

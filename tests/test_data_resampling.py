@@ -15,10 +15,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamella.data import resampling
+from lamella.data.feeding import Feed
 from lamella.data.images import ImageSet, PixelArray, TensorSet
 from lamella.data.sending import send
 from lamella.data.transform import Augmentation, InputTransform, View, augmented_view, plain_view
-from lamella.feeding import Feed
 
 CPU, META, CUDA = torch.device("cpu"), torch.device("meta"), torch.device("cuda")
 TRANSFORM = InputTransform(40, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop=0.9)

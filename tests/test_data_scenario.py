@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.data.images import ImageSet, PixelArray
-from lamella.data.parts import divide, keep_domains
 from lamella.data.scenario import Source, as_task, class_incremental, domain_incremental, task_incremental
+from lamella.data.sources.parts import divide, keep_domains
 from lamella.data.splits import carve
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lamella.data.scenario import class_incremental
-from lamella.data.sources import SOURCES, load_source
+from lamella.data.sources.load import SOURCES, load_source
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ from streams import Spy, build, fit_for, learn, stream, tiny_backbone, tiny_resi
 from torch import Tensor
 
 from lamella.backbones import load_backbone
-from lamella.checkpoints import Checkpoints
+from lamella.common.randomness import generator
 from lamella.data.transform import plain_view
-from lamella.heads import Heads
-from lamella.methods.classifier import new_or_old, widened
-from lamella.randomness import generator
-from lamella.store import learned_state, restore_state
+from lamella.learner.store.versions import learned_state, restore_state
+from lamella.methods.shared.classifier import new_or_old, widened
+from lamella.methods.shared.heads import Heads
+from lamella.training.checkpoints import Checkpoints
 
 D = 16  # the tiny residual network's width
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from streams import build, learn_all, stream
 from torch import Tensor, nn
 
-from lamella.branches import Branch
-from lamella.compose import Calibrated
-from lamella.directions import OF_TASK, Space, forecast, overlap, spaces, used_directions
-from lamella.lowrank import Adapted, adapt, grow
+from lamella.adapters.adapter import Adapted, adapt, grow
+from lamella.adapters.branches import Branch
+from lamella.common.randomness import generator
+from lamella.learner.inspection.directions import OF_TASK, Space, forecast, overlap, spaces, used_directions
 from lamella.methods.olora import ReadRows
-from lamella.randomness import generator
+from lamella.methods.parts import Calibrated
 
 
 class Reads(nn.Module):

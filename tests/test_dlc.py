@@ -15,24 +15,24 @@ from streams import Spy, build, fit_for, images, learn_all, source, stream, tiny
 from torch import Tensor, nn
 
 from lamella import __version__
+from lamella.adapters.adapter import adapt, grow
 from lamella.backbones import Backbone, load_backbone
-from lamella.checkpoints import Checkpoints
-from lamella.config import build_method, complete, load_config, method_name, readout_names
-from lamella.costs import costs_of_base, parameter_counts
+from lamella.common.files import read_tensors, write_tensors
+from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
-from lamella.files import read_tensors, write_tensors
-from lamella.learner import Learner
-from lamella.lowrank import adapt, grow
-from lamella.methods.classifier import inverse_shares
-from lamella.methods.dlc import DLC
-from lamella.methods.lanes import as_two_convolutions
-from lamella.methods.plugin_files import load_plugin, put_back, save_plugin, take_out
-from lamella.methods.plugins import Tails, plugin_layers
-from lamella.methods.weighting import WeightingUnit, aggregated
-from lamella.randomness import generator
-from lamella.run import run
-from lamella.store import learned_state, load_model, restore_state
+from lamella.experiments.run import run
+from lamella.learner.config.document import build_method, complete, load_config, method_name, readout_names
+from lamella.learner.costs import costs_of_base, parameter_counts
+from lamella.learner.learner import Learner
+from lamella.learner.store.versions import learned_state, load_model, restore_state
+from lamella.methods.dlc.dlc import DLC
+from lamella.methods.dlc.lanes import as_two_convolutions
+from lamella.methods.dlc.plugin_files import load_plugin, put_back, save_plugin, take_out
+from lamella.methods.dlc.plugins import Tails, plugin_layers
+from lamella.methods.dlc.weighting import WeightingUnit, aggregated
+from lamella.methods.shared.classifier import inverse_shares
+from lamella.training.checkpoints import Checkpoints
 
 
 def draw(*shape: int, name: str = "x") -> Tensor:
@@ -376,7 +376,7 @@ def test_many_images_go_through_the_tails_in_parts(monkeypatch: pytest.MonkeyPat
     with torch.no_grad():
         z = tails.trunk(draw(5, 3, 16, 16))
         whole = tails(z, lanes)
-        monkeypatch.setattr("lamella.methods.plugins.AT_ONCE", 2 * 3 * z[0].numel() + 1)
+        monkeypatch.setattr("lamella.methods.dlc.plugins.AT_ONCE", 2 * 3 * z[0].numel() + 1)
         torch.testing.assert_close(tails(z, lanes), whole)
     assert seen == [5, 2, 2, 1]
 
@@ -635,7 +635,7 @@ def outcome(out: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lamella.run.build_scenario", lambda config: stream(4, 2))
+        patch.setattr("lamella.experiments.run.build_scenario", lambda config: stream(4, 2))
         return outcome(run(settings_of(), tmp_path_factory.mktemp("whole") / "run", quiet=True))
 
 
@@ -643,7 +643,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dic
 def test_interrupted_in_either_phase_it_goes_on_to_the_same_bits(
     whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
-    monkeypatch.setattr("lamella.run.build_scenario", lambda config: stream(4, 2))
+    monkeypatch.setattr("lamella.experiments.run.build_scenario", lambda config: stream(4, 2))
     save, load, saves, found = Checkpoints.save, Checkpoints.load, [], []
 
     def save_and_stop(self: Checkpoints, task: str, call: str, *rest: Any) -> None:
@@ -683,7 +683,7 @@ def test_one_run_writes_both_results_under_their_names(whole: Any) -> None:
 def test_the_bases_file_tells_what_the_base_costs_alone(
     whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lamella.run.build_scenario", lambda config: stream(4, 2))
+    monkeypatch.setattr("lamella.experiments.run.build_scenario", lambda config: stream(4, 2))
     config = settings_of()
     config["method"] = config["method"]["base"]
     alone = outcome(run(config, tmp_path / "run", quiet=True))[0]["results.json"]

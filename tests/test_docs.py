@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from lamella.cli.app import app
-from lamella.compose import PARTS
-from lamella.config import load_config, shipped_configs
-from lamella.data.sources import SOURCES
+from lamella.common.options import options_of
+from lamella.data.sources.load import SOURCES
+from lamella.learner.config.document import load_config, shipped_configs
 from lamella.methods import METHODS
-from lamella.options import options_of
+from lamella.methods.parts import PARTS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from streams import fit_for, images, learn_all, stream, tiny_backbone
 from torch import Tensor
 
+from lamella.adapters.adapter import watch
 from lamella.backbones import Backbone
-from lamella.compose import Aligned
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
-from lamella.gathering import Inputs
-from lamella.heads import Heads
-from lamella.lowrank import watch
+from lamella.learner.store.versions import learned_state, restore_state
+from lamella.memory.inputs import Inputs
 from lamella.methods.duallora import DualLoRA
+from lamella.methods.parts import Aligned
 from lamella.methods.seq_lora import SeqLoRA
-from lamella.store import learned_state, restore_state
+from lamella.methods.shared.heads import Heads
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.02, "rank": 4, "residual_rank": 3, "blocks": 3}
 

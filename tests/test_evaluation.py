@@ -10,8 +10,8 @@ import torch
 from streams import images
 
 from lamella.data.images import data_sha256
-from lamella.evaluation import evaluate, images_to_measure
-from lamella.learner import Prediction
+from lamella.learner.inspection.evaluation import evaluate, images_to_measure
+from lamella.learner.learner import Prediction
 
 
 def learner(*guesses: Prediction) -> Any:
@@ -93,7 +93,7 @@ def photos(folder: Path, *classes: str, count: int = 5) -> Path:
 
 
 def test_what_was_learned_from_is_not_measured(tmp_path: Path) -> None:
-    from lamella.data.sources import load_source
+    from lamella.data.sources.load import load_source
 
     folder = photos(tmp_path / "birds", "crow", "owl")
     split = load_source(folder)

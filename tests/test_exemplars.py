@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from streams import images
 from torch import Tensor
 
-from lamella.data.exemplars import Exemplars
+from lamella.common.files import read_tensors, tensors_to_bytes, write_atomic
+from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray, TensorSet
 from lamella.data.transform import InputTransform, plain_view
-from lamella.files import read_tensors, tensors_to_bytes, write_atomic
-from lamella.memory import herding
-from lamella.randomness import generator
-from lamella.store import restore_state
+from lamella.learner.store.versions import restore_state
+from lamella.memory.exemplars import Exemplars
+from lamella.memory.gaussians import herding
 
 SIZE = 16
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from lamella import Learner
 from lamella.backbones import load_backbone
-from lamella.export import export
-from lamella.export.check import Check, compare
-from lamella.export.drafts import draft
-from lamella.export.peft_folder import low_rank
+from lamella.learner.export import export
+from lamella.learner.export.check import Check, compare
+from lamella.learner.export.drafts import draft
+from lamella.learner.export.peft_folder import low_rank
 
 VIT = {"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0}
 OUTSIDE = """
@@ -309,7 +309,9 @@ def test_tasks_that_were_folded_into_one_weight_are_not_taken_apart(tmp_path: Pa
 
 
 def test_an_export_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamella.export.network.update", lambda shape, acting: torch.zeros(*shape))  # forgets them
+    monkeypatch.setattr(
+        "lamella.learner.export.network.update", lambda shape, acting: torch.zeros(*shape)
+    )  # forgets them
     with pytest.raises(RuntimeError, match="does not compute what the model computes, so it was not kept"):
         export(learned("seq-lora"), "timm", tmp_path / "deep" / "out")
     assert not list(tmp_path.iterdir())

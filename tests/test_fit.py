@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from streams import build, fit_for, images, learn_all, stream, tiny_backbone
 from torch import Tensor, nn
 
-from lamella.checkpoints import Checkpoints
 from lamella.data.images import TensorSet
 from lamella.data.transform import InputTransform
-from lamella.fit import Fit
-from lamella.subspace import SecondMoment
+from lamella.memory.subspace import SecondMoment
+from lamella.training.checkpoints import Checkpoints
+from lamella.training.fit import Fit
 
 TRANSFORM = InputTransform(16, (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from lamella import Learner
 from lamella.data.images import ImageSet
 from lamella.data.scenario import Source, Task
-from lamella.next_task import as_next_task
-from lamella.store import history, learned_state
+from lamella.learner.next_task import as_next_task
+from lamella.learner.store.versions import history, learned_state
 
 ALONE = [
     {"name": "color", "rank": 2, "epochs": 1, "batch_size": 8},

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lamella.growing import Growing
+from lamella.memory.resizable import Growing
 
 
 class Notes(Growing):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lamella.heads import OTHER_TASK_PENALTY, Heads, cosine_scores, only_columns
-from lamella.randomness import generator
+from lamella.common.randomness import generator
+from lamella.methods.shared.heads import OTHER_TASK_PENALTY, Heads, cosine_scores, only_columns
 
 
 def grown(*tasks: tuple[int, ...], width: int = 5) -> Heads:

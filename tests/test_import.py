@@ -13,7 +13,7 @@ from torch import Tensor
 from lamella import Learner
 from lamella.backbones import load_backbone
 from lamella.backbones.from_folder import backbone_table
-from lamella.export import export
+from lamella.learner.export import export
 
 VIT = {"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0}
 WIDTH = 64

@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from streams import fit_for, images, tiny_backbone
 from torch import Tensor, nn
 
+from lamella.adapters.adapter import watch
 from lamella.backbones import load_backbone
+from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, TensorSet
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
-from lamella.fit import Fit
-from lamella.lowrank import watch
+from lamella.memory.subspace import SecondMoment, Subspace, orthonormal
 from lamella.methods.inflora import EnergyRule, InfLoRA
-from lamella.methods.schedules import named_schedule
-from lamella.randomness import generator
-from lamella.subspace import SecondMoment, Subspace, orthonormal
+from lamella.training.fit import Fit
+from lamella.training.schedules import named_schedule
 
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 16, "lr": 0.02, "rank": 4, "blocks": 2}
 

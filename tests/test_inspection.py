@@ -12,15 +12,15 @@ import pytest
 from conftest import Run
 from streams import stream
 
-from lamella.directions import Forecast, Overlap, Space
-from lamella.evaluation import Bin, Counted, Evaluation, Stranger
-from lamella.inspection import Inspection, LearnedTask, inspect, origins
-from lamella.learner import Learner
-from lamella.printable import printable
-from lamella.report.model_figures import confusion_png
-from lamella.report.model_pages import evaluation_page, inspection_page
-from lamella.report.model_text import evaluation_text, inspection_text
-from lamella.store import load_manifest, roll_back
+from lamella.common.printable import printable
+from lamella.learner.inspection.directions import Forecast, Overlap, Space
+from lamella.learner.inspection.evaluation import Bin, Counted, Evaluation, Stranger
+from lamella.learner.inspection.facts import Inspection, LearnedTask, inspect, origins
+from lamella.learner.inspection.figures import confusion_png
+from lamella.learner.inspection.pages import evaluation_page, inspection_page
+from lamella.learner.inspection.text import evaluation_text, inspection_text
+from lamella.learner.learner import Learner
+from lamella.learner.store.versions import load_manifest, roll_back
 
 
 def quick_learner() -> Learner:

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from streams import tiny_backbone
 from torch import Tensor
 
-from lamella.checkpoints import Checkpoints
-from lamella.learner import Learner
-from lamella.store import MANIFEST, load_model
+from lamella.learner.learner import Learner
+from lamella.learner.store.versions import MANIFEST, load_model
+from lamella.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9 and fork are POSIX")
 TINY = ("--backbone", "test_vit", "backbone.weights=random", "backbone.size=32", "fit.checkpoint_seconds=0.1")
@@ -233,7 +233,7 @@ def test_a_first_learning_killed_just_before_it_became_the_model_goes_on(
     words = [*TINY[:2], "backbone.size=32", "--method", "nearest-mean"]
     first, then = (f"backbone.weights={tmp_path / f'{seed}.safetensors'}" for seed in (0, int(other)))
     with monkeypatch.context() as killed:
-        killed.setattr("lamella.store._point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr("lamella.learner.store.versions._point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert lamella("learn", model, photos / "first", first, *words)[0] == 130
     assert len(list(model.glob("backbone-*.safetensors"))) == len(list(model.glob("state-*.safetensors"))) == 1
     code, _, err = lamella("learn", model, photos / "first", then, *words)

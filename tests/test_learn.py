@@ -14,17 +14,16 @@ from PIL import Image
 from streams import QUICK, RESIDUAL, stream
 from torch import Tensor, nn
 
-from lamella import rehearsal
-from lamella.data.folders import load_folder
 from lamella.data.images import Files, data_sha256
 from lamella.data.keeping import keep_readable
-from lamella.data.readable import load_readable
-from lamella.data.sources import load_source
-from lamella.learner import Learner
+from lamella.data.sources.folders import load_folder
+from lamella.data.sources.load import load_source
+from lamella.data.sources.readable import load_readable
+from lamella.learner.learner import Learner, rehearsal
+from lamella.learner.next_task import as_next_task, what_more_images_do
+from lamella.learner.rehearsal import rehearse
+from lamella.learner.store.versions import load_model
 from lamella.methods import METHODS
-from lamella.next_task import as_next_task, what_more_images_do
-from lamella.rehearsal import rehearse
-from lamella.store import load_model
 
 BAD = {
     "crow/empty.jpg": "the file is empty",
@@ -363,7 +362,7 @@ def test_a_damaged_model_is_told_and_left_alone(lamella: Run, tmp_path: Path, ho
 
 
 def test_a_second_learner_is_told(lamella: Run, birds: Path, tmp_path: Path) -> None:
-    from lamella.locks import alone
+    from lamella.common.locks import alone
 
     clean(birds)
     with alone(tmp_path / "model", "busy"):

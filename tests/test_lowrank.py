@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lamella.lowrank import (
+from lamella.adapters.adapter import (
     AdaptedConv2d,
     AdaptedLinear,
     Branch,
@@ -22,7 +22,7 @@ from lamella.lowrank import (
     using,
     watch,
 )
-from lamella.randomness import generator
+from lamella.common.randomness import generator
 
 D = 12  # width of the small model: qkv maps D -> 3 D
 

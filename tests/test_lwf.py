@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from streams import Spy, build, learn, stream
 from torch import Tensor, nn
 
+from lamella.common.randomness import generator
 from lamella.data.transform import plain_view
-from lamella.methods.distillation import distillation, frozen_copy
-from lamella.randomness import generator
+from lamella.methods.shared.distillation import distillation, frozen_copy
 
 PROBABILITY = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
 GUESS = torch.tensor([[0.25, 0.75], [0.5, 0.5]])

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lamella.backbones import load_backbone
 from lamella.backbones.resnets import split
+from lamella.common.randomness import generator
 from lamella.data.transform import plain_view
-from lamella.randomness import generator
-from lamella.store import learned_state, restore_state
+from lamella.learner.store.versions import learned_state, restore_state
 
 D = 16  # the tiny residual network's width
 

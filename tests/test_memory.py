@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lamella.memory import ClassGaussians, shrunk
-from lamella.randomness import generator
+from lamella.common.randomness import generator
+from lamella.memory.gaussians import ClassGaussians, shrunk
 
 D = 5
 

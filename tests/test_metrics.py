@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lamella import metrics
-from lamella.metrics import (
+from lamella.experiments import metrics
+from lamella.experiments.metrics import (
     accuracy_curve,
     average_accuracy,
     backward_transfer,

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from streams import fit_for, images, tiny_backbone
 from torch import Tensor
 
+from lamella.adapters.adapter import Branch, grow
+from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
-from lamella.lowrank import Branch, grow
 from lamella.methods.olora import OLoRA, ReadRows
 from lamella.methods.seq_lora import SeqLoRA
-from lamella.randomness import generator
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.01, "rank": 4, "blocks": 2, "schedule": "constant"}
 BACKBONE = tiny_backbone()

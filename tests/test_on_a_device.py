@@ -16,21 +16,21 @@ from streams import QUICK, RESIDUAL, stream
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lamella.backbones.recall import Recall
-from lamella.bench.growth import follow
-from lamella.bench.speed import measure_speed
-from lamella.bench.synthetic import synthetic_task
-from lamella.checkpoints import Checkpoints
-from lamella.config import load_config
+from lamella.backbones.feature_cache import Recall
+from lamella.common.files import read_json
 from lamella.data import resampling
-from lamella.files import read_json
-from lamella.inspection import inspect
-from lamella.learner import Learner, Prediction
+from lamella.experiments.bench.growth import follow
+from lamella.experiments.bench.speed import measure_speed
+from lamella.experiments.bench.synthetic import synthetic_task
+from lamella.experiments.run import run
+from lamella.learner.config.document import load_config
+from lamella.learner.inspection.facts import inspect
+from lamella.learner.learner import Learner, Prediction
+from lamella.learner.rehearsal import rehearse
+from lamella.learner.scores import Score
+from lamella.learner.store.versions import learned_state, load_model, restore_state
 from lamella.methods import METHODS, WHOLE_STREAM
-from lamella.rehearsal import rehearse
-from lamella.run import run
-from lamella.scores import Score
-from lamella.store import learned_state, load_model, restore_state
+from lamella.training.checkpoints import Checkpoints
 
 EVERY = [*sorted(set(METHODS) - {"inflora", *WHOLE_STREAM}), "inflora+align", "inflora+calibrate+align"]
 TASKS = stream(classes=6, tasks=3, per_class=4)

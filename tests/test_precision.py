@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from streams import tiny_backbone
 
-from lamella.precision import computing
-from lamella.randomness import generator
+from lamella.common.randomness import generator
+from lamella.training.precision import computing
 
 CPU = torch.device("cpu")
 

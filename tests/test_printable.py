@@ -7,9 +7,9 @@ import pytest
 from conftest import Run
 from PIL import Image
 
-from lamella.learner import Learner
-from lamella.printable import printable
-from lamella.report.plain_table import plain_table
+from lamella.common.plain_table import plain_table
+from lamella.common.printable import printable
+from lamella.learner.learner import Learner
 
 EVIL = ("\x1b[2Jcleared", "two\nlines", "over\rwritten", "\u202egpj.turned", "\x9b31mred", "[bold]mark :dog:")
 SHOWN = (

@@ -2,7 +2,7 @@
 
 import torch
 
-from lamella.randomness import generator, named_seed
+from lamella.common.randomness import generator, named_seed
 
 FIXED = 7771270081272481436
 

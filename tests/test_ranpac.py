@@ -13,12 +13,12 @@ from streams import fit_for, images, tiny_backbone
 from torch import Tensor
 
 from lamella.backbones import Backbone
-from lamella.checkpoints import Checkpoints
+from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
+from lamella.learner.store.versions import learned_state, restore_state
 from lamella.methods.ranpac import RIDGES, RanPAC, best_ridge
-from lamella.randomness import generator
-from lamella.store import learned_state, restore_state
+from lamella.training.checkpoints import Checkpoints
 
 SMALL: dict[str, Any] = {"projections": 96, "adapt": "none"}
 ADAPTED: dict[str, Any] = {"projections": 96, "epochs": 2, "batch_size": 8, "lr": 0.02, "rank": 4, "blocks": 2}

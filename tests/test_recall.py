@@ -10,18 +10,18 @@ import torch
 from streams import build, fit_for, images, stream, tiny_backbone, tiny_residual_backbone
 from torch import Tensor, nn
 
+from lamella.adapters.adapter import Site, grow, merge, using, watch
 from lamella.backbones import Backbone
-from lamella.backbones.recall import Recall
-from lamella.compose import PARTS
-from lamella.compose.readouts import all_readouts
-from lamella.config import load_config
+from lamella.backbones.feature_cache import Recall
 from lamella.data.transform import plain_view
-from lamella.lowrank import Site, grow, merge, using, watch
+from lamella.experiments.run import run
+from lamella.learner.config.document import load_config
+from lamella.learner.scores import score_task
 from lamella.methods import METHODS
-from lamella.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
-from lamella.precision import computing
-from lamella.run import run
-from lamella.scores import score_task
+from lamella.methods.parts import PARTS
+from lamella.methods.parts.readouts import all_readouts
+from lamella.training.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
+from lamella.training.precision import computing
 
 NAMES = [*METHODS, "color+align", "inflora+align", "inflora+calibrate", "linear-probe+align", "ranpac+align"]
 TASKS = 4

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from streams import Spy, build, fit_for, learn, learn_all, stream, tiny_residual_backbone
 from torch import Tensor
 
-from lamella.checkpoints import Checkpoints
-from lamella.data.exemplars import Exemplars
 from lamella.data.images import ImageSet
 from lamella.data.transform import plain_view
-from lamella.methods.schedules import milestone_schedule
-from lamella.store import learned_state, restore_state
+from lamella.learner.store.versions import learned_state, restore_state
+from lamella.memory.exemplars import Exemplars
+from lamella.training.checkpoints import Checkpoints
+from lamella.training.schedules import milestone_schedule
 
 TRAINED: dict[str, Any] = {"epochs": 12, "batch_size": 8, "optimizer": "adam", "lr": 3e-3}
 

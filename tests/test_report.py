@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from lamella.metrics import DEFINITIONS, accuracy_curve, average_accuracy, final_accuracy, forgetting
-from lamella.report import load_results, render_table, summarise, summary, words, write_html, write_report
-from lamella.report.figures import draw_curves
-from lamella.report.results import METRIC_NAMES
-from lamella.report.words import METRICS
+from lamella.experiments.metrics import DEFINITIONS, accuracy_curve, average_accuracy, final_accuracy, forgetting
+from lamella.experiments.report import load_results, render_table, summarise, summary, words, write_html, write_report
+from lamella.experiments.report.figures import draw_curves
+from lamella.experiments.report.words import METRICS
+from lamella.experiments.results_files import METRIC_NAMES
 
 NAN = float("nan")
 

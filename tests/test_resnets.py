@@ -7,13 +7,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from lamella.adapters.adapter import adapt
 from lamella.backbones import load_backbone
 from lamella.backbones.resnets import ResNet, block_names, check_split, forward_from, forward_until, split
-from lamella.data.sources import load_source
+from lamella.common.files import tensors_to_bytes, write_atomic
+from lamella.common.randomness import generator
+from lamella.data.sources.load import load_source
 from lamella.data.transform import plain_view
-from lamella.files import tensors_to_bytes, write_atomic
-from lamella.lowrank import adapt
-from lamella.randomness import generator
 
 
 def draw(*shape: int) -> Tensor:

@@ -14,12 +14,12 @@ import pytest
 import torch
 from streams import source, stream
 
-from lamella.checkpoints import Checkpoints
-from lamella.config import load_config
+from lamella.common.files import read_tensors
 from lamella.data.scenario import task_incremental
-from lamella.files import read_tensors
-from lamella.run import run
-from lamella.store import MANIFEST, load_model
+from lamella.experiments.run import run
+from lamella.learner.config.document import load_config
+from lamella.learner.store.versions import MANIFEST, load_model
+from lamella.training.checkpoints import Checkpoints
 
 SETTINGS = [
     "backbone.weights=random", "scenario.tasks=5", "method.epochs=2", "method.batch_size=128",
@@ -29,8 +29,8 @@ CHILD = """
 import json, sys
 import torch
 torch.set_num_threads(1)
-from lamella.config import load_config
-from lamella.run import run
+from lamella.learner.config.document import load_config
+from lamella.experiments.run import run
 from pathlib import Path
 import sklearn.datasets, timm.models.vision_transformer  # so that kills hit the run and not its imports
 print("ready", flush=True)
@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_the_last_state_and_the_run_goes_on(tmp_path: Path, m
 
 @pytest.mark.parametrize("task", ["0", "1"])
 def test_an_interrupted_call_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
-    monkeypatch.setattr("lamella.run.build_scenario", lambda config: stream(classes=4, tasks=2))
+    monkeypatch.setattr("lamella.experiments.run.build_scenario", lambda config: stream(classes=4, tasks=2))
     extra = ("method.name=seq-lora", "method.epochs=1", "method.batch_size=4", "fit.checkpoint_seconds=0.0")
     whole = run(quick(*extra), tmp_path / "whole", quiet=True)
     save, load = Checkpoints.save, Checkpoints.load
@@ -193,7 +193,7 @@ def test_another_configuration_may_not_resume_a_run(tmp_path: Path) -> None:
 def test_a_run_from_before_an_option_goes_on_as_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, stored = tmp_path / "run", tmp_path / "run" / "config.toml"
     with monkeypatch.context() as patch:
-        patch.setattr("lamella.run.build_results", lambda *_, **__: sys.exit("stopped"))
+        patch.setattr("lamella.experiments.run.build_results", lambda *_, **__: sys.exit("stopped"))
         with pytest.raises(SystemExit):
             run(quick(), out, quiet=True)
     now = stored.read_text()
@@ -215,11 +215,11 @@ def test_what_a_run_was_made_with_is_known_or_it_does_not_go_on(tmp_path: Path, 
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamella.run.build_scenario", lambda config: stream(4, 2, per_class=8))
-    monkeypatch.setattr("lamella.run.build_results", lambda *_, **__: sys.exit("stopped"))
+    monkeypatch.setattr("lamella.experiments.run.build_scenario", lambda config: stream(4, 2, per_class=8))
+    monkeypatch.setattr("lamella.experiments.run.build_results", lambda *_, **__: sys.exit("stopped"))
     with pytest.raises(SystemExit):
         run(quick(), tmp_path / "run", quiet=True)
-    monkeypatch.setattr("lamella.run.build_scenario", lambda config: stream(4, 2, per_class=9))
+    monkeypatch.setattr("lamella.experiments.run.build_scenario", lambda config: stream(4, 2, per_class=9))
     with pytest.raises(ValueError, match=r"images of .* are not those it was started with"):
         run(quick(), tmp_path / "run", resume=True, quiet=True)
 
@@ -227,7 +227,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path, monkeypatch: pyt
 def test_the_log_of_a_task_incremental_run_tells_the_accuracy_of_its_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lamella.run.build_scenario", lambda config: task_incremental(source(4), tasks=2))
+    monkeypatch.setattr("lamella.experiments.run.build_scenario", lambda config: task_incremental(source(4), tasks=2))
     out = run(quick("method.name=linear-probe", "method.epochs=1"), tmp_path / "run", quiet=True)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     curve = [entry["accuracy"] for entry in log if entry["event"] == "tested"]

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from streams import fit_for, images, tiny_backbone
 from torch import Tensor
 
-from lamella.checkpoints import Checkpoints
+from lamella.common.randomness import generator
 from lamella.data.scenario import Task
+from lamella.learner.store.versions import learned_state, restore_state
 from lamella.methods.sdlora import SDLoRA
-from lamella.randomness import generator
-from lamella.store import learned_state, restore_state
+from lamella.training.checkpoints import Checkpoints
 
 QUICK: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.02, "rank": 4, "blocks": 2}
 

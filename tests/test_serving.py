@@ -45,14 +45,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 
 from lamella.cli.serve import serve
-from lamella.learner import Learner, Prediction
+from lamella.learner.learner import Learner, Prediction
+from lamella.learner.store.versions import load_manifest
 from lamella.serving.app import create_app
 from lamella.serving.batching import Batcher, Loaded
 from lamella.serving.connections import Prompt
 from lamella.serving.gate import Gate
 from lamella.serving.limits import Limits
 from lamella.serving.uploads import unpack
-from lamella.store import load_manifest
 
 
 @pytest.fixture(scope="module")

@@ -30,12 +30,12 @@ from colours import (
 )
 from fastapi.testclient import TestClient
 
-from lamella.locks import alone
+from lamella.common.locks import alone
+from lamella.learner.store.versions import load_manifest, roll_back
 from lamella.serving.app import create_app
 from lamella.serving.limits import Limits
-from lamella.serving.sent import FOLDER, IMAGES, Sent, interrupted, take_in
-from lamella.serving.teach import main, teach
-from lamella.store import load_manifest, roll_back
+from lamella.serving.uploads_kept import FOLDER, IMAGES, Sent, interrupted, take_in
+from lamella.serving.worker import main, teach
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_a_learning_that_fails_says_why_and_changes_nothing(model: Path, monkeyp
     for image in (folder / IMAGES / "rød").iterdir():
         image.write_bytes(b"")
     said = io.StringIO()
-    monkeypatch.setattr("lamella.serving.teach._only_channel", lambda: said)
+    monkeypatch.setattr("lamella.serving.worker._only_channel", lambda: said)
     monkeypatch.setattr("os.nice", lambda step: None)
     monkeypatch.setattr(sys, "argv", ["teach", str(model), str(folder), "new"])
     with pytest.raises(SystemExit):
@@ -168,7 +168,7 @@ class Killed(BaseException):
 def test_an_interrupted_learning_goes_on_where_it_stood(
     slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lamella.serving.teach.SECONDS_BETWEEN", -1)  # it tells of every step
+    monkeypatch.setattr("lamella.serving.worker.SECONDS_BETWEEN", -1)  # it tells of every step
     whole, cut = (Path(shutil.copytree(slow, tmp_path / name)) for name in ("whole", "cut"))
     archive, every, before, after = sent(cut, NEW), set[int](), set[int](), set[int]()
 

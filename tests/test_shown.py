@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from lamella.bench.shown import show
+from lamella.experiments.bench.shown import show
 
 
 def test_rows_are_written_by_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

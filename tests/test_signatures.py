@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from streams import tiny_backbone
 from torch import Tensor, nn
 
-from lamella.gathering import Inputs, check_basis, gather
-from lamella.lowrank import grow
-from lamella.randomness import generator
-from lamella.signatures import Calibration, Signature, Signatures, protected_share
-from lamella.subspace import orthonormal
+from lamella.adapters.adapter import grow
+from lamella.common.randomness import generator
+from lamella.memory.inputs import Inputs, check_basis, gather
+from lamella.memory.signatures import Calibration, Signature, Signatures, protected_share
+from lamella.memory.subspace import orthonormal
 
 D = 24
 

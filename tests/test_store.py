@@ -6,10 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from lamella.learner.learner.store import versions as store
 from torch import Tensor
 
-from lamella import files, store
-from lamella.store import drop_versions, history, load_manifest, load_model, make_again, roll_back, save_model
+from lamella.common import files
+from lamella.learner.store.versions import (
+    drop_versions,
+    history,
+    load_manifest,
+    load_model,
+    make_again,
+    roll_back,
+    save_model,
+)
 
 
 def state(value: float) -> dict[str, Tensor]:

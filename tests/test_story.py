@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 from conftest import Run
 
-from lamella.learner import Learner
-from lamella.store import load_manifest
+from lamella.learner.learner import Learner
+from lamella.learner.store.versions import load_manifest
 
 SETTINGS = ("method.epochs=1", "method.batch_size=16", "method.rank=4")
 

@@ -6,8 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lamella.randomness import generator
-from lamella.subspace import SecondMoment, Subspace, leading, left_singular, numerical_rank, orthonormal, project_out
+from lamella.common.randomness import generator
+from lamella.memory.subspace import (
+    SecondMoment,
+    Subspace,
+    leading,
+    left_singular,
+    numerical_rank,
+    orthonormal,
+    project_out,
+)
 
 
 def draw(*shape: int, name: str = "x") -> Tensor:

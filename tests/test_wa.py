@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from streams import Spy, build, learn, stream
 from torch import Tensor
 
+from lamella.common.randomness import generator
 from lamella.data.transform import plain_view
-from lamella.heads import Heads
-from lamella.methods.classifier import align_new_rows
-from lamella.methods.distillation import frozen_copy
-from lamella.randomness import generator
+from lamella.methods.shared.classifier import align_new_rows
+from lamella.methods.shared.distillation import frozen_copy
+from lamella.methods.shared.heads import Heads
 
 
 def heads_of(*sizes: int, width: int = 6, seed: int = 0) -> Heads:

@@ -12,12 +12,12 @@ from streams import Spy, build, learn, stream
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lamella.compose.align import Aligned
-from lamella.compose.calibrate import Calibrated
 from lamella.data.images import TensorSet
-from lamella.growing import Growing
-from lamella.heads import Heads
+from lamella.memory.resizable import Growing
 from lamella.methods import METHODS, WHOLE_STREAM
+from lamella.methods.parts.align import Aligned
+from lamella.methods.parts.calibrate import Calibrated
+from lamella.methods.shared.heads import Heads
 
 TASKS = stream(classes=6, tasks=3)
 EVERY = sorted(set(METHODS) - set(WHOLE_STREAM))

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lamella.compose import PARTS
+from lamella.common.options import Option, options_of
 from lamella.methods import METHODS, WHOLE_STREAM
-from lamella.options import Option, options_of
+from lamella.methods.parts import PARTS
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "methods"

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lamella.backbones import Backbone as Backbone
     from lamella.backbones import load_backbone as load_backbone
-    from lamella.config import load_config as load_config
     from lamella.data.scenario import Scenario as Scenario
     from lamella.data.scenario import Task as Task
     from lamella.data.scenario import class_incremental as class_incremental
     from lamella.data.scenario import domain_incremental as domain_incremental
     from lamella.data.scenario import task_incremental as task_incremental
-    from lamella.data.sources import load_source as load_source
-    from lamella.fit import Fit as Fit
-    from lamella.learner import Learner as Learner
+    from lamella.data.sources.load import load_source as load_source
+    from lamella.learner.config.document import load_config as load_config
+    from lamella.learner.learner import Learner as Learner
     from lamella.methods import METHODS as METHODS
     from lamella.methods import Method as Method
+    from lamella.training.fit import Fit as Fit
 
 __version__ = "0.1.0"
 
@@ -24,16 +24,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "METHODS": "lamella.methods",
     "Backbone": "lamella.backbones",
-    "Fit": "lamella.fit",
-    "Learner": "lamella.learner",
+    "Fit": "lamella.training.fit",
+    "Learner": "lamella.learner.learner",
     "Method": "lamella.methods",
     "Scenario": "lamella.data.scenario",
     "Task": "lamella.data.scenario",
     "class_incremental": "lamella.data.scenario",
     "domain_incremental": "lamella.data.scenario",
     "load_backbone": "lamella.backbones",
-    "load_config": "lamella.config",
-    "load_source": "lamella.data.sources",
+    "load_config": "lamella.learner.config.document",
+    "load_source": "lamella.data.sources.load",
     "task_incremental": "lamella.data.scenario",
 }
 

@@ -1,7 +1,7 @@
 """Backbones: pre-trained feature extractors and the places where branches attach."""
 
 from lamella.backbones.backbone import Backbone
-from lamella.backbones.layers import LayerRow, describe_layers
+from lamella.backbones.describe import LayerRow, describe_layers
 from lamella.backbones.load import BACKBONES, load_backbone
 
 __all__ = ["BACKBONES", "Backbone", "LayerRow", "describe_layers", "load_backbone"]

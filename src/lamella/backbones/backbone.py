@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lamella.adapters.adapter import Site, adapt, watch
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
-from lamella.backbones.recall import Recall
+from lamella.backbones.feature_cache import Recall
 from lamella.backbones.roles import find_places, parse_roles, rows_of
 from lamella.data.transform import InputTransform
-from lamella.lowrank import Site, adapt, watch
 
 __all__ = ["Backbone"]
 

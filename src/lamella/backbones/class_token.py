@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamella.lowrank import Adapted, AdaptedLinear
+from lamella.adapters.adapter import Adapted, AdaptedLinear
 
 __all__ = ["class_token_features", "has_hooks", "is_class_token", "others_are_unseen"]
 

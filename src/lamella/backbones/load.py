@@ -14,9 +14,9 @@ from lamella.backbones.backbone import Backbone
 from lamella.backbones.peft_lora import add_peft_lora
 from lamella.backbones.resnets import BLOCKS, ResNet, use_small_stem
 from lamella.backbones.weight_files import load_strict, read_state, weights_file
-from lamella.checks import first_line
+from lamella.common.checks import first_line
+from lamella.common.randomness import named_seed
 from lamella.data.transform import InputTransform
-from lamella.randomness import named_seed
 
 __all__ = ["BACKBONES", "load_backbone"]
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamella.randomness import generator
+from lamella.common.randomness import generator
 
 __all__ = ["BLOCKS", "ResNet", "block_names", "check_split", "forward_from", "forward_until", "split", "use_small_stem"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lamella.checks import first_line
+from lamella.common.checks import first_line
 
 __all__ = ["CLASSIFIERS", "load_strict", "read_state", "weights_file"]
 

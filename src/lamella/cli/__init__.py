@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from lamella.cli.app import app
-from lamella.cli.say import say
+from lamella.cli.output import say
 
 __all__ = ["app", "main"]
 

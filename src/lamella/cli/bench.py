@@ -33,7 +33,7 @@ def speed(
     Synthetic tasks are learned in float32 and bfloat16 in turn. Every phase stands beside the frozen forward pass over
     the same images: medians, and ratios within a round, so that other work on the machine counts little.
     """
-    from lamella.bench.speed import measure_speed
+    from lamella.experiments.bench.speed import measure_speed
 
     found = measure_speed(_table(backbone, size), method, batch=batch, images=images, repeats=repeats, device=device)
     columns = [f"{p}, {what}" for p in found.phases for what in ("ms an image", "x forward")]
@@ -58,9 +58,9 @@ def memory(
     out: Out = None,
 ) -> None:
     """Peak memory of learning beside a frozen forward pass and the activations that the backward pass needs."""
-    from lamella.bench.memory import measure_memory
-    from lamella.precision import PRECISIONS
-    from lamella.report.words import size as as_size
+    from lamella.experiments.bench.memory import measure_memory
+    from lamella.experiments.report.words import size as as_size
+    from lamella.training.precision import PRECISIONS
 
     table = _titled(f"{method} on {backbone}, batches of {batch}", *PRECISIONS)
     found = {p: measure_memory(_table(backbone, size), method, batch=batch, precision=p, device=device)
@@ -87,11 +87,11 @@ def growth(
     out: Out = None,
 ) -> None:
     """What a task costs as tasks add up: time, memory, and the time of a prediction."""
-    from lamella.bench.growth import follow, slope
-    from lamella.bench.growth_figure import PANELS, growth_png
-    from lamella.bench.short import quick_learner
-    from lamella.bench.synthetic import synthetic_task
-    from lamella.progress import bars
+    from lamella.common.progress import bars
+    from lamella.experiments.bench.growth import follow, slope
+    from lamella.experiments.bench.growth_figure import PANELS, growth_png
+    from lamella.experiments.bench.streams import quick_learner
+    from lamella.experiments.bench.synthetic import synthetic_task
 
     learner = quick_learner(_table(backbone, size), method, batch, {"device": device})
     stream = (synthetic_task(i, images, learner.backbone.transform.size) for i in range(tasks))
@@ -107,7 +107,7 @@ def growth(
         table.add_row(label, f"{first:.2f}", f"{last:.2f}", f"{slope(values):+.4f}")
     _show(table)
     if png:
-        from lamella.files import write_atomic
+        from lamella.common.files import write_atomic
 
         write_atomic(png, growth_png(costs))
         typer.echo(f"curves: {png}")
@@ -136,7 +136,7 @@ def _show(table: "Table") -> None:
 
 def _keep(out: Path | None, figures: object) -> None:
     if out is not None:
-        from lamella.files import write_json
+        from lamella.common.files import write_json
 
         write_json(out, figures)
         typer.echo(f"figures: {out}")

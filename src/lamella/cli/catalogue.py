@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from lamella.cli.say import say
+from lamella.cli.output import say
 
 __all__ = ["layers", "list_known"]
 
@@ -79,7 +79,7 @@ def _methods() -> dict[str, str]:
 
 
 def _data() -> dict[str, str]:
-    from lamella.data.sources import SOURCES
+    from lamella.data.sources.load import SOURCES
 
     return dict(SOURCES)
 
@@ -91,7 +91,7 @@ def _backbones() -> dict[str, str]:
 
 
 def _configs() -> dict[str, str]:
-    from lamella.config import describe_config, shipped_configs
+    from lamella.learner.config.document import describe_config, shipped_configs
 
     return {name: describe_config(path) for name, path in shipped_configs().items()}
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.say import say
+from lamella.cli.output import say
 
 __all__ = ["demo"]
 
@@ -18,8 +18,8 @@ def demo(
 
     Handwritten digits arrive two by two; four methods learn them, side by side. Under a minute, no download.
     """
-    from lamella.demo import demo as run_demo
-    from lamella.report import load_results, render_table
+    from lamella.experiments.demo import demo as run_demo
+    from lamella.experiments.report import load_results, render_table
 
     page = run_demo(out, quiet=quiet)
     typer.echo(render_table(load_results([out]), "table"))

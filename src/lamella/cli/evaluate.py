@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.say import say
+from lamella.cli.output import say
 
 __all__ = ["evaluate"]
 
@@ -25,14 +25,14 @@ def evaluate(
     Accuracy by class and task, calibration, confusion; classes it never learned show whether it calls them unknown.
     Where DATA has a test part, that is measured; where it was learned from, what was held back.
     """
-    from lamella.confidence import UNKNOWN
-    from lamella.evaluation import evaluate as evaluated
-    from lamella.evaluation import images_to_measure
-    from lamella.files import write_atomic
-    from lamella.learner import Learner
-    from lamella.report.model_pages import evaluation_page
-    from lamella.report.model_text import evaluation_text, facts
-    from lamella.report.page import check_file
+    from lamella.common.files import write_atomic
+    from lamella.experiments.report.page import check_file
+    from lamella.learner.confidence import UNKNOWN
+    from lamella.learner.inspection.evaluation import evaluate as evaluated
+    from lamella.learner.inspection.evaluation import images_to_measure
+    from lamella.learner.inspection.pages import evaluation_page
+    from lamella.learner.inspection.text import evaluation_text, facts
+    from lamella.learner.learner import Learner
 
     for file in (html, png):
         if file is not None:
@@ -49,7 +49,7 @@ def evaluate(
         write_atomic(html, evaluation_page(measured, str(model), what).encode())
         say(f"page: {html}", err=True)
     if png is not None:
-        from lamella.report.model_figures import confusion_png
+        from lamella.learner.inspection.figures import confusion_png
 
         write_atomic(png, confusion_png(measured))
         say(f"picture: {png}", err=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.say import say
+from lamella.cli.output import say
 
 __all__ = ["export"]
 
@@ -25,8 +25,8 @@ def export(
 
     The export is loaded again and compared with the model on random images; one that differs is not kept.
     """
-    from lamella.export import export as write
-    from lamella.learner import Learner
+    from lamella.learner.export import export as write
+    from lamella.learner.learner import Learner
 
     lines = write(Learner.load(model), format, out, readout=readout, per_task=per_task)
     for line in (f"wrote {out} ({format})", *lines):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.say import say
+from lamella.cli.output import say
 
 __all__ = ["inspect"]
 
@@ -20,13 +20,13 @@ def inspect(
 
     The ledger of its tasks, the directions each layer has left, a forecast, and how alike the tasks are.
     """
-    from lamella.files import write_atomic
-    from lamella.inspection import inspect as inspected
-    from lamella.inspection import origins
-    from lamella.learner import Learner
-    from lamella.report.model_pages import inspection_page
-    from lamella.report.model_text import facts, inspection_text
-    from lamella.report.page import check_file
+    from lamella.common.files import write_atomic
+    from lamella.experiments.report.page import check_file
+    from lamella.learner.inspection.facts import inspect as inspected
+    from lamella.learner.inspection.facts import origins
+    from lamella.learner.inspection.pages import inspection_page
+    from lamella.learner.inspection.text import facts, inspection_text
+    from lamella.learner.learner import Learner
 
     if html is not None:
         check_file(html)

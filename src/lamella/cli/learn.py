@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lamella.cli.before_and_after import say_expected, say_found, say_known, say_took
+from lamella.cli.learn_messages import say_expected, say_found, say_known, say_took
 from lamella.cli.opening import BACKBONE, METHOD, open_learner, same_again
-from lamella.cli.say import say
-from lamella.cli.under_way import current_version, under_way
+from lamella.cli.output import say
+from lamella.learner.resume import current_version, under_way
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lamella.data.keeping import Unreadable
     from lamella.data.scenario import Source
-    from lamella.learner import Learner
+    from lamella.learner.learner import Learner
 
 __all__ = ["learn"]
 
@@ -57,8 +57,8 @@ def learn(
 
     They become its next task; the first use creates the model. Old data is not needed, and not kept.
     """
-    from lamella.data.readable import load_readable
-    from lamella.locks import alone
+    from lamella.common.locks import alone
+    from lamella.data.sources.readable import load_readable
 
     # What can fail does so before hours of training: unreadable images, a folder that cannot be written.
     source, unreadable = load_readable(data)
@@ -83,8 +83,8 @@ def learn(
 
 
 def _learn(learner: "Learner", source: "Source", unreadable: "Sequence[Unreadable]", model: Path) -> None:
-    from lamella.next_task import as_next_task, note_unreadable
-    from lamella.progress import bars
+    from lamella.common.progress import bars
+    from lamella.learner.next_task import as_next_task, note_unreadable
 
     task, held_back = as_next_task(source, learner)
     say_found(learner, task, len(held_back), unreadable)

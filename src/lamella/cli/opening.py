@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lamella.cli.under_way import config_under_way, is_free
+from lamella.learner.resume import config_under_way, is_free
 
 if TYPE_CHECKING:
-    from lamella.learner import Learner
+    from lamella.learner.learner import Learner
 
 __all__ = ["BACKBONE", "METHOD", "open_learner", "same_again"]
 
@@ -30,9 +30,9 @@ def open_learner(
     Raises:
         ValueError: something else is there, or a setting is unknown or not that of the model.
     """
-    from lamella.learner import Learner
-    from lamella.new_config import new_config
-    from lamella.store import MANIFEST, holds_model
+    from lamella.learner.config.new_config import new_config
+    from lamella.learner.learner import Learner
+    from lamella.learner.store.versions import MANIFEST, holds_model
 
     if not holds_model(model):
         if not is_free(model):
@@ -51,15 +51,15 @@ def open_learner(
 
 def same_again(learner: "Learner", model: Path) -> "Learner":
     """The learner of a model once more, or the same new one."""
-    from lamella.learner import Learner
+    from lamella.learner.learner import Learner
 
     return Learner.load(model) if learner.tasks else Learner(learner.config)
 
 
 def _new_learner(model: Path, config: dict[str, Any]) -> "Learner":
     """A precision that an interrupted first learning has chosen by measuring is kept, so that it can go on."""
-    from lamella.chosen_precision import AUTO, as_chosen, precision_line
-    from lamella.learner import Learner
+    from lamella.learner.config.precision import AUTO, as_chosen, precision_line
+    from lamella.learner.learner import Learner
 
     left = config_under_way(model)
     again = as_chosen(config, left)
@@ -71,7 +71,7 @@ def _new_learner(model: Path, config: dict[str, Any]) -> "Learner":
 
 def _tables(backbone: str, method: str, settings: Sequence[str]) -> dict[str, Any]:
     """The tables of a new learner's configuration, with the settings put in."""
-    from lamella.overrides import parse_override, put
+    from lamella.learner.config.overrides import parse_override, put
 
     tables: dict[str, Any] = {"backbone": {"name": backbone}, "method": {"name": method}, "augment": {}, "fit": {}}
     for setting in settings:
@@ -83,8 +83,8 @@ def _others(
     config: dict[str, Any], backbone: str | None, method: str | None, seed: int | None, settings: Sequence[str]
 ) -> Iterator[str]:
     """What is asked for and not so in a model's configuration."""
-    from lamella.chosen_precision import AUTO
-    from lamella.overrides import parse_override
+    from lamella.learner.config.overrides import parse_override
+    from lamella.learner.config.precision import AUTO
 
     asked = {("backbone", "name"): backbone, ("method", "name"): method, ("run", "seed"): seed}
     asked |= dict(parse_override(setting, ("backbone", "method", "augment", "fit")) for setting in settings)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lamella.cli.say import say
+from lamella.cli.output import say
 
 if TYPE_CHECKING:
-    from lamella.learner import Prediction
+    from lamella.learner.learner import Prediction
 
 __all__ = ["predict"]
 
@@ -40,7 +40,7 @@ def predict(
     if as_json and as_csv:
         raise ValueError("--json and --csv are two forms; choose one")
     files = _files(paths)
-    from lamella.learner import Learner
+    from lamella.learner.learner import Learner
 
     learner = Learner.load(model)
     if unknown and not learner.confidence.records:
@@ -63,7 +63,7 @@ def _files(paths: Sequence[str]) -> list[Path]:
     Raises:
         FileNotFoundError: there is no such path. ValueError: a folder has no image.
     """
-    from lamella.data.folders import list_images
+    from lamella.data.sources.folders import list_images
 
     named = [line for path in paths for line in (_lines_of_stdin() if path == STDIN else [path]) if line]
     files: list[Path] = []
@@ -87,7 +87,7 @@ def _row(path: Path, prediction: "Prediction", unknown: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"path": str(path), "classes": classes, "task": prediction.task}
     row["familiarity"] = prediction.familiarity
     if unknown and prediction.familiarity is not None:
-        from lamella.confidence import UNKNOWN
+        from lamella.learner.confidence import UNKNOWN
 
         row["unknown"] = prediction.familiarity < UNKNOWN
     return row

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lamella.cli.say import say
+from lamella.cli.output import say
 
 __all__ = ["report"]
 
@@ -25,7 +25,7 @@ def report(
 
     Accuracies are means over seeds, with their spread, for each method and scenario.
     """
-    from lamella.report import load_results, render_table, write_html
+    from lamella.experiments.report import load_results, render_table, write_html
 
     results = load_results(runs)
     typer.echo(render_table(results, format, across_splits=across_splits, costs=costs).rstrip("\n"))

@@ -36,9 +36,9 @@ def run(
     planned = _plan(config, overrides or [], seeds, folder)
     for path, _ in planned:
         _check_free(path, resume=resume)
-    from lamella.chosen_precision import as_in_runs
-    from lamella.report import load_results, render_table
-    from lamella.run import run as run_config
+    from lamella.experiments.report import load_results, render_table
+    from lamella.experiments.run import run as run_config
+    from lamella.learner.config.precision import as_in_runs
 
     for path, settings in planned:
         if (path / "results.json").exists():
@@ -59,14 +59,14 @@ def show(config: Config, overrides: Overrides = None) -> None:
 
     The output is TOML, exactly as a run would use and record it.
     """
-    from lamella.config import load_config, to_toml
+    from lamella.learner.config.document import load_config, to_toml
 
     typer.echo(to_toml(load_config(config, overrides or [])), nl=False)
 
 
 def _plan(config: str, overrides: list[str], seeds: int | None, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Each run directory and its settings; a mistake in any of them shows before the first starts."""
-    from lamella.config import load_config
+    from lamella.learner.config.document import load_config
 
     if seeds is None:
         planned = [(folder, load_config(config, overrides))]

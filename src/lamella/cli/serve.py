@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.say import say
+from lamella.cli.output import say
 
 __all__ = ["serve"]
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.say import say
+from lamella.cli.output import say
 
 __all__ = ["forget", "history", "rollback"]
 
@@ -18,14 +18,14 @@ def history(model: Model, as_json: Annotated[bool, typer.Option("--json", help="
 
     Every `lamella learn` makes one; none is ever changed. The star marks the one in use.
     """
-    from lamella.store import history as versions
+    from lamella.learner.store.versions import history as versions
 
     found = versions(model)
     if as_json:
         typer.echo(json.dumps([version._asdict() for version in found], indent=2))
         return
-    from lamella.report.plain_table import plain_table
-    from lamella.report.words import size
+    from lamella.common.plain_table import plain_table
+    from lamella.experiments.report.words import size
 
     rows = [
         ("*" if v.current else "", str(v.number), v.made.replace("T", " "), str(len(v.tasks)), size(v.bytes), v.what)
@@ -44,9 +44,9 @@ def rollback(
 
     No version is lost: `lamella rollback --to` the newest one undoes this.
     """
-    from lamella.locks import alone
-    from lamella.store import history as versions
-    from lamella.store import roll_back
+    from lamella.common.locks import alone
+    from lamella.learner.store.versions import history as versions
+    from lamella.learner.store.versions import roll_back
 
     found = versions(model)
     current = next(v.number for v in found if v.current)
@@ -73,9 +73,9 @@ def forget(
     The last one: the new version is the one from before it. An earlier one: only where tasks share nothing (color,
     linear-probe), and what is theirs is dropped; else it is refused, with the reason.
     """
-    from lamella.locks import alone
-    from lamella.store import drop_versions, load_manifest, make_again
-    from lamella.store import history as versions
+    from lamella.common.locks import alone
+    from lamella.learner.store.versions import drop_versions, load_manifest, make_again
+    from lamella.learner.store.versions import history as versions
 
     with alone(model, f"another process is changing '{model}'; wait for it to end"):
         tasks = load_manifest(model)["tasks"]
@@ -98,7 +98,7 @@ def forget(
 
 
 def _drop_task(model: Path, task: str) -> None:
-    from lamella.learner import Learner
+    from lamella.learner.learner import Learner
 
     learner = Learner.load(model)
     learner.forget(task)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lamella.checks import first_line
+from lamella.common.checks import first_line
 
 __all__ = ["decode", "why"]
 

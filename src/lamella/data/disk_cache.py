@@ -9,10 +9,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from lamella.common.files import read_json, write_json
+from lamella.common.progress import Progress, silent
 from lamella.data.fingerprint import content_sha256
 from lamella.data.images import ImageSet
-from lamella.files import read_json, write_json
-from lamella.progress import Progress, silent
 
 __all__ = ["CACHE", "cache_folder", "on_disk"]
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lamella.common.progress import Progress, silent
 from lamella.data.disk_cache import cache_folder, on_disk
 from lamella.data.images import EncodedBytes, Files, ImageSet, PixelArray, TensorSet
 from lamella.data.parallel import in_threads
-from lamella.progress import Progress, silent
 
 __all__ = ["Unreadable", "keep_decoded", "keep_readable"]
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lamella.common.randomness import generator
 from lamella.data.choices import choose_all, equal_sizes, given_sizes
 from lamella.data.images import ImageSet, TensorSet
 from lamella.data.splits import carve
 from lamella.data.tasks import Scenario, Source, Task
-from lamella.randomness import generator
 
 __all__ = ["Scenario", "Source", "Task", "as_task", "class_incremental", "domain_incremental", "task_incremental"]
 

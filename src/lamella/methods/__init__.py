@@ -5,16 +5,16 @@ from typing import Any
 
 from lamella.methods.color import CoLoR
 from lamella.methods.der import DER
-from lamella.methods.dlc import DLC
+from lamella.methods.dlc.dlc import DLC
 from lamella.methods.duallora import DualLoRA
 from lamella.methods.icarl import ICaRL
 from lamella.methods.inflora import InfLoRA
 from lamella.methods.linear_probe import LinearProbe
 from lamella.methods.lwf import LwF
 from lamella.methods.memo import MEMO
+from lamella.methods.method import Method
 from lamella.methods.nearest_mean import NearestMean
 from lamella.methods.olora import OLoRA
-from lamella.methods.protocol import Method
 from lamella.methods.ranpac import RanPAC
 from lamella.methods.replay import Replay
 from lamella.methods.sdlora import SDLoRA

@@ -35,14 +35,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamella.adapters.adapter import grow, using
 from lamella.backbones import Backbone
+from lamella.common.randomness import generator, named_seed
 from lamella.data.scenario import Task
-from lamella.fit import Fit
-from lamella.growing import Growing
-from lamella.heads import OTHER_TASK_PENALTY, Heads, only_columns
-from lamella.lowrank import grow, using
-from lamella.methods.schedules import named_schedule
-from lamella.randomness import generator, named_seed
+from lamella.memory.resizable import Growing
+from lamella.methods.shared.heads import OTHER_TASK_PENALTY, Heads, only_columns
+from lamella.training.fit import Fit
+from lamella.training.schedules import named_schedule
 
 __all__ = ["CoLoR", "TaskKeys", "cluster_centres"]
 

@@ -38,12 +38,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
-from lamella.data.exemplars import Exemplars
 from lamella.data.scenario import Task
-from lamella.fit import Fit
-from lamella.heads import Head, Heads, only_columns
-from lamella.methods.classifier import align_new_rows, new_or_old, start_draws, train_weights, widened
-from lamella.methods.schedules import milestone_schedule
+from lamella.memory.exemplars import Exemplars
+from lamella.methods.shared.classifier import align_new_rows, new_or_old, start_draws, train_weights, widened
+from lamella.methods.shared.heads import Head, Heads, only_columns
+from lamella.training.fit import Fit
+from lamella.training.schedules import milestone_schedule
 
 __all__ = ["DER"]
 

@@ -36,15 +36,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamella.adapters.adapter import Branch, grow, merge
 from lamella.backbones import Backbone
+from lamella.common.randomness import generator
 from lamella.data.scenario import Task
-from lamella.fit import Fit
-from lamella.gathering import Inputs, check_basis, gather
-from lamella.heads import Heads, only_columns
-from lamella.lowrank import Branch, grow, merge
-from lamella.methods.schedules import named_schedule
-from lamella.randomness import generator
-from lamella.signatures import Calibration, Signatures, protected_share
+from lamella.memory.inputs import Inputs, check_basis, gather
+from lamella.memory.signatures import Calibration, Signatures, protected_share
+from lamella.methods.shared.heads import Heads, only_columns
+from lamella.training.fit import Fit
+from lamella.training.schedules import named_schedule
 
 __all__ = ["DualLoRA"]
 

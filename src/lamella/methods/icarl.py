@@ -29,14 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
-from lamella.data.exemplars import Exemplars
 from lamella.data.scenario import Task
-from lamella.fit import Fit
-from lamella.growing import Growing
-from lamella.heads import Heads, cosine_scores, only_columns
-from lamella.methods.classifier import train_weights
-from lamella.methods.distillation import distillation, frozen_copy
-from lamella.methods.schedules import milestone_schedule
+from lamella.memory.exemplars import Exemplars
+from lamella.memory.resizable import Growing
+from lamella.methods.shared.classifier import train_weights
+from lamella.methods.shared.distillation import distillation, frozen_copy
+from lamella.methods.shared.heads import Heads, cosine_scores, only_columns
+from lamella.training.fit import Fit
+from lamella.training.schedules import milestone_schedule
 
 __all__ = ["ICaRL"]
 

@@ -35,15 +35,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamella.adapters.adapter import Branch, grow, merge, module_key, watch
 from lamella.backbones import Backbone
+from lamella.common.randomness import generator
 from lamella.data.scenario import Task
-from lamella.fit import Fit
-from lamella.heads import Heads, only_columns
-from lamella.lowrank import Branch, grow, merge, module_key, watch
-from lamella.methods.schedules import named_schedule
-from lamella.randomness import generator
-from lamella.signatures import protected_share
-from lamella.subspace import SecondMoment, Subspace, left_singular, numerical_rank, orthonormal
+from lamella.memory.signatures import protected_share
+from lamella.memory.subspace import SecondMoment, Subspace, left_singular, numerical_rank, orthonormal
+from lamella.methods.shared.heads import Heads, only_columns
+from lamella.training.fit import Fit
+from lamella.training.schedules import named_schedule
 
 __all__ = ["EnergyRule", "InfLoRA"]
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
-from lamella.fit import Fit
-from lamella.heads import cosine_scores, only_columns
-from lamella.memory import ClassGaussians
+from lamella.memory.gaussians import ClassGaussians
+from lamella.methods.shared.heads import cosine_scores, only_columns
+from lamella.training.fit import Fit
 
 __all__ = ["NearestMean"]
 

@@ -34,14 +34,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lamella.adapters.adapter import grow
 from lamella.backbones import Backbone
+from lamella.common.randomness import generator
 from lamella.data.scenario import Task
-from lamella.fit import Fit
-from lamella.growing import Growing
-from lamella.heads import Heads, only_columns
-from lamella.lowrank import grow
-from lamella.methods.schedules import named_schedule
-from lamella.randomness import generator
+from lamella.memory.resizable import Growing
+from lamella.methods.shared.heads import Heads, only_columns
+from lamella.training.fit import Fit
+from lamella.training.schedules import named_schedule
 
 __all__ = ["RanPAC", "best_ridge"]
 

@@ -33,13 +33,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamella.adapters.adapter import Branch, grow, using
 from lamella.backbones import Backbone
+from lamella.common.randomness import generator
 from lamella.data.scenario import Task
-from lamella.fit import Fit
-from lamella.heads import Heads, only_columns
-from lamella.lowrank import Branch, grow, using
-from lamella.methods.schedules import named_schedule
-from lamella.randomness import generator
+from lamella.methods.shared.heads import Heads, only_columns
+from lamella.training.fit import Fit
+from lamella.training.schedules import named_schedule
 
 __all__ = ["SDLoRA"]
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
-from lamella.fit import Fit
-from lamella.heads import Heads, only_columns
-from lamella.methods.schedules import named_schedule
+from lamella.methods.shared.heads import Heads, only_columns
+from lamella.training.fit import Fit
+from lamella.training.schedules import named_schedule
 
 __all__ = ["SeqFinetune"]
 

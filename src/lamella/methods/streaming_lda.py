@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
-from lamella.fit import Fit
-from lamella.heads import only_columns
-from lamella.memory import ClassGaussians
+from lamella.memory.gaussians import ClassGaussians
+from lamella.methods.shared.heads import only_columns
+from lamella.training.fit import Fit
 
 __all__ = ["StreamingLDA"]
 

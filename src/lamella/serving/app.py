@@ -13,15 +13,15 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 import lamella
 from lamella.serving.batching import Batcher
-from lamella.serving.following import Follower, load
 from lamella.serving.gate import Gate
 from lamella.serving.jobs import Jobs
 from lamella.serving.learning import add_learning
 from lamella.serving.limits import Limits
 from lamella.serving.measures import Measured, Measures
+from lamella.serving.model_watcher import Follower, load
 from lamella.serving.predicting import Desk
 from lamella.serving.schemas import ELSEWHERE, FAULTS, ClassRow, Health, Predicted, Predictions, TaskRow
-from lamella.serving.sent import interrupted
+from lamella.serving.uploads_kept import interrupted
 
 __all__ = ["create_app"]
 

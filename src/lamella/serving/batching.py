@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lamella.data.images import TensorSet
-from lamella.learner import Learner, Prediction
+from lamella.learner.learner import Learner, Prediction
 
 __all__ = ["Answer", "Batcher", "Loaded"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lamella.serving.job import Job
-from lamella.serving.sent import Sent
+from lamella.serving.uploads_kept import Sent
 
 __all__ = ["Jobs"]
 
@@ -131,7 +131,7 @@ class Jobs:
                 return None
             sent.begin()
             job.starts = sent.note["starts"]
-            command = [sys.executable, "-m", "lamella.serving.teach", str(self.model), str(sent.folder), job.name]
+            command = [sys.executable, "-m", "lamella.serving.worker", str(self.model), str(sent.folder), job.name]
             # In a group of its own: Ctrl-C is for the server, which ends the learning in its turn.
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", process_group=0)
             return self._process

@@ -10,8 +10,8 @@ from fastapi.security import HTTPBearer
 
 from lamella.serving.job import Job
 from lamella.serving.schemas import FAULTS, FOREIGN, Problem
-from lamella.serving.sent import Sent, take_in
 from lamella.serving.uploads import unpack
+from lamella.serving.uploads_kept import Sent, take_in
 
 if TYPE_CHECKING:
     from lamella.serving.app import Service

@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from lamella.confidence import UNKNOWN
-from lamella.learner import Learner, Prediction
+from lamella.learner.confidence import UNKNOWN
+from lamella.learner.learner import Learner, Prediction
 
 __all__ = [
     "ELSEWHERE", "FAULTS", "FOREIGN", "ClassRow", "Guess", "Health", "Predicted", "Predictions", "Problem", "TaskRow",

@@ -15,7 +15,7 @@ from fastapi import HTTPException
 from PIL import Image
 
 from lamella.data.decoding import FAULTS
-from lamella.data.folders import EXTENSIONS
+from lamella.data.sources.folders import EXTENSIONS
 from lamella.serving.limits import MB, Limits
 
 __all__ = ["Unpacked", "check_image", "unpack"]

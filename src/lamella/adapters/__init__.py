@@ -1,0 +1,1 @@
+"""Low-rank branches on the layers of a model: the layers, where branches attach, grow, act and merge."""

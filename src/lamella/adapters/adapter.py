@@ -1,0 +1,187 @@
+"""Low-rank branches on the layers of a model we did not write: adapt, grow, using, watch, merge.
+
+`adapt`, which makes sites of layers, is from `sites.py`; here is what is done with adapters on them.
+
+A branch is a pair (A, B) on some output rows of one layer: `dW[rows] = scale * B @ A`. A reduces, B expands (Hu et
+al., "LoRA", ICLR 2022, arXiv 2106.09685; PEFT's letters). `adapted.py` has the layers that carry them.
+
+Guards against the three ways a branch can go wrong:
+
+1. *Silent bypass*: a model that reads `layer.weight` itself never calls the layer. `adapt` takes exact torch types
+   only (a subclass may do anything with its weight), and `fit` raises when a trained tensor receives no gradient.
+2. *Batch norm*: statistics move in train mode although every parameter is frozen. Methods put frozen phases in eval
+   mode.
+3. *Rounding*: `merge` folds in float32 and refuses weights that are not dense floats.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from lamella.adapters.branches import Adapted, Branch, Coefficient
+from lamella.adapters.layers import AdaptedConv2d, AdaptedLinear
+from lamella.adapters.sites import Site, adapt, module_key
+
+__all__ = [
+    "Adapted",
+    "AdaptedConv2d",
+    "AdaptedLinear",
+    "Branch",
+    "Coefficient",
+    "Site",
+    "adapt",
+    "adapter_state",
+    "grow",
+    "merge",
+    "module_key",
+    "using",
+    "watch",
+]
+
+T = TypeVar("T", bound=Callable[[Tensor], Any])
+_MERGEABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def grow(
+    sites: Sequence[Site],
+    name: str,
+    rank: int | Sequence[int],
+    *,
+    scale: float = 1.0,
+    generator: torch.Generator | None = None,
+    factorisation: str = "conv",
+) -> list[Branch]:
+    """Add an adapter: one branch of this name on every site, whose B is zero, so that nothing changes yet.
+
+    Args:
+        sites: where; several sites of one layer give it several branches.
+        name: the adapter's name, without dots.
+        rank: of every branch, or one for each site; at least 1.
+        scale: constant factor of the update.
+        generator: draws A as LoRA does (Kaiming uniform with a = sqrt 5: U(-1, 1) / sqrt(fan in)); zeros without it,
+            for methods that design A themselves.
+        factorisation: of convolutions, "conv" or "kernel".
+
+    Returns:
+        The new branches, in the order of `sites`.
+
+    Raises:
+        ValueError: the name is taken or cannot be one, a rank is below 1, or there is not one for each site.
+    """
+    ranks = [rank] * len(sites) if isinstance(rank, int) else list(rank)
+    if "." in name or not name or hasattr(nn.ModuleDict(), name):
+        raise ValueError(f"adapter name {name!r} must be non-empty, without dots, and no word of torch's modules")
+    if len(ranks) != len(sites):
+        raise ValueError(f"{len(ranks)} ranks were given for {len(sites)} sites; give one number, or one for each site")
+    if any(name in site.layer.branches for site in sites):
+        raise ValueError(f"there is an adapter '{name}' already; merge it or choose another name")
+    if min(ranks, default=1) < 1:
+        raise ValueError(f"rank {min(ranks)} is too small; a branch needs a rank of at least 1")
+    grown: list[Branch] = []
+    for site, r in zip(sites, ranks, strict=True):
+        A, B = site.layer.new_factors(r, site.rows, factorisation)
+        if generator is not None:
+            bound = A[0].numel() ** -0.5
+            A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator))
+        branch = Branch(A, B, site.rows, scale).to(A.device)
+        if name not in site.layer.branches:
+            site.layer.branches[name] = nn.ModuleList()
+        cast(nn.ModuleList, site.layer.branches[name]).append(branch)
+        grown.append(branch)
+    return grown
+
+
+def _layers(sites: Iterable[Site]) -> dict[str, Adapted]:
+    return {site.name: site.layer for site in sites}
+
+
+@contextmanager
+def using(sites: Sequence[Site], names: str | Sequence[str] | Mapping[str, Coefficient] = ()) -> Generator[None]:
+    """Within this context only the named adapters act (none given: the plain model).
+
+    Args:
+        sites: whose layers are set.
+        names: adapter names, or a mapping from names to coefficients: a number, a tensor `(n,)` with one value a
+            sample, or a callable of the layer's input that returns one.
+
+    Raises:
+        ValueError: no site carries an adapter of that name.
+    """
+    names = [names] if isinstance(names, str) else names
+    chosen: Mapping[str, Coefficient] = names if isinstance(names, Mapping) else dict.fromkeys(names, 1.0)
+    layers = _layers(sites)
+    known = {name for layer in layers.values() for name in layer.branches}
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"no adapter '{name}'; there are: {', '.join(sorted(known)) or 'none'}")
+    before = {name: layer.acting for name, layer in layers.items()}
+    for layer in layers.values():
+        layer.acting = chosen
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.acting = before[name]
+
+
+@contextmanager
+def watch(sites: Sequence[Site], make: Callable[[Adapted], T]) -> Generator[dict[str, T]]:
+    """Within this context every layer of `sites` shows its input to its own observer.
+
+    Args:
+        sites: several sites of one layer share one observer, since they share the input.
+        make: builds an observer for a layer; it is called with each input `(n, ..., d_in)`.
+
+    Yields:
+        Observers by layer name, filled as forward passes happen.
+    """
+    layers = _layers(sites)
+    observers = {name: make(layer) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.watchers.append(observers[name])
+    try:
+        yield observers
+    finally:
+        for name, layer in layers.items():
+            layer.watchers.remove(observers[name])
+
+
+def adapter_state(sites: Sequence[Site], name: str) -> dict[str, Tensor]:
+    """The tensors of adapter `name` under their state-dict keys: what is written to disk before a merge."""
+    return {
+        f"{site}.branches.{name}.{key}": value.detach().clone()
+        for site, layer in _layers(sites).items()
+        if name in layer.branches
+        for key, value in layer.branches[name].state_dict().items()
+    }
+
+
+@torch.no_grad()
+def merge(sites: Sequence[Site], name: str) -> None:
+    """Fold adapter `name` into the weights, in float32 at least, and remove its branches.
+
+    Raises:
+        ValueError: no such adapter, or a branch has a gate (its update differs from sample to sample).
+        TypeError: a weight is not a dense floating-point tensor (a quantised model keeps its branches).
+    """
+    layers = {n: layer for n, layer in _layers(sites).items() if name in layer.branches}
+    if not layers:
+        raise ValueError(f"no adapter '{name}' to merge")
+    for site, layer in layers.items():
+        weight = layer.weight
+        if weight.dtype not in _MERGEABLE or weight.layout != torch.strided or type(weight.data) is not Tensor:
+            raise TypeError(
+                f"layer '{site}' has a {weight.dtype} weight; only dense floating-point weights can take a branch in, "
+                "so keep the branches beside it"
+            )
+        if any(branch.gate is not None for branch in layer.of(name)):
+            raise ValueError(f"adapter '{name}' is gated on layer '{site}', so it cannot become part of the weight")
+    for layer in layers.values():
+        wide = torch.promote_types(layer.weight.dtype, torch.float32)
+        for branch in layer.of(name):
+            rows = layer.weight[branch.rows]
+            rows.copy_(rows.to(wide) + branch.to(wide).delta(layer.weight.shape))
+        del layer.branches[name]

@@ -1,0 +1,104 @@
+"""Sites: layers of a model we did not write that can carry low-rank branches, and how they become able to."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+
+from lamella.adapters.branches import Adapted
+from lamella.adapters.layers import AdaptedConv2d, AdaptedLinear
+
+__all__ = ["Site", "adapt", "module_key"]
+
+
+class Site(NamedTuple):
+    """A layer that can carry branches, and the slice of its output rows that they write to."""
+
+    name: str
+    layer: Adapted
+    rows: slice
+
+
+def module_key(name: str) -> str:
+    """The name of a layer as a key of a `ModuleDict`, which has no dots."""
+    return name.replace(".", "/")
+
+
+def _refine(name: str, layer: nn.Module, convolution: type[AdaptedConv2d]) -> Adapted:
+    """The same layer in a class that can carry branches, holding the same Parameter objects."""
+    if isinstance(layer, Adapted):
+        if isinstance(layer, AdaptedConv2d) and not isinstance(layer, convolution):
+            raise TypeError(
+                f"layer '{name}' is of the class {type(layer).__name__} already, and others hold its sites, so it "
+                f"cannot become {convolution.__name__}; load the backbone anew"
+            )
+        return layer
+    with torch.device("meta"):
+        if type(layer) is nn.Linear:
+            refined: Adapted = AdaptedLinear(layer.in_features, layer.out_features, layer.bias is not None)
+        elif type(layer) is nn.Conv2d and layer.groups == 1:
+            refined = convolution(
+                layer.in_channels, layer.out_channels, cast(Any, layer.kernel_size), cast(Any, layer.stride),
+                cast(Any, layer.padding), cast(Any, layer.dilation), 1, layer.bias is not None, layer.padding_mode,
+            )  # fmt: skip
+        else:
+            kind = "a grouped convolution" if type(layer) is nn.Conv2d else type(layer).__name__
+            raise TypeError(
+                f"layer '{name}' is {kind}; branches attach to exactly nn.Linear and ungrouped nn.Conv2d, because "
+                "other types may read their weight themselves and would silently skip the branch"
+            )
+    refined.weight, refined.bias = layer.weight, cast(Any, layer.bias)
+    refined.carry()
+    return refined.train(layer.training)
+
+
+def adapt(
+    model: nn.Module,
+    patterns: str | Sequence[str],
+    rows: slice = slice(None),
+    *,
+    convolution: type[AdaptedConv2d] = AdaptedConv2d,
+) -> tuple[Site, ...]:
+    """Make the layers whose names match able to carry branches; outputs and state-dict keys stay as they are.
+
+    Args:
+        model: any module; matching layers are replaced in place by refined ones that share their Parameters.
+        patterns: layer names, `*` and `?` allowed: `"blocks.*.attn.qkv"`.
+        rows: the output rows that branches of these sites will write to, all by default.
+        convolution: what convolutions become.
+
+    Returns:
+        One site per matching layer, in the model's order.
+
+    Raises:
+        ValueError: a pattern matches no layer, or `rows` lies outside a layer's output.
+        TypeError: a matching layer is not exactly `nn.Linear` or an ungrouped `nn.Conv2d`, or it is a convolution that
+            became another class before.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    every = {n: m for n, m in model.named_modules() if n and ".branches" not in n}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in every):
+            layers = [n for n, m in every.items() if isinstance(m, nn.Linear | nn.Conv2d)]
+            near = get_close_matches(pattern, layers, 3, 0.3) or layers[:3]
+            raise ValueError(f"no layer matches '{pattern}'; names look like " + ", ".join(f"'{n}'" for n in near))
+    matching = [name for name in every if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    refined = {name: _refine(name, every[name], convolution) for name in matching}
+    sites = tuple(Site(name, layer, _checked_rows(name, layer, rows)) for name, layer in refined.items())
+    # A layer may hang in the model under several names; all of them must lead to the refined one.
+    replacing = {every[name]: layer for name, layer in refined.items() if layer is not every[name]}
+    for alias, layer in list(model.named_modules(remove_duplicate=False)):
+        if layer in replacing:
+            model.set_submodule(alias, replacing[layer])
+    return sites
+
+
+def _checked_rows(name: str, layer: Adapted, rows: slice) -> slice:
+    d_out = layer.weight.shape[0]
+    start, stop, step = rows.indices(d_out)
+    if step != 1 or start >= stop or (rows.stop or 0) > d_out:
+        raise ValueError(f"rows {rows} of layer '{name}' must be a plain range within its {d_out} output rows")
+    return slice(start, stop)

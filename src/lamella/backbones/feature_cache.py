@@ -1,0 +1,134 @@
+"""Features of images that come back, kept for as long as the backbone computes the very same function.
+
+An accuracy matrix asks for the same test images after every task. What a frozen backbone makes of them, or the plain
+one that `color` takes its keys from, need not be computed again.
+
+No method says when that is. A function is told by the very objects that a forward pass reads: the modules, all that
+they hold, and each tensor with its place in memory and torch's count of changes to it; of branches only those that act
+(new experts do not change the plain model). What cannot be told so is computed: in training mode, with gradients, under
+hooks and watchers, with gates or coefficients that are tensors or functions, on anything but the batch at hand.
+
+Torch counts neither what is written through `tensor.data` nor the steps of fused optimisers: backbone tensors are
+changed in place under `no_grad`, and by plain optimisers.
+"""
+
+from array import array
+from collections.abc import Callable, Generator, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lamella.adapters.branches import Adapted
+from lamella.backbones.class_token import has_hooks
+
+__all__ = ["Recall"]
+
+
+class Recall:
+    """Features of one set of images that is read several times in the same order, in the same batches.
+
+    Args:
+        lasting: whether features outlast a pass, where they lie: images x width numbers for each function that the pass
+            asked for (twice that while the next pass runs); else they outlast no batch.
+    """
+
+    def __init__(self, *, lasting: bool = True) -> None:
+        self.lasting = lasting
+        self._kept: dict[_Function, dict[Hashable, Tensor]] = {}
+        self._met: set[_Function] = set()
+        self._seen, self._batch, self._changes = 0, None, 0
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers are kept."""
+        return sum(features.numel() for kept in self._kept.values() for features in kept.values())
+
+    @contextmanager
+    def reading(self, backbone: Any) -> Generator[None]:
+        """One pass over the images, in which the backbone answers from here where it can."""
+        self._seen, self._met = 0, set()
+        before, backbone.recall = backbone.recall, self
+        try:
+            yield
+        finally:
+            backbone.recall, self._batch = before, None
+            self._kept = {f: kept for f, kept in self._kept.items() if f in self._met and self.lasting}
+
+    def turn_to(self, x: Tensor) -> None:
+        """The next batch (n, 3, size, size) of the pass."""
+        self._seen += len(x)
+        # Inference tensors do not count their changes.
+        self._batch, self._changes = (None, 0) if x.is_inference() else (x, x._version)
+        if not self.lasting:
+            self._kept = {}
+
+    def features(self, backbone: nn.Module, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`compute(x)`, which is what `backbone` makes of images (n, 3, size, size): (n, width), the caller's own."""
+        at_hand = x is self._batch and x._version == self._changes
+        function = _function_of(backbone, x.device.type) if at_hand and not torch.is_grad_enabled() else None
+        if function is None:
+            return compute(x)
+        self._met.add(function)
+        kept = self._kept.setdefault(function, {})
+        place = self._seen, x.shape, x.dtype, x.device
+        if place not in kept:
+            kept[place] = compute(x).clone()  # features may be a view of all tokens
+        return kept[place].clone()
+
+
+@dataclass(frozen=True)
+class _Function:
+    """What a module computes. `key` has addresses of objects, which stay theirs while `held` keeps them alive."""
+
+    key: Hashable
+    held: list[Any] = field(compare=False, repr=False)
+
+
+def _function_of(module: nn.Module, device: str) -> _Function | None:
+    """None where it cannot be told."""
+    objects: list[Any] = []
+    tensors: list[Tensor] = []
+    states: list[Hashable] = [
+        torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), torch.get_float32_matmul_precision()
+    ]  # fmt: skip
+    for part in _acting_parts(module):
+        own = vars(part)
+        if part.training or has_hooks(part):
+            return None
+        if isinstance(part, Adapted):
+            coefficients = {n: c for n, c in part.chosen.items() if n in part.branches}
+            if part.observed or any(isinstance(c, Tensor) for c in coefficients.values()):
+                return None
+            states += coefficients.items()
+            own = {name: value for name, value in own.items() if name != "acting"}
+        objects += [part, *own.values()]
+        tensors += [t for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
+    tensors += [value for value in objects if isinstance(value, Tensor)]
+    if not all(_counts_changes(tensor) for tensor in tensors):
+        return None
+    states += [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+    memory = [tensor.detach() for tensor in tensors]  # so that none other comes to lie there
+    objects += tensors
+    return _Function((array("Q", map(id, objects)).tobytes(), tuple(states)), [objects, memory])
+
+
+def _acting_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and all within it, but for branches that do not act."""
+    left: list[nn.Module] = [module]
+    while left:
+        part = left.pop()
+        yield part
+        children = part._modules
+        if isinstance(part, Adapted):
+            left += [branch for name in part.chosen for branch in part.of(name)]
+            children = {name: child for name, child in children.items() if name != "branches"}
+        left += [child for child in children.values() if child is not None]
+
+
+def _counts_changes(tensor: Tensor) -> bool:
+    """Whether it is a plain tensor, which lies in one place and knows how often it was changed."""
+    plain = type(tensor) is nn.Parameter or type(tensor) is Tensor
+    return plain and tensor.layout is torch.strided and not tensor.is_inference()

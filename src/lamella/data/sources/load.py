@@ -1,0 +1,146 @@
+"""Find and load a data set by name or path."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lamella.data.choices import near
+from lamella.data.scenario import Source
+from lamella.data.sources.parts import keep_classes, keep_domains, keep_per_class
+from lamella.data.sources.places import look_for, places
+
+__all__ = ["PATTERNS", "SOURCES", "load_source"]
+
+HUB = "hf:"
+FILES = (".csv", ".tsv", ".npz")
+KEEPING: dict[str, Callable[..., Source]] = {
+    "domains": keep_domains, "classes": keep_classes, "per_class": keep_per_class,
+}  # fmt: skip
+"""Options of every data set: which part of it to keep."""
+
+SOURCES = {
+    "digits": "handwritten digits, 8 x 8, 10 classes, 1,797 images; part of scikit-learn, no download",
+    "mnist": "handwritten digits, 28 x 28, 10 classes, 70,000 images",
+    "fashion-mnist": "articles of clothing, 28 x 28, 10 classes, 70,000 images",
+    "cifar10": "photos of animals and vehicles, 32 x 32, 10 classes, 60,000 images",
+    "cifar100": "photos, 32 x 32, 100 classes, 60,000 images",
+    "cifar100-part": "8,637 photos of CIFAR-100, 100 classes; local copy, cifar100_part.npz",
+    "tiny-imagenet": "photos, 64 x 64, 200 classes, 110,000 images; local copy, tiny-imagenet-200/",
+    "tiny-imagenet32": "Tiny-ImageNet at 32 x 32; local copy, tiny_imagenet32.npz",
+    "imagenet-r": "renditions (art, toys, sketches ...), 200 classes, 30,000 images; local copy, imagenet-r/",
+    "imagenet-a": "natural adversarial photos, 200 classes, 7,500 images; local copy, imagenet-a/",
+    "cub200": "birds, 200 classes, 11,788 images; local copy, CUB_200_2011/",
+    "domainnet": "6 domains, 345 classes, about 590,000 images; local copy, domainnet/",
+}
+"""Data sets by name, with one line on each."""
+
+PATTERNS = {
+    "FOLDER": "class/*.jpg, the same under train/ and test/, or domain/class/*.jpg",
+    "FILE.csv": "columns path and label, optionally split and domain",
+    "FILE.npz": "encoded images with offsets, or x_train, y_train, x_test, y_test",
+    "hf:OWNER/NAME": "any image data set of the Hugging Face hub",
+}
+"""What else can be loaded: how it is written, and one line on it."""
+
+
+def load_source(name_or_path: str | Path, *, root: str | Path | None = None, **options: Any) -> Source:
+    """Load a data set.
+
+    Args:
+        name_or_path: a name of SOURCES, an image folder, a `.csv`, `.tsv` or `.npz` file, or `hf:owner/name`. A path
+            may also be relative to the root; a name goes before a folder of the same name (write `./digits` for that).
+        root: the folder that holds the data; $LAMELLA_DATA and the user's cache where left out.
+        options: of every set: `domains` and `classes` (keep only these; a number keeps the first so many classes),
+            `per_class` (training images kept of each class); of the loader: `test_fraction` and `split_seed` where a
+            split is made, `layout` of a folder, `config`, `image`, `label`, `train`, `test` and `revision` of the hub.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: the name or an option is unknown, or the data are not as they should be.
+        RuntimeError: a download failed, or an optional package is missing.
+    """
+    name = str(name_or_path)
+    kept = {option: options.pop(option, None) for option in KEEPING}
+    source = _load(name, root, options)
+    for option, wanted in kept.items():
+        source = source if wanted is None else KEEPING[option](source, wanted)
+    return source
+
+
+def _load(name: str, root: str | Path | None, options: dict[str, Any]) -> Source:
+    if name.startswith(HUB):
+        from lamella.data.sources.hub import load_hub
+
+        return _call(name, load_hub, name.removeprefix(HUB), options)
+    if name in SOURCES:
+        archive = look_for(root, f"{name.replace('-', '_')}.npz")
+        if archive is not None:
+            from lamella.data.sources.archives import load_archive
+
+            return _call(name, load_archive, archive, {"name": name, **options})
+        return _call(name, _named(name, root), root, options)
+    return _load_path(name, root, options)
+
+
+def _named(name: str, root: str | Path | None) -> Callable[..., Source]:
+    from lamella.data.sources.load import layouts, named
+
+    loaders: dict[str, Callable[..., Source]] = {
+        "digits": named.load_digits,
+        "mnist": named.load_mnist,
+        "fashion-mnist": named.load_fashion_mnist,
+        "cifar10": named.load_cifar10,
+        "cifar100": named.load_cifar100,
+        "tiny-imagenet": layouts.load_tiny_imagenet,
+        "imagenet-r": layouts.load_imagenet_r,
+        "imagenet-a": layouts.load_imagenet_a,
+        "cub200": layouts.load_cub200,
+        "domainnet": layouts.load_domainnet,
+    }
+    if name in loaders:
+        return loaders[name]
+    looked = " or ".join(str(place) for place in places(root))
+    raise FileNotFoundError(f"{name} needs the file {name.replace('-', '_')}.npz in {looked}")
+
+
+def _load_path(name: str, root: str | Path | None, options: dict[str, Any]) -> Source:
+    path = Path(name).expanduser()
+    if not path.exists():
+        found = None if path.is_absolute() else look_for(root, name)
+        if found is None:
+            raise _not_found(name)
+        path = found
+    if path.is_dir():
+        from lamella.data.sources.folders import load_folder
+
+        return _call(name, load_folder, path, options)
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        from lamella.data.sources.table import load_table
+
+        return _call(name, load_table, path, options)
+    if suffix == ".npz":
+        from lamella.data.sources.archives import load_archive
+
+        return _call(name, load_archive, path, options)
+    raise ValueError(f"{path} is not a data set; give a folder of images or a {', '.join(FILES)} file")
+
+
+def _not_found(name: str) -> Exception:
+    if "/" in name or "\\" in name or Path(name).suffix.lower() in FILES:
+        return FileNotFoundError(f"no such file or folder: {name}")
+    return ValueError(
+        f"no data set is called {name!r}, and no such folder exists{near(name, SOURCES)}; "
+        f"known are {', '.join(SOURCES)}, image folders, .csv and .npz files, and hf:owner/name"
+    )
+
+
+def _call(name: str, loader: Callable[..., Source], place: Any, options: dict[str, Any]) -> Source:
+    """Call a loader with the options it knows; refuse others."""
+    allowed = [p.name for p in inspect.signature(loader).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in allowed:
+            known = ", ".join([*(a for a in allowed if a not in ("name", "renamed")), *KEEPING])
+            raise ValueError(f"{name} has no option {option!r}{near(option, [*allowed, *KEEPING])}; it has {known}")
+    return loader(place, **options)

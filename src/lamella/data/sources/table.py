@@ -1,0 +1,88 @@
+"""Data sets listed in a CSV (or TSV) file: `path,label`, optionally `split` and `domain`."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from lamella.data.choices import near
+from lamella.data.scenario import Source
+from lamella.data.sources.folders import EXTENSIONS, Photo, photos_to_source
+
+__all__ = ["load_table"]
+
+REQUIRED = ("path", "label")
+SPLITS = ("train", "test")
+
+
+def load_table(path: Path, *, name: str | None = None, test_fraction: float = 0.2, split_seed: int = 0) -> Source:
+    """Load the images that a table lists; classes are its labels, sorted by name.
+
+    The first line names the columns: `path` (absolute, or relative to the table) and `label`, and where wanted `split`
+    ("train" or "test") and `domain`. Other columns are not read.
+
+    Args:
+        path: of the file; `.tsv` is separated by tabs, anything else by commas.
+        name: of the data set; the file's name where left out.
+        test_fraction: of each class to hold out for testing where there is no split column.
+        split_seed: of that split.
+
+    Raises:
+        ValueError: a column or value is missing or wrong; the message names the line.
+        FileNotFoundError: an image is missing; the message names the line.
+    """
+    photos: list[Photo] = []
+    lines: dict[Path, int] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for line, row in _rows(path, file):
+                photo = _photo(path, line, row)
+                if photo.path in lines:
+                    raise ValueError(f"{path}, line {line}: {photo.path} is already listed in line {lines[photo.path]}")
+                lines[photo.path] = line
+                photos.append(photo)
+    except UnicodeDecodeError as fault:
+        raise ValueError(f"{path} is not UTF-8 text: {fault.reason}") from fault
+    if not photos:
+        raise ValueError(f"{path} lists no images")
+    source = photos_to_source(
+        name or path.stem, path.parent, photos, test_fraction=test_fraction, split_seed=split_seed
+    )
+    return source
+
+
+def _rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", skipinitialspace=True)
+    columns = [column.strip() for column in reader.fieldnames or ()]
+    for column in REQUIRED:
+        if column not in columns:
+            found = ", ".join(columns) or "nothing"
+            raise ValueError(
+                f"{path}, line 1: no column {column!r}{near(column, columns)}; the first line must name the columns "
+                f"path and label (and optionally split and domain), but it has {found}"
+            )
+    reader.fieldnames = columns
+    try:
+        for row in reader:
+            yield reader.line_num, {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
+    except csv.Error as fault:
+        raise ValueError(f"{path}, line {reader.line_num}: {fault}") from fault
+
+
+def _photo(table: Path, line: int, row: dict[str, str]) -> Photo:
+    for column in ("path", "label", "split", "domain"):
+        if column in row and not row[column]:
+            raise ValueError(f"{table}, line {line}: the {column} is empty")
+    image = table.parent / row["path"]
+    if image.suffix.lower() not in EXTENSIONS:
+        raise ValueError(
+            f"{table}, line {line}: {row['path']!r} is not a supported image; one of {', '.join(EXTENSIONS)}"
+        )
+    if not image.is_file():
+        raise FileNotFoundError(f"{table}, line {line}: no such image: {image}")
+    split = row.get("split")
+    if split is not None and split not in SPLITS:
+        raise ValueError(
+            f"{table}, line {line}: split must be train or test, not {split!r}; "
+            "a validation part is carved from train by the scenario's validation="
+        )
+    return Photo(image, row["label"], row.get("domain"), None if split is None else split == "test")

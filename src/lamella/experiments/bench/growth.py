@@ -1,0 +1,64 @@
+"""What each task of a long stream costs: time, bytes of what was learned, and the time of a prediction."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from lamella.common.timing import interleaved, ratio
+from lamella.data.scenario import Task
+from lamella.learner.config.document import build_backbone
+from lamella.learner.learner import Learner
+from lamella.learner.store.versions import learned_state
+from lamella.training.footprint import peak_bytes
+
+__all__ = ["follow", "slope"]
+
+PROBE = 64  # images of a prediction that is timed
+
+
+def follow(
+    learner: Learner, tasks: Iterable[Task], each: Callable[[int, dict[str, float]], None] = lambda i, cost: None
+) -> list[dict[str, float]]:
+    """Learn every task; what it cost.
+
+    Args:
+        each: called after each task.
+
+    Returns:
+        For each task "bytes" of all that has been learned, "seconds_per_image" of learning, "peak" memory of the
+        process in bytes, and "pass", the time of a prediction as a multiple of a plain forward pass of the same
+        backbone, measured beside it.
+    """
+    device = learner.fit().device
+    plain = build_backbone(learner.config).to(device)
+    size = plain.transform.size
+    x = torch.randn(PROBE, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    costs: list[dict[str, float]] = []
+    for i, task in enumerate(tasks):
+        started = time.perf_counter()
+        record = learner.learn(task)
+        seconds = time.perf_counter() - started
+        with torch.no_grad():
+            forms: dict[str, Callable[[], Any]] = {"ours": lambda: learner.logits(x), "plain": lambda: plain(x)}
+            times = interleaved(forms, repeats=5)
+        costs.append({
+            "bytes": sum(t.numel() * t.element_size() for t in learned_state(learner.method).values()),
+            "seconds_per_image": seconds / record["images"],
+            "peak": peak_bytes(device),
+            "pass": ratio(times["ours"], times["plain"]),
+        })  # fmt: skip
+        each(i, costs[-1])
+    return costs
+
+
+def slope(values: list[float]) -> float:
+    """Of the least-squares line over the second half of a stream, per task.
+
+    >>> slope([9.0, 9.0, 1.0, 3.0])
+    2.0
+    """
+    late = values[len(values) // 2 :]
+    return statistics.linear_regression(range(len(late)), late).slope if len(late) > 1 else 0.0

@@ -1,0 +1,136 @@
+"""The report as one self-contained HTML page: no network, light and dark, on a phone as on a desk."""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lamella.common.files import write_atomic
+from lamella.common.printable import printable
+from lamella.experiments.metrics import DEFINITIONS
+from lamella.experiments.report import words
+from lamella.experiments.report.summary import Row, Summary, summarise
+from lamella.experiments.results_files import Result
+
+
+def write_html(results: Sequence[Result], path: Path, *, across_splits: bool = False) -> Path:
+    """Write the page of `results` to `path`, whole or not at all.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
+        OSError: it cannot be written.
+    """
+    check_file(path)
+    write_atomic(path, render_page(summarise(results, across_splits=across_splits)).encode())
+    return path
+
+
+def check_file(path: Path) -> None:
+    """Refuse, before anything is drawn, a path that a page cannot be written to.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"'{path}' is a folder; name a file in it, such as '{path / 'report.html'}'")
+
+
+def render_page(summary: Summary) -> str:
+    """The page as text; every name in it is escaped."""
+    boards = [_describe(board, f"b{i}") for i, board in enumerate(summary.boards())]
+    return render("report.html.j2", boards=boards, notes=summary.notes, definitions=DEFINITIONS, words=words)
+
+
+def render(template: str, **content: Any) -> str:
+    """A template of this folder in the style that all pages share; what it is given is escaped."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    folder = files("lamella.experiments.report")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_showable
+    )
+    page = environment.from_string(folder.joinpath(template).read_text(encoding="utf-8"))
+    return page.render(style=Markup(folder.joinpath("style.css").read_text(encoding="utf-8")), **content)
+
+
+def _showable(value: Any) -> Any:
+    """Text without signs that a page may not hold, or that turn the direction of what comes after them."""
+    return "\n".join(map(printable, value.split("\n"))) if type(value) is str else value
+
+
+def _describe(board: Sequence[Row], name: str) -> dict[str, Any]:
+    """What the template shows of one board: facts, table cells, pictures as SVG, costs and origins."""
+    from markupsafe import Markup
+
+    from lamella.experiments.report import figures
+
+    several = board[0].first.tasks > 1
+    # Markup: matplotlib has escaped the names inside its SVG already.
+    pictures = {
+        "matrices": [(row, Markup(figures.draw_matrix(row, f"{name}-matrix{i}"))) for i, row in enumerate(board)],
+        "confusion": Markup(figures.draw_task_confusion(board, f"{name}-confusion")) if _has_confusion(board) else None,
+        "curves": Markup(figures.draw_curves(board, f"{name}-curves")) if several else None,
+        "forgetting": Markup(figures.draw_forgetting(board, f"{name}-forgetting"))
+        if any(row.metrics["forgetting"] for row in board)
+        else None,
+    }
+    return {
+        "name": name,
+        "first": board[0].first,
+        "facts": _facts(board),
+        "rows": board,
+        **_table(board),
+        **pictures,
+        "phases": sorted({phase for row in board for phase in row.first.seconds}, key=_phase_order),
+        "origins": [_origin(row) for row in board],
+    }
+
+
+def _has_confusion(board: Sequence[Row]) -> bool:
+    several = board[0].first.tasks > 1
+    return several and any(row.metrics["task_aware_accuracy"] or row.metrics["task_choice_accuracy"] for row in board)
+
+
+def _table(board: Sequence[Row]) -> dict[str, Any]:
+    metrics = words.shown_metrics(board)
+    leaders = {metric.name: words.best(board, metric) for metric in metrics}
+    cells = [
+        [(words.percent(row.metrics[m.name], signed=m.signed), i in leaders[m.name], m) for m in metrics]
+        for i, row in enumerate(board)
+    ]
+    return {"metrics": metrics, "cells": cells}
+
+
+def _facts(board: Sequence[Row]) -> list[tuple[str, str]]:
+    first = board[0].first
+    tasks = "1 task" if first.tasks == 1 else f"{first.tasks} tasks"
+    sizes = first.task_sizes
+    images = f"{sum(sizes):,} ({min(sizes)}" + (f" to {max(sizes)}" if min(sizes) != max(sizes) else "") + " a task)"
+    splits = sorted({result.split_sha256[:12] for row in board for result in row.results})
+    return [
+        ("Scenario", f"{first.kind}, {tasks}, {len(first.classes)} classes"),
+        ("Backbone", first.backbone),
+        ("Measured on", f"{first.evaluated_on} images: {images}"),
+        ("Task given when predicting", "yes" if first.kind == "task-incremental" else "no"),
+        ("Split", ", ".join(splits)),
+        ("Weights", first.weights_sha256[:12]),
+    ]
+
+
+def _phase_order(phase: str) -> tuple[int, str]:
+    """Learning first, evaluating second, all else by name."""
+    return ({"learn": 0, "evaluate": 1}.get(phase, 2), phase)
+
+
+def _origin(row: Row) -> dict[str, Any]:
+    """Where the numbers of a row come from: shared by its seeds, so told once."""
+    return {
+        "row": row,
+        "files": [f"{result.path.parent.name}/{result.path.name}" for result in row.results],
+        "splits": sorted({result.split_sha256 for result in row.results}),
+        "selections": sorted({result.selection for result in row.results if result.selection}),
+        "versions": sorted({f"{k} {v}" for result in row.results for k, v in result.versions.items()}),
+        "config": json.dumps(row.first.config, indent=2, ensure_ascii=False),
+    }

@@ -1,0 +1,143 @@
+"""What a run writes down: a result file per readout, from counts of right answers.
+
+Schema 1 (all accuracies are fractions 0..1, null where a metric has no meaning):
+
+    schema, lamella                 version of this schema, of the library
+    method, base_of                 "inflora+align"; for a further readout of the same training, the run's method
+    scenario, kind, backbone, seed
+    final_accuracy                  share of all test images that are right after the last task
+    final_accuracy_task_mean        mean of the tasks' accuracies after the last task
+    average_accuracy, forgetting, backward_transfer, forward_transfer, task_aware_accuracy, task_choice_accuracy
+    matrix, task_aware_matrix       R[i][j]: accuracy on task j after task i; the same with the task given
+    curve                           accuracy over all tasks so far, after each task
+    task_names, task_sizes          names; number of test images
+    classes, class_order            names in the order they were learned; their ids in the source
+    split_sha256, weights_sha256    of the split into train, validation and test; of the backbone's weights as loaded
+    versions                        of python and the libraries
+    seconds, phase_seconds          {"learn": [a task each], "evaluate": [a task each]}; {phase of learning: total}
+    trainable_parameters            numbers trained in one task by one call, the largest
+    parameters                      {part: numbers of the finished model that a prediction needs}
+    stored_bytes                    of all that was learned, backbone not counted unless changed
+    evaluated_on, selection         "test" or "validation"; how the configuration was chosen
+    config                          resolved
+
+In a further readout's file the costs (seconds, phase_seconds, trainable_parameters, parameters, stored_bytes) are those
+of its own method: what is built on top of it is taken off. Its seconds have no "evaluate", since one pass gives all
+readouts; trainable_parameters is null where a model was learned by an older version.
+"""
+
+import math
+import platform
+from collections import Counter
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from lamella.data.scenario import Scenario
+from lamella.experiments import metrics
+from lamella.learner.config.document import readout_names
+from lamella.learner.costs import costs_of_base
+from lamella.learner.learner import Learner
+
+__all__ = ["SCHEMA", "build_results", "curve_so_far"]
+
+SCHEMA = 1
+
+Row = list[dict[str, list[int]]]
+"""Scores (see scores.Score) of each task's test images by readout, after one task."""
+
+
+def curve_so_far(row: Row, task: int, *, task_given: bool) -> float:
+    """Accuracy over all test images of tasks 0..task; `task_given`: among the classes of each image's own task."""
+    seen = [scores[""] for scores in row[: task + 1]]
+    return sum(s[2 if task_given else 1] for s in seen) / sum(s[0] for s in seen)
+
+
+def build_results(learner: Learner, scenario: Scenario, *, stored_bytes: int, whole_stream: bool) -> dict[str, Any]:
+    """Result files by suffix: "" for the method's own prediction, else the name of a further readout's method."""
+    rows: list[Row] = [entry["row"] for entry in learner.notes["scores"]]
+    common = _common(learner, scenario, stored_bytes)
+    names = readout_names(learner.config)
+    results = {}
+    for key in rows[-1][0]:
+        depth = len(key.split(".")) if key else 0
+        suffix = names[depth] if depth else ""
+        of = {"method": suffix or learner.name, "base_of": learner.name if suffix else None}
+        costs = costs_of_base(learner.method, learner.tasks, depth) if depth else {}
+        results[suffix] = common | costs | of | _measures(rows, key, scenario, whole_stream)
+    return results
+
+
+def _measures(rows: list[Row], key: str, scenario: Scenario, whole_stream: bool) -> dict[str, Any]:
+    given = scenario.kind == "task-incremental"
+    aware = _matrix(rows, key, 2, len(scenario), whole_stream)
+    matrix = aware if given else _matrix(rows, key, 1, len(scenario), whole_stream)
+    sizes = [scores[key][0] for scores in rows[-1]]
+    chosen = [scores[key][3] for scores in rows[-1]]
+    chance = [1 / len(scenario[j].classes) for j in range(len(scenario))]
+    shared = scenario.kind == "domain-incremental"
+    return {
+        "final_accuracy": _number(metrics.final_accuracy(matrix, sizes)),
+        "final_accuracy_task_mean": _number(metrics.final_accuracy(matrix)),
+        "average_accuracy": _number(metrics.average_accuracy(matrix, sizes)),
+        "forgetting": _number(metrics.forgetting(matrix)),
+        "backward_transfer": _number(metrics.backward_transfer(matrix)),
+        "forward_transfer": _number(metrics.forward_transfer(matrix, chance)) if shared and not whole_stream else None,
+        "task_aware_accuracy": None if shared else _number(metrics.final_accuracy(aware, sizes)),
+        "task_choice_accuracy": None if shared or given else sum(chosen) / sum(sizes),
+        "matrix": _nulls(matrix),
+        "task_aware_matrix": _nulls(aware),
+        "curve": [_number(a) for a in metrics.accuracy_curve(matrix, sizes)],
+        "task_sizes": sizes,
+    }
+
+
+def _matrix(rows: list[Row], key: str, count: int, tasks: int, whole_stream: bool) -> np.ndarray:
+    """R (tasks, tasks) of count number `count` of each score; an upper bound has only its last row."""
+    matrix = np.full((tasks, tasks), math.nan)
+    for i, row in enumerate(rows):
+        for j, scores in enumerate(row):
+            matrix[tasks - 1 if whole_stream else i, j] = scores[key][count] / scores[key][0]
+    return matrix
+
+
+def _common(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str, Any]:
+    config = learner.config
+    phases: Counter[str] = Counter()
+    for record in learner.tasks:
+        phases.update({phase: s for phase, s in record["seconds"].items() if phase != "total"})
+    return {
+        "schema": SCHEMA,
+        "lamella": version("lamella"),
+        "scenario": str(config["scenario"]["source"]),
+        "kind": scenario.kind,
+        "backbone": learner.backbone.name,
+        "seed": learner.seed,
+        "task_names": [scenario[j].name for j in range(len(scenario))],
+        "classes": [scenario.class_names[c] for c in scenario.class_order],
+        "class_order": list(scenario.class_order),
+        "split_sha256": scenario.split_sha256,
+        "weights_sha256": learner.backbone.weights_sha256,
+        "versions": {"python": platform.python_version()}
+        | {n: version(n) for n in ("torch", "timm", "numpy", "pillow")},
+        "seconds": {
+            "learn": [record["seconds"]["total"] for record in learner.tasks],
+            "evaluate": [entry["seconds"] for entry in learner.notes["scores"]],
+        },
+        "phase_seconds": dict(phases),
+        "trainable_parameters": max(record["trainable_parameters"] for record in learner.tasks),
+        "parameters": learner.parameter_counts(),
+        "stored_bytes": stored_bytes,
+        "evaluated_on": config["run"]["evaluate_on"],
+        "selection": config["run"]["selection"],
+        "config": config,
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _nulls(matrix: np.ndarray) -> list[list[float | None]]:
+    return [[_number(v) for v in row] for row in matrix.tolist()]

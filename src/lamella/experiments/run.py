@@ -1,0 +1,189 @@
+"""A configuration becomes a run directory: learn every task, test after each, resume anywhere, write down everything.
+
+OUT/config.toml     resolved configuration        OUT/results*.json   one per readout (see results.py)
+OUT/inputs.json     hashes of split and weights   OUT/.lock           held while a process runs
+OUT/model/          the learner after the last finished task, and the scores so far
+OUT/checkpoints/    calls of the running task     OUT/log.jsonl       what happened when
+"""
+
+import json
+import time
+import tomllib
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from lamella.backbones.feature_cache import Recall
+from lamella.common.files import read_json, write_atomic, write_json
+from lamella.common.locks import alone
+from lamella.common.progress import bars, silent
+from lamella.data.keeping import keep_decoded
+from lamella.data.scenario import Scenario, Task
+from lamella.experiments.phases import phases_line
+from lamella.experiments.results import build_results, curve_so_far
+from lamella.learner.config.document import build_scenario, to_toml, up_to_date
+from lamella.learner.config.precision import as_in_runs, precision_line
+from lamella.learner.learner import Learner
+from lamella.learner.store.versions import holds_model, load_manifest
+from lamella.methods import WHOLE_STREAM
+from lamella.training.checkpoints import Checkpoints
+from lamella.training.compilation import check_compilable
+from lamella.training.precision import resolve_device
+
+__all__ = ["run"]
+
+
+def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool = False) -> Path:
+    """Run `config` to its end; returns the run directory.
+
+    Args:
+        config: complete, as `config.load_config` gives it.
+        out: the run directory. resume: go on with what is there; a finished run is left as it is.
+
+    Raises:
+        FileExistsError: `out` holds a run and `resume` was not asked for.
+        ValueError: `out` holds a run of another configuration.
+    """
+    with alone(out, f"another process is running in '{out}'; wait for it or choose another --out"):
+        config = as_in_runs(config, [out])
+        _check_claim(out, config, resume)
+        for torn in out.rglob(".*.part"):  # left by a kill in the middle of a write
+            torn.unlink()
+        if not (out / "results.json").exists():
+            job = _Run(config, out, quiet)  # before the folder is taken: a wrong setting may be corrected there
+            write_atomic(out / "config.toml", to_toml(job.config).encode())
+            if "measured" in job.config["fit"] and not quiet:
+                print(precision_line(job.config))
+            job.finish()
+    return out
+
+
+def _check_claim(out: Path, config: dict[str, Any], resume: bool) -> None:
+    path, wanted = out / "config.toml", tomllib.loads(to_toml(config))
+    if path.exists():
+        if not resume:
+            raise FileExistsError(f"'{out}' holds a run already; pass --resume to continue it, or another --out")
+        if _stored(path) != wanted:
+            raise ValueError(
+                f"'{out}' holds a run of another configuration (see its config.toml); choose another --out"
+            )
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        return up_to_date(tomllib.loads(path.read_text()))
+    except ValueError:  # no TOML
+        return {}
+
+
+class _Run:
+    """One run under way."""
+
+    def __init__(self, config: dict[str, Any], out: Path, quiet: bool) -> None:
+        self.out, self.quiet = out, quiet
+        self.scenario: Scenario = build_scenario(config)
+        self.whole = config["method"]["name"] in WHOLE_STREAM
+        self.tasks = (
+            [self.scenario.joined()[0]] if self.whole else [self.scenario[i] for i in range(len(self.scenario))]
+        )
+        model = out / "model"
+        self.learner = Learner.load(model) if holds_model(model) else Learner(config)
+        self.config = self.learner.config  # its precision may have been chosen by measuring
+        if self.config["fit"]["compile"]:
+            check_compilable(self.learner.method, resolve_device(self.config["fit"]["device"]))
+        self._check_inputs()
+        self.learner.notes.setdefault("scores", [])
+        self.tests: dict[int, Any] = {}
+        self.recalls: dict[int, Recall] = defaultdict(Recall)
+        self.checkpoints = Checkpoints(out / "checkpoints", float(config["fit"]["checkpoint_seconds"]))
+        self.progress = silent if quiet else bars
+
+    def _check_inputs(self) -> None:
+        """Refuse to go on with other images or weights than the run was started with."""
+        path = self.out / "inputs.json"
+        inputs = {"images": self.scenario.split_sha256, "weights": self.learner.backbone.weights_sha256}
+        if not path.exists():
+            write_json(path, inputs)
+            return
+        before = read_json(path)
+        if changed := [what for what, digest in inputs.items() if before[what] != digest]:
+            raise ValueError(
+                f"the {' and '.join(changed)} of '{self.out}' are not those it was started with (images added, removed "
+                "or renamed, another weights file), so it cannot go on; put them back, or choose another --out"
+            )
+
+    def finish(self) -> None:
+        self._log("start", method=self.learner.name, tasks=len(self.tasks), done=len(self.learner.tasks))
+        for i, task in enumerate(self.tasks):
+            if i >= len(self.learner.tasks):
+                record = self.learner.learn(task, checkpoints=self.checkpoints, progress=self.progress)
+                self._save()
+                self._log("learned", task=i, **record)
+                # Only now: on resume, what is there belongs to the task that was interrupted.
+                self.checkpoints.clear()
+            if i >= len(self.learner.notes["scores"]):
+                self._evaluate(i)
+        self.checkpoints.clear()  # a kill may have come between storing the last task and forgetting its calls
+        stored = load_manifest(self.out / "model")["state"]["bytes"]
+        results = build_results(self.learner, self.scenario, stored_bytes=stored, whole_stream=self.whole)
+        # The aligned readout is "results.json"; it is written last, because its presence means that all is done.
+        for suffix, result in sorted(results.items(), reverse=True):
+            write_json(self.out / (f"results-{suffix}.json" if suffix else "results.json"), result)
+        if not self.quiet:
+            counts = self.learner.parameter_counts()
+            shares = (f"{part} {n:,} ({n / counts['backbone']:.1%})" for part, n in counts.items())
+            print(f"parameters, beside the backbone's: {', '.join(shares)}")
+            tested = sum(entry["seconds"] for entry in self.learner.notes["scores"])
+            print(phases_line(self.learner.tasks, tested))
+        self._log("finished", final_accuracy=results[""]["final_accuracy"])
+
+    def _evaluate(self, i: int) -> None:
+        """Score the model after task i on the tasks it knows (on all, where later tasks share its classes)."""
+        started = time.monotonic()
+        shared = self.scenario.kind == "domain-incremental"
+        last = len(self.scenario) if self.whole or shared else i + 1
+        row = [self._score(i, j, shared) for j in range(last)]
+        self.learner.notes["scores"].append({"row": row, "seconds": time.monotonic() - started})
+        self._save()
+        given = self.scenario.kind == "task-incremental"
+        accuracy = curve_so_far(row, last - 1 if self.whole else i, task_given=given)
+        self._log("tested", task=i, accuracy=accuracy)
+        if not self.quiet:
+            seconds = self.learner.tasks[i]["seconds"]["total"]
+            done = f"{self.learner.name}: {i + 1}/{len(self.tasks)} tasks"
+            print(f"{done}, accuracy so far {100 * accuracy:.1f} % ({seconds:.0f} s)")
+
+    def _score(self, i: int, j: int, shared: bool) -> dict[str, list[int]]:
+        scores = self.learner.evaluate(
+            self._test(j),
+            self.scenario[j].classes,
+            shared_classes=shared,
+            recall=self.recalls[j],
+            progress=self.progress,
+            name=f"{i}, test on {j}",
+        )
+        return {key: list(score) for key, score in scores.items()}
+
+    def _test(self, j: int) -> Any:
+        """The images that task j is scored on, decoded once where they fit into memory."""
+        if j not in self.tests:
+            self.tests[j] = keep_decoded(self._scored_part(j), progress=self.progress)
+        return self.tests[j]
+
+    def _scored_part(self, j: int) -> Any:
+        task: Task = self.scenario[j]
+        if self.config["run"]["evaluate_on"] == "test":
+            return self.scenario.test(j)
+        if task.validation is None:
+            raise ValueError(
+                "run.evaluate_on is 'validation', but scenario.validation is 0; set it to a share such as 0.2"
+            )
+        return task.validation
+
+    def _save(self) -> None:
+        self.learner.save(self.out / "model", keep=1)
+
+    def _log(self, event: str, **facts: Any) -> None:
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "event": event, **facts})
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(line + "\n")

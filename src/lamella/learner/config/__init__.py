@@ -1,0 +1,1 @@
+"""Configurations: documents, overrides, names of methods, and the objects they describe."""

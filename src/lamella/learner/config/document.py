@@ -1,0 +1,221 @@
+"""Configuration: a TOML file and overrides in, a checked plain dictionary out, and the objects it describes.
+
+Sections are [scenario] [backbone] [method] [augment] [fit] [run]; parts of a method are tables within it, such as
+[method.align], and so is the method that another one learns on top of, [method.base]. Nothing below this layer sees a
+configuration: builders pass plain arguments on.
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+from lamella.backbones import Backbone, load_backbone
+from lamella.common.options import Option, arguments, completed, near_matches, options_of
+from lamella.data.scenario import Scenario, class_incremental, domain_incremental, task_incremental
+from lamella.data.transform import Augmentation
+from lamella.learner.config.method_tables import (
+    build_method,
+    complete_method,
+    method_name,
+    readout_names,
+    switch_methods,
+)
+from lamella.learner.config.overrides import parse_override, put
+
+__all__ = [
+    "build_augmentation", "build_backbone", "build_method", "build_scenario", "complete", "describe_config",
+    "load_config", "method_name", "readout_names", "shipped_configs", "to_toml", "up_to_date",
+]  # fmt: skip
+
+SECTIONS = ("scenario", "backbone", "method", "augment", "fit", "run")
+SCENARIOS: dict[str, Callable[..., Scenario]] = {
+    "class-incremental": class_incremental,
+    "domain-incremental": domain_incremental,
+    "task-incremental": task_incremental,
+}
+FIT = {
+    "device": Option(str, "auto"),
+    "precision": Option(Literal["float32", "bf16", "auto"], "float32"),
+    "compile": Option(bool, False),
+    "checkpoint_seconds": Option(float, 60.0),
+    "measured": Option(str, None),  # written where "auto" was resolved; last, as the learner puts it there
+}
+RUN = {
+    "seed": Option(int, 0),
+    "evaluate_on": Option(Literal["test", "validation"], "test"),
+    "selection": Option(str, "not stated"),
+    "dropped": Option(list[str], None),
+}
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the package, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))}
+
+
+def describe_config(path: Path) -> str:
+    """The first line of a configuration's header."""
+    return path.read_text().partition("\n")[0].removeprefix("#").strip()
+
+
+def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read, override, check and complete a configuration.
+
+    Args:
+        name_or_path: a shipped configuration's name, or a TOML file.
+        overrides: such as "method.rank=8"; values are TOML, bare words are text, "method.rank=" goes back to the
+            default and "method.align=false" takes the part away. With another "method.name" the file's keys that the
+            new method does not know, and its parts, are left out; `run.dropped` lists them.
+
+    Returns:
+        A dictionary of plain tables with every default filled in, which TOML can write.
+
+    Raises:
+        FileNotFoundError: no such configuration.
+        ValueError: not TOML, an unknown key or name, or a value of the wrong type.
+    """
+    document = _read(name_or_path)
+    changes = [parse_override(text, SECTIONS) for text in overrides]
+    _check_sections(document)
+    switch_methods(document, dict(changes))
+    for path, value in changes:
+        put(document, path, value)
+    document.setdefault("scenario", {})
+    return complete(document)
+
+
+def complete(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Check every section and fill in its defaults; [scenario] may be absent, where there is no stream to cut.
+
+    Raises:
+        ValueError: an unknown or missing key, an unknown name, or a value of the wrong type.
+    """
+    _check_sections(document)
+    given: dict[str, Any] = {section: deepcopy(document.get(section, {})) for section in SECTIONS}
+    run = completed("run", given["run"], RUN)
+    if run["seed"] < 0:
+        raise ValueError(f"run.seed = {run['seed']} should be a whole number of 0 or more")
+    scenario = _complete_scenario(given["scenario"], run) if "scenario" in document else {}
+    config = {
+        "scenario": scenario,
+        "backbone": _complete_backbone(given["backbone"], run),
+        "method": complete_method(given["method"], scenario),
+        "augment": completed("augment", given["augment"], _augment_options(given["augment"])),
+        "fit": completed("fit", given["fit"], FIT),
+        "run": run,
+    }
+    return {section: table for section, table in config.items() if table}
+
+
+def up_to_date(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the default of every option that came later: what it was used with.
+
+    As it is where an option is unknown, of a newer version say.
+    """
+    try:
+        return complete(stored)
+    except ValueError:
+        return dict(stored)
+
+
+def to_toml(config: Mapping[str, Any]) -> str:
+    """The text of a configuration, which `load_config` reads back to the same."""
+    import tomli_w
+
+    return tomli_w.dumps(config)
+
+
+def build_scenario(config: Mapping[str, Any]) -> Scenario:
+    """Load the data set of [scenario] and cut it into tasks."""
+    from lamella.data.sources.load import load_source
+
+    table, kind = config["scenario"], config["scenario"]["kind"]
+    options = options_of(SCENARIOS[kind])
+    cut = arguments("scenario", {k: v for k, v in table.items() if k in options}, options)
+    rest = {k: v for k, v in table.items() if k not in options and k not in ("source", "kind")}
+    loading = arguments("scenario", rest, _source_options(table["source"]))
+    return SCENARIOS[kind](load_source(table["source"], **loading), **cut)
+
+
+def build_backbone(config: Mapping[str, Any]) -> Backbone:
+    """The frozen backbone of [backbone]."""
+    return load_backbone(**arguments("backbone", config["backbone"], _backbone_options()))
+
+
+def build_augmentation(config: Mapping[str, Any]) -> Augmentation | None:
+    """What happens to training images, or None where [augment] is absent or switched off."""
+    if not config["augment"]["enabled"]:
+        return None
+    table = {k: v for k, v in config["augment"].items() if k != "enabled"}
+    return Augmentation(**arguments("augment", table, options_of(Augmentation)))
+
+
+def _read(name_or_path: str | Path) -> dict[str, Any]:
+    shipped = shipped_configs()
+    path = Path(name_or_path)
+    if path.suffix != ".toml" and str(name_or_path) in shipped:
+        path = shipped[str(name_or_path)]
+    if not path.is_file():
+        hint = near_matches(str(name_or_path), shipped)
+        raise FileNotFoundError(f"no configuration '{name_or_path}': neither a file nor shipped; {hint}")
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}' is not a TOML file: {error}") from error
+
+
+def _check_sections(document: Mapping[str, Any]) -> None:
+    for section, table in document.items():
+        if section not in SECTIONS:
+            raise ValueError(f"unknown section [{section}]; {near_matches(section, SECTIONS)}")
+        if not isinstance(table, dict):
+            raise ValueError(f"'{section}' should be a section, [{section}], not a value")
+
+
+def _complete_backbone(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Random weights are another draw for each seed of the run; weights of a file have no use for it."""
+    drawn = {"seed": run["seed"]} if table.get("weights") == "random" else {}
+    return completed("backbone", {**drawn, **table}, _backbone_options())
+
+
+def _complete_scenario(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    kind = table.get("kind", "class-incremental")
+    if kind not in SCENARIOS:
+        raise ValueError(f"unknown scenario.kind {kind!r}; {near_matches(str(kind), SCENARIOS)}")
+    options = {"source": Option(str), "kind": Option(str, "class-incremental")}
+    options |= _source_options(str(table.get("source"))) | options_of(SCENARIOS[kind])
+    for key in table.keys() - options.keys():
+        if kinds := [other for other, build in SCENARIOS.items() if key in options_of(build)]:
+            raise ValueError(
+                f"'scenario.{key}' belongs to the kinds {', '.join(kinds)}, not to {kind}; take it away with "
+                f"scenario.{key}="
+            )
+    done = completed("scenario", {"seed": run["seed"], **table}, options)
+    if run["evaluate_on"] == "validation" and not done["validation"]:
+        raise ValueError(
+            "run.evaluate_on = 'validation' needs a validation part; set scenario.validation to a share such as 0.2"
+        )
+    return done
+
+
+def _backbone_options() -> dict[str, Option]:
+    return {"name": Option(str)} | options_of(load_backbone)
+
+
+def _augment_options(table: Mapping[str, Any]) -> dict[str, Option]:
+    """A table that says anything is meant to act."""
+    return {"enabled": Option(bool, bool(table))} | options_of(Augmentation)
+
+
+def _source_options(source: str) -> dict[str, Option]:
+    """What loaders take, without defaults: `load_source` knows which of it this one takes."""
+    from lamella.data.sources.folders import load_folder
+    from lamella.data.sources.hub import load_hub
+    from lamella.data.sources.load import HUB, load_source
+
+    options = options_of(load_hub if source.startswith(HUB) else load_folder, without={"name", "renamed"})
+    kept = {"domains": list[str], "classes": int | list[int | str], "per_class": int}
+    options |= options_of(load_source) | {name: Option(annotation) for name, annotation in kept.items()}
+    return {name: Option(option.annotation, None) for name, option in options.items()}

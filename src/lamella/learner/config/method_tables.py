@@ -1,0 +1,163 @@
+"""[method] of a configuration: its parts, such as [method.align], its base, [method.base], their names and defaults.
+
+The outermost method alone may have parts. A method that learns on top of another one has the keyword `base`.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from lamella.backbones import Backbone
+from lamella.common.options import Option, arguments, check_table, completed, near_matches, options_of
+from lamella.methods import METHODS, WHOLE_STREAM, Method
+from lamella.methods.parts import PARTS
+
+__all__ = ["build_method", "complete_method", "method_name", "readout_names", "switch_methods"]
+
+
+def method_name(config: Mapping[str, Any]) -> str:
+    """The method with its parts.
+
+    >>> method_name({"method": {"name": "inflora", "rank": 10, "align": {}}})
+    'inflora+align'
+    >>> method_name({"method": {"name": "dlc", "base": {"name": "wa"}}})
+    'dlc(wa)'
+    """
+    table = config["method"]
+    return "+".join([_plain_name(table), *(part for part in table if part in PARTS)])
+
+
+def readout_names(config: Mapping[str, Any]) -> list[str]:
+    """The method, and what is left when its parts are taken off one by one, the last first, and then its base.
+
+    >>> readout_names({"method": {"name": "inflora", "calibrate": {}, "align": {}}})
+    ['inflora+calibrate+align', 'inflora+calibrate', 'inflora']
+    >>> readout_names({"method": {"name": "dlc", "base": {"name": "wa"}}})
+    ['dlc(wa)', 'wa']
+    """
+    table = config["method"]
+    parts = [part for part in table if part in PARTS]
+    carried = ["+".join([_plain_name(table), *parts[:n]]) for n in range(len(parts), -1, -1)]
+    return carried + ([table["base"]["name"]] if "base" in table else [])
+
+
+def _plain_name(table: Mapping[str, Any]) -> str:
+    return f"{table['name']}({table['base']['name']})" if "base" in table else table["name"]
+
+
+def switch_methods(document: dict[str, Any], changes: Mapping[tuple[str, ...], Any]) -> None:
+    """Leave out what a file says of its own method, and of its base, where the command line names another one.
+
+    Args:
+        document: as read; keys that the new method does not know go to `run.dropped`.
+        changes: values of the command line by their places, such as ("method", "name").
+    """
+    table = document.setdefault("method", {})
+    _switch_method(document, "method", table, changes.get(("method", "name")))
+    if isinstance(base := table.get("base"), dict):
+        _switch_method(document, "method.base", base, changes.get(("method", "base", "name")))
+
+
+def complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[str, Any]:
+    """Check [method] and fill in its defaults, also those of its base and its parts.
+
+    Args:
+        scenario: the checked [scenario], whose number of tasks `horizon = "auto"` asks for; empty where there is none.
+
+    Raises:
+        ValueError: an unknown or missing key, an unknown name, or a value of the wrong type.
+    """
+    resolved = _complete_plain("method", table, scenario, METHODS)
+    if _takes_base(resolved["name"]):
+        resolved["base"] = _complete_plain("method.base", resolved["base"], scenario, _bases())
+    for part in (key for key in table if key in PARTS and table[key] is not False):
+        inner = {} if table[part] is True else table[part]
+        check_table("method", {part: inner}, {part: Option(dict)})
+        resolved[part] = completed(f"method.{part}", inner, _keywords(PARTS[part]))
+    return resolved
+
+
+def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:
+    """The method of [method] on this backbone, on its base if it has one, carried by its parts in their order."""
+    table, seed = config["method"], config["run"]["seed"]
+    base = {"base": _build_plain("method.base", table["base"], backbone, seed)} if "base" in table else {}
+    method = _build_plain("method", table, backbone, seed, **base)
+    for part in (key for key in table if key in PARTS):
+        method = PARTS[part](method, seed=seed, **arguments(f"method.{part}", table[part], _keywords(PARTS[part])))
+    return method
+
+
+def _switch_method(document: dict[str, Any], where: str, table: dict[str, Any], name: Any) -> None:
+    if name is None or name == table.get("name"):
+        return
+    known = {"name"} | _keywords(_method(name)).keys() | ({"base"} if _takes_base(name) else set())
+    dropped = [key for key in table if key not in known]
+    for key in dropped:
+        del table[key]
+    if dropped:
+        document.setdefault("run", {}).setdefault("dropped", []).extend(f"{where}.{key}" for key in dropped)
+
+
+def _complete_plain(
+    where: str, table: Mapping[str, Any], scenario: Mapping[str, Any], names: Collection[str]
+) -> dict[str, Any]:
+    """A method's own table without its parts, which only the outermost one may have."""
+    if "name" not in table:
+        raise ValueError(f"[{where}] lacks 'name'; set {where}.name to one of {', '.join(names)}")
+    if table["name"] in METHODS and table["name"] not in names:
+        raise ValueError(f"{where}.name = '{table['name']}' cannot be a base; {near_matches(table['name'], names)}")
+    options = _keywords(_method(table["name"]))
+    outermost = where == "method"
+    own = {key: value for key, value in table.items() if not (outermost and key in PARTS)}
+    if "horizon" in options and own.get("horizon") == "auto":
+        own["horizon"] = _count_tasks(scenario)
+    tables = {part: Option(dict, None) for part in PARTS} if outermost else {}
+    if _takes_base(table["name"]):
+        tables["base"] = Option(dict)
+        if "base" not in own:
+            raise ValueError(
+                f"[{where}] lacks the method that '{table['name']}' learns on; set {where}.base.name to one of "
+                + ", ".join(_bases())
+            )
+    return completed(where, own, {"name": Option(str)} | options | tables)
+
+
+def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed: int, **base: Method) -> Any:
+    """One method without its parts."""
+    build = METHODS[table["name"]]
+    own = {key: value for key, value in table.items() if key not in ("name", "base", *PARTS)}
+    return build(backbone, **base, seed=seed, **arguments(where, own, _keywords(build)))
+
+
+def _takes_base(name: str) -> bool:
+    """Whether this method learns on top of another one, which [method.base] names."""
+    return "base" in inspect.signature(METHODS[name]).parameters
+
+
+def _bases() -> list[str]:
+    return [name for name in METHODS if name not in WHOLE_STREAM and not _takes_base(name)]
+
+
+def _count_tasks(scenario: Mapping[str, Any]) -> int:
+    if "sizes" in scenario:
+        return len(scenario["sizes"])
+    if "tasks" in scenario:
+        return scenario["tasks"]
+    if scenario.get("kind") == "domain-incremental":
+        if "domains" in scenario:
+            return len(scenario["domains"])
+        raise ValueError("method.horizon = 'auto' needs the number of domains; set method.horizon to a number")
+    raise ValueError(
+        "method.horizon = 'auto' needs the number of tasks; set scenario.tasks, or method.horizon to a number"
+    )
+
+
+def _method(name: Any) -> Callable[..., Any]:
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; {near_matches(str(name), METHODS)}")
+    return METHODS[name]
+
+
+def _keywords(build: Callable[..., Any]) -> dict[str, Option]:
+    """The hyper-parameters of a method or part; its seed is the run's."""
+    return options_of(build, without={"seed"})

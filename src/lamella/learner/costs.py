@@ -1,0 +1,93 @@
+"""What a learned model costs: numbers by part, bytes on disk, seconds; of a method, and of what it is built on.
+
+A method that is built on another one (`base`) says what it adds to it: `own_calls`, the first words of its own calls of
+fit; `own_adapters`, the adapters that it puts into the base's backbone; and `reads_features = True` where it takes only
+features from the base and classifies by itself. What is left is the base's.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lamella.learner.store.versions import stored_bytes
+
+__all__ = ["costs_of_base", "parameter_counts"]
+
+
+def parameter_counts(method: Any, plugins: Collection[str] = (), *, classifier: bool = True) -> dict[str, int]:
+    """Numbers of a learned model that a prediction needs, by part.
+
+    "backbone" without adapters, "adapters" or "plugins" within it, "head" for all heads, and each further module or
+    buffer of the method under its own name, such as "extractors". Parameters count, and so do floating-point buffers,
+    such as class means; not the statistics of batch norm, nor modules with `for_training = True`, nor exemplars.
+
+    Args:
+        plugins: names of adapters that another method put into this one's backbone.
+        classifier: whether heads and the method's own buffers count, which classify.
+    """
+    base, plugins = getattr(method, "base", None), {*plugins, *getattr(method, "own_adapters", ())}
+    counts: Counter[str] = Counter()
+    if base is None:
+        for name, tensor in method.backbone.model.named_parameters():
+            adapter = name.partition(".branches.")[2].partition(".")[0]
+            part = "plugins" if adapter in plugins else "adapters" if adapter else "backbone"
+            counts[part] += tensor.numel()
+    else:
+        reads = getattr(method, "reads_features", False)
+        counts.update(parameter_counts(base, plugins, classifier=classifier and not reads))
+    for name, tensor in _held(method):
+        if classifier or not (name.startswith("heads.") or "." not in name):
+            part = name.partition(".")[0]
+            counts["head" if part == "heads" else part] += tensor.numel()
+    return {part: count for part, count in counts.items() if count}
+
+
+def _held(method: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The method's own tensors that predictions need, beside its backbone and its base, by their names."""
+    training = {m for outer in method.modules() if getattr(outer, "for_training", False) for m in outer.modules()}
+    seen: set[int] = set()
+    for path, module in method.named_modules():
+        if path.partition(".")[0] in ("backbone", "base") or module in training:
+            continue
+        normalises = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        buffers = [] if normalises else module.named_buffers(recurse=False)
+        for name, tensor in (*module.named_parameters(recurse=False), *buffers):
+            if torch.is_floating_point(tensor) and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield f"{path}.{name}".lstrip("."), tensor
+
+
+def costs_of_base(method: Any, records: Sequence[Mapping[str, Any]], depth: int) -> dict[str, Any]:
+    """What a method's base cost, in the fields of a result file: what it would cost alone.
+
+    Args:
+        records: the learner's, one a task. depth: 1 for the base, 2 for the base's base.
+
+    Returns:
+        "seconds" of learning are the task's, less the calls of what was taken off; those of testing are left out, since
+        one pass gives all readouts. None for what an older model has not recorded.
+    """
+    calls: tuple[str, ...] = ()
+    adapters: set[str] = set()
+    for _ in range(depth):
+        calls, adapters = (*calls, *method.own_calls), {*adapters, *getattr(method, "own_adapters", ())}
+        method = method.base
+    phases: Counter[str] = Counter()
+    learn: list[float] = []
+    for record in records:
+        taken_off = {call: s for call, s in record["seconds"].items() if call.startswith(calls)}
+        learn.append(record["seconds"]["total"] - sum(taken_off.values()))
+        phases.update({call: s for call, s in record["seconds"].items() if call not in (*taken_off, "total")})
+    trained = [n for record in records for call, n in record.get("trained", {}).items() if not call.startswith(calls)]
+    counts = parameter_counts(method, adapters)
+    counts.pop("plugins", None)
+    return {
+        "seconds": {"learn": learn},
+        "phase_seconds": dict(phases),
+        "trainable_parameters": max(trained, default=0) if all("trained" in record for record in records) else None,
+        "parameters": counts,
+        "stored_bytes": stored_bytes(method, without=adapters),
+    }

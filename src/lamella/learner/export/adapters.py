@@ -1,0 +1,56 @@
+"""The raw tensors that a model has learned, for people who want the numbers only."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lamella.common.files import write_json
+from lamella.learner.export.check import compare
+from lamella.learner.export.describe import description, metadata
+from lamella.learner.export.network import beneath
+from lamella.learner.learner import Learner
+from lamella.learner.store.versions import learned_state, restore_state
+from lamella.memory.exemplars import Exemplars
+
+__all__ = ["export_adapters"]
+
+
+def export_adapters(learner: Learner, method: Any, folder: Path) -> list[str]:
+    """Write learned.safetensors and learned.json, which says what each tensor is; no image of a memory is among them.
+
+    Branches are named LAYER.branches.ADAPTER.NUMBER.A and .B: the weight's rows `extent` get `factor` * B A.
+    """
+    from safetensors.torch import load_file, save_file
+
+    skipped = _of_no_use(method)
+    state = learned_state(method)
+    kept = {k: v.detach().cpu() for k, v in state.items() if not k.startswith(skipped)}
+    tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in kept.items()}
+    described = description(learner, method, method.classes)
+    listed = {
+        name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for name, t in tensors.items()
+    }
+    folder.mkdir()
+    save_file(tensors, folder / "learned.safetensors", metadata={"format": "pt"} | metadata(described))
+    write_json(folder / "learned.json", described | {"tensors": listed})
+
+    fresh = Learner(learner.config, backbone_copy=learner.backbone_copy)
+    again = beneath(fresh.method.eval(), _readout(learner.method, method))
+    restore_state(again, state | load_file(folder / "learned.safetensors"))
+    found = compare(method.predict, again.eval().predict, learner.backbone.transform.size)
+    return [str(found), f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers"]
+
+
+def _of_no_use(method: nn.Module) -> tuple[str, ...]:
+    """Prefixes of what a prediction does not need: memories of images, and what only training reads."""
+    training = [n for n, m in method.named_modules() if getattr(m, "for_training", False) or isinstance(m, Exemplars)]
+    return tuple(f"{name}." for name in training)
+
+
+def _readout(outermost: Any, method: Any) -> str:
+    depth = 0
+    while outermost is not method:
+        outermost, depth = outermost.base, depth + 1
+    return ".".join(["base"] * depth)

@@ -1,0 +1,63 @@
+"""The formats by name, and what all of them share: a readout is chosen, a draft is written, checked, and moved."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lamella.common.options import near_matches
+from lamella.learner.export.adapters import export_adapters
+from lamella.learner.export.drafts import draft
+from lamella.learner.export.network import beneath
+from lamella.learner.export.onnx_graph import export_onnx
+from lamella.learner.export.peft_folder import export_peft, export_peft_tasks
+from lamella.learner.export.timm_folder import export_timm
+from lamella.learner.learner import Learner
+
+__all__ = ["FORMATS", "export"]
+
+Export = Callable[[Learner, Any, Path], list[str]]
+
+FORMATS: dict[str, Export] = {
+    "timm": export_timm,
+    "peft": export_peft,
+    "onnx": export_onnx,
+    "adapters": export_adapters,
+}
+
+
+def export(learner: Learner, format: str, out: str | Path, *, readout: str = "", per_task: bool = False) -> list[str]:
+    """Write a learned model to `out`, a file for "onnx" and a folder for the others; all of it, or nothing.
+
+    Args:
+        readout: "" for the model's own prediction, "base" for that of what it is built on ("base.base", and so on).
+        per_task: of "peft": a folder for each task, where the method keeps its tasks apart.
+
+    Returns:
+        What was found by the check, and how to load the export, line by line.
+
+    Raises:
+        ValueError: nothing was learned, `out` exists, or the model cannot take this form (and why).
+        RuntimeError: a package is missing, or the export does not compute what the model computes.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"unknown format '{format}'; {near_matches(format, FORMATS)}")
+    if per_task and format != "peft":
+        raise ValueError(f"per-task exports are folders of PEFT, not of format '{format}'; leave out --per-task")
+    if not learner.tasks:
+        raise ValueError("this model has learned nothing yet; give it a task first")
+    method = beneath(learner.method.eval(), readout)
+    write = export_peft_tasks if per_task else FORMATS[format]
+    with draft(Path(out)) as place, _on_the_cpu(learner):
+        return write(learner, method, place)
+
+
+@contextmanager
+def _on_the_cpu(learner: Learner) -> Generator[None]:
+    """Where exports are written and compared, so that they do not depend on an accelerator's rounding."""
+    device = next(learner.method.parameters()).device
+    learner.method.cpu()
+    try:
+        yield
+    finally:
+        learner.method.to(device)

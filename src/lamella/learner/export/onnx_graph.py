@@ -1,0 +1,115 @@
+"""A prediction as one ONNX graph for batches of any size.
+
+One network with a linear classifier becomes a plain graph. Any other method is traced on one image, with whatever it
+chooses for that image in the graph, and the graph runs image after image in a Scan: a prediction does not depend on its
+batch.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lamella.learner.export.check import compare, random_images
+from lamella.learner.export.describe import description, metadata, needed
+from lamella.learner.export.network import fixed
+from lamella.learner.learner import Learner
+
+__all__ = ["export_onnx"]
+
+INPUT, OUTPUT = "images", "logits"
+
+
+def export_onnx(learner: Learner, method: Any, file: Path) -> list[str]:
+    """Write one file: input "images" (n, 3, size, size), normalised; output "logits" (n, classes).
+
+    Raises:
+        RuntimeError: a package is missing.
+    """
+    onnx, runtime = needed("onnx", "export"), needed("onnxruntime", "export")
+    needed("onnxscript", "export")
+    size = learner.backbone.transform.size
+    try:
+        network = fixed(method)
+    except ValueError:
+        model, how = _image_by_image(method, size), "the graph runs image after image"
+    else:
+        model, how = _batches(network, size), "the graph runs whole batches"
+    onnx.helper.set_model_props(model, metadata(description(learner, method, method.classes)))
+    onnx.save_model(model, file)
+
+    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    found = compare(method.predict, lambda x: torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0]), size)
+    return [
+        str(found),
+        how,
+        f"load it: onnxruntime.InferenceSession(FILE).run(['{OUTPUT}'], {{'{INPUT}': float32 (n, 3, {size}, {size})}})",
+    ]
+
+
+def _batches(network: nn.Module, size: int) -> Any:
+    shapes = {"x": {0: torch.export.Dim("n")}}
+    return _converted(network, random_images(2, size), INPUT, OUTPUT, dynamic_shapes=shapes)
+
+
+def _image_by_image(method: Any, size: int) -> Any:
+    """A model whose one node is a Scan over the images, its body the graph of one image."""
+    from onnx import TensorProto, helper
+
+    model = _converted(_traced(method, size), random_images(1, size), "batch_of_one", "logits_of_one")
+    one, axis = model.graph, helper.make_tensor("batch_axis", TensorProto.INT64, [1], [0])
+    classes = one.output[0].type.tensor_type.shape.dim[1].dim_value
+
+    def floats(name: str, *shape: int | str) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    nodes = [
+        helper.make_node("Unsqueeze", ["image", axis.name], ["batch_of_one"]),
+        *one.node,
+        helper.make_node("Squeeze", ["logits_of_one", axis.name], ["row"]),
+    ]
+    body = helper.make_graph(nodes, "one_image", [floats("image", 3, size, size)], [floats("row", classes)])
+    scan = helper.make_node("Scan", [INPUT], [OUTPUT], num_scan_inputs=1, body=body)
+    inputs, outputs = [floats(INPUT, "n", 3, size, size)], [floats(OUTPUT, "n", classes)]
+    graph = helper.make_graph([scan], "prediction", inputs, outputs, [*one.initializer, axis])
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def _converted(module: nn.Module, x: Tensor, input: str, output: str, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, about itself
+        program: Any = torch.onnx.export(
+            module, (x,), input_names=[input], output_names=[output], dynamo=True, verbose=False, **options
+        )
+    return program.model_proto
+
+
+def _traced(method: Any, size: int) -> nn.Module:
+    """The method's prediction for one image as plain tensor operations; all that it has learned is constant."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    x = random_images(1, size)
+    with torch.no_grad():
+        method.predict(x)  # what is solved once and kept, such as discriminants, is no part of the graph
+        with _InPlainOperations():
+            return make_fx(lambda x: method.predict(x), tracing_mode="real")(x)
+
+
+class _InPlainOperations(TorchFunctionMode):
+    """Functions that cannot be traced, or that ONNX lacks, as operations that can."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = {F.one_hot: _one_hot, torch.cdist: _distances}.get(func, func)
+        return plain(*args, **(kwargs or {}))
+
+
+def _one_hot(index: Tensor, num_classes: int) -> Tensor:
+    return (index[..., None] == torch.arange(num_classes, device=index.device)).long()
+
+
+def _distances(x1: Tensor, x2: Tensor, **_: Any) -> Tensor:
+    return (x1[:, None] - x2[None]).square().sum(2).sqrt()

@@ -1,0 +1,210 @@
+"""Folders that plain PEFT loads: the change of the weights as LoRA, exact in its numerical rank, and the classifier."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lamella.adapters.adapter import Site, using
+from lamella.common.files import write_json
+from lamella.learner.export.check import compare
+from lamella.learner.export.describe import architecture, description, metadata, needed, new_timm_model, timm_config
+from lamella.learner.export.network import Acting, Fixed, acting_branches, adapted_layers, fixed, linear_layer, update
+from lamella.learner.learner import Learner
+from lamella.methods.shared.heads import Head
+
+__all__ = ["export_peft", "export_peft_tasks", "low_rank"]
+
+Differences = Mapping[str, tuple[Tensor, Tensor]]
+"""By layer, the change of its weight (float64), and the weight as loaded."""
+
+
+class Pair(NamedTuple):
+    """A change of a weight: B (d_out, rank) times A (rank, d_in)."""
+
+    A: Tensor
+    B: Tensor
+
+
+def low_rank(change: Tensor, weight: Tensor, merges: int = 1) -> Pair:
+    """The factors of a change of a float32 weight, in its numerical rank.
+
+    Singular values count that are above what rounding leaves: adding to the weight `merges` times rounds each entry by
+    up to eps / 2 of itself, a random matrix whose norm is about eps / sqrt 12 x rms x (sqrt m + sqrt n) x sqrt(merges).
+
+    Args:
+        change, weight: (m, n). merges: how often a change was added.
+    """
+    D = change.double()
+    rms = weight.double().square().mean().sqrt()
+    eps = torch.finfo(torch.float32).eps
+    noise = eps * rms * (D.shape[0] ** 0.5 + D.shape[1] ** 0.5) * merges**0.5
+    _, s, Vh = torch.linalg.svd(D, full_matrices=False)
+    A = Vh[: int((s > noise).sum())]
+    return Pair(A.float().contiguous(), (D @ A.T).float().contiguous())  # rows of zeros stay zero
+
+
+def export_peft(learner: Learner, method: Any, folder: Path) -> list[str]:
+    """Write the whole change since the backbone was loaded, and the classifier, as one adapter.
+
+    Raises:
+        ValueError: the model is not one network with a linear classifier, timm does not build that network, or its
+            weights changed in ways that LoRA does not hold.
+        RuntimeError: PEFT is not installed.
+    """
+    needed("peft", "peft")
+    architecture(learner)  # refuses what timm does not build, before other reasons that name timm as the way out
+    network = fixed(method)
+    loaded = learner.new_backbone().model
+    adapter = _Adapter(learner, loaded, _differences(method, network, loaded), network.classifier)
+    described = description(learner, method, method.classes)
+    return adapter.write(folder, described, method.predict, len(learner.tasks))
+
+
+def export_peft_tasks(learner: Learner, method: Any, folder: Path) -> list[str]:
+    """Write an adapter and a classifier for each task, which the method keeps apart: folders task0, task1, ...
+
+    Raises:
+        ValueError: the method folds its tasks into one weight, or as for `export_peft`.
+        RuntimeError: PEFT is not installed.
+    """
+    needed("peft", "peft")
+    tasks = _tasks_apart(method)
+    loaded = learner.new_backbone().model
+    sites = [Site(n, layer, slice(None)) for n, layer in adapted_layers(method.backbone.model).items()]
+    weights = {name: layer.weight for name, layer in adapted_layers(method.backbone.model).items()}
+    folder.mkdir()
+    lines: list[str] = []
+    for t, layers in tasks.items():
+        head: Head = method.heads[t]
+        coefficients = {a.adapter: a.coefficient for acting in layers.values() for a in acting}
+        changes = {n: (update(weights[n].shape, acting), weights[n]) for n, acting in layers.items()}
+        classifier = linear_layer(head.weight, head.bias)
+
+        def own(x: Tensor, head: Head = head, coefficients: Mapping[str, float] = coefficients) -> Tensor:
+            with using(sites, coefficients):
+                return head(method.backbone(x))
+
+        described = description(learner, method, list(head.classes)) | {"tasks": [learner.tasks[t]["name"]]}
+        adapter = _Adapter(learner, loaded, changes, classifier)
+        lines += [f"task{t}: {line}" for line in adapter.write(folder / f"task{t}", described, own, 1)]
+    return lines
+
+
+def _tasks_apart(method: Any) -> dict[int, dict[str, list[Acting]]]:
+    """By task, then by layer, the branches of that task alone; their names begin with "task" and its number."""
+    layers = adapted_layers(method.backbone.model)
+    names = {name for layer in layers.values() for name in layer.branches}
+    numbers = {name: int(m[1]) for name in names if (m := re.fullmatch(r"task(\d+)(-\d+)?", name))}
+    if not numbers or names != set(numbers) or len(set(numbers.values())) != len(getattr(method, "heads", ())):
+        raise ValueError(f"{type(method).__name__} keeps no adapter for each task; leave out --per-task")
+    routed = getattr(method, "routed", False)
+    acting = (
+        {n: [Acting(a, b, 1.0) for a in layer.branches for b in layer.of(a)] for n, layer in layers.items()}
+        if routed
+        else acting_branches(method)
+    )
+    return {
+        t: {n: [a for a in every if numbers[a.adapter] == t] for n, every in acting.items()}
+        for t in sorted(set(numbers.values()))
+    }
+
+
+def _differences(method: Any, network: Fixed, loaded: nn.Module) -> Differences:
+    before, after = loaded.state_dict(), network.backbone.model.state_dict()
+    linear = {f"{name}.weight" for name, layer in loaded.named_modules() if type(layer) is nn.Linear}
+    changed = [key for key in before if not torch.equal(before[key], after[key].to(before[key]))]
+    if strange := [key for key in changed if key not in linear]:
+        raise ValueError(
+            f"{type(method).__name__} changed '{strange[0]}' too, and {len(changed)} tensors in all, which LoRA on "
+            "linear layers does not hold; use --format timm"
+        )
+    # Branches that stand beside their weight are taken in float64, before they are rounded into it.
+    acting, own = acting_branches(method), method.backbone.model.state_dict()
+    return {
+        key.removesuffix(".weight"): (
+            own[key].double() - before[key].double() + update(before[key].shape, acting.get(key[:-7], [])), before[key]
+        )
+        for key in changed
+    }  # fmt: skip
+
+
+class _Adapter:
+    """One folder for PEFT.
+
+    Args:
+        loaded: the backbone as it was loaded, which users load too.
+    """
+
+    def __init__(self, learner: Learner, loaded: nn.Module, differences: Differences, classifier: nn.Linear) -> None:
+        self.learner, self.loaded, self.differences, self.classifier = learner, loaded, differences, classifier
+
+    def write(self, folder: Path, described: dict[str, Any], own: Callable[[Tensor], Tensor], merges: int) -> list[str]:
+        """Write adapter_config.json, adapter_model.safetensors, config.json, and base.safetensors where it is needed.
+
+        Raises:
+            ValueError: no weight changed, or one by more than a low rank.
+        """
+        from peft import LoraConfig, PeftModel
+        from safetensors.torch import load_file, save_file
+
+        pairs = self._pairs(merges)
+        base = {k: v.contiguous() for k, v in self.loaded.state_dict().items()}
+        model, head = new_timm_model(self.learner, len(described["class_names"]), base)
+        ranks = {name: len(pair.A) for name, pair in pairs.items()}
+        largest = max(ranks.values())
+        config = LoraConfig(
+            r=largest, lora_alpha=largest, target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks,
+            lora_dropout=0.0, bias="none", modules_to_save=[head], inference_mode=True,
+        )  # fmt: skip
+        tensors = {f"{name}.lora_{letter}.weight": t for name, p in pairs.items() for letter, t in p._asdict().items()}
+        tensors |= {f"{head}.{key}": value.contiguous() for key, value in self.classifier.state_dict().items()}
+        tensors = {f"base_model.model.{key}": value for key, value in tensors.items()}
+        folder.mkdir()
+        config.save_pretrained(str(folder))
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"} | metadata(described))
+        write_json(folder / "config.json", timm_config(self.learner, described))
+        if self._base_is_ours():
+            save_file(base, folder / "base.safetensors", metadata={"format": "pt"})
+            model.load_state_dict(load_file(folder / "base.safetensors"), strict=False)
+
+        plain = PeftModel.from_pretrained(model, str(folder)).eval()
+        found = compare(own, plain, self.learner.backbone.transform.size)
+        return [str(found), f"rank {_range(ranks.values())} on {len(ranks)} layers", self._how_to_load(described)]
+
+    def _pairs(self, merges: int) -> dict[str, Pair]:
+        pairs = {name: low_rank(change, weight, merges) for name, (change, weight) in self.differences.items()}
+        pairs = {name: pair for name, pair in pairs.items() if len(pair.A)}
+        if not pairs:
+            raise ValueError("no weight of the backbone changed, so there is no adapter; use --format timm")
+        full = [n for n, p in pairs.items() if len(p.A) * sum(self.differences[n][1].shape) >= p.A.shape[1] * len(p.B)]
+        if full:
+            raise ValueError(
+                f"the change of layer '{full[0]}' has the rank {len(pairs[full[0]].A)}, so that LoRA would be larger "
+                "than the weight; use --format timm"
+            )
+        return pairs
+
+    def _base_is_ours(self) -> bool:
+        """Whether timm cannot download the weights that the adapter belongs to."""
+        table = self.learner.config["backbone"]
+        return table["weights"] != "pretrained" or "adapter" in table or table["name"] != architecture(self.learner)[0]
+
+    def _how_to_load(self, described: dict[str, Any]) -> str:
+        name, options = architecture(self.learner)
+        given = "".join(f", {key}={value!r}" for key, value in options.items())
+        ours = self._base_is_ours()
+        create = f"timm.create_model('{name}', {'' if ours else 'pretrained=True, '}num_classes="
+        base = "model.load_state_dict(safetensors.torch.load_file('base.safetensors'), strict=False); " if ours else ""
+        return (
+            f"load it: model = {create}{len(described['class_names'])}{given}); {base}"
+            "model = peft.PeftModel.from_pretrained(model, FOLDER)"
+        )
+
+
+def _range(ranks: Any) -> str:
+    low, high = min(ranks), max(ranks)
+    return str(low) if low == high else f"{low} to {high}"

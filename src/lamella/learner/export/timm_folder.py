@@ -1,0 +1,44 @@
+"""A folder that plain timm loads: merged weights under timm's own keys, and its config.json."""
+
+from pathlib import Path
+from typing import Any
+
+from lamella.common.files import write_json
+from lamella.learner.export.check import compare
+from lamella.learner.export.describe import architecture, description, metadata, new_timm_model, timm_config
+from lamella.learner.export.network import fixed
+from lamella.learner.learner import Learner
+
+__all__ = ["export_timm"]
+
+
+def export_timm(learner: Learner, method: Any, folder: Path) -> list[str]:
+    """Write model.safetensors and config.json.
+
+    Raises:
+        ValueError: the model is not one network with a linear classifier, or timm does not build that network.
+    """
+    from safetensors.torch import load_file, save_file
+
+    network = fixed(method)
+    described = description(learner, method, method.classes)
+    count = len(method.classes)
+    backbone = {k: v.contiguous() for k, v in network.backbone.model.state_dict().items()}
+    _, head = new_timm_model(learner, count, {})
+    state = backbone | {f"{head}.{key}": value for key, value in network.classifier.state_dict().items()}
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"} | metadata(described))
+    config = timm_config(learner, described)
+    write_json(folder / "config.json", config)
+
+    plain, _ = new_timm_model(learner, count, {})
+    plain.load_state_dict(load_file(folder / "model.safetensors"))
+    found = compare(method.predict, plain, learner.backbone.transform.size)
+    name, options = architecture(learner)
+    given = "".join(f", {key}={value!r}" for key, value in options.items())
+    return [
+        str(found),
+        f"load it: model = timm.create_model('{name}', num_classes={count}{given}); "
+        "model.load_state_dict(safetensors.torch.load_file('model.safetensors'))",
+        "or all at once: timm.create_model('local-dir:FOLDER', pretrained=True)",
+    ]

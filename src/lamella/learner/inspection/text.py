@@ -1,0 +1,175 @@
+"""One model for the terminal: what `lamella inspect` and `lamella evaluate` print."""
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from lamella.common.plain_table import plain_table
+from lamella.common.printable import printable
+from lamella.experiments.report import words
+
+if TYPE_CHECKING:
+    from lamella.learner.inspection.directions import Overlap
+    from lamella.learner.inspection.evaluation import Evaluation
+    from lamella.learner.inspection.facts import Inspection, LearnedTask
+
+__all__ = ["evaluation_text", "facts", "forecast_told", "images_told", "inspection_text", "no_overlap_told"]
+
+MOST_TASKS = 12
+"""Tasks up to which their overlap is a table; the page has all of them."""
+MOST_CLASSES = 30
+"""Classes that are listed, the worst ones; the page and JSON have all of them."""
+
+
+def facts(of: Any) -> Any:
+    """Dataclasses as JSON has them, with what follows from their fields, such as an accuracy."""
+    if isinstance(of, tuple):
+        return [facts(entry) for entry in of]
+    if not is_dataclass(of):
+        return of
+    names = [field.name for field in fields(of)]
+    names += [name for name, value in vars(type(of)).items() if isinstance(value, property)]
+    return {name: facts(getattr(of, name)) for name in names}
+
+
+def inspection_text(model: "Inspection") -> str:
+    """Ledger, free directions with a forecast, and overlap."""
+    parameters = ", ".join(f"{part} {words.count(n)}" for part, n in model.parameters.items())
+    head = (
+        f"{model.method} on {printable(model.backbone)} (weights {model.weights_sha256[:12]})\n"
+        f"{_many(len(model.tasks), 'task')}, {_many(len(model.classes), 'class', 'es')}; "
+        f"confidence at temperature {model.temperature:.3g}\nnumbers: {parameters}\n"
+    )
+    parts = [head, _ledger(model)]
+    if model.spaces:
+        parts.append(_spaces(model))
+    parts.append(forecast_told(model) + "\n")
+    parts.append(_overlap(model, model.overlap) if model.overlap else no_overlap_told(model) + "\n")
+    return "\n".join(parts)
+
+
+def forecast_told(model: "Inspection") -> str:
+    """How many tasks still fit, and how that is known."""
+    found = model.forecast
+    if not model.spaces:
+        return "This method protects no directions of its layers' inputs, so none run out."
+    if not model.tasks:
+        return "No forecast: nothing was learned yet."
+    if found is None:
+        known = all(space.grown for space in model.spaces)
+        why = "nothing is kept away from what is remembered" if known else "what each task took was not recorded"
+        return f"No forecast: {why}."
+    several, one = found.last > 1, "the last task" if len(model.tasks) > 1 else "the only task"
+    measured = f"the last {found.last} tasks" if several else one
+    if found.tasks is None:
+        return f"No end in sight: {measured} took no direction of any layer."
+    free = next(space.free for space in model.spaces if space.layer == found.layer)
+    if not found.tasks:
+        return (
+            f"{found.layer} has {_many(free, 'free direction')}, fewer than the {found.rank} of a branch: "
+            "new branches are narrower there."
+        )
+    return (
+        f"About {_many(found.tasks, 'more task')} before {found.layer} has fewer than {found.rank} free directions, "
+        f"the rank of a branch, and branches there get narrower. A straight line: {measured} took "
+        f"{found.pace:.1f} of its directions{' each' if several else ''}, {free} are left."
+    )
+
+
+def no_overlap_told(model: "Inspection") -> str:
+    """Why there is no heat map."""
+    if len(model.tasks) < 2:
+        return "Overlap of tasks needs two tasks."
+    return "Overlap of tasks is not known: this method keeps no branches of single tasks."
+
+
+def evaluation_text(measured: "Evaluation", data: str) -> str:
+    """Accuracy, calibration, what was called unknown; by task and by class."""
+    lines = [
+        f"{words.number(measured.accuracy)} % right of {_many(measured.images, 'image')} ({printable(data)})",
+        f"mean confidence {words.number(measured.confidence)} %, "
+        f"expected calibration error {words.number(measured.calibration_error)} points ({len(measured.bins)} bins)",
+    ]
+    if measured.unknown_below is None:
+        lines.append("unknown images: this model had no images held back, so it cannot tell")
+    else:
+        share = words.number(measured.unknown / measured.images)
+        lines.append(f"called unknown (familiarity below {measured.unknown_below}): {share} %")
+    parts = ["\n".join(lines) + "\n", _counted(measured, "task")]
+    worst = sorted(measured.classes, key=lambda line: line.accuracy)[:MOST_CLASSES]
+    hidden = len(measured.classes) - len(worst)
+    parts.append(_counted(measured, "class", {line.name for line in worst}))
+    if hidden:
+        parts.append(f"the {len(worst)} worst of {len(measured.classes)} classes; --html and --json have all\n")
+    if measured.strangers:
+        parts.append(_strangers(measured))
+    return "\n".join(parts)
+
+
+def images_told(task: "LearnedTask") -> str:
+    """How many images a task was learned from, and how many files could not be read."""
+    return words.count(task.images) + (f" ({words.count(task.unreadable)} unreadable)" if task.unreadable else "")
+
+
+def _ledger(model: "Inspection") -> str:
+    heads = ("task", "learned", "version", "classes", "images", "time", "state", "data", "held back", "T")
+    rows: list[Sequence[str]] = []
+    for task in model.tasks:
+        origin = task.origin
+        rows.append((
+            task.name, words.NOTHING if origin is None else origin.made.replace("T", " "),
+            words.NOTHING if origin is None else str(origin.version), _named(task.classes), images_told(task),
+            words.duration(task.seconds), words.size(None if origin is None else origin.bytes),
+            (task.data_sha256 or words.NOTHING)[:12],
+            words.NOTHING if task.accuracy is None else f"{words.number(task.accuracy)} % of {task.held_back}",
+            words.NOTHING if task.temperature is None else f"{task.temperature:.3g}",
+        ))  # fmt: skip
+    return plain_table(heads, rows)
+
+
+def _spaces(model: "Inspection") -> str:
+    rows = [
+        (s.layer, str(s.used), str(s.free), str(s.width), " ".join(map(str, s.grown)) or words.NOTHING)
+        for s in model.spaces
+    ]
+    return plain_table(("layer", "protected", "free", "of", "by task"), rows)
+
+
+def _overlap(model: "Inspection", overlap: "Overlap") -> str:
+    """All pairs of tasks, or those that overlap most."""
+    names = [model.tasks[task].name for task in overlap.tasks]
+    chance = words.number(overlap.chance)
+    if len(names) > MOST_TASKS:
+        pairs = [(i, j) for i in range(len(names)) for j in range(i)]
+        most = sorted(pairs, key=lambda p: -overlap.values[p[0]][p[1]])[:MOST_TASKS]
+        rows = [(names[j], names[i], words.number(overlap.values[i][j])) for i, j in most]
+        return plain_table(("overlap of tasks", "", f"% (chance: {chance})"), rows)
+    rows = [(name, *(f"{100 * value:.0f}" for value in row)) for name, row in zip(names, overlap.values, strict=True)]
+    return plain_table((f"overlap, % (chance: {chance})", *names), rows)
+
+
+def _counted(measured: "Evaluation", what: str, shown: set[str] | None = None) -> str:
+    rows: list[Sequence[str]] = []
+    for line in measured.tasks if what == "task" else measured.classes:
+        if shown is None or line.name in shown:
+            shares = [words.number(n / line.images) for n in (line.right, line.right_task)]
+            flagged = words.NOTHING if measured.unknown_below is None else words.number(line.unknown / line.images)
+            rows.append((line.name, str(line.images), *shares, flagged))
+    return plain_table((what, "images", "right %", "right task %", "called unknown %"), rows)
+
+
+def _strangers(measured: "Evaluation") -> str:
+    rows: list[Sequence[str]] = []
+    for line in measured.strangers:
+        flagged = words.NOTHING if measured.unknown_below is None else words.number(line.unknown / line.images)
+        rows.append((line.name, str(line.images), flagged, line.taken_for))
+    return plain_table(("never learned", "images", "called unknown %", "mostly taken for"), rows)
+
+
+def _named(classes: Sequence[str]) -> str:
+    shown = ", ".join(classes[:3]) if len(classes) <= 3 else f"{classes[0]} … {classes[-1]}"
+    return f"{len(classes)}: {shown}"
+
+
+def _many(count: int, noun: str, plural: str = "s") -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{plural}"

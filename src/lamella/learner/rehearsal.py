@@ -1,0 +1,122 @@
+"""What learning a task will take, in seconds and bytes: measured on a few of its images, before it is learned.
+
+A learner that is thrown away afterwards learns a handful of the images. Of each training call two steps are made, of
+which the second is timed, and of each pass one batch; what they took is scaled to all images and epochs. What happens
+between the calls, such as decompositions, is not scaled: it is measured as it is.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from lamella.data.images import ImageSet
+from lamella.data.scenario import Task
+from lamella.learner.learner import Learner
+from lamella.training.fit import Examples, Fit, Loss
+from lamella.training.footprint import bytes_now, kept_for_backward
+
+__all__ = ["Expected", "rehearse"]
+
+CLASSES, PER_CLASS = 4, 4
+STEP = 16  # images of a step on a CPU, where time goes with images; a GPU gets the batches of the method
+
+
+class Expected(NamedTuple):
+    """What a learning will take: seconds, and the most bytes of memory at one time; 0 where the system does not say."""
+
+    seconds: float
+    bytes: int
+
+
+class _Enough(Exception):
+    pass
+
+
+class _Rehearsal(Fit):
+    """A loop that stops each call as soon as it has been measured."""
+
+    def prepare(self, sample: int, images: int) -> None:
+        """`sample` images stand for `images`."""
+        self.sample, self.images = sample, images
+        self.expected = self.spent = 0.0
+        self.step_bytes = 0
+
+    def __call__(
+        self, data: Examples, loss: Loss, params: Any, *, epochs: int, batch_size: int,
+        after_step: Callable[[], None] | None = None, **options: Any,
+    ) -> list[float]:  # fmt: skip
+        started = time.monotonic()
+        size = min(batch_size, len(data), batch_size if self.device.type == "cuda" else STEP)
+        ends: list[float] = []
+        kept = 0
+
+        def measured(x: Tensor, y: Tensor) -> Tensor:
+            nonlocal kept
+            with kept_for_backward(self.module.parameters()) as bytes_so_far:
+                value = loss(x, y)
+            kept = bytes_so_far()
+            return value
+
+        def after() -> None:
+            if after_step:
+                after_step()
+            ends.append(time.monotonic())
+            if len(ends) == 2:
+                raise _Enough
+
+        try:
+            super().__call__(data, measured, params, epochs=2, batch_size=size, after_step=after, **options)
+        except _Enough:
+            pass
+        total = self._scaled(len(data), data)
+        self.step_bytes = max(self.step_bytes, kept * min(batch_size, total) // size)
+        self.expected += (ends[-1] - ends[-2]) / size * total * epochs
+        self.spent += time.monotonic() - started
+        return [0.0] * epochs
+
+    def _scan(self, place: Any, data: Examples, *arguments: Any) -> None:
+        started = time.monotonic()
+        super()._scan(place, data, *arguments)
+        took = time.monotonic() - started
+        self.expected += took * self._scaled(len(data), data) / len(data)
+        self.spent += took
+
+    def _scaled(self, count: int, data: Examples) -> int:
+        """How many images this call will have: the task's and what comes with them, such as a memory."""
+        of_task = isinstance(data, ImageSet) or count == self.sample
+        return count - self.sample + self.images if of_task and count >= self.sample else count
+
+
+def rehearse(learner: Learner, task: Task, held_back: int) -> Expected:
+    """What learning `task` will take. The learner must not be used afterwards.
+
+    Args:
+        held_back: how many images will be looked at when the task is learned.
+    """
+    short = _short(task)
+    plain = learner.fit()
+    fit = _Rehearsal(
+        learner.method, plain.transform, augmentation=plain.augmentation, seed=plain.seed,
+        device=str(plain.device), precision=plain.precision,
+    )  # fmt: skip
+    fit.prepare(len(short.train), len(task.train))
+    fit.begin(str(len(learner.tasks)))
+    for _ in range(2):  # the first pass of all also warms up; the second tells what a pass takes
+        before = fit.expected
+        fit.scan(short.train, lambda x, y: learner.backbone(x))
+    of_held_back = (fit.expected - before) / len(task.train) * held_back
+    fit.expected = fit.spent = 0.0
+    now, started = bytes_now(fit.device), time.monotonic()
+    learner.method.eval().learn(short, fit)
+    between = time.monotonic() - started - fit.spent
+    return Expected(fit.expected + between + of_held_back, now + fit.step_bytes if now else 0)
+
+
+def _short(task: Task) -> Task:
+    """A few images of a few of the task's classes."""
+    classes = task.classes[:CLASSES]
+    chosen = [i for c in classes for i in (task.train.labels == c).nonzero()[:PER_CLASS, 0].tolist()]
+    return replace(task, classes=classes, class_names=task.class_names[:CLASSES], train=task.train.subset(chosen))

@@ -1,0 +1,1 @@
+"""A model folder on disk: immutable versions under one pointer."""

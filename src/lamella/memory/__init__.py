@@ -1,0 +1,1 @@
+"""What is kept of old tasks: subspaces, class Gaussians, signatures of inputs, exemplars."""

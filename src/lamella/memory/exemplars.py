@@ -1,0 +1,229 @@
+"""A memory of images: a few of each old class, as compact as the backbone sees them, with where they came from."""
+
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lamella.common.checks import check_one_of
+from lamella.common.randomness import generator
+from lamella.data.images import ImageSet, PixelArray, TensorSet, concatenate
+from lamella.data.transform import InputTransform, plain_view
+from lamella.memory.gaussians import herding
+from lamella.memory.resizable import Growing
+from lamella.training.fit import Fit
+
+__all__ = ["Exemplars"]
+
+CHOICES = ("herding", "random", "reservoir")
+CHUNK = 64  # images read at once: photos are large before they are resized
+
+
+class Exemplars(Growing):
+    """Images kept of old tasks, in their order of choice within each class.
+
+    Args:
+        size: side of the stored images in pixels, the backbone's input side.
+        total: images of all classes together, shared out evenly; 0 keeps none.
+        per_class: images of each class however many classes there are; `total` has no say then.
+        choose: "herding" (those whose mean is closest to the class's), "random", or "reservoir": an even draw from all
+            images ever seen, whatever their class (Vitter 1985), so a rare class may have none.
+        seed: of random choices.
+
+    Attributes:
+        images: (m, 3, size, size) uint8, not augmented. labels: (m,) int64, global class ids.
+        sources: (bytes,) uint8, the images' original keys as JSON. seen: () int64, images a reservoir was offered.
+
+    Raises:
+        ValueError: an unknown choice, no limit or a negative one, or a reservoir with a limit for each class.
+    """
+
+    still_in_training = True  # so that `fit` does not write the images again with each of its checkpoints
+    growing = ("images", "labels", "sources")
+    images: Tensor
+    labels: Tensor
+    sources: Tensor
+    seen: Tensor
+
+    def __init__(
+        self, size: int, *, total: int | None = 2000, per_class: int | None = None, choose: str = "herding",
+        seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        check_one_of("choose", choose, CHOICES)
+        limit = total if per_class is None else per_class
+        if limit is None or limit < 0:
+            raise ValueError(f"a memory of {limit} images is none; give 0 or more, for all classes or for each")
+        if choose == "reservoir" and per_class is not None:
+            raise ValueError("a reservoir knows no classes: leave out the images per class, or choose 'random'")
+        self.size, self.total, self.per_class, self.choose, self.seed = size, total, per_class, choose, seed
+        self.register_buffer("images", torch.zeros(0, 3, size, size, dtype=torch.uint8))
+        self.register_buffer("labels", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("sources", _encode(()))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Global ids of the classes that have an image here, in the order of their first images."""
+        return tuple(dict.fromkeys(self.labels.tolist()))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The original key of each image."""
+        return tuple(json.loads(bytes(self.sources.tolist())))
+
+    @property
+    def bytes(self) -> int:
+        """Of the images' pixels."""
+        return self.images.numel()
+
+    def counts(self) -> dict[int, int]:
+        """Images of each class."""
+        return {c: int((self.labels == c).sum()) for c in self.classes}
+
+    def quota(self, classes: int) -> int:
+        """Images each of so many classes may keep; 0 where the memory is meant to be empty.
+
+        Raises:
+            ValueError: there is not one image for each class.
+        """
+        if self.per_class is not None or not self.total:
+            return self.per_class or 0
+        share = self.total // max(classes, 1)
+        if share == 0 and self.choose != "reservoir":
+            raise ValueError(
+                f"a memory of {self.total} images cannot hold one of each of {classes} classes; raise it to {classes} "
+                "or more, or set it to 0 for none"
+            )
+        return share
+
+    def quota_with(self, classes: Sequence[int]) -> int:
+        """Images each class may keep once there are these classes too, some of which may be known."""
+        return self.quota(len({*self.classes, *classes}))
+
+    def join(self, data: ImageSet | TensorSet, classes: Sequence[int] = ()) -> ImageSet | TensorSet:
+        """What a task is trained on: `data` and all images kept; `data` itself where none are.
+
+        Args:
+            classes: of the task.
+
+        Raises:
+            ValueError: the memory is too small for these classes too, which is better known before training.
+        """
+        self.quota_with(classes)
+        return concatenate([_images(data), self.as_set()]) if len(self) else data
+
+    def as_set(self) -> ImageSet:
+        """The images kept, on the CPU, with keys of their own: "exemplar/i/KEY" for the image that was KEY."""
+        keys = [f"exemplar/{i}/{key}" for i, key in enumerate(self.keys)]
+        return ImageSet(PixelArray(self.images.cpu()), self.labels.cpu(), keys)
+
+    def refill(
+        self, data: ImageSet | TensorSet, extract: Callable[[Tensor], Tensor], fit: Fit, classes: Sequence[int]
+    ) -> None:
+        """`select` at the end of a task, by features that are computed only where herding needs them.
+
+        They are filed: a task that is resumed chooses the same images, also on a machine that rounds differently.
+
+        Args:
+            data: what the task was trained on (`join`). extract: images (n, 3, size, size) -> features (n, d).
+            classes: global ids of the task's classes.
+        """
+        herds = self.choose == "herding" and self.quota_with(classes) > 0
+        self.select(data, fit.features(data, extract, keep=True, name="herding") if herds else None, classes)
+
+    @torch.no_grad()
+    def select(self, data: ImageSet | TensorSet, features: Tensor | None, classes: Sequence[int]) -> None:
+        """Keep images of a finished task, and as many fewer of older classes as the memory asks for.
+
+        Args:
+            data: the task's images, alone or with those kept joined to them (`join`): a class that comes back is then
+                chosen anew from both.
+            features: (n, d), one for each image of `data`; only herding needs them.
+            classes: global ids of the task's classes.
+
+        Raises:
+            ValueError: there is not one image for each class, or `data` holds no images, or herding has no features.
+        """
+        quota = self.quota_with(classes)
+        if not (self.total if self.choose == "reservoir" else quota):
+            return
+        data = _images(data)
+        own = {f"exemplar/{i}/{key}": key for i, key in enumerate(self.keys)}
+        keys = [own.get(key, key) for key in data.keys]
+        if self.choose == "reservoir":
+            return self._sample([i for i, key in enumerate(data.keys) if key not in own], data)
+        twice = {key: i for i, key in reversed(list(enumerate(keys)))}  # an image may be kept and come back too
+        first = torch.tensor([twice[key] == i for i, key in enumerate(keys)])
+        chosen: list[int] = []
+        for label in classes:
+            candidates = ((data.labels == label) & first).nonzero()[:, 0]
+            chosen += candidates[self._order(candidates, features, label, quota)].tolist()
+        stay = [i for i, label in enumerate(self.labels.tolist()) if label not in classes]
+        self._store(stay, chosen, data, [keys[i] for i in chosen])
+        self.shrink(quota)
+
+    def _order(self, candidates: Tensor, features: Tensor | None, label: int, count: int) -> Tensor:
+        """Which of the candidates (n,), positions in the data, to keep, best first."""
+        if self.choose == "random":
+            return torch.randperm(len(candidates), generator=generator(self.seed, "exemplars", label))[:count]
+        if features is None:
+            raise ValueError("herding needs a feature of each image; give them, or choose 'random'")
+        unit = nn.functional.normalize(features[candidates.to(features.device)].double(), dim=1)
+        return herding(unit, count).cpu()
+
+    def _sample(self, offered: Sequence[int], data: ImageSet) -> None:
+        """Offer images one by one to a reservoir: each image ever offered is kept with the same probability."""
+        room, seen = self.total or 0, int(self.seen)
+        slots: list[tuple[bool, int]] = [(False, i) for i in range(len(self))]  # (is new, where it lies)
+        draws = torch.rand(len(offered), dtype=torch.float64, generator=generator(self.seed, "exemplars", seen))
+        order = torch.randperm(len(offered), generator=generator(self.seed, "exemplars", seen, "order"))
+        for draw, i in zip(draws.tolist(), order.tolist(), strict=True):
+            seen += 1
+            if len(slots) < room:
+                slots.append((True, offered[i]))
+            elif (slot := int(draw * seen)) < room:
+                slots[slot] = True, offered[i]
+        chosen = [i for new, i in slots if new]
+        self._store([i for new, i in slots if not new], chosen, data, [data.keys[i] for i in chosen])
+        self.seen.fill_(seen)
+
+    def shrink(self, per_class: int) -> None:
+        """Keep the first chosen of each class, at most so many."""
+        places = [(self.labels == label).nonzero()[:per_class, 0] for label in self.classes]
+        self._keep(torch.cat(places).sort().values.tolist() if places else [])
+
+    def _keep(self, index: Sequence[int]) -> None:
+        keys, place = self.keys, torch.tensor(index, dtype=torch.int64, device=self.labels.device)
+        self.images, self.labels = self.images[place], self.labels[place]
+        self.sources = _encode([keys[i] for i in index]).to(self.labels.device)
+
+    def _store(self, stay: Sequence[int], chosen: Sequence[int], data: ImageSet, keys: Sequence[str]) -> None:
+        """Keep the images at `stay` and add those at `chosen` of `data`, whose original keys are `keys`."""
+        index = torch.tensor(chosen, dtype=torch.int64)
+        images = torch.cat([self._compact(data.pixels(part)) for part in index.split(CHUNK)])
+        self._keep(stay)
+        self.sources = _encode((*self.keys, *keys)).to(self.labels.device)
+        self.images = torch.cat([self.images, images.to(self.images.device)])
+        self.labels = torch.cat([self.labels, data.labels[index].to(self.labels.device)])
+
+    def _compact(self, pixels: list[Tensor]) -> Tensor:
+        """(n, 3, size, size) uint8: the shorter side resized, the centre cut; images of that size as they are."""
+        if all(image.shape[1:] == (self.size, self.size) for image in pixels):
+            return torch.stack([image.cpu() for image in pixels]) if pixels else self.images[:0].cpu()
+        view = plain_view(InputTransform(self.size, (0.0,) * 3, (1.0,) * 3))
+        return (255 * view(pixels, torch.arange(len(pixels)))).round().to(torch.uint8).cpu()
+
+
+def _images(data: ImageSet | TensorSet) -> ImageSet:
+    if not isinstance(data, ImageSet):
+        raise ValueError("a memory keeps images, and these are tensors; set it to 0")
+    return data
+
+
+def _encode(keys: Sequence[str]) -> Tensor:
+    return torch.tensor(list(json.dumps(list(keys)).encode()), dtype=torch.uint8)

@@ -1,0 +1,216 @@
+"""What may be kept of old tasks: class statistics of features, and which images stand for a class."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lamella.memory.resizable import Growing
+
+__all__ = ["ClassGaussians", "herding", "shrunk"]
+
+
+class ClassGaussians(Growing):
+    """Counts, means and within-class scatter of features, exact under any split into batches.
+
+    Args:
+        width: d. per_class: whether each class keeps a scatter of its own besides the shared one.
+
+    Attributes:
+        ids: (c,) int64 global class ids, in the order of first sight.
+        counts: (c,) int64 images seen of each class.
+        means: (c, d) float64.
+        scatter: (d, d) float64, within-class scatter summed over all classes.
+        scatters: (c, d, d) float32, that of each class; (0, d, d) without `per_class`.
+    """
+
+    growing = ("ids", "counts", "means", "scatters")
+
+    ids: Tensor
+    counts: Tensor
+    means: Tensor
+    scatter: Tensor
+    scatters: Tensor
+
+    def __init__(self, width: int, *, per_class: bool = False) -> None:
+        super().__init__()
+        self.per_class = per_class
+        # float64: sums over years of tasks must not lose the small directions that shrinkage weighs.
+        self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("means", torch.zeros(0, width, dtype=torch.float64))
+        self.register_buffer("scatter", torch.zeros(width, width, dtype=torch.float64))
+        self.register_buffer("scatters", torch.zeros(0, width, width))
+        self._solved: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.known("ids")
+
+    @torch.no_grad()
+    def add(self, features: Tensor, labels: Tensor, classes: Sequence[int]) -> None:
+        """Take in features (n, d) with their global class ids (n,).
+
+        Args:
+            classes: ids to take in, old and new; new ones are appended in this order.
+
+        Raises:
+            ValueError: a class has no image among them.
+        """
+        if self.means.device != features.device:
+            self.to(features.device)
+        self._solved = {}
+        x, labels = features.double(), labels.to(features.device)
+        parts = {label: x[labels == label] for label in classes}
+        if empty := [label for label, part in parts.items() if len(part) == 0]:
+            raise ValueError(f"class {empty[0]} has no image to learn from")
+        for label, part in parts.items():
+            self._add_class(label, part)
+
+    def _add_class(self, label: int, x: Tensor) -> None:
+        mean, n = x.mean(0), len(x)
+        centred = x - mean
+        scatter = centred.T @ centred
+        known = self.classes
+        if label not in known:
+            self.ids = torch.cat([self.ids, self.ids.new_tensor([label])])
+            self.counts = torch.cat([self.counts, self.counts.new_tensor([n])])
+            self.means = torch.cat([self.means, mean[None]])
+            if self.per_class:
+                self.scatters = torch.cat([self.scatters, scatter[None].to(self.scatters)])
+            self.scatter += scatter
+            return
+        # Chan, Golub & LeVeque (1983): the scatter of a union from the scatters of its parts.
+        i = known.index(label)
+        old = int(self.counts[i])
+        shift = mean - self.means[i]
+        scatter += torch.outer(shift, shift) * (old * n / (old + n))
+        self.scatter += scatter
+        if self.per_class:
+            self.scatters[i] += scatter.to(self.scatters)
+        self.means[i] += shift * (n / (old + n))
+        self.counts[i] += n
+
+    @torch.no_grad()
+    def move(self, W: Tensor, source: Tensor, shift: Tensor) -> None:
+        """Follow a drift of the features: m -> m + (m - source) W + shift, scatter -> (I + W)^T scatter (I + W).
+
+        Args:
+            W: (d, d), zero for a pure shift.
+            source, shift: (d,), where the map is anchored and how far that point went.
+        """
+        self._solved = {}
+        W, source, shift = (t.to(self.means) for t in (W, source, shift))
+        self.means = self.means + (self.means - source) @ W + shift
+        map_ = torch.eye(len(W), dtype=W.dtype, device=W.device) + W
+        self.scatter = map_.T @ self.scatter @ map_
+        self.scatters = map_.T.to(self.scatters) @ self.scatters @ map_.to(self.scatters)
+
+    @property
+    def covariance(self) -> Tensor:
+        """(d, d): within-class scatter over the number of images seen; zero for singletons only."""
+        return self.scatter / self.counts.sum().clamp_min(1)
+
+    def linear_discriminant(self, features: Tensor, shrinkage: float) -> Tensor:
+        """Scores (n, c) of Fisher's linear discriminant with equal priors and the shrunk shared covariance.
+
+        score_c(f) = mu_c^T S^-1 f - mu_c^T S^-1 mu_c / 2; streaming form: Hayes & Kanan, "Lifelong Machine Learning
+        with Deep Streaming Linear Discriminant Analysis", CVPR-W 2020, arXiv 1909.01520.
+        """
+        weight, offset = self._kept(self._hyperplanes, shrinkage)
+        # Not narrower than float32: scores share a large offset, whose rounding would decide between classes.
+        return (features.to(weight) @ weight - offset).to(torch.promote_types(features.dtype, torch.float32))
+
+    def quadratic_discriminant(
+        self, features: Tensor, shrinkage: float, own: float, prior: float | None = None
+    ) -> Tensor:
+        """Scores (n, c): log-likelihoods under a Gaussian per class, up to a constant, equal priors.
+
+        Each class's covariance is (1 - a) x the shrunk shared one + a x its own (regularised discriminant analysis:
+        Friedman, JASA 1989). Needs `per_class`.
+
+        Args:
+            own: a, 0..1, of every class.
+            prior: nu, in images; where given, in place of `own`: a = n_c / (n_c + nu), so that a class that has few
+                images, whose own covariance is narrow by chance, leans on the shared one.
+        """
+        roots, volumes = self._kept(self._whitened, shrinkage, own, prior)
+        wide = features.to(roots)
+        distances = [((wide - m) @ R.T).square().sum(1) for m, R in zip(self.means, roots, strict=True)]
+        scores = -(torch.stack(distances, 1) + volumes) / 2
+        return scores.to(torch.promote_types(features.dtype, torch.float32))
+
+    def distance(self, features: Tensor, shrinkage: float) -> Tensor:
+        """(n,) squared Mahalanobis distance of features (n, d) to the nearest class mean, shrunk shared covariance."""
+        root, _ = self._kept(self._shared_root, shrinkage)
+        wide = features.to(root)
+        return torch.cdist(wide @ root.T, self.means @ root.T).amin(1).square()
+
+    def _shared_root(self, shrinkage: float) -> tuple[Tensor, Tensor]:
+        """The inverse Cholesky factor (d, d) of the shared covariance."""
+        L = torch.linalg.cholesky(shrunk(self.covariance, shrinkage))
+        identity = torch.eye(len(L), dtype=L.dtype, device=L.device)
+        return torch.linalg.solve_triangular(L, identity, upper=False), L
+
+    def _kept(self, solve: Callable[..., tuple[Tensor, Tensor]], *settings: float | None) -> tuple[Tensor, Tensor]:
+        """What `solve` makes of the statistics, until they change or move to another device."""
+        key = solve.__name__, *settings, self.means.device
+        if key not in self._solved:
+            self._solved[key] = solve(*settings)
+        return self._solved[key]
+
+    def _hyperplanes(self, shrinkage: float) -> tuple[Tensor, Tensor]:
+        """S^-1 mu_c (d, c) and mu_c^T S^-1 mu_c / 2 (c,)."""
+        weight = torch.linalg.solve(shrunk(self.covariance, shrinkage), self.means.T)
+        return weight, (self.means * weight.T).sum(1) / 2
+
+    def _whitened(self, shrinkage: float, own: float, prior: float | None) -> tuple[Tensor, Tensor]:
+        """Inverse Cholesky factors (c, d, d) of the classes' covariances and their log-determinants (c,)."""
+        shared = shrunk(self.covariance, shrinkage)
+        identity = torch.eye(len(shared), dtype=shared.dtype, device=shared.device)
+        roots, volumes = [], []
+        for scatter, count in zip(self.scatters, self.counts.tolist(), strict=True):
+            share = own if prior is None else count / (count + prior)
+            L = torch.linalg.cholesky((1 - share) * shared + share * scatter.to(shared) / count)
+            roots.append(torch.linalg.solve_triangular(L, identity, upper=False))
+            volumes.append(2 * L.diagonal().log().sum())
+        return torch.stack(roots), torch.stack(volumes)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._solved = {}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def shrunk(covariance: Tensor, amount: float) -> Tensor:
+    """(1 - amount) S + amount * mean(diag S) I; the identity where S is zero (nothing but singletons).
+
+    Raises:
+        ValueError: `amount` is not within (0, 1].
+    """
+    if not 0 < amount <= 1:
+        raise ValueError(f"shrinkage {amount} is outside (0, 1]; 0.05 to 0.3 works well")
+    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    level = covariance.diagonal().mean()
+    # No number stays none, so that what is made of it fails.
+    return torch.where(level <= 0, identity, (1 - amount) * covariance + amount * level * identity)
+
+
+def herding(features: Tensor, count: int) -> Tensor:
+    """Indices (min(count, n),) of the features (n, d) that stand best for the mean of all, in order of choice.
+
+    Each next one brings the mean of those chosen closest to the mean of all: p_k = argmin |mu - (x + p_1 + ... +
+    p_{k-1}) / k|, without repeats (Rebuffi et al., "iCaRL", CVPR 2017, arXiv 1611.07725, algorithm 4; after Welling,
+    "Herding Dynamical Weights to Learn", ICML 2009).
+    """
+    x = features.double()
+    mean, total = x.mean(0), torch.zeros_like(x.sum(0))
+    free = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    chosen: list[int] = []
+    for k in range(1, min(count, len(x)) + 1):
+        distance = (mean - (total + x) / k).square().sum(1)
+        nearest = int(distance.masked_fill(~free, torch.inf).argmin())
+        chosen.append(nearest)
+        free[nearest] = False
+        total = total + x[nearest]
+    return torch.tensor(chosen, dtype=torch.int64, device=x.device)

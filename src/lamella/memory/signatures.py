@@ -1,0 +1,251 @@
+"""What layers remember of each task's inputs, by which an image is recognised as one of a task.
+
+A task's signature is the block of directions that its inputs added to those of earlier tasks. From the share of an
+image's class token within each block follow a gate (how much this image belongs to a task) and a task's probability,
+both within the one forward pass that computes the features.
+
+    Psi_t = [Phi_1 | .. | Phi_t]                    Signature.basis, orthonormal (GPM: Saha, Garg & Roy, ICLR 2021)
+    Phi_i                                           Signature.block(i)
+    rho_i(h) = |Phi_i^T h| / |h|                    Signature.similarity
+    rho_bar_i                                       Signature.level: mean of rho_i over task i's own training images
+    s_i = mean over layers of rho_i / rho_bar_i     Signatures.scores
+    pi = softmax(s / tau), conf = pi_(1) - pi_(2)   Calibration: z_c + beta conf log pi_task(c)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, cast
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from lamella.adapters.adapter import Site, module_key, watch
+from lamella.memory.inputs import Inputs, class_token
+from lamella.memory.resizable import Growing
+from lamella.memory.subspace import orthonormal
+
+__all__ = ["Calibration", "Signature", "Signatures", "protected_share"]
+
+FLOOR = 1e-4
+"""A mean similarity below this tells tasks apart no more: the block is empty."""
+
+ROUNDING = 1e-7
+"""A direction with a smaller share of the energy than this is rounding."""
+
+
+def protected_share(energy: float, task: int, horizon: int | None) -> float:
+    """energy + (1 - energy) task / horizon, or `energy` where the number of tasks is unknown.
+
+    Raises:
+        ValueError: `energy` is not within (0, 1], or `horizon` below 1.
+    """
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy {energy} is outside (0, 1]; 0.95 is usual")
+    if horizon is not None and horizon < 1:
+        raise ValueError(f"horizon {horizon} is too small; it is the number of tasks, or left out")
+    return energy if horizon is None else energy + (1 - energy) * min(task / horizon, 1.0)
+
+
+class Signature(Growing):
+    """What one layer remembers of each task's inputs.
+
+    Attributes:
+        basis: (d, K), orthonormal columns, a block of them a task.
+        owner: (K,) int64, the task of each column.
+        level: (T,), mean similarity of each task's own images; 0 where its block is empty.
+    """
+
+    growing = ("basis", "owner", "level")
+
+    basis: Tensor
+    owner: Tensor
+    level: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.zeros(width, 0))
+        self.register_buffer("owner", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("level", torch.zeros(0))
+
+    @property
+    def width(self) -> int:
+        return self.basis.shape[0]
+
+    @property
+    def dimension(self) -> int:
+        """K, 0..d."""
+        return self.basis.shape[1]
+
+    @property
+    def tasks(self) -> int:
+        return len(self.level)
+
+    def block(self, task: int) -> Tensor:
+        """Phi: (d, k), the directions that `task` added; none of them where it brought nothing new."""
+        return self.basis[:, self.owner == task]
+
+    def outside(self, rows: Tensor) -> Tensor:
+        """The part of rows (n, d) that no task reached."""
+        basis = self.basis.to(rows)
+        return rows - (rows @ basis) @ basis.T
+
+    def new_directions(self, moment: Tensor, share: float) -> Tensor:
+        """(d, k): the fewest directions that, with those held, carry this share of the inputs' energy.
+
+        With H the inputs as columns and H' = H - Psi Psi^T H: the leading left singular vectors of H', as few as
+        |H|^2 - |H'|^2 + sum of their squared singular values >= share |H|^2 asks for (GPM).
+
+        Args:
+            moment: (d, d), mean of h h^T, whose eigenvalues are those squared singular values over n.
+            share: 0..1.
+        """
+        G = moment.double()
+        values, vectors = torch.linalg.eigh(self.outside(self.outside(G).T))
+        shares = values.flip(0).clamp_min(0) / G.trace().clamp_min(torch.finfo(G.dtype).tiny)
+        reached = 1 - shares.sum() + torch.cat([shares.new_zeros(1), shares.cumsum(0)])
+        wanted = int((reached < share - 1e-12).sum())
+        count = min(wanted, int((shares > ROUNDING).sum()), self.width - self.dimension)
+        # Projected once more: what is left of the held directions would grow with the number of tasks.
+        return orthonormal(self.outside(vectors.flip(1)[:, :count].T).T).to(self.basis.dtype).contiguous()
+
+    @torch.no_grad()
+    def extend(self, moment: Tensor, share: float, class_tokens: Tensor) -> None:
+        """Take in the next task.
+
+        Args:
+            moment: (d, d), mean of h h^T over the vectors to be protected. share: of their energy, see above.
+            class_tokens: (n, d), of the task's own training images: they set its level.
+        """
+        new = self.new_directions(moment, share)
+        if self.basis.device != new.device:
+            self.to(new.device)
+        number = self.tasks
+        self.basis = torch.cat([self.basis, new], dim=1)
+        self.owner = torch.cat([self.owner, self.owner.new_full((new.shape[1],), number)])
+        self.level = torch.cat([self.level, self.level.new_zeros(1)])
+        self.level[number] = self.similarity(class_tokens)[:, number].mean()
+
+    @torch.no_grad()
+    def similarity(self, h: Tensor) -> Tensor:
+        """rho: (n, d) -> (n, T) in 0..1, the cosine between h and the span of each block. One product for all tasks."""
+        with torch.autocast(h.device.type, enabled=False):
+            h = h.to(self.basis)
+            of_task = (self.owner[:, None] == torch.arange(self.tasks, device=h.device)).to(h)
+            energy = (h @ self.basis).square() @ of_task
+            return (energy.sqrt() / h.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+
+    def normalised(self, rho: Tensor) -> Tensor:
+        """rho / rho_bar: (n, T) -> (n, T), about 1 on a task's own images; 1 where its block is empty ."""
+        return torch.where(self.level > FLOOR, rho / self.level.clamp_min(FLOOR), 1.0)
+
+
+class Reader:
+    """Reads one layer's input once a forward pass, for all gates of its branches and for the task scores.
+
+    Attributes:
+        rho: (n, T), similarities of the latest input. gates: (n, T), the same as coefficients, 0..1.
+    """
+
+    def __init__(self, signature: Signature, gate: str) -> None:
+        self.signature, self.gate = signature, gate
+        self.rho = self.gates = torch.zeros(0, 0)
+        self._read: tuple[Any, Any] = (None, None)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> None:
+        # The input by identity, and weakly: a batch is read once, and never kept alive nor mistaken for a later one.
+        latest, basis = self._read
+        if latest is not None and latest() is x and basis is self.signature.basis:
+            return
+        self.rho = self.signature.similarity(class_token(x))
+        self.gates = self.rho if self.gate == "cosine" else self.signature.normalised(self.rho).clamp_max(1.0)
+        self._read = ref(x), self.signature.basis
+
+
+class Gate:
+    """The coefficient (n,) of a branch: how much each image belongs to a task."""
+
+    def __init__(self, reader: Reader, task: int) -> None:
+        self.reader, self.task = reader, task
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.reader(x)
+        return self.reader.gates[:, self.task]
+
+
+class Signatures(nn.Module):
+    """The signatures of all layers of some sites.
+
+    Args:
+        sites: whose layers are read. gate: "normalised" (rho / rho_bar, at most 1) or "cosine" (rho).
+    """
+
+    def __init__(self, sites: Sequence[Site], gate: str = "normalised") -> None:
+        super().__init__()
+        layers = {site.name: site.layer for site in sites}
+        self.sites = tuple(sites)
+        self.layers = nn.ModuleDict(
+            {module_key(name): Signature(layer.weight.shape[1]) for name, layer in layers.items()}
+        )
+        self.readers = {layer: Reader(self[name], gate) for name, layer in layers.items()}
+
+    def __getitem__(self, layer: str) -> Signature:
+        return cast(Signature, self.layers[module_key(layer)])
+
+    @property
+    def tasks(self) -> int:
+        return next(iter(self.readers.values())).signature.tasks
+
+    def gate(self, site: Site, task: int) -> Gate:
+        """For a branch of this site: the share of each image that belongs to `task`."""
+        return Gate(self.readers[site.layer], task)
+
+    def extend(self, inputs: Mapping[str, Inputs], share: float) -> None:
+        """Take in the next task's inputs by layer."""
+        for name, seen in inputs.items():
+            self[name].extend(seen.moment, share, seen.class_tokens)
+
+    def reading(self, forward: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """What `forward` makes of images x, in one pass, while every layer is read for `scores`."""
+        with watch(self.sites, lambda layer: self.readers[layer]):
+            return forward(x)
+
+    def scores(self, share: float = 1.0) -> Tensor:
+        """s: (n, T) of the latest batch, the mean over the last `share` of the layers; about 1 for an own task."""
+        readers = list(self.readers.values())
+        last = readers[-ceil(share * len(readers)) :]
+        return torch.stack([r.signature.normalised(r.rho) for r in last]).mean(0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Task scores as a term that is added to the logits.
+
+    Attributes:
+        strength: beta; 0 adds nothing. temperature: tau. score_layers: the share of last layers that is asked, (0, 1].
+    """
+
+    strength: float
+    temperature: float
+    score_layers: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0:
+            raise ValueError(f"the calibration strength {self.strength} must not be negative; 0 turns it off")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature {self.temperature} must be above 0; 0.1 is usual")
+        if not 0 < self.score_layers <= 1:
+            raise ValueError(f"score_layers {self.score_layers} is outside (0, 1]; 1 asks all layers")
+
+    def probabilities(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """log pi (n, T) and conf (n,), by how much the best task leads the second; 0 where there is only one."""
+        log_pi = (scores / self.temperature).log_softmax(1)
+        best = log_pi.exp().topk(min(2, log_pi.shape[1]), dim=1).values
+        return log_pi, best[:, 0] - best[:, -1]
+
+    def term(self, scores: Tensor, task_of: Sequence[int]) -> Tensor:
+        """beta conf log pi of each class's task: scores (n, T) -> (n, classes); `task_of` names the task of each."""
+        log_pi, confidence = self.probabilities(scores)
+        return self.strength * confidence[:, None] * log_pi[:, torch.tensor(task_of, device=log_pi.device)]

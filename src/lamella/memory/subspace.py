@@ -1,0 +1,184 @@
+"""Subspaces of layer inputs: what old tasks' inputs span, and what is left.
+
+Gradient projection memory (GPM; Saha, Garg & Roy, ICLR 2021, arXiv 2103.09762) keeps an orthonormal basis of the
+directions that carry most of the energy of old inputs. DualGPM (Liang & Li, CVPR 2023/2024, arXiv 2404.00228) keeps the
+complement instead once that is smaller, so that memory never exceeds half the width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lamella.memory.resizable import Growing
+
+__all__ = ["SecondMoment", "Subspace", "leading", "left_singular", "numerical_rank", "orthonormal", "project_out"]
+
+
+class SecondMoment(nn.Module):
+    """A running mean of x x^T over tokens, kept as (sum, count) so that parts add up exactly.
+
+    Call it with inputs `(..., d)`; an optional mask `(...)` leaves padding out. Uncentred, accumulated in float32.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(width, width))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> None:
+        tokens = x[mask] if mask is not None else x
+        tokens = tokens.reshape(-1, tokens.shape[-1]).float()
+        if self.total.device != tokens.device:
+            self.to(tokens.device)
+        self.total.addmm_(tokens.T, tokens)
+        self.count += len(tokens)
+
+    def add(self, other: "SecondMoment") -> None:
+        """Take in another part's observations."""
+        self.total += other.total.to(self.total.device)
+        self.count += other.count.to(self.count.device)
+
+    @property
+    def mean(self) -> Tensor:
+        """(d, d), symmetric, positive semi-definite.
+
+        Raises:
+            ValueError: nothing was observed.
+        """
+        if not int(self.count):
+            raise ValueError("the second moment has seen no input; run a scan over some images first")
+        return self.total / self.count
+
+
+def leading(moment: Tensor, rank: int) -> Tensor:
+    """The left singular vectors of the largest singular values.
+
+    Args:
+        moment: (d, d), symmetric or not.
+        rank: how many, at most d.
+
+    Returns:
+        (d, rank), orthonormal columns, largest first.
+    """
+    return left_singular(moment)[0][:, :rank]
+
+
+def left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors (d, d) and singular values (d,) of a square matrix, largest first.
+
+    Through the symmetric eigenproblem of M M^T in float64: several times faster than a singular value decomposition
+    and, in this precision, as exact as float32 inputs allow.
+    """
+    M = matrix.double()
+    values, vectors = torch.linalg.eigh(M @ M.T)
+    return vectors.flip(1).to(matrix.dtype), values.flip(0).clamp_min(0).sqrt().to(matrix.dtype)
+
+
+def numerical_rank(values: Tensor, reference: float | Tensor, tolerance: float = 1e-5) -> int:
+    """How many singular values (largest first) stand out of the rounding noise of something of size `reference`."""
+    return int((values > tolerance * reference).sum())
+
+
+def project_out(x: Tensor, basis: Tensor) -> Tensor:
+    """Remove from the columns of x (d, n) what lies in the span of the orthonormal columns of `basis` (d, k).
+
+    >>> project_out(torch.tensor([[3.0], [4.0]]), torch.tensor([[1.0], [0.0]])).squeeze(1)
+    tensor([0., 4.])
+    """
+    return x - basis @ (basis.T @ x)
+
+
+class Subspace(Growing):
+    """A growing subspace of R^d, stored by whichever of its basis and its complement's basis is smaller.
+
+    Attributes:
+        vectors: (d, k), orthonormal columns; at most d / 2 of them.
+        complement: whether `vectors` span what is *not* in the subspace.
+    """
+
+    growing = ("vectors",)
+    for_training = True
+    vectors: Tensor
+    stores_complement: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(width, 0))
+        self.register_buffer("stores_complement", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def complement(self) -> bool:
+        return bool(self.stores_complement)
+
+    @property
+    def width(self) -> int:
+        return self.vectors.shape[0]
+
+    @property
+    def dimension(self) -> int:
+        """Of the subspace itself, 0..d."""
+        stored = self.vectors.shape[1]
+        return self.width - stored if self.complement else stored
+
+    def inside(self, x: Tensor) -> Tensor:
+        """The part of the columns of x (d, n) within the subspace."""
+        return project_out(x, self._stored(x)) if self.complement else self._onto_stored(x)
+
+    def outside(self, x: Tensor) -> Tensor:
+        """The part of the columns of x (d, n) that the subspace does not reach."""
+        return self._onto_stored(x) if self.complement else project_out(x, self._stored(x))
+
+    def _stored(self, x: Tensor) -> Tensor:
+        return self.vectors.to(x)
+
+    def _onto_stored(self, x: Tensor) -> Tensor:
+        return self._stored(x) @ (self._stored(x).T @ x)
+
+    def extend(self, directions: Tensor) -> None:
+        """Take in the span of `directions` (d, n); columns that bring nothing new, or lean on others, add nothing.
+
+        The stored basis is made orthonormal again each time (its error would grow 40-fold in five tasks), and storage
+        switches to the complement as soon as the basis would exceed half the width; it never switches back.
+        """
+        new = self._new(directions)
+        if new.shape[1] == 0:
+            return
+        if self.complement:
+            kept, _ = left_singular(_gram(project_out(self.vectors, new)))
+            self.vectors = orthonormal(kept[:, : self.vectors.shape[1] - new.shape[1]])
+            return
+        basis = orthonormal(torch.cat([self.vectors, new], dim=1))
+        if 2 * basis.shape[1] > self.width:
+            rest, _ = left_singular(project_out(torch.eye(self.width, dtype=basis.dtype, device=basis.device), basis))
+            self.vectors = orthonormal(rest[:, : self.width - basis.shape[1]])
+            self.stores_complement = torch.ones_like(self.stores_complement)
+        else:
+            self.vectors = basis
+
+    def _new(self, directions: Tensor) -> Tensor:
+        """(d, k): orthonormal columns that span what `directions` add to the subspace."""
+        directions = directions.double()
+        if directions.shape[1] == 0:
+            return directions.to(self.vectors)
+        # A QR decomposition would fill up a lower rank with arbitrary directions; singular values show it.
+        U, s, _ = torch.linalg.svd(self.outside(directions), full_matrices=False)
+        rank = numerical_rank(s, float(torch.linalg.matrix_norm(directions, 2)))
+        return U[:, :rank].to(self.vectors)
+
+
+def _gram(columns: Tensor) -> Tensor:
+    return columns @ columns.T
+
+
+def orthonormal(columns: Tensor) -> Tensor:
+    """The same span with columns orthonormal to double precision; (d, k) -> (d, k), contiguous.
+
+    Contiguous, because a product with the same numbers in another order of memory rounds differently, and what comes
+    back from a file is contiguous.
+    """
+    if columns.shape[1] == 0:
+        return columns
+    return torch.linalg.qr(columns.double())[0].to(columns.dtype).contiguous()

@@ -1,0 +1,1 @@
+"""DLC: a plugin of LoRA lanes per task beside a base method."""

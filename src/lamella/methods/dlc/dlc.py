@@ -1,0 +1,255 @@
+"""DLC: a low-rank plugin per task near the classifier, on top of any replay or distillation method.
+
+Xu, Xu, Zhao, Shen & Yang, "Pushing the Limits of Distillation-Based Continual Learning via Classifier-Proximal
+Lightweight Plugins", 2026, arXiv 2512.03537 (v3; v1: "Parameter-Efficient Augment Plugin for Class-Incremental
+Learning"). This is a reconstruction: the abstracts of v1 to v3 and short summaries were at hand, no full text and no
+code. Convolutional LoRA: Aleem et al., "ConvLoRA and AdaBN Based Domain Adaptation via Self-Training", 2024, arXiv
+2402.04964.
+
+A base method, named by the table [method.base] with its own settings, learns each task as it would alone, from scratch
+and with its exemplars. Then the base is frozen, and a plugin is trained that corrects its features for this task.
+Without plugins the model is the base, bit for bit; plugin_files.py takes them out, into files, and puts them back.
+
+    symbol                      here
+    f_0(x; theta_t)             the base's features, lane "" of the tails
+    Delta_i = B A               adapter "plugin-i" on the layers named, scale 1
+    f_i = f(x; theta_t + Delta_i)  lane "plugin-i"
+    g(x) = sigmoid(V f_0 + b)   WeightingUnit: V and b
+    z(x)                        aggregate: "concat" [f_0; g_1 f_1; ...], or "sum" f_0 + sum_i g_i (f_i - f_0)
+    M                           base.exemplars, as they were when the task began
+    lambda_aux, lambda_g        auxiliary_weight, gate_supervision
+
+Certain (abstracts): low-rank plugins on deep layers (v3: those nearest to the classifier) of a base trained from
+scratch by replay or distillation, one a task, all aggregated at inference with scores that a light unit learns.
+Probable (a third party's summary): ConvLoRA, a frozen base in a second phase, scores that differ from image to image.
+
+Departures (ours, where the public text is silent; each is a setting unless it says "always"):
+- Layers and rank: the two convolutions of the last block, rank 2, ConvLoRA's "kernel" factorisation, scale 1 (always).
+- The first task has a plugin too. Batch norm in a plugin's path is the base's, frozen (always).
+- Old plugins are frozen and ride on the base's later weights; `refresh_old_plugins` trains them on, with the memory.
+  Classifier and unit are trained on as a whole with every task (always).
+- Gates: a sigmoid of the base's features, not supervised; V = 0 and b = 2 at the start (always).
+- Aggregation by concatenation, as DER and MEMO do; new columns and rows of the classifier start as torch's linear
+  layers do.
+- Loss: cross-entropy over all classes, and an auxiliary classifier of the new plugin's features, all old classes as
+  one, which is thrown away (both as in DER and MEMO).
+- Old classes have fewer images: each class is weighed by the inverse of its images, which is what class-balanced
+  sampling does on average, yet all images are seen. `balance="align"` scales the rows of new classes at the end
+  instead, as WA does; with few exemplars that leaves the classifier far off (docs/log.md).
+- Phase 2: SGD, 60 epochs, rate 0.01 (at 0.1 gates close for good, docs/log.md) falling to 0 on a cosine (always),
+  weight decay 2e-4, of classifiers 5e-4.
+- The base chooses exemplars with its own features (always).
+- The trunk ends before the block of the first layer with a plugin (always).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella.backbones import Backbone
+from lamella.common.checks import check_one_of
+from lamella.common.randomness import generator
+from lamella.data.scenario import Task
+from lamella.methods.dlc.plugins import Tails, check_base
+from lamella.methods.dlc.weighting import AGGREGATES, WeightingUnit, aggregated
+from lamella.methods.shared.classifier import align_new_rows, inverse_shares, new_or_old, widened
+from lamella.methods.shared.heads import Head, Heads, only_columns
+from lamella.training.fit import Fit
+from lamella.training.schedules import cosine
+
+__all__ = ["DLC"]
+
+
+class DLC(nn.Module):
+    """A base method, and one plugin a task beside it.
+
+    Args:
+        backbone: a residual network, the base's own.
+        base: the method that trains it, as [method.base] names it; it learns exactly as it would alone.
+        layers: which convolutions carry plugins: "last-conv", "last-block", "last-stage", "last-two-stages", or
+            patterns of layer names.
+        rank: of a plugin's branches. factorisation: "kernel" (ConvLoRA) or "conv".
+        first_plugin: whether the first task has a plugin. shared_plugin: whether one plugin is trained on with every
+            task, in place of one a task.
+        aggregate: "concat" or "sum", of the base's and the plugins' features.
+        gate: "sigmoid", "softmax", or "fixed" at 1. gate_input: "base" or "own", the features that a gate reads.
+        gate_supervision: weight of the loss that tells gates the task of each training image.
+        auxiliary_weight: of the auxiliary classifier's loss.
+        balance: "weights" (each class counts the same in the loss), "align" (rows of new classes scaled to the length
+            of old ones) or "none".
+        refresh_old_plugins: whether old plugins are trained on with each task.
+        head_start: of the classifier's new rows and columns, "uniform" (torch's own) or "zero".
+        epochs, lr, batch_size, optimizer, momentum, weight_decay: of phase 2. head_weight_decay: of its classifiers.
+
+    Attributes:
+        heads: the classifier of the aggregated features. unit: the weighting unit. tails: the backbone, cut.
+
+    Raises:
+        ValueError: an unknown setting, or a base or backbone that cannot carry plugins.
+    """
+
+    own_calls = ("plugin",)
+    reads_features = True
+
+    def __init__(
+        self, backbone: Backbone, base: Any, *, seed: int = 0, layers: Sequence[str] = ("last-block",), rank: int = 2,
+        factorisation: str = "kernel", first_plugin: bool = True, shared_plugin: bool = False,
+        aggregate: str = "concat", gate: str = "sigmoid", gate_input: str = "base", gate_supervision: float = 0.0,
+        auxiliary_weight: float = 1.0, balance: str = "weights", refresh_old_plugins: bool = False,
+        head_start: str = "uniform", epochs: int = 60, lr: float = 0.01, batch_size: int = 128, optimizer: str = "sgd",
+        momentum: float = 0.9, weight_decay: float = 2e-4, head_weight_decay: float = 5e-4,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"rank {rank} is too small; a plugin needs a rank of at least 1")
+        check_one_of("factorisation", factorisation, ("kernel", "conv"))
+        check_one_of("aggregate", aggregate, AGGREGATES)
+        check_one_of("balance", balance, ("align", "weights", "none"))
+        if auxiliary_weight < 0 or gate_supervision < 0:
+            raise ValueError(
+                f"auxiliary_weight {auxiliary_weight} and gate_supervision {gate_supervision}: give 0 or more"
+            )
+        if gate == "fixed" and gate_supervision:
+            raise ValueError("gate 'fixed' has nothing to supervise; set gate_supervision to 0, or choose another gate")
+        if shared_plugin and gate_supervision:
+            raise ValueError("a shared plugin is every task's, so set gate_supervision to 0")
+        check_base(base, backbone)
+        self.base, self.seed, self.layers, self.rank, self.factorisation = base, seed, layers, rank, factorisation
+        self.first_plugin, self.shared_plugin = first_plugin, shared_plugin
+        self.aggregate, self.balance = aggregate, balance
+        self.gate, self.gate_input, self.gate_supervision = gate, gate_input, gate_supervision
+        self.auxiliary_weight, self.refresh_old_plugins = auxiliary_weight, refresh_old_plugins
+        self.epochs, self.lr, self.batch_size, self.optimizer = epochs, lr, batch_size, optimizer
+        self.momentum, self.weight_decay, self.head_weight_decay = momentum, weight_decay, head_weight_decay
+        self.unit = WeightingUnit(backbone.width, gate, gate_input)
+        self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
+        self.tails = Tails(backbone, layers, rank, factorisation)
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.base.backbone
+
+    @property
+    def changes_backbone(self) -> bool:
+        return getattr(self.base, "changes_backbone", False)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.heads.classes
+
+    @property
+    def learned_plugins(self) -> tuple[str, ...]:
+        """The name of each plugin learned, whether or not it is in place."""
+        every = tuple(f"plugin-{i}" for i in range(0 if self.first_plugin else 1, len(self.heads)))
+        return every[:1] if self.shared_plugin else every
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        """The names of the plugins in place: a lane, a gate and, with "concat", columns of the classifier each."""
+        return tuple(name for name in self.learned_plugins if self.tails.has(name))
+
+    @property
+    def own_adapters(self) -> tuple[str, ...]:
+        return self.plugins
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes): the trunk once, the tail without and with each plugin, gates, and the classifier."""
+        return only_columns(self.logits(x), self.classes, task)
+
+    def logits(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+        """(n, classes); the base's where all plugins are taken out.
+
+        Args:
+            gates: (n, t) in place of the unit's, such as `oracle_gates`.
+        """
+        if self.learned_plugins and not self.plugins:
+            return self.base.predict(x)
+        features = self.tails(self.tails.trunk(x), ["", *self.plugins])
+        return self.heads(aggregated(features, self.unit(features) if gates is None else gates, self.aggregate))
+
+    def oracle_gates(self, labels: Tensor) -> Tensor:
+        """(n, t) gates of one who knows each image's task: 1 for its own plugin, 0 for all others."""
+        own = self._owners().to(labels.device)[self.heads.columns(labels)]
+        places = [self.learned_plugins.index(name) for name in self.plugins]
+        return (own[:, None] == torch.tensor(places, device=labels.device)).float()
+
+    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Both classifications of one training: with plugins ("") and the base alone ("base")."""
+        return {"": self.logits(x), "base": self.base.predict(x)}
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        if missing := [name for name in self.learned_plugins if name not in self.plugins]:
+            raise ValueError(f"'{missing[0]}' is taken out, so no task can be learned beside it; put it back first")
+        self.eval()
+        memory = getattr(self.base, "exemplars", None)
+        data = task.train if memory is None else memory.join(task.train)
+        self.base.learn(task, fit)  # phase 1: the base, unaware of plugins
+        self.eval()  # phase 2: the base stands still, its batch-norm statistics too
+
+        number = len(self.heads)
+        auxiliary = self._grow(task, number)
+        new = self.plugins[-1:]
+        trained = self.plugins if self.refresh_old_plugins else new
+        frozen = [name for name in self.plugins if name not in trained]
+        device = self.heads[0].weight.device
+        own = self._owners().to(device)
+        weight = inverse_shares(data.labels, self.classes).to(device) if self.balance == "weights" else None
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            with torch.no_grad():
+                z = self.tails.trunk(x)
+                fixed = self.tails(z, ["", *frozen])
+            features = torch.cat([fixed, self.tails(z, trained)], 1) if trained else fixed
+            columns = self.heads.columns(y)
+            logits = self.heads(aggregated(features, self.unit(features), self.aggregate))
+            value = F.cross_entropy(logits, columns, weight)
+            if auxiliary is not None:
+                found = auxiliary(features[:, -1])
+                value = value + self.auxiliary_weight * F.cross_entropy(found, new_or_old(y, task.classes))
+            if self.gate_supervision and self.plugins:
+                value = value + self.gate_supervision * self.unit.loss(features, own[columns])
+            return value
+
+        classifiers = [*self.heads.parameters(), *(() if auxiliary is None else auxiliary.parameters())]
+        groups = [
+            {"params": [*self.tails.factors(trained), *(p for p in self.unit.parameters() if p.numel())]},
+            {"params": classifiers, "weight_decay": self.head_weight_decay},
+        ]
+        fit(data, loss, groups, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, optimizer=self.optimizer,
+            schedule=cosine, momentum=self.momentum, weight_decay=self.weight_decay, name="plugin")  # fmt: skip
+        if self.balance == "align" and number:
+            align_new_rows(self.heads)
+
+    def _grow(self, task: Task, number: int) -> Head | None:
+        """Plugin, gate, and rows and columns of the classifier for a task; the auxiliary classifier of its plugin."""
+        device, width = self.unit.weight.device, self.backbone.width
+        grows = (number > 0 or self.first_plugin) and not (self.shared_plugin and self.plugins)
+        if grows:
+            self.tails.grow(f"plugin-{number}", generator(self.seed, "plugin", number))
+            self.unit.grow()
+        uniform = self.head_start == "uniform"
+        columns, rows = (
+            generator(self.seed, f"plugin-{part}", number) if uniform else None for part in ("columns", "head")
+        )
+        tails = len(self.plugins) + grows if self.aggregate == "concat" else 0
+        self.heads = widened(self.heads, (1 + tails) * width, columns)
+        self.heads.grow(task.classes, rows)
+        self.heads.to(device)
+        if not self.plugins or not self.auxiliary_weight:
+            return None
+        draws = generator(self.seed, "plugin-auxiliary", number)
+        return Head(width, range(len(task.classes) + 1), draws).to(device)
+
+    def _owners(self) -> Tensor:
+        """(classes,) position of the plugin of each class's last task; -1 where that task has none."""
+        last = {c: i for i in range(len(self.heads)) for c in self.heads[i].classes}
+        own = torch.tensor([last[c] - (not self.first_plugin) for c in self.classes])
+        return own.clamp_max(0) if self.shared_plugin else own
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        held = state_dict.get(prefix + "heads.heads.0.weight")
+        self.heads = Heads(self.backbone.width if held is None else held.shape[1]).to(self.unit.weight.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

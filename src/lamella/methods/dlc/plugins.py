@@ -1,0 +1,212 @@
+"""Plugins of a residual network: where they sit, and the tails that they tune.
+
+A plugin is an adapter on convolutions near the classifier. The network is cut before the block of the first of them:
+the trunk runs once, and its output goes through the tail once for each plugin and once without any, the lanes. All
+lanes run as one batch (lanes.py); on a CPU many images go through the tails in parts that stay within its caches.
+benchmarks/dlc_tails.py compares the batch with loops.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lamella.adapters.adapter import Branch, Site, adapt, adapter_state, grow, using
+from lamella.backbones import Backbone
+from lamella.backbones.resnets import block_names, check_split, split
+from lamella.common.checks import check_one_of
+from lamella.methods.dlc.lanes import LanedConv2d
+
+__all__ = ["FORMS", "LAYERS", "Tails", "check_base", "plugin_layers"]
+
+LAYERS = ("last-conv", "last-block", "last-stage", "last-two-stages")
+FORMS = ("batched", "loop")
+AT_ONCE = 3 * 2**18  # numbers that enter the tails together on a CPU: as float32 3 MiB
+
+
+def check_base(base: Any, backbone: Backbone) -> None:
+    """Refuse a base whose features are not those of the one network that plugins would tune.
+
+    Raises:
+        ValueError: it is on another backbone, has no features, or has several networks or experts.
+    """
+    name = type(base).__name__
+    if getattr(base, "backbone", None) is not backbone:
+        raise ValueError(f"the base {name} was built on another backbone; give both the same one")
+    if not callable(getattr(base, "features", None)):
+        raise ValueError(f"plugins need a base with features; {name} has none")
+    if getattr(base, "routed", False) or any(isinstance(child, nn.ModuleList) for child in base.children()):
+        raise ValueError(f"{name} has several networks or experts, so plugins cannot tune one; use replay, icarl or wa")
+
+
+def plugin_layers(model: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Names of the convolutions that carry plugins; those of shortcuts only where a pattern names them.
+
+    Args:
+        wanted: words of LAYERS, or patterns of layer names such as "layer4.*.conv2".
+
+    Raises:
+        ValueError: the network has no stages of blocks, or an entry matches no convolution of them.
+    """
+    blocks = block_names(model)
+    stages = list(dict.fromkeys(block.split(".")[0] for block in blocks))
+    inside = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and n.startswith(tuple(blocks))]
+    plain = [n for n in inside if n.rpartition(".")[0] in blocks and cast(Any, model.get_submodule(n)).groups == 1]
+    meant = {
+        "last-conv": plain[-1:],
+        "last-block": [name for name in plain if name.startswith(f"{blocks[-1]}.")],
+        "last-stage": [name for name in plain if name.startswith(f"{stages[-1]}.")],
+        "last-two-stages": [name for name in plain if name.split(".")[0] in stages[-2:]],
+    }
+    found: set[str] = set()
+    for entry in wanted:
+        matching = meant.get(entry) or [name for name in inside if fnmatchcase(name, entry)]
+        if not matching:
+            raise ValueError(
+                f"plugins find no convolution '{entry}'; use {', '.join(LAYERS)}, or layer names such as '{plain[-1]}'"
+            )
+        found |= set(matching)
+    return tuple(name for name in inside if name in found)
+
+
+class Tails:
+    """A residual network as one trunk and, for each plugin, a tail. Any other pass through it sees no plugin.
+
+    Args:
+        backbone: its model gets layers that can carry plugins; its outputs and keys stay as they are.
+        wanted: which convolutions, as in `plugin_layers`.
+        rank, factorisation: of each plugin's branches.
+
+    Attributes:
+        sites: where plugins sit. at: the block before which the network is cut.
+
+    Raises:
+        ValueError: no such layers, a layer carries adapters of another method, or the network cannot be cut.
+        TypeError: a layer can carry adapters of another method, whose sites would lead nowhere.
+    """
+
+    def __init__(self, backbone: Backbone, wanted: Sequence[str], rank: int = 2, factorisation: str = "kernel") -> None:
+        model = backbone.model
+        names = plugin_layers(model, wanted)
+        self.model, self.rank, self.factorisation = model, rank, factorisation
+        self.at = next(block for block in block_names(model) if names[0].startswith(f"{block}."))
+        check_split(model, self.at, backbone.transform.size)
+        # In the first block every convolution may meet the input that all lanes share.
+        children = model.get_submodule(self.at).named_children()
+        first = [f"{self.at}.{n}" for n, m in children if isinstance(m, nn.Conv2d) and m.groups == 1]
+        self._laned = adapt(model, list(dict.fromkeys([*first, *names])), convolution=LanedConv2d)
+        self.sites: tuple[Site, ...] = tuple(site for site in self._laned if site.name in names)
+        for name, layer, _ in self._laned:
+            if layer.branches:
+                raise ValueError(f"layer '{name}' carries adapters of another method, so plugins cannot be told apart")
+            layer.acting = {}
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Images (n, 3, size, size) -> what enters the tails (n, c, h, w)."""
+        return split(self.model, self.at)[0](x)
+
+    def __call__(self, z: Tensor, lanes: Sequence[str], form: str = "batched") -> Tensor:
+        """The features of each lane, (n, len(lanes), d).
+
+        Args:
+            z: (n, c, h, w) from the trunk.
+            lanes: adapter names; "", or a plugin that is not there, is the plain model.
+            form: "batched", all lanes as one batch, or "loop", a lane after the other, the plain form that tests and
+                benchmarks compare with; equal up to rounding.
+
+        Raises:
+            ValueError: an unknown form.
+        """
+        check_one_of("form", form, FORMS)
+        if form == "loop":
+            tail = split(self.model, self.at)[1]
+            features: list[Tensor] = []
+            for name in lanes:
+                with using(self.sites, [name] if self.has(name) else []):
+                    features.append(tail(z))
+            return torch.stack(features, 1)
+        size = AT_ONCE // (len(lanes) * z.shape[1:].numel()) if z.device.type == "cpu" else len(z)
+        return torch.cat([self._batched(part, lanes) for part in z.split(max(size, 1))])
+
+    def _batched(self, z: Tensor, lanes: Sequence[str]) -> Tensor:
+        repeated = z.repeat_interleave(len(lanes), 0)
+        with self._running(lanes, repeated):
+            return split(self.model, self.at)[1](repeated).unflatten(0, (-1, len(lanes)))
+
+    def grow(self, name: str, generator: torch.Generator) -> None:
+        """Add a plugin, which changes nothing yet: its A is drawn, its B zero."""
+        grow(self.sites, name, self.rank, generator=generator, factorisation=self.factorisation)
+
+    def has(self, name: str) -> bool:
+        """Whether any layer carries a plugin of this name."""
+        return any(name in site.layer.branches for site in self.sites)
+
+    def detach(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Take plugins out; returns their tensors by the keys of the model.
+
+        Raises:
+            ValueError: no plugin of a name is in place.
+        """
+        state: dict[str, Tensor] = {}
+        for name in names:
+            if not self.has(name):
+                raise ValueError(f"no plugin '{name}' is in place, so it cannot be taken out")
+            state |= adapter_state(self.sites, name)
+            for site in self.sites:
+                if name in site.layer.branches:
+                    site.layer.branches.pop(name)
+        return state
+
+    def attach(self, state: Mapping[str, Tensor]) -> None:
+        """Put plugins back that `detach` returned, or add those of a file.
+
+        Raises:
+            ValueError: a plugin is in place already, or is for other layers, or of another rank or factorisation.
+        """
+        names = dict.fromkeys(key.partition(".branches.")[2].partition(".")[0] for key in state)
+        wanted: dict[str, torch.Size] = {}
+        for name in names:
+            if self.has(name):
+                raise ValueError(f"plugin '{name}' is in place already; take it out before you put another one there")
+            wanted |= self._shapes(name)
+        odd = [key for key in (*state, *wanted) if key not in wanted or key not in state]
+        if odd:
+            what = "has no place" if odd[0] in state else "is missing"
+            raise ValueError(
+                f"'{odd[0]}' {what}: plugins here sit on {', '.join(s.name for s in self.sites)}, on all of them"
+            )
+        for key, shape in wanted.items():
+            if state[key].shape != shape:
+                raise ValueError(
+                    f"'{key}' has the shape {tuple(state[key].shape)}, but a plugin of rank {self.rank} in the "
+                    f"'{self.factorisation}' factorisation has {tuple(shape)} there; it belongs to another model"
+                )
+        self.model.load_state_dict(self.model.state_dict() | dict(state))
+
+    def _shapes(self, name: str) -> dict[str, torch.Size]:
+        """The shape of each tensor of a plugin, by the keys of the model."""
+        shapes: dict[str, torch.Size] = {}
+        for site in self.sites:
+            A, B = site.layer.new_factors(self.rank, site.rows, self.factorisation)
+            branch = Branch(A, B, site.rows).state_dict(prefix=f"{site.name}.branches.{name}.0.")
+            shapes |= {key: value.shape for key, value in branch.items()}
+        return shapes
+
+    def factors(self, names: Sequence[str]) -> list[nn.Parameter]:
+        """What is trained of these plugins."""
+        branches = [b for site in self.sites for name in names for b in site.layer.of(name)]
+        return [factor for branch in branches for factor in (branch.A, branch.B)]
+
+    @contextmanager
+    def _running(self, lanes: Sequence[str], shared: Tensor) -> Generator[None]:
+        layers = [cast(LanedConv2d, site.layer) for site in self._laned]
+        for layer in layers:
+            layer.lanes, layer.shared = tuple(lanes), shared
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.lanes, layer.shared = (), None

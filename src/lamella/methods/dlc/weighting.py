@@ -1,0 +1,92 @@
+"""How much each plugin has to say about an image, and what comes of all of them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella.common.checks import check_one_of
+from lamella.memory.resizable import Growing
+
+__all__ = ["AGGREGATES", "GATES", "WeightingUnit", "aggregated"]
+
+AGGREGATES = ("concat", "sum")
+GATES = ("sigmoid", "softmax", "fixed")
+
+
+def aggregated(features: Tensor, gates: Tensor, how: str) -> Tensor:
+    """z of features f_0, f_1 ... f_t (n, 1 + t, D) and gates g (n, t).
+
+    Args:
+        how: "concat", [f_0; g_1 f_1; ...] (n, (1 + t) D), or "sum", f_0 + sum_i g_i (f_i - f_0) (n, D).
+    """
+    if how == "sum":
+        return features[:, 0] + (gates[:, :, None] * (features[:, 1:] - features[:, :1])).sum(1)
+    return torch.cat([features[:, :1], gates[:, :, None] * features[:, 1:]], 1).flatten(1)
+
+
+class WeightingUnit(Growing):
+    """How much each plugin has to say about an image: one row and one bias a plugin.
+
+    Args:
+        width: D. kind: "sigmoid" (each for itself), "softmax" (they share one), "fixed" (all 1, nothing is learned).
+        input: "base", the features without plugins, or "own", each plugin's features.
+
+    Attributes:
+        weight: V (t, D), zero at the start. bias: b (t,), 2 at the start, so that a sigmoid begins at 0.88.
+
+    Raises:
+        ValueError: an unknown kind or input.
+    """
+
+    growing = ("weight", "bias")
+
+    def __init__(self, width: int, kind: str = "sigmoid", input: str = "base") -> None:
+        super().__init__()
+        check_one_of("gate", kind, GATES)
+        if input not in ("base", "own"):
+            raise ValueError(f"gate_input '{input}' is unknown; use 'base' or 'own'")
+        self.kind, self.input = kind, input
+        self.weight = nn.Parameter(torch.zeros(0, width), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(0), requires_grad=False)
+
+    def grow(self) -> None:
+        """A row for one more plugin; old rows stay as they are."""
+        if self.kind != "fixed":
+            weight = torch.cat([self.weight, self.weight.new_zeros(1, self.weight.shape[1])])
+            self._set(weight, torch.cat([self.bias, self.bias.new_full((1,), 2.0)]))
+
+    def remove(self, place: int) -> None:
+        """Take out a plugin's row; the others keep theirs."""
+        if self.kind != "fixed":
+            kept = torch.arange(len(self.bias), device=self.bias.device) != place
+            self._set(self.weight[kept], self.bias[kept])
+
+    def insert(self, place: int, row: Tensor, bias: Tensor) -> None:
+        """Put a row (D,) and its bias () back at their place."""
+        V, b, row, bias = self.weight, self.bias, row.to(self.weight)[None], bias.to(self.bias)[None]
+        self._set(torch.cat([V[:place], row, V[place:]]), torch.cat([b[:place], bias, b[place:]]))
+
+    def _set(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """(n, t) from features (n, 1 + t, D), the plain ones first."""
+        if self.input == "base":
+            return F.linear(features[:, 0], self.weight, self.bias)
+        return (features[:, 1:] * self.weight).sum(2) + self.bias
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, t) gates from features (n, 1 + t, D)."""
+        if self.kind == "fixed":
+            return features.new_ones(features.shape[0], features.shape[1] - 1)
+        scores = self.scores(features)
+        return scores.sigmoid() if self.kind == "sigmoid" else scores.softmax(1)
+
+    def loss(self, features: Tensor, own: Tensor) -> Tensor:
+        """Cross-entropy of the gates against each image's own plugin (n,); -1 where its task has none."""
+        scores = self.scores(features).float()
+        target = (own[:, None] == torch.arange(scores.shape[1], device=own.device)).float()
+        if self.kind == "sigmoid":
+            return F.binary_cross_entropy_with_logits(scores, target)
+        return -(target * scores.log_softmax(1)).sum(1).mean()

@@ -1,0 +1,169 @@
+"""Alignment: heads that were never trained against each other, made comparable, without any old image.
+
+A replay-free method trains each task's head alone, so that in the end most errors are a wrong task. This part keeps of
+every class the mean and the count of its features, and one shared scatter; it moves them along as the features drift,
+and classifies with them.
+
+Sources: Fisher's discriminant in streaming form: Hayes & Kanan, CVPR-W 2020, arXiv 1909.01520. Heads re-fitted on
+samples of class Gaussians: Zhang et al., SLCA, ICCV 2023, arXiv 2303.05118. Drift of stored means: Yu et al., "Semantic
+Drift Compensation", CVPR 2020, arXiv 2004.00440; as a learned map: Gomez-Villa et al., ECCV 2024, arXiv 2407.08536.
+
+    symbol          here
+    mu_c, n_c       statistics.means, statistics.counts
+    S               statistics.covariance: within-class scatter over all images seen
+    l               shrinkage
+    S_c             own_covariance = a > 0: (1 - a) x shrunk S + a x the class's own covariance
+    nu              own_covariance_prior: a = n_c / (n_c + nu), the posterior mean of S_c where S counts as nu images
+    k               ridge x the mean diagonal of the centred Gram matrix
+    I + W           the drift map
+
+Departures: SLCA keeps a covariance per class and scales logits by their norm; here samples share the covariance.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamella.common.randomness import generator
+from lamella.data.images import TensorSet
+from lamella.data.scenario import Task
+from lamella.memory.gaussians import ClassGaussians, shrunk
+from lamella.methods.parts.drift import Drift, affine_drift, check_ridge, mean_drift
+from lamella.methods.parts.readouts import beneath, features_and_readouts
+from lamella.methods.shared.heads import Heads, only_columns
+from lamella.training.fit import Fit
+from lamella.training.schedules import cosine
+
+__all__ = ["Aligned"]
+
+
+class Aligned(nn.Module):
+    """A method whose classes are told apart by drift-compensated class statistics of its features.
+
+    Args:
+        base: any method with `features(x)`; it learns exactly as it would alone.
+        shrinkage: l, 0..1. ridge: of the drift map, above 0.
+        drift: "affine", "mean" or "none".
+        own_covariance: 0..1, the share of each class's own covariance (Friedman 1989); 0 keeps the shared one only,
+            else d x d numbers are kept of every class. For classes of about equally many images: where one has few, its
+            own covariance is narrow by chance, and it is chosen too seldom.
+        own_covariance_prior: instead, for classes of unequal counts, the number of images that the shared covariance
+            stands for: a class of so many images has half of its own. 9 times the usual count is a share of 0.1 there.
+        head: "lda" (shrinkage discriminant) or "refit" (one linear head trained on samples of the class Gaussians).
+        samples, epochs, lr: of the re-fitted head: samples per class, SGD with momentum.
+    """
+
+    own_calls = ("align-",)
+    reads_features = True
+
+    def __init__(
+        self, base: Any, *, seed: int = 0, shrinkage: float = 0.1, ridge: float = 3.0, drift: str = "affine",
+        own_covariance: float = 0.0, own_covariance_prior: float | None = None, head: str = "lda", samples: int = 256,
+        epochs: int = 10, lr: float = 1e-2,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if not callable(getattr(base, "features", None)):
+            raise ValueError(f"alignment needs a method with features; {type(base).__name__} has none")
+        if getattr(base, "widens", False):
+            name = type(base).__name__
+            raise ValueError(f"alignment needs features of one width; those of {name} widen with each task")
+        if drift not in ("affine", "mean", "none"):
+            raise ValueError(f"drift '{drift}' is unknown; use 'affine', 'mean' or 'none'")
+        if head not in ("lda", "refit"):
+            raise ValueError(f"head '{head}' is unknown; use 'lda' or 'refit'")
+        if not 0 <= own_covariance < 1 or (own_covariance and head == "refit"):
+            raise ValueError(f"own_covariance {own_covariance} must be within [0, 1), and 0 for head 'refit'")
+        if own_covariance_prior is not None and (own_covariance_prior <= 0 or own_covariance or head == "refit"):
+            raise ValueError(
+                f"own_covariance_prior {own_covariance_prior} must be above 0, in images; leave it out beside "
+                "own_covariance and for head 'refit'"
+            )
+        self.base, self.seed = base, seed
+        self.shrinkage, self.ridge, self.drift, self.head = shrinkage, ridge, drift, head
+        self.own_covariance, self.own_covariance_prior = own_covariance, own_covariance_prior
+        self.samples, self.epochs, self.lr = samples, epochs, lr
+        width = base.backbone.width
+        check_ridge(ridge)  # this and `shrunk` refuse bad values before anything is learned
+        shrunk(torch.eye(1), shrinkage)
+        self.statistics = ClassGaussians(width, per_class=self.quadratic)
+        self.refitted = Heads(width)
+
+    @property
+    def backbone(self) -> Any:
+        return self.base.backbone
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.statistics.classes
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether each class has a covariance of its own."""
+        return self.own_covariance > 0 or self.own_covariance_prior is not None
+
+    @property
+    def routed(self) -> bool:
+        """Whether the base chooses experts for each image."""
+        return getattr(self.base, "routed", False)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) features of the base method."""
+        return self.base.features(x)
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) discriminant scores, or logits of the re-fitted head."""
+        return only_columns(self._classify(self.features(x)), self.classes, task)
+
+    def logits_and_typicality(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, classes) scores and (n,) how near the features are to those of any class: see confidence.py."""
+        features = self.features(x)
+        return self._classify(features), -self.statistics.distance(features, self.shrinkage)
+
+    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
+        """All classifications of one training: aligned (""), the base method's own ("base"), and what that carries."""
+        features, base = features_and_readouts(self.base, x)
+        return {"": self._classify(features), **beneath(base)}
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        # The experts of a routed method stay as they are: what the new task's images would show is no drift.
+        moves = self.drift != "none" and len(self.classes) > 0 and not self.routed
+        before = fit.features(task.train, self.features, name="align-before") if moves else None
+        self.base.learn(task, fit)
+        self.eval()
+        after = fit.features(task.train, self.features, name="align-after")
+        if before is not None:
+            self.statistics.move(*self._drift(before, after))
+        self.statistics.add(after, task.train.labels, task.classes)
+        if self.head == "refit":
+            self._refit(fit)
+
+    def _drift(self, before: Tensor, after: Tensor) -> Drift:
+        return affine_drift(before, after, self.ridge) if self.drift == "affine" else mean_drift(before, after)
+
+    def _classify(self, features: Tensor) -> Tensor:
+        if self.head == "refit":
+            return self.refitted(features)
+        if self.quadratic:
+            shares = self.own_covariance, self.own_covariance_prior
+            return self.statistics.quadratic_discriminant(features, self.shrinkage, *shares)
+        return self.statistics.linear_discriminant(features, self.shrinkage)
+
+    def _refit(self, fit: Fit) -> None:
+        """Train one head over all classes on samples of N(mu_c, shrunk S)."""
+        draws = generator(self.seed, "align", "samples", len(self.classes))
+        root = torch.linalg.cholesky(shrunk(self.statistics.covariance, self.shrinkage))
+        noise = torch.randn(len(self.classes), self.samples, len(root), generator=draws).to(root)
+        x = (self.statistics.means[:, None] + noise @ root.T).flatten(0, 1).float()
+        y = self.statistics.ids.repeat_interleave(self.samples)
+        self.refitted = Heads(self.backbone.width).to(x.device)
+        head = self.refitted.grow(self.classes, generator(self.seed, "align", "head", len(self.classes))).to(x.device)
+
+        def loss(f: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(head(f), head.columns(labels))
+
+        fit(TensorSet(x, y), loss, head.parameters(), epochs=self.epochs, lr=self.lr, batch_size=256,
+            optimizer="sgd", momentum=0.9, schedule=cosine, name="align-refit")  # fmt: skip

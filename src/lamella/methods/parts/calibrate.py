@@ -1,0 +1,204 @@
+"""Task calibration: the task of an image, guessed while its features are computed, has a say in its class.
+
+A replay-free method trains each task's head alone, so that in the end most errors are a wrong task. This part tells an
+image's task by its class token within the same forward pass, and adds beta * confidence * log P(task) to the logit of
+each class. No old image is kept. P(task) comes from one of two scores:
+
+    "signature"     the directions that each task's class tokens added at each layer (DualLoRA)
+    "gaussian"      class means and one covariance of the class tokens that enter the last block, moved along as they
+                    drift: P(task) is the sum over its classes of the discriminant's P(class); logits become
+                    log P(class | task) first, so that at full confidence the sum is the log of a product
+
+Source: the predicted task identity of DualLoRA (arXiv 2411.00623) as this library reconstructs it. Formulas and symbols
+are in signatures.py; methods/duallora.py says what is certain about the paper. The "gaussian" score is ours, from the
+statistics of alignment (see align.py for their sources).
+
+Departures: the signatures are taken on the finished model of their task, whatever the base method changes later; where
+the base changes the inputs of old tasks, old signatures age. The paper has this within DualLoRA only.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lamella.adapters.adapter import Site, watch
+from lamella.data.scenario import Task
+from lamella.memory.gaussians import ClassGaussians, shrunk
+from lamella.memory.inputs import Inputs, check_basis, gather
+from lamella.memory.resizable import Growing
+from lamella.memory.signatures import Calibration, Signatures, protected_share
+from lamella.methods.parts.drift import affine_drift, check_ridge
+from lamella.methods.parts.readouts import all_readouts, beneath, features_and_readouts
+from lamella.methods.shared.heads import only_columns
+from lamella.training.fit import Fit
+
+__all__ = ["Calibrated"]
+
+
+class Calibrated(Growing):
+    """A method whose logits are calibrated by the predicted task.
+
+    Args:
+        base: any method on a transformer with a class token; it learns exactly as it would alone. Its own adapted
+            layers are read, else the key and value layers of its backbone.
+        score: "signature" or "gaussian".
+        strength: beta; 0 leaves the logits as they are.
+        temperature: tau; None is 0.1 for signatures and 1 for Gaussians.
+        energy: share of the class tokens' energy that signatures keep, 0..1.
+        score_layers: the share of last layers whose signatures vote, 0..1.
+        shrinkage, ridge: of the Gaussians' covariance and of their drift map, as in alignment.
+
+    Attributes:
+        taught: (classes, 2) int64, global class ids and the last task that had each.
+    """
+
+    growing = ("taught",)
+    own_calls = ("calibrate-",)
+    taught: Tensor
+
+    def __init__(
+        self, base: Any, *, seed: int = 0, score: str = "signature", strength: float = 1.0,
+        temperature: float | None = None, energy: float = 0.95, score_layers: float = 1.0, shrinkage: float = 0.1,
+        ridge: float = 3.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if score not in ("signature", "gaussian"):
+            raise ValueError(f"score '{score}' is unknown; use 'signature' or 'gaussian'")
+        check_ridge(ridge)  # these three refuse bad values before anything is learned
+        protected_share(energy, 0, None)
+        shrunk(torch.eye(1), shrinkage)
+        default = 0.1 if score == "signature" else 1.0
+        self.calibration = Calibration(strength, default if temperature is None else temperature, score_layers)
+        self.base, self.seed, self.score, self.strength, self.temperature = base, seed, score, strength, temperature
+        self.energy, self.score_layers, self.shrinkage, self.ridge = energy, score_layers, shrinkage, ridge
+        self.sites = _sites(base) if score == "signature" else base.backbone.sites("key+value")[-1:]
+        check_basis(base.backbone.model, self.sites, "class_token")
+        self.signatures = Signatures(self.sites)
+        self.statistics = ClassGaussians(self.sites[0].layer.weight.shape[1] if score == "gaussian" else 0)
+        self.register_buffer("taught", torch.zeros(0, 2, dtype=torch.int64))
+
+    @property
+    def backbone(self) -> Any:
+        return self.base.backbone
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.base.classes
+
+    @property
+    def routed(self) -> bool:
+        """Whether the base chooses experts for each image; class tokens of old images then stay as they are."""
+        return getattr(self.base, "routed", False)
+
+    @property
+    def features(self) -> Any:
+        """The base's, (n, d), where it has any."""
+        return self.base.features
+
+    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) logits of the base, calibrated, in one of its passes."""
+        if self.strength == 0:
+            return self.base.predict(x, task)
+        logits, scores = self._read(lambda images: self.base.predict(images, task), x)
+        return only_columns(self._calibrated(logits, scores), self.classes, task)
+
+    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
+        """All classifications of one training: calibrated (""), its base's own ("base"), and what that carries."""
+        base, scores = self._read(lambda images: all_readouts(self.base, images), x)
+        return {"": self._calibrated(base[""], scores), **beneath(base)}
+
+    def features_and_readouts(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """(n, d) features of the base and all readouts, in one of its passes."""
+        (features, base), scores = self._read(lambda images: features_and_readouts(self.base, images), x)
+        return features, {"": self._calibrated(base[""], scores), **beneath(base)}
+
+    def choose_task(self, x: Tensor) -> Tensor:
+        """(n,) the task that each image is most likely from, in the order of learning."""
+        return self._read(self.base.predict, x)[1].argmax(1)
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
+        gaussian, number = self.score == "gaussian", max(self._last().values(), default=-1) + 1
+        moves = gaussian and number > 0 and not self.routed
+        before = self._inputs(task, fit, "calibrate-before") if moves else None
+        self.base.learn(task, fit)
+        self.eval()
+        inputs = self._inputs(task, fit, "calibrate-after")
+        if gaussian:
+            after = inputs[self.sites[0].name].class_tokens
+            if before is not None:
+                drift = affine_drift(before[self.sites[0].name].class_tokens, after, self.ridge)
+                self.statistics.move(*drift)
+            self.statistics.add(after, task.train.labels, task.classes)
+        else:
+            self.signatures.extend(inputs, protected_share(self.energy, number, None))
+        last = self._last() | dict.fromkeys(task.classes, number)
+        self.taught = torch.tensor(list(last.items()), device=self.taught.device)
+
+    def _last(self) -> dict[int, int]:
+        """The last task that had each class, by global class id."""
+        return dict(self.known("taught"))
+
+    def _inputs(self, task: Task, fit: Fit, name: str) -> dict[str, Inputs]:
+        batches = 0
+
+        def observe(x: Tensor, y: Tensor) -> None:
+            nonlocal batches
+            self.base.predict(x)
+            for seen in inputs.values():
+                _check_inputs(seen.tokens[-1], x)
+                del seen.tokens[batches:-1]  # a routed base passes its images through more than once: the last counts
+            batches += 1
+
+        with gather(self.backbone.model, self.sites) as inputs:
+            fit.scan(task.train, observe, name=name)
+        return inputs
+
+    def _read(self, forward: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, Tensor]:
+        """What `forward` makes of images x, and from the same pass the task scores (n, T)."""
+        if self.score == "signature":
+            result = self.signatures.reading(forward, x)
+            scores = self.signatures.scores(self.score_layers)
+        else:
+            with watch(self.sites, lambda _: Inputs(self.statistics.scatter.shape[0], "class_token")) as inputs:
+                result = forward(x)
+            h = inputs[self.sites[0].name].tokens[-1]
+            of_class, last = self.statistics.linear_discriminant(h, self.shrinkage), self._last()
+            owner = torch.tensor([last[c] for c in self.statistics.classes], device=x.device)
+            scores = torch.stack([of_class[:, owner == t].logsumexp(1) for t in range(int(owner.max()) + 1)], 1)
+        _check_inputs(scores, x)
+        return result, scores
+
+    def _calibrated(self, logits: Tensor, scores: Tensor) -> Tensor:
+        """(n, classes): the logits, as log P(class | task) with Gaussians, and what the scores say of each task."""
+        if self.strength == 0:
+            return logits
+        last = self._last()
+        owners = [last[c] for c in self.classes]
+        if self.score == "gaussian":
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+            for task in set(owners):
+                own = torch.tensor([task == owner for owner in owners], device=logits.device)
+                logits[:, own] = logits[:, own].log_softmax(1)
+        return logits + self.calibration.term(scores, owners)
+
+
+def _check_inputs(seen: Tensor, x: Tensor) -> None:
+    """Refuse a base whose layers see other inputs than one an image."""
+    if len(seen) != len(x):
+        raise RuntimeError(
+            f"the base passed {len(seen)} inputs through its layers for {len(x)} images, so tasks cannot be told; "
+            "calibration needs one pass over the batch"
+        )
+
+
+def _sites(base: Any) -> tuple[Site, ...]:
+    """The adapted layers of the innermost method that has any."""
+    method = base
+    while not getattr(method, "sites", None):
+        if getattr(method, "base", None) is None:
+            return base.backbone.sites("key+value")
+        method = method.base
+    return method.sites

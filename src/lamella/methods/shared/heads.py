@@ -1,0 +1,166 @@
+"""Growing classifiers: one linear head a task, of any size; classes may come back."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lamella.common.randomness import generator as named_generator
+
+__all__ = ["OTHER_TASK_PENALTY", "Head", "Heads", "cosine_scores", "only_columns"]
+
+OTHER_TASK_PENALTY = 1e4
+"""How far classes that are ruled out fall below all others: large, yet finite, so that they keep their order."""
+
+
+class Head(nn.Module):
+    """A linear classifier of one task's classes.
+
+    Attributes:
+        weight: (classes, d). bias: (classes,).
+        classes: the global ids of its rows. ids: the same (classes,) int64, on its device.
+    """
+
+    ids: Tensor
+
+    def __init__(self, width: int, classes: Sequence[int], generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        start = torch.zeros(len(classes), width + 1)
+        if generator is not None:  # torch's own start of a linear layer, U(-1, 1) / sqrt(d)
+            start.uniform_(-(width**-0.5), width**-0.5, generator=generator)
+        self.weight = nn.Parameter(start[:, :-1].contiguous(), requires_grad=False)
+        self.bias = nn.Parameter(start[:, -1].contiguous(), requires_grad=False)
+        self.classes = tuple(classes)
+        self.register_buffer("ids", torch.tensor(self.classes, dtype=torch.int64))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, d) -> (n, classes)."""
+        return nn.functional.linear(features, self.weight, self.bias)
+
+    def columns(self, labels: Tensor) -> Tensor:
+        """Column of each label (n,) in this head's output.
+
+        Raises:
+            ValueError: a label is not the head's. On an accelerator its column is -1, which no loss takes.
+        """
+        return _columns(labels, self.ids, "this head's classes")
+
+
+class Heads(nn.Module):
+    """All heads so far. A class that comes back is scored by the head that learned it last.
+
+    Args:
+        width: d. seed: of uniform starts.
+        start: how a head begins: "zero", or "uniform", torch's own start of a linear layer, U(-1, 1) / sqrt(d). On
+            features of large norm a uniform start is noise that a short training does not remove.
+
+    Raises:
+        ValueError: an unknown start.
+    """
+
+    here: Tensor
+
+    def __init__(self, width: int, start: str = "zero", seed: int = 0) -> None:
+        super().__init__()
+        if start not in ("zero", "uniform"):
+            raise ValueError(f"head_start '{start}' is unknown; use 'uniform' (torch's own) or 'zero'")
+        self.width, self.start, self.seed = width, start, seed
+        self.heads = nn.ModuleList()
+        self.register_buffer("here", torch.zeros(0), persistent=False)  # on whose device new heads are made
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    def __getitem__(self, task: int) -> Head:
+        return cast(Head, self.heads[task])
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Global ids in the order of the columns: the order in which classes were first learned."""
+        return tuple(dict.fromkeys(self._rows))
+
+    @property
+    def _rows(self) -> list[int]:
+        """The class of each row of all heads; one that came back is in several."""
+        return [i for head in self.heads for i in cast(Head, head).classes]
+
+    def grow(self, classes: Sequence[int], generator: torch.Generator | None = None) -> Head:
+        """Add a head on the device of the others.
+
+        Args:
+            classes: global ids. generator: draws a uniform start; else the start is that of these heads.
+
+        Raises:
+            ValueError: no classes, or one named twice.
+        """
+        if not classes or len(set(classes)) != len(classes):
+            raise ValueError(f"a head needs distinct classes, got {list(classes)}")
+        if generator is None and self.start == "uniform":
+            generator = named_generator(self.seed, "head", len(self))
+        head = Head(self.width, classes, generator).to(self.here.device)
+        self.heads.append(head)
+        return head
+
+    def drop(self, task: int) -> None:
+        """Remove a task's head; those of later tasks move up."""
+        self.heads = nn.ModuleList(head for number, head in enumerate(self.heads) if number != task)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, d) -> (n, len(classes)): each class's logit from the last head that has it."""
+        logits = torch.cat([head(features) for head in self.heads], dim=1)
+        position = {c: i for i, c in enumerate(self._rows)}
+        return logits if len(position) == logits.shape[1] else logits[:, [position[c] for c in self.classes]]
+
+    def columns(self, labels: Tensor) -> Tensor:
+        """Column of each label (n,) in the output of all heads side by side.
+
+        Raises:
+            ValueError: a label is of no head. On an accelerator its column is -1, which no loss takes.
+        """
+        came_back = len(self.classes) < len(self._rows)
+        rows = torch.cat([cast(Head, head).ids for head in self.heads])
+        ids = torch.tensor(self.classes, device=labels.device) if came_back else rows
+        return _columns(labels, ids, "the classes of these heads,")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        numbers = {int(k[len(prefix) :].split(".")[1]) for k in state_dict if k.startswith(prefix + "heads.")}
+        ids = [state_dict[f"{prefix}heads.{i}.ids"].tolist() for i in sorted(numbers)]
+        self.heads = nn.ModuleList(Head(self.width, c) for c in ids).to(self.here.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _columns(labels: Tensor, ids: Tensor, what: str) -> Tensor:
+    """Position in `ids` (c,) of each label (n,); `what` names the ids in the error."""
+    match = labels[:, None] == ids
+    known = match.any(1)
+    # Only the CPU is asked: a training step must not wait for an accelerator, where the loss fails on a column of -1.
+    if labels.device.type == "cpu" and not known.all():
+        strangers = sorted(set(labels[~known].tolist()))
+        raise ValueError(f"labels {strangers} are not among {what} {ids.tolist()}")
+    return torch.where(known, match.long().argmax(1), -1)
+
+
+def only_columns(logits: Tensor, classes: Sequence[int], allowed: Sequence[int] | None) -> Tensor:
+    """Rule out every class that is not allowed by a large finite penalty; None allows all.
+
+    Args:
+        logits: (n, len(classes)), columns in the order of `classes` (global ids).
+        allowed: global ids that may be chosen, for a test that names the task.
+    """
+    if allowed is None:
+        return logits
+    able = set(allowed)
+    ruled_out = torch.tensor([c not in able for c in classes], device=logits.device)
+    # Discriminant scores can be wider apart than any constant.
+    spread = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)
+    return logits - (OTHER_TASK_PENALTY + spread) * ruled_out
+
+
+def cosine_scores(features: Tensor, means: Tensor) -> Tensor:
+    """Cosine of features (n, d) with class means (c, d): (n, c) in -1..1, in float32 at least."""
+    unit = nn.functional.normalize
+    wide = torch.promote_types(features.dtype, torch.float32)
+    # Autocast would round to bfloat16, whose steps near 1 are wider than the cosines of two classes are apart.
+    with torch.autocast(features.device.type, enabled=False):
+        return unit(features.to(wide), dim=1) @ unit(means.to(wide), dim=1).T

@@ -1,0 +1,123 @@
+"""Learning in a process of its own: `python -m lamella.serving.worker MODEL SENT`, started by the server.
+
+What it does is what `lamella learn MODEL SENT/images` does. It tells how far it is on its standard output, a JSON
+object a line; the last one has "done" or "error".
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from lamella.common.locks import alone
+from lamella.common.progress import Progress
+from lamella.data.sources.readable import load_readable
+from lamella.learner.learner import Learner
+from lamella.learner.next_task import as_next_task, note_unreadable
+from lamella.learner.store.versions import load_manifest
+from lamella.serving.uploads_kept import IMAGES, learned_since, place_to_go_on
+
+__all__ = ["main", "teach"]
+
+Say = Callable[[dict[str, Any]], None]
+SECONDS_BETWEEN = 0.2
+PLACE_IN_LINE = 5
+"""Niceness: those who wait for a prediction come first."""
+
+
+def teach(model: Path, sent: Path, name: str, say: Say) -> dict[str, Any]:
+    """Learn what was sent as the model's next task, from where an interrupted attempt stood; returns its record.
+
+    Images that cannot be read are left out, and said.
+
+    Args:
+        sent: folder of a `Sent`. name: of the task.
+
+    Raises:
+        FileNotFoundError: there is no model any more.
+        ValueError: a class has too few images that can be read; or the model is damaged.
+    """
+    load_manifest(model)  # before a lock would make the folder of a model that was removed
+    source, unreadable = load_readable((sent / IMAGES).resolve(), name=name, layout="classes")
+    if unreadable:
+        say({"unreadable": {file.key: file.reason for file in unreadable}})
+    with _in_turn(model, say):
+        learner = Learner.load(model)
+        task, held_back = as_next_task(source, learner)
+        known = set(learner.class_names.values())
+        say({"classes": list(task.class_names), "new": [n for n in task.class_names if n not in known]})
+        if record := learned_since(sent, learner, task):
+            return record
+        checkpoints = place_to_go_on(sent, model, learner)
+        record = learner.learn(task, held_back=held_back, checkpoints=checkpoints, progress=_reporting(say))
+        note_unreadable(record, unreadable)
+        learner.save(model, what=f"learned {name}")
+    return record
+
+
+@contextmanager
+def _in_turn(model: Path, say: Say) -> Iterator[None]:
+    """Hold the model, when whoever else learns into it has ended."""
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(alone(model, "another process is learning into this model"))
+                break
+            except BlockingIOError as busy:
+                say({"step": f"waits: {busy}"})
+                time.sleep(SECONDS_BETWEEN)
+        yield
+
+
+def _reporting(say: Say) -> Progress:
+    @contextmanager
+    def report(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        done, spoken = 0, 0.0
+
+        def advance(steps: int, note: str = "") -> None:
+            nonlocal done, spoken
+            done += steps
+            if done >= total or time.monotonic() - spoken > SECONDS_BETWEEN:
+                spoken = time.monotonic()
+                say({"step": description, "steps": done, "of": total})
+
+        advance(0)
+        yield advance
+
+    return report
+
+
+def main() -> None:
+    """The arguments and the answer of the process; a mistake is the last line, and nothing is learned."""
+    channel = _only_channel()
+
+    def say(what: dict[str, Any]) -> None:
+        channel.write(json.dumps(what) + "\n")
+        channel.flush()
+
+    if hasattr(os, "nice"):
+        os.nice(PLACE_IN_LINE)
+    model, sent, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    try:
+        say({"done": teach(model, sent, name, say)})
+    except BrokenPipeError:  # the server is gone; the next one goes on with what was sent
+        sys.exit(1)
+    except (ValueError, RuntimeError, OSError) as error:
+        # Names of the archive, not of the place where it was unpacked.
+        say({"error": " ".join(str(error).replace(f"{sent / IMAGES}{os.sep}", "").split())})
+        sys.exit(1)
+
+
+def _only_channel() -> TextIO:
+    """Standard output, which from now on is the server's alone: what libraries print goes to standard error."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return channel
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Where a call of `fit` stands, and its saved form, from which the call goes on after a kill."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lamella.training.checkpoints import Checkpoints
+
+__all__ = ["Place", "ScanCall", "TrainingCall"]
+
+
+class Place(NamedTuple):
+    """Under which name a call's position is filed; nowhere without checkpoints."""
+
+    checkpoints: Checkpoints | None
+    task: str
+    call: str
+
+    def due(self) -> bool:
+        return self.checkpoints is not None and self.checkpoints.due()
+
+    def save(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.task, self.call, tensors, position)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        return self.checkpoints.load(self.task, self.call) if self.checkpoints is not None else None
+
+
+class Stopwatch:
+    """Seconds spent in a call, over all processes that worked on it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since = time.monotonic()
+
+    def read(self) -> float:
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        return self.seconds
+
+
+class TrainingCall:
+    """Parameters, the buffers that training may move, optimiser state, and the position within the epochs."""
+
+    def __init__(
+        self, place: Place, module: nn.Module, tensors: Sequence[Tensor], engine: torch.optim.Optimizer
+    ) -> None:
+        self.place, self.module, self.tensors, self.engine = place, module, tensors, engine
+        self.epoch = self.step = 0
+        self.losses: list[float] = []
+        self.checked = False
+        self._total: Tensor | float = 0.0
+        self._count = 0
+        self._watch = Stopwatch()
+        self._restored_whole = False
+
+    def advance(self, loss: Tensor, n: int) -> None:
+        """One step is done: `loss` is the mean over its n examples."""
+        self.step += 1
+        self._total = self._total + loss * n
+        self._count += n
+        if self.place.due():
+            self._save(with_optimizer=True)
+
+    def next_epoch(self) -> float:
+        """Close the epoch; returns its mean loss."""
+        self.losses.append(float(self._total) / max(self._count, 1))
+        self.epoch, self.step, self._total, self._count = self.epoch + 1, 0, 0.0, 0
+        return self.losses[-1]
+
+    def finish(self) -> float:
+        """File the result; returns the seconds the call took."""
+        if not self._restored_whole:
+            self._watch.read()
+            self._save(with_optimizer=False)
+        return self._watch.seconds
+
+    def _save(self, *, with_optimizer: bool) -> None:
+        state = {f"parameter.{i}": t for i, t in enumerate(self.tensors)}
+        state |= {f"buffer.{name}": b for name, b in _moving_buffers(self.module)}
+        if with_optimizer:
+            for i, t in enumerate(self.tensors):
+                entries = self.engine.state[t].items()
+                state |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in entries if v is not None}
+        position = {
+            "epoch": self.epoch, "step": self.step, "losses": self.losses, "total": float(self._total),
+            "count": self._count, "seconds": self._watch.read(),
+        }  # fmt: skip
+        self.place.save(state, position)
+
+    @torch.no_grad()
+    def restore(self, epochs: int) -> None:
+        """Go to where a saved call stood, if one was saved."""
+        found = self.place.load()
+        if found is None:
+            return
+        state, position = found
+        for i, t in enumerate(self.tensors):
+            t.copy_(state[f"parameter.{i}"])
+        for name, buffer in _moving_buffers(self.module):
+            buffer.copy_(state[f"buffer.{name}"])
+        for key, value in state.items():
+            if key.startswith("optimizer."):
+                _, i, entry = key.split(".", 2)
+                tensor = self.tensors[int(i)]
+                # Adam counts its steps on the CPU whatever device it works on.
+                self.engine.state[tensor][entry] = value if value.ndim == 0 else value.to(tensor.device)
+        self.epoch, self.step, self.losses = position["epoch"], position["step"], position["losses"]
+        self._total, self._count, self._watch.seconds = position["total"], position["count"], position["seconds"]
+        self._restored_whole = self.epoch >= epochs
+
+
+def _moving_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """All buffers but those of modules that say of themselves that they are `still_in_training`."""
+    still = {id(b) for m in module.modules() if getattr(m, "still_in_training", False) for b in m.buffers()}
+    return [(name, b) for name, b in module.named_buffers() if id(b) not in still]
+
+
+class ScanCall:
+    """How many examples a scan has seen, and the buffers of the modules it fills."""
+
+    def __init__(self, place: Place, keep: Mapping[str, nn.Module]) -> None:
+        self.place = place
+        self.seen = 0
+        self._buffers = {f"{key}|{name}": b for key, m in keep.items() for name, b in m.named_buffers()}
+        self._watch = Stopwatch()
+
+    def advance(self, n: int) -> None:
+        self.seen += n
+        if self._buffers and self.place.due():
+            self._save()
+
+    def finish(self) -> float:
+        """File the result; returns the seconds the call took."""
+        if self._buffers:
+            self._save()
+        return self._watch.read()
+
+    def _save(self) -> None:
+        self.place.save(self._buffers, {"seen": self.seen, "seconds": self._watch.read()})
+
+    def restore(self) -> None:
+        found = self.place.load() if self._buffers else None
+        if found is None:
+            return
+        state, position = found
+        for key, buffer in self._buffers.items():
+            buffer.copy_(state[key])
+        self.seen, self._watch.seconds = position["seen"], position["seconds"]

@@ -1,0 +1,51 @@
+"""What a training call refuses, before it starts and while it runs."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from lamella.common.checks import check_one_of
+from lamella.training.optimizers import OPTIMIZERS
+
+__all__ = ["check_call", "check_gradients", "check_loss"]
+
+
+def check_call(task: str, examples: int, *, optimizer: str, epochs: int, batch_size: int, lr: float) -> None:
+    """Before anything is trained.
+
+    Raises:
+        ValueError: there are no examples, the optimiser is unknown, or a number is too small.
+    """
+    if examples == 0:
+        raise ValueError(f"there is nothing to train on in task {task}")
+    check_one_of("optimizer", optimizer, OPTIMIZERS)
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs ({epochs}) and batch_size ({batch_size}) must be at least 1")
+    if not lr > 0:
+        raise ValueError(f"the learning rate lr is {lr}; it must be above 0")
+
+
+def check_gradients(module: nn.Module, tensors: Sequence[Tensor]) -> None:
+    """After the first backward pass: every trained tensor takes part.
+
+    Raises:
+        RuntimeError: one has no gradient; the message has its name in the module.
+    """
+    names = {id(p): n for n, p in module.named_parameters()}
+    idle = [names.get(id(t), f"a tensor of shape {tuple(t.shape)}") for t in tensors if t.grad is None]
+    if idle:
+        raise RuntimeError(
+            f"{len(idle)} of {len(tensors)} trained tensors got no gradient, the first is '{idle[0]}': the model "
+            "reads this layer's weight without calling the layer, or the loss does not depend on it"
+        )
+
+
+def check_loss(task: str, epoch: int, mean: float) -> None:
+    """After each epoch.
+
+    Raises:
+        RuntimeError: its mean loss is not finite.
+    """
+    if not math.isfinite(mean):
+        raise RuntimeError(f"the loss of task {task} became {mean} in epoch {epoch}; a lower learning rate may help")

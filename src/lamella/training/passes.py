@@ -1,0 +1,153 @@
+"""A pass without training, and what it shares with the training loop: device, precision, names of calls, records."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lamella.common.checks import check_one_of
+from lamella.common.progress import Progress, silent
+from lamella.data.feeding import Feed
+from lamella.data.loading import Examples
+from lamella.data.transform import Augmentation, InputTransform
+from lamella.training.calls import Place, ScanCall
+from lamella.training.checkpoints import Checkpoints
+from lamella.training.precision import PRECISIONS, computing, resolve_device, wait_for
+
+__all__ = ["Passes"]
+
+
+class Passes:
+    """Passes over data in which nothing is trained.
+
+    Args:
+        module: the method; buffers that training may move (batch-norm statistics) are part of every checkpoint.
+        transform: how images become inputs. augmentation: of training images, None for none.
+        seed: of every draw, together with the task and the name of the call.
+        device: "auto", "cpu", "cuda". precision: "float32" or "bf16" (autocast; statistics stay float32).
+        compile: whether training runs compiled blocks; see compilation.py.
+        checkpoints: where interrupted calls go on; None keeps nothing.
+        progress: opens a progress bar.
+        scan_batch_size: images per forward pass where nothing is trained.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        transform: InputTransform,
+        *,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        precision: str = "float32",
+        compile: bool = False,
+        checkpoints: Checkpoints | None = None,
+        progress: Progress = silent,
+        scan_batch_size: int = 64,
+    ) -> None:
+        check_one_of("precision", precision, PRECISIONS)
+        self.module = module
+        self.transform = transform
+        self.augmentation = augmentation
+        self.seed = seed
+        self.device = resolve_device(device)
+        self.precision = precision
+        self.compile = compile
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self.scan_batch_size = scan_batch_size
+        self.begin("0")
+
+    def begin(self, task: str) -> None:
+        """A new task: call names start over, and so do the records: seconds, trained tensors, seconds without data."""
+        self.task = task
+        self._names: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+        self.feed = Feed(self.transform, seed=self.seed, device=self.device)
+        self.trained: dict[str, int] = {}
+        self.module.to(self.device)
+
+    @property
+    def waited(self) -> float:
+        """Seconds of this task in which nothing could be computed, because images were not there."""
+        return self.feed.waited
+
+    def scan(
+        self,
+        data: Examples,
+        observe: Callable[[Tensor, Tensor], Any],
+        *,
+        augment: bool = False,
+        keep: Mapping[str, nn.Module] | None = None,
+        batch_size: int | None = None,
+        name: str = "scan",
+    ) -> None:
+        """One pass over `data` in its own order without training.
+
+        Args:
+            observe: called with inputs (n, ...) and global class ids (n,), gradients off.
+            augment: whether images are augmented as in training.
+            keep: the modules whose buffers `observe` fills. Given them, an interrupted pass goes on where it stood
+                and a finished one is restored; without, it is simply repeated.
+            batch_size: images per forward pass.
+        """
+        place, size = self._place(self._call(name)), batch_size or self.scan_batch_size
+        self._scan(place, data, observe, augment, keep or {}, size, name)
+
+    def _scan(
+        self, place: Place, data: Examples, observe: Callable[[Tensor, Tensor], Any], augment: bool,
+        keep: Mapping[str, nn.Module], size: int, name: str,
+    ) -> None:  # fmt: skip
+        for module in (self.module, *keep.values()):
+            module.to(self.device)
+        saved = ScanCall(place, keep)
+        order = torch.arange(len(data))
+        view = self.feed.view(len(data), self.augmentation if augment else None, self.task, place.call, 0)
+        with torch.no_grad(), self.progress(f"task {self.task} {name}", math.ceil(len(data) / size)) as advance:
+            saved.restore()
+            advance(saved.seen // size, "")
+            for x, y in self.feed(data, order[saved.seen :], size, view):
+                with computing(self.device, self.precision):
+                    observe(x, y)
+                saved.advance(len(y))
+                advance(1, "")
+            wait_for(self.device)  # its seconds are of this call, not of the next
+            self.seconds[place.call] = saved.finish()
+
+    def features(
+        self, data: Examples, extract: Callable[[Tensor], Tensor], *, keep: bool = False, name: str = "features"
+    ) -> Tensor:
+        """What `extract` makes of each example: (n, d) float32, in the order of `data`, no augmentation.
+
+        Args:
+            keep: whether they are filed once they are there. What is decided by them is then decided alike when the
+                task is resumed, also on a machine that rounds differently; without, they are computed anew.
+        """
+        place = self._place(self._call(name))
+        filed = place.load() if keep else None
+        if filed is not None:
+            state, position = filed
+            self.seconds[place.call] = position["seconds"]
+            return state["features"].to(self.device)
+        parts: list[Tensor] = []
+
+        def observe(x: Tensor, y: Tensor) -> None:
+            # A copy: features are often a view of all tokens, which it would keep alive.
+            parts.append(extract(x).to(torch.float32, copy=True))
+
+        self._scan(place, data, observe, False, {}, self.scan_batch_size, name)
+        features = torch.cat(parts)
+        if keep:
+            place.save({"features": features}, {"seconds": self.seconds[place.call]})
+        return features
+
+    def _call(self, name: str) -> str:
+        """A name of its own for each call within the task: "train", then "train-1"."""
+        number = self._names.get(name, 0)
+        self._names[name] = number + 1
+        return f"{name}-{number}" if number else name
+
+    def _place(self, call: str) -> Place:
+        return Place(self.checkpoints, self.task, call)
