@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from lamella.common.progress import bars
 from lamella.common.randomness import generator
 from lamella.learner.config.document import build_scenario, load_config
-from lamella.learner.correctness import correct
 from lamella.learner.learner import Learner
+from lamella.learner.scores import correct
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.methods.parts.drift import affine_drift, mean_drift
 

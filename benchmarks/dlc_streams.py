@@ -30,8 +30,8 @@ from lamella.experiments.report.summary import spread
 from lamella.experiments.report.words import percent
 from lamella.experiments.run import run
 from lamella.learner.config.document import build_scenario, load_config, to_toml
-from lamella.learner.correctness import correct
 from lamella.learner.learner import Learner
+from lamella.learner.scores import correct
 
 CONTROL = "classifier only"
 VARIANTS: dict[str, list[str]] = {

@@ -21,7 +21,7 @@ from lamella import Learner, load_source
 from lamella.data.images import ImageSet
 from lamella.data.sources.readable import load_readable
 from lamella.learner.next_task import as_next_task
-from lamella.learner.store.versions import learned_state
+from lamella.learner.store.state import learned_state
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday")
 COMMAND = [sys.executable, "-c", "from lamella.cli import main; main()"]

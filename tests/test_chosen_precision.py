@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run
-from lamella.learner.learner.config import precision as chosen_precision
 from PIL import Image
 from streams import stream, tiny_backbone, tiny_residual_backbone
 
 from lamella.backbones import Backbone
 from lamella.experiments.run import run
+from lamella.training import measured_precision
 from lamella.learner.config.document import load_config, to_toml
 from lamella.learner.config.precision import as_in_runs, choose
 from lamella.learner.learner import Learner
@@ -42,7 +42,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     stand_in = Clock()
-    monkeypatch.setattr(chosen_precision, "interleaved", stand_in)
+    monkeypatch.setattr(measured_precision, "interleaved", stand_in)
     return stand_in
 
 
@@ -130,7 +130,7 @@ def test_a_step_goes_back_to_the_start_in_both_precisions_and_leaves_everything_
     backbone = build()
     first = next(p for p in backbone.model.parameters() if p.ndim == 1)
     seen: set[tuple[bool, bool]] = set()
-    step = chosen_precision._step  # pyright: ignore[reportPrivateUsage]
+    step = measured_precision._step  # pyright: ignore[reportPrivateUsage]
 
     def noted(backbone: Backbone, x: torch.Tensor, early: torch.Tensor, precision: str) -> torch.Tensor:
         assert early is first
@@ -138,7 +138,7 @@ def test_a_step_goes_back_to_the_start_in_both_precisions_and_leaves_everything_
         seen.add((precision == "bf16", bool(slope.abs().sum() > 0)))
         return slope
 
-    monkeypatch.setattr(chosen_precision, "_step", noted)
+    monkeypatch.setattr(measured_precision, "_step", noted)
     parts = [(name, module.training) for name, module in backbone.named_modules()]
     weights = {key: value.clone() for key, value in backbone.state_dict().items()}
     drawn = torch.get_rng_state()
@@ -153,7 +153,7 @@ def test_a_step_goes_back_to_the_start_in_both_precisions_and_leaves_everything_
 
 
 def test_a_learner_that_measured_learns_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chosen_precision, "ratio", lambda *_: 1.0)
+    monkeypatch.setattr(measured_precision, "ratio", lambda *_: 1.0)
     learners = [
         Learner.create(
             backbone=TINY,
@@ -175,9 +175,9 @@ def test_small_networks_are_timed_with_the_methods_batch_and_slow_ones_with_less
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    steps = chosen_precision._steps  # pyright: ignore[reportPrivateUsage]
+    steps = measured_precision._steps  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setattr(
-        chosen_precision, "_steps", lambda b, d, e, images: (sizes.append(images), steps(b, d, e, images))[1]
+        measured_precision, "_steps", lambda b, d, e, images: (sizes.append(images), steps(b, d, e, images))[1]
     )
     clock.float32 = [0.001]
     choose(asks() | {"method": {"base": {"batch_size": 12}}}, tiny_backbone())

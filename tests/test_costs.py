@@ -7,7 +7,7 @@ from streams import RESIDUAL, build, learn_all, stream, tiny_backbone, tiny_resi
 
 from lamella.backbones import Backbone
 from lamella.learner.costs import costs_of_base, parameter_counts
-from lamella.learner.store.versions import stored_bytes
+from lamella.learner.store.state import stored_bytes
 from lamella.methods import METHODS
 from lamella.methods.parts import Aligned, Calibrated
 

@@ -12,7 +12,8 @@ from lamella import Learner
 from lamella.data.images import ImageSet
 from lamella.data.scenario import Source, Task
 from lamella.learner.next_task import as_next_task
-from lamella.learner.store.versions import history, learned_state
+from lamella.learner.store.state import learned_state
+from lamella.learner.store.versions import history
 
 ALONE = [
     {"name": "color", "rank": 2, "epochs": 1, "batch_size": 8},

@@ -58,8 +58,8 @@ def memory(
     out: Out = None,
 ) -> None:
     """Peak memory of learning beside a frozen forward pass and the activations that the backward pass needs."""
+    from lamella.common.words import size as as_size
     from lamella.experiments.bench.memory import measure_memory
-    from lamella.experiments.report.words import size as as_size
     from lamella.training.precision import PRECISIONS
 
     table = _titled(f"{method} on {backbone}, batches of {batch}", *PRECISIONS)
@@ -90,8 +90,7 @@ def growth(
     from lamella.common.progress import bars
     from lamella.experiments.bench.growth import follow, slope
     from lamella.experiments.bench.growth_figure import PANELS, growth_png
-    from lamella.experiments.bench.streams import quick_learner
-    from lamella.experiments.bench.synthetic import synthetic_task
+    from lamella.experiments.bench.streams import quick_learner, synthetic_task
 
     learner = quick_learner(_table(backbone, size), method, batch, {"device": device})
     stream = (synthetic_task(i, images, learner.backbone.transform.size) for i in range(tasks))

@@ -26,7 +26,7 @@ def evaluate(
     Where DATA has a test part, that is measured; where it was learned from, what was held back.
     """
     from lamella.common.files import write_atomic
-    from lamella.experiments.report.page import check_file
+    from lamella.common.page import check_file
     from lamella.learner.confidence import UNKNOWN
     from lamella.learner.inspection.evaluation import evaluate as evaluated
     from lamella.learner.inspection.evaluation import images_to_measure

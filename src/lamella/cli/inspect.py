@@ -21,7 +21,7 @@ def inspect(
     The ledger of its tasks, the directions each layer has left, a forecast, and how alike the tasks are.
     """
     from lamella.common.files import write_atomic
-    from lamella.experiments.report.page import check_file
+    from lamella.common.page import check_file
     from lamella.learner.inspection.facts import inspect as inspected
     from lamella.learner.inspection.facts import origins
     from lamella.learner.inspection.pages import inspection_page

@@ -44,7 +44,7 @@ def say_expected(rehearsing: "Learner", task: "Task", held_back: int) -> "Expect
     Args:
         rehearsing: is of no use afterwards.
     """
-    from lamella.experiments.report.words import duration, size
+    from lamella.common.words import duration, size
     from lamella.learner.rehearsal import rehearse
 
     number = len(rehearsing.tasks) + 1
@@ -57,7 +57,7 @@ def say_expected(rehearsing: "Learner", task: "Task", held_back: int) -> "Expect
 
 def say_took(learner: "Learner", seconds: float, expected: "Expected | None") -> None:
     """What it took, beside what was expected."""
-    from lamella.experiments.report.words import duration, size
+    from lamella.common.words import duration, size
     from lamella.training.footprint import peak_bytes
 
     peak = peak_bytes(learner.fit().device)

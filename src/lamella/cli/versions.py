@@ -25,7 +25,7 @@ def history(model: Model, as_json: Annotated[bool, typer.Option("--json", help="
         typer.echo(json.dumps([version._asdict() for version in found], indent=2))
         return
     from lamella.common.plain_table import plain_table
-    from lamella.experiments.report.words import size
+    from lamella.common.words import size
 
     rows = [
         ("*" if v.current else "", str(v.number), v.made.replace("T", " "), str(len(v.tasks)), size(v.bytes), v.what)

@@ -34,15 +34,15 @@ from typing import Any
 
 import numpy as np
 
+from lamella.common.version import __version__
 from lamella.data.scenario import Scenario
 from lamella.experiments import metrics
+from lamella.experiments.results_files import SCHEMA
 from lamella.learner.config.document import readout_names
 from lamella.learner.costs import costs_of_base
 from lamella.learner.learner import Learner
 
-__all__ = ["SCHEMA", "build_results", "curve_so_far"]
-
-SCHEMA = 1
+__all__ = ["build_results", "curve_so_far"]
 
 Row = list[dict[str, list[int]]]
 """Scores (see scores.Score) of each task's test images by readout, after one task."""
@@ -109,7 +109,7 @@ def _common(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str
         phases.update({phase: s for phase, s in record["seconds"].items() if phase != "total"})
     return {
         "schema": SCHEMA,
-        "lamella": version("lamella"),
+        "lamella": __version__,
         "scenario": str(config["scenario"]["source"]),
         "kind": scenario.kind,
         "backbone": learner.backbone.name,

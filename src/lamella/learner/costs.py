@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamella.learner.store.versions import stored_bytes
+from lamella.learner.store.state import stored_bytes
 
 __all__ = ["costs_of_base", "parameter_counts"]
 

@@ -104,8 +104,7 @@ def _left(path: Path) -> dict[str, Any]:
 
 
 def _what(model: Path, learner: "Learner", task: "Task") -> dict[str, Any]:
-    from lamella.data.fingerprint import content_sha256
-    from lamella.data.images import ImageSet, data_sha256
+    from lamella.data.images import ImageSet, content_sha256, data_sha256
 
     names = dict(zip(task.classes, task.class_names, strict=True))
     content = content_sha256(task.train) if isinstance(task.train, ImageSet) else ""

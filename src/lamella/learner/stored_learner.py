@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamella.common.version import __version__
 from lamella.learner.config.document import up_to_date
 from lamella.learner.store.kept_backbone import from_copy, keep_backbone
-from lamella.learner.store.versions import learned_state, load_model, restore_state, save_model
+from lamella.learner.store.state import learned_state, restore_state
+from lamella.learner.store.versions import load_model, save_model
 
 if TYPE_CHECKING:
     from lamella.learner.learner import Learner
@@ -15,8 +17,6 @@ __all__ = ["load_learner", "save_learner"]
 
 def save_learner(learner: "Learner", folder: Path, *, what: str, keep: int | None) -> int:
     """Arguments and return value are those of `Learner.save`."""
-    from lamella import __version__
-
     kept = keep_backbone(folder, from_copy(learner.config, learner.backbone_copy), learner.backbone)
     manifest = {
         "written_by": __version__, "config": learner.config, "weights_sha256": learner.backbone.weights_sha256,

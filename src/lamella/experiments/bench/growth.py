@@ -11,7 +11,7 @@ from lamella.common.timing import interleaved, ratio
 from lamella.data.scenario import Task
 from lamella.learner.config.document import build_backbone
 from lamella.learner.learner import Learner
-from lamella.learner.store.versions import learned_state
+from lamella.learner.store.state import learned_state
 from lamella.training.footprint import peak_bytes
 
 __all__ = ["follow", "slope"]

@@ -8,8 +8,7 @@ from typing import Any
 
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
-from lamella.experiments.bench.streams import quick_learner
-from lamella.experiments.bench.synthetic import synthetic_task
+from lamella.experiments.bench.streams import quick_learner, synthetic_task
 from lamella.learner.config.document import build_backbone
 from lamella.learner.learner import Learner
 from lamella.training.precision import PRECISIONS

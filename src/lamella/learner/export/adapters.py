@@ -11,7 +11,7 @@ from lamella.learner.export.check import compare
 from lamella.learner.export.describe import description, metadata
 from lamella.learner.export.network import beneath
 from lamella.learner.learner import Learner
-from lamella.learner.store.versions import learned_state, restore_state
+from lamella.learner.store.state import learned_state, restore_state
 from lamella.memory.exemplars import Exemplars
 
 __all__ = ["export_adapters"]

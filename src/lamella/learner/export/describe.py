@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lamella.backbones import bundled
 from lamella.backbones.resnets import BLOCKS
+from lamella.common.version import __version__
 from lamella.learner.learner import Learner
 
 __all__ = ["architecture", "description", "metadata", "needed", "new_timm_model", "timm_config"]
@@ -29,8 +30,6 @@ def needed(module: str, extra: str) -> Any:
 
 def description(learner: Learner, method: Any, classes: Sequence[int]) -> dict[str, Any]:
     """Class names in the order of the logits, the transform, the temperature of the softmax, and what it comes from."""
-    from lamella import __version__
-
     own = method is learner.method
     return {
         "class_names": [learner.class_names[i] for i in classes],
