@@ -106,7 +106,7 @@ def _common(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str
     config = learner.config
     phases: Counter[str] = Counter()
     for record in learner.tasks:
-        phases.update({phase: s for phase, s in record["seconds"].items() if phase != "total"})
+        phases.update({phase: s for phase, s in record.seconds.items() if phase != "total"})
     return {
         "schema": SCHEMA,
         "lamella": __version__,
@@ -122,11 +122,11 @@ def _common(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str
         "versions": {"python": platform.python_version()}
         | {n: version(n) for n in ("torch", "timm", "numpy", "pillow")},
         "seconds": {
-            "learn": [record["seconds"]["total"] for record in learner.tasks],
+            "learn": [record.seconds["total"] for record in learner.tasks],
             "evaluate": [entry["seconds"] for entry in learner.notes["scores"]],
         },
         "phase_seconds": dict(phases),
-        "trainable_parameters": max(record["trainable_parameters"] for record in learner.tasks),
+        "trainable_parameters": max(record.trainable_parameters for record in learner.tasks),
         "parameters": learner.parameter_counts(),
         "stored_bytes": stored_bytes,
         "evaluated_on": config["run"]["evaluate_on"],

@@ -118,7 +118,7 @@ class _Run:
             if i >= len(self.learner.tasks):
                 record = self.learner.learn(task, checkpoints=self.checkpoints, progress=self.progress)
                 self._save()
-                self._log("learned", task=i, **record)
+                self._log("learned", task=i, **record.to_json())
                 # Only now: on resume, what is there belongs to the task that was interrupted.
                 self.checkpoints.clear()
             if i >= len(self.learner.notes["scores"]):
@@ -149,7 +149,7 @@ class _Run:
         accuracy = curve_so_far(row, last - 1 if self.whole else i, task_given=given)
         self._log("tested", task=i, accuracy=accuracy)
         if not self.quiet:
-            seconds = self.learner.tasks[i]["seconds"]["total"]
+            seconds = self.learner.tasks[i].seconds["total"]
             done = f"{self.learner.name}: {i + 1}/{len(self.tasks)} tasks"
             print(f"{done}, accuracy so far {100 * accuracy:.1f} % ({seconds:.0f} s)")
 
