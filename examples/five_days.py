@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--per-class", type=int, default=40)
     parser.add_argument("--backbone", default="fractal-vit-micro")
-    parser.add_argument("--method", default="inflora")
+    parser.add_argument("--method", default="inflora+align")
     parser.add_argument("--export", default="timm", help="format")
     parser.add_argument("--out", type=Path, default=Path("five-days"))
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the model, such as method.epochs=5")

@@ -157,7 +157,7 @@ def test_a_learner_that_measured_learns_the_same_bits(monkeypatch: pytest.Monkey
     learners = [
         Learner.create(
             backbone=TINY,
-            method={"name": "inflora", "epochs": 1, "batch_size": 8},
+            method={"name": "inflora+align", "epochs": 1, "batch_size": 8},
             fit={"device": "cpu", "precision": precision},
         )
         for precision in ("float32", "auto")

@@ -63,7 +63,7 @@ def learned(method: str, part: str = "", backbone: str = "test_vit", **options: 
     of_part = {key: options.pop(key) for key in list(options) if part and key in ("own_covariance", "head")}
     table = {"name": method, **quick, **options} | ({part: of_part} if part else {})
     of_backbone = VIT | {"name": backbone} | ({"size": 16} if backbone == "resnet20" else {})
-    learner = Learner.create(backbone=of_backbone, method=table, align=part == "align", fit={"device": "cpu"})
+    learner = Learner.create(backbone=of_backbone, method=table, fit={"device": "cpu"})
     for task in stream(classes=4, tasks=2, per_class=4):
         learner.learn(task)
     return learner

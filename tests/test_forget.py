@@ -23,7 +23,7 @@ ALONE = [
 
 def fresh(method: dict[str, Any]) -> Learner:
     backbone = {"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0}
-    return Learner.create(backbone=backbone, method=method, align=False, fit={"device": "cpu"})
+    return Learner.create(backbone=backbone, method=method, fit={"device": "cpu"})
 
 
 def tasks() -> list[Task]:
@@ -103,8 +103,7 @@ def test_what_others_hold_traces_of_is_refused_with_the_reason() -> None:
     assert keyed.logits(inputs()).shape == (5, 4)
     aligned = Learner.create(
         backbone=keyed.config["backbone"],
-        method={"name": "linear-probe", "epochs": 1},
-        align=True,
+        method={"name": "linear-probe+align", "epochs": 1},
         fit={"device": "cpu"},
     )
     aligned.learn(first)

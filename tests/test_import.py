@@ -25,7 +25,7 @@ def images(count: int = 3) -> Tensor:
 
 def learner_on(backbone: Any, method: str = "inflora", tasks: int = 2) -> Learner:
     quick = {"name": method, "epochs": 1, "batch_size": 8} if method != "streaming-lda" else {"name": method}
-    learner = Learner.create(backbone=backbone, method=quick, align=False, fit={"device": "cpu"})
+    learner = Learner.create(backbone=backbone, method=quick, fit={"device": "cpu"})
     for i in range(tasks):
         learner.learn(stream(classes=4, tasks=2, per_class=4)[i])
     return learner

@@ -26,7 +26,7 @@ from lamella.store import load_manifest, roll_back
 def quick_learner() -> Learner:
     return Learner.create(
         backbone={"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0},
-        method={"name": "inflora", "rank": 2, "epochs": 1, "batch_size": 8, "blocks": 1}, align=False,
+        method={"name": "inflora", "rank": 2, "epochs": 1, "batch_size": 8, "blocks": 1},
         fit={"device": "cpu"},
     )  # fmt: skip
 

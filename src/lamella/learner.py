@@ -22,7 +22,7 @@ from lamella.data.scenario import Task
 from lamella.fit import Examples, Fit
 from lamella.kept_backbone import from_copy
 from lamella.ledger import check_task, task_record
-from lamella.new_config import new_config
+from lamella.new_config import METHOD, new_config
 from lamella.predictions import Prediction, as_predictions, held_back_record
 from lamella.progress import Progress, silent
 from lamella.scores import Score, score_task
@@ -61,7 +61,7 @@ class Learner:
         cls,
         *,
         backbone: str | Mapping[str, Any] = "fractal-vit-micro",
-        method: str | Mapping[str, Any] = "inflora",
+        method: str | Mapping[str, Any] = METHOD,
         align: bool | None = None,
         seed: int = 0,
         augment: Mapping[str, Any] | None = None,
@@ -72,12 +72,13 @@ class Learner:
         Args:
             backbone: a name, a folder that `lamella export` or timm wrote, "NAME+FOLDER" for a name and a LoRA of PEFT,
                 or a table of `load_backbone`'s arguments.
-            method: a name, or a table {"name": ..., hyper-parameters}.
-            align: whether the method carries alignment; by default InfLoRA does.
+            method: a name, or a table {"name": ..., hyper-parameters}. The name says which parts the method carries and
+                on which base it learns: "inflora+align" (the default), "inflora" without alignment, "dlc(wa)".
+            align: deprecated; write method="inflora+align" for True, and method="inflora" for False.
             fit: a table such as {"device": "cpu", "precision": "auto"}.
 
         Raises:
-            ValueError: an unknown name or option.
+            ValueError: an unknown name or option, or a name that a table contradicts.
         """
         return cls(new_config(backbone=backbone, method=method, align=align, seed=seed, augment=augment, fit=fit))
 

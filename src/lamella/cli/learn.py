@@ -46,7 +46,10 @@ def learn(
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="Of a new model.", metavar="NAME", show_default=f"{METHOD} with alignment")
+        str | None,
+        typer.Option(
+            help="Of a new model, with its parts; plain inflora has none.", metavar="NAME", show_default=METHOD
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of a new model.", show_default="0")] = None,
     strict: Annotated[

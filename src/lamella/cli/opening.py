@@ -1,6 +1,6 @@
 """The learner that `lamella learn` teaches: that of an existing model, or a new one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["BACKBONE", "METHOD", "open_learner", "same_again"]
 
 BACKBONE = "fractal-vit-micro"
-METHOD = "inflora"  # carried by alignment
+METHOD = "inflora+align"
+SECTIONS = ("backbone", "method", "augment", "fit")
+"""Of a configuration that has no stream of tasks; the settings of a new model are in them."""
 
 
 def open_learner(
@@ -37,9 +39,7 @@ def open_learner(
     if not holds_model(model):
         if not is_free(model):
             raise ValueError(f"'{model}' exists and is no model (no {MANIFEST} in it); choose a new folder")
-        return _new_learner(
-            model, new_config(**_tables(backbone or BACKBONE, method or METHOD, settings), seed=seed or 0)
-        )
+        return _new_learner(model, new_config(**_tables(backbone or BACKBONE, method, settings), seed=seed or 0))
     learner = Learner.load(model)
     for other in _others(learner.config, backbone, method, seed, settings):
         raise ValueError(
@@ -69,13 +69,18 @@ def _new_learner(model: Path, config: dict[str, Any]) -> "Learner":
     return learner
 
 
-def _tables(backbone: str, method: str, settings: Sequence[str]) -> dict[str, Any]:
+def _tables(backbone: str, method: str | None, settings: Sequence[str]) -> dict[str, Any]:
     """The tables of a new learner's configuration, with the settings put in."""
+    from lamella.method_tables import with_parts
     from lamella.overrides import parse_override, put
 
-    tables: dict[str, Any] = {"backbone": {"name": backbone}, "method": {"name": method}, "augment": {}, "fit": {}}
-    for setting in settings:
-        put(tables, *parse_override(setting, tables))
+    changes = [parse_override(setting, SECTIONS) for setting in settings]
+    # Nobody wrote the name that stands by default, so method.align=false may take its part away.
+    default = {} if ("method", "name") in dict(changes) else with_parts({"name": METHOD})
+    table = {"name": method} if method else default
+    tables: dict[str, Any] = {"backbone": {"name": backbone}, "method": table, "augment": {}, "fit": {}}
+    for change in changes:
+        put(tables, *change)
     return tables
 
 
@@ -86,8 +91,9 @@ def _others(
     from lamella.chosen_precision import AUTO
     from lamella.overrides import parse_override
 
-    asked = {("backbone", "name"): backbone, ("method", "name"): method, ("run", "seed"): seed}
-    asked |= dict(parse_override(setting, ("backbone", "method", "augment", "fit")) for setting in settings)
+    asked: dict[tuple[str, ...], Any] = {("backbone", "name"): backbone, ("run", "seed"): seed}
+    asked |= dict(parse_override(setting, SECTIONS) for setting in settings)
+    yield from _other_method(config, asked.pop(("method", "name"), method), asked)
     if asked.get(("fit", "precision")) == AUTO and "measured" in config["fit"]:
         asked.pop(("fit", "precision"))  # it was answered when the model was made
     for path, value in asked.items():
@@ -97,3 +103,24 @@ def _others(
         there = isinstance(found, dict) if value is True else found is None if value is False else False
         if not there and value not in (None, found):
             yield f"{'.'.join(path)} is {found!r}, not {value!r}"
+
+
+def _other_method(config: dict[str, Any], name: str | None, asked: Mapping[tuple[str, ...], Any]) -> Iterator[str]:
+    """The method where it is asked for by another name; with a setting such as method.align=true, a part counts too."""
+    from lamella.method_tables import method_name, with_parts
+    from lamella.overrides import put
+
+    if name is None:
+        return
+    tables: dict[str, Any] = {"method": {"name": name}}
+    for path, value in asked.items():
+        if path[0] == "method":
+            put(tables, path, value)
+    own = config["method"]
+    table = {key: value for key, value in with_parts(tables["method"]).items() if value is not False}
+    base = table.pop("base", {})
+    if table["name"] == own["name"]:  # a base that is not named may be any
+        base = own.get("base", {}) | base
+    wanted = method_name({"method": table | ({"base": base} if "name" in base else {})})
+    if wanted != method_name(config):
+        yield f"method.name is {method_name(config)!r}, not {wanted!r}"

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from lamella.report.results import METRIC_NAMES, Result
 
 NOT_A_SETTING = frozenset(
-    {"seed", "root", "weights", "device", "compile", "checkpoint_seconds", "selection", "dropped", "measured"}
+    {"seed", "root", "weights", "device", "compile", "checkpoint_seconds"}
+    | {"selection", "dropped", "overrides", "measured"}
 )
 """Keys of a config that say where, why, from what file, or with which seed; all others make runs different.
 
