@@ -73,7 +73,13 @@ def changes_of(overrides: Sequence[str], before: Mapping[str, Any], after: Mappi
     """
     last = {parse_override(text, [*SELECTED, "run"])[0]: text.strip() for text in overrides}
     counted = {path: text for path, text in last.items() if path[0] in SELECTED and path not in OF_THE_MACHINE}
-    return [text for path, text in counted.items() if _value(before, path) != _value(after, path)]
+    return [text for path, text in counted.items() if _effect(before, path) != _effect(after, path)]
+
+
+def _effect(config: Mapping[str, Any], path: tuple[str, ...]) -> tuple[Any, ...]:
+    """The value at a place, and what else is decided by giving one: a value in [augment] switches the table on."""
+    switched = [_value(config, ("augment", "enabled"))] if path[0] == "augment" else []
+    return (_value(config, path), *switched)
 
 
 def _value(config: Mapping[str, Any], path: tuple[str, ...]) -> Any:
