@@ -36,7 +36,10 @@ def learn(
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="Of a new model.", metavar="NAME", show_default="inflora+align")
+        str | None,
+        typer.Option(
+            help="Of a new model, with its parts; plain inflora has none.", metavar="NAME", show_default="inflora+align"
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of a new model.", show_default="0")] = None,
     strict: Annotated[
@@ -47,7 +50,6 @@ def learn(
 
     They become its next task; the first use creates the model. Old data is not needed, and not kept.
     """
-    from lamella.common.locks import alone
     from lamella.common.progress import bars
     from lamella.data.sources.readable import load_readable
     from lamella.learner.config.wanted import Wanted

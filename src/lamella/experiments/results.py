@@ -19,7 +19,8 @@ Schema 1 (all accuracies are fractions 0..1, null where a metric has no meaning)
     parameters                      {part: numbers of the finished model that a prediction needs}
     stored_bytes                    of all that was learned, backbone not counted unless changed
     evaluated_on, selection         "test" or "validation"; how the configuration was chosen
-    config                          resolved
+    config                          resolved; in [run], overrides and dropped say what the command line changed
+                                    and left out of the file
 
 In a further readout's file the costs (seconds, phase_seconds, trainable_parameters, parameters, stored_bytes) are those
 of its own method: what is built on top of it is taken off. Its seconds have no "evaluate", since one pass gives all

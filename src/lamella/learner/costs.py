@@ -88,7 +88,9 @@ def costs_of_base(method: Any, records: Sequence[TaskRecord], depth: int) -> dic
     return {
         "seconds": {"learn": learn},
         "phase_seconds": dict(phases),
-        "trainable_parameters": max(trained, default=0) if all(record.trained is not None for record in records) else None,
+        "trainable_parameters": max(trained, default=0)
+        if all(record.trained is not None for record in records)
+        else None,
         "parameters": counts,
         "stored_bytes": stored_bytes(method, without=adapters),
     }

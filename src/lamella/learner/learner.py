@@ -13,7 +13,7 @@ from lamella.data.images import ImageSet, TensorSet
 from lamella.data.loading import Examples
 from lamella.data.scenario import Task
 from lamella.learner.confidence import Confidence
-from lamella.learner.config.new_config import new_config
+from lamella.learner.config.new_config import BACKBONE, METHOD, new_config
 from lamella.learner.export import export
 from lamella.learner.folder import learn_from
 from lamella.learner.forgetting import forget
@@ -48,8 +48,8 @@ class Learner:
     def create(
         cls,
         *,
-        backbone: str | Mapping[str, Any] = "fractal-vit-micro",
-        method: str | Mapping[str, Any] = "inflora",
+        backbone: str | Mapping[str, Any] = BACKBONE,
+        method: str | Mapping[str, Any] = METHOD,
         align: bool | None = None,
         seed: int = 0,
         augment: Mapping[str, Any] | None = None,
@@ -60,14 +60,15 @@ class Learner:
         Args:
             backbone: a name, a folder that `lamella export` or timm wrote, "NAME+FOLDER" for a name and a LoRA of PEFT,
                 or a table of `load_backbone`'s arguments.
-            method: a name, or a table {"name": ..., hyper-parameters}.
-            align: whether the method carries alignment; by default InfLoRA does.
+            method: a name, or a table {"name": ..., hyper-parameters}. The name says which parts the method carries and
+                on which base it learns: "inflora+align" (the default), "inflora" without alignment, "dlc(wa)".
+            align: deprecated; write method="inflora+align" for True, and method="inflora" for False.
             seed: of every draw, 0 or more.
             augment: how training images are augmented: a table of `Augmentation`'s arguments.
             fit: a table such as {"device": "cpu", "precision": "auto"}.
 
         Raises:
-            ValueError: an unknown name or option.
+            ValueError: an unknown name or option, or a name that a table contradicts.
         """
         return cls(new_config(backbone=backbone, method=method, align=align, seed=seed, augment=augment, fit=fit))
 

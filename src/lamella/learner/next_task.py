@@ -1,17 +1,11 @@
 """New images as a learner's next task."""
 
-import warnings
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from lamella.common.progress import Progress
 from lamella.data.images import ImageSet
-from lamella.data.keeping import Unreadable
 from lamella.data.scenario import Source, Task
-from lamella.data.sources.readable import load_readable
 from lamella.learner.model import Model
 from lamella.methods.parts import Aligned
 

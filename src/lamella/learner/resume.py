@@ -1,7 +1,7 @@
 """Where a learning into a model's folder goes on after a kill, and what is done with one that was interrupted.
 
-    MODEL/learning/what.json    what is learned into which version; written before anything is trained
-    MODEL/learning/task-K/      checkpoints of its calls (training/checkpoints.py)
+MODEL/learning/what.json    what is learned into which version; written before anything is trained
+MODEL/learning/task-K/      checkpoints of its calls (training/checkpoints.py)
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from lamella.learner.model import Model
 
 __all__ = ["FORMATS", "export"]
 
-Export = Callable[[Learner, Any, Path], list[str]]
+Export = Callable[[Model, Any, Path], list[str]]
 
 FORMATS: dict[str, Export] = {
     "timm": export_timm,
