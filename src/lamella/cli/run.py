@@ -66,14 +66,14 @@ def show(config: Config, overrides: Overrides = None) -> None:
 
 def _plan(config: str, overrides: list[str], seeds: int | None, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Each run directory and its settings; a mistake in any of them shows before the first starts."""
-    from lamella.learner.config.document import load_config
+    from lamella.learner.config.document import load_config, method_name
 
     if seeds is None:
         planned = [(folder, load_config(config, overrides))]
     else:
         planned = [(folder / f"seed-{i}", load_config(config, [*overrides, f"run.seed={i}"])) for i in range(seeds)]
     if dropped := planned[0][1]["run"].get("dropped"):
-        name = planned[0][1]["method"]["name"]
+        name = method_name(planned[0][1])
         typer.echo(f"{name}: left out of {config}, where they belong to another method: {', '.join(dropped)}", err=True)
     return planned
 

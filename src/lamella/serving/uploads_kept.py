@@ -13,22 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lamella.common.files import read_json, write_json
-from lamella.data.images import data_sha256
 from lamella.learner.store.versions import load_manifest
-from lamella.training.checkpoints import Checkpoints
 
-if TYPE_CHECKING:
-    from lamella.data.scenario import Task
-    from lamella.learner.learner import Learner
+__all__ = ["CHECKPOINTS", "IMAGES", "Sent", "interrupted", "take_in", "tasks_before"]
 
-__all__ = ["IMAGES", "Sent", "interrupted", "learned_since", "place_to_go_on", "take_in"]
-
-FOLDER, IMAGES, NOTE = "sent", "images", "sent.json"
+FOLDER, IMAGES, CHECKPOINTS, NOTE = "sent", "images", "learning", "sent.json"
 
 
 class Sent:
@@ -102,18 +96,6 @@ def interrupted(model: Path) -> list[Sent]:
     return found
 
 
-def place_to_go_on(folder: Path, model: Path, learner: "Learner") -> Checkpoints:
-    """Where the learning of what was sent into `folder` goes on, as long as the model is the one that it began with."""
-    checkpoints = Checkpoints(folder / "learning", float(learner.config["fit"]["checkpoint_seconds"]))
-    path, begun_with = checkpoints.folder / "model.json", load_manifest(model)["state"]["sha256"]
-    if path.exists() and read_json(path) != begun_with:
-        checkpoints.clear()
-    write_json(path, begun_with)
-    return checkpoints
-
-
-def learned_since(folder: Path, learner: "Learner", task: "Task") -> dict[str, Any] | None:
-    """The record of a task, learned since the archive came into `folder`, that has its images; None where none has."""
-    images = data_sha256(task.train, dict(zip(task.classes, task.class_names, strict=True)))
-    since = learner.tasks[read_json(folder / NOTE)["tasks"] :]
-    return next((record for record in since if record["data_sha256"] == images), None)
+def tasks_before(folder: Path) -> int:
+    """How many tasks the model had when the archive came into `folder`."""
+    return int(read_json(folder / NOTE)["tasks"])

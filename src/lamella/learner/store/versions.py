@@ -14,14 +14,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from lamella.backbones import Backbone
 from lamella.common.files import json_to_bytes, read_json, read_tensors, tensors_to_bytes, write_atomic, write_json
 
 __all__ = [
-    "FORMAT", "MANIFEST", "Version", "drop_versions", "history", "holds_model", "learned_state", "load_manifest",
-    "load_model", "make_again", "restore_state", "roll_back", "save_model", "stored_bytes",
+    "FORMAT", "MANIFEST", "Version", "drop_versions", "history", "holds_model", "load_manifest",
+    "load_model", "make_again", "roll_back", "save_model",
 ]  # fmt: skip
 
 FORMAT = 2
@@ -42,35 +41,6 @@ class Version(NamedTuple):
     what: str
     tasks: tuple[str, ...]
     bytes: int
-
-
-def learned_state(method: nn.Module) -> dict[str, Tensor]:
-    """The method's tensors, less those of its backbone that are still as loaded."""
-    state = dict(method.state_dict())
-    for prefix, module in method.named_modules():
-        if isinstance(module, Backbone):
-            changed = module.changed()
-            for key in [k for k in module.model.state_dict() if k not in changed]:
-                state.pop(f"{prefix}.model.{key}", None)
-    return state
-
-
-def restore_state(method: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put `learned_state` into a freshly built method; what it left out stays as loaded.
-
-    Raises:
-        ValueError: the state belongs to another method or backbone.
-    """
-    full = dict(state)
-    for prefix, module in method.named_modules():
-        if isinstance(module, Backbone):
-            loaded = {f"{prefix}.model.{k}": v for k, v in module.model.state_dict().items() if ".branches." not in k}
-            full = loaded | full
-    try:
-        method.load_state_dict(full)
-    except RuntimeError as error:
-        lines = str(error).strip().splitlines()
-        raise ValueError(f"the stored state does not fit this method ({lines[-1].strip()})") from error
 
 
 def holds_model(folder: Path) -> bool:
@@ -109,13 +79,6 @@ def save_model(
     _point(folder, number, digests)
     _sweep(folder, digests)
     return len(content)
-
-
-def stored_bytes(method: nn.Module, without: Collection[str] = ()) -> int:
-    """Bytes of the file that `save_model` would write of a method, less the adapters named."""
-    foreign = tuple(f".branches.{name}." for name in without)
-    state = learned_state(method)
-    return len(tensors_to_bytes({k: v for k, v in state.items() if not any(mark in k for mark in foreign)}))
 
 
 def load_model(folder: Path, version: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
