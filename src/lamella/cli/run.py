@@ -36,10 +36,12 @@ def run(
     planned = _plan(config, overrides or [], seeds, folder)
     for path, _ in planned:
         _check_free(path, resume=resume)
+    from lamella.common.files import refuse_links
     from lamella.experiments.report import load_results, render_table
     from lamella.experiments.run import run as run_config
     from lamella.learner.config.precision import as_in_runs
 
+    refuse_links(*(path for path, _ in planned if path != folder))  # seeds: only their parent was named by the user
     for path, settings in planned:
         if (path / "results.json").exists():
             typer.echo(f"{path}: finished already", err=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lamella.backbones.feature_cache import Recall
-from lamella.common.files import read_json, write_atomic, write_json
+from lamella.common.files import half_written, read_json, refuse_links, write_atomic, write_json
 from lamella.common.locks import alone
 from lamella.common.progress import bars, silent
 from lamella.data.keeping import keep_decoded
@@ -24,7 +24,7 @@ from lamella.experiments.results import build_results, curve_so_far
 from lamella.learner.config.document import build_scenario, same_settings, to_toml, up_to_date
 from lamella.learner.config.precision import as_in_runs, precision_line
 from lamella.learner.learner import Learner
-from lamella.learner.store.versions import holds_model, load_manifest
+from lamella.learner.store.versions import VERSIONS, holds_model, load_manifest
 from lamella.methods import WHOLE_STREAM
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.compilation import check_compilable
@@ -42,12 +42,15 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
 
     Raises:
         FileExistsError: `out` holds a run and `resume` was not asked for.
-        ValueError: `out` holds a run of another configuration.
+        ValueError: `out` holds a run of another configuration, or one of the run's own places in it is a
+            symbolic link.
     """
+    model = out / "model"
+    refuse_links(model, model / VERSIONS, out / "checkpoints", out / "log.jsonl")
     with alone(out, f"another process is running in '{out}'; wait for it or choose another --out"):
         config = as_in_runs(config, [out])
         _check_claim(out, config, resume)
-        for torn in out.rglob(".*.part"):  # left by a kill in the middle of a write
+        for torn in half_written(out):
             torn.unlink()
         if not (out / "results.json").exists():
             job = _Run(config, out, quiet)  # before the folder is taken: a wrong setting may be corrected there

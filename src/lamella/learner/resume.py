@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamella.common.files import read_json, write_json
+from lamella.common.files import read_json, refuse_links, write_json
 from lamella.data.images import ImageSet, content_sha256, data_sha256
 from lamella.data.scenario import Task
 from lamella.learner.config.document import up_to_date
 from lamella.learner.model import Model
-from lamella.learner.store.versions import holds_model, load_manifest
+from lamella.learner.store.versions import VERSIONS, holds_model, load_manifest
 from lamella.training.checkpoints import Checkpoints
 
 __all__ = ["PLACE", "Resumed", "config_left", "current_version", "is_free", "resume"]
@@ -56,7 +56,11 @@ def resume(folder: Path, place: Path, model: Model, task: Task) -> Resumed:
         place: where the learning is kept, such as `folder / PLACE`.
         model: as it is before the learning.
         task: that is learned.
+
+    Raises:
+        ValueError: a place that the learning would write to or clear is a symbolic link.
     """
+    refuse_links(folder / VERSIONS)  # before hours of training want to be stored there
     checkpoints = Checkpoints(place, float(model.config["fit"]["checkpoint_seconds"]))
     what = _what(folder, model, task)
     left = _left(place) or _left_by_a_first_server(folder, place, what)
