@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lamella.data.images import TensorSet
+from lamella.data.samples import Transform
 from lamella.data.scenario import Scenario, Task
 from lamella.learner.config.document import complete
 from lamella.learner.learner import Learner
@@ -61,12 +62,12 @@ def parameters_of(method: nn.Module) -> int:
 def finished_parameters(config: Mapping[str, Any], scenario: Scenario) -> int:
     """The parameters of a configuration's model after the last task, before anything is trained.
 
-    The method itself grows its model, on a stream of the same classes with two blank images of each, no memory and one
+    The method itself grows its model, on a stream of the same classes with two blank samples of each, no memory and one
     epoch a task. How many parameters it has then does not depend on what it has seen.
     """
     learner = Learner(_in_one_epoch(config))
     for i in range(len(scenario)):
-        learner.learn(_blank(scenario[i], learner.backbone.transform.size))
+        learner.learn(_blank(scenario[i], learner.backbone.transform))
     return parameters_of(learner.method)
 
 
@@ -79,7 +80,7 @@ def _in_one_epoch(config: Mapping[str, Any]) -> dict[str, Any]:
     return complete({**config, "method": short(config["method"]), "fit": {"device": "cpu"}})
 
 
-def _blank(task: Task, size: int) -> Task:
+def _blank(task: Task, transform: Transform) -> Task:
     labels = torch.tensor(task.classes).repeat(2)
-    images = TensorSet(torch.zeros(len(labels), 3, size, size), labels)
-    return Task(task.id, task.name, task.classes, task.class_names, images)
+    samples = TensorSet(transform.example(len(labels)), labels, noun=transform.noun)
+    return Task(task.id, task.name, task.classes, task.class_names, samples)

@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Exemplars
 from lamella.methods.method import Method
@@ -93,12 +94,12 @@ class DER(Method):
         self.extractors = nn.ModuleList()
         self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
         self.exemplars = Exemplars(
-            backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
+            backbone.transform, total=memory, per_class=memory_per_class, choose=choose, seed=seed
         )
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Samples) -> Tensor:
         """(n, t d) features of all extractors, oldest first."""
-        return torch.cat([extractor(x) for extractor in (self.backbone.model, *self.extractors)], dim=1)
+        return torch.cat([self.backbone.run(x, one) for one in (self.backbone.model, *self.extractors)], dim=1)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
@@ -109,7 +110,7 @@ class DER(Method):
         auxiliary = Head(d, range(len(task.classes) + 1), start_draws(self.heads, "auxiliary", number))
         auxiliary = auxiliary.to(next(newest.parameters()).device)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             features = self.features(x)
             every = F.cross_entropy(self.heads(features), self.heads.columns(y))
             if number == 0:

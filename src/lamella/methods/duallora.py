@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from lamella.adapters.adapter import Branch, grow, merge
 from lamella.backbones import Backbone
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.inputs import Inputs, check_basis, gather
 from lamella.memory.signatures import Calibration, Signature, Signatures, protected_share
@@ -106,7 +107,7 @@ class DualLoRA(Method):
         self.heads = Heads(backbone.width, head_start, seed)
         self.register_load_state_dict_post_hook(_attach_gates)  # branches that come from a file come without
 
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def features_and_logits(self, x: Samples) -> tuple[Tensor, Tensor]:
         """(n, d) features and (n, classes) logits of one pass: all heads, calibrated by the predicted task."""
         if self.calibration == 0:
             features = self.features(x)
@@ -125,7 +126,7 @@ class DualLoRA(Method):
     def protected(self) -> dict[str, Signature]:
         return {layer: self.signatures[layer] for layer in dict.fromkeys(site.name for site in self.sites)}
 
-    def choose_task(self, x: Tensor) -> Tensor:
+    def choose_task(self, x: Samples) -> Tensor:
         """(n,) the task that each image is most likely from, in the order of learning."""
         self.signatures.reading(self.features, x)
         return self.signatures.scores(self.score_layers).argmax(1)
@@ -139,7 +140,7 @@ class DualLoRA(Method):
         constrained = self._grow_orthogonal(number) + self._grow_residual(number, before, share)
         _project_rows(constrained)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:  # only this task's classes compete
+        def loss(x: Samples, y: Tensor) -> Tensor:  # only this task's classes compete
             return F.cross_entropy(head(self.features(x)), head.columns(y))
 
         trained = [{"params": [factor for branch, _ in constrained for factor in (branch.A, branch.B)]}]

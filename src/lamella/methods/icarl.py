@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Exemplars
 from lamella.memory.resizable import Growing
@@ -76,7 +77,7 @@ class ICaRL(Growing, Method):
         self.milestones, self.schedule = milestones, milestone_schedule(milestones)
         self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
         self.exemplars = Exemplars(
-            backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
+            backbone.transform, total=memory, per_class=memory_per_class, choose=choose, seed=seed
         )
         self.register_buffer("means", torch.zeros(0, backbone.width))
 
@@ -94,7 +95,7 @@ class ICaRL(Growing, Method):
         data = self.exemplars.join(task.train, task.classes)
         self.heads.grow(task.classes)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             logits = self.heads(self.features(x))
             new = F.cross_entropy(logits, self.heads.columns(y))
             return new + distillation(logits[:, :known], teacher(x), self.temperature) if known else new

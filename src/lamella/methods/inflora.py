@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from lamella.adapters.adapter import Branch, grow, merge, module_key, watch
 from lamella.backbones import Backbone
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.signatures import protected_share
 from lamella.memory.subspace import SecondMoment, Subspace, left_singular, numerical_rank, orthonormal
@@ -145,7 +146,7 @@ class InfLoRA(Method):
         branches = self._grow_designed(self._moments(task, fit, "moment-before"))
         head = self.heads.grow(task.classes)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:  # only this task's classes compete
+        def loss(x: Samples, y: Tensor) -> Tensor:  # only this task's classes compete
             return F.cross_entropy(head(self.features(x)), head.columns(y))
 
         trained = [{"params": [b.B for b in branches]}]

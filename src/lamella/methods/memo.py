@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.backbones.resnets import block_names, check_split, split
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Exemplars
 from lamella.methods.method import Method
@@ -86,7 +87,7 @@ class MEMO(Method):
             raise ValueError(f"auxiliary_weight {auxiliary_weight} is below 0; 1 is usual, 0 leaves the loss out")
         self.backbone, self.seed, self.train_trunk = backbone, seed, train_trunk
         self.cut = cut or block_names(backbone.model)[-1].split(".")[0]
-        check_split(backbone.model, self.cut, backbone.transform.size)  # refuses what cannot be cut there
+        check_split(backbone.model, self.cut, backbone.transform)  # refuses what cannot be cut there
         self.auxiliary_weight, self.align = auxiliary_weight, align
         self.memory, self.memory_per_class, self.choose = memory, memory_per_class, choose
         self.epochs, self.first_epochs, self.lr, self.batch_size = epochs, first_epochs, lr, batch_size
@@ -95,10 +96,10 @@ class MEMO(Method):
         self.tails = nn.ModuleList()
         self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
         self.exemplars = Exemplars(
-            backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
+            backbone.transform, total=memory, per_class=memory_per_class, choose=choose, seed=seed
         )
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Samples) -> Tensor:
         """(n, t d) features of all tails, oldest first."""
         trunk, first = split(self.backbone.model, self.cut)
         shared = trunk(x)
@@ -115,7 +116,7 @@ class MEMO(Method):
         auxiliary = Head(d, range(len(task.classes) + 1), start_draws(self.heads, "auxiliary", number))
         auxiliary = auxiliary.to(next(newest.parameters()).device)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             features = self.features(x)
             every = F.cross_entropy(self.heads(features), self.heads.columns(y))
             if number == 0:

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from lamella.adapters.adapter import Branch, Site, grow, merge, module_key
 from lamella.backbones import Backbone
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.resizable import Growing
 from lamella.methods.method import Method
@@ -113,7 +114,7 @@ class OLoRA(Method):
         branches = grow(self.sites, "new", self.rank, generator=generator(self.seed, "lora", number))
         head = self.heads.grow(task.classes)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:  # only this task's classes compete
+        def loss(x: Samples, y: Tensor) -> Tensor:  # only this task's classes compete
             return F.cross_entropy(head(self.features(x)), head.columns(y)) + self.penalties(branches)
 
         factors = [factor for branch in branches for factor in (branch.A, branch.B)]

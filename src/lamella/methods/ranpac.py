@@ -37,6 +37,7 @@ from torch import Tensor
 from lamella.adapters.adapter import grow
 from lamella.backbones import Backbone
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.resizable import Growing
 from lamella.methods.method import Method
@@ -140,7 +141,7 @@ class RanPAC(Growing, Method):
         branches = grow(self.sites, "first", self.rank, generator=generator(self.seed, "lora"))
         head = Heads(self.backbone.width, self.head_start, self.seed).grow(task.classes).to(self.G.device)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))
 
         factors = [factor for branch in branches for factor in (branch.A, branch.B)]

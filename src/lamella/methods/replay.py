@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Exemplars
 from lamella.methods.method import Method
@@ -66,7 +67,7 @@ class Replay(Method):
         self.milestones, self.schedule = milestones, milestone_schedule(milestones)
         self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
         self.exemplars = Exemplars(
-            backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
+            backbone.transform, total=memory, per_class=memory_per_class, choose=choose, seed=seed
         )
 
     def learn(self, task: Task, fit: Fit) -> None:
@@ -74,7 +75,7 @@ class Replay(Method):
         data = self.exemplars.join(task.train, task.classes)
         self.heads.grow(task.classes)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             return F.cross_entropy(self.heads(self.features(x)), self.heads.columns(y))
 
         train_weights(self, fit, data, loss, [*self.backbone.used_weights(), *self.heads.parameters()])

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from lamella.adapters.adapter import Branch, grow, using
 from lamella.backbones import Backbone
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.methods.method import Method
 from lamella.methods.shared.heads import Heads
@@ -80,7 +81,7 @@ class SDLoRA(Method):
         self.alphas = nn.ParameterList()
         self.heads = Heads(backbone.width, head_start, seed)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Samples) -> Tensor:
         """(n, d) features under all directions so far, each with its magnitude."""
         with using(self.sites, {_name(t, k): a[k % len(a)] for t, a in enumerate(self.alphas) for k in self._numbers}):
             return self.backbone(x)
@@ -94,7 +95,7 @@ class SDLoRA(Method):
         self.alphas.append(self._start())
         head = self.heads.grow(task.classes)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))
 
         factors = [factor for branch in pairs for factor in (branch.A, branch.B)]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.methods.method import Method
 from lamella.methods.shared.heads import Heads
@@ -44,7 +45,7 @@ class SeqFinetune(Method):
         self.eval()
         head = self.heads.grow(task.classes)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))
 
         groups = [{"params": self.backbone.used_weights()}, {"params": list(head.parameters()), "lr": self.head_lr}]

@@ -18,6 +18,7 @@ from torch import Tensor
 from lamella.adapters.adapter import grow
 from lamella.backbones import Backbone
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.methods.method import Method
 from lamella.methods.shared.heads import Heads
@@ -53,7 +54,7 @@ class SeqLoRA(Method):
         self.eval()
         head = self.heads.grow(task.classes)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))
 
         factors = [factor for site in self.sites for b in site.layer.of("lora") for factor in (b.A, b.B)]

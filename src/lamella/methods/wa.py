@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Exemplars
 from lamella.methods.method import Method
@@ -76,7 +77,7 @@ class WA(Method):
         self.milestones, self.schedule = milestones, milestone_schedule(milestones)
         self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
         self.exemplars = Exemplars(
-            backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
+            backbone.transform, total=memory, per_class=memory_per_class, choose=choose, seed=seed
         )
 
     def learn(self, task: Task, fit: Fit) -> None:
@@ -88,7 +89,7 @@ class WA(Method):
         share = len(older) / len(self.classes)  # lambda
         weights = (1 - share, share) if self.strength is None else (1.0, self.strength)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             logits = self.heads(self.features(x))
             right = F.cross_entropy(logits, self.heads.columns(y))
             if not known:

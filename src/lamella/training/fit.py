@@ -22,8 +22,8 @@ from lamella.training.precision import computing
 
 __all__ = ["Examples", "Fit", "Loss"]
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(inputs (n, ...), global class ids (n,)) -> scalar to minimise."""
+Loss = Callable[[Any, Tensor], Tensor]
+"""(inputs of n samples, global class ids (n,)) -> scalar to minimise."""
 
 
 class Fit(Passes):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
-from lamella.data.images import ImageSet, TensorSet, data_sha256
+from lamella.data.images import data_sha256
+from lamella.data.loading import Examples
 from lamella.data.sources.load import load_source
 from lamella.learner.model import Model
 from lamella.learner.predictions import Prediction, predict
@@ -99,7 +100,7 @@ class Evaluation:
 class Measured(NamedTuple):
     """Images to measure on, the names of their labels, and which part of the data they are."""
 
-    images: ImageSet | TensorSet
+    images: Examples
     class_names: tuple[str, ...]
     part: str
 
@@ -128,9 +129,7 @@ def images_to_measure(data: str, learned: Collection[str]) -> Measured:
     return Measured(whole.train, whole.class_names, "all of it")
 
 
-def evaluate(
-    model: Model, images: ImageSet | TensorSet, class_names: Sequence[str], *, unknown_below: float = 0.05
-) -> Evaluation:
+def evaluate(model: Model, images: Examples, class_names: Sequence[str], *, unknown_below: float = 0.05) -> Evaluation:
     """Predict every image and compare with its label.
 
     Args:
@@ -143,7 +142,7 @@ def evaluate(
     labels: list[int] = images.labels.tolist()
     names = [class_names[label] for label in labels]
     if not known.intersection(names):
-        there = ", ".join(sorted(set(names))[:5]) or "no image"
+        there = ", ".join(sorted(set(names))[:5]) or f"no {images.noun}"
         raise ValueError(
             f"none of the classes here was learned, so nothing can be measured: {there}; "
             f"this model knows {', '.join(sorted(known)[:5]) or 'nothing yet'}"
