@@ -1,0 +1,209 @@
+"""The generated parts of the documentation site: commands, rooms, configurations, metrics and the API reference.
+
+A page of the site names the part it wants in a block,
+
+    ```{generated} commands
+    ```
+
+and docs/conf.py puts the text of `generated("commands")` there when the site is built. So these parts have no copy by
+hand that could disagree with the code.
+"""
+
+import ast
+import importlib
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "lamella"
+
+
+def generated(words: str) -> str:
+    """The Markdown of a generated part: its name, then its arguments.
+
+    Raises:
+        KeyError: no part has this name.
+    """
+    name, *arguments = words.split()
+    return PARTS[name](*arguments)
+
+
+# ---- commands
+
+
+def commands(*wanted: str) -> str:
+    """A section for each command of the command line: usage, arguments, options and examples."""
+    import typer.main
+
+    from lamella.cli.app import app
+
+    root: Any = typer.main.get_command(app)
+    return "\n".join(_command(f"lamella {' '.join(path)}", command) for path, command in _leaves(root))
+
+
+def _leaves(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _leaves(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def _command(title: str, command: Any) -> str:
+    context = command.context_class(command)
+    shown = [(p, *_help(p, context)) for p in command.params if not p.hidden]
+    arguments = [(p, name, meaning) for p, name, meaning in shown if p.param_type_name == "argument"]
+    options = [(name, meaning) for p, name, meaning in shown if p.param_type_name == "option"]
+    words = [name if p.required else f"[{name}]" for p, name, _ in arguments]
+    parts = [f"## {title}", command.help or "", f"```text\n{' '.join([title, '[OPTIONS]', *words])}\n```"]
+    if arguments:
+        parts.append(_table(("argument", "meaning"), [(f"`{name}`", meaning) for _, name, meaning in arguments]))
+    if options:
+        parts.append(_table(("option", "meaning"), [(f"`{name}`", meaning) for name, meaning in options]))
+    return "\n\n".join([*parts, _examples(command.epilog or "")]) + "\n"
+
+
+def _help(parameter: Any, context: Any) -> tuple[str, str]:
+    """Name and meaning as `--help` has them; without the type beside a name that says it already."""
+    name, meaning = parameter.get_help_record(context)
+    if parameter.param_type_name == "argument":
+        name = parameter.metavar or parameter.name.upper()
+    name = re.sub(r"<(\w+) range>", r"<\1>", name)
+    meaning = re.sub(r"\[default: \((.*?)\)(?=[;\]])", r"[default: \1", meaning)
+    return name, meaning.replace("  [", " [").replace("[", "\\[")
+
+
+def _examples(epilog: str) -> str:
+    lines = [line.strip() for line in epilog.splitlines() if line.startswith("  ")]
+    return "```bash\n" + "\n".join(lines) + "\n```"
+
+
+# ---- rooms of the package, configurations, metrics
+
+
+def rooms() -> str:
+    """The rooms of the package and the first sentence of each, in the order of the floors."""
+    return "\n".join(f"- **`{_dotted(path)}`**: {_first_line(path)}" for path in _rooms())
+
+
+FLOORS = (
+    "common",
+    "adapters",
+    "data",
+    "backbones",
+    "training",
+    "memory",
+    "methods",
+    "learner",
+    "experiments",
+    "serving",
+)
+"""The rooms from the lowest floor up; a room that is not named here stands above them."""
+
+
+def _rooms() -> list[Path]:
+    """Every folder of the package that is a package itself."""
+    tops = sorted(file.parent for file in PACKAGE.glob("*/__init__.py"))
+    tops.sort(key=lambda path: FLOORS.index(path.name) if path.name in FLOORS else len(FLOORS))
+    return [folder for top in tops for folder in (top, *sorted(file.parent for file in top.glob("*/__init__.py")))]
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).parts)
+
+
+def _first_line(folder: Path) -> str:
+    doc = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    return doc.split("\n", 1)[0]
+
+
+def configurations() -> str:
+    """Every shipped configuration with the comment at its head, and what it sets."""
+    from lamella.learner.config.document import shipped_configs
+
+    return "\n".join(map(_configuration, sorted(shipped_configs())))
+
+
+def _configuration(name: str) -> str:
+    text = (PACKAGE / "configs" / f"{name}.toml").read_text(encoding="utf-8")
+    tables = tomllib.loads(text)
+    scenario, backbone, method = tables["scenario"], tables["backbone"], tables["method"]
+    parts = "".join(f"+{key}" for key, value in method.items() if key in ("align", "calibrate") and value is not False)
+    what = f"`{method['name']}{parts}` on `{backbone['name']}`, data set `{scenario['source']}`."
+    return f"## {name}\n\n{what}\n\n```toml\n{text.strip()}\n```\n"
+
+
+def metrics() -> str:
+    """Every metric of a result with its definition."""
+    from lamella.experiments.metrics import METRICS
+
+    return _table(("key", "name", "definition"), ((f"`{m.name}`", m.label, m.definition) for m in METRICS))
+
+
+# ---- API reference
+
+
+def public() -> str:
+    """The public names of `lamella`, each with its members."""
+    import lamella
+
+    return "\n".join(_autodoc(lamella, name, "lamella") for name in sorted(lamella.__all__) if name != "METHODS")
+
+
+def _autodoc(module: Any, name: str, place: str) -> str:
+    value = getattr(module, name)
+    kind = "autoclass" if isinstance(value, type) else "autofunction" if callable(value) else "autodata"
+    members = "   :members:\n" if kind == "autoclass" else ""
+    return f"```{{eval-rst}}\n.. {kind}:: {place}.{name}\n{members}```\n"
+
+
+def api(*places: str) -> str:
+    """Reference of the modules named, such as `memory` (each module of that room) or `methods.method`."""
+    return "\n".join(_module(name) for place in places for name in _modules(place))
+
+
+def _modules(place: str) -> list[str]:
+    path = PACKAGE.joinpath(*place.split("."))
+    if not path.is_dir():
+        return [f"lamella.{place}"]
+    files = [file for file in sorted(path.glob("*.py")) if file.name != "__init__.py"]
+    return [".".join(("lamella", *file.relative_to(PACKAGE).with_suffix("").parts)) for file in files]
+
+
+def _module(name: str) -> str:
+    """What a module defines itself of its `__all__`, but for what `public` shows already."""
+    import lamella
+
+    module = importlib.import_module(name)
+    top = {id(getattr(lamella, public)) for public in lamella.__all__}
+    own = [n for n in getattr(module, "__all__", ()) if _is_own(module, n) and id(getattr(module, n)) not in top]
+    if not own:
+        return ""
+    first = (module.__doc__ or "").split("\n", 1)[0]
+    return "\n".join([f"## {name.removeprefix('lamella.')}\n", f"{first}\n", *(_autodoc(module, n, name) for n in own)])
+
+
+def _is_own(module: Any, name: str) -> bool:
+    return getattr(getattr(module, name), "__module__", module.__name__) == module.__name__
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+PARTS: dict[str, Callable[..., str]] = {
+    "commands": commands,
+    "rooms": rooms,
+    "configurations": configurations,
+    "metrics": metrics,
+    "public": public,
+    "api": api,
+}
