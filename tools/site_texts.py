@@ -84,35 +84,38 @@ def _examples(epilog: str) -> str:
 # ---- rooms of the package, configurations, metrics
 
 
-def rooms() -> str:
-    """The rooms of the package and the first sentence of each, in the order of the floors."""
-    return "\n".join(f"- **`{_dotted(path)}`**: {_first_line(path)}" for path in _rooms())
-
-
 FLOORS = (
-    "common",
-    "adapters",
-    "data",
-    "backbones",
-    "training",
-    "memory",
-    "methods",
-    "learner",
-    "experiments",
-    "serving",
+    ("common",),
+    ("adapters",),
+    ("data",),
+    ("backbones",),
+    ("training",),
+    ("memory",),
+    ("methods",),
+    ("learner",),
+    ("experiments", "serving", "testing"),
+    ("cli",),
 )
-"""The rooms from the lowest floor up; a room that is not named here stands above them."""
+"""The rooms from the lowest floor up, as tests/test_house.py has them."""
 
 
-def _rooms() -> list[Path]:
-    """Every folder of the package that is a package itself."""
-    tops = sorted(file.parent for file in PACKAGE.glob("*/__init__.py"))
-    tops.sort(key=lambda path: FLOORS.index(path.name) if path.name in FLOORS else len(FLOORS))
-    return [folder for top in tops for folder in (top, *sorted(file.parent for file in top.glob("*/__init__.py")))]
+def rooms() -> str:
+    """A table of the rooms from the lowest floor up: the first line of each, and of the folders in it."""
+    there = {name for names in FLOORS for name in names if (PACKAGE / name / "__init__.py").is_file()}
+    shown = [(floor, PACKAGE / name) for floor, names in enumerate(FLOORS) for name in names if name in there]
+    return _table(("floor", "room", "what is in it"), [row for floor, room in shown for row in _rows(floor, room)])
 
 
-def _dotted(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).parts)
+def _rows(floor: int, room: Path) -> list[tuple[str, str, str]]:
+    inner = sorted(file.parent for file in room.glob("*/__init__.py"))
+    return [
+        (str(floor), f"**`{room.name}/`**", _first_line(room)),
+        *(("", f"`{_path(p)}/`", _first_line(p)) for p in inner),
+    ]
+
+
+def _path(folder: Path) -> str:
+    return folder.relative_to(PACKAGE).as_posix()
 
 
 def _first_line(folder: Path) -> str:
