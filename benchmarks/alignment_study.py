@@ -47,7 +47,7 @@ def train(
         if t:
             dump["train"][t - 1, t] = _features(learner, scenario[t].train)
         record = learner.learn(scenario[t], progress=bars)
-        seconds += record["seconds"]["total"]
+        seconds += record.seconds["total"]
         held_back = scenario[t].validation
         if held_back is None:
             raise ValueError(f"a share of {share} holds no image of task {t} back; give a larger --share")

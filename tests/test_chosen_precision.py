@@ -14,11 +14,12 @@ from streams import stream, tiny_backbone, tiny_residual_backbone
 
 from lamella.backbones import Backbone
 from lamella.experiments.run import run
-from lamella.training import measured_precision
+from lamella.learner import folder
 from lamella.learner.config.document import load_config, to_toml
 from lamella.learner.config.precision import as_in_runs, choose
 from lamella.learner.learner import Learner
 from lamella.learner.store.versions import load_manifest
+from lamella.training import measured_precision
 
 TINY = {"name": "test_vit", "weights": "random", "size": 32}
 QUICK = ["backbone.name=test_vit", "backbone.weights=random", "backbone.size=32", "scenario.tasks=5",
@@ -157,7 +158,7 @@ def test_a_learner_that_measured_learns_the_same_bits(monkeypatch: pytest.Monkey
     learners = [
         Learner.create(
             backbone=TINY,
-            method={"name": "inflora", "epochs": 1, "batch_size": 8},
+            method={"name": "inflora+align", "epochs": 1, "batch_size": 8},
             fit={"device": "cpu", "precision": precision},
         )
         for precision in ("float32", "auto")
@@ -274,7 +275,7 @@ def test_a_model_keeps_the_choice_of_its_first_learning(
     command = ["learn", model, photos, *settings, "--method", "nearest-mean", "fit.precision=auto"]
     clock.tells(0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(folder, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         code, text, _ = lamella(*command)
     assert code == 130
     assert "precision: bf16 (measured: a step in bf16 took 0.50 of float32's time)" in text
@@ -298,7 +299,7 @@ def test_what_was_chosen_for_another_backbone_is_not_taken_over(
     command = ["learn", tmp_path / "model", photos, "--method", "nearest-mean", "fit.precision=auto", "fit.device=cpu"]
     clock.tells(0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "learn", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(folder, "learn", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert lamella(*command, *QUICK[:3])[0] == 130
     clock.tells(2.0)
     code, text, error = lamella(*command)

@@ -74,7 +74,7 @@ def new(name: str) -> Learner:
         table["base"] = {"name": "replay", "epochs": 1, "batch_size": 8}
     vit = {"name": "test_vit", "weights": "random", "size": 32}
     backbone = {"name": "resnet20", "weights": "random", "size": 16} if base in RESIDUAL else vit
-    return Learner.create(backbone=backbone, method=table, align="align" in parts, fit={"device": "cpu"})
+    return Learner.create(backbone=backbone, method=table, fit={"device": "cpu"})
 
 
 def outcome(learner: Learner) -> Life:

@@ -12,7 +12,9 @@ __all__ = ["growth", "memory", "speed"]
 
 BackboneName = Annotated[str, typer.Option("--backbone", metavar="NAME", help="With random weights.")]
 Size = Annotated[int | None, typer.Option("--size", min=1, help="Side of its input, in pixels; its own if left out.")]
-Method = Annotated[str, typer.Option("--method", metavar="NAME", help="With parts, as in inflora+align.")]
+Method = Annotated[
+    str, typer.Option("--method", metavar="NAME", help="With parts, as in inflora+align, or base: dlc(wa).")
+]
 Batch = Annotated[int, typer.Option("--batch", min=2, help="Images of a training step.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the figures as JSON.")]

@@ -54,6 +54,13 @@ class Result:
     config: Mapping[str, Any]
 
     @property
+    def overrides(self) -> tuple[str, ...]:
+        """What the command line changed of the configuration, such as "method.rank=8"; none where it is not told."""
+        run = self.config.get("run")
+        told = run.get("overrides") if isinstance(run, Mapping) else None
+        return tuple(map(str, told)) if isinstance(told, list) else ()
+
+    @property
     def tasks(self) -> int:
         return len(self.task_names)
 

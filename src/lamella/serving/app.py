@@ -37,7 +37,7 @@ def create_app(model: Path, *, token: str, limits: Limits | None = None, hosts: 
         hosts: names that clients may call it by; any where none is given.
 
     Raises:
-        FileNotFoundError, ValueError: as `Learner.load`.
+        FileNotFoundError, ValueError: as `Learner.load`; also where the model's own places are symbolic links.
     """
     service = Service(model, limits or Limits())
 

@@ -9,7 +9,7 @@ from lamella.serving.limits import Limits
 from lamella.serving.measures import Measures
 from lamella.serving.model_watcher import Follower, load
 from lamella.serving.predicting import Desk
-from lamella.serving.uploads_kept import interrupted
+from lamella.serving.uploads_kept import check_places, interrupted
 
 __all__ = ["Service"]
 
@@ -25,6 +25,7 @@ class Service:
 
     def __init__(self, model: Path, limits: Limits) -> None:
         self.model, self.limits = model, limits
+        check_places(model)
         loaded = load(model)
         self.measures = Measures(
             version=lambda: self.batcher.loaded.version, waiting=lambda: self.desk.waiting,

@@ -58,7 +58,8 @@ class Fit(Passes):
             params: tensors, or optimiser groups `{"params": [...], "lr": ...}`.
             epochs: at least 1. lr: of groups that name none.
             schedule: (epoch, epochs) -> factor of the learning rates.
-            before_step: called between backward and the optimiser's step. after_step: after it.
+            before_step: called between backward and the optimiser's step. after_step: after it. What they change of the
+                module's parameters and buffers is part of every checkpoint, whether it is trained or not.
             name: of this call within the task; draws and checkpoints are filed under it.
 
         Returns:

@@ -58,7 +58,8 @@ def _rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, dict[str, str]
             found = ", ".join(columns) or "nothing"
             raise ValueError(
                 f"{path}, line 1: no column {column!r}{did_you_mean(column, columns)}; "
-                "the first line must name the columns path and label (and optionally split and domain), but it has {found}"
+                "the first line must name the columns path and label (and optionally split and domain), "
+                f"but it has {found}"
             )
     reader.fieldnames = columns
     try:

@@ -46,7 +46,7 @@ def follow(
             times = interleaved(forms, repeats=5)
         costs.append({
             "bytes": sum(t.numel() * t.element_size() for t in learned_state(learner.method).values()),
-            "seconds_per_image": seconds / record["images"],
+            "seconds_per_image": seconds / record.images,
             "peak": peak_bytes(device),
             "pass": ratio(times["ours"], times["plain"]),
         })  # fmt: skip

@@ -9,6 +9,7 @@ from lamella.common.options import options_of
 from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray
 from lamella.data.scenario import Task
+from lamella.learner.config.method_tables import with_parts
 from lamella.learner.learner import Learner
 from lamella.methods import METHODS
 
@@ -16,11 +17,20 @@ __all__ = ["quick_learner", "short_method", "synthetic_task"]
 
 
 def short_method(name: str, *, batch: int, epochs: int = 1) -> dict[str, Any]:
-    """The [method] table of a name with parts, as in "inflora+align"; what trains nothing has no epochs to set."""
-    plain, *parts = name.split("+")
-    known = options_of(METHODS[plain]) if plain in METHODS else {}
-    short = {key: value for key, value in (("epochs", epochs), ("batch_size", batch)) if key in known}
-    return {"name": plain, **short, **dict.fromkeys(parts, True)}
+    """The [method] table of a name, which may have parts and a base; what trains nothing has no epochs to set.
+
+    Raises:
+        ValueError: it is not written as a name, or has an unknown part.
+    """
+    table = with_parts({"name": name})
+    if "base" in table:
+        table["base"] |= _short(table["base"]["name"], batch, epochs)
+    return table | _short(table["name"], batch, epochs)
+
+
+def _short(name: str, batch: int, epochs: int) -> dict[str, Any]:
+    known = options_of(METHODS[name]) if name in METHODS else {}
+    return {key: value for key, value in (("epochs", epochs), ("batch_size", batch)) if key in known}
 
 
 def quick_learner(backbone: Mapping[str, Any], method: str, batch: int, fit: Mapping[str, Any]) -> Learner:
@@ -29,8 +39,7 @@ def quick_learner(backbone: Mapping[str, Any], method: str, batch: int, fit: Map
     Raises:
         ValueError: an unknown backbone or method, or one that cannot learn on this backbone.
     """
-    table = short_method(method, batch=batch)
-    return Learner.create(backbone=backbone, method=table, align="align" in table, fit=fit)
+    return Learner.create(backbone=backbone, method=short_method(method, batch=batch), fit=fit)
 
 
 def synthetic_task(number: int, images: int, pixels: int) -> Task:

@@ -111,6 +111,7 @@ def _origin(row: Row) -> dict[str, Any]:
         "files": [f"{result.path.parent.name}/{result.path.name}" for result in row.results],
         "splits": sorted({result.split_sha256 for result in row.results}),
         "selections": sorted({result.selection for result in row.results if result.selection}),
+        "overrides": list(dict.fromkeys(text for result in row.results for text in result.overrides)),
         "versions": sorted({f"{k} {v}" for result in row.results for k, v in result.versions.items()}),
         "config": json.dumps(row.first.config, indent=2, ensure_ascii=False),
     }
