@@ -125,9 +125,11 @@ def _first_line(folder: Path) -> str:
 
 def configurations() -> str:
     """Every shipped configuration with the comment at its head, and what it sets."""
-    from lamella.learner.config.document import shipped_configs
+    from lamella.learner.config.document import describe_config, shipped_configs
 
-    return "\n".join(map(_configuration, sorted(shipped_configs())))
+    shipped = sorted(shipped_configs().items())
+    rows = [(f"[`{name}`](#{name})", describe_config(path).rstrip(".")) for name, path in shipped]
+    return "\n\n".join([_table(("name", "what"), rows), *(_configuration(name) for name, _ in shipped)])
 
 
 def _configuration(name: str) -> str:
