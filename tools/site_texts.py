@@ -12,9 +12,10 @@ hand that could disagree with the code.
 import ast
 import importlib
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -58,12 +59,17 @@ def _command(title: str, command: Any) -> str:
     arguments = [(p, name, meaning) for p, name, meaning in shown if p.param_type_name == "argument"]
     options = [(name, meaning) for p, name, meaning in shown if p.param_type_name == "option"]
     words = [name if p.required else f"[{name}]" for p, name, _ in arguments]
-    parts = [f"## {title}", command.help or "", f"```text\n{' '.join([title, '[OPTIONS]', *words])}\n```"]
+    parts = [f"## {title}", _with_code(command.help or ""), f"```text\n{' '.join([title, '[OPTIONS]', *words])}\n```"]
     if arguments:
         parts.append(_table(("argument", "meaning"), [(f"`{name}`", meaning) for _, name, meaning in arguments]))
     if options:
         parts.append(_table(("option", "meaning"), [(f"`{name}`", meaning) for name, meaning in options]))
     return "\n\n".join([*parts, _examples(command.epilog or "")]) + "\n"
+
+
+def _with_code(text: str) -> str:
+    """Options that a sentence names, as code."""
+    return re.sub(r"(?<![`\w-])--[a-z][a-z-]*", r"`\g<0>`", text)
 
 
 def _help(parameter: Any, context: Any) -> tuple[str, str]:
@@ -73,7 +79,7 @@ def _help(parameter: Any, context: Any) -> tuple[str, str]:
         name = parameter.metavar or parameter.name.upper()
     name = re.sub(r"<(\w+) range>", r"<\1>", name)
     meaning = re.sub(r"\[default: \((.*?)\)(?=[;\]])", r"[default: \1", meaning)
-    return name, meaning.replace("  [", " [").replace("[", "\\[")
+    return name, re.sub(r"[\[<]", r"\\\g<0>", meaning.replace("  [", " ["))
 
 
 def _examples(epilog: str) -> str:
@@ -124,7 +130,7 @@ def _first_line(folder: Path) -> str:
 
 
 def configurations() -> str:
-    """Every shipped configuration with the comment at its head, and what it sets."""
+    """A table of all shipped configurations, and each with what its head says and what it sets."""
     from lamella.learner.config.document import describe_config, shipped_configs
 
     shipped = sorted(shipped_configs().items())
@@ -134,11 +140,10 @@ def configurations() -> str:
 
 def _configuration(name: str) -> str:
     text = (PACKAGE / "configs" / f"{name}.toml").read_text(encoding="utf-8")
-    tables = tomllib.loads(text)
-    scenario, backbone, method = tables["scenario"], tables["backbone"], tables["method"]
-    parts = "".join(f"+{key}" for key, value in method.items() if key in ("align", "calibrate") and value is not False)
-    what = f"`{method['name']}{parts}` on `{backbone['name']}`, data set `{scenario['source']}`."
-    return f"## {name}\n\n{what}\n\n```toml\n{text.strip()}\n```\n"
+    head = "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
+    said = re.sub(r"(?m)^# ?", "", head)
+    said = re.sub(r"((?:^ {4}.*\n)+)", lambda m: f"```bash\n{dedent(m[0])}```\n", said, flags=re.MULTILINE)
+    return f"## {name}\n\n{said}\n```toml\n{text.removeprefix(head).strip()}\n```\n"
 
 
 def metrics() -> str:
@@ -155,26 +160,28 @@ def public() -> str:
     """The public names of `lamella`, each with its members."""
     import lamella
 
-    return "\n".join(_autodoc(lamella, name, "lamella") for name in sorted(lamella.__all__) if name != "METHODS")
+    return "\n".join(_autodoc(lamella, name, "lamella") for name in sorted(lamella.__all__) if _is_own(lamella, name))
 
 
 def _autodoc(module: Any, name: str, place: str) -> str:
     value = getattr(module, name)
-    kind = "autoclass" if isinstance(value, type) else "autofunction" if callable(value) else "autodata"
+    kind = "autoclass" if isinstance(value, type) else "autofunction"
     members = "   :members:\n" if kind == "autoclass" else ""
     return f"```{{eval-rst}}\n.. {kind}:: {place}.{name}\n{members}```\n"
 
 
 def api(*places: str) -> str:
-    """Reference of the modules named, such as `memory` (each module of that room) or `methods.method`."""
-    return "\n".join(_module(name) for place in places for name in _modules(place))
+    """Reference of the modules named, such as `memory` (each module of that room) or `methods.method`, less `-NAME`."""
+    left_out = {place[1:] for place in places if place.startswith("-")}
+    names = [name for place in places if not place.startswith("-") for name in _modules(place)]
+    return "\n".join(_module(name) for name in names if name.rpartition(".")[2] not in left_out)
 
 
 def _modules(place: str) -> list[str]:
     path = PACKAGE.joinpath(*place.split("."))
-    if not path.is_dir():
-        return [f"lamella.{place}"]
     files = [file for file in sorted(path.glob("*.py")) if file.name != "__init__.py"]
+    if not files:
+        return [f"lamella.{place}"]
     return [".".join(("lamella", *file.relative_to(PACKAGE).with_suffix("").parts)) for file in files]
 
 
@@ -192,7 +199,9 @@ def _module(name: str) -> str:
 
 
 def _is_own(module: Any, name: str) -> bool:
-    return getattr(getattr(module, name), "__module__", module.__name__) == module.__name__
+    """Whether a class or function is defined in the module, or below it."""
+    value = getattr(module, name)
+    return callable(value) and getattr(value, "__module__", "").startswith(module.__name__)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -59,7 +59,8 @@ def _inline(line: str) -> str:
 
 
 def process(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = as_rst(lines)
+    made_by_python = len(lines) == 2 and lines[0].startswith("Alias for field number")  # of a named tuple
+    lines[:] = [] if made_by_python else as_rst(lines)
 
 
 def setup(app: Any) -> dict[str, bool]:
