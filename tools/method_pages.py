@@ -43,8 +43,28 @@ def _page(name: str, build: Callable[..., Any], table: str) -> str:
 def _markdown(text: str) -> str:
     """Docstring text as Markdown: indented tables become code, lists get their blank line."""
     text = re.sub(r"(?m)^(Departures.*|As the .*):\n(?=- )", r"**\1:**\n\n", text)
-    text = re.sub(r"(?m)((?:^ {4}.*\n?|^\n(?= {4}))+)", lambda m: f"\n```text\n{inspect.cleandoc(m[0])}\n```\n", text)
+    text = re.sub(r"(?m)((?:^ {4}.*\n?|^\n(?= {4}))+)", lambda m: f"\n{_block(inspect.cleandoc(m[0]))}\n", text)
     return re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+def _block(text: str) -> str:
+    """A table from the paper's letters to our names as one of Markdown; anything else as it is."""
+    if not re.match(r"(paper|symbol) +here\n", text):
+        return f"```text\n{text}\n```"
+    lines = re.sub(r"\n {2,}", " ", text).splitlines()  # a cell that goes on is on the line below
+    (left, right), *rows = [re.split(r" {2,}", line, maxsplit=1) for line in lines]
+    body = [f"| {_code(letter)} | {_plain(name)} |" for letter, name in rows]
+    return "\n".join([f"| {left} | {right} |", "|---|---|", *body])
+
+
+def _code(cell: str) -> str:
+    return f"`{cell.replace('|', chr(92) + '|')}`"
+
+
+def _plain(cell: str) -> str:
+    """Every sign for itself, but for code between backticks."""
+    pieces = re.split(r"(`[^`]*`)", cell)
+    return "".join(p if p.startswith("`") else re.sub(r"([<*|])", r"\\\1", p) for p in pieces)
 
 
 def _settings(build: Callable[..., Any]) -> str:
