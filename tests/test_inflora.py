@@ -17,7 +17,7 @@ from lamella.data.transform import plain_view
 from lamella.memory.subspace import SecondMoment, Subspace, orthonormal
 from lamella.methods.inflora import EnergyRule, InfLoRA
 from lamella.training.fit import Fit
-from lamella.training.schedules import named_schedule
+from lamella.training.schedules import SCHEDULES
 
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 16, "lr": 0.02, "rank": 4, "blocks": 2}
 
@@ -357,7 +357,6 @@ def test_the_threshold_grows_with_a_horizon_and_is_constant_without() -> None:
         ({"design": "data"}, "design 'data' is unknown"),
         ({"rank": 0}, "rank 0 is too small"),
         ({"statistics_images": 0}, "statistics_images 0 is too small"),
-        ({"schedule": "cosine"}, "schedule 'cosine' is unknown; use one of constant, as_meant, as_run"),
     ],
 )
 def test_bad_settings_are_refused_at_once(options: dict[str, Any], text: str) -> None:
@@ -369,12 +368,12 @@ def test_bad_settings_are_refused_at_once(options: dict[str, Any], text: str) ->
 
 
 def test_schedules_have_the_specified_values() -> None:
-    run, meant = named_schedule("as_run"), named_schedule("as_meant")
+    run, meant = SCHEDULES["inflora-code"], SCHEDULES["inflora"]
     assert [run(e, 5) for e in range(5)] == pytest.approx([1, 1, 0.925, 0.713, 0.393], abs=1e-3)
     assert [meant(e, 5) for e in range(5)] == pytest.approx([1, 0.925, 0.713, 0.393, 0.016], abs=1e-3)
     assert meant(19, 20) == pytest.approx(0.0157, abs=1e-4)  # whatever the number of epochs
-    assert [f(0, 1) for f in (run, meant, named_schedule("constant"))] == [1.0, 1.0, 1.0]
-    assert named_schedule("constant")(7, 20) == 1.0
+    assert [f(0, 1) for f in (run, meant, SCHEDULES["constant"])] == [1.0, 1.0, 1.0]
+    assert SCHEDULES["constant"](7, 20) == 1.0
 
 
 def test_moments_are_those_of_the_layers_inputs() -> None:

@@ -58,7 +58,6 @@ from lamella.methods.dlc.weighting import AGGREGATES, WeightingUnit, aggregated
 from lamella.methods.shared.classifier import align_new_rows, inverse_shares, new_or_old, widened
 from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.training.fit import Fit
-from lamella.training.schedules import cosine
 
 __all__ = ["DLC"]
 
@@ -219,7 +218,7 @@ class DLC(nn.Module):
             {"params": classifiers, "weight_decay": self.head_weight_decay},
         ]
         fit(data, loss, groups, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, optimizer=self.optimizer,
-            schedule=cosine, momentum=self.momentum, weight_decay=self.weight_decay, name="plugin")  # fmt: skip
+            schedule="cosine", momentum=self.momentum, weight_decay=self.weight_decay, name="plugin")  # fmt: skip
         if self.balance == "align" and number:
             align_new_rows(self.heads)
 

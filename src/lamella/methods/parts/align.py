@@ -35,7 +35,6 @@ from lamella.methods.parts.drift import Drift, affine_drift, check_ridge, mean_d
 from lamella.methods.parts.readouts import beneath, features_and_readouts
 from lamella.methods.shared.heads import Heads, only_columns
 from lamella.training.fit import Fit
-from lamella.training.schedules import cosine
 
 __all__ = ["Aligned"]
 
@@ -166,4 +165,4 @@ class Aligned(nn.Module):
             return F.cross_entropy(head(f), head.columns(labels))
 
         fit(TensorSet(x, y), loss, head.parameters(), epochs=self.epochs, lr=self.lr, batch_size=256,
-            optimizer="sgd", momentum=0.9, schedule=cosine, name="align-refit")  # fmt: skip
+            optimizer="sgd", momentum=0.9, schedule="cosine", name="align-refit")  # fmt: skip

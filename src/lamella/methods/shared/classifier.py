@@ -29,8 +29,8 @@ def train_weights(
     for module in moving or (method,):
         module.train()
     fit(data, loss, weights, epochs=epochs, lr=method.lr, batch_size=method.batch_size, optimizer=method.optimizer,
-        schedule=method.schedule, momentum=method.momentum, weight_decay=method.weight_decay,
-        after_step=after_step)  # fmt: skip
+        schedule="milestones", milestones=tuple(method.milestones), momentum=method.momentum,
+        weight_decay=method.weight_decay, after_step=after_step)  # fmt: skip
     method.eval()
 
 
