@@ -226,9 +226,8 @@ def test_inputs_of_branches_are_dropped_in_training_and_nowhere_else() -> None:
     assert not without[2].equal(seen[2])
     x = torch.randn(5, 6)
     assert model(x).equal(model(x)), "a prediction drops nothing"
-    assert not any(
-        a.equal(b) for a, b in zip(plain[0].branches.parameters(), model[0].branches.parameters(), strict=True)
-    )
+    factors = [dict(net.named_parameters())["0.branches.a.0.B"] for net in (plain, model)]
+    assert not factors[0].equal(factors[1])
 
 
 def test_what_is_dropped_is_the_named_share_and_the_rest_makes_up_for_it() -> None:
@@ -330,7 +329,7 @@ def test_an_author_hears_of_keys_that_collide_and_of_a_recipe_without_a_default(
     def bare(*, lora: LoRA) -> None: ...
 
     cases: list[tuple[Callable[..., None], str]] = [
-        (build, "'rank' is a key of two arguments of build; rename one of them"),
+        (build, "'rank' is a key of two arguments of .*build; rename one of them"),
         (bare, "the argument 'lora' is a dataclass, so its keys need the defaults of an instance"),
     ]
     for wrong, message in cases:

@@ -52,7 +52,7 @@ def options_of(build: Callable[..., Any], *, without: Collection[str] = ()) -> d
         TypeError: two of them have the same key, or an argument that is a dataclass has no default.
     """
     kinds = {inspect.Parameter.KEYWORD_ONLY}
-    if is_dataclass(build):
+    if hasattr(build, "__dataclass_fields__"):
         kinds.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
     found = inspect.signature(build, eval_str=True).parameters.values()
     options: dict[str, Option] = {}
@@ -61,7 +61,7 @@ def options_of(build: Callable[..., Any], *, without: Collection[str] = ()) -> d
         if is_dataclass(argument.annotation):
             own = _fields(argument)
         if twice := options.keys() & own.keys():
-            raise TypeError(f"'{min(twice)}' is a key of two arguments of {build.__name__}; rename one of them")
+            raise TypeError(f"'{min(twice)}' is a key of two arguments of {build.__qualname__}; rename one of them")
         options |= own
     return options
 
