@@ -51,8 +51,8 @@ def test_it_adds_the_term_of_the_layers_scores(learned: Calibrated) -> None:
     """Scores from class tokens that are watched here, levels and blocks as stored."""
     x = pixels(learned)
     seen: dict[str, Tensor] = {}
-    names = {s.layer: s.name for s in learned.sites}
-    with watch(learned.sites, lambda layer: lambda h: seen.update({names[layer]: h[:, 0]})), torch.no_grad():
+    names = {s.layer: s.name for s in learned.watched}
+    with watch(learned.watched, lambda layer: lambda h: seen.update({names[layer]: h[:, 0]})), torch.no_grad():
         plain = learned.base.predict(x)
         calibrated = learned.predict(x)
     votes = []
@@ -86,8 +86,8 @@ def test_signatures_are_those_of_the_finished_model_of_the_task() -> None:
     method.learn(data, fit)
     x = data.train.batch(torch.arange(len(data.train)), plain_view(method.backbone.transform))  # not augmented
     found: dict[str, Tensor] = {}
-    names = {s.layer: s.name for s in method.sites}
-    with watch(method.sites, lambda layer: lambda h: found.update({names[layer]: h[:, 0]})), torch.no_grad():
+    names = {s.layer: s.name for s in method.watched}
+    with watch(method.watched, lambda layer: lambda h: found.update({names[layer]: h[:, 0]})), torch.no_grad():
         method.features(x)
     for name, h in found.items():
         torch.testing.assert_close(seen[0][name], h, atol=1e-5, rtol=1e-5)
@@ -116,7 +116,7 @@ def test_around_alignment_every_readout_is_kept() -> None:
         difference = readouts[""] - aligned[""]
     torch.testing.assert_close(difference[:, 0], difference[:, 1], atol=1e-3, rtol=0)  # one number a task
     assert float((difference[:, 0] - difference[:, 2]).abs().max()) > 0.05
-    assert both.sites is both.base.base.sites
+    assert both.watched is both.base.base.sites
 
 
 def test_within_alignment_it_stays_out_of_the_way() -> None:
@@ -146,7 +146,7 @@ def test_results_are_named_after_the_parts(tmp_path: Any) -> None:
 def test_a_frozen_method_is_read_at_its_backbones_key_and_value_layers() -> None:
     for name in ("nearest-mean", "streaming-lda"):
         method = carried(name)
-        assert [s.name for s in method.sites] == [s.name for s in tiny_backbone().sites("key+value")]
+        assert [s.name for s in method.watched] == [s.name for s in tiny_backbone().sites("key+value")]
         learn_all(method, stream())
         x = pixels(method)
         with torch.no_grad():

@@ -19,8 +19,6 @@ NAMES = 8  # classes named in a line
 
 def say_found(learner: "Learner", task: "Task", held_back: int, unreadable: Sequence["Unreadable"]) -> None:
     """The images, classes and unreadable files; what the method will do with them."""
-    from lamella.learner.next_task import what_more_images_do
-
     known = set(learner.class_names.values())
     new = [name for name in task.class_names if name not in known]
     again = [name for name in task.class_names if name in known]
@@ -28,7 +26,7 @@ def say_found(learner: "Learner", task: "Task", held_back: int, unreadable: Sequ
     if new:
         say(f"  new: {_few(new)}")
     if again:
-        say(f"  more of: {_few(again)}; {what_more_images_do(learner.method)}")
+        say(f"  more of: {_few(again)}; {learner.method.what_more_images_do()}")
     if unreadable:
         counted = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
         say(f"  left out, cannot be read: {counted}")

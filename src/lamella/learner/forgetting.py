@@ -17,7 +17,7 @@ def forget(learner: Learner, task: str) -> None:
     if task not in names:
         raise ValueError(f"no task '{task}' was learned; there are {', '.join(names) or 'none'}")
     number = max(i for i, name in enumerate(names) if name == task)
-    if not hasattr(learner.method, "forget"):
+    if not learner.method.can_forget:
         raise ValueError(_traces(learner.name, names, number))
     learner.method.forget(number)
     del learner.tasks[number]

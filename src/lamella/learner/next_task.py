@@ -13,9 +13,8 @@ from lamella.data.keeping import Unreadable
 from lamella.data.scenario import Source, Task
 from lamella.data.sources.readable import load_readable
 from lamella.learner.learner import Learner
-from lamella.methods.parts import Aligned
 
-__all__ = ["as_next_task", "learn_from", "note_unreadable", "what_more_images_do"]
+__all__ = ["as_next_task", "learn_from", "note_unreadable"]
 
 NAMED = 20
 """Unreadable files that a record names."""
@@ -65,14 +64,3 @@ def note_unreadable(record: dict[str, Any], unreadable: Sequence[Unreadable]) ->
     """Put into a task's record how many files were left out since they cannot be read, and the names of the first."""
     if unreadable:
         record["unreadable"] = {"images": len(unreadable), "first": [file.key for file in unreadable[:NAMED]]}
-
-
-def what_more_images_do(method: Any) -> str:
-    """What a method makes of more images of a class that it knows."""
-    if isinstance(method, Aligned) or not (hasattr(method, "heads") or hasattr(method, "base")):
-        return "their statistics take in the new images beside the old ones"
-    if hasattr(method, "exemplars"):
-        return "learned anew from these images and those that the memory has of them"
-    if hasattr(method, "base"):
-        return what_more_images_do(method.base)
-    return "learned anew from these images alone: what their earlier images taught no longer counts for them"

@@ -8,6 +8,7 @@ import torch
 from lamella.data.images import data_sha256
 from lamella.data.scenario import Task
 from lamella.learner.inspection.directions import used_directions
+from lamella.methods import Method
 from lamella.training.fit import Fit
 
 __all__ = ["check_task", "task_record"]
@@ -30,7 +31,7 @@ def check_task(task: Task, class_names: Mapping[int, str]) -> None:
         raise ValueError(f"class '{empty[0]}' of task '{task.name}' has no training image; add some or leave it out")
 
 
-def task_record(task: Task, method: Any, fit: Fit, seconds: float) -> dict[str, Any]:
+def task_record(task: Task, method: Method, fit: Fit, seconds: float) -> dict[str, Any]:
     """The record of a task that a method has just learned by a loop, in so many seconds."""
     return {
         "name": task.name, "classes": list(task.classes), "images": len(task.train),
