@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lamella.methods.parts.readouts import all_readouts
 from streams import build, fit_for, images, learn_all, stream, tiny_backbone
 from torch import Tensor
 
@@ -12,7 +13,6 @@ from lamella.data.transform import plain_view
 from lamella.learner.store.versions import learned_state, restore_state
 from lamella.methods import METHODS
 from lamella.methods.parts import PARTS, Aligned
-from lamella.methods.parts.readouts import all_readouts
 
 WIDENING = ("der", "memo", "dlc")
 """Methods whose features grow by each task, which alignment cannot follow."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lamella.methods.parts.readouts import all_readouts
 from streams import build, fit_for, images, stream, tiny_backbone, tiny_residual_backbone
 from torch import Tensor, nn
 
@@ -19,7 +20,6 @@ from lamella.learner.config.document import load_config
 from lamella.learner.scores import score_task
 from lamella.methods import METHODS
 from lamella.methods.parts import PARTS
-from lamella.methods.parts.readouts import all_readouts
 from lamella.training.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
 from lamella.training.precision import computing
 
