@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from streams import build, fit_for, images, learn_all, stream, tiny_backbone
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamella.adapters.adapter import watch
 from lamella.backbones import Backbone, load_backbone
@@ -14,6 +14,7 @@ from lamella.data.transform import plain_view
 from lamella.learner.config.document import build_method, complete, method_name, readout_names
 from lamella.learner.store.versions import learned_state, restore_state
 from lamella.memory.signatures import Calibration
+from lamella.methods import Method
 from lamella.methods.parts import Aligned, Calibrated
 
 
@@ -283,12 +284,14 @@ def test_the_experts_of_a_routed_method_do_not_drift() -> None:
     assert torch.equal(*means)
 
 
-class TwoCrops(nn.Module):
+class TwoCrops(Method):
     """A method that shows its backbone two crops of each image."""
+
+    classes = (0, 1)
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.backbone, self.classes = backbone, (0, 1)
+        self.backbone = backbone
 
     def learn(self, task: Task, fit: Any) -> None:
         pass

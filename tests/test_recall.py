@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from lamella.methods.parts.readouts import all_readouts
 from streams import build, fit_for, images, stream, tiny_backbone, tiny_residual_backbone
 from torch import Tensor, nn
 
@@ -60,7 +59,7 @@ def make(name: str) -> Any:
 def read(method: Any, x: Tensor, recall: Recall) -> dict[str, Tensor]:
     with recall.reading(method.backbone):
         recall.turn_to(x)
-        return dict(all_readouts(method.eval(), x))
+        return dict(method.eval().readouts(x))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -46,9 +46,8 @@ def parameter_counts(method: Method, plugins: Collection[str] = (), *, classifie
 
 def _held(method: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The method's own tensors that predictions need, beside its backbone and its base, by their names."""
-    training = {
-        m for outer in method.modules() if isinstance(outer, Growing) and outer.for_training for m in outer.modules()
-    }
+    for_training = [m for m in method.modules() if isinstance(m, Growing) and m.for_training]
+    training = {inner for outer in for_training for inner in outer.modules()}
     seen: set[int] = set()
     for path, module in method.named_modules():
         if path.partition(".")[0] in ("backbone", "base") or module in training:
@@ -75,9 +74,7 @@ def costs_of_base(method: Method, records: Sequence[Mapping[str, Any]], depth: i
     adapters: set[str] = set()
     for _ in range(depth):
         if not isinstance(method, MethodOnBase):
-            raise ValueError(
-                f"{type(method).__name__} is built on no other method, so there is no base at depth {depth}"
-            )
+            raise ValueError(f"{type(method).__name__} is built on no other method; depth {depth} is too large")
         calls, adapters = (*calls, *method.own_calls), {*adapters, *method.own_adapters}
         method = method.base
     phases: Counter[str] = Counter()

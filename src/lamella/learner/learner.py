@@ -15,7 +15,7 @@ from lamella.common.progress import Progress, silent
 from lamella.data.images import Files, ImageSet, TensorSet
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Task
-from lamella.learner.confidence import Confidence, logits_and_typicality
+from lamella.learner.confidence import Confidence
 from lamella.learner.config.document import build_augmentation, build_backbone, build_method, method_name
 from lamella.learner.config.new_config import new_config
 from lamella.learner.config.precision import choose
@@ -50,7 +50,7 @@ class Learner:
         self.config, self.backbone_copy, self.seed = dict(config), backbone_copy, int(config["run"]["seed"])
         self.backbone = self.new_backbone()
         self.config = choose(self.config, self.backbone)
-        self.method: Any = build_method(self.config, self.backbone)
+        self.method = build_method(self.config, self.backbone)
         self.class_names: dict[int, str] = {}
         self.tasks: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
@@ -137,7 +137,7 @@ class Learner:
         """(n, classes) logits and (n,) typicality of each image, on the CPU."""
         parts: list[tuple[Tensor, Tensor]] = []
         self.method.eval()
-        fit.scan(data, lambda x, y: parts.append(logits_and_typicality(self.method, x)), name=name)
+        fit.scan(data, lambda x, y: parts.append(self.method.logits_and_typicality(x)), name=name)
         return tuple(torch.cat([part[i].float().cpu() for part in parts]) for i in range(2))  # type: ignore[return-value]
 
     def _check_whole(self) -> None:

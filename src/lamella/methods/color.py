@@ -29,7 +29,6 @@ expert to the new one, so it leaves old means where they are (`routed`). The sof
 in old images too; yet where tasks are apart it is a small one, and means moved by such a step would be further off.
 """
 
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -16,7 +16,7 @@ from lamella.memory.subspace import Subspace
 from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.training.fit import Fit
 
-__all__ = ["STATISTICS_GO_ON", "Method", "MethodOnBase", "branch_rows"]
+__all__ = ["STATISTICS_GO_ON", "Method", "MethodOnBase"]
 
 STATISTICS_GO_ON = "their statistics take in the new images beside the old ones"
 """What a method that classifies by class statistics makes of more images of a class."""
@@ -202,7 +202,12 @@ class Method(nn.Module, ABC):
 
     def rows_read(self, task: int) -> dict[str, Tensor]:
         """By layer, what a task's own branches read of its inputs: the rows (ranks, d_in) of their A's."""
-        return branch_rows(self.backbone.model, self.adapters_of(task))
+        rows: dict[str, Tensor] = {}
+        for name, layer in self.backbone.model.named_modules():
+            if isinstance(layer, Adapted):
+                found = [b.A.detach().flatten(1) for adapter in self.adapters_of(task) for b in layer.of(adapter)]
+                rows |= {name: torch.cat(found)} if found else {}
+        return rows
 
     def protected(self) -> Mapping[str, Subspace | Signature]:
         """By layer, the directions of its inputs that old tasks use and that new ones are kept away from."""
@@ -274,7 +279,7 @@ class MethodOnBase(Method):
         return self.base.adapters_of(task)
 
     def rows_read(self, task: int) -> dict[str, Tensor]:
-        return self.base.rows_read(task)
+        return self.base.rows_read(task) | super().rows_read(task)
 
     def protected(self) -> Mapping[str, Subspace | Signature]:
         return self.base.protected()
@@ -289,13 +294,3 @@ class MethodOnBase(Method):
     def with_own(self, logits: Tensor, readouts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Its own logits and the base's readouts, named as readouts of this method."""
         return {"": logits} | {f"base.{name}".rstrip("."): of_base for name, of_base in readouts.items()}
-
-
-def branch_rows(model: nn.Module, adapters: Sequence[str]) -> dict[str, Tensor]:
-    """By layer, the rows (ranks, d_in) of the A's of all branches of these adapters; kernels are flattened."""
-    rows: dict[str, Tensor] = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, Adapted):
-            found = [branch.A.detach().flatten(1) for adapter in adapters for branch in layer.of(adapter)]
-            rows |= {name: torch.cat(found)} if found else {}
-    return rows

@@ -17,8 +17,8 @@ branches are frozen, so of them only the A's are needed.
 
 Departures (from the paper [p], from the authors' code [c]):
 - The default sums |O|, as the code does; `penalty="squared"` is the paper's. The published weight 0.5 belongs to |O|.
-- lambda_2, a weight of the norms of the new A's and B's that stands in the paper's appendix, is not here; it is 0 in the
-  first scripts of the code.
+- lambda_2, a weight of the norms of the new A's and B's in the paper's appendix, is not here; it is 0 in the first
+  scripts of the code.
 - Branches are merged after each task, not after the last [p]; the code multiplies all of them out at every pass [c].
   What is computed is the same.
 - Sites are key and value with one A, as in this package's other methods, so that a table compares like with like. The

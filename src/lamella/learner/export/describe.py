@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lamella.backbones import bundled
 from lamella.backbones.resnets import BLOCKS
 from lamella.learner.learner import Learner
+from lamella.methods import Method
 
 __all__ = ["architecture", "description", "metadata", "needed", "new_timm_model", "timm_config"]
 
@@ -27,7 +28,7 @@ def needed(module: str, extra: str) -> Any:
         raise RuntimeError(f"this export needs the package {module}: pip install 'lamella[{extra}]'") from None
 
 
-def description(learner: Learner, method: Any, classes: Sequence[int]) -> dict[str, Any]:
+def description(learner: Learner, method: Method, classes: Sequence[int]) -> dict[str, Any]:
     """Class names in the order of the logits, the transform, the temperature of the softmax, and what it comes from."""
     from lamella import __version__
 

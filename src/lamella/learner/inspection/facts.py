@@ -86,7 +86,7 @@ def inspect(learner: Learner, found: Sequence[Origin | None] = ()) -> Inspection
         learner.name, learner.backbone.name, learner.backbone.weights_sha256, tuple(learner.class_names.values()),
         learner.confidence.temperature, learner.parameter_counts(),
         tuple(_learned(learner, i, origin) for i, origin in enumerate(places)),
-        known, forecast(learner.method, known), overlap(learner.method),
+        known, forecast(learner.method, known), overlap(learner.method, len(learner.tasks)),
     )  # fmt: skip
 
 

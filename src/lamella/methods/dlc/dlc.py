@@ -48,7 +48,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
@@ -56,7 +56,7 @@ from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.methods.dlc.plugins import Tails, check_base
 from lamella.methods.dlc.weighting import WeightingUnit, aggregated
-from lamella.methods.method import Method, MethodOnBase, branch_rows
+from lamella.methods.method import Method, MethodOnBase
 from lamella.methods.shared.classifier import align_new_rows, inverse_shares, new_or_old, start_draws, widened
 from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.methods.shared.own_heads import with_head
@@ -197,9 +197,6 @@ class DLC(MethodOnBase):
 
     def adapters_of(self, task: int) -> tuple[str, ...]:
         return tuple(name for name in self.plugins if name == f"plugin-{task}")
-
-    def rows_read(self, task: int) -> dict[str, Tensor]:
-        return branch_rows(self.backbone.model, self.adapters_of(task))
 
     def learn(self, task: Task, fit: Fit) -> None:
         if missing := [name for name in self.learned_plugins if name not in self.plugins]:
