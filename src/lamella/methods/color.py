@@ -108,7 +108,6 @@ class CoLoR(OwnHeads):
         clusters: centres kept of a task; where left out, two per class.
         key_features: "plain" or "first_task".
         choice: "hard" (the nearest centre's task) or "soft" (a mixture).
-        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     routed = True
@@ -123,9 +122,8 @@ class CoLoR(OwnHeads):
         clusters: int | None = None,
         key_features: str = "plain",
         choice: str = "hard",
-        head_start: str = "uniform",
     ) -> None:
-        super().__init__(backbone, seed, training, head_start, lora)
+        super().__init__(backbone, seed, training, lora)
         check_one_of("key_features", key_features, ("plain", "first_task"))
         check_one_of("choice", choice, ("hard", "soft"))
         if clusters is not None and clusters < 1:

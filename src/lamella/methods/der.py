@@ -29,18 +29,12 @@ Departures (from the paper [p], from PyCIL's code [c]):
   new ones.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
-from lamella.backbones import Backbone
 from lamella.data.scenario import Task
-from lamella.memory.exemplars import Kept
-from lamella.methods.shared.classifier import PYCIL
 from lamella.methods.shared.expanding import Expanding
 from lamella.training.fit import Fit
-from lamella.training.recipe import Training
 
 __all__ = ["DER"]
 
@@ -55,7 +49,6 @@ class DER(Expanding):
         kept: images of old classes; see `Kept`.
         auxiliary_weight: of the auxiliary classifier's loss; at least 0.
         align: whether new rows are scaled to the mean length of old ones after training.
-        head_start: "uniform" (torch's own) or "zero": of new rows and columns, and of the auxiliary classifier.
 
     Attributes:
         extractors: those of the second and later tasks.
@@ -66,21 +59,6 @@ class DER(Expanding):
 
     copies = "extractors"
     extractors: nn.ModuleList
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        seed: int = 0,
-        training: Training = replace(PYCIL, epochs=170, milestones=(0.47, 0.705, 0.88)),
-        kept: Kept = Kept(),
-        auxiliary_weight: float = 1.0,
-        align: bool = True,
-        head_start: str = "uniform",
-    ) -> None:
-        super().__init__(backbone, seed, training, kept, auxiliary_weight, align, head_start)
-        if backbone.pool != "model":
-            raise ValueError(f"copies of a backbone with pool '{backbone.pool}' cannot be made; use pool 'model'")
 
     def first(self) -> nn.Module:
         return self.backbone.model

@@ -31,7 +31,8 @@ Departures: each of these is our choice, because the paper's was not to be had.
 """
 
 from collections.abc import Callable
-from types import MappingProxyType
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +72,10 @@ class DualLoRA(OwnHeads):
         energy: the share of the inputs' energy to protect after the first task, 0..1.
         horizon: the number of tasks T, with which the share grows as energy + (1 - energy) t / T; "auto" is that of the
             scenario. The share is constant where left out.
-        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     merges = True
-    removed = MappingProxyType({"score_layers": 1.0})
+    removed: ClassVar[dict[str, Any]] = {"score_layers": 1.0}
 
     def __init__(
         self,
@@ -93,9 +93,8 @@ class DualLoRA(OwnHeads):
         basis: str = "class_token",
         energy: float = 0.95,
         horizon: int | None = None,
-        head_start: str = "uniform",
     ) -> None:
-        super().__init__(backbone, seed, training, head_start, lora)
+        super().__init__(backbone, seed, training, lora)
         if residual_rank < 1:
             raise ValueError(f"residual_rank {residual_rank} is too small; a branch needs a rank of at least 1")
         check_one_of("residual", residual, ("prev", "all_prev", "none"))
@@ -146,14 +145,10 @@ class DualLoRA(OwnHeads):
         number = len(self.heads)
         share = protected_share(self.energy, number, self.horizon)
         constrained = self._grow_orthogonal(number) + self._grow_residual(number)
-        _project_rows(constrained)
-        self.train_head(
-            task,
-            fit,
-            factors(branch for branch, _ in constrained),
-            before_step=lambda: _project_gradients(constrained),
-            after_step=lambda: _project_rows(constrained),
-        )
+        trained = factors(branch for branch, _ in constrained)
+        project = partial(_project_rows, constrained)
+        project()
+        self.train_head(task, fit, trained, before_step=partial(_project_gradients, constrained), after_step=project)
         if any(site.layer.of("orthogonal") for site in self.sites):
             merge(self.sites, "orthogonal")  # W <- W + O
         self.signatures.extend(self._inputs(task, fit, "inputs-after"), share)

@@ -50,7 +50,6 @@ class ICaRL(Growing, FromScratch):
         training: see `Training`; of the backbone and all heads.
         kept: images of old classes; see `Kept`. A reservoir will not do.
         temperature: of the distillation; above 1 it softens the outputs compared.
-        head_start: "uniform" (torch's own) or "zero", for the classifier's new rows.
     """
 
     growing = ("means",)
@@ -64,11 +63,10 @@ class ICaRL(Growing, FromScratch):
         training: Training = replace(PYCIL, epochs=170, milestones=(0.47, 0.705)),
         kept: Kept = Kept(),
         temperature: float = 2.0,
-        head_start: str = "uniform",
     ) -> None:
         if kept.choose == "reservoir":
             raise ValueError("iCaRL needs exemplars of each class, which a reservoir does not promise; use 'herding'")
-        super().__init__(backbone, seed, training, head_start, kept)
+        super().__init__(backbone, seed, training, kept)
         self.temperature = temperature
         self.register_buffer("means", torch.zeros(0, backbone.width))
 

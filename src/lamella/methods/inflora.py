@@ -105,8 +105,6 @@ class InfLoRA(OwnHeads):
         design: "moment" or "inputs": whose left singular vectors A takes.
         statistics_images: so many of the task's images, drawn anew before and after training, give the second moments;
             all of them where left out.
-        head_start: "uniform" (the authors' code) or "zero": on features of large norm a random start is noise that
-            a head's few steps do not remove, and whose gradients disturb the branches.
     """
 
     merges = True
@@ -123,9 +121,8 @@ class InfLoRA(OwnHeads):
         energy_of: str = "moment",
         design: str = "moment",
         statistics_images: int | None = None,
-        head_start: str = "uniform",
     ) -> None:
-        super().__init__(backbone, seed, training, head_start, lora)
+        super().__init__(backbone, seed, training, lora)
         if statistics_images is not None and statistics_images < 1:
             raise ValueError(f"statistics_images {statistics_images} is too small; give at least 1, or leave it out")
         check_one_of("design", design, ("moment", "inputs"))

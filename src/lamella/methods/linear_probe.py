@@ -25,7 +25,6 @@ class LinearProbe(OwnHeads):
         backbone: of any kind; it stays as it is.
         seed: of all draws.
         training: see `Training`; of the task's head.
-        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     def __init__(
@@ -34,9 +33,8 @@ class LinearProbe(OwnHeads):
         *,
         seed: int = 0,
         training: Training = Training(epochs=50, lr=1e-2, schedule="inflora"),
-        head_start: str = "uniform",
     ) -> None:
-        super().__init__(backbone, seed, training, head_start)
+        super().__init__(backbone, seed, training)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

@@ -47,7 +47,6 @@ class LwF(FromScratch):
         training: see `Training`; of the backbone and all heads.
         strength: lambda_o, the weight of distillation; at least 0.
         temperature: T; above 1 it softens the outputs compared.
-        head_start: "uniform" (torch's own) or "zero", for the classifier's new rows.
     """
 
     def __init__(
@@ -58,9 +57,8 @@ class LwF(FromScratch):
         training: Training = replace(PYCIL, epochs=250, milestones=(0.24, 0.48, 0.72, 0.88)),
         strength: float = 3.0,
         temperature: float = 2.0,
-        head_start: str = "uniform",
     ) -> None:
-        super().__init__(backbone, seed, training, head_start)
+        super().__init__(backbone, seed, training)
         if strength < 0:
             raise ValueError(f"strength {strength} is below 0; PyCIL's is 3, the paper's 1, and 0 is fine-tuning")
         self.strength = strength

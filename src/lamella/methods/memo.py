@@ -27,7 +27,7 @@ Departures and choices ([c]: as PyCIL's code has it):
 """
 
 from dataclasses import replace
-from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,6 @@ class MEMO(Expanding):
         kept: images of old classes; see `Kept`.
         auxiliary_weight: of the auxiliary classifier's loss; at least 0.
         align: whether new rows are scaled to the mean length of old ones after training.
-        head_start: "uniform" (torch's own) or "zero": of new rows and columns, and of the auxiliary classifier.
         cut: the stage or block where tails begin, such as "stage3" or "layer4.1"; the last stage where left out.
 
     Attributes:
@@ -65,7 +64,7 @@ class MEMO(Expanding):
     """
 
     copies = "tails"
-    removed = MappingProxyType({"train_trunk": True})
+    removed: ClassVar[dict[str, Any]] = {"train_trunk": True}
     tails: nn.ModuleList
 
     def __init__(
@@ -77,10 +76,11 @@ class MEMO(Expanding):
         kept: Kept = Kept(),
         auxiliary_weight: float = 1.0,
         align: bool = True,
-        head_start: str = "uniform",
         cut: str | None = None,
     ) -> None:
-        super().__init__(backbone, seed, training, kept, auxiliary_weight, align, head_start)
+        super().__init__(
+            backbone, seed=seed, training=training, kept=kept, auxiliary_weight=auxiliary_weight, align=align
+        )
         self.cut = cut or block_names(backbone.model)[-1].split(".")[0]
         check_split(backbone.model, self.cut, backbone.transform.size)  # refuses what cannot be cut there
 

@@ -28,8 +28,7 @@ Departures (from the paper [p], from the authors' code [c]):
 """
 
 from collections.abc import Sequence
-from types import MappingProxyType
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,11 +82,10 @@ class OLoRA(OwnHeads):
         training: see `Training`; of the branch and the task's head.
         orthogonality: lambda_1, at least 0.
         penalty: "absolute" (the authors' code) or "squared" (the paper).
-        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     merges = True
-    removed = MappingProxyType({"norm_penalty": 0.0})
+    removed: ClassVar[dict[str, Any]] = {"norm_penalty": 0.0}
 
     def __init__(
         self,
@@ -98,9 +96,8 @@ class OLoRA(OwnHeads):
         training: Training = Training(schedule="inflora-code"),
         orthogonality: float = 0.5,
         penalty: str = "absolute",
-        head_start: str = "uniform",
     ) -> None:
-        super().__init__(backbone, seed, training, head_start, lora)
+        super().__init__(backbone, seed, training, lora)
         check_one_of("penalty", penalty, ("absolute", "squared"))
         if not orthogonality >= 0:
             raise ValueError(f"orthogonality {orthogonality} is below 0; it weighs a penalty, and 0 leaves it out")

@@ -75,7 +75,6 @@ class RanPAC(Growing, Method):
         projections: M; learning needs M x M and images x M numbers in float64, and M x M are stored: 32 MB for 2000.
         ridge: lambda; chosen anew with each task where left out.
         adapt: "first-task" (a LoRA trained on the first task, then frozen) or "none".
-        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     growing = ("ids", "Q", "solution")
@@ -98,7 +97,6 @@ class RanPAC(Growing, Method):
         projections: int = 2000,
         ridge: float | None = None,
         adapt: str = "first-task",
-        head_start: str = "uniform",
     ) -> None:
         super().__init__()
         check_one_of("adapt", adapt, ("first-task", "none"))
@@ -113,7 +111,6 @@ class RanPAC(Growing, Method):
         self.projections = projections
         self.ridge = ridge
         self.adapt = adapt
-        self.head_start = head_start
         self.sites = lora.attach(backbone) if adapt == "first-task" else ()
         W = torch.randn(backbone.width, projections, dtype=torch.float64, generator=generator(seed, "ranpac", "W"))
         self.register_buffer("projection", W, persistent=False)  # drawn again, not stored;
@@ -153,7 +150,7 @@ class RanPAC(Growing, Method):
     def _adapt(self, task: Task, fit: Fit) -> None:
         """Train a LoRA and a head on the first task; the LoRA stays, the head goes."""
         branches = self.lora.grow(self.sites, "first", generator(self.seed, "lora"))
-        head = Heads(self.backbone.width, self.head_start, self.seed).grow(task.classes).to(self.G.device)
+        head = Heads(self.backbone.width, self.recipe.head_start, self.seed).grow(task.classes).to(self.G.device)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))

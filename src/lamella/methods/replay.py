@@ -43,7 +43,6 @@ class Replay(FromScratch):
         seed: of all draws.
         training: see `Training`; of the backbone and all heads.
         kept: images of old classes; see `Kept`.
-        head_start: "uniform" (torch's own) or "zero", for the classifier's new rows.
     """
 
     def __init__(
@@ -53,9 +52,8 @@ class Replay(FromScratch):
         seed: int = 0,
         training: Training = replace(PYCIL, epochs=170, milestones=(0.47, 0.705)),
         kept: Kept = Kept(),
-        head_start: str = "uniform",
     ) -> None:
-        super().__init__(backbone, seed, training, head_start, kept)
+        super().__init__(backbone, seed, training, kept)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

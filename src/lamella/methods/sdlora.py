@@ -27,8 +27,7 @@ Departures (from the authors' code [c]):
 """
 
 from collections.abc import Sequence
-from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +54,9 @@ class SDLoRA(OwnHeads):
         training: see `Training`; of the pair, the magnitudes and the task's head.
         magnitudes: "carried" (one a site, going on from task to task) or "restarted" (one a task, the authors' code).
         magnitude_start: of a new task's magnitudes; not 0.
-        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
-    removed = MappingProxyType({"rank_reduction": []})
+    removed: ClassVar[dict[str, Any]] = {"rank_reduction": []}
 
     def __init__(
         self,
@@ -69,9 +67,8 @@ class SDLoRA(OwnHeads):
         training: Training = Training(schedule="inflora-code"),
         magnitudes: str = "carried",
         magnitude_start: float = 0.8,
-        head_start: str = "uniform",
     ) -> None:
-        super().__init__(backbone, seed, training, head_start, lora)
+        super().__init__(backbone, seed, training, lora)
         check_one_of("magnitudes", magnitudes, ("carried", "restarted"))
         if magnitude_start == 0:
             raise ValueError("magnitude_start is 0, so the new pair would get no gradient; the authors' code has 0.8")

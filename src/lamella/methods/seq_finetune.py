@@ -22,7 +22,6 @@ class SeqFinetune(OwnHeads):
         backbone: of any kind; all of it is trained.
         seed: of all draws.
         training: see `Training`; of the backbone, and with its `head_lr` of the task's head.
-        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     changes_backbone = True
@@ -33,9 +32,8 @@ class SeqFinetune(OwnHeads):
         *,
         seed: int = 0,
         training: Training = Training(lr=5e-5, head_lr=5e-4, schedule="inflora-code"),
-        head_start: str = "uniform",
     ) -> None:
-        super().__init__(backbone, seed, training, head_start)
+        super().__init__(backbone, seed, training)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

@@ -28,7 +28,6 @@ class SeqLoRA(OwnHeads):
         seed: of all draws.
         lora: see `LoRA`; the one adapter.
         training: see `Training`; of the adapter and the task's head.
-        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     def __init__(
@@ -38,9 +37,8 @@ class SeqLoRA(OwnHeads):
         seed: int = 0,
         lora: LoRA = LoRA(),
         training: Training = Training(schedule="inflora-code"),
-        head_start: str = "uniform",
     ) -> None:
-        super().__init__(backbone, seed, training, head_start, lora)
+        super().__init__(backbone, seed, training, lora)
         lora.grow(self.sites, "lora", generator(seed, "lora"))
 
     def learn(self, task: Task, fit: Fit) -> None:

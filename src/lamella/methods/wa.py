@@ -49,7 +49,6 @@ class WA(FromScratch):
         strength: a fixed weight of L_KD beside L_CE (PyCIL: 2); where left out, the weights are lambda and 1 - lambda.
         temperature: T; above 1 it softens the outputs compared.
         positive_weights: whether the heads' weights are kept from falling below 0.
-        head_start: "uniform" (torch's own) or "zero", for the classifier's new rows.
     """
 
     def __init__(
@@ -62,9 +61,8 @@ class WA(FromScratch):
         strength: float | None = None,
         temperature: float = 2.0,
         positive_weights: bool = True,
-        head_start: str = "uniform",
     ) -> None:
-        super().__init__(backbone, seed, training, head_start, kept)
+        super().__init__(backbone, seed, training, kept)
         if strength is not None and strength < 0:
             raise ValueError(f"strength {strength} is below 0; PyCIL's is 2; leave it out for the paper's lambda")
         self.strength = strength

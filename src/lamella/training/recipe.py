@@ -23,6 +23,8 @@ __all__ = ["LoRA", "Training"]
 class Training:
     """How long, how fast and by which optimiser a method trains.
 
+    The training loop has no use for `head_lr`, `first_epochs` and `head_start`: methods go by them.
+
     Args:
         epochs: how often each example of a task is seen; at least 1.
         lr: the learning rate; above 0.
@@ -39,6 +41,9 @@ class Training:
         accumulate: batches whose gradients make one step of the optimiser; at least 1. It computes what a batch so many
             times as large would, in the memory of one.
         first_epochs: the epochs of the first task; `epochs` where left out.
+        head_start: how the rows of new classes begin in a classifier: "uniform" as torch's linear layers do, or "zero".
+            On features of large norm a uniform start is noise that a few steps do not remove, and whose gradients
+            disturb what is trained below.
 
     Raises:
         ValueError: a number is out of its range, the optimiser or the schedule is unknown, or milestones are given to
@@ -57,9 +62,11 @@ class Training:
     clip: float | None = None
     accumulate: int = 1
     first_epochs: int | None = None
+    head_start: str = "uniform"
 
     def __post_init__(self) -> None:
         check_one_of("optimizer", self.optimizer, OPTIMIZERS)
+        check_one_of("head_start", self.head_start, ("uniform", "zero"))
         check_one_of("schedule", self.schedule, (*SCHEDULES, "milestones"))
         for name in ("epochs", "first_epochs", "batch_size", "accumulate"):
             value = getattr(self, name)

@@ -43,12 +43,11 @@ Departures (ours, where the public text is silent; each is a setting unless it s
 """
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
@@ -82,7 +81,6 @@ class DLC(MethodOnBase):
         auxiliary_weight: of the auxiliary classifier's loss; at least 0.
         balance: "weights" (each class counts the same in the loss), "align" (rows of new classes scaled to the length
             of old ones) or "none".
-        head_start: of the classifier's new rows and columns, "uniform" (torch's own) or "zero".
         head_weight_decay: of the classifiers, in place of `weight_decay`.
 
     Attributes:
@@ -98,16 +96,14 @@ class DLC(MethodOnBase):
     reads_features = True
     widens = True
 
-    removed = MappingProxyType(
-        {
-            "first_plugin": True,
-            "shared_plugin": False,
-            "aggregate": "concat",
-            "gate_input": "base",
-            "gate_supervision": 0.0,
-            "refresh_old_plugins": False,
-        }
-    )
+    removed: ClassVar[dict[str, Any]] = {
+        "first_plugin": True,
+        "shared_plugin": False,
+        "aggregate": "concat",
+        "gate_input": "base",
+        "gate_supervision": 0.0,
+        "refresh_old_plugins": False,
+    }
 
     def __init__(
         self,
@@ -124,7 +120,6 @@ class DLC(MethodOnBase):
         gate: str = "sigmoid",
         auxiliary_weight: float = 1.0,
         balance: str = "weights",
-        head_start: str = "uniform",
         head_weight_decay: float = 5e-4,
     ) -> None:
         super().__init__(base, seed)
@@ -142,7 +137,7 @@ class DLC(MethodOnBase):
         self.balance = balance
         self.head_weight_decay = head_weight_decay
         self.unit = WeightingUnit(backbone.width, gate)
-        self.heads = Heads(backbone.width, head_start, seed)
+        self.heads = Heads(backbone.width, training.head_start, seed)
         self.tails = Tails(backbone, layers, rank, factorisation)
 
     @property

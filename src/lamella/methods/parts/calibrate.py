@@ -18,8 +18,7 @@ the base changes the inputs of old tasks, old signatures age. The paper has this
 """
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,7 +60,7 @@ class Calibrated(Growing, MethodOnBase):
     own_calls = ("calibrate-",)
     taught: Tensor
 
-    removed = MappingProxyType({"score_layers": 1.0})
+    removed: ClassVar[dict[str, Any]] = {"score_layers": 1.0}
 
     def __init__(
         self,

@@ -29,21 +29,18 @@ class FromScratch(Method):
         backbone: of any kind; all of it is trained.
         seed: of all draws.
         training: how a task is trained; kept as `recipe`, for torch's modules have a `training` of their own.
-        head_start: how new rows of the classifier begin, "uniform" or "zero".
         kept: which images of old classes are kept; a method that keeps none leaves it out.
     """
 
     changes_backbone = True
     exemplars: Exemplars
 
-    def __init__(
-        self, backbone: Backbone, seed: int, training: Training, head_start: str, kept: Kept | None = None
-    ) -> None:
+    def __init__(self, backbone: Backbone, seed: int, training: Training, kept: Kept | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.seed = seed
         self.recipe = training
-        self.heads = Heads(backbone.width, head_start, seed)
+        self.heads = Heads(backbone.width, training.head_start, seed)
         if kept is not None:
             self.exemplars = kept.none_yet(backbone.transform.size, seed)
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Kept
-from lamella.methods.shared.classifier import FromScratch, align_new_rows, new_or_old, start_draws, widened
+from lamella.methods.shared.classifier import PYCIL, FromScratch, align_new_rows, new_or_old, start_draws, widened
 from lamella.methods.shared.heads import Head, Heads
 from lamella.training.fit import Fit
 from lamella.training.recipe import Training
@@ -28,10 +29,12 @@ class Expanding(FromScratch):
         kept: which images of old classes are kept.
         auxiliary_weight: of the auxiliary classifier's loss; at least 0.
         align: whether new rows are scaled to the mean length of old ones after training.
-        head_start: of new rows and columns, and of the auxiliary classifier.
 
     Attributes:
         copies: the name of the attribute that holds the copies of the second and later tasks.
+
+    Raises:
+        ValueError: the backbone joins the class token and the mean of the others, or a weight is below 0.
     """
 
     widens = True
@@ -40,16 +43,18 @@ class Expanding(FromScratch):
     def __init__(
         self,
         backbone: Backbone,
-        seed: int,
-        training: Training,
-        kept: Kept,
-        auxiliary_weight: float,
-        align: bool,
-        head_start: str,
+        *,
+        seed: int = 0,
+        training: Training = replace(PYCIL, epochs=170, milestones=(0.47, 0.705, 0.88)),
+        kept: Kept = Kept(),
+        auxiliary_weight: float = 1.0,
+        align: bool = True,
     ) -> None:
-        super().__init__(backbone, seed, training, head_start, kept)
+        super().__init__(backbone, seed, training, kept)
         if auxiliary_weight < 0:
             raise ValueError(f"auxiliary_weight {auxiliary_weight} is below 0; 1 is usual, 0 leaves the loss out")
+        if backbone.pool != "model":
+            raise ValueError(f"copies of a backbone with pool '{backbone.pool}' cannot be made; use pool 'model'")
         self.auxiliary_weight = auxiliary_weight
         self.align = align
         setattr(self, self.copies, nn.ModuleList())

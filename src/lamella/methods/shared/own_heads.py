@@ -24,20 +24,17 @@ class OwnHeads(Method):
         backbone: the feature extractor.
         seed: of all draws.
         training: how a task is trained; kept as `recipe`, for torch's modules have a `training` of their own.
-        head_start: how heads begin, "uniform" or "zero".
         lora: the branches; a method that has none leaves it out.
     """
 
     lora: LoRA
 
-    def __init__(
-        self, backbone: Backbone, seed: int, training: Training, head_start: str, lora: LoRA | None = None
-    ) -> None:
+    def __init__(self, backbone: Backbone, seed: int, training: Training, lora: LoRA | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.seed = seed
         self.recipe = training
-        self.heads = Heads(backbone.width, head_start, seed)
+        self.heads = Heads(backbone.width, training.head_start, seed)
         if lora is not None:
             self.lora = lora
             self.sites = lora.attach(backbone)
