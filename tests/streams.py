@@ -7,6 +7,7 @@ import torch
 
 from lamella.backbones import Backbone, load_backbone
 from lamella.backbones.resnets import ResNet
+from lamella.common.options import arguments, options_of
 from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray
 from lamella.data.scenario import Scenario, Source, Task, class_incremental
@@ -69,7 +70,15 @@ def build(name: str, seed: int = 0, backbone: Backbone | None = None, **options:
     chosen = QUICK.get(name, {"epochs": 2, "batch_size": 8}) | options
     if isinstance(chosen.get("base"), str):
         chosen["base"] = build(chosen["base"], seed, backbone, **{k: v for k, v in options.items() if k == "epochs"})
-    return METHODS[name](backbone, seed=seed, **chosen)
+    return configured(METHODS[name], backbone, seed=seed, **chosen)
+
+
+def configured(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """A method, its recipes spelled out as in a configuration: `configured(InfLoRA, backbone, rank=2, epochs=1)`."""
+    known = options_of(method)
+    flat = {key: value for key, value in options.items() if key in known}
+    rest = {key: value for key, value in options.items() if key not in known}
+    return method(*args, **rest, **arguments("method", flat, known))
 
 
 def fit_for(method: Any, **options: Any) -> Fit:

@@ -11,7 +11,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import Spy, build, fit_for, images, learn_all, source, stream, tiny_backbone, tiny_residual_backbone
+from streams import (
+    Spy,
+    build,
+    configured,
+    fit_for,
+    images,
+    learn_all,
+    source,
+    stream,
+    tiny_backbone,
+    tiny_residual_backbone,
+)
 from torch import Tensor, nn
 
 from lamella import __version__
@@ -418,8 +429,8 @@ def test_the_base_part_of_a_shared_input_is_computed_once(monkeypatch: pytest.Mo
 ])  # fmt: skip
 def test_parameters_of_resnet18_are_those_of_the_formula(layers: str, per_rank: int) -> None:
     """r k^2 (c_in + c_out) summed over the convolutions; the specification's table has these four sums."""
-    method = DLC(backbone := load_backbone("resnet18", weights="random", size=32), build("replay", backbone=backbone),
-                 layers=[layers], rank=2)  # fmt: skip
+    backbone = load_backbone("resnet18", weights="random", size=32)
+    method = configured(DLC, backbone, build("replay", backbone=backbone), layers=[layers], rank=2)
     sites = method.tails.sites
     assert sum(9 * (s.layer.weight.shape[0] + s.layer.weight.shape[1]) for s in sites) == per_rank
     for number in range(2):
@@ -587,7 +598,7 @@ def test_it_carries_other_bases(base: str) -> None:
     """Those with a memory or without, with a classifier or class means."""
     backbone = tiny_residual_backbone()
     plain = build(base, backbone=backbone, **({} if base == "nearest-mean" else {"epochs": 1}))
-    method = learn_all(DLC(backbone, plain, epochs=1, batch_size=16, lr=0.01), stream(4, 2))
+    method = learn_all(configured(DLC, backbone, plain, epochs=1, batch_size=16, lr=0.01), stream(4, 2))
     with torch.no_grad():
         readouts = method.eval().readouts(pixels(method))
     assert readouts[""].shape == readouts["base"].shape == (8, 4)
@@ -786,16 +797,16 @@ def test_a_base_or_backbone_that_cannot_carry_plugins_is_refused_at_once() -> No
         (build("replay"), "the base Replay was built on another backbone; give both the same one"),
     ):
         with pytest.raises(ValueError, match=text):
-            DLC(backbone, base)
+            configured(DLC, backbone, base)
     vit = tiny_backbone()
     with pytest.raises(ValueError, match="no stages of convolutions"):
-        DLC(vit, build("replay", backbone=vit))
+        configured(DLC, vit, build("replay", backbone=vit))
     adapt(other := tiny_residual_backbone(), "*.stage3.0.conv2")
     with pytest.raises(TypeError, match=r"layer 'stage3.0.conv2' is of the class AdaptedConv2d already, and others"):
         Tails(other, ["last-conv"])
     Tails(backbone, ["last-conv"]).grow("other", generator(0, "other"))
     with pytest.raises(ValueError, match=r"layer 'stage3.0.conv2' carries adapters of another method"):
-        DLC(backbone, build("replay", backbone=backbone))
+        configured(DLC, backbone, build("replay", backbone=backbone))
 
 
 def test_a_memory_smaller_than_one_image_a_class_is_refused_before_training() -> None:

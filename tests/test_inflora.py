@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from streams import fit_for, images, tiny_backbone
+from streams import configured, fit_for, images, tiny_backbone
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import watch
@@ -85,7 +85,7 @@ def learn(method: InfLoRA, i: int, classes: tuple[int, ...]) -> Spy:
 @pytest.fixture(scope="module", params=["moment", "inputs"])
 def taught(request: pytest.FixtureRequest) -> tuple[InfLoRA, list[Tensor], Spy, list[Tensor]]:
     """InfLoRA after two tasks: the memory before the second, what the second did, the weights before it."""
-    method = InfLoRA(tiny_backbone(), design=request.param, **QUICK)
+    method = configured(InfLoRA, tiny_backbone(), design=request.param, **QUICK)
     learn(method, 0, (0, 1, 2))
     protected = [space.inside(torch.eye(space.width)) for space in spaces(method)]
     weights = [site.layer.weight.clone() for site in method.sites]
@@ -129,10 +129,12 @@ def test_memory_grows_and_never_exceeds_half_the_width(taught: Any) -> None:
 
 def test_one_sgd_step_on_b_is_the_projected_step_on_w_with_a_third_of_the_rate() -> None:
     backbone = load_backbone("fractal-vit-micro", weights="random")
-    method = InfLoRA(backbone, **(QUICK | {"batch_size": 64, "optimizer": "sgd", "lr": 0.3, "schedule": "constant"}))
+    method = configured(
+        InfLoRA, backbone, **(QUICK | {"batch_size": 64, "optimizer": "sgd", "lr": 0.3, "schedule": "constant"})
+    )
     learn(method, 0, (0, 1))
     data, before = task(1, (2, 3)), [site.layer.weight.clone() for site in method.sites]
-    twin = InfLoRA(backbone, **QUICK)  # the same merged backbone, for the gradient of W itself
+    twin = configured(InfLoRA, backbone, **QUICK)  # the same merged backbone, for the gradient of W itself
     head = type(method.heads)(backbone.width).grow(data.classes, generator(0, "head", 1))
     x = data.train.batch(torch.arange(len(data.train)), plain_view(backbone.transform))
     weights = [site.layer.weight.requires_grad_(True) for site in twin.sites]
@@ -152,7 +154,7 @@ def test_one_sgd_step_on_b_is_the_projected_step_on_w_with_a_third_of_the_rate()
 
 @pytest.mark.parametrize("energy_of", ["moment", "data"])
 def test_the_protected_share_reaches_the_threshold_from_the_second_task_on(energy_of: str) -> None:
-    method = InfLoRA(tiny_backbone(), horizon=3, energy=0.9, energy_of=energy_of, **QUICK)
+    method = configured(InfLoRA, tiny_backbone(), horizon=3, energy=0.9, energy_of=energy_of, **QUICK)
     for i in range(3):
         state: dict[str, Tensor] = {}
         scanned = method._moments
@@ -177,7 +179,7 @@ def test_the_protected_share_reaches_the_threshold_from_the_second_task_on(energ
 
 
 def test_unequal_tasks_and_a_class_that_comes_back() -> None:
-    method = InfLoRA(tiny_backbone(), **QUICK)
+    method = configured(InfLoRA, tiny_backbone(), **QUICK)
     for i, classes in enumerate([(0, 1, 2, 3), (4,), (5, 1)]):
         learn(method, i, classes)
     assert method.classes == (0, 1, 2, 3, 4, 5)
@@ -189,7 +191,7 @@ def test_unequal_tasks_and_a_class_that_comes_back() -> None:
 
 
 def test_nothing_free_is_a_clear_error_and_leaves_the_method_as_it_was() -> None:
-    method = InfLoRA(tiny_backbone(), **QUICK)
+    method = configured(InfLoRA, tiny_backbone(), **QUICK)
     learn(method, 0, (0, 1))
     for space in spaces(method):
         space.extend(torch.eye(space.width))
@@ -201,7 +203,7 @@ def test_nothing_free_is_a_clear_error_and_leaves_the_method_as_it_was() -> None
 
 
 def test_a_full_layer_stays_out_and_the_others_learn() -> None:
-    method = InfLoRA(tiny_backbone(), **QUICK)
+    method = configured(InfLoRA, tiny_backbone(), **QUICK)
     learn(method, 0, (0, 1))
     spaces(method)[0].extend(torch.eye(spaces(method)[0].width))
     before = [site.layer.weight.clone() for site in method.sites]
@@ -215,7 +217,7 @@ def test_a_full_layer_stays_out_and_the_others_learn() -> None:
 
 
 def designer(**options: Any) -> InfLoRA:
-    return InfLoRA(tiny_backbone(), **(QUICK | options))
+    return configured(InfLoRA, tiny_backbone(), **(QUICK | options))
 
 
 def filled(d: int, k: int, name: str = "held") -> tuple[Subspace, Tensor]:
@@ -408,7 +410,7 @@ def test_moments_may_be_those_of_fewer_images_drawn_anew_for_each_pass() -> None
 
 
 def test_blocks_and_sites_choose_the_layers() -> None:
-    depth = len(InfLoRA(tiny_backbone()).sites)
+    depth = len(configured(InfLoRA, tiny_backbone()).sites)
     assert len(designer(blocks=1).sites) == 1 < depth
     apart = designer(sites=("key", "value"), blocks=1)
     assert [s.rows.stop - s.rows.start for s in apart.sites] == [64, 64]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import fit_for, images, tiny_backbone
+from streams import configured, fit_for, images, tiny_backbone
 from torch import Tensor
 
 from lamella.adapters.adapter import Branch, grow
@@ -64,7 +64,7 @@ def learn(method: OLoRA, i: int, classes: tuple[int, ...]) -> Spy:
 
 
 def build(**options: Any) -> OLoRA:
-    return OLoRA(tiny_backbone(), **{**QUICK, **options})
+    return configured(OLoRA, tiny_backbone(), **{**QUICK, **options})
 
 
 def rows(method: OLoRA) -> list[Tensor]:
@@ -77,7 +77,7 @@ def rows(method: OLoRA) -> list[Tensor]:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 3), st.integers(1, 4), st.integers(1, 6), st.sampled_from(["absolute", "squared"]))
 def test_the_penalty_is_the_sum_over_tasks_layers_and_rows(older: int, rank: int, seed: int, kind: str) -> None:
-    method = OLoRA(BACKBONE, rank=rank, penalty=kind, orthogonality=0.7, norm_penalty=0.3, blocks=2)
+    method = configured(OLoRA, BACKBONE, rank=rank, penalty=kind, orthogonality=0.7, norm_penalty=0.3, blocks=2)
     branches = grow(method.sites, f"drawn{seed}{older}{rank}{kind}", rank, generator=generator(seed, "new"))
     history = [[draw(rank, 64, name=f"{seed} {t} {s}") for s in range(2)] for t in range(older)]
     for As in history:
@@ -102,7 +102,7 @@ def test_the_penalty_is_the_sum_over_tasks_layers_and_rows(older: int, rank: int
 
 
 def test_the_first_task_has_no_penalty_and_zero_weights_leave_it_out() -> None:
-    method = OLoRA(BACKBONE, rank=2, blocks=1)
+    method = configured(OLoRA, BACKBONE, rank=2, blocks=1)
     branches = grow(method.sites, "new", 2, generator=generator(0, "new"))
     assert method.penalties(branches) == 0.0
     rows(method)[0].data = torch.ones(2, 64)
@@ -123,7 +123,7 @@ def test_the_penalty_stays_exact_under_autocast() -> None:
 
 
 def test_the_first_task_is_plain_lora_given_equal_draws() -> None:
-    ours, plain = build(), SeqLoRA(tiny_backbone(), **QUICK)
+    ours, plain = build(), configured(SeqLoRA, tiny_backbone(), **QUICK)
     plain_branches = [b for site in plain.sites for b in site.layer.of("lora")]
     draws = grow(ours.sites, "draw", 4, generator=generator(0, "lora", 0))
     for theirs, drawn in zip(plain_branches, draws, strict=True):
@@ -244,4 +244,4 @@ def test_the_norm_penalty_keeps_the_new_branch_small() -> None:
 )
 def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        OLoRA(BACKBONE, **options)
+        configured(OLoRA, BACKBONE, **options)

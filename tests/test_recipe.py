@@ -21,8 +21,12 @@ from lamella.common.options import arguments, completed, options_of
 from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
 from lamella.data.transform import InputTransform
+from lamella.learner.config.document import build_method, complete, load_config
+from lamella.learner.config.method_tables import complete_method
+from lamella.methods import METHODS
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.fit import Fit
+from lamella.training.schedules import FORMER_NAMES
 
 TRANSFORM = InputTransform(16, (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
 
@@ -335,3 +339,87 @@ def test_an_author_hears_of_keys_that_collide_and_of_a_recipe_without_a_default(
     for wrong, message in cases:
         with pytest.raises(TypeError, match=message):
             options_of(wrong)
+
+
+# what an older version stored -----------------------------------------------------------------------------------------
+
+STORED: dict[str, Any] = json.loads((Path(__file__).parent / "fixtures" / "configurations-0.1.json").read_text())
+"""Completed configurations as version 0.1 wrote them: all shipped ones, and every method as it is by default."""
+
+
+def renamed(table: dict[str, Any]) -> dict[str, Any]:
+    return table | {key: FORMER_NAMES[value] for key, value in table.items() if key == "schedule"}
+
+
+def removed(table: dict[str, Any]) -> dict[str, Any]:
+    return getattr(METHODS[table["name"]], "removed", {})
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_stored_configuration_means_what_it_meant(name: str) -> None:
+    stored = STORED[name]
+    now = complete(stored)
+    assert {key: table for key, table in now.items() if key != "method"} == {k: stored[k] for k in now if k != "method"}
+    levels = [(stored["method"], now["method"])]
+    levels += [(level["base"], done["base"]) for level, done in levels if "base" in level]
+    for before, after in levels:
+        gone = removed(before)
+        kept = {k: v for k, v in before.items() if k not in gone and not isinstance(v, dict)}
+        assert renamed(kept).items() <= after.items()
+        assert gone.items() <= before.items(), "an option goes with the value it had by default"
+    assert complete(now) == now
+
+
+@pytest.mark.parametrize("name", [name for name in STORED if name.endswith(" by default")])
+def test_the_defaults_of_every_method_are_what_they_were(name: str) -> None:
+    stored = STORED[name]["method"]
+    bare = {"base": {"name": stored["base"]["name"]}} if "base" in stored else {}
+    now = complete_method({"name": stored["name"]} | bare, {})
+    for before, after in ((stored, now), *([(stored["base"], now["base"])] if bare else [])):
+        kept = {k: v for k, v in before.items() if k not in removed(before) and k != "base"}
+        assert renamed(kept).items() <= after.items()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"name": "olora", "norm_penalty": 0.3}, "method.norm_penalty = 0.3 is not an option any more: .* 0.0 only"),
+        ({"name": "memo", "train_trunk": False}, "method.train_trunk = False is not an option any more"),
+        ({"name": "duallora", "residual": "current"}, "residual 'current' is unknown"),
+        ({"name": "inflora", "calibrate": {"score_layers": 0.5}}, "method.calibrate.score_layers = 0.5 is not an op"),
+        (
+            {"name": "dlc", "aggregate": "sum", "base": {"name": "wa"}},
+            "method.aggregate = 'sum' is not an option any more: this version computes 'concat' only; take it away, or",
+        ),
+    ],
+)
+def test_another_value_of_an_option_that_is_gone_is_refused_in_one_line(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_method({"method": complete_method(table, {}), "run": {"seed": 0}}, tiny_backbone())
+
+
+def test_a_schedule_goes_with_its_milestones_when_another_method_is_named() -> None:
+    table = load_config("digits", ["method.name=replay"])["method"]
+    assert (table["schedule"], table["milestones"]) == ("milestones", [0.47, 0.705])
+    table = load_config("digits", ["method.name=linear-probe"])["method"]
+    assert (table["schedule"], table["epochs"]) == ("inflora-code", 3)
+    table = load_config("inflora-domainnet-5", ["method.name=replay"])["method"]
+    assert (table["schedule"], table["milestones"], table["momentum"]) == ("milestones", [0.8], 0.9)
+    with pytest.raises(ValueError, match="belong to schedule 'milestones', but schedule is 'cosine'"):
+        load_config("mnist-5-scratch", ["method.base.schedule=cosine"])
+
+
+def test_published_settings_with_momentum_are_built_as_they_are_written() -> None:
+    expected = {
+        "sdlora-cifar100-10": Training(epochs=20, lr=8e-3, optimizer="sgd", momentum=0.9),
+        "ranpac-cifar100-10": Training(
+            epochs=20, lr=0.01, batch_size=48, optimizer="sgd", momentum=0.9, weight_decay=5e-4, schedule="cosine"
+        ),
+        "inflora-domainnet-5": Training(
+            epochs=5, lr=5e-3, head_lr=1e-2, optimizer="sgd", momentum=0.9, schedule="milestones", milestones=(0.8,)
+        ),
+    }
+    for name, training in expected.items():
+        small = ["method.projections=50"] if name.startswith("ranpac") else []
+        method: Any = build_method(load_config(name, small), tiny_backbone())
+        assert method.recipe == training

@@ -84,7 +84,7 @@ def _load(name: str, root: str | Path | None, options: dict[str, Any]) -> Source
 
 
 def _named(name: str, root: str | Path | None) -> Callable[..., Source]:
-    from lamella.data.sources.load import layouts, named
+    from lamella.data.sources import layouts, named
 
     loaders: dict[str, Callable[..., Source]] = {
         "digits": named.load_digits,
