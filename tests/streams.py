@@ -14,6 +14,7 @@ from lamella.data.scenario import Scenario, Source, Task, class_incremental
 from lamella.data.transform import Augmentation, InputTransform
 from lamella.methods import METHODS
 from lamella.training.fit import Fit
+from lamella.training.recipe import Training
 
 QUICK: dict[str, dict[str, Any]] = {
     "nearest-mean": {},
@@ -102,7 +103,11 @@ def learn(method: Any, number: int, task: Task, fit: Any = None) -> Any:
 
 
 class Spy:
-    """The real fit; before its training call runs, `look(loss, data, params)` sees what that was given."""
+    """The real fit; before its training call runs, `look(loss, data, params)` sees what that was given.
+
+    Attributes:
+        options: the fields of the recipe, and the other keywords, of the latest call.
+    """
 
     def __init__(self, method: Any, look: Callable[[Any, ImageSet, list[Any]], None] = lambda *_: None) -> None:
         self.fit, self.look, self.options = fit_for(method), look, {}
@@ -110,7 +115,7 @@ class Spy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.fit, name)
 
-    def __call__(self, data: ImageSet, loss: Any, params: Any, **options: Any) -> list[float]:
-        params, self.options = list(params), options
-        self.look(loss, data, params)
-        return self.fit(data, loss, params, **options)
+    def __call__(self, data: ImageSet, loss: Any, params: Any, training: Training, **options: Any) -> list[float]:
+        groups, self.options = list(params), vars(training) | options
+        self.look(loss, data, [tensor for group in groups for tensor in group["params"]])
+        return self.fit(data, loss, groups, training, **options)

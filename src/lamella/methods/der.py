@@ -32,9 +32,7 @@ Departures (from the paper [p], from PyCIL's code [c]):
 import torch
 from torch import Tensor, nn
 
-from lamella.data.scenario import Task
 from lamella.methods.shared.expanding import Expanding
-from lamella.training.fit import Fit
 
 __all__ = ["DER"]
 
@@ -67,13 +65,8 @@ class DER(Expanding):
         """(n, t d) features of all extractors, oldest first."""
         return torch.cat([extractor(x) for extractor in (self.first(), *self.extractors)], dim=1)
 
-    def learn(self, task: Task, fit: Fit) -> None:
-        self.eval()
-        newest = self.newest()
-        self.learn_with(task, fit, self._used(newest), [newest])
-
-    def _used(self, extractor: nn.Module) -> list[nn.Parameter]:
-        """The parameters of a copy of the backbone that its features depend on."""
+    def trained(self, newest: nn.Module) -> tuple[list[nn.Parameter], list[nn.Module]]:
+        """The parameters of the newest extractor that its features depend on; statistics of the others stay too."""
         used = {id(weight) for weight in self.backbone.used_weights()}
-        pairs = zip(self.first().parameters(), extractor.parameters(), strict=True)
-        return [own for original, own in pairs if id(original) in used]
+        pairs = zip(self.first().parameters(), newest.parameters(), strict=True)
+        return [own for original, own in pairs if id(original) in used], [newest]

@@ -34,11 +34,9 @@ from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.backbones.resnets import block_names, check_split, split
-from lamella.data.scenario import Task
 from lamella.memory.exemplars import Kept
 from lamella.methods.shared.classifier import PYCIL
 from lamella.methods.shared.expanding import Expanding
-from lamella.training.fit import Fit
 from lamella.training.recipe import Training
 
 __all__ = ["MEMO"]
@@ -93,7 +91,7 @@ class MEMO(Expanding):
         shared = trunk(x)
         return torch.cat([tail(shared) for tail in (first, *self.tails)], dim=1)
 
-    def learn(self, task: Task, fit: Fit) -> None:
-        self.eval()
-        modules = [split(self.backbone.model, self.cut)[0], self.newest()]
-        self.learn_with(task, fit, [weight for module in modules for weight in module.parameters()], modules)
+    def trained(self, newest: nn.Module) -> tuple[list[nn.Parameter], list[nn.Module]]:
+        """The trunk and the newest tail; statistics of old tails stay."""
+        modules = [split(self.backbone.model, self.cut)[0], newest]
+        return [weight for module in modules for weight in module.parameters()], modules

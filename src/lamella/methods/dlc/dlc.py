@@ -234,7 +234,7 @@ class DLC(MethodOnBase):
         self.tails.grow(f"plugin-{number}", generator(self.seed, "plugin", number))
         self.unit.grow()
         columns = start_draws(self.heads, "plugin-columns", number)
-        self.heads = widened(self.heads, (1 + len(self.plugins)) * width, columns)
+        self.heads = widened(self.heads, (2 + len(self.plugins)) * width, columns)
         self.heads.grow(task.classes, start_draws(self.heads, "plugin-head", number))
         self.heads.to(device)
         if not self.auxiliary_weight:

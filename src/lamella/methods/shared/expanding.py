@@ -63,26 +63,14 @@ class Expanding(FromScratch):
         """The layers of the backbone that are copied for the second task."""
         raise NotImplementedError
 
-    def newest(self) -> nn.Module:
-        """The layers of the backbone for the first task; for others a new copy of the last ones, with its columns."""
-        if not len(self.heads):
-            return self.first()
-        later = cast(nn.ModuleList, getattr(self, self.copies))
-        later.append(copy.deepcopy([self.first(), *later][-1]))
-        columns = start_draws(self.heads, "columns", len(later))
-        self.heads = widened(self.heads, (1 + len(later)) * self.backbone.width, columns)
-        return later[-1]
+    def trained(self, newest: nn.Module) -> tuple[Iterable[Tensor], Sequence[nn.Module]]:
+        """What a task trains beside the classifiers: weights, and the modules whose batch-norm statistics move."""
+        raise NotImplementedError
 
-    def learn_with(self, task: Task, fit: Fit, weights: Iterable[Tensor], moving: Sequence[nn.Module]) -> None:
-        """Train weights and classifiers on the task's images and those that are kept.
-
-        Args:
-            task: to be learned.
-            fit: the loop.
-            weights: those of the newest copy, and of what is shared.
-            moving: the modules whose batch-norm statistics move; those of old copies stay.
-        """
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.eval()
         data = self.exemplars.join(task.train, task.classes)
+        weights, moving = self.trained(self._newest())
         number, d = len(self.heads), self.backbone.width
         self.heads.grow(task.classes)
         auxiliary = Head(d, range(len(task.classes) + 1), start_draws(self.heads, "auxiliary", number))
@@ -101,6 +89,16 @@ class Expanding(FromScratch):
         if self.align and number:
             align_new_rows(self.heads)
         self.exemplars.refill(data, self.features, fit, task.classes)
+
+    def _newest(self) -> nn.Module:
+        """The layers of the backbone for the first task; for others a new copy of the last ones, with its columns."""
+        if not len(self.heads):
+            return self.first()
+        later = cast(nn.ModuleList, getattr(self, self.copies))
+        later.append(copy.deepcopy([self.first(), *later][-1]))
+        columns = start_draws(self.heads, "columns", len(later))
+        self.heads = widened(self.heads, (1 + len(later)) * self.backbone.width, columns)
+        return later[-1]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         start = f"{prefix}{self.copies}."
