@@ -138,7 +138,7 @@ def test_a_resumed_task_chooses_the_exemplars_it_had_chosen(name: str, killed_in
     def taught(fit: Any = None) -> tuple[str, ...]:
         method = make(name, epochs=1)
         learn(method, 0, stream()[0], fit(method) if fit else None)
-        return getattr(method, "base", method).exemplars.keys
+        return (method.base or method).exemplars.keys
 
     chosen, elsewhere = taught(), taught(lambda m: Rounding(m, Checkpoints(tmp_path / "elsewhere")))
     assert elsewhere != chosen  # by its own features that machine would choose others

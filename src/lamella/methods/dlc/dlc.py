@@ -133,6 +133,7 @@ class DLC(MethodOnBase):
         self.recipe = training
         self.rank = rank
         self.factorisation = factorisation
+        self.gate = gate
         self.auxiliary_weight = auxiliary_weight
         self.balance = balance
         self.head_weight_decay = head_weight_decay
