@@ -373,8 +373,8 @@ def test_distances_are_to_the_nearest_centre_of_each_task(counts: list[int], n: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"key_features": "last"}, "key_features 'last' is unknown; use 'plain' or 'first_task'"),
-        ({"choice": "maybe"}, "choice 'maybe' is unknown; use 'hard' or 'soft'"),
+        ({"key_features": "last"}, "key_features 'last' is unknown; use one of plain, first_task"),
+        ({"choice": "maybe"}, "choice 'maybe' is unknown; use one of hard, soft"),
         ({"clusters": 0}, "clusters 0 is too small"),
     ],
 )

@@ -268,7 +268,7 @@ def test_bfloat16_autocast_leaves_statistics_and_scores_wide() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"adapt": "all"}, r"adapt 'all' is unknown; use 'first-task' or 'none'"),
+        ({"adapt": "all"}, r"adapt 'all' is unknown; use one of first-task, none"),
         ({"projections": 0}, r"projections 0 is too small"),
         ({"ridge": 0.0}, r"ridge 0\.0 must be above 0; leave it out"),
     ],
