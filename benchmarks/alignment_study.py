@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from lamella.common.progress import bars
 from lamella.common.randomness import generator
 from lamella.learner.config.document import build_scenario, load_config
-from lamella.learner.correctness import correct
 from lamella.learner.learner import Learner
+from lamella.learner.scores import correct
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.methods.parts.drift import affine_drift, mean_drift
 
@@ -47,7 +47,7 @@ def train(
         if t:
             dump["train"][t - 1, t] = _features(learner, scenario[t].train)
         record = learner.learn(scenario[t], progress=bars)
-        seconds += record["seconds"]["total"]
+        seconds += record.seconds["total"]
         held_back = scenario[t].validation
         if held_back is None:
             raise ValueError(f"a share of {share} holds no image of task {t} back; give a larger --share")

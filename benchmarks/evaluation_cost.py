@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from lamella.backbones.feature_cache import Recall
 from lamella.common.files import write_json
 from lamella.common.timing import interleaved, ratio_text
-from lamella.experiments.bench.streams import quick_learner
-from lamella.experiments.bench.synthetic import synthetic_task
+from lamella.experiments.bench.streams import quick_learner, synthetic_task
 from lamella.learner.learner import Learner
 
 NAMES = "nearest-mean,linear-probe,ranpac,color,inflora"

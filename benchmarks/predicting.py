@@ -2,7 +2,7 @@
 
     python benchmarks/predicting.py
     python benchmarks/predicting.py --images 2000 --rounds 3
-    python benchmarks/predicting.py --method sdlora --no-align --size 224
+    python benchmarks/predicting.py --method sdlora --size 224
 
 Both read, decode, resize and normalise the files by the same loader, 64 at a time, in one process, and take turns; what
 `predict` adds are its classifier, confidences, familiarity, and names. Printed is the median over the rounds, by the
@@ -30,14 +30,15 @@ from lamella.data.images import Files, ImageSet, PixelArray
 from lamella.data.loading import batches
 from lamella.data.scenario import Source, class_incremental
 from lamella.data.transform import plain_view
+from lamella.experiments.bench.streams import short_method
 
 
 def main(
-    method: str = "inflora", align: bool = True, backbone: str = "vit_tiny_patch16_224", size: int = 96,
+    method: str = "inflora+align", backbone: str = "vit_tiny_patch16_224", size: int = 96,
     images: int = 512, classes: int = 20, rounds: int = 5,
 ) -> None:  # fmt: skip
     """Time both."""
-    learner = taught(method, align, backbone, size, classes)
+    learner = taught(method, backbone, size, classes)
     network = timm.create_model(backbone, num_classes=classes, img_size=size).eval()
     with tempfile.TemporaryDirectory() as folder:
         files = photos(Path(folder), images)
@@ -59,12 +60,10 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def taught(method: str, align: bool, backbone: str, size: int, classes: int) -> Learner:
+def taught(method: str, backbone: str, size: int, classes: int) -> Learner:
     """A learner with random weights that knows two tasks of noise, with images held back."""
-    trained = {} if method in ("nearest-mean", "streaming-lda") else {"epochs": 1}
-    learner = Learner.create(
-        backbone={"name": backbone, "weights": "random", "size": size}, method={"name": method, **trained}, align=align
-    )
+    table = short_method(method, batch=64)
+    learner = Learner.create(backbone={"name": backbone, "weights": "random", "size": size}, method=table)
     train, held_back = (noise(classes, part) for part in ("train", "held back"))
     scenario = class_incremental(Source("noise", train, held_back, tuple(map(str, range(classes)))), tasks=2, seed=0)
     for i in range(2):

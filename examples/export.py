@@ -24,10 +24,10 @@ def write_folder(out: Path, digits: set[int]) -> Path:
     return out
 
 
-learner = Learner.create(method={"name": "inflora", "epochs": 2, "lr": 2e-3, "batch_size": 32})
+learner = Learner.create(method={"name": "inflora+align", "epochs": 2, "lr": 2e-3, "batch_size": 32})
 for day, digits in (("monday", {0, 1}), ("tuesday", {2, 3})):
     record = learner.learn_from(write_folder(Path(day), digits))
-    print(f"{day}: {record['held_back']['right']} of {record['held_back']['images']} held-back images right")
+    print(f"{day}: {record.held_back.right} of {record.held_back.images} held-out images right")
 learner.save("model")  # what `lamella learn` does
 
 file = next(Path("monday/digit 1").glob("*.png"))
@@ -35,7 +35,7 @@ file = next(Path("monday/digit 1").glob("*.png"))
 print(f"{file.parent.name} is taken for {guess.classes[0]}, {guess.confidences[0]:.0%} sure, learned on {guess.task}")
 
 unseen = load_source("digits").test
-measured = evaluate(learner, unseen, [f"digit {i}" for i in range(10)])
+measured = evaluate(learner.model, unseen, [f"digit {i}" for i in range(10)])
 print(f"test images: {measured.accuracy:.1%} right; calibration error {measured.calibration_error:.3f}")
 for digit in measured.strangers:
     print(f"{digit.name}, never learned: {digit.unknown} of {digit.images} called unknown")

@@ -21,7 +21,7 @@ from lamella import Learner, load_source
 from lamella.data.images import ImageSet
 from lamella.data.sources.readable import load_readable
 from lamella.learner.next_task import as_next_task
-from lamella.learner.store.versions import learned_state
+from lamella.learner.store.state import learned_state
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday")
 COMMAND = [sys.executable, "-c", "from lamella.cli import main; main()"]
@@ -60,7 +60,7 @@ def in_one_process(model: Path, out: Path) -> int:
     alone = Learner(Learner.load(model).config)
     for day in DAYS:
         source, _ = load_readable(str(out / day))
-        task, held_back = as_next_task(source, alone)
+        task, held_back = as_next_task(source, alone.model)
         alone.learn(task, held_back=held_back)
     one, five = learned_state(alone.method), learned_state(Learner.load(model).method)
     names = one.keys() | five.keys()
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--per-class", type=int, default=40)
     parser.add_argument("--backbone", default="fractal-vit-micro")
-    parser.add_argument("--method", default="inflora")
+    parser.add_argument("--method", default="inflora+align")
     parser.add_argument("--export", default="timm", help="format")
     parser.add_argument("--out", type=Path, default=Path("five-days"))
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the model, such as method.epochs=5")

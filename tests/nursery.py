@@ -14,7 +14,7 @@ import json, os, sys, time
 import torch
 torch.set_num_threads(1)
 import lamella.cli, lamella.data.sources.readable, lamella.learner.next_task, lamella.learner.rehearsal
-import lamella.experiments.report.words, rich.progress
+import lamella.common.words, rich.progress
 import sklearn.datasets, timm.models.vision_transformer, filelock, PIL.PngImagePlugin
 
 def slow(descriptor, flush=os.fsync):

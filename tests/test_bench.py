@@ -16,8 +16,7 @@ from lamella.experiments.bench.growth import follow, slope
 from lamella.experiments.bench.growth_figure import growth_png
 from lamella.experiments.bench.memory import AS_KEPT, kept_activations, measure_memory
 from lamella.experiments.bench.speed import Phase, Speed, measure_speed
-from lamella.experiments.bench.streams import quick_learner
-from lamella.experiments.bench.synthetic import synthetic_task
+from lamella.experiments.bench.streams import quick_learner, synthetic_task
 from lamella.experiments.phases import phase_shares, phases_line
 from lamella.training.footprint import kept_for_backward
 

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run
-from lamella.learner.learner.config import precision as chosen_precision
 from PIL import Image
 from streams import stream, tiny_backbone, tiny_residual_backbone
 
 from lamella.backbones import Backbone
 from lamella.experiments.run import run
+from lamella.learner import folder
 from lamella.learner.config.document import load_config, to_toml
 from lamella.learner.config.precision import as_in_runs, choose
 from lamella.learner.learner import Learner
 from lamella.learner.store.versions import load_manifest
+from lamella.training import measured_precision
 
 TINY = {"name": "test_vit", "weights": "random", "size": 32}
 QUICK = ["backbone.name=test_vit", "backbone.weights=random", "backbone.size=32", "scenario.tasks=5",
@@ -42,7 +43,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     stand_in = Clock()
-    monkeypatch.setattr(chosen_precision, "interleaved", stand_in)
+    monkeypatch.setattr(measured_precision, "interleaved", stand_in)
     return stand_in
 
 
@@ -130,7 +131,7 @@ def test_a_step_goes_back_to_the_start_in_both_precisions_and_leaves_everything_
     backbone = build()
     first = next(p for p in backbone.model.parameters() if p.ndim == 1)
     seen: set[tuple[bool, bool]] = set()
-    step = chosen_precision._step  # pyright: ignore[reportPrivateUsage]
+    step = measured_precision._step  # pyright: ignore[reportPrivateUsage]
 
     def noted(backbone: Backbone, x: torch.Tensor, early: torch.Tensor, precision: str) -> torch.Tensor:
         assert early is first
@@ -138,7 +139,7 @@ def test_a_step_goes_back_to_the_start_in_both_precisions_and_leaves_everything_
         seen.add((precision == "bf16", bool(slope.abs().sum() > 0)))
         return slope
 
-    monkeypatch.setattr(chosen_precision, "_step", noted)
+    monkeypatch.setattr(measured_precision, "_step", noted)
     parts = [(name, module.training) for name, module in backbone.named_modules()]
     weights = {key: value.clone() for key, value in backbone.state_dict().items()}
     drawn = torch.get_rng_state()
@@ -153,11 +154,11 @@ def test_a_step_goes_back_to_the_start_in_both_precisions_and_leaves_everything_
 
 
 def test_a_learner_that_measured_learns_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chosen_precision, "ratio", lambda *_: 1.0)
+    monkeypatch.setattr(measured_precision, "ratio", lambda *_: 1.0)
     learners = [
         Learner.create(
             backbone=TINY,
-            method={"name": "inflora", "epochs": 1, "batch_size": 8},
+            method={"name": "inflora+align", "epochs": 1, "batch_size": 8},
             fit={"device": "cpu", "precision": precision},
         )
         for precision in ("float32", "auto")
@@ -175,9 +176,9 @@ def test_small_networks_are_timed_with_the_methods_batch_and_slow_ones_with_less
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    steps = chosen_precision._steps  # pyright: ignore[reportPrivateUsage]
+    steps = measured_precision._steps  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setattr(
-        chosen_precision, "_steps", lambda b, d, e, images: (sizes.append(images), steps(b, d, e, images))[1]
+        measured_precision, "_steps", lambda b, d, e, images: (sizes.append(images), steps(b, d, e, images))[1]
     )
     clock.float32 = [0.001]
     choose(asks() | {"method": {"base": {"batch_size": 12}}}, tiny_backbone())
@@ -274,7 +275,7 @@ def test_a_model_keeps_the_choice_of_its_first_learning(
     command = ["learn", model, photos, *settings, "--method", "nearest-mean", "fit.precision=auto"]
     clock.tells(0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(folder, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         code, text, _ = lamella(*command)
     assert code == 130
     assert "precision: bf16 (measured: a step in bf16 took 0.50 of float32's time)" in text
@@ -298,7 +299,7 @@ def test_what_was_chosen_for_another_backbone_is_not_taken_over(
     command = ["learn", tmp_path / "model", photos, "--method", "nearest-mean", "fit.precision=auto", "fit.device=cpu"]
     clock.tells(0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "learn", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(folder, "learn", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert lamella(*command, *QUICK[:3])[0] == 130
     clock.tells(2.0)
     code, text, error = lamella(*command)

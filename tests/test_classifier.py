@@ -8,7 +8,7 @@ import torch
 from streams import Spy, build, fit_for, learn, stream, tiny_residual_backbone
 
 from lamella.common.randomness import generator
-from lamella.learner.store.versions import learned_state, restore_state
+from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods.shared.classifier import start_draws, widened
 from lamella.methods.shared.heads import Heads
 from lamella.training.checkpoints import Checkpoints

@@ -1,5 +1,7 @@
 """Confidence: the temperature that fits, and a familiarity that known images have evenly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from streams import build, images, learn_all, stream
 
 from lamella.common.randomness import generator
 from lamella.data.transform import plain_view
-from lamella.learner.confidence import Confidence, fitted_temperature, histogram
+from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.methods.parts import Aligned
 
@@ -46,7 +48,7 @@ def test_where_all_is_right_it_stays_above_zero_and_where_nothing_is_told_it_is_
 
 def test_known_images_have_every_familiarity_equally_often() -> None:
     held, new = (torch.randn(n, generator=generator(n, "scores")) for n in (3000, 2000))
-    sure = Confidence([{"images": 3000, "temperature": 1.0, "typicality": histogram(held)}])
+    sure = Confidence([HeldOut(3000, 0, 1.0, histogram(held))])
     familiarity = sure.familiarity(new)
     assert familiarity is not None
     for level in (0.05, 0.3, 0.8):
@@ -55,12 +57,12 @@ def test_known_images_have_every_familiarity_equally_often() -> None:
 
 
 def test_familiarity_is_of_all_tasks_and_the_temperature_of_the_newest_that_say_enough() -> None:
-    record = {"images": 10, "temperature": 2.0, "typicality": histogram(torch.full((10,), 5.0))}
-    other = {"images": 30, "temperature": 32.0, "typicality": histogram(torch.arange(30.0) + 100)}
+    record = HeldOut(10, 0, 2.0, histogram(torch.full((10,), 5.0)))
+    other = HeldOut(30, 0, 32.0, histogram(torch.arange(30.0) + 100))
     sure = Confidence([record, other])
     assert sure.temperature == 32
     assert Confidence([other, record]).temperature == pytest.approx(2 ** (1 / 4) * 32 ** (3 / 4))
-    assert Confidence([record] * 9 + [other | {"images": 20}, record]).temperature == pytest.approx(
+    assert Confidence([record] * 9 + [replace(other, images=20), record]).temperature == pytest.approx(
         2 ** (1 / 3) * 32 ** (2 / 3)
     )
     assert sure.familiarity(torch.tensor([4.0, 5.0, 200.0])).tolist() == [0, 0.25, 1]  # type: ignore[union-attr]

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamella.learner.correctness import correct, correct_given_task, correct_task
-from lamella.learner.learner import correctness
+from lamella.learner import scores as correctness
+from lamella.learner.scores import correct, correct_given_task, correct_task
 
 # Columns 0 and 1 are task 0, columns 2 and 3 task 1.
 LOGITS = torch.tensor([[5.0, 1.0, 0.0, 9.0], [5.0, 1.0, 0.0, 0.0], [0.0, 1.0, 7.0, 8.0], [0.0, 1.0, 7.0, 0.0]])

@@ -7,7 +7,8 @@ from streams import RESIDUAL, build, learn_all, stream, tiny_backbone, tiny_resi
 
 from lamella.backbones import Backbone
 from lamella.learner.costs import costs_of_base, parameter_counts
-from lamella.learner.store.versions import stored_bytes
+from lamella.learner.records import TaskRecord
+from lamella.learner.store.state import stored_bytes
 from lamella.methods import METHODS
 from lamella.methods.parts import Aligned, Calibrated
 
@@ -74,7 +75,8 @@ def test_what_each_method_beneath_stores_is_what_it_would_store_alone() -> None:
     costs = [costs_of_base(whole, [], depth) for depth in (1, 2)]
     assert [c["stored_bytes"] for c in costs] == [stored_bytes(calibrated), stored_bytes(alone)]
     assert stored_bytes(alone) < stored_bytes(calibrated) < stored_bytes(whole)
-    records = [{"seconds": {"calibrate-before": 1.0, "align-after": 2.0, "train": 3.0, "train-1": 4.0, "total": 11.0}}]
+    seconds = {"calibrate-before": 1.0, "align-after": 2.0, "train": 3.0, "train-1": 4.0, "total": 11.0}
+    records = [TaskRecord("first", (0, 1), 16, seconds, trainable_parameters=1)]
     phases = [costs_of_base(whole, records, depth)["phase_seconds"] for depth in (1, 2)]
     assert phases == [{"calibrate-before": 1.0, "train": 3.0, "train-1": 4.0}, {"train": 3.0, "train-1": 4.0}]
 

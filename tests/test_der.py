@@ -12,7 +12,7 @@ from torch import Tensor
 from lamella.backbones import load_backbone
 from lamella.common.randomness import generator
 from lamella.data.transform import plain_view
-from lamella.learner.store.versions import learned_state, restore_state
+from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods.shared.classifier import new_or_old, widened
 from lamella.methods.shared.heads import Heads
 from lamella.training.checkpoints import Checkpoints

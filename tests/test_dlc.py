@@ -36,7 +36,8 @@ from lamella.experiments.run import run
 from lamella.learner.config.document import build_method, complete, load_config, method_name, readout_names
 from lamella.learner.costs import costs_of_base, parameter_counts
 from lamella.learner.learner import Learner
-from lamella.learner.store.versions import learned_state, load_model, restore_state
+from lamella.learner.store.state import learned_state, restore_state
+from lamella.learner.store.versions import load_model
 from lamella.methods.dlc.dlc import DLC
 from lamella.methods.dlc.lanes import as_two_convolutions
 from lamella.methods.dlc.plugin_files import load_plugin, put_back, save_plugin, take_out

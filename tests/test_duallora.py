@@ -13,7 +13,7 @@ from lamella.backbones import Backbone
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
-from lamella.learner.store.versions import learned_state, restore_state
+from lamella.learner.store.state import learned_state, restore_state
 from lamella.memory.inputs import Inputs
 from lamella.methods.duallora import DualLoRA
 from lamella.methods.parts import Aligned

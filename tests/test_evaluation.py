@@ -10,17 +10,28 @@ import torch
 from streams import images
 
 from lamella.data.images import data_sha256
+from lamella.learner.inspection import evaluation
 from lamella.learner.inspection.evaluation import evaluate, images_to_measure
 from lamella.learner.learner import Prediction
+from lamella.learner.records import TaskRecord
 
 
 def learner(*guesses: Prediction) -> Any:
     """It learned "a" and "b", then "c" and more of "b", and predicts what it was given."""
     return SimpleNamespace(
         class_names={0: "a", 1: "b", 2: "c"},
-        tasks=[{"name": "first", "classes": [0, 1]}, {"name": "second", "classes": [2, 1]}],
+        tasks=[
+            TaskRecord("first", (0, 1), 2, {"total": 1.0}, trainable_parameters=0),
+            TaskRecord("second", (2, 1), 2, {"total": 1.0}, trainable_parameters=0),
+        ],
         predict=lambda images, top: list(guesses),
     )
+
+
+@pytest.fixture(autouse=True)
+def _given_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in predicts by itself."""
+    monkeypatch.setattr(evaluation, "predict", lambda model, images, **options: model.predict(images, **options))
 
 
 def guess(name: str, confidence: float = 0.9, familiarity: float | None = 0.5) -> Prediction:

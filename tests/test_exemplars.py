@@ -14,9 +14,8 @@ from lamella.common.files import read_tensors, tensors_to_bytes, write_atomic
 from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray, TensorSet
 from lamella.data.transform import InputTransform, plain_view
-from lamella.learner.store.versions import restore_state
-from lamella.memory.exemplars import Exemplars
-from lamella.memory.gaussians import herding
+from lamella.learner.store.state import restore_state
+from lamella.memory.exemplars import Exemplars, herding
 
 SIZE = 16
 

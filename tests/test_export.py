@@ -63,7 +63,7 @@ def learned(method: str, part: str = "", backbone: str = "test_vit", **options: 
     of_part = {key: options.pop(key) for key in list(options) if part and key in ("own_covariance", "head")}
     table = {"name": method, **quick, **options} | ({part: of_part} if part else {})
     of_backbone = VIT | {"name": backbone} | ({"size": 16} if backbone == "resnet20" else {})
-    learner = Learner.create(backbone=of_backbone, method=table, align=part == "align", fit={"device": "cpu"})
+    learner = Learner.create(backbone=of_backbone, method=table, fit={"device": "cpu"})
     for task in stream(classes=4, tasks=2, per_class=4):
         learner.learn(task)
     return learner
@@ -91,7 +91,7 @@ def test_timm_and_peft_load_it_without_lamella(tmp_path: Path) -> None:
 
     learner = learned("inflora", "align")
     for form in ("timm", "peft"):
-        export(learner, form, tmp_path / form)
+        export(learner.model, form, tmp_path / form)
     x = images()
     save_file({"images": x}, tmp_path / "images.safetensors")
     done = subprocess.run(
@@ -116,7 +116,7 @@ def test_timm_computes_what_the_method_computes(
     from safetensors.torch import load_file
 
     learner = learned(method, part, **options)
-    export(learner, "timm", tmp_path / "model")
+    export(learner.model, "timm", tmp_path / "model")
     model = timm.create_model("test_vit", num_classes=4, img_size=32).eval()
     model.load_state_dict(load_file(tmp_path / "model" / "model.safetensors"))
     x = images()
@@ -129,7 +129,7 @@ def test_the_bundled_backbone_is_one_of_timms(tmp_path: Path) -> None:
 
     learner = Learner.create(method="streaming-lda", fit={"device": "cpu"})
     learner.learn(stream(classes=4, tasks=1, per_class=4)[0])
-    export(learner, "timm", tmp_path / "model")
+    export(learner.model, "timm", tmp_path / "model")
     model = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
     with torch.no_grad():
         assert_same(model(images()), learner.logits(images()))
@@ -161,7 +161,7 @@ def test_names_and_transform_travel_in_every_form(tmp_path: Path) -> None:
 def test_alignment_is_one_layer_of_an_onnx_file_that_takes_batches_of_any_size(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     learner, file = learned("inflora", "align", "two_blocks"), tmp_path / "model.onnx"
-    export(learner, "onnx", file)
+    export(learner.model, "onnx", file)
     model = onnx.load(file)
     assert_described({p.key: p.value for p in model.metadata_props}, learner)
     ends = [value.type.tensor_type.shape.dim for value in (*model.graph.input, *model.graph.output)]
@@ -177,7 +177,7 @@ def test_peft_holds_the_exact_change_in_its_rank_and_leaves_the_query_alone(tmp_
     from safetensors.torch import load_file
 
     learner = learned("inflora", rank=3)
-    lines = export(learner, "peft", tmp_path / "lora")
+    lines = export(learner.model, "peft", tmp_path / "lora")
     tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     loaded = Learner(learner.config).backbone.model.state_dict()
@@ -209,7 +209,7 @@ def test_tasks_kept_apart_become_a_folder_each(method: str, tmp_path: Path) -> N
     from safetensors.torch import load_file
 
     learner = learned(method)
-    export(learner, "peft", tmp_path / "tasks", per_task=True)
+    export(learner.model, "peft", tmp_path / "tasks", per_task=True)
     assert sorted(p.name for p in (tmp_path / "tasks").iterdir()) == ["task0", "task1"]
     x, every = images(), learner.method.classes
     for t in range(2) if method == "color" else ():
@@ -217,7 +217,7 @@ def test_tasks_kept_apart_become_a_folder_each(method: str, tmp_path: Path) -> N
         model = timm.create_model("test_vit", num_classes=2, img_size=32)
         model.load_state_dict(load_file(folder / "base.safetensors"), strict=False)
         model = peft.PeftModel.from_pretrained(model, str(folder)).eval()
-        own = [every.index(c) for c in learner.tasks[t]["classes"]]
+        own = [every.index(c) for c in learner.tasks[t].classes]
         with torch.no_grad():
             assert_same(model(x), learner.logits(x, task=t)[:, own])
 
@@ -231,7 +231,7 @@ def test_onnx_computes_the_whole_prediction_for_batches_of_any_size(
 ) -> None:
     pytest.importorskip("onnxruntime")
     learner = learned(method, part, "two_blocks", **options)
-    export(learner, "onnx", tmp_path / "model.onnx")
+    export(learner.model, "onnx", tmp_path / "model.onnx")
     for count in (1, 4, 7):
         assert_same(run_onnx(tmp_path / "model.onnx", images(count)), learner.logits(images(count)))
 
@@ -240,7 +240,7 @@ def test_adapters_are_the_learned_tensors(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     learner = learned("seq-lora")
-    export(learner, "adapters", tmp_path / "numbers")
+    export(learner.model, "adapters", tmp_path / "numbers")
     tensors = load_file(tmp_path / "numbers" / "learned.safetensors")
     assert torch.equal(tensors["heads.heads.1.weight"], learner.method.heads[1].weight)
     assert {k for k in tensors if ".branches.lora." in k}, "the adapter is among them"
@@ -249,7 +249,7 @@ def test_adapters_are_the_learned_tensors(tmp_path: Path) -> None:
 
 def test_no_image_of_a_memory_is_exported(tmp_path: Path) -> None:
     learner = learned("replay", backbone="resnet20", memory=4)
-    export(learner, "adapters", tmp_path / "numbers")
+    export(learner.model, "adapters", tmp_path / "numbers")
     listed = json.loads((tmp_path / "numbers" / "learned.json").read_text())["tensors"]
     assert not [name for name, of in listed.items() if of["dtype"] == "uint8"]
 
@@ -279,17 +279,17 @@ def test_own_heads_beneath_a_discriminant_are_exported_by_their_readout(tmp_path
     import timm
 
     learner = learned("inflora", "align", own_covariance=0.2)
-    export(learner, "timm", tmp_path / "heads", readout="base")
+    export(learner.model, "timm", tmp_path / "heads", readout="base")
     model = timm.create_model(f"local-dir:{tmp_path / 'heads'}", pretrained=True).eval()
     with torch.no_grad():
         assert_same(model(images()), learner.method.base.predict(images()))
     with pytest.raises(ValueError, match="no readout 'bse'; there are '', 'base'"):
-        export(learner, "timm", tmp_path / "more", readout="bse")
+        export(learner.model, "timm", tmp_path / "more", readout="bse")
 
 
 def test_a_timm_checkpoint_is_a_start_for_a_new_model(tmp_path: Path) -> None:
     learner = learned("seq-finetune")
-    export(learner, "timm", tmp_path / "tuned")
+    export(learner.model, "timm", tmp_path / "tuned")
     again = load_backbone("test_vit", weights=str(tmp_path / "tuned" / "model.safetensors"), size=32)
     with torch.no_grad():
         torch.testing.assert_close(again(images()), learner.backbone(images()), rtol=0, atol=1e-5)
@@ -378,6 +378,6 @@ def test_the_example_learns_folders_and_its_exports_say_what_its_model_says(tmp_
     assert right > 0.7 * of, "four classes, so chance is a quarter; 57 of 57 when this was written"
     assert "never learned" in done.stdout
     learner = Learner.load(tmp_path / "model")
-    assert [task["name"] for task in learner.tasks] == ["monday", "tuesday"]
+    assert [task.name for task in learner.tasks] == ["monday", "tuesday"]
     assert_same(run_onnx(tmp_path / "model.onnx", images(2)), learner.logits(images(2)))
     assert (tmp_path / "model-timm" / "model.safetensors").is_file()

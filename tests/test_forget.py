@@ -12,7 +12,8 @@ from lamella import Learner
 from lamella.data.images import ImageSet
 from lamella.data.scenario import Source, Task
 from lamella.learner.next_task import as_next_task
-from lamella.learner.store.versions import history, learned_state
+from lamella.learner.store.state import learned_state
+from lamella.learner.store.versions import history
 
 ALONE = [
     {"name": "color", "rank": 2, "epochs": 1, "batch_size": 8},
@@ -23,7 +24,7 @@ ALONE = [
 
 def fresh(method: dict[str, Any]) -> Learner:
     backbone = {"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0}
-    return Learner.create(backbone=backbone, method=method, align=False, fit={"device": "cpu"})
+    return Learner.create(backbone=backbone, method=method, fit={"device": "cpu"})
 
 
 def tasks() -> list[Task]:
@@ -60,9 +61,9 @@ def test_what_is_left_is_the_same_whatever_was_forgotten(method: dict[str, Any],
     assert left.keys() == expected.keys()
     assert all(torch.equal(left[key], expected[key]) for key in left)
     assert learner.class_names == other.class_names
-    assert [r["name"] for r in learner.tasks] == [r["name"] for r in other.tasks] == [first.name, last.name]
-    assert learner.tasks[0]["held_back"] == other.tasks[0]["held_back"]
-    assert "held_back" not in learner.tasks[1], "the forgotten classes competed when it was measured"
+    assert [r.name for r in learner.tasks] == [r.name for r in other.tasks] == [first.name, last.name]
+    assert learner.tasks[0].held_back == other.tasks[0].held_back
+    assert learner.tasks[1].held_back is None, "the forgotten classes competed when it was measured"
     own = [i for i, c in enumerate(learner.method.classes) if c in last.classes]
     torch.testing.assert_close(learner.logits(inputs(), task=1)[:, own], before)
     learner.save(tmp_path)
@@ -103,8 +104,7 @@ def test_what_others_hold_traces_of_is_refused_with_the_reason() -> None:
     assert keyed.logits(inputs()).shape == (5, 4)
     aligned = Learner.create(
         backbone=keyed.config["backbone"],
-        method={"name": "linear-probe", "epochs": 1},
-        align=True,
+        method={"name": "linear-probe+align", "epochs": 1},
         fit={"device": "cpu"},
     )
     aligned.learn(first)
@@ -127,7 +127,7 @@ def test_the_command_drops_a_middle_task_and_purges_it(lamella: Any, tmp_path: P
         f"{model} has forgotten {middle.name}: the other tasks are as they were; versions that still have it, "
         "--purge removes them: 2, 3\n"
     )
-    assert [r["name"] for r in Learner.load(model).tasks] == [first.name, last.name]
+    assert [r.name for r in Learner.load(model).tasks] == [first.name, last.name]
     assert lamella("rollback", model, "--to", 3)[0] == 0
     assert lamella("forget", model, middle.name, "--purge")[1].endswith("versions removed: 2, 3\n")
     assert [v.tasks for v in history(model)] == [

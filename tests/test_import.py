@@ -25,7 +25,7 @@ def images(count: int = 3) -> Tensor:
 
 def learner_on(backbone: Any, method: str = "inflora", tasks: int = 2) -> Learner:
     quick = {"name": method, "epochs": 1, "batch_size": 8} if method != "streaming-lda" else {"name": method}
-    learner = Learner.create(backbone=backbone, method=quick, align=False, fit={"device": "cpu"})
+    learner = Learner.create(backbone=backbone, method=quick, fit={"device": "cpu"})
     for i in range(tasks):
         learner.learn(stream(classes=4, tasks=2, per_class=4)[i])
     return learner
@@ -56,7 +56,7 @@ def weight(layer: str, folder: Path | None = None) -> Tensor:
 def test_an_exported_lora_comes_back_as_the_same_model(method: str, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     learner, x = learner_on(VIT, method), images()
-    export(learner, "peft", tmp_path / "lora")
+    export(learner.model, "peft", tmp_path / "lora")
     again = Learner.create(backbone=str(tmp_path / "lora"), method="linear-probe", fit={"device": "cpu"})
     head = {k: v for k, v in load_file(tmp_path / "lora" / "adapter_model.safetensors").items() if ".head." in k}
     W, b = (head[f"base_model.model.head.{key}"] for key in ("weight", "bias"))
@@ -193,7 +193,7 @@ def test_weights_that_have_a_name_are_not_copied(tmp_path: Path) -> None:
 
 def test_a_folder_of_timm_is_a_backbone(tmp_path: Path) -> None:
     learner, x = learner_on(VIT | {"normalise": "none"}, "seq-finetune", tasks=1), images()
-    export(learner, "timm", tmp_path / "tuned")
+    export(learner.model, "timm", tmp_path / "tuned")
     found = Learner.create(backbone=str(tmp_path / "tuned"), method="linear-probe", fit={"device": "cpu"})
     with torch.no_grad():
         torch.testing.assert_close(found.backbone(x), learner.backbone(x), rtol=0, atol=1e-5)
@@ -201,7 +201,7 @@ def test_a_folder_of_timm_is_a_backbone(tmp_path: Path) -> None:
 
 
 def test_the_bundled_backbone_comes_back_by_its_name(tmp_path: Path) -> None:
-    export(learner_on("fractal-vit-micro", "streaming-lda", tasks=1), "timm", tmp_path / "out")
+    export(learner_on("fractal-vit-micro", "streaming-lda", tasks=1).model, "timm", tmp_path / "out")
     assert backbone_table(str(tmp_path / "out")) == {
         "name": "fractal-vit-micro", "weights": str(tmp_path / "out"), "crop": 1.0,
     }  # fmt: skip

@@ -26,7 +26,7 @@ from lamella.learner.store.versions import load_manifest, roll_back
 def quick_learner() -> Learner:
     return Learner.create(
         backbone={"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0},
-        method={"name": "inflora", "rank": 2, "epochs": 1, "batch_size": 8, "blocks": 1}, align=False,
+        method={"name": "inflora", "rank": 2, "epochs": 1, "batch_size": 8, "blocks": 1},
         fit={"device": "cpu"},
     )  # fmt: skip
 
@@ -68,12 +68,13 @@ def test_a_task_whose_version_is_gone_has_no_date(tmp_path: Path) -> None:
 
 def test_the_ledger_says_what_the_learner_recorded(model: Path) -> None:
     learner = Learner.load(model)
-    found = inspect(learner, origins(model))
+    found = inspect(learner.model, origins(model))
     first, second = found.tasks
-    held = learner.tasks[0]["held_back"]
+    held = learner.tasks[0].held_back
+    assert held is not None
     assert (first.classes, first.images, first.held_back) == (("class 0", "class 1"), 16, 8)
-    assert first.accuracy == held["right"] / 8
-    assert first.temperature == held["temperature"]
+    assert first.accuracy == held.right / 8
+    assert first.temperature == held.temperature
     assert (second.held_back, second.accuracy, second.temperature) == (None, None, None)
     assert re.fullmatch("[0-9a-f]{64}", str(first.data_sha256))
     assert first.data_sha256 != second.data_sha256
@@ -81,8 +82,8 @@ def test_the_ledger_says_what_the_learner_recorded(model: Path) -> None:
     assert first.origin.bytes == (model / load_manifest(model, 1)["state"]["file"]).stat().st_size
     (space,) = found.spaces
     assert space.grown == (
-        learner.tasks[0]["directions"][space.layer],
-        learner.tasks[1]["directions"][space.layer] - learner.tasks[0]["directions"][space.layer],
+        learner.tasks[0].directions[space.layer],
+        learner.tasks[1].directions[space.layer] - learner.tasks[0].directions[space.layer],
     )
     assert sum(space.grown) == space.used
     assert found.forecast
@@ -92,8 +93,8 @@ def test_the_ledger_says_what_the_learner_recorded(model: Path) -> None:
 def test_a_model_of_an_older_version_is_shown_without_what_it_did_not_record(model: Path) -> None:
     learner = Learner.load(model)
     for task in learner.tasks:
-        del task["data_sha256"], task["directions"]
-    found = inspect(learner)
+        task.data_sha256, task.directions = None, {}
+    found = inspect(learner.model)
     assert ([t.data_sha256 for t in found.tasks], found.forecast) == ([None, None], None)
     assert "No forecast: what each task took was not recorded." in inspection_text(found)
     assert "No forecast" in inspection_page(found, "model")

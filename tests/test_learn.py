@@ -19,8 +19,10 @@ from lamella.data.keeping import keep_readable
 from lamella.data.sources.folders import load_folder
 from lamella.data.sources.load import load_source
 from lamella.data.sources.readable import load_readable
-from lamella.learner.learner import Learner, rehearsal
+from lamella.learner import folder, rehearsal
+from lamella.learner.learner import Learner
 from lamella.learner.next_task import as_next_task
+from lamella.learner.records import Unread
 from lamella.learner.rehearsal import rehearse
 from lamella.learner.store.versions import load_model
 from lamella.methods import METHODS, Method
@@ -145,16 +147,17 @@ def test_learning_names_what_it_leaves_out_and_the_ledger_says_what_was_learned(
     assert "took" in out.split("expected: about")[1]
     record = Learner.load(model).tasks[0]
     learned = load_source(clean(birds)).train
-    assert record["images"] == 16
-    assert record["data_sha256"] == data_sha256(learned, {0: "crow", 1: "owl"})
-    assert record["unreadable"] == {"images": 6, "first": sorted(BAD)}
+    assert record.images == 16
+    assert record.data_sha256 == data_sha256(learned, {0: "crow", 1: "owl"})
+    assert record.unreadable == Unread(6, tuple(sorted(BAD)))
     assert "16 (6 unreadable)" in lamella("inspect", model)[1]
     assert json.loads(lamella("inspect", model, "--json")[1])["tasks"][0]["unreadable"] == 6
     assert "what was held back when it was learned" in lamella("evaluate", model, birds)[1]
     code, out, _ = lamella("learn", model, birds)
     assert "0 new classes\n  more of: crow, owl; their statistics take in the new images" in out
     assert "old tasks, each when it was learned (no image is kept of them" in out
-    right = record["held_back"]["right"]
+    assert record.held_back is not None
+    right = record.held_back.right
     assert f"  birds: {right / 4:.1%} of 4" in out
 
 
@@ -163,10 +166,11 @@ def test_from_python_the_same_files_are_left_out_with_a_warning(birds: Path) -> 
     with pytest.warns(UserWarning, match=r"6 files of '.*birds' cannot be read and are left out; the first is crow/"):
         record = learner.learn_from(birds)
     assert learner.tasks[0] is record
-    assert (record["images"], record["held_back"]["images"]) == (16, 4)
-    assert record["unreadable"] == {"images": 6, "first": sorted(BAD)}
+    assert record.held_back is not None
+    assert (record.images, record.held_back.images) == (16, 4)
+    assert record.unreadable == Unread(6, tuple(sorted(BAD)))
     learner.learn_from(clean(birds))
-    assert "unreadable" not in learner.tasks[1]
+    assert learner.tasks[1].unreadable is None
 
 
 @pytest.mark.parametrize(
@@ -235,10 +239,10 @@ def test_what_is_measured_is_scaled_to_all_images_and_epochs(monkeypatch: pytest
         return forward(x)
 
     monkeypatch.setattr(learner.backbone, "forward", slow)
-    learner.method = Clocked(clock, learner.backbone)
+    learner.model.method = Clocked(clock, learner.backbone)
     monkeypatch.setattr(rehearsal, "time", clock)
     task = stream(6, 1, per_class=50)[0]
-    expected = rehearse(learner, task, held_back=40)
+    expected = rehearse(learner.model, task, held_back=40)
     assert expected.seconds == pytest.approx(300 * 2.0 * 7 + 300 * 0.5 + 100 + 40 * 0.25)
 
 
@@ -251,7 +255,7 @@ def test_every_method_can_be_rehearsed(name: str) -> None:
     vit = {"name": "test_vit", "weights": "random", "size": 32}
     backbone = {"name": "resnet20", "weights": "random", "size": 32} if base in RESIDUAL else vit
     learner = Learner.create(backbone=backbone, method=table, fit={"device": "cpu"})
-    expected = rehearse(learner, stream(2, 1)[0], held_back=4)
+    expected = rehearse(learner.model, stream(2, 1)[0], held_back=4)
     assert expected.seconds > 0
 
 
@@ -263,7 +267,7 @@ def test_an_interrupted_learning_whose_images_changed_is_given_up_with_the_reaso
 
     def interrupt() -> None:
         with monkeypatch.context() as killed:
-            killed.setattr(Learner, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            killed.setattr(folder, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             assert lamella("learn", model, birds)[0] == 130
 
     assert lamella("learn", model, birds, "--method", "nearest-mean")[0] == 0
@@ -293,7 +297,7 @@ def test_an_interrupted_learning_is_not_taken_for_stored_after_another_change_of
         method = () if model.exists() else ("--method", "nearest-mean")
         assert lamella("learn", model, data, *method)[0] == 0
     with monkeypatch.context() as killed:
-        killed.setattr(Learner, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(folder, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert lamella("learn", model, birds)[0] == 130
     assert lamella("forget", model, "more")[0] == 0
     code, out, _ = lamella("learn", model, birds)
@@ -368,7 +372,7 @@ def test_a_second_learner_is_told(lamella: Run, birds: Path, tmp_path: Path) -> 
     with alone(tmp_path / "model", "busy"):
         code, _, err = lamella("learn", tmp_path / "model", birds, *TINY)
     assert (code, err.count("\n")) == (2, 1)
-    assert err == f"lamella: another process is learning into '{tmp_path / 'model'}'; wait for it to end\n"
+    assert err == f"lamella: another process is changing '{tmp_path / 'model'}'; wait for it to end\n"
     assert lamella("learn", tmp_path / "model", birds, *TINY)[0] == 0
 
 
@@ -386,7 +390,7 @@ def test_checkpoints_that_lost_their_note_are_nobodys(lamella: Run, birds: Path,
         for j in range(10):
             paint(others / name / f"{j}.{'png' if j % 2 else 'jpg'}", 90 * i)
     with pytest.MonkeyPatch.context() as killed:
-        killed.setattr(Learner, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(folder, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert lamella("learn", model, others, *settings)[0] == 130
     assert list((model / "learning").glob("task-0/*"))
     (model / "learning" / "what.json").unlink()

@@ -655,6 +655,53 @@ def test_a_state_dict_rebuilds_branches_on_a_fresh_model() -> None:
     assert close(fresh(x), model(x))
 
 
+def test_a_branch_that_fits_stays_the_same_object_and_takes_the_numbers_in() -> None:
+    model, fresh, x = small(), small(1), draw(4, D)
+    fill(grow(adapt(model, "qkv", slice(D, None)), "a", 2, scale=0.5))
+    (held,) = grow(adapt(fresh, "qkv", slice(D, None)), "a", 2)
+    factors = held.A, held.B
+    fresh.load_state_dict(model.state_dict())
+    assert fresh.qkv.of("a") == [held]
+    assert (held.A, held.B) == factors, "the same Parameters"
+    assert (held.scale, float(held.factor)) == (0.5, 0.5)
+    assert torch.equal(fresh(x), model(x))
+    assert not held.A.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("rows", "rank", "dtype"),
+    [(slice(D, None), 3, torch.float32), (slice(0, 2 * D), 2, torch.float32), (slice(D, None), 2, torch.float64)],
+    ids=["rank", "rows", "type"],
+)
+def test_a_branch_that_does_not_fit_is_built_anew(rows: slice, rank: int, dtype: torch.dtype) -> None:
+    model, fresh = small(), small(1)
+    fill(grow(adapt(model, "qkv", slice(D, None)), "a", 2))
+    (held,) = grow(adapt(fresh, "qkv", rows), "a", rank)
+    before = held.to(dtype).A.clone()
+    fresh.load_state_dict(model.state_dict())
+    (restored,) = fresh.qkv.of("a")
+    assert restored is not held
+    assert torch.equal(held.A, before)
+    assert (restored.rows, restored.rank, restored.A.dtype) == (slice(D, 3 * D), 2, torch.float32)
+    assert all(torch.equal(fresh.state_dict()[k], t) for k, t in model.state_dict().items())
+
+
+def test_of_several_branches_those_that_fit_stay_and_those_the_file_lacks_go() -> None:
+    model, fresh = small(), small(1)
+    first, second = adapt(model, "qkv", slice(0, D)) + adapt(model, "qkv", slice(D, None))
+    fill(grow([first, second], "both", [2, 3]))
+    fill(grow([first], "one", 2))
+    sites = adapt(fresh, "qkv", slice(0, D)) + adapt(fresh, "qkv", slice(D, None))
+    both = grow(sites, "both", 2)
+    one = grow(sites, "one", 2)
+    grow(sites, "none", 2)
+    fresh.load_state_dict(model.state_dict())
+    assert list(fresh.qkv.branches) == ["both", "one"]
+    assert [own is held for own, held in zip(fresh.qkv.of("both"), both, strict=True)] == [True, False]
+    assert fresh.qkv.of("one") == one[:1]
+    assert all(torch.equal(fresh.state_dict()[k], t) for k, t in model.state_dict().items())
+
+
 def test_the_order_of_a_files_keys_does_not_move_a_bit() -> None:
     model = small()
     sites = adapt(model, "qkv")

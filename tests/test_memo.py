@@ -13,7 +13,7 @@ from lamella.backbones import load_backbone
 from lamella.backbones.resnets import split
 from lamella.common.randomness import generator
 from lamella.data.transform import plain_view
-from lamella.learner.store.versions import learned_state, restore_state
+from lamella.learner.store.state import learned_state, restore_state
 
 D = 16  # the tiny residual network's width
 

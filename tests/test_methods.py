@@ -9,7 +9,7 @@ from streams import build, fit_for, images, learn_all, stream, tiny_backbone
 from torch import Tensor
 
 from lamella.data.transform import plain_view
-from lamella.learner.store.versions import learned_state, restore_state
+from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods import METHODS
 from lamella.methods.parts import PARTS, Aligned
 

@@ -21,14 +21,15 @@ from lamella.common.files import read_json
 from lamella.data import resampling
 from lamella.experiments.bench.growth import follow
 from lamella.experiments.bench.speed import measure_speed
-from lamella.experiments.bench.synthetic import synthetic_task
+from lamella.experiments.bench.streams import synthetic_task
 from lamella.experiments.run import run
 from lamella.learner.config.document import load_config
 from lamella.learner.inspection.facts import inspect
 from lamella.learner.learner import Learner, Prediction
 from lamella.learner.rehearsal import rehearse
 from lamella.learner.scores import Score
-from lamella.learner.store.versions import learned_state, load_model, restore_state
+from lamella.learner.store.state import learned_state, restore_state
+from lamella.learner.store.versions import load_model
 from lamella.methods import METHODS, WHOLE_STREAM
 from lamella.training.checkpoints import Checkpoints
 
@@ -73,7 +74,7 @@ def new(name: str) -> Learner:
         table["base"] = {"name": "replay", "epochs": 1, "batch_size": 8}
     vit = {"name": "test_vit", "weights": "random", "size": 32}
     backbone = {"name": "resnet20", "weights": "random", "size": 16} if base in RESIDUAL else vit
-    return Learner.create(backbone=backbone, method=table, align="align" in parts, fit={"device": "cpu"})
+    return Learner.create(backbone=backbone, method=table, fit={"device": "cpu"})
 
 
 def outcome(learner: Learner) -> Life:

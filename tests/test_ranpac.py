@@ -16,7 +16,7 @@ from lamella.backbones import Backbone
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
-from lamella.learner.store.versions import learned_state, restore_state
+from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods.ranpac import RIDGES, RanPAC, best_ridge
 from lamella.training.checkpoints import Checkpoints
 

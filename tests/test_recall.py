@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lamella.adapters.adapter import Site, grow, merge, using, watch
 from lamella.backbones import Backbone
 from lamella.backbones.feature_cache import Recall
+from lamella.common.checksums import checksums
 from lamella.data.transform import plain_view
 from lamella.experiments.run import run
 from lamella.learner.config.document import load_config
@@ -208,6 +209,33 @@ def change_a_scale(backbone: Backbone, sites: tuple[Site, ...]) -> None:
     sites[0].layer.of("first")[0].scale = 3.0
 
 
+def scale_data(backbone: Backbone, sites: tuple[Site, ...]) -> None:
+    for parameter in backbone.model.parameters():
+        parameter.data.mul_(0.5)
+
+
+def permute_data(backbone: Backbone, sites: tuple[Site, ...]) -> None:
+    weight = sites[0].layer.weight
+    weight.data.copy_(weight.data.flip(0))
+
+
+def average_data(backbone: Backbone, sites: tuple[Site, ...]) -> None:
+    for branch in sites[0].layer.of("first"):
+        branch.B.data.lerp_(torch.ones_like(branch.B), 0.01)
+
+
+def write_a_statistic(backbone: Backbone, sites: tuple[Site, ...]) -> None:
+    norm: Any = backbone.model.norm
+    norm.shift.data[3] += 1
+
+
+def fused_step(backbone: Backbone, sites: tuple[Site, ...]) -> None:
+    weight = sites[0].layer.weight.requires_grad_(True)
+    weight.grad = torch.ones_like(weight)
+    torch.optim.SGD([weight], lr=0.1, fused=True).step()
+    weight.requires_grad_(False).grad = None
+
+
 CHANGES: dict[str, Callable[[Backbone, tuple[Site, ...]], Any]] = {
     "weight": add_to_a_weight,
     "merge": lambda backbone, sites: merge(sites, "first"),
@@ -219,6 +247,11 @@ CHANGES: dict[str, Callable[[Backbone, tuple[Site, ...]], Any]] = {
     "setting": change_a_setting,
     "plain tensor": change_a_plain_tensor,
     "scale": change_a_scale,
+    "data: scaled": scale_data,
+    "data: permuted": permute_data,
+    "data: averaged": average_data,
+    "data: plain tensor": write_a_statistic,
+    "fused": fused_step,
     **{name: train_a_step(name) for name in OPTIMIZERS},
 }
 
@@ -236,6 +269,26 @@ def test_what_changes_the_function_is_noticed(change: Callable[[Backbone, tuple[
     assert len(real) == 1
     assert not torch.equal(before, after)
     assert torch.equal(after, turn(Never(), backbone, x))
+
+
+def test_contents_are_read_once_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, _, x = half_learned()
+    read: list[int] = []
+
+    def counting(tensors: list[Tensor]) -> list[int]:
+        read.extend(map(id, tensors))
+        return checksums(tensors)
+
+    monkeypatch.setattr("lamella.backbones.feature_cache.checksums", counting)
+    turn(Recall(lasting=False), backbone, x)
+    assert read == []
+    recall = Recall()
+    for passes in (1, 2):
+        with torch.no_grad(), recall.reading(backbone):
+            for part in x.split(2):
+                recall.turn_to(part)
+                backbone(part)
+        assert len(read) == passes * len(set(read))
 
 
 def test_statistics_of_batch_norm_are_noticed() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lamella.data.images import ImageSet
 from lamella.data.transform import plain_view
-from lamella.learner.store.versions import learned_state, restore_state
+from lamella.learner.store.state import learned_state, restore_state
 from lamella.memory.exemplars import Exemplars
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.schedules import milestone_schedule

@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 
-from lamella.experiments.metrics import DEFINITIONS, accuracy_curve, average_accuracy, final_accuracy, forgetting
+from lamella.experiments.metrics import (
+    DEFINITIONS,
+    METRICS,
+    accuracy_curve,
+    average_accuracy,
+    final_accuracy,
+    forgetting,
+)
 from lamella.experiments.report import load_results, render_table, summarise, summary, words, write_html, write_report
 from lamella.experiments.report.figures import draw_curves
-from lamella.experiments.report.words import METRICS
-from lamella.experiments.results_files import METRIC_NAMES
 
 NAN = float("nan")
 
@@ -256,9 +261,9 @@ def test_an_unknown_format_lists_the_known(several: Path):
         render_table(load_results([several]), "xml")
 
 
-def test_every_metric_is_defined():
-    assert {metric.name for metric in METRICS} == set(METRIC_NAMES)
-    assert set(METRIC_NAMES) < set(DEFINITIONS)
+def test_every_metric_is_read_and_defined(several: Path):
+    assert {metric.name for metric in METRICS} == set(load_results([several])[0].metrics)
+    assert all(metric.definition == DEFINITIONS[metric.name] for metric in METRICS)
 
 
 # The page -----------------------------------------------------------------------------------------------------------

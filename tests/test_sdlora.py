@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
-from lamella.learner.store.versions import learned_state, restore_state
+from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods.sdlora import SDLoRA
 from lamella.training.checkpoints import Checkpoints
 

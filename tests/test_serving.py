@@ -201,7 +201,7 @@ def test_a_version_made_elsewhere_is_followed(app: FastAPI, client: TestClient, 
 
     # Another model takes the folder; its version has the same number.
     shutil.rmtree(model)
-    learner.tasks[0]["name"] = "pictures"
+    learner.tasks[0].name = "pictures"
     learner.save(model)
     learner.save(model)
     while client.get("/tasks").json()[0]["name"] != "pictures":

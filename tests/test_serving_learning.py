@@ -155,7 +155,7 @@ def test_a_learning_waits_for_another_process_that_learns(model: Path) -> None:
         learning.start()
         while not said and learning.is_alive():
             time.sleep(0.01)
-        assert said[0] == {"step": "waits: another process is learning into this model"}
+        assert said[0] == {"step": f"waits: another process is changing '{model}'; wait for it to end"}
         assert load_manifest(model)["version"] == 1
     learning.join()
     assert [task["name"] for task in load_manifest(model)["tasks"]] == ["photos", "new"]

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from lamella.learner.learner.store import versions as store
 from torch import Tensor
 
 from lamella.common import files
+from lamella.learner.store import versions as store
 from lamella.learner.store.versions import (
     drop_versions,
     history,

@@ -73,10 +73,10 @@ def test_settings_are_those_of_a_new_model(lamella: Run, tmp_path: Path, example
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["inflora", "duallora"])
+@pytest.mark.parametrize("method", ["inflora+align", "duallora"])
 def test_five_processes_are_one(tmp_path: Path, example: ModuleType, method: str) -> None:
     """The example, as it stands: every command in a process of its own."""
-    form = "timm" if method == "inflora" else "adapters"
+    form = "timm" if method == "inflora+align" else "adapters"
     command = [sys.executable, example.__file__, *SETTINGS, "--method", method, "--export", form]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lamella.common.version import __version__
+
 if TYPE_CHECKING:
     from lamella.backbones import Backbone as Backbone
     from lamella.backbones import load_backbone as load_backbone
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from lamella.training.fit import Fit as Fit
     from lamella.training.recipe import LoRA as LoRA
     from lamella.training.recipe import Training as Training
-
-__version__ = "0.1.0"
 
 # Each public name is imported when it is first used, so that `import lamella` and `lamella --help` stay quick.
 _HOMES = {

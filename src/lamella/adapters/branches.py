@@ -6,6 +6,7 @@ them. `adapted.py` has the two layers, `lowrank.py` the verbs.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -148,19 +149,47 @@ class Adapted(nn.Module):
         raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Rebuild the branches that `state_dict` holds, so that an adapter file restores itself."""
+        """Carry the branches that `state_dict` holds, so that an adapter file restores itself.
+
+        A branch that has the same place and the shapes of the file stays the same object and takes the numbers of the
+        file, so who holds it, as `grow` returned it, holds what was loaded. The others are built anew.
+        """
         mine = f"{prefix}branches."
         held = {tuple(key[len(mine) :].split(".")[:2]) for key in state_dict if key.startswith(mine)}
         for name in [name for name in self.branches if name not in {h[0] for h in held}]:
             del self.branches[name]
         for name in dict.fromkeys(h[0] for h in sorted(held)):
             numbers = sorted(int(h[1]) for h in held if h[0] == name)
-            restored = [_branch_from(state_dict, f"{mine}{name}.{i}.", self.weight.device) for i in numbers]
+            stored = [_Stored.read(state_dict, f"{mine}{name}.{i}.") for i in numbers]
+            there = zip_longest(stored, self.of(name)[: len(stored)])
+            restored = [s.fitted(own) or s.empty(self.weight.device) for s, own in there]
             self.branches[name] = nn.ModuleList(restored)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _branch_from(state: Mapping[str, Tensor], prefix: str, device: torch.device) -> Branch:
-    A, B = (torch.empty_like(state[prefix + letter], device=device) for letter in "AB")
-    start, stop = state[prefix + "extent"].tolist()
-    return Branch(A, B, slice(start, stop), float(state[prefix + "factor"])).to(device)
+class _Stored(NamedTuple):
+    """A branch as a state dict describes it."""
+
+    A: Tensor
+    B: Tensor
+    rows: slice
+    scale: float
+
+    @classmethod
+    def read(cls, state: Mapping[str, Tensor], prefix: str) -> "_Stored":
+        start, stop = state[prefix + "extent"].tolist()
+        return cls(state[prefix + "A"], state[prefix + "B"], slice(start, stop), float(state[prefix + "factor"]))
+
+    def fitted(self, own: Branch | None) -> Branch | None:
+        """`own` with the stored scale if it can take the stored numbers in as they are; None if it cannot."""
+        if own is None or own.rows != self.rows:
+            return None
+        if any(o.shape != s.shape or o.dtype != s.dtype for o, s in ((own.A, self.A), (own.B, self.B))):
+            return None
+        own.scale = self.scale
+        return own
+
+    def empty(self, device: torch.device) -> Branch:
+        """A new branch, into which the stored numbers can be loaded."""
+        A, B = (torch.empty_like(stored, device=device) for stored in (self.A, self.B))
+        return Branch(A, B, self.rows, self.scale).to(device)

@@ -4,12 +4,13 @@ An accuracy matrix asks for the same test images after every task. What a frozen
 one that `color` takes its keys from, need not be computed again.
 
 No method says when that is. A function is told by the very objects that a forward pass reads: the modules, all that
-they hold, and each tensor with its place in memory and torch's count of changes to it; of branches only those that act
-(new experts do not change the plain model). What cannot be told so is computed: in training mode, with gradients, under
-hooks and watchers, with gates or coefficients that are tensors or functions, on anything but the batch at hand.
+they hold, and each tensor with its place in memory, torch's count of changes to it, and a checksum of its content; of
+branches only those that act (new experts do not change the plain model). What cannot be told so is computed: in
+training mode, with gradients, under hooks and watchers, with gates or coefficients that are tensors or functions, on
+anything but the batch at hand.
 
-Torch counts neither what is written through `tensor.data` nor the steps of fused optimisers: backbone tensors are
-changed in place under `no_grad`, and by plain optimisers.
+Torch counts neither what is written through `tensor.data` nor the steps of fused optimisers. The checksum sees them. It
+is taken once in every pass, when a tensor is first read in it: nothing learns during a pass.
 """
 
 from array import array
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from lamella.adapters.branches import Adapted
 from lamella.backbones.class_token import has_hooks
+from lamella.common.checksums import checksums
 
 __all__ = ["Recall"]
 
@@ -39,6 +41,7 @@ class Recall:
         self.lasting = lasting
         self._kept: dict[_Function, dict[Hashable, Tensor]] = {}
         self._met: set[_Function] = set()
+        self._sums: dict[Hashable, int] = {}
         self._seen, self._batch, self._changes = 0, None, 0
 
     @property
@@ -49,7 +52,7 @@ class Recall:
     @contextmanager
     def reading(self, backbone: Any) -> Generator[None]:
         """One pass over the images, in which the backbone answers from here where it can."""
-        self._seen, self._met = 0, set()
+        self._seen, self._met, self._sums = 0, set(), {}
         before, backbone.recall = backbone.recall, self
         try:
             yield
@@ -68,7 +71,9 @@ class Recall:
     def features(self, backbone: nn.Module, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """`compute(x)`, which is what `backbone` makes of images (n, 3, size, size): (n, width), the caller's own."""
         at_hand = x is self._batch and x._version == self._changes
-        function = _function_of(backbone, x.device.type) if at_hand and not torch.is_grad_enabled() else None
+        function = (
+            _function_of(backbone, x.device.type, self._contents) if at_hand and not torch.is_grad_enabled() else None
+        )
         if function is None:
             return compute(x)
         self._met.add(function)
@@ -77,6 +82,15 @@ class Recall:
         if place not in kept:
             kept[place] = compute(x).clone()  # features may be a view of all tokens
         return kept[place].clone()
+
+    def _contents(self, tensors: list[Tensor]) -> list[int]:
+        """A checksum of each tensor, computed once in a pass; 0 where nothing outlasts a batch."""
+        if not self.lasting:
+            return [0] * len(tensors)
+        states = [(id(t), t.data_ptr(), t._version) for t in tensors]
+        new = {state: t for state, t in zip(states, tensors, strict=True) if state not in self._sums}
+        self._sums |= zip(new, checksums(list(new.values())), strict=True)
+        return [self._sums[state] for state in states]
 
 
 @dataclass(frozen=True)
@@ -87,8 +101,11 @@ class _Function:
     held: list[Any] = field(compare=False, repr=False)
 
 
-def _function_of(module: nn.Module, device: str) -> _Function | None:
-    """None where it cannot be told."""
+def _function_of(module: nn.Module, device: str, contents: Callable[[list[Tensor]], list[int]]) -> _Function | None:
+    """What the module computes on a device of this type, as its objects and the `contents` of its tensors tell it.
+
+    None where it cannot be told.
+    """
     objects: list[Any] = []
     tensors: list[Tensor] = []
     states: list[Hashable] = [
@@ -109,7 +126,7 @@ def _function_of(module: nn.Module, device: str) -> _Function | None:
     tensors += [value for value in objects if isinstance(value, Tensor)]
     if not all(_counts_changes(tensor) for tensor in tensors):
         return None
-    states += [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+    states += [(t.data_ptr(), t._version, number) for t, number in zip(tensors, contents(tensors), strict=True)]
     memory = [tensor.detach() for tensor in tensors]  # so that none other comes to lie there
     objects += tensors
     return _Function((array("Q", map(id, objects)).tobytes(), tuple(states)), [objects, memory])

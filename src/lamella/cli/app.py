@@ -32,7 +32,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from lamella import __version__
+        from lamella.common.version import __version__
 
         typer.echo(f"lamella {__version__}")
         raise typer.Exit

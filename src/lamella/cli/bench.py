@@ -12,7 +12,9 @@ __all__ = ["growth", "memory", "speed"]
 
 BackboneName = Annotated[str, typer.Option("--backbone", metavar="NAME", help="With random weights.")]
 Size = Annotated[int | None, typer.Option("--size", min=1, help="Side of its input, in pixels; its own if left out.")]
-Method = Annotated[str, typer.Option("--method", metavar="NAME", help="With parts, as in inflora+align.")]
+Method = Annotated[
+    str, typer.Option("--method", metavar="NAME", help="With parts, as in inflora+align, or base: dlc(wa).")
+]
 Batch = Annotated[int, typer.Option("--batch", min=2, help="Images of a training step.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the figures as JSON.")]
@@ -58,8 +60,8 @@ def memory(
     out: Out = None,
 ) -> None:
     """Peak memory of learning beside a frozen forward pass and the activations that the backward pass needs."""
+    from lamella.common.words import size as as_size
     from lamella.experiments.bench.memory import measure_memory
-    from lamella.experiments.report.words import size as as_size
     from lamella.training.precision import PRECISIONS
 
     table = _titled(f"{method} on {backbone}, batches of {batch}", *PRECISIONS)
@@ -90,8 +92,7 @@ def growth(
     from lamella.common.progress import bars
     from lamella.experiments.bench.growth import follow, slope
     from lamella.experiments.bench.growth_figure import PANELS, growth_png
-    from lamella.experiments.bench.streams import quick_learner
-    from lamella.experiments.bench.synthetic import synthetic_task
+    from lamella.experiments.bench.streams import quick_learner, synthetic_task
 
     learner = quick_learner(_table(backbone, size), method, batch, {"device": device})
     stream = (synthetic_task(i, images, learner.backbone.transform.size) for i in range(tasks))

@@ -26,20 +26,20 @@ def evaluate(
     Where DATA has a test part, that is measured; where it was learned from, what was held back.
     """
     from lamella.common.files import write_atomic
-    from lamella.experiments.report.page import check_file
+    from lamella.common.page import check_file
     from lamella.learner.confidence import UNKNOWN
     from lamella.learner.inspection.evaluation import evaluate as evaluated
     from lamella.learner.inspection.evaluation import images_to_measure
     from lamella.learner.inspection.pages import evaluation_page
     from lamella.learner.inspection.text import evaluation_text, facts
-    from lamella.learner.learner import Learner
+    from lamella.learner.model import load
 
     for file in (html, png):
         if file is not None:
             check_file(file)
-    learner = Learner.load(model)
-    images, names, part = images_to_measure(data, {task.get("data_sha256", "") for task in learner.tasks})
-    measured = evaluated(learner, images, names, unknown_below=UNKNOWN)
+    learned = load(model)
+    images, names, part = images_to_measure(data, {task.data_sha256 or "" for task in learned.tasks})
+    measured = evaluated(learned, images, names, unknown_below=UNKNOWN)
     what = f"{data}: {part}"
     if as_json:
         typer.echo(json.dumps({"data": data, "part": part, **facts(measured)}, indent=2, ensure_ascii=False))

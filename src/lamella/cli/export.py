@@ -26,8 +26,8 @@ def export(
     The export is loaded again and compared with the model on random images; one that differs is not kept.
     """
     from lamella.learner.export import export as write
-    from lamella.learner.learner import Learner
+    from lamella.learner.model import load
 
-    lines = write(Learner.load(model), format, out, readout=readout, per_task=per_task)
+    lines = write(load(model), format, out, readout=readout, per_task=per_task)
     for line in (f"wrote {out} ({format})", *lines):
         say(line)

@@ -21,16 +21,16 @@ def inspect(
     The ledger of its tasks, the directions each layer has left, a forecast, and how alike the tasks are.
     """
     from lamella.common.files import write_atomic
-    from lamella.experiments.report.page import check_file
+    from lamella.common.page import check_file
     from lamella.learner.inspection.facts import inspect as inspected
     from lamella.learner.inspection.facts import origins
     from lamella.learner.inspection.pages import inspection_page
     from lamella.learner.inspection.text import facts, inspection_text
-    from lamella.learner.learner import Learner
+    from lamella.learner.model import load
 
     if html is not None:
         check_file(html)
-    found = inspected(Learner.load(model), origins(model))
+    found = inspected(load(model), origins(model))
     typer.echo(json.dumps(facts(found), indent=2, ensure_ascii=False) if as_json else inspection_text(found).rstrip())
     if html is not None:
         write_atomic(html, inspection_page(found, str(model)).encode())

@@ -1,32 +1,37 @@
 """What `lamella learn` says: before it trains what it found and what that will take, and afterwards what came of it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lamella.cli.output import say
 
 if TYPE_CHECKING:
-    from lamella.data.keeping import Unreadable
-    from lamella.data.scenario import Task
-    from lamella.learner.learner import Learner
+    from lamella.learner.confidence import HeldOut
+    from lamella.learner.folder import Learning
     from lamella.learner.rehearsal import Expected
 
-__all__ = ["say_expected", "say_found", "say_known", "say_took"]
+__all__ = ["say_expected", "say_found", "say_known", "say_resumed", "say_took"]
 
 SHOWN = 5  # unreadable files named
 NAMES = 8  # classes named in a line
 
 
-def say_found(learner: "Learner", task: "Task", held_back: int, unreadable: Sequence["Unreadable"]) -> None:
-    """The images, classes and unreadable files; what the method will do with them."""
-    known = set(learner.class_names.values())
+def say_found(learning: "Learning") -> None:
+    """The samples, classes and unreadable files; what the method will do with them."""
+    from lamella.learner.config.precision import precision_line
+
+    model, task, unreadable = learning.model, learning.task, learning.unreadable
+    if not model.tasks and "measured" in model.config["fit"]:
+        say(precision_line(model.config))
+    known = set(model.class_names.values())
     new = [name for name in task.class_names if name not in known]
     again = [name for name in task.class_names if name in known]
-    say(f"{task.name}: {len(task.train)} images to learn from, {held_back} held back; {len(new)} new classes")
+    counted = f"{len(task.train)} images to learn from, {len(learning.held_out)} held back"
+    say(f"{task.name}: {counted}; {len(new)} new classes")
     if new:
         say(f"  new: {_few(new)}")
     if again:
-        say(f"  more of: {_few(again)}; {learner.method.what_more_images_do()}")
+        say(f"  more of: {_few(again)}; {model.method.what_more_images_do()}")
     if unreadable:
         counted = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
         say(f"  left out, cannot be read: {counted}")
@@ -36,49 +41,58 @@ def say_found(learner: "Learner", task: "Task", held_back: int, unreadable: Sequ
             say(f"    and {len(unreadable) - SHOWN} more")
 
 
-def say_expected(rehearsing: "Learner", task: "Task", held_back: int) -> "Expected":
-    """What learning will take on this machine.
+def say_resumed(learning: "Learning") -> None:
+    """What becomes of an interrupted learning that was found."""
+    name, resumed = learning.task.name, learning.resumed
+    if learning.stored:
+        say(f"{name} had been learned and stored already when its learning was interrupted")
+    if resumed.given_up:
+        say(f"gives up the interrupted learning of {resumed.given_up.replace(': ', ' and starts anew: ', 1)}")
+    if resumed.goes_on:
+        say(f"goes on with the learning of {name} that was interrupted")
 
-    Args:
-        rehearsing: is of no use afterwards.
-    """
-    from lamella.experiments.report.words import duration, size
+
+def say_expected(learning: "Learning") -> "Expected":
+    """What learning will take on this machine."""
+    from lamella.common.words import duration, size
     from lamella.learner.rehearsal import rehearse
 
-    number = len(rehearsing.tasks) + 1
-    say(f"  {rehearsing.name} on {rehearsing.backbone.name} learns it as task {number}", nl=False)
-    expected = rehearse(rehearsing, task, held_back)
+    model = learning.model
+    say(f"  {model.name} on {model.backbone.name} learns it as task {len(model.tasks) + 1}", nl=False)
+    expected = rehearse(learning.rehearsed(), learning.task, len(learning.held_out))
     memory = f" and {size(expected.bytes)} of memory" if expected.bytes else ""
     say(f"; expected: about {duration(expected.seconds)}{memory}")
     return expected
 
 
-def say_took(learner: "Learner", seconds: float, expected: "Expected | None") -> None:
-    """What it took, beside what was expected."""
-    from lamella.experiments.report.words import duration, size
+def say_took(learning: "Learning", seconds: float, expected: "Expected | None") -> None:
+    """What was learned, and what it took beside what was expected."""
+    from lamella.common.words import duration, size
     from lamella.training.footprint import peak_bytes
 
-    peak = peak_bytes(learner.fit().device)
+    task = learning.task
+    names = ", ".join(task.class_names)
+    say(f"{learning.folder} learned {len(task.classes)} classes from {len(task.train)} images: {names}")
+    peak = peak_bytes(learning.model.fit().device)
     memory = f" and {size(peak)} of memory" if peak else ""
     beside = f" (expected: about {duration(expected.seconds)})" if expected else ""
     say(f"took {duration(seconds)}{memory}{beside}")
 
 
-def say_known(learner: "Learner") -> None:
-    """How good it is: on images held back of the new task, and what was measured of old ones in their time."""
-    *old, new = learner.tasks
-    if "held_back" in new:
-        say(f"right on held-back images of these classes: {_right(new)}, all classes competing")
-    told = [task for task in old if "held_back" in task]
-    if told:
+def say_known(learning: "Learning") -> None:
+    """How good the model is: on held-out samples of the new task, and what was measured of old ones in their time."""
+    *old, new = learning.model.tasks
+    if new.held_back:
+        say(f"right on held-back images of these classes: {_right(new.held_back)}, all classes competing")
+    measured = [(task.name, task.held_back) for task in old if task.held_back]
+    if measured:
         say("old tasks, each when it was learned (no image is kept of them, so they are not measured again):")
-        for task in told:
-            say(f"  {task['name']}: {_right(task)}")
+        for name, held in measured:
+            say(f"  {name}: {_right(held)}")
 
 
-def _right(task: dict[str, Any]) -> str:
-    right, images = task["held_back"]["right"], task["held_back"]["images"]
-    return f"{right / images:.1%} of {images}"
+def _right(held: "HeldOut") -> str:
+    return f"{held.accuracy:.1%} of {held.images}"
 
 
 def _few(names: Sequence[str]) -> str:

@@ -36,10 +36,12 @@ def run(
     planned = _plan(config, overrides or [], seeds, folder)
     for path, _ in planned:
         _check_free(path, resume=resume)
+    from lamella.common.files import refuse_links
     from lamella.experiments.report import load_results, render_table
     from lamella.experiments.run import run as run_config
     from lamella.learner.config.precision import as_in_runs
 
+    refuse_links(*(path for path, _ in planned if path != folder))  # seeds: only their parent was named by the user
     for path, settings in planned:
         if (path / "results.json").exists():
             typer.echo(f"{path}: finished already", err=True)
@@ -66,14 +68,14 @@ def show(config: Config, overrides: Overrides = None) -> None:
 
 def _plan(config: str, overrides: list[str], seeds: int | None, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Each run directory and its settings; a mistake in any of them shows before the first starts."""
-    from lamella.learner.config.document import load_config
+    from lamella.learner.config.document import load_config, method_name
 
     if seeds is None:
         planned = [(folder, load_config(config, overrides))]
     else:
         planned = [(folder / f"seed-{i}", load_config(config, [*overrides, f"run.seed={i}"])) for i in range(seeds)]
     if dropped := planned[0][1]["run"].get("dropped"):
-        name = planned[0][1]["method"]["name"]
+        name = method_name(planned[0][1])
         typer.echo(f"{name}: left out of {config}, where they belong to another method: {', '.join(dropped)}", err=True)
     return planned
 

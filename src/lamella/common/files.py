@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -13,14 +14,19 @@ from torch import Tensor
 
 __all__ = [
     "claim_folder",
+    "half_written",
     "json_to_bytes",
     "read_json",
     "read_tensors",
+    "refuse_links",
     "tensors_to_bytes",
     "write_atomic",
     "write_json",
     "write_tensors",
 ]
+
+HALF_WRITTEN = re.compile(r"\.(.+\.)?[0-9a-f]{8}\.part")
+"""Names of the temporary files of this module."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -56,6 +62,31 @@ def claim_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"folder '{folder}' cannot be written ({error.strerror}); choose another one") from error
+
+
+def half_written(folder: Path) -> list[Path]:
+    """Temporary files below `folder` that a kill left behind; files of other programs are not among them."""
+    return [file for file in folder.rglob(".*.part") if HALF_WRITTEN.fullmatch(file.name) and not file.is_dir()]
+
+
+def refuse_links(*places: Path) -> None:
+    """Make sure that none of these places is a symbolic link, before Lamella writes or deletes there.
+
+    The folder of a model or of a run may come from a stranger, and archives keep links: `MODEL/sent` could lead to any
+    folder of the user. The folder that the user named may itself be a link, so it is not among the places.
+
+    Args:
+        places: files and folders that Lamella makes within that folder, outer ones first; they need not exist.
+
+    Raises:
+        ValueError: one of them is a link.
+    """
+    for place in places:
+        if place.is_symlink():
+            raise ValueError(
+                f"'{place}' is a symbolic link, which is not followed, because lamella writes and deletes there; "
+                "remove the link"
+            )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lamella.common.files import claim_folder
+from lamella.common.files import claim_folder, refuse_links
 
 __all__ = ["alone"]
 
@@ -18,10 +18,11 @@ def alone(folder: Path, busy: str) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another process holds it.
-        ValueError: it cannot be written.
+        ValueError: it cannot be written, or its lock is a symbolic link.
     """
     from filelock import FileLock, Timeout
 
+    refuse_links(folder / ".lock")
     claim_folder(folder)
     try:
         held = FileLock(folder / ".lock", timeout=0).acquire()

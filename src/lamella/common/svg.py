@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+WIDTH = 5.4
+"""Inches. Narrow, so that the text stays readable where the page shrinks the picture to a phone's width."""
 INK = "#010203"
 """Stands for the page's text colour; in the page it becomes `var(--ink)`, which differs in light and dark."""
 GRID = "#010204"

@@ -1,15 +1,10 @@
 """Checks of how a person cuts and orders classes, domains and columns."""
 
-from collections.abc import Collection, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 
-__all__ = ["choose_all", "choose_some", "equal_sizes", "given_sizes", "near"]
+from lamella.common.checks import did_you_mean
 
-
-def near(word: str, known: Collection[str]) -> str:
-    """ "; did you mean 'cifar10'?", or nothing where nothing is near."""
-    found = get_close_matches(word.lower(), list(known), n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+__all__ = ["choose_all", "choose_some", "equal_sizes", "given_sizes"]
 
 
 def equal_sizes(classes: int, tasks: int) -> list[int]:
@@ -65,7 +60,7 @@ def choose_some(names: tuple[str, ...], chosen: Sequence[int | str], noun: str) 
     ids: list[int] = []
     for entry in chosen:
         if isinstance(entry, str) and entry not in place:
-            raise ValueError(f"no {noun} is called {entry!r}{near(entry, names)}")
+            raise ValueError(f"no {noun} is called {entry!r}{did_you_mean(entry, names)}")
         i = place[entry] if isinstance(entry, str) else int(entry)
         if not 0 <= i < len(names):
             raise ValueError(f"there is no {noun} {i}; they count from 0 to {len(names) - 1}")

@@ -1,8 +1,12 @@
-"""From an encoded image (a file or its bytes) to uint8 RGB pixels."""
+"""From an encoded image (a file or its bytes) to uint8 RGB pixels, one or many at once."""
 
 import io
+import os
 import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +15,10 @@ from torch import Tensor
 
 from lamella.common.checks import first_line
 
-__all__ = ["decode", "why"]
+__all__ = ["decode", "in_threads", "why"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 FAULTS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 
@@ -79,3 +86,18 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("it holds 32-bit integers, whose range is unknown; save it with 8 or 16 bits a channel")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`function` of each item, in order; Pillow decodes outside Python's lock, so threads share the work."""
+    workers = min(len(items), os.cpu_count() or 1)
+    if workers < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(workers, thread_name_prefix="lamella-read") as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise

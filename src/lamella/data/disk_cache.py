@@ -11,8 +11,7 @@ from torch import Tensor
 
 from lamella.common.files import read_json, write_json
 from lamella.common.progress import Progress, silent
-from lamella.data.fingerprint import content_sha256
-from lamella.data.images import ImageSet
+from lamella.data.images import ImageSet, content_sha256
 
 __all__ = ["CACHE", "cache_folder", "on_disk"]
 

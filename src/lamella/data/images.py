@@ -12,8 +12,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from lamella.data.decoding import in_threads
 from lamella.data.loading import batches
-from lamella.data.parallel import in_threads
 from lamella.data.transform import View
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "TensorSet",
     "batches",
     "concatenate",
+    "content_sha256",
     "data_sha256",
 ]
 
@@ -262,3 +263,11 @@ def data_sha256(data: ImageSet | TensorSet, class_names: Mapping[int, str]) -> s
     """SHA-256 over the sorted (key, class name) of every image: what the data are called, not their pixels."""
     named = (f"{key}\x1f{class_names[label]}" for key, label in zip(data.keys, data.labels.tolist(), strict=True))
     return sha256("\n".join(sorted(named)).encode()).hexdigest()
+
+
+def content_sha256(data: ImageSet) -> str:
+    """SHA-256 over key and identity of every image in its order; of files, size and time stand for their content."""
+    digest = sha256()
+    for key, i in zip(data.keys, data.positions.tolist(), strict=True):
+        digest.update(f"{key}\x1f".encode("utf-8", "surrogateescape") + data.storage.identity(i))
+    return digest.hexdigest()

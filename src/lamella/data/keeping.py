@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lamella.common.progress import Progress, silent
+from lamella.data.decoding import in_threads
 from lamella.data.disk_cache import cache_folder, on_disk
 from lamella.data.images import EncodedBytes, Files, ImageSet, PixelArray, TensorSet
-from lamella.data.parallel import in_threads
 
 __all__ = ["Unreadable", "keep_decoded", "keep_readable"]
 

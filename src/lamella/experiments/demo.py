@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lamella.common.files import refuse_links
 from lamella.experiments.run import run
 from lamella.learner.config.document import load_config
 
@@ -28,5 +29,7 @@ def demo(out: Path, *, quiet: bool = False) -> Path:
     runs: list[Path] = []
     for overrides in DEMO:
         config: dict[str, Any] = load_config("digits", list(overrides))
-        runs.append(run(config, out / method_name(config), resume=True, quiet=quiet))
+        folder = out / method_name(config)
+        refuse_links(folder)
+        runs.append(run(config, folder, resume=True, quiet=quiet))
     return write_report(runs, html=out / "report.html")

@@ -1,4 +1,4 @@
-"""Metrics of continual learning: pure functions of the accuracy matrix. `correctness.py` says which samples are right.
+"""Metrics of continual learning: pure functions of the accuracy matrix. learner/scores.py says which samples are right.
 
 The accuracy matrix `R` is `(tasks, tasks)`: `R[i, j]` is the accuracy, a fraction 0..1, on the test data of task j
 after learning task i; nan where it was not measured. Class-incremental runs fill the lower triangle; where later tasks
@@ -12,6 +12,7 @@ Sources:
     (the average of the accuracies after each task).
 """
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -20,44 +21,92 @@ import numpy.typing as npt
 AccuracyMatrix: TypeAlias = npt.NDArray[np.float64]
 """R[i, j]: accuracy on task j after learning task i; `(tasks, tasks)`, fractions 0..1, nan where not measured."""
 
-DEFINITIONS: dict[str, str] = {
-    "final_accuracy": (
-        "Share of the test images of all tasks that are classified correctly after the last task, without being "
-        "told the task: Σⱼ nⱼ R[T−1, j] / Σⱼ nⱼ, where nⱼ is the number of test images of task j."
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of one run.
+
+    Attributes:
+        name: its key in a result file.
+        label: its name in reports.
+        definition: one sentence and formula, which reports print beside the number.
+        lower_is_better: whether a smaller value is better.
+        difference: whether it is a difference of accuracies, -1..1, instead of a fraction, 0..1.
+        signed: whether reports print a plus sign.
+    """
+
+    name: str
+    label: str
+    definition: str
+    lower_is_better: bool = False
+    difference: bool = False
+    signed: bool = False
+
+
+METRICS = (
+    Metric(
+        "final_accuracy",
+        "Final accuracy",
+        "Share of the test images of all tasks that are classified correctly after the last task, without "
+        "being told the task: Σⱼ nⱼ R[T−1, j] / Σⱼ nⱼ, where nⱼ is the number of test images of task j.",
     ),
-    "final_accuracy_task_mean": (
-        "The same after the last task, but every task counts alike, however many test images it has: (1/T) Σⱼ "
-        "R[T−1, j]."
+    Metric(
+        "final_accuracy_task_mean",
+        "Final, mean of tasks",
+        "The same after the last task, but every task counts alike, however many test images it has: "
+        "(1/T) Σⱼ R[T−1, j].",
     ),
-    "average_accuracy": (
-        "Mean over the tasks of the accuracy on all tasks learned so far (average incremental accuracy, Rebuffi "
-        "et al. 2017): (1/T) Σᵢ aᵢ, where aᵢ is the accuracy on tasks 0..i after learning task i."
+    Metric(
+        "average_accuracy",
+        "Average accuracy",
+        "Mean over the tasks of the accuracy on all tasks learned so far (average incremental accuracy, "
+        "Rebuffi et al. 2017): (1/T) Σᵢ aᵢ, where aᵢ is the accuracy on tasks 0..i after learning task i.",
     ),
-    "accuracy_curve": "Accuracy on all tasks learned so far, after each task: aᵢ = Σⱼ nⱼ R[i, j] / Σⱼ nⱼ over j ≤ i.",
+    Metric(
+        "forgetting",
+        "Forgetting",
+        "How far each earlier task has fallen from its best, lower is better (Chaudhry et al. 2018): the "
+        "mean over j < T−1 of max over i < T−1 of R[i, j], minus R[T−1, j].",
+        lower_is_better=True,
+        difference=True,
+    ),
+    Metric(
+        "backward_transfer",
+        "Backward transfer",
+        "How later tasks changed earlier ones, negative where they were forgotten (Lopez-Paz & Ranzato "
+        "2017): the mean over j < T−1 of R[T−1, j] − R[j, j].",
+        difference=True,
+        signed=True,
+    ),
+    Metric(
+        "forward_transfer",
+        "Forward transfer",
+        "What earlier tasks give to a task that is not learned yet, measured only where later tasks share "
+        "the labels (Lopez-Paz & Ranzato 2017): the mean over j > 0 of R[j−1, j] − chance.",
+        difference=True,
+        signed=True,
+    ),
+    Metric(
+        "task_aware_accuracy",
+        "Task-aware accuracy",
+        "Accuracy after the last task when the task of each image is given, so that only its classes "
+        "compete: the share of images with argmax over c ∈ C(t) of logit_c = y. A diagnosis, not a "
+        "result: no task is given in use.",
+    ),
+    Metric(
+        "task_choice_accuracy",
+        "Task-choice accuracy",
+        "Share of test images after the last task whose top class belongs to the right task, whether or "
+        "not it is the right class: task(argmax over c of logit_c) = t.",
+    ),
+)
+"""All metrics of a result file, in the order in which reports show them."""
+
+DEFINITIONS: dict[str, str] = {metric.name: metric.definition for metric in METRICS} | {
+    "accuracy_curve": ("Accuracy on all tasks learned so far, after each task: aᵢ = Σⱼ nⱼ R[i, j] / Σⱼ nⱼ over j ≤ i."),
     "accuracy_matrix": "R[i, j] is the accuracy on the test images of task j after learning task i.",
-    "forgetting": (
-        "How far each earlier task has fallen from its best, lower is better (Chaudhry et al. 2018): the mean "
-        "over j < T−1 of max over i < T−1 of R[i, j], minus R[T−1, j]."
-    ),
-    "backward_transfer": (
-        "How later tasks changed earlier ones, negative where they were forgotten (Lopez-Paz & Ranzato 2017): the"
-        " mean over j < T−1 of R[T−1, j] − R[j, j]."
-    ),
-    "forward_transfer": (
-        "What earlier tasks give to a task that is not learned yet, measured only where later tasks share the "
-        "labels (Lopez-Paz & Ranzato 2017): the mean over j > 0 of R[j−1, j] − chance."
-    ),
-    "task_aware_accuracy": (
-        "Accuracy after the last task when the task of each image is given, so that only its classes compete: the"
-        " share of images with argmax over c ∈ C(t) of logit_c = y. A diagnosis, not a result: no task is given "
-        "in use."
-    ),
-    "task_choice_accuracy": (
-        "Share of test images after the last task whose top class belongs to the right task, whether or not it is"
-        " the right class: task(argmax over c of logit_c) = t."
-    ),
 }
-"""One sentence and formula for each metric, by the name it has in a result file; reports print it beside the number."""
+"""One sentence and formula for each metric, and for the curve and the matrix that reports draw."""
 
 
 def final_accuracy(R: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:

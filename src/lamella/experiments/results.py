@@ -19,7 +19,8 @@ Schema 1 (all accuracies are fractions 0..1, null where a metric has no meaning)
     parameters                      {part: numbers of the finished model that a prediction needs}
     stored_bytes                    of all that was learned, backbone not counted unless changed
     evaluated_on, selection         "test" or "validation"; how the configuration was chosen
-    config                          resolved
+    config                          resolved; in [run], overrides and dropped say what the command line changed
+                                    and left out of the file
 
 In a further readout's file the costs (seconds, phase_seconds, trainable_parameters, parameters, stored_bytes) are those
 of its own method: what is built on top of it is taken off. Its seconds have no "evaluate", since one pass gives all
@@ -34,15 +35,15 @@ from typing import Any
 
 import numpy as np
 
+from lamella.common.version import __version__
 from lamella.data.scenario import Scenario
 from lamella.experiments import metrics
+from lamella.experiments.results_files import SCHEMA
 from lamella.learner.config.document import readout_names
 from lamella.learner.costs import costs_of_base
 from lamella.learner.learner import Learner
 
-__all__ = ["SCHEMA", "build_results", "curve_so_far"]
-
-SCHEMA = 1
+__all__ = ["build_results", "curve_so_far"]
 
 Row = list[dict[str, list[int]]]
 """Scores (see scores.Score) of each task's test images by readout, after one task."""
@@ -106,10 +107,10 @@ def _common(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str
     config = learner.config
     phases: Counter[str] = Counter()
     for record in learner.tasks:
-        phases.update({phase: s for phase, s in record["seconds"].items() if phase != "total"})
+        phases.update({phase: s for phase, s in record.seconds.items() if phase != "total"})
     return {
         "schema": SCHEMA,
-        "lamella": version("lamella"),
+        "lamella": __version__,
         "scenario": str(config["scenario"]["source"]),
         "kind": scenario.kind,
         "backbone": learner.backbone.name,
@@ -122,11 +123,11 @@ def _common(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str
         "versions": {"python": platform.python_version()}
         | {n: version(n) for n in ("torch", "timm", "numpy", "pillow")},
         "seconds": {
-            "learn": [record["seconds"]["total"] for record in learner.tasks],
+            "learn": [record.seconds["total"] for record in learner.tasks],
             "evaluate": [entry["seconds"] for entry in learner.notes["scores"]],
         },
         "phase_seconds": dict(phases),
-        "trainable_parameters": max(record["trainable_parameters"] for record in learner.tasks),
+        "trainable_parameters": max(record.trainable_parameters for record in learner.tasks),
         "parameters": learner.parameter_counts(),
         "stored_bytes": stored_bytes,
         "evaluated_on": config["run"]["evaluate_on"],

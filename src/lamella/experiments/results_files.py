@@ -1,19 +1,26 @@
-"""Reading the result files of runs: what is missing, broken, foreign or newer is refused by name."""
+"""Reading the result files of runs: what is missing, broken, foreign or newer is refused by name.
 
-from collections.abc import Iterable, Mapping
+The helpers at the end check one field each. They raise KeyError where a field that must be there is not, and
+ValueError where its content is of another kind; `read_result` puts the name of the file before that.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from lamella.common.files import read_json
-from lamella.experiments import fields
-from lamella.experiments.fields import Seconds
+from lamella.experiments.metrics import METRICS
 
 SCHEMA = 1
-"""The newest layout of a result file that this version reads."""
+"""The layout of result files that this version writes, and the newest that it reads."""
+
+Seconds: TypeAlias = dict[str, float]
+"""Seconds spent per phase, summed over tasks."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,13 @@ class Result:
     config: Mapping[str, Any]
 
     @property
+    def overrides(self) -> tuple[str, ...]:
+        """What the command line changed of the configuration, such as "method.rank=8"; none where it is not told."""
+        run = self.config.get("run")
+        told = run.get("overrides") if isinstance(run, Mapping) else None
+        return tuple(map(str, told)) if isinstance(told, list) else ()
+
+    @property
     def tasks(self) -> int:
         return len(self.task_names)
 
@@ -54,20 +68,6 @@ class Result:
     def at_once(self) -> bool:
         """Whether all tasks were learned in one go (an upper bound): nothing was measured before the last one."""
         return self.tasks > 1 and bool(np.isnan(self.matrix[:-1]).all())
-
-
-METRIC_NAMES = (
-    "final_accuracy",
-    "final_accuracy_task_mean",
-    "average_accuracy",
-    "forgetting",
-    "backward_transfer",
-    "forward_transfer",
-    "task_aware_accuracy",
-    "task_choice_accuracy",
-)
-SIGNED = frozenset({"forgetting", "backward_transfer", "forward_transfer"})
-"""Metrics that are differences of accuracies, -1..1."""
 
 
 def load_results(paths: Iterable[Path | str]) -> list[Result]:
@@ -128,34 +128,106 @@ def read_result(path: Path) -> Result:
 
 
 def _parse(path: Path, content: Mapping[str, Any]) -> Result:
-    names = tuple(map(str, fields.listed(content, "task_names")))
+    names = tuple(map(str, _listed(content, "task_names")))
     if not names:
         raise ValueError("task_names is empty")
-    sizes = tuple(fields.count(size, "task_sizes") for size in fields.listed(content, "task_sizes"))
+    sizes = tuple(_count(size, "task_sizes") for size in _listed(content, "task_sizes"))
     if len(sizes) != len(names):
         raise ValueError(f"task_sizes has {len(sizes)} entries for {len(names)} tasks")
-    metrics = {name: fields.fraction(content.get(name), name, signed=name in SIGNED) for name in METRIC_NAMES}
+    metrics = {m.name: _fraction(content.get(m.name), m.name, signed=m.difference) for m in METRICS}
     return Result(
         path=path,
-        method=fields.text(content, "method"),
-        scenario=fields.text(content, "scenario"),
-        kind=fields.text(content, "kind"),
-        backbone=fields.text(content, "backbone"),
-        seed=fields.count(content["seed"], "seed"),
+        method=_text(content, "method"),
+        scenario=_text(content, "scenario"),
+        kind=_text(content, "kind"),
+        backbone=_text(content, "backbone"),
+        seed=_count(content["seed"], "seed"),
         metrics=metrics,
-        matrix=fields.matrix(content, "matrix", len(names)),
-        curve=fields.row(content["curve"], "curve", len(names)),
+        matrix=_matrix(content, "matrix", len(names)),
+        curve=_row(content["curve"], "curve", len(names)),
         task_names=names,
         task_sizes=sizes,
-        classes=tuple(map(str, fields.listed(content, "classes"))),
-        split_sha256=fields.text(content, "split_sha256"),
-        weights_sha256=fields.text(content, "weights_sha256"),
-        versions={str(name): str(version) for name, version in fields.table(content, "versions").items()},
-        seconds=fields.seconds(content, "seconds"),
-        phase_seconds=fields.seconds(content, "phase_seconds"),
-        trainable_parameters=fields.optional_count(content, "trainable_parameters"),
-        stored_bytes=fields.optional_count(content, "stored_bytes"),
-        evaluated_on=fields.text(content, "evaluated_on"),
+        classes=tuple(map(str, _listed(content, "classes"))),
+        split_sha256=_text(content, "split_sha256"),
+        weights_sha256=_text(content, "weights_sha256"),
+        versions={str(name): str(version) for name, version in _table(content, "versions").items()},
+        seconds=_seconds(content, "seconds"),
+        phase_seconds=_seconds(content, "phase_seconds"),
+        trainable_parameters=_optional_count(content, "trainable_parameters"),
+        stored_bytes=_optional_count(content, "stored_bytes"),
+        evaluated_on=_text(content, "evaluated_on"),
         selection=str(content.get("selection") or ""),
-        config=fields.table(content, "config"),
+        config=_table(content, "config"),
     )
+
+
+def _text(content: Mapping[str, Any], key: str) -> str:
+    value = content[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {value!r}, not a text")
+    return value
+
+
+def _listed(content: Mapping[str, Any], key: str) -> Sequence[Any]:
+    value = content[key]
+    if not isinstance(value, list):
+        raise ValueError(f"{key} is not a list")
+    return value
+
+
+def _table(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = content.get(key) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is not a table")
+    return value
+
+
+def _matrix(content: Mapping[str, Any], key: str, tasks: int) -> npt.NDArray[np.float64]:
+    """(tasks, tasks) fractions, nan for what was not measured."""
+    rows = _listed(content, key)
+    if len(rows) != tasks:
+        raise ValueError(f"{key} has {len(rows)} rows for {tasks} tasks")
+    return np.stack([_row(values, key, tasks) for values in rows])
+
+
+def _row(values: Any, key: str, tasks: int) -> npt.NDArray[np.float64]:
+    """(tasks,) fractions, nan for what was not measured."""
+    if not isinstance(values, list) or len(values) != tasks:
+        raise ValueError(f"{key} has not one entry per task ({tasks})")
+    parsed = [_fraction(value, key) for value in values]
+    return np.array([math.nan if value is None else value for value in parsed], dtype=np.float64)
+
+
+def _fraction(value: Any, key: str, signed: bool = False) -> float | None:
+    """A fraction; None for what was not measured (null, or NaN where a writer let it through)."""
+    if value is None or _number(value, key) != value:
+        return None
+    if not (-1 if signed else 0) <= value <= 1:
+        raise ValueError(f"{key} is {value:g}, but accuracies are fractions from 0 to 1")
+    return float(value)
+
+
+def _number(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key} is {value!r}, not a number")
+    return float(value)
+
+
+def _count(value: Any, key: str) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{key} holds {value!r}, not a whole number of 0 or more")
+    return value
+
+
+def _optional_count(content: Mapping[str, Any], key: str) -> int | None:
+    value = content.get(key)
+    return None if value is None else _count(value, key)
+
+
+def _seconds(content: Mapping[str, Any], key: str) -> Seconds:
+    return {str(phase): _total(spent, f"{key}.{phase}") for phase, spent in _table(content, key).items()}
+
+
+def _total(spent: Any, key: str) -> float:
+    entries = spent if isinstance(spent, list) else [spent]
+    return sum(_number(entry, key) for entry in entries if entry is not None)

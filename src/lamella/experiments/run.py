@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from lamella.backbones.feature_cache import Recall
-from lamella.common.files import read_json, write_atomic, write_json
+from lamella.common.files import half_written, read_json, refuse_links, write_atomic, write_json
 from lamella.common.locks import alone
 from lamella.common.progress import bars, silent
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
 from lamella.experiments.phases import phases_line
 from lamella.experiments.results import build_results, curve_so_far
-from lamella.learner.config.document import build_scenario, to_toml, up_to_date
+from lamella.learner.config.document import build_scenario, same_settings, to_toml, up_to_date
 from lamella.learner.config.precision import as_in_runs, precision_line
 from lamella.learner.learner import Learner
-from lamella.learner.store.versions import holds_model, load_manifest
+from lamella.learner.store.versions import VERSIONS, holds_model, load_manifest
 from lamella.methods import WHOLE_STREAM
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.compilation import check_compilable
@@ -42,12 +42,15 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
 
     Raises:
         FileExistsError: `out` holds a run and `resume` was not asked for.
-        ValueError: `out` holds a run of another configuration.
+        ValueError: `out` holds a run of another configuration, or one of the run's own places in it is a
+            symbolic link.
     """
+    model = out / "model"
+    refuse_links(model, model / VERSIONS, out / "checkpoints", out / "log.jsonl")
     with alone(out, f"another process is running in '{out}'; wait for it or choose another --out"):
         config = as_in_runs(config, [out])
         _check_claim(out, config, resume)
-        for torn in out.rglob(".*.part"):  # left by a kill in the middle of a write
+        for torn in half_written(out):
             torn.unlink()
         if not (out / "results.json").exists():
             job = _Run(config, out, quiet)  # before the folder is taken: a wrong setting may be corrected there
@@ -63,7 +66,7 @@ def _check_claim(out: Path, config: dict[str, Any], resume: bool) -> None:
     if path.exists():
         if not resume:
             raise FileExistsError(f"'{out}' holds a run already; pass --resume to continue it, or another --out")
-        if _stored(path) != wanted:
+        if not same_settings(_stored(path), wanted):
             raise ValueError(
                 f"'{out}' holds a run of another configuration (see its config.toml); choose another --out"
             )
@@ -88,6 +91,8 @@ class _Run:
         )
         model = out / "model"
         self.learner = Learner.load(model) if holds_model(model) else Learner(config)
+        # What an older version stored may claim a selection that overrides had falsified.
+        self.learner.config["run"] = config["run"]
         self.config = self.learner.config  # its precision may have been chosen by measuring
         if self.config["fit"]["compile"]:
             check_compilable(self.learner.method, resolve_device(self.config["fit"]["device"]))
@@ -118,7 +123,7 @@ class _Run:
             if i >= len(self.learner.tasks):
                 record = self.learner.learn(task, checkpoints=self.checkpoints, progress=self.progress)
                 self._save()
-                self._log("learned", task=i, **record)
+                self._log("learned", task=i, **record.to_json())
                 # Only now: on resume, what is there belongs to the task that was interrupted.
                 self.checkpoints.clear()
             if i >= len(self.learner.notes["scores"]):
@@ -149,7 +154,7 @@ class _Run:
         accuracy = curve_so_far(row, last - 1 if self.whole else i, task_given=given)
         self._log("tested", task=i, accuracy=accuracy)
         if not self.quiet:
-            seconds = self.learner.tasks[i]["seconds"]["total"]
+            seconds = self.learner.tasks[i].seconds["total"]
             done = f"{self.learner.name}: {i + 1}/{len(self.tasks)} tasks"
             print(f"{done}, accuracy so far {100 * accuracy:.1f} % ({seconds:.0f} s)")
 

@@ -9,19 +9,42 @@ Images are held back while a task is learned, looked at once, and forgotten; wha
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["UNKNOWN", "Confidence", "fitted_temperature", "histogram"]
+__all__ = ["UNKNOWN", "Confidence", "HeldOut", "fitted_temperature", "histogram"]
 
 UNKNOWN = 0.05
 """Familiarity below which an image is called unknown: one known image in twenty is, too."""
 BINS = 64
 ENOUGH = 30
 """Images from which a temperature is taken."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is kept of the samples of a task that were held out while it was learned.
+
+    Attributes:
+        images: how many there were, at least 1.
+        right: of them, when the task had just been learned, all classes competing.
+        temperature: at which the confidences fit them best, above 0; see `fitted_temperature`.
+        typicality: a `histogram` of how typical they look.
+    """
+
+    images: int
+    right: int
+    temperature: float
+    typicality: Mapping[str, Any]
+
+    @property
+    def accuracy(self) -> float:
+        """The share that was right, 0..1."""
+        return self.right / self.images
 
 
 def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -56,13 +79,13 @@ def histogram(scores: Tensor) -> dict[str, Any]:
 
 
 class Confidence:
-    """What the records of all tasks say together.
+    """What the held-out samples of all tasks say together.
 
     Args:
-        records: of the tasks that had images held back: "images", "temperature" and "typicality" (a `histogram`).
+        records: of the tasks that had samples held out, oldest first.
     """
 
-    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, records: Sequence[HeldOut]) -> None:
         self.records = list(records)
 
     @property
@@ -73,7 +96,7 @@ class Confidence:
         """
         images, sum_ = 0, 0.0
         for record in reversed(self.records):
-            images, sum_ = images + record["images"], sum_ + record["images"] * math.log(record["temperature"])
+            images, sum_ = images + record.images, sum_ + record.images * math.log(record.temperature)
             if images >= ENOUGH:
                 break
         return math.exp(sum_ / images) if images else 1.0
@@ -82,11 +105,11 @@ class Confidence:
         """(n,) 0..1 of scores (n,); None where nothing was held back."""
         if not self.records:
             return None
-        images = sum(r["images"] for r in self.records)
-        return torch.stack([_at_or_below(r["typicality"], typicality) for r in self.records]).sum(0) / images
+        images = sum(r.images for r in self.records)
+        return torch.stack([_at_or_below(r.typicality, typicality) for r in self.records]).sum(0) / images
 
 
-def _at_or_below(held: dict[str, Any], scores: Tensor) -> Tensor:
+def _at_or_below(held: Mapping[str, Any], scores: Tensor) -> Tensor:
     """(n,) how many of a histogram's scores are at most as high; within a bin, by its share."""
     counts, x = torch.tensor(held["counts"], dtype=torch.float64), scores.double().cpu()
     below = torch.cat([torch.zeros(1, dtype=torch.float64), counts.cumsum(0)])

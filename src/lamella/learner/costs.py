@@ -4,13 +4,14 @@ A method that is built on another one says what it adds to it (`MethodOnBase`). 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lamella.learner.store.versions import stored_bytes
+from lamella.learner.records import TaskRecord
+from lamella.learner.store.state import stored_bytes
 from lamella.memory.resizable import Growing
 from lamella.methods.method import Method, MethodOnBase
 
@@ -60,7 +61,7 @@ def _held(method: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}".lstrip("."), tensor
 
 
-def costs_of_base(method: Method, records: Sequence[Mapping[str, Any]], depth: int) -> dict[str, Any]:
+def costs_of_base(method: Method, records: Sequence[TaskRecord], depth: int) -> dict[str, Any]:
     """What a method's base cost, in the fields of a result file: what it would cost alone.
 
     Args:
@@ -80,16 +81,18 @@ def costs_of_base(method: Method, records: Sequence[Mapping[str, Any]], depth: i
     phases: Counter[str] = Counter()
     learn: list[float] = []
     for record in records:
-        taken_off = {call: s for call, s in record["seconds"].items() if call.startswith(calls)}
-        learn.append(record["seconds"]["total"] - sum(taken_off.values()))
-        phases.update({call: s for call, s in record["seconds"].items() if call not in (*taken_off, "total")})
-    trained = [n for record in records for call, n in record.get("trained", {}).items() if not call.startswith(calls)]
+        taken_off = {call: s for call, s in record.seconds.items() if call.startswith(calls)}
+        learn.append(record.seconds["total"] - sum(taken_off.values()))
+        phases.update({call: s for call, s in record.seconds.items() if call not in (*taken_off, "total")})
+    trained = [n for record in records for call, n in (record.trained or {}).items() if not call.startswith(calls)]
     counts = parameter_counts(method, adapters)
     counts.pop("plugins", None)
     return {
         "seconds": {"learn": learn},
         "phase_seconds": dict(phases),
-        "trainable_parameters": max(trained, default=0) if all("trained" in record for record in records) else None,
+        "trainable_parameters": max(trained, default=0)
+        if all(record.trained is not None for record in records)
+        else None,
         "parameters": counts,
         "stored_bytes": stored_bytes(method, without=adapters),
     }

@@ -1,11 +1,11 @@
-"""Take one task out of a learner, so that what is left is what it would be had anything else been learned instead."""
+"""Take one task out of a model, so that what is left is what it would be had anything else been learned instead."""
 
-from lamella.learner.learner import Learner
+from lamella.learner.model import Model
 
 __all__ = ["forget"]
 
 
-def forget(learner: Learner, task: str) -> None:
+def forget(model: Model, task: str) -> None:
     """Drop the newest task of this name, with all that was learned of it; numbers of other classes stay.
 
     What was measured of later tasks on held-back images goes too, since the forgotten classes competed then.
@@ -13,18 +13,18 @@ def forget(learner: Learner, task: str) -> None:
     Raises:
         ValueError: there is no such task, or others hold traces of it.
     """
-    names = [record["name"] for record in learner.tasks]
+    names = [record.name for record in model.tasks]
     if task not in names:
         raise ValueError(f"no task '{task}' was learned; there are {', '.join(names) or 'none'}")
     number = max(i for i, name in enumerate(names) if name == task)
-    if not learner.method.can_forget:
-        raise ValueError(_traces(learner.name, names, number))
-    learner.method.forget(number)
-    del learner.tasks[number]
-    for record in learner.tasks[number:]:
-        record.pop("held_back", None)
-    left = set(learner.method.classes)
-    learner.class_names = {i: name for i, name in learner.class_names.items() if i in left}
+    if not model.method.can_forget:
+        raise ValueError(_traces(model.name, names, number))
+    model.method.forget(number)
+    del model.tasks[number]
+    for record in model.tasks[number:]:
+        record.held_back = None
+    left = set(model.method.classes)
+    model.class_names = {i: name for i, name in model.class_names.items() if i in left}
 
 
 def _traces(method: str, names: list[str], number: int) -> str:

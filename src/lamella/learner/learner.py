@@ -1,32 +1,30 @@
-"""A backbone, a method, and what they have learned so far: what a benchmark drives and a model folder holds."""
+"""What one does with a model: create it, teach it, ask it, measure it, keep it."""
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.backbones.feature_cache import Recall
 from lamella.common.progress import Progress, silent
-from lamella.data.images import Files, ImageSet, TensorSet
-from lamella.data.keeping import keep_decoded
+from lamella.data.images import ImageSet, TensorSet
+from lamella.data.loading import Examples
 from lamella.data.scenario import Task
 from lamella.learner.confidence import Confidence
-from lamella.learner.config.document import build_augmentation, build_backbone, build_method, method_name
-from lamella.learner.config.new_config import new_config
-from lamella.learner.config.precision import choose
-from lamella.learner.costs import parameter_counts
-from lamella.learner.predictions import Prediction, as_predictions, held_back_record
-from lamella.learner.records import check_task, task_record
+from lamella.learner.config.new_config import BACKBONE, METHOD, new_config
+from lamella.learner.export import export
+from lamella.learner.folder import learn_from
+from lamella.learner.forgetting import forget
+from lamella.learner.learning import learn
+from lamella.learner.model import Model, load, save
+from lamella.learner.predictions import Prediction, predict
+from lamella.learner.records import TaskRecord
 from lamella.learner.scores import Score, score_task
-from lamella.learner.store.kept_backbone import from_copy
-from lamella.learner.stored_learner import load_learner, save_learner
+from lamella.methods import Method
 from lamella.training.checkpoints import Checkpoints
-from lamella.training.fit import Examples, Fit
+from lamella.training.fit import Fit
 
 __all__ = ["Learner", "Prediction"]
 
@@ -35,33 +33,23 @@ class Learner:
     """Learns tasks one after another, predicts, saves and loads.
 
     Args:
-        config: tables "backbone", "method", "augment", "fit", "run" as in a configuration file; see `Learner.create`.
-            A precision "auto" is chosen here, by measuring, and stands in the learner's own `config` from then on.
-        backbone_copy: a file of its weights, in the place of those that `config` names; see kept_backbone.py.
+        config: complete tables "backbone", "method", "augment", "fit" and "run" as in a configuration file; usually
+            `Learner.create` makes them.
 
     Attributes:
-        backbone, method: what it is made of. class_names: name of each global class id.
-        half_learned: the name of a task whose learning failed, else ""; nothing works then until it is loaded again.
-        tasks: a record per learned task: name, classes, images, seconds and trained parameters by call, the hash of its
-            data, and the directions that are protected after it, by layer.
+        model: what it consists of and what it has learned; the most used parts of it can be read from the learner
+            itself (`backbone`, `method`, `class_names`, `tasks`, ...).
     """
 
-    def __init__(self, config: Mapping[str, Any], *, backbone_copy: Path | None = None) -> None:
-        self.config, self.backbone_copy, self.seed = dict(config), backbone_copy, int(config["run"]["seed"])
-        self.backbone = self.new_backbone()
-        self.config = choose(self.config, self.backbone)
-        self.method = build_method(self.config, self.backbone)
-        self.class_names: dict[int, str] = {}
-        self.tasks: list[dict[str, Any]] = []
-        self.notes: dict[str, Any] = {}
-        self.half_learned = ""
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.model = Model(config)
 
     @classmethod
     def create(
         cls,
         *,
-        backbone: str | Mapping[str, Any] = "fractal-vit-micro",
-        method: str | Mapping[str, Any] = "inflora",
+        backbone: str | Mapping[str, Any] = BACKBONE,
+        method: str | Mapping[str, Any] = METHOD,
         align: bool | None = None,
         seed: int = 0,
         augment: Mapping[str, Any] | None = None,
@@ -72,93 +60,156 @@ class Learner:
         Args:
             backbone: a name, a folder that `lamella export` or timm wrote, "NAME+FOLDER" for a name and a LoRA of PEFT,
                 or a table of `load_backbone`'s arguments.
-            method: a name, or a table {"name": ..., hyper-parameters}.
-            align: whether the method carries alignment; by default InfLoRA does.
+            method: a name, or a table {"name": ..., hyper-parameters}. The name says which parts the method carries and
+                on which base it learns: "inflora+align" (the default), "inflora" without alignment, "dlc(wa)".
+            align: deprecated; write method="inflora+align" for True, and method="inflora" for False.
+            seed: of every draw, 0 or more.
+            augment: how training images are augmented: a table of `Augmentation`'s arguments.
             fit: a table such as {"device": "cpu", "precision": "auto"}.
 
         Raises:
-            ValueError: an unknown name or option.
+            ValueError: an unknown name or option, or a name that a table contradicts.
         """
         return cls(new_config(backbone=backbone, method=method, align=align, seed=seed, augment=augment, fit=fit))
 
-    def new_backbone(self) -> Backbone:
-        """The backbone as it is before anything is learned."""
-        return build_backbone(from_copy(self.config, self.backbone_copy))
+    @classmethod
+    def of(cls, model: Model) -> "Learner":
+        """The learner that a model belongs to."""
+        learner = cls.__new__(cls)
+        learner.model = model
+        return learner
+
+    @classmethod
+    def load(cls, folder: str | Path, version: int | None = None) -> "Learner":
+        """The learner that a model folder holds.
+
+        Args:
+            folder: of the model.
+            version: the number of an earlier version; the current one where left out.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, foreign, newer, or was learned on other weights; or there is no such version.
+        """
+        return cls.of(load(Path(folder), version))
+
+    def save(self, folder: str | Path, *, what: str = "", keep: int | None = None) -> int:
+        """Make this learner a new version of the model at `folder`, which is whole at every moment.
+
+        Args:
+            folder: of the model; it is made where there is none.
+            what: what made this version, for its history.
+            keep: how many of the newest versions stay; all by default.
+
+        Returns:
+            The bytes of what was learned.
+        """
+        self.model.check_whole()
+        return save(self.model, Path(folder), what=what, keep=keep)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The complete configuration."""
+        return self.model.config
+
+    @property
+    def seed(self) -> int:
+        """The seed of every draw."""
+        return self.model.seed
+
+    @property
+    def backbone(self) -> Backbone:
+        """The feature extractor."""
+        return self.model.backbone
+
+    @property
+    def method(self) -> Method:
+        """What learns on the backbone."""
+        return self.model.method
 
     @property
     def name(self) -> str:
-        """Of the method with its parts: "inflora+align"."""
-        return method_name(self.config)
+        """The method with its parts, such as "inflora+align"."""
+        return self.model.name
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """The name of each global class id."""
+        return self.model.class_names
+
+    @property
+    def tasks(self) -> list[TaskRecord]:
+        """A record of each learned task, oldest first."""
+        return self.model.tasks
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a run keeps beside the model, such as its scores."""
+        return self.model.notes
+
+    @property
+    def confidence(self) -> Confidence:
+        """How sure predictions may be, from the samples that were held out."""
+        return self.model.confidence
 
     def parameter_counts(self) -> dict[str, int]:
-        """Numbers of the model that a prediction needs, by part (see costs.py)."""
-        return parameter_counts(self.method)
+        """How many numbers a prediction needs, by part; see costs.py."""
+        return self.model.parameter_counts()
 
     def fit(self, *, checkpoints: Checkpoints | None = None, progress: Progress = silent) -> Fit:
-        """The loop this learner's configuration asks for."""
-        chosen = {key: self.config["fit"][key] for key in ("device", "precision", "compile")}
-        return Fit(
-            self.method, self.backbone.transform, augmentation=build_augmentation(self.config), seed=self.seed,
-            checkpoints=checkpoints, progress=progress, **chosen,
-        )  # fmt: skip
+        """The training loop that the configuration asks for."""
+        return self.model.fit(checkpoints=checkpoints, progress=progress)
 
     def learn(
-        self, task: Task, *, held_back: Examples | None = None, checkpoints: Checkpoints | None = None,
+        self,
+        task: Task,
+        *,
+        held_back: Examples | None = None,
+        checkpoints: Checkpoints | None = None,
         progress: Progress = silent,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Learn one task; returns its record.
+    ) -> TaskRecord:
+        """Learn one task.
 
         Args:
-            held_back: images of the task's classes that it is not trained on; they tell how sure predictions may be,
-                and what the record says of "held_back" is all that is kept of them.
+            task: its classes and training samples.
+            held_back: samples of the task's classes that it is not trained on. They tell how sure predictions may be;
+                what the record says of them is all that is kept.
+            checkpoints: where an interrupted learning goes on; nothing is kept without.
+            progress: opens a progress bar.
+
+        Returns:
+            The task's record.
 
         Raises:
-            ValueError: a class id or name means another class than before, or a class has no image.
+            ValueError: a class id or name means another class than before, or a class has no sample.
             RuntimeError: learning an earlier task failed half-way.
         """
-        self._check_whole()
-        check_task(task, self.class_names)
-        task = replace(task, train=keep_decoded(task.train, progress=progress))
-        fit = self.fit(checkpoints=checkpoints, progress=progress)
-        fit.begin(str(len(self.tasks)))
-        started = time.monotonic()
-        self.half_learned = task.name
-        self.method.learn(task, fit)
-        self.half_learned = ""
-        self.class_names |= dict(zip(task.classes, task.class_names, strict=True))
-        record = task_record(task, self.method, fit, time.monotonic() - started)
-        self.tasks.append(record)
-        if held_back is not None and len(held_back):
-            logits, typicality = self._read(held_back, fit, "held-back")
-            record["held_back"] = held_back_record(logits, typicality, held_back.labels, self.method.classes)
-        return record
+        return learn(self.model, task, held_back=held_back, checkpoints=checkpoints, progress=progress)
 
-    def _read(self, data: Examples, fit: Fit, name: str) -> tuple[Tensor, Tensor]:
-        """(n, classes) logits and (n,) typicality of each image, on the CPU."""
-        parts: list[tuple[Tensor, Tensor]] = []
-        self.method.eval()
-        fit.scan(data, lambda x, y: parts.append(self.method.logits_and_typicality(x)), name=name)
-        return tuple(torch.cat([part[i].float().cpu() for part in parts]) for i in range(2))  # type: ignore[return-value]
+    def learn_from(
+        self, data: str | Path, *, folder: str | Path | None = None, progress: Progress = silent
+    ) -> TaskRecord:
+        """Learn a folder of class folders, a CSV, an archive or a named data set as the next task.
 
-    def _check_whole(self) -> None:
-        if self.half_learned:
-            raise RuntimeError(
-                f"learning '{self.half_learned}' did not finish, so this learner holds half of it; load the stored "
-                "model again (what is on disk is whole)"
-            )
-
-    def learn_from(self, data: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
-        """Learn a folder of class folders, a CSV, an archive or a named data set as the next task; returns its record.
-
-        A fifth of each class is held back, or the data's own test part. Files that cannot be read are left out, with a
+        A fifth of each class is held out, or the data's own test part. Files that cannot be read are left out, with a
         warning, and the record names them.
 
-        Raises:
-            FileNotFoundError, ValueError: as `load_readable`; or the images cannot be this learner's next task.
-        """
-        from lamella.learner.next_task import learn_from
+        Args:
+            data: where the samples are.
+            folder: of this learner's model. With it no other process can change the model meanwhile, a learning that
+                is interrupted goes on when this is called again, and what was learned is stored there as a new
+                version. Without, it is learned in memory alone.
+            progress: opens a progress bar.
 
-        return learn_from(self, data, progress)
+        Returns:
+            The task's record.
+
+        Raises:
+            FileNotFoundError, ValueError: as `load_readable`; or the samples cannot be this learner's next task.
+            ValueError: `folder` holds something else than this learner.
+            BlockingIOError: another process is learning into `folder`.
+        """
+        return learn_from(self.model, data, folder=None if folder is None else Path(folder), progress=progress)
 
     def forget(self, task: str) -> None:
         """Forget a task exactly, where tasks share nothing: see forgetting.py.
@@ -166,28 +217,29 @@ class Learner:
         Raises:
             ValueError: there is no such task, or others hold traces of it.
         """
-        from lamella.learner.forgetting import forget
-
-        self._check_whole()
-        forget(self, task)
-
-    def export(self, out: str | Path, format: str, *, readout: str = "", per_task: bool = False) -> list[str]:
-        """Write what was learned in a form that needs no Lamella; arguments, lines and errors are those of `export`."""
-        from lamella.learner.export import export
-
-        self._check_whole()
-        return export(self, format, out, readout=readout, per_task=per_task)
+        self.model.check_whole()
+        forget(self.model, task)
 
     def logits(self, x: Tensor, task: int | None = None) -> Tensor:
-        """(n, classes seen), on the device of x, for normalised images (n, 3, size, size).
+        """(n, classes seen) logits of inputs (n, ...), on the device of x.
 
         Args:
-            task: number of a given task.
+            x: inputs as the backbone's transform gives them, such as normalised images (n, 3, size, size).
+            task: the number of the task that the samples are from, where it is given.
         """
-        self._check_whole()
-        allowed = None if task is None else tuple(self.tasks[task]["classes"])
-        with torch.no_grad():
-            return self.method.eval().predict(x.to(next(self.method.parameters()).device), allowed).to(x.device)
+        return self.model.logits(x, task)
+
+    def predict(self, images: Sequence[str | Path] | ImageSet | TensorSet, *, top: int = 5) -> list[Prediction]:
+        """Class names with confidences for image files or a set of images.
+
+        Args:
+            images: at least one.
+            top: how many classes a prediction names, at least 1.
+
+        Raises:
+            ValueError: nothing was learned yet, there is no image, or one cannot be decoded (it is named).
+        """
+        return predict(self.model, images, top=top)
 
     def evaluate(
         self,
@@ -199,19 +251,21 @@ class Learner:
         progress: Progress = silent,
         name: str = "test",
     ) -> dict[str, Score]:
-        """Count what is right on a task's images: a score for each readout, "" being the method's own prediction.
+        """Count what is right on a task's samples: a score for each readout, "" being the method's own prediction.
 
         Args:
             data: labelled with global class ids of learned classes.
             classes: of the task, for the accuracy with the task given.
             shared_classes: whether other tasks have these classes too.
-            recall: for images that are evaluated again as more is learned: what remembers their features, one for
-                each set of images.
+            recall: for samples that are evaluated again as more is learned: what remembers their features, one for
+                each set of samples.
+            progress: opens a progress bar.
+            name: of the pass.
 
         Raises:
-            ValueError: there is no image, or a class was never learned.
+            ValueError: there is no sample, or a class was never learned.
         """
-        self._check_whole()
+        self.model.check_whole()
         unknown = sorted(set(data.labels.tolist()) - set(self.method.classes))
         if unknown or not len(data):
             what = f"classes {unknown} were never learned" if unknown else "there is no image"
@@ -221,49 +275,10 @@ class Learner:
         self.method.eval()
         return score_task(self.method, fit, data, classes, shared_classes=shared_classes, name="score", recall=recall)
 
-    def predict(self, images: Sequence[str | Path] | ImageSet | TensorSet, *, top: int = 5) -> list[Prediction]:
-        """Class names with confidences for image files or a set of images.
+    def export(self, out: str | Path, format: str, *, readout: str = "", per_task: bool = False) -> list[str]:
+        """Write what was learned in a form that needs no Lamella.
 
-        Raises:
-            ValueError: nothing was learned yet, there is no image, or one cannot be decoded (it is named).
+        Arguments, returned lines and errors are those of `learner.export.export`.
         """
-        self._check_whole()
-        if not self.tasks:
-            raise ValueError("this model has learned nothing yet; give it a task first")
-        if not len(images):
-            raise ValueError("there is no image to predict; give at least one")
-        if not isinstance(images, ImageSet | TensorSet):
-            paths = [Path(p) for p in images]
-            images = ImageSet(Files(paths), torch.zeros(len(paths)), [str(i) for i in range(len(paths))])
-        logits, typicality = self._read(images, self.fit(), "predict")
-        return as_predictions(
-            logits, typicality, self.method.classes, class_names=self.class_names, tasks=self.tasks,
-            sure=self.confidence, top=top,
-        )  # fmt: skip
-
-    @property
-    def confidence(self) -> Confidence:
-        """How sure predictions may be, from the images that were held back."""
-        return Confidence([task["held_back"] for task in self.tasks if "held_back" in task])
-
-    def save(self, folder: str | Path, *, what: str = "", keep: int | None = None) -> int:
-        """Make this learner a new version of the model at `folder`, which is whole at every moment.
-
-        Args:
-            what: what made this version, for its history. keep: how many of the newest versions stay; all by default.
-
-        Returns:
-            The bytes of what was learned.
-        """
-        self._check_whole()
-        return save_learner(self, Path(folder), what=what, keep=keep)
-
-    @classmethod
-    def load(cls, folder: str | Path, version: int | None = None) -> "Learner":
-        """The learner that `folder` holds: its current version, or the one named.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is damaged, foreign, newer, or was learned on other weights; or there is no such version.
-        """
-        return load_learner(cls, Path(folder), version)
+        self.model.check_whole()
+        return export(self.model, format, out, readout=readout, per_task=per_task)

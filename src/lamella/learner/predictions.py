@@ -1,24 +1,30 @@
-"""What logits and typicality come to: predictions, and what is kept of images that were held back."""
+"""Predictions of a model, and what is kept of the samples that were held out."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lamella.learner.confidence import Confidence, fitted_temperature, histogram
+from lamella.data.images import Files, ImageSet, TensorSet
+from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram
+from lamella.learner.model import Model
+from lamella.learner.records import TaskRecord
 
-__all__ = ["Prediction", "as_predictions", "held_back_record"]
+__all__ = ["Prediction", "as_predictions", "held_out", "predict"]
 
 
 class Prediction(NamedTuple):
     """What an image looks like.
 
     Attributes:
-        classes: names, best first. confidences: of them, 0..1, summing to 1 over all classes seen; calibrated where
-            images were held back while tasks were learned.
+        classes: names, best first.
+        confidences: of these classes, 0..1; over all classes seen they sum to 1. They are calibrated where samples
+            were held out while tasks were learned.
         task: the name of the task that taught the first class.
-        familiarity: 0..1, the share of held-back images that looked as strange or stranger; None where none were.
+        familiarity: 0..1, the share of held-out samples that looked as strange or stranger; None where none were held
+            out.
     """
 
     classes: tuple[str, ...]
@@ -27,20 +33,53 @@ class Prediction(NamedTuple):
     familiarity: float | None = None
 
 
+def predict(model: Model, images: Sequence[str | Path] | ImageSet | TensorSet, *, top: int) -> list[Prediction]:
+    """Class names with confidences; arguments and errors are those of `Learner.predict`."""
+    model.check_whole()
+    if not model.tasks:
+        raise ValueError("this model has learned nothing yet; give it a task first")
+    if not len(images):
+        raise ValueError("there is no image to predict; give at least one")
+    if not isinstance(images, ImageSet | TensorSet):
+        paths = [Path(p) for p in images]
+        images = ImageSet(Files(paths), torch.zeros(len(paths)), [str(i) for i in range(len(paths))])
+    logits, typicality = model.read(images, model.fit(), "predict")
+    return as_predictions(
+        logits,
+        typicality,
+        model.method.classes,
+        class_names=model.class_names,
+        tasks=model.tasks,
+        sure=model.confidence,
+        top=top,
+    )
+
+
 def as_predictions(
-    logits: Tensor, typicality: Tensor, classes: Sequence[int], *, class_names: Mapping[int, str],
-    tasks: Sequence[Mapping[str, Any]], sure: Confidence, top: int,
-) -> list[Prediction]:  # fmt: skip
-    """The best `top` classes of each image.
+    logits: Tensor,
+    typicality: Tensor,
+    classes: Sequence[int],
+    *,
+    class_names: Mapping[int, str],
+    tasks: Sequence[TaskRecord],
+    sure: Confidence,
+    top: int,
+) -> list[Prediction]:
+    """The best classes of each sample.
 
     Args:
-        logits: (n, classes). typicality: (n,). classes: global id of each column.
-        class_names: by global id. tasks: records, oldest first. sure: how sure predictions may be.
+        logits: (n, classes).
+        typicality: (n,).
+        classes: the global id of each column.
+        class_names: by global id.
+        tasks: records, oldest first.
+        sure: how sure predictions may be.
+        top: how many classes a prediction names.
     """
     confidences, columns = (logits / sure.temperature).softmax(1).topk(min(top, len(classes)), dim=1)
     familiarity = sure.familiarity(typicality)
     known = [None] * len(logits) if familiarity is None else familiarity.tolist()
-    task_of = {c: task["name"] for task in tasks for c in task["classes"]}
+    task_of = {c: task.name for task in tasks for c in task.classes}
     predictions: list[Prediction] = []
     for best, confidence, familiar in zip(columns.tolist(), confidences.tolist(), known, strict=True):
         ids = [classes[column] for column in best]
@@ -49,15 +88,16 @@ def as_predictions(
     return predictions
 
 
-def held_back_record(logits: Tensor, typicality: Tensor, labels: Tensor, classes: Sequence[int]) -> dict[str, Any]:
-    """How sure a model may be of its newest task, and how many of its images it gets right.
+def held_out(logits: Tensor, typicality: Tensor, labels: Tensor, classes: Sequence[int]) -> HeldOut:
+    """How sure a model may be of its newest task, and how many of its samples it gets right.
 
     Args:
-        logits: (n, classes). typicality: (n,). labels: (n,) global class ids. classes: global id of each column.
+        logits: (n, classes).
+        typicality: (n,).
+        labels: (n,) global class ids.
+        classes: the global id of each column.
     """
     column = {c: i for i, c in enumerate(classes)}
     wanted = torch.tensor([column[label] for label in labels.tolist()])
-    return {
-        "images": len(wanted), "right": int((logits.argmax(1) == wanted).sum()),
-        "temperature": fitted_temperature(logits, wanted), "typicality": histogram(typicality),
-    }  # fmt: skip
+    right = int((logits.argmax(1) == wanted).sum())
+    return HeldOut(len(wanted), right, fitted_temperature(logits, wanted), histogram(typicality))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lamella.data.images import ImageSet
 from lamella.data.scenario import Task
-from lamella.learner.learner import Learner
+from lamella.learner.model import Model
 from lamella.training.fit import Examples, Fit, Loss
 from lamella.training.footprint import bytes_now, kept_for_backward
 
@@ -90,27 +90,27 @@ class _Rehearsal(Fit):
         return count - self.sample + self.images if of_task and count >= self.sample else count
 
 
-def rehearse(learner: Learner, task: Task, held_back: int) -> Expected:
+def rehearse(model: Model, task: Task, held_back: int) -> Expected:
     """What learning `task` will take. The learner must not be used afterwards.
 
     Args:
         held_back: how many images will be looked at when the task is learned.
     """
     short = _short(task)
-    plain = learner.fit()
+    plain = model.fit()
     fit = _Rehearsal(
-        learner.method, plain.transform, augmentation=plain.augmentation, seed=plain.seed,
+        model.method, plain.transform, augmentation=plain.augmentation, seed=plain.seed,
         device=str(plain.device), precision=plain.precision,
     )  # fmt: skip
     fit.prepare(len(short.train), len(task.train))
-    fit.begin(str(len(learner.tasks)))
+    fit.begin(str(len(model.tasks)))
     for _ in range(2):  # the first pass of all also warms up; the second tells what a pass takes
         before = fit.expected
-        fit.scan(short.train, lambda x, y: learner.backbone(x))
+        fit.scan(short.train, lambda x, y: model.backbone(x))
     of_held_back = (fit.expected - before) / len(task.train) * held_back
     fit.expected = fit.spent = 0.0
     now, started = bytes_now(fit.device), time.monotonic()
-    learner.method.eval().learn(short, fit)
+    model.method.eval().learn(short, fit)
     between = time.monotonic() - started - fit.spent
     return Expected(fit.expected + between + of_held_back, now + fit.step_bytes if now else 0)
 

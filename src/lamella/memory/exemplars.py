@@ -11,7 +11,6 @@ from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray, TensorSet, concatenate
 from lamella.data.transform import InputTransform, plain_view
-from lamella.memory.gaussians import herding
 from lamella.memory.resizable import Growing
 from lamella.training.fit import Fit
 
@@ -248,3 +247,23 @@ def _images(data: ImageSet | TensorSet) -> ImageSet:
 
 def _encode(keys: Sequence[str]) -> Tensor:
     return torch.tensor(list(json.dumps(list(keys)).encode()), dtype=torch.uint8)
+
+
+def herding(features: Tensor, count: int) -> Tensor:
+    """Indices (min(count, n),) of the features (n, d) that stand best for the mean of all, in order of choice.
+
+    Each next one brings the mean of those chosen closest to the mean of all: p_k = argmin |mu - (x + p_1 + ... +
+    p_{k-1}) / k|, without repeats (Rebuffi et al., "iCaRL", CVPR 2017, arXiv 1611.07725, algorithm 4; after Welling,
+    "Herding Dynamical Weights to Learn", ICML 2009).
+    """
+    x = features.double()
+    mean, total = x.mean(0), torch.zeros_like(x.sum(0))
+    free = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    chosen: list[int] = []
+    for k in range(1, min(count, len(x)) + 1):
+        distance = (mean - (total + x) / k).square().sum(1)
+        nearest = int(distance.masked_fill(~free, torch.inf).argmin())
+        chosen.append(nearest)
+        free[nearest] = False
+        total = total + x[nearest]
+    return torch.tensor(chosen, dtype=torch.int64, device=x.device)

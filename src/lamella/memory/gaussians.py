@@ -1,4 +1,4 @@
-"""What may be kept of old tasks: class statistics of features, and which images stand for a class."""
+"""What is kept of old tasks' features: counts, means and scatters of classes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lamella.memory.resizable import Growing
 
-__all__ = ["ClassGaussians", "herding", "shrunk"]
+__all__ = ["ClassGaussians", "shrunk"]
 
 
 class ClassGaussians(Growing):
@@ -199,23 +199,3 @@ def shrunk(covariance: Tensor, amount: float) -> Tensor:
     level = covariance.diagonal().mean()
     # No number stays none, so that what is made of it fails.
     return torch.where(level <= 0, identity, (1 - amount) * covariance + amount * level * identity)
-
-
-def herding(features: Tensor, count: int) -> Tensor:
-    """Indices (min(count, n),) of the features (n, d) that stand best for the mean of all, in order of choice.
-
-    Each next one brings the mean of those chosen closest to the mean of all: p_k = argmin |mu - (x + p_1 + ... +
-    p_{k-1}) / k|, without repeats (Rebuffi et al., "iCaRL", CVPR 2017, arXiv 1611.07725, algorithm 4; after Welling,
-    "Herding Dynamical Weights to Learn", ICML 2009).
-    """
-    x = features.double()
-    mean, total = x.mean(0), torch.zeros_like(x.sum(0))
-    free = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    chosen: list[int] = []
-    for k in range(1, min(count, len(x)) + 1):
-        distance = (mean - (total + x) / k).square().sum(1)
-        nearest = int(distance.masked_fill(~free, torch.inf).argmin())
-        chosen.append(nearest)
-        free[nearest] = False
-        total = total + x[nearest]
-    return torch.tensor(chosen, dtype=torch.int64, device=x.device)

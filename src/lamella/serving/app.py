@@ -1,6 +1,5 @@
 """The routes: what is asked, and who answers."""
 
-import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,17 +10,13 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 
-import lamella
-from lamella.serving.batching import Batcher
+from lamella.common.version import __version__
 from lamella.serving.gate import Gate
-from lamella.serving.jobs import Jobs
 from lamella.serving.learning import add_learning
 from lamella.serving.limits import Limits
-from lamella.serving.measures import Measured, Measures
-from lamella.serving.model_watcher import Follower, load
-from lamella.serving.predicting import Desk
+from lamella.serving.measures import Measured
 from lamella.serving.schemas import ELSEWHERE, FAULTS, ClassRow, Health, Predicted, Predictions, TaskRow
-from lamella.serving.uploads_kept import interrupted
+from lamella.serving.service import Service
 
 __all__ = ["create_app"]
 
@@ -31,44 +26,6 @@ OWN_ONLY = (
     "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 )
 """The page loads nothing from elsewhere, and nothing frames it."""
-log = logging.getLogger("lamella.serve")
-
-
-class Service:
-    """All that runs behind the routes.
-
-    Args:
-        model: folder of the model. limits: on requests.
-    """
-
-    def __init__(self, model: Path, limits: Limits) -> None:
-        self.model, self.limits = model, limits
-        loaded = load(model)
-        self.measures = Measures(
-            version=lambda: self.batcher.loaded.version, waiting=lambda: self.desk.waiting,
-            learning=lambda: float(self.learning is not None),
-        )  # fmt: skip
-        self.batcher = Batcher(loaded, observe=self.measures.images.observe)
-        self.desk = Desk(self.batcher, limits)
-        self.follower = Follower(model, self.batcher)
-        self.jobs = Jobs(model, self.follower.catch_up, seconds=limits.learn_seconds)
-
-    @property
-    def learning(self) -> int | None:
-        """The id of the job that is under way."""
-        return next((job.id for job in self.jobs.known.values() if job.state == "learning"), None)
-
-    def go_on(self) -> None:
-        """Learn what an earlier server of this model took in and could not finish."""
-        if (left := interrupted(self.model)) and self.jobs.claim():
-            for sent in left:
-                log.warning("%s: its learning was interrupted and goes on", sent.note["name"])
-            self.jobs.start(left)
-
-    def close(self) -> None:
-        """End every thread and process; what was asked is answered first, an unfinished learning stays to go on."""
-        for part in (self.jobs, self.follower, self.desk, self.batcher):
-            part.close()
 
 
 def create_app(model: Path, *, token: str, limits: Limits | None = None, hosts: Collection[str] = ()) -> FastAPI:
@@ -80,7 +37,7 @@ def create_app(model: Path, *, token: str, limits: Limits | None = None, hosts: 
         hosts: names that clients may call it by; any where none is given.
 
     Raises:
-        FileNotFoundError, ValueError: as `Learner.load`.
+        FileNotFoundError, ValueError: as `Learner.load`; also where the model's own places are symbolic links.
     """
     service = Service(model, limits or Limits())
 
@@ -91,7 +48,7 @@ def create_app(model: Path, *, token: str, limits: Limits | None = None, hosts: 
         await run_in_threadpool(service.close)
 
     app = FastAPI(
-        title="Lamella", version=lamella.__version__, lifespan=lifespan, responses=ELSEWHERE,
+        title="Lamella", version=__version__, lifespan=lifespan, responses=ELSEWHERE,
         description="A vision model that keeps learning: predict, and teach it new classes.",
     )  # fmt: skip
     app.state.service = service

@@ -14,7 +14,7 @@ from lamella.serving.uploads import unpack
 from lamella.serving.uploads_kept import Sent, take_in
 
 if TYPE_CHECKING:
-    from lamella.serving.app import Service
+    from lamella.serving.service import Service
 
 __all__ = ["add_learning"]
 

@@ -81,7 +81,7 @@ class ClassRow(BaseModel):
     @classmethod
     def all_of(cls, learner: Learner) -> "list[ClassRow]":
         return [
-            cls(id=i, name=name, tasks=[t["name"] for t in learner.tasks if i in t["classes"]])
+            cls(id=i, name=name, tasks=[t.name for t in learner.tasks if i in t.classes])
             for i, name in learner.class_names.items()
         ]
 
@@ -100,12 +100,17 @@ class TaskRow(BaseModel):
     def all_of(cls, learner: Learner) -> "list[TaskRow]":
         rows: list[TaskRow] = []
         for task in learner.tasks:
-            held = task.get("held_back", {"images": 0, "right": 0})
-            names = [learner.class_names[i] for i in task["classes"]]
-            rows.append(cls(
-                name=task["name"], classes=names, images=task["images"], seconds=task["seconds"]["total"],
-                held_back=held["images"], right=held["right"],
-            ))  # fmt: skip
+            held = task.held_back
+            rows.append(
+                cls(
+                    name=task.name,
+                    classes=[learner.class_names[i] for i in task.classes],
+                    images=task.images,
+                    seconds=task.seconds["total"],
+                    held_back=held.images if held else 0,
+                    right=held.right if held else 0,
+                )
+            )
         return rows
 
 

@@ -7,28 +7,25 @@
 A hold on each dies with the server that took it in: what nobody holds was interrupted.
 """
 
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lamella.common.files import read_json, write_json
-from lamella.data.images import data_sha256
-from lamella.learner.store.versions import load_manifest
-from lamella.training.checkpoints import Checkpoints
+from lamella.common.files import read_json, refuse_links, write_json
+from lamella.learner.store.versions import VERSIONS, load_manifest
 
-if TYPE_CHECKING:
-    from lamella.data.scenario import Task
-    from lamella.learner.learner import Learner
+__all__ = ["CHECKPOINTS", "IMAGES", "Sent", "check_places", "interrupted", "take_in", "tasks_before"]
 
-__all__ = ["IMAGES", "Sent", "interrupted", "learned_since", "place_to_go_on", "take_in"]
-
-FOLDER, IMAGES, NOTE = "sent", "images", "sent.json"
+FOLDER, IMAGES, CHECKPOINTS, NOTE = "sent", "images", "learning", "sent.json"
+TIME = re.compile(r"\d+-[0-9a-f]{4}")
+"""Names of the archives' folders; any other folder is somebody else's, and stays as it is."""
 
 
 class Sent:
@@ -75,9 +72,11 @@ def take_in(model: Path) -> Sent:
 
     Raises:
         FileNotFoundError, ValueError: there is no model at `model` any more, or none that can be read.
+        ValueError: "sent" in it is a symbolic link.
         OSError: it cannot be written.
     """
     tasks = len(load_manifest(model)["tasks"])
+    refuse_links(model / FOLDER)
     folder = model / FOLDER / f"{time.time_ns()}-{token_hex(2)}"
     (folder / IMAGES).mkdir(parents=True)
     folder.chmod(0o700)
@@ -86,10 +85,32 @@ def take_in(model: Path) -> Sent:
     return sent
 
 
+def check_places(model: Path) -> None:
+    """Make sure that learning what is sent would write and delete nowhere but in the model's own folder.
+
+    Raises:
+        ValueError: a folder or file that Lamella makes there is a symbolic link.
+    """
+    refuse_links(model / VERSIONS)
+    _archives(model)
+
+
+def _archives(model: Path) -> list[Path]:
+    """The folders of what was sent, oldest first; raises ValueError where a link is among them or in one of them."""
+    refuse_links(model / FOLDER)
+    found = sorted(folder for folder in (model / FOLDER).glob("*/") if TIME.fullmatch(folder.name))
+    refuse_links(*found, *(folder / own for folder in found for own in (".lock", IMAGES, NOTE, CHECKPOINTS)))
+    return found
+
+
 def interrupted(model: Path) -> list[Sent]:
-    """What no server holds, oldest first; what had not come in whole is removed."""
+    """What no server holds, oldest first; what had not come in whole is removed.
+
+    Raises:
+        ValueError: as `check_places`.
+    """
     found: list[Sent] = []
-    for folder in sorted((model / FOLDER).glob("*/")):
+    for folder in _archives(model):
         try:
             sent = Sent(folder)
         except (Timeout, OSError):  # another server's, or a folder that is only served from
@@ -102,18 +123,6 @@ def interrupted(model: Path) -> list[Sent]:
     return found
 
 
-def place_to_go_on(folder: Path, model: Path, learner: "Learner") -> Checkpoints:
-    """Where the learning of what was sent into `folder` goes on, as long as the model is the one that it began with."""
-    checkpoints = Checkpoints(folder / "learning", float(learner.config["fit"]["checkpoint_seconds"]))
-    path, begun_with = checkpoints.folder / "model.json", load_manifest(model)["state"]["sha256"]
-    if path.exists() and read_json(path) != begun_with:
-        checkpoints.clear()
-    write_json(path, begun_with)
-    return checkpoints
-
-
-def learned_since(folder: Path, learner: "Learner", task: "Task") -> dict[str, Any] | None:
-    """The record of a task, learned since the archive came into `folder`, that has its images; None where none has."""
-    images = data_sha256(task.train, dict(zip(task.classes, task.class_names, strict=True)))
-    since = learner.tasks[read_json(folder / NOTE)["tasks"] :]
-    return next((record for record in since if record["data_sha256"] == images), None)
+def tasks_before(folder: Path) -> int:
+    """How many tasks the model had when the archive came into `folder`."""
+    return int(read_json(folder / NOTE)["tasks"])

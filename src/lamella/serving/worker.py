@@ -9,17 +9,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from lamella.common.locks import alone
 from lamella.common.progress import Progress
 from lamella.data.sources.readable import load_readable
-from lamella.learner.learner import Learner
-from lamella.learner.next_task import as_next_task, note_unreadable
-from lamella.learner.store.versions import load_manifest
-from lamella.serving.uploads_kept import IMAGES, learned_since, place_to_go_on
+from lamella.learner.folder import ModelFolder
+from lamella.learner.records import TaskRecord
+from lamella.serving.uploads_kept import CHECKPOINTS, IMAGES, tasks_before
 
 __all__ = ["main", "teach"]
 
@@ -29,7 +27,7 @@ PLACE_IN_LINE = 5
 """Niceness: those who wait for a prediction come first."""
 
 
-def teach(model: Path, sent: Path, name: str, say: Say) -> dict[str, Any]:
+def teach(model: Path, sent: Path, name: str, say: Say) -> TaskRecord:
     """Learn what was sent as the model's next task, from where an interrupted attempt stood; returns its record.
 
     Images that cannot be read are left out, and said.
@@ -41,36 +39,21 @@ def teach(model: Path, sent: Path, name: str, say: Say) -> dict[str, Any]:
         FileNotFoundError: there is no model any more.
         ValueError: a class has too few images that can be read; or the model is damaged.
     """
-    load_manifest(model)  # before a lock would make the folder of a model that was removed
+    folder = ModelFolder(model)
     source, unreadable = load_readable((sent / IMAGES).resolve(), name=name, layout="classes")
     if unreadable:
         say({"unreadable": {file.key: file.reason for file in unreadable}})
-    with _in_turn(model, say):
-        learner = Learner.load(model)
-        task, held_back = as_next_task(source, learner)
-        known = set(learner.class_names.values())
-        say({"classes": list(task.class_names), "new": [n for n in task.class_names if n not in known]})
-        if record := learned_since(sent, learner, task):
-            return record
-        checkpoints = place_to_go_on(sent, model, learner)
-        record = learner.learn(task, held_back=held_back, checkpoints=checkpoints, progress=_reporting(say))
-        note_unreadable(record, unreadable)
-        learner.save(model, what=f"learned {name}")
-    return record
-
-
-@contextmanager
-def _in_turn(model: Path, say: Say) -> Iterator[None]:
-    """Hold the model, when whoever else learns into it has ended."""
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(alone(model, "another process is learning into this model"))
-                break
-            except BlockingIOError as busy:
-                say({"step": f"waits: {busy}"})
-                time.sleep(SECONDS_BETWEEN)
-        yield
+    with folder.learning(
+        source,
+        unreadable,
+        place=sent / CHECKPOINTS,
+        since=tasks_before(sent),
+        waiting=lambda busy: say({"step": f"waits: {busy}"}),
+    ) as learning:
+        known = set(learning.model.class_names.values())
+        names = list(learning.task.class_names)
+        say({"classes": names, "new": [name for name in names if name not in known]})
+        return learning.run(_reporting(say))
 
 
 def _reporting(say: Say) -> Progress:
@@ -103,7 +86,7 @@ def main() -> None:
         os.nice(PLACE_IN_LINE)
     model, sent, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     try:
-        say({"done": teach(model, sent, name, say)})
+        say({"done": teach(model, sent, name, say).to_json()})
     except BrokenPipeError:  # the server is gone; the next one goes on with what was sent
         sys.exit(1)
     except (ValueError, RuntimeError, OSError) as error:

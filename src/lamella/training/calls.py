@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lamella.common.checksums import checksums
 from lamella.training.checkpoints import Checkpoints
 
 __all__ = ["Place", "ScanCall", "TrainingCall"]
@@ -44,7 +45,21 @@ class Stopwatch:
 
 
 class TrainingCall:
-    """Parameters, the buffers that training may move, optimiser state, and the position within the epochs."""
+    """All that a call of `fit` changes: tensors, the optimiser's state, and the position within the epochs.
+
+    The tensors are those that it trains; the module's buffers, less those of a memory; and of the module's other
+    parameters those whose content is not what it was when the call began, since `before_step` and `after_step` may
+    change any of them, a slow average of trained ones say, or a weight of the backbone. Contents are compared by
+    checksum, so a change through `tensor.data`, which torch does not count, is seen too. They are read when the call
+    begins and whenever a checkpoint is due; without checkpoints they are not read. A tensor that is neither a parameter
+    nor a buffer is not filed.
+
+    Args:
+        place: where the call is filed.
+        module: the method.
+        tensors: what is trained, in the order of the optimiser's groups.
+        engine: the optimiser of these tensors.
+    """
 
     def __init__(
         self, place: Place, module: nn.Module, tensors: Sequence[Tensor], engine: torch.optim.Optimizer
@@ -53,6 +68,7 @@ class TrainingCall:
         self.epoch = self.step = 0
         self.losses: list[float] = []
         self.checked = False
+        self._untrained = _Untrained(module, tensors) if place.checkpoints is not None else None
         self._total: Tensor | float = 0.0
         self._count = 0
         self._watch = Stopwatch()
@@ -80,8 +96,11 @@ class TrainingCall:
         return self._watch.seconds
 
     def _save(self, *, with_optimizer: bool) -> None:
+        if self._untrained is None:
+            return
         state = {f"parameter.{i}": t for i, t in enumerate(self.tensors)}
         state |= {f"buffer.{name}": b for name, b in _moving_buffers(self.module)}
+        state |= {f"untrained.{name}": t for name, t in self._untrained.changed().items()}
         if with_optimizer:
             for i, t in enumerate(self.tensors):
                 entries = self.engine.state[t].items()
@@ -103,6 +122,9 @@ class TrainingCall:
             t.copy_(state[f"parameter.{i}"])
         for name, buffer in _moving_buffers(self.module):
             buffer.copy_(state[f"buffer.{name}"])
+        for name, parameter in self.module.named_parameters():
+            if f"untrained.{name}" in state:
+                parameter.copy_(state[f"untrained.{name}"])
         for key, value in state.items():
             if key.startswith("optimizer."):
                 _, i, entry = key.split(".", 2)
@@ -112,6 +134,34 @@ class TrainingCall:
         self.epoch, self.step, self.losses = position["epoch"], position["step"], position["losses"]
         self._total, self._count, self._watch.seconds = position["total"], position["count"], position["seconds"]
         self._restored_whole = self.epoch >= epochs
+
+
+class _Untrained:
+    """The parameters of a module that a call does not train, and which of them are not as they were when it began."""
+
+    def __init__(self, module: nn.Module, trained: Sequence[Tensor]) -> None:
+        self._module, self._trained = module, {id(t) for t in trained}
+        self._before = self._read()
+
+    def changed(self) -> dict[str, Tensor]:
+        """Those whose content is another, by name.
+
+        Raises:
+            RuntimeError: one was added, removed or put in another form, which a saved call cannot give back.
+        """
+        now = self._read()
+        if moved := now.keys() ^ self._before.keys():
+            raise RuntimeError(
+                f"parameter '{min(name for name, *_ in moved)}' was added, removed or given another shape or type by "
+                "before_step or after_step, which no checkpoint can restore; do that before or after the call of fit"
+            )
+        found = dict(self._module.named_parameters())
+        return {form[0]: found[form[0]] for form, content in now.items() if content != self._before[form]}
+
+    def _read(self) -> dict[tuple[str, torch.Size, torch.dtype], int]:
+        """The checksum of each, by its name, shape and type."""
+        mine = {(n, p.shape, p.dtype): p for n, p in self._module.named_parameters() if id(p) not in self._trained}
+        return dict(zip(mine, checksums(list(mine.values())), strict=True))
 
 
 def _moving_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:

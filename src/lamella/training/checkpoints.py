@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lamella.common.files import read_tensors, write_tensors
+from lamella.common.files import read_tensors, refuse_links, write_tensors
 
 __all__ = ["Checkpoints"]
 
@@ -17,12 +17,13 @@ class Checkpoints:
     """Files of the running task's calls under `folder`, at most one every `seconds` for a call that is under way.
 
     Raises:
-        ValueError: `seconds` is below 0.
+        ValueError: `seconds` is below 0, or `folder` or the folder of a task in it is a symbolic link.
     """
 
     def __init__(self, folder: Path, seconds: float = 60.0) -> None:
         if not seconds >= 0:
             raise ValueError(f"checkpoint_seconds is {seconds}; it must be 0 (after every batch) or more")
+        refuse_links(folder, *folder.glob("task-*"))
         self.folder = folder
         self.seconds = seconds
         self._last = time.monotonic()

@@ -22,15 +22,25 @@ def check_gradients(module: nn.Module, tensors: Sequence[Tensor]) -> None:
     """After the first backward pass: every trained tensor takes part.
 
     Raises:
-        RuntimeError: one has no gradient; the message has its name in the module.
+        RuntimeError: one has no gradient; the message has its name in the module, or tells that the module has no such
+            tensor.
     """
-    names = {id(p): n for n, p in module.named_parameters()}
-    idle = [names.get(id(t), f"a tensor of shape {tuple(t.shape)}") for t in tensors if t.grad is None]
-    if idle:
+    idle = [t for t in tensors if t.grad is None]
+    if not idle:
+        return
+    names = {id(t): n for n, t in (*module.named_parameters(), *module.named_buffers())}
+    strangers = [t for t in idle if id(t) not in names]
+    start = f"{len(idle)} of {len(tensors)} trained tensors got no gradient"
+    if strangers:
         raise RuntimeError(
-            f"{len(idle)} of {len(tensors)} trained tensors got no gradient, the first is '{idle[0]}': the model "
-            "reads this layer's weight without calling the layer, or the loss does not depend on it"
+            f"{start}, and a tensor of shape {tuple(strangers[0].shape)} among them is not part of the method, or not "
+            "any more, since loading may have put another in its place: take branches by name after loading, with "
+            "site.layer.of(name), and heads from their module"
         )
+    raise RuntimeError(
+        f"{start}, the first is '{names[id(idle[0])]}': the model reads this layer's weight without calling the "
+        "layer, or the loss does not depend on it"
+    )
 
 
 def check_loss(task: str, epoch: int, mean: float) -> None:

@@ -59,7 +59,8 @@ class Fit(Passes):
             training: how it trains; `Training()` where left out.
             augment: whether images are augmented.
             before_step: called between backward and the optimiser's step, before gradients are clipped.
-            after_step: called after the optimiser's step.
+            after_step: called after the optimiser's step. What it and `before_step` change of the module's parameters
+                and buffers is part of every checkpoint, whether it is trained or not.
             name: of this call within the task; draws and checkpoints are filed under it.
             settings: fields of `Training`, in place of those of `training`: `epochs=3, lr=1e-3`.
 

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamella.common.checks import first_line
-from lamella.data.choices import near
+from lamella.common.checks import did_you_mean, first_line
 from lamella.data.decoding import decode
 from lamella.data.images import ImageSet, concatenate
 from lamella.data.scenario import Source
@@ -123,7 +122,9 @@ def _read(name: str, config: str | None, revision: str | None) -> Any:
 
 def _check(choice: str, known: Any, noun: str) -> None:
     if choice not in known:
-        raise ValueError(f"no {noun} is called {choice!r}{near(choice, list(known))}; it has {', '.join(known)}")
+        raise ValueError(
+            f"no {noun} is called {choice!r}{did_you_mean(choice, list(known))}; it has {', '.join(known)}"
+        )
 
 
 def _only_column(name: str, features: Any, kind: str, option: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lamella.data.choices import near
+from lamella.common.checks import did_you_mean
 from lamella.data.scenario import Source
 from lamella.data.sources.parts import keep_classes, keep_domains, keep_per_class
 from lamella.data.sources.places import look_for, places
@@ -131,7 +131,7 @@ def _not_found(name: str) -> Exception:
     if "/" in name or "\\" in name or Path(name).suffix.lower() in FILES:
         return FileNotFoundError(f"no such file or folder: {name}")
     return ValueError(
-        f"no data set is called {name!r}, and no such folder exists{near(name, SOURCES)}; "
+        f"no data set is called {name!r}, and no such folder exists{did_you_mean(name, SOURCES)}; "
         f"known are {', '.join(SOURCES)}, image folders, .csv and .npz files, and hf:owner/name"
     )
 
@@ -142,5 +142,7 @@ def _call(name: str, loader: Callable[..., Source], place: Any, options: dict[st
     for option in options:
         if option not in allowed:
             known = ", ".join([*(a for a in allowed if a not in ("name", "renamed")), *KEEPING])
-            raise ValueError(f"{name} has no option {option!r}{near(option, [*allowed, *KEEPING])}; it has {known}")
+            raise ValueError(
+                f"{name} has no option {option!r}{did_you_mean(option, [*allowed, *KEEPING])}; it has {known}"
+            )
     return loader(place, **options)

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lamella.data.choices import choose_some, near
+from lamella.common.checks import did_you_mean
+from lamella.data.choices import choose_some
 from lamella.data.images import ImageSet
 from lamella.data.scenario import Source
 from lamella.data.splits import carve, in_drawn_order
@@ -65,7 +66,7 @@ def keep_domains(source: Source, domains: Sequence[str]) -> Source:
         if domain not in source.domain_names:
             known = ", ".join(source.domain_names)
             raise ValueError(
-                f"{source.name} has no domain {domain!r}{near(domain, source.domain_names)}; it has {known}"
+                f"{source.name} has no domain {domain!r}{did_you_mean(domain, source.domain_names)}; it has {known}"
             )
     place = torch.full((len(source.domain_names),), -1)
     place[[source.domain_names.index(domain) for domain in domains]] = torch.arange(len(domains))

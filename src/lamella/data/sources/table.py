@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from lamella.data.choices import near
+from lamella.common.checks import did_you_mean
 from lamella.data.scenario import Source
 from lamella.data.sources.folders import EXTENSIONS, Photo, photos_to_source
 
@@ -57,8 +57,9 @@ def _rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, dict[str, str]
         if column not in columns:
             found = ", ".join(columns) or "nothing"
             raise ValueError(
-                f"{path}, line 1: no column {column!r}{near(column, columns)}; the first line must name the columns "
-                f"path and label (and optionally split and domain), but it has {found}"
+                f"{path}, line 1: no column {column!r}{did_you_mean(column, columns)}; "
+                "the first line must name the columns path and label (and optionally split and domain), "
+                f"but it has {found}"
             )
     reader.fieldnames = columns
     try:

@@ -11,7 +11,7 @@ from lamella.common.timing import interleaved, ratio
 from lamella.data.scenario import Task
 from lamella.learner.config.document import build_backbone
 from lamella.learner.learner import Learner
-from lamella.learner.store.versions import learned_state
+from lamella.learner.store.state import learned_state
 from lamella.training.footprint import peak_bytes
 
 __all__ = ["follow", "slope"]
@@ -46,7 +46,7 @@ def follow(
             times = interleaved(forms, repeats=5)
         costs.append({
             "bytes": sum(t.numel() * t.element_size() for t in learned_state(learner.method).values()),
-            "seconds_per_image": seconds / record["images"],
+            "seconds_per_image": seconds / record.images,
             "peak": peak_bytes(device),
             "pass": ratio(times["ours"], times["plain"]),
         })  # fmt: skip

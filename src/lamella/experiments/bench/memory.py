@@ -11,8 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from lamella.experiments.bench.streams import quick_learner
-from lamella.experiments.bench.synthetic import synthetic_task
+from lamella.experiments.bench.streams import quick_learner, synthetic_task
 from lamella.learner.learner import Learner
 from lamella.training.footprint import kept_for_backward, peak_bytes
 

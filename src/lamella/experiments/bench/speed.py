@@ -8,8 +8,7 @@ from typing import Any
 
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
-from lamella.experiments.bench.streams import quick_learner
-from lamella.experiments.bench.synthetic import synthetic_task
+from lamella.experiments.bench.streams import quick_learner, synthetic_task
 from lamella.learner.config.document import build_backbone
 from lamella.learner.learner import Learner
 from lamella.training.precision import PRECISIONS
@@ -87,6 +86,6 @@ def _one_round(learner: Learner, plain: Backbone, task: Task) -> dict[str, float
         started = time.perf_counter()
         fit.scan(task.train, lambda x, y, read=read: read(x), name=name)
         found[name] = (time.perf_counter() - started) / n
-    seconds = {name: spent / n for name, spent in record["seconds"].items() if name != "total"}
-    other = record["seconds"]["total"] / n - sum(seconds.values())
-    return found | seconds | {"other": max(other, 0.0), "waited": record["waited"] / record["seconds"]["total"]}
+    seconds = {name: spent / n for name, spent in record.seconds.items() if name != "total"}
+    other = record.seconds["total"] / n - sum(seconds.values())
+    return found | seconds | {"other": max(other, 0.0), "waited": record.waited / record.seconds["total"]}

@@ -1,21 +1,36 @@
-"""Learners that are quick to train: a method's own settings, but for the length of training."""
+"""What benchmarks learn: tasks that need no data, and learners that are quick to train."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from lamella.common.options import options_of
+from lamella.common.randomness import generator
+from lamella.data.images import ImageSet, PixelArray
+from lamella.data.scenario import Task
+from lamella.learner.config.method_tables import with_parts
 from lamella.learner.learner import Learner
 from lamella.methods import METHODS
 
-__all__ = ["quick_learner", "short_method"]
+__all__ = ["quick_learner", "short_method", "synthetic_task"]
 
 
 def short_method(name: str, *, batch: int, epochs: int = 1) -> dict[str, Any]:
-    """The [method] table of a name with parts, as in "inflora+align"; what trains nothing has no epochs to set."""
-    plain, *parts = name.split("+")
-    known = options_of(METHODS[plain]) if plain in METHODS else {}
-    short = {key: value for key, value in (("epochs", epochs), ("batch_size", batch)) if key in known}
-    return {"name": plain, **short, **dict.fromkeys(parts, True)}
+    """The [method] table of a name, which may have parts and a base; what trains nothing has no epochs to set.
+
+    Raises:
+        ValueError: it is not written as a name, or has an unknown part.
+    """
+    table = with_parts({"name": name})
+    if "base" in table:
+        table["base"] |= _short(table["base"]["name"], batch, epochs)
+    return table | _short(table["name"], batch, epochs)
+
+
+def _short(name: str, batch: int, epochs: int) -> dict[str, Any]:
+    known = options_of(METHODS[name]) if name in METHODS else {}
+    return {key: value for key, value in (("epochs", epochs), ("batch_size", batch)) if key in known}
 
 
 def quick_learner(backbone: Mapping[str, Any], method: str, batch: int, fit: Mapping[str, Any]) -> Learner:
@@ -24,5 +39,28 @@ def quick_learner(backbone: Mapping[str, Any], method: str, batch: int, fit: Map
     Raises:
         ValueError: an unknown backbone or method, or one that cannot learn on this backbone.
     """
-    table = short_method(method, batch=batch)
-    return Learner.create(backbone=backbone, method=table, align="align" in table, fit=fit)
+    return Learner.create(backbone=backbone, method=short_method(method, batch=batch), fit=fit)
+
+
+def synthetic_task(number: int, images: int, pixels: int) -> Task:
+    """Task `number` with classes 2 number and 2 number + 1: noise around a colour of the class's own.
+
+    Args:
+        images: of the task, at least one of each class. pixels: side of its square images.
+
+    Raises:
+        ValueError: fewer than two images.
+    """
+    if images < 2:
+        raise ValueError(f"a task of two classes needs at least 2 images, not {images}")
+    draws = generator(0, "bench", number)
+    colours = torch.randint(32, 224, (2, 3, 1, 1), generator=draws)
+    own = torch.arange(images) % 2
+    noise = torch.randint(-32, 32, (images, 3, pixels, pixels), generator=draws)
+    classes = (2 * number, 2 * number + 1)
+    data = ImageSet(
+        PixelArray((colours[own] + noise).to(torch.uint8)),
+        own + 2 * number,
+        tuple(f"{number}/{i}" for i in range(images)),
+    )
+    return Task(number, f"synthetic {number}", classes, tuple(f"class {c}" for c in classes), data)

@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lamella.common.printable import printable
-from lamella.common.svg import CARD, GRID, INK, SERIES, drawing, to_svg
+from lamella.common.svg import CARD, GRID, INK, SERIES, WIDTH, drawing, to_svg
+from lamella.common.words import number
 from lamella.experiments.report.summary import Row, Spread
-from lamella.experiments.report.words import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MARKERS = "osD^vPX"
 LINES = ("-", "--", ":")
-WIDTH = 5.4
-"""Inches. Narrow, so that the text stays readable where the page shrinks the picture to a phone's width."""
 
 
 def draw_curves(board: Sequence[Row], name: str) -> str:

@@ -2,15 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from lamella.common import words
 from lamella.common.files import write_atomic
-from lamella.common.printable import printable
+from lamella.common.page import check_file, render
 from lamella.experiments.metrics import DEFINITIONS
-from lamella.experiments.report import words
 from lamella.experiments.report.summary import Row, Summary, summarise
+from lamella.experiments.report.words import best, percent, seeds, shown_metrics
 from lamella.experiments.results_files import Result
 
 
@@ -26,38 +26,18 @@ def write_html(results: Sequence[Result], path: Path, *, across_splits: bool = F
     return path
 
 
-def check_file(path: Path) -> None:
-    """Refuse, before anything is drawn, a path that a page cannot be written to.
-
-    Raises:
-        IsADirectoryError: it is a folder.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(f"'{path}' is a folder; name a file in it, such as '{path / 'report.html'}'")
-
-
 def render_page(summary: Summary) -> str:
     """The page as text; every name in it is escaped."""
     boards = [_describe(board, f"b{i}") for i, board in enumerate(summary.boards())]
-    return render("report.html.j2", boards=boards, notes=summary.notes, definitions=DEFINITIONS, words=words)
-
-
-def render(template: str, **content: Any) -> str:
-    """A template of this folder in the style that all pages share; what it is given is escaped."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    folder = files("lamella.experiments.report")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_showable
+    return render(
+        "lamella.experiments.report",
+        "report.html.j2",
+        boards=boards,
+        notes=summary.notes,
+        definitions=DEFINITIONS,
+        words=words,
+        seeds=seeds,
     )
-    page = environment.from_string(folder.joinpath(template).read_text(encoding="utf-8"))
-    return page.render(style=Markup(folder.joinpath("style.css").read_text(encoding="utf-8")), **content)
-
-
-def _showable(value: Any) -> Any:
-    """Text without signs that a page may not hold, or that turn the direction of what comes after them."""
-    return "\n".join(map(printable, value.split("\n"))) if type(value) is str else value
 
 
 def _describe(board: Sequence[Row], name: str) -> dict[str, Any]:
@@ -94,10 +74,10 @@ def _has_confusion(board: Sequence[Row]) -> bool:
 
 
 def _table(board: Sequence[Row]) -> dict[str, Any]:
-    metrics = words.shown_metrics(board)
-    leaders = {metric.name: words.best(board, metric) for metric in metrics}
+    metrics = shown_metrics(board)
+    leaders = {metric.name: best(board, metric) for metric in metrics}
     cells = [
-        [(words.percent(row.metrics[m.name], signed=m.signed), i in leaders[m.name], m) for m in metrics]
+        [(percent(row.metrics[m.name], signed=m.signed), i in leaders[m.name], m) for m in metrics]
         for i, row in enumerate(board)
     ]
     return {"metrics": metrics, "cells": cells}
@@ -131,6 +111,7 @@ def _origin(row: Row) -> dict[str, Any]:
         "files": [f"{result.path.parent.name}/{result.path.name}" for result in row.results],
         "splits": sorted({result.split_sha256 for result in row.results}),
         "selections": sorted({result.selection for result in row.results if result.selection}),
+        "overrides": list(dict.fromkeys(text for result in row.results for text in result.overrides)),
         "versions": sorted({f"{k} {v}" for result in row.results for k, v in result.versions.items()}),
         "config": json.dumps(row.first.config, indent=2, ensure_ascii=False),
     }

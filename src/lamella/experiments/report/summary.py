@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lamella.experiments.results_files import METRIC_NAMES, Result
+from lamella.experiments.metrics import METRICS
+from lamella.experiments.results_files import Result
 
 NOT_A_SETTING = frozenset(
-    {"seed", "root", "weights", "device", "compile", "checkpoint_seconds", "selection", "dropped", "measured"}
+    {"seed", "root", "weights", "device", "compile", "checkpoint_seconds"}
+    | {"selection", "dropped", "overrides", "measured"}
 )
 """Keys of a config that say where, why, from what file, or with which seed; all others make runs different.
 
@@ -39,7 +41,7 @@ class Row:
     metrics: Mapping[str, Spread | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        spreads = {name: spread(result.metrics[name] for result in self.results) for name in METRIC_NAMES}
+        spreads = {m.name: spread(result.metrics[m.name] for result in self.results) for m in METRICS}
         object.__setattr__(self, "metrics", spreads)
 
     @property

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamella.common.printable import printable
+from lamella.common.words import count, duration, size
+from lamella.experiments.metrics import METRICS
 from lamella.experiments.report.summary import Row, Summary, summarise
-from lamella.experiments.report.words import best, count, duration, percent, shown_metrics, size
-from lamella.experiments.results_files import METRIC_NAMES, Result
+from lamella.experiments.report.words import best, percent, shown_metrics
+from lamella.experiments.results_files import Result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -143,7 +145,7 @@ def _record(row: Row) -> dict[str, Any]:
         "evaluated_on": first.evaluated_on,
         "seeds": " ".join(map(str, row.seeds)),
     }
-    for name in METRIC_NAMES:
+    for name in (metric.name for metric in METRICS):
         value = row.metrics[name]
         record |= {
             f"{name}_mean": None if value is None else value.mean,

@@ -22,11 +22,11 @@ from lamella.learner.config.method_tables import (
     readout_names,
     switch_methods,
 )
-from lamella.learner.config.overrides import parse_override, put
+from lamella.learner.config.overrides import changes_of, parse_override, put
 
 __all__ = [
     "build_augmentation", "build_backbone", "build_method", "build_scenario", "complete", "describe_config",
-    "load_config", "method_name", "readout_names", "shipped_configs", "to_toml", "up_to_date",
+    "load_config", "method_name", "readout_names", "same_settings", "shipped_configs", "to_toml", "up_to_date",
 ]  # fmt: skip
 
 SECTIONS = ("scenario", "backbone", "method", "augment", "fit", "run")
@@ -42,11 +42,13 @@ FIT = {
     "checkpoint_seconds": Option(float, 60.0),
     "measured": Option(str, None),  # written where "auto" was resolved; last, as the learner puts it there
 }
+NOT_STATED = "not stated"
 RUN = {
     "seed": Option(int, 0),
     "evaluate_on": Option(Literal["test", "validation"], "test"),
-    "selection": Option(str, "not stated"),
+    "selection": Option(str, NOT_STATED),
     "dropped": Option(list[str], None),
+    "overrides": Option(list[str], None),
 }
 
 
@@ -67,7 +69,9 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict
         name_or_path: a shipped configuration's name, or a TOML file.
         overrides: such as "method.rank=8"; values are TOML, bare words are text, "method.rank=" goes back to the
             default and "method.align=false" takes the part away. With another "method.name" the file's keys that the
-            new method does not know, and its parts, are left out; `run.dropped` lists them.
+            new method does not know, and its parts, are left out; `run.dropped` lists them. An override that changes a
+            value of a section but [run] makes `run.selection` "not stated", unless that is overridden too, and
+            `run.overrides` lists it; overrides.py says which settings of [fit] do not count.
 
     Returns:
         A dictionary of plain tables with every default filled in, which TOML can write.
@@ -79,11 +83,19 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict
     document = _read(name_or_path)
     changes = [parse_override(text, SECTIONS) for text in overrides]
     _check_sections(document)
+    document.setdefault("scenario", {})
+    alone = deepcopy(document)
     switch_methods(document, dict(changes))
     for path, value in changes:
         put(document, path, value)
-    document.setdefault("scenario", {})
-    return complete(document)
+    config = complete(document)
+    run = config["run"]
+    before, after = _file_alone(alone, run["seed"]), config
+    if changed := changes_of(overrides, _by_full_name(before), _by_full_name(after)):
+        if ("run", "selection") not in dict(changes):
+            run["selection"] = NOT_STATED
+        run["overrides"] = [*run.get("overrides", []), *changed]
+    return config
 
 
 def complete(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,6 +130,18 @@ def up_to_date(stored: Mapping[str, Any]) -> dict[str, Any]:
         return complete(stored)
     except ValueError:
         return dict(stored)
+
+
+def same_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a stored configuration and another one ask for the same, by whatever overrides each of them came about.
+
+    Versions before `run.overrides` left `run.selection` as it was in the file, whatever was overridden; so where only
+    `wanted` has such a list, what the two say of their selection is not compared.
+    """
+    told = [config.get("run", {}) for config in (stored, wanted)]
+    apart = {"overrides", "selection"} if "overrides" in told[1] and "overrides" not in told[0] else {"overrides"}
+    kept = [{key: value for key, value in run.items() if key not in apart} for run in told]
+    return {**stored, "run": kept[0]} == {**wanted, "run": kept[1]}
 
 
 def to_toml(config: Mapping[str, Any]) -> str:
@@ -164,6 +188,20 @@ def _read(name_or_path: str | Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"'{path}' is not a TOML file: {error}") from error
+
+
+def _file_alone(document: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What a file says without its overrides, for the same seed; empty where it is nothing complete."""
+    document["run"] = {"seed": seed}  # the rest of [run] may need an override, as evaluate_on = "validation" does
+    try:
+        return complete(document)
+    except ValueError:
+        return {}
+
+
+def _by_full_name(config: dict[str, Any]) -> dict[str, Any]:
+    """A complete configuration with its method's parts and base in its name, so that to change them is to change it."""
+    return {**config, "method": {**config["method"], "name": method_name(config)}} if config else {}
 
 
 def _check_sections(document: Mapping[str, Any]) -> None:

@@ -2,11 +2,20 @@
 
 The outermost method alone may have parts. A method that learns on top of another one has the keyword `base`. What older
 versions wrote stays readable: former names of schedules, and options that a method or part lists as `removed`.
+
+A method with its base and its parts has one spelling everywhere, NAME(BASE)+PART+PART, as in "inflora+align" or
+"dlc(wa)+align". A part that is neither in the name nor a table is not carried: "inflora" is without alignment. What is
+stored keeps the name and the tables apart (`with_parts`), so that files of every version are alike. Two rules decide in
+which order parts are carried:
+
+1. The parts of the name come first, in the order of the name.
+2. Parts that only have a table come after them, in the order of their tables.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from lamella.backbones import Backbone
 from lamella.common.options import Option, arguments, check_table, completed, near_matches, options_of
@@ -14,7 +23,80 @@ from lamella.methods import METHODS, WHOLE_STREAM, Method
 from lamella.methods.parts import PARTS
 from lamella.training.schedules import FORMER_NAMES
 
-__all__ = ["build_method", "complete_method", "method_name", "readout_names", "switch_methods"]
+__all__ = ["build_method", "complete_method", "method_name", "readout_names", "switch_methods", "with_parts"]
+
+NAME = re.compile(r"([^+()]+)(?:\(([^+()]+)\))?((?:\+[^+()]+)*)")
+
+
+class MethodName(NamedTuple):
+    """What a name such as "dlc(wa)+align" says: the method, the base it learns on, or None, and its parts."""
+
+    method: str
+    base: str | None
+    parts: tuple[str, ...]
+
+
+def parse_name(text: str) -> MethodName:
+    """Take the name of a method with its base and its parts to pieces.
+
+    >>> parse_name("dlc(wa)+align")
+    MethodName(method='dlc', base='wa', parts=('align',))
+
+    Raises:
+        ValueError: it is not written as a name, has a part that is unknown or there twice, or a base where the method
+            takes none.
+    """
+    if not (match := NAME.fullmatch(text)):
+        raise ValueError(
+            f"method.name = '{text}' is not a name; write a method, in brackets the base it learns on, and its parts "
+            "after plus signs, as in inflora+align or dlc(wa)+align"
+        )
+    parts = tuple(match[3].split("+")[1:])
+    for i, part in enumerate(parts):
+        if part not in PARTS:
+            raise ValueError(f"method.name = '{text}' has the unknown part '{part}'; {near_matches(part, PARTS)}")
+        if part in parts[:i]:
+            raise ValueError(f"method.name = '{text}' has the part '{part}' twice; write it once")
+    if match[2] and not _takes_base(match[1]):
+        raise ValueError(f"method.name = '{text}': {match[1]} learns on no other method; leave ({match[2]}) out")
+    return MethodName(match[1], match[2], parts)
+
+
+def with_parts(table: Mapping[str, Any]) -> dict[str, Any]:
+    """[method] in the form that is stored: the name alone, and a table for the base and for each part that it had.
+
+    >>> with_parts({"name": "inflora+align", "rank": 8})
+    {'name': 'inflora', 'rank': 8, 'align': {}}
+    >>> with_parts({"name": "dlc(wa)+align", "base": {"memory": 200}})
+    {'name': 'dlc', 'base': {'memory': 200, 'name': 'wa'}, 'align': {}}
+
+    Raises:
+        ValueError: as `parse_name`; or a table contradicts the name.
+    """
+    given = table.get("name")
+    if not isinstance(given, str):
+        return dict(table)
+    name = parse_name(given)
+    own = {key: value for key, value in table.items() if key not in name.parts} | {"name": name.method}
+    if name.base:
+        own["base"] = _named_base(given, name.base, own.get("base", {}))
+    for part in name.parts:
+        if table.get(part) is False:
+            raise ValueError(
+                f"method.name = '{given}' has the part '{part}', and method.{part} = false takes it away; "
+                "leave one of them out"
+            )
+    others = {key: own.pop(key) for key in list(own) if key in PARTS}
+    return own | {part: table.get(part, {}) for part in name.parts} | others
+
+
+def _named_base(given: str, base: str, table: Any) -> dict[str, Any]:
+    check_table("method", {"base": table}, {"base": Option(dict)})
+    if table.get("name", base) != base:
+        raise ValueError(
+            f"method.name = '{given}' and method.base.name = '{table['name']}' are two bases; leave one of them out"
+        )
+    return {**table, "name": base}
 
 SCHEDULING = ("schedule", "milestones")
 """Keys that are right together only."""
@@ -53,14 +135,25 @@ def _plain_name(table: Mapping[str, Any]) -> str:
 def switch_methods(document: dict[str, Any], changes: Mapping[tuple[str, ...], Any]) -> None:
     """Leave out what a file says of its own method, and of its base, where the command line names another one.
 
+    A name on the command line says which parts there are: those of the file that it does not have are left out, unless
+    the command line says something of them too, as in `method.name=inflora method.align.ridge=1`.
+
     Args:
-        document: as read; keys that the new method does not know go to `run.dropped`.
+        document: as read; its [method] is put into the form that is stored. What is left out goes to `run.dropped`.
         changes: values of the command line by their places, such as ("method", "name").
     """
-    table = document.setdefault("method", {})
-    _switch_method(document, "method", table, changes.get(("method", "name")))
-    if isinstance(base := table.get("base"), dict):
-        _switch_method(document, "method.base", base, changes.get(("method", "base", "name")))
+    given = with_parts(document.get("method", {}))
+    table = document["method"] = {key: v for key, v in given.items() if not (key in PARTS and v is False)}
+    wanted, base_name = changes.get(("method", "name")), changes.get(("method", "base", "name"))
+    if isinstance(wanted, str):
+        name = parse_name(wanted)
+        kept = {*name.parts, *(path[1] for path in changes if path[0] == "method")}
+        _switch_method(document, "method", table, name.method)
+        _drop(document, "method", table, [key for key in table if key in PARTS and key not in kept])
+        base_name = base_name or name.base
+    if isinstance(base := table.get("base"), dict) and base_name:
+        _switch_method(document, "method.base", base, base_name)
+        base["name"] = base_name
 
 
 def complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,6 +165,7 @@ def complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[
     Raises:
         ValueError: an unknown or missing key, an unknown name, or a value of the wrong type.
     """
+    table = with_parts(table)
     resolved = _complete_plain("method", table, scenario, METHODS)
     if _takes_base(resolved["name"]):
         resolved["base"] = _complete_plain("method.base", resolved["base"], scenario, _bases())
@@ -94,11 +188,15 @@ def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:
 
 
 def _switch_method(document: dict[str, Any], where: str, table: dict[str, Any], name: Any) -> None:
-    if name is None or name == table.get("name"):
+    if name == table.get("name"):
         return
     options = _keywords(_method(name))
     known = {"name"} | options.keys() | ({"base"} if _takes_base(name) else set())
     dropped = [key for key in table if key not in known or (key in SCHEDULING and not _fits(table, options))]
+    _drop(document, where, table, dropped)
+
+
+def _drop(document: dict[str, Any], where: str, table: dict[str, Any], dropped: list[str]) -> None:
     for key in dropped:
         del table[key]
     if dropped:
@@ -137,6 +235,11 @@ def _complete_plain(
     """A method's own table without its parts, which only the outermost one may have."""
     if "name" not in table:
         raise ValueError(f"[{where}] lacks 'name'; set {where}.name to one of {', '.join(names)}")
+    if where == "method.base" and re.search(r"[+()]", str(table["name"])):
+        raise ValueError(
+            f"method.base.name = '{table['name']}' should be a name alone; parts belong to the whole method, as in "
+            "method.name = 'dlc(wa)+align'"
+        )
     if table["name"] in METHODS and table["name"] not in names:
         raise ValueError(f"{where}.name = '{table['name']}' cannot be a base; {near_matches(table['name'], names)}")
     options = _keywords(_method(table["name"]))
@@ -168,7 +271,7 @@ def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed:
 
 def _takes_base(name: str) -> bool:
     """Whether this method learns on top of another one, which [method.base] names."""
-    return "base" in inspect.signature(METHODS[name]).parameters
+    return "base" in inspect.signature(_method(name)).parameters
 
 
 def _bases() -> list[str]:

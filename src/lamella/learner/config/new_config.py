@@ -1,12 +1,20 @@
 """The configuration of a learner that is made without a file: a backbone, a method, and little else."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from lamella.backbones.from_folder import backbone_table
-from lamella.learner.config.document import complete
+from lamella.learner.config.document import complete, method_name
+from lamella.learner.config.method_tables import with_parts
 
-__all__ = ["new_config"]
+__all__ = ["BACKBONE", "METHOD", "new_config"]
+
+BACKBONE = "fractal-vit-micro"
+"""The backbone of a learner for which none is named: it comes with the package."""
+
+METHOD = "inflora+align"
+"""The method of a learner for which none is named."""
 
 
 def new_config(
@@ -20,12 +28,31 @@ def new_config(
 ) -> dict[str, Any]:
     """Complete, without a stream of tasks; arguments and errors are those of `Learner.create`."""
     table: dict[str, Any] = dict(method) if isinstance(method, Mapping) else {"name": method}
-    if (align or (align is None and table["name"] == "inflora")) and "align" not in table:
-        table["align"] = {}
-    return complete({
-        "backbone": _backbone_table(backbone),
-        "method": table, "augment": dict(augment or {}), "fit": dict(fit or {}), "run": {"seed": seed},
-    })  # fmt: skip
+    config = complete(
+        {
+            "backbone": _backbone_table(backbone),
+            "method": table if align is None else _with_align(table, align),
+            "augment": dict(augment or {}),
+            "fit": dict(fit or {}),
+            "run": {"seed": seed},
+        }
+    )
+    if align is not None:
+        name = method_name(config)
+        instead = f'{{"name": "{name}", ...}}' if isinstance(method, Mapping) else f'"{name}"'
+        text = f"align={align} is deprecated, since the name says which parts a method has; write method={instead}"
+        warnings.warn(text, DeprecationWarning, stacklevel=3)  # where the user called Learner.create
+    return config
+
+
+def _with_align(table: dict[str, Any], align: bool) -> dict[str, Any]:
+    """What the deprecated argument `align` asks for; a table of the part that is there stays as it is."""
+    if align:
+        plain = with_parts(table)
+        return plain if "align" in plain else {**plain, "align": {}}
+    if table == {"name": METHOD}:  # which the caller need not have written
+        return {"name": METHOD.partition("+")[0]}
+    return table if "align" in table else {**table, "align": False}
 
 
 def _backbone_table(backbone: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from lamella.common.files import write_json
 from lamella.learner.export.check import compare
 from lamella.learner.export.describe import description, metadata
 from lamella.learner.export.network import beneath
-from lamella.learner.learner import Learner
-from lamella.learner.store.versions import learned_state, restore_state
+from lamella.learner.model import Model
+from lamella.learner.store.state import learned_state, restore_state
 from lamella.memory.resizable import Growing
 from lamella.methods import Method
 
 __all__ = ["export_adapters"]
 
 
-def export_adapters(learner: Learner, method: Method, folder: Path) -> list[str]:
+def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
     """Write learned.safetensors and learned.json, which says what each tensor is; no image of a memory is among them.
 
     Branches are named LAYER.branches.ADAPTER.NUMBER.A and .B: the weight's rows `extent` get `factor` * B A.
@@ -28,7 +28,7 @@ def export_adapters(learner: Learner, method: Method, folder: Path) -> list[str]
     state = learned_state(method)
     kept = {k: v.detach().cpu() for k, v in state.items() if not k.startswith(skipped)}
     tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in kept.items()}
-    described = description(learner, method, method.classes)
+    described = description(model, method, method.classes)
     listed = {
         name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for name, t in tensors.items()
     }
@@ -36,10 +36,10 @@ def export_adapters(learner: Learner, method: Method, folder: Path) -> list[str]
     save_file(tensors, folder / "learned.safetensors", metadata={"format": "pt"} | metadata(described))
     write_json(folder / "learned.json", described | {"tensors": listed})
 
-    fresh = Learner(learner.config, backbone_copy=learner.backbone_copy)
-    again = beneath(fresh.method.eval(), _readout(learner.method, method))
+    fresh = Model(model.config, backbone_copy=model.backbone_copy)
+    again = beneath(fresh.method.eval(), _readout(model.method, method))
     restore_state(again, state | load_file(folder / "learned.safetensors"))
-    found = compare(method.predict, again.eval().predict, learner.backbone.transform.size)
+    found = compare(method.predict, again.eval().predict, model.backbone.transform.size)
     return [str(found), f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers"]
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lamella.backbones import bundled
 from lamella.backbones.resnets import BLOCKS
-from lamella.learner.learner import Learner
+from lamella.common.version import __version__
+from lamella.learner.model import Model
 from lamella.methods import Method
 
 __all__ = ["architecture", "description", "metadata", "needed", "new_timm_model", "timm_config"]
@@ -28,20 +29,18 @@ def needed(module: str, extra: str) -> Any:
         raise RuntimeError(f"this export needs the package {module}: pip install 'lamella[{extra}]'") from None
 
 
-def description(learner: Learner, method: Method, classes: Sequence[int]) -> dict[str, Any]:
+def description(model: Model, method: Method, classes: Sequence[int]) -> dict[str, Any]:
     """Class names in the order of the logits, the transform, the temperature of the softmax, and what it comes from."""
-    from lamella import __version__
-
-    own = method is learner.method
+    own = method is model.method
     return {
-        "class_names": [learner.class_names[i] for i in classes],
-        "transform": asdict(learner.backbone.transform),
-        "tasks": [task["name"] for task in learner.tasks],
-        "method": learner.name,
+        "class_names": [model.class_names[i] for i in classes],
+        "transform": asdict(model.backbone.transform),
+        "tasks": [task.name for task in model.tasks],
+        "method": model.name,
         "readout": "" if own else type(method).__name__,
-        "temperature": learner.confidence.temperature if own else 1.0,
-        "backbone": learner.backbone.name,
-        "weights_sha256": learner.backbone.weights_sha256,
+        "temperature": model.confidence.temperature if own else 1.0,
+        "backbone": model.backbone.name,
+        "weights_sha256": model.backbone.weights_sha256,
         "written_by": f"lamella {__version__}",
     }
 
@@ -51,7 +50,7 @@ def metadata(described: dict[str, Any]) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in described.items()}
 
 
-def architecture(learner: Learner) -> tuple[str, dict[str, Any]]:
+def architecture(model: Model) -> tuple[str, dict[str, Any]]:
     """Name and arguments with which `timm.create_model` builds the backbone.
 
     Raises:
@@ -59,17 +58,17 @@ def architecture(learner: Learner) -> tuple[str, dict[str, Any]]:
     """
     import timm
 
-    table, name = learner.config["backbone"], learner.backbone.name
-    if learner.backbone.pool != "model" or table["stem"] != "model" or name in BLOCKS:
+    table, name = model.config["backbone"], model.backbone.name
+    if model.backbone.pool != "model" or table["stem"] != "model" or name in BLOCKS:
         what = f"'{name}'" if name in BLOCKS else f"'{name}' with another pool or stem"
         raise ValueError(f"{what} is no network that timm builds; export the graph with --format onnx")
     if name == bundled.NAME:
         return "vit_tiny_patch16_224", {k: v for k, v in bundled.ARCHITECTURE.items() if k != "num_classes"}
     fixed_size = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
-    return name, {"img_size": learner.backbone.transform.size} if fixed_size and table.get("size") else {}
+    return name, {"img_size": model.backbone.transform.size} if fixed_size and table.get("size") else {}
 
 
-def new_timm_model(learner: Learner, classes: int, base: dict[str, Tensor]) -> tuple[nn.Module, str]:
+def new_timm_model(model: Model, classes: int, base: dict[str, Tensor]) -> tuple[nn.Module, str]:
     """timm's own model with a classifier that has its start, and the name of that classifier.
 
     Args:
@@ -80,25 +79,25 @@ def new_timm_model(learner: Learner, classes: int, base: dict[str, Tensor]) -> t
     """
     import timm
 
-    name, options = architecture(learner)
-    model: Any = timm.create_model(name, num_classes=classes, **options)
-    head = model.pretrained_cfg.get("classifier")
-    if not isinstance(head, str) or not isinstance(model.get_submodule(head), nn.Linear):
-        raise ValueError(f"timm's classifier of '{learner.backbone.name}' is not one linear layer; use --format onnx")
-    model.load_state_dict(base, strict=False)
-    return model.eval(), head
+    name, options = architecture(model)
+    network: Any = timm.create_model(name, num_classes=classes, **options)
+    head = network.pretrained_cfg.get("classifier")
+    if not isinstance(head, str) or not isinstance(network.get_submodule(head), nn.Linear):
+        raise ValueError(f"timm's classifier of '{model.backbone.name}' is not one linear layer; use --format onnx")
+    network.load_state_dict(base, strict=False)
+    return network.eval(), head
 
 
-def timm_config(learner: Learner, described: dict[str, Any]) -> dict[str, Any]:
+def timm_config(model: Model, described: dict[str, Any]) -> dict[str, Any]:
     """A config.json as timm reads it from a folder."""
-    name, options = architecture(learner)
-    transform, names = learner.backbone.transform, described["class_names"]
+    name, options = architecture(model)
+    transform, names = model.backbone.transform, described["class_names"]
     cfg = {
         "input_size": [3, transform.size, transform.size], "interpolation": transform.interpolation,
         "crop_pct": transform.crop, "crop_mode": "center", "mean": list(transform.mean), "std": list(transform.std),
         "num_classes": len(names),
     }  # fmt: skip
     return {
-        "architecture": name, "num_classes": len(names), "num_features": learner.backbone.width,
+        "architecture": name, "num_classes": len(names), "num_features": model.backbone.width,
         "model_args": options, "label_names": names, "pretrained_cfg": cfg, "lamella": described,
     }  # fmt: skip

@@ -11,12 +11,12 @@ from lamella.learner.export.network import beneath
 from lamella.learner.export.onnx_graph import export_onnx
 from lamella.learner.export.peft_folder import export_peft, export_peft_tasks
 from lamella.learner.export.timm_folder import export_timm
-from lamella.learner.learner import Learner
+from lamella.learner.model import Model
 from lamella.methods import Method
 
 __all__ = ["FORMATS", "export"]
 
-Export = Callable[[Learner, Method, Path], list[str]]
+Export = Callable[[Model, Method, Path], list[str]]
 
 FORMATS: dict[str, Export] = {
     "timm": export_timm,
@@ -26,7 +26,7 @@ FORMATS: dict[str, Export] = {
 }
 
 
-def export(learner: Learner, format: str, out: str | Path, *, readout: str = "", per_task: bool = False) -> list[str]:
+def export(model: Model, format: str, out: str | Path, *, readout: str = "", per_task: bool = False) -> list[str]:
     """Write a learned model to `out`, a file for "onnx" and a folder for the others; all of it, or nothing.
 
     Args:
@@ -44,20 +44,20 @@ def export(learner: Learner, format: str, out: str | Path, *, readout: str = "",
         raise ValueError(f"unknown format '{format}'; {near_matches(format, FORMATS)}")
     if per_task and format != "peft":
         raise ValueError(f"per-task exports are folders of PEFT, not of format '{format}'; leave out --per-task")
-    if not learner.tasks:
+    if not model.tasks:
         raise ValueError("this model has learned nothing yet; give it a task first")
-    method = beneath(learner.method.eval(), readout)
+    method = beneath(model.method.eval(), readout)
     write = export_peft_tasks if per_task else FORMATS[format]
-    with draft(Path(out)) as place, _on_the_cpu(learner):
-        return write(learner, method, place)
+    with draft(Path(out)) as place, _on_the_cpu(model):
+        return write(model, method, place)
 
 
 @contextmanager
-def _on_the_cpu(learner: Learner) -> Generator[None]:
+def _on_the_cpu(model: Model) -> Generator[None]:
     """Where exports are written and compared, so that they do not depend on an accelerator's rounding."""
-    device = next(learner.method.parameters()).device
-    learner.method.cpu()
+    device = next(model.method.parameters()).device
+    model.method.cpu()
     try:
         yield
     finally:
-        learner.method.to(device)
+        model.method.to(device)

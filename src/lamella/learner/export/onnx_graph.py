@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from lamella.learner.export.check import compare, random_images
 from lamella.learner.export.describe import description, metadata, needed
 from lamella.learner.export.network import fixed
-from lamella.learner.learner import Learner
+from lamella.learner.model import Model
 from lamella.methods import Method
 
 __all__ = ["export_onnx"]
@@ -25,7 +25,7 @@ __all__ = ["export_onnx"]
 INPUT, OUTPUT = "images", "logits"
 
 
-def export_onnx(learner: Learner, method: Method, file: Path) -> list[str]:
+def export_onnx(model: Model, method: Method, file: Path) -> list[str]:
     """Write one file: input "images" (n, 3, size, size), normalised; output "logits" (n, classes).
 
     Raises:
@@ -33,15 +33,15 @@ def export_onnx(learner: Learner, method: Method, file: Path) -> list[str]:
     """
     onnx, runtime = needed("onnx", "export"), needed("onnxruntime", "export")
     needed("onnxscript", "export")
-    size = learner.backbone.transform.size
+    size = model.backbone.transform.size
     try:
         network = fixed(method)
     except ValueError:
-        model, how = _image_by_image(method, size), "the graph runs image after image"
+        graph, how = _image_by_image(method, size), "the graph runs image after image"
     else:
-        model, how = _batches(network, size), "the graph runs whole batches"
-    onnx.helper.set_model_props(model, metadata(description(learner, method, method.classes)))
-    onnx.save_model(model, file)
+        graph, how = _batches(network, size), "the graph runs whole batches"
+    onnx.helper.set_model_props(graph, metadata(description(model, method, method.classes)))
+    onnx.save_model(graph, file)
 
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     found = compare(method.predict, lambda x: torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0]), size)

@@ -12,7 +12,7 @@ from lamella.common.files import write_json
 from lamella.learner.export.check import compare
 from lamella.learner.export.describe import architecture, description, metadata, needed, new_timm_model, timm_config
 from lamella.learner.export.network import Acting, Fixed, acting_branches, adapted_layers, fixed, update
-from lamella.learner.learner import Learner
+from lamella.learner.model import Model
 from lamella.methods import Method
 from lamella.methods.shared.heads import Head, linear_layer
 
@@ -47,7 +47,7 @@ def low_rank(change: Tensor, weight: Tensor, merges: int = 1) -> Pair:
     return Pair(A.float().contiguous(), (D @ A.T).float().contiguous())  # rows of zeros stay zero
 
 
-def export_peft(learner: Learner, method: Method, folder: Path) -> list[str]:
+def export_peft(model: Model, method: Method, folder: Path) -> list[str]:
     """Write the whole change since the backbone was loaded, and the classifier, as one adapter.
 
     Raises:
@@ -56,15 +56,15 @@ def export_peft(learner: Learner, method: Method, folder: Path) -> list[str]:
         RuntimeError: PEFT is not installed.
     """
     needed("peft", "peft")
-    architecture(learner)  # refuses what timm does not build, before other reasons that name timm as the way out
+    architecture(model)  # refuses what timm does not build, before other reasons that name timm as the way out
     network = fixed(method)
-    loaded = learner.new_backbone().model
-    adapter = _Adapter(learner, loaded, _differences(method, network, loaded), network.classifier)
-    described = description(learner, method, method.classes)
-    return adapter.write(folder, described, method.predict, len(learner.tasks))
+    loaded = model.new_backbone().model
+    adapter = _Adapter(model, loaded, _differences(method, network, loaded), network.classifier)
+    described = description(model, method, method.classes)
+    return adapter.write(folder, described, method.predict, len(model.tasks))
 
 
-def export_peft_tasks(learner: Learner, method: Method, folder: Path) -> list[str]:
+def export_peft_tasks(model: Model, method: Method, folder: Path) -> list[str]:
     """Write an adapter and a classifier for each task, which the method keeps apart: folders task0, task1, ...
 
     Raises:
@@ -72,8 +72,8 @@ def export_peft_tasks(learner: Learner, method: Method, folder: Path) -> list[st
         RuntimeError: PEFT is not installed.
     """
     needed("peft", "peft")
-    tasks = _tasks_apart(method, len(learner.tasks))
-    loaded = learner.new_backbone().model
+    tasks = _tasks_apart(method, len(model.tasks))
+    loaded = model.new_backbone().model
     sites = [Site(n, layer, slice(None)) for n, layer in adapted_layers(method.backbone.model).items()]
     weights = {name: layer.weight for name, layer in adapted_layers(method.backbone.model).items()}
     folder.mkdir()
@@ -88,8 +88,8 @@ def export_peft_tasks(learner: Learner, method: Method, folder: Path) -> list[st
             with using(sites, coefficients):
                 return head(method.backbone(x))
 
-        described = description(learner, method, list(head.classes)) | {"tasks": [learner.tasks[t]["name"]]}
-        adapter = _Adapter(learner, loaded, changes, classifier)
+        described = description(model, method, list(head.classes)) | {"tasks": [model.tasks[t].name]}
+        adapter = _Adapter(model, loaded, changes, classifier)
         lines += [f"task{t}: {line}" for line in adapter.write(folder / f"task{t}", described, own, 1)]
     return lines
 
@@ -136,8 +136,8 @@ class _Adapter:
         loaded: the backbone as it was loaded, which users load too.
     """
 
-    def __init__(self, learner: Learner, loaded: nn.Module, differences: Differences, classifier: nn.Linear) -> None:
-        self.learner, self.loaded, self.differences, self.classifier = learner, loaded, differences, classifier
+    def __init__(self, model: Model, loaded: nn.Module, differences: Differences, classifier: nn.Linear) -> None:
+        self.model, self.loaded, self.differences, self.classifier = model, loaded, differences, classifier
 
     def write(self, folder: Path, described: dict[str, Any], own: Callable[[Tensor], Tensor], merges: int) -> list[str]:
         """Write adapter_config.json, adapter_model.safetensors, config.json, and base.safetensors where it is needed.
@@ -150,7 +150,7 @@ class _Adapter:
 
         pairs = self._pairs(merges)
         base = {k: v.contiguous() for k, v in self.loaded.state_dict().items()}
-        model, head = new_timm_model(self.learner, len(described["class_names"]), base)
+        model, head = new_timm_model(self.model, len(described["class_names"]), base)
         ranks = {name: len(pair.A) for name, pair in pairs.items()}
         largest = max(ranks.values())
         config = LoraConfig(
@@ -163,13 +163,13 @@ class _Adapter:
         folder.mkdir()
         config.save_pretrained(str(folder))
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"} | metadata(described))
-        write_json(folder / "config.json", timm_config(self.learner, described))
+        write_json(folder / "config.json", timm_config(self.model, described))
         if self._base_is_ours():
             save_file(base, folder / "base.safetensors", metadata={"format": "pt"})
             model.load_state_dict(load_file(folder / "base.safetensors"), strict=False)
 
         plain = PeftModel.from_pretrained(model, str(folder)).eval()
-        found = compare(own, plain, self.learner.backbone.transform.size)
+        found = compare(own, plain, self.model.backbone.transform.size)
         return [str(found), f"rank {_range(ranks.values())} on {len(ranks)} layers", self._how_to_load(described)]
 
     def _pairs(self, merges: int) -> dict[str, Pair]:
@@ -187,11 +187,11 @@ class _Adapter:
 
     def _base_is_ours(self) -> bool:
         """Whether timm cannot download the weights that the adapter belongs to."""
-        table = self.learner.config["backbone"]
-        return table["weights"] != "pretrained" or "adapter" in table or table["name"] != architecture(self.learner)[0]
+        table = self.model.config["backbone"]
+        return table["weights"] != "pretrained" or "adapter" in table or table["name"] != architecture(self.model)[0]
 
     def _how_to_load(self, described: dict[str, Any]) -> str:
-        name, options = architecture(self.learner)
+        name, options = architecture(self.model)
         given = "".join(f", {key}={value!r}" for key, value in options.items())
         ours = self._base_is_ours()
         create = f"timm.create_model('{name}', {'' if ours else 'pretrained=True, '}num_classes="

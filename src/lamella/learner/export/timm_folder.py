@@ -6,13 +6,13 @@ from lamella.common.files import write_json
 from lamella.learner.export.check import compare
 from lamella.learner.export.describe import architecture, description, metadata, new_timm_model, timm_config
 from lamella.learner.export.network import fixed
-from lamella.learner.learner import Learner
+from lamella.learner.model import Model
 from lamella.methods import Method
 
 __all__ = ["export_timm"]
 
 
-def export_timm(learner: Learner, method: Method, folder: Path) -> list[str]:
+def export_timm(model: Model, method: Method, folder: Path) -> list[str]:
     """Write model.safetensors and config.json.
 
     Raises:
@@ -21,20 +21,20 @@ def export_timm(learner: Learner, method: Method, folder: Path) -> list[str]:
     from safetensors.torch import load_file, save_file
 
     network = fixed(method)
-    described = description(learner, method, method.classes)
+    described = description(model, method, method.classes)
     count = len(method.classes)
     backbone = {k: v.contiguous() for k, v in network.backbone.model.state_dict().items()}
-    _, head = new_timm_model(learner, count, {})
+    _, head = new_timm_model(model, count, {})
     state = backbone | {f"{head}.{key}": value for key, value in network.classifier.state_dict().items()}
     folder.mkdir()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"} | metadata(described))
-    config = timm_config(learner, described)
+    config = timm_config(model, described)
     write_json(folder / "config.json", config)
 
-    plain, _ = new_timm_model(learner, count, {})
+    plain, _ = new_timm_model(model, count, {})
     plain.load_state_dict(load_file(folder / "model.safetensors"))
-    found = compare(method.predict, plain, learner.backbone.transform.size)
-    name, options = architecture(learner)
+    found = compare(method.predict, plain, model.backbone.transform.size)
+    name, options = architecture(model)
     given = "".join(f", {key}={value!r}" for key, value in options.items())
     return [
         str(found),

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from lamella.data.images import ImageSet, TensorSet, data_sha256
 from lamella.data.sources.load import load_source
-from lamella.learner.learner import Learner, Prediction
+from lamella.learner.model import Model
+from lamella.learner.predictions import Prediction, predict
 
 __all__ = ["BINS", "Bin", "Counted", "Evaluation", "Measured", "evaluate", "images_to_measure"]
 
@@ -128,7 +129,7 @@ def images_to_measure(data: str, learned: Collection[str]) -> Measured:
 
 
 def evaluate(
-    learner: Learner, images: ImageSet | TensorSet, class_names: Sequence[str], *, unknown_below: float = 0.05
+    model: Model, images: ImageSet | TensorSet, class_names: Sequence[str], *, unknown_below: float = 0.05
 ) -> Evaluation:
     """Predict every image and compare with its label.
 
@@ -138,7 +139,7 @@ def evaluate(
     Raises:
         ValueError: no image is of a class that was learned, or one cannot be decoded (it is named).
     """
-    known = set(learner.class_names.values())
+    known = set(model.class_names.values())
     labels: list[int] = images.labels.tolist()
     names = [class_names[label] for label in labels]
     if not known.intersection(names):
@@ -147,20 +148,20 @@ def evaluate(
             f"none of the classes here was learned, so nothing can be measured: {there}; "
             f"this model knows {', '.join(sorted(known)[:5]) or 'nothing yet'}"
         )
-    guesses = learner.predict(images, top=1)
+    guesses = predict(model, images, top=1)
     seen: dict[str, list[Prediction]] = {}
     for name, guess in zip(names, guesses, strict=True):
         seen.setdefault(name, []).append(guess)
     tells = guesses[0].familiarity is not None
-    return _evaluation(learner, seen, unknown_below, tells)
+    return _evaluation(model, seen, unknown_below, tells)
 
 
-def _evaluation(learner: Learner, seen: Mapping[str, list[Prediction]], below: float, tells: bool) -> Evaluation:
+def _evaluation(model: Model, seen: Mapping[str, list[Prediction]], below: float, tells: bool) -> Evaluation:
     """What follows from the predictions for each class's images."""
-    columns = tuple(learner.class_names.values())
+    columns = tuple(model.class_names.values())
     position = {name: i for i, name in enumerate(columns)}
     known = {name: seen[name] for name in columns if name in seen}
-    tasks = [(task["name"], {learner.class_names[c] for c in task["classes"]}) for task in learner.tasks]
+    tasks = [(task.name, {model.class_names[c] for c in task.classes}) for task in model.tasks]
     beside = {name: set[str]().union(*(classes for _, classes in tasks if name in classes)) for name in known}
     classes = [_counted(name, {name: own}, beside[name], below) for name, own in known.items()]
     of_tasks = [

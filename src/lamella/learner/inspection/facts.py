@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.learner.inspection.directions import Forecast, Overlap, Space, forecast, overlap, spaces
-from lamella.learner.learner import Learner
+from lamella.learner.model import Model
 from lamella.learner.store.versions import history, load_manifest
 
 __all__ = ["Inspection", "LearnedTask", "Origin", "inspect", "origins"]
@@ -78,26 +78,34 @@ class Inspection:
     overlap: Overlap | None
 
 
-def inspect(learner: Learner, found: Sequence[Origin | None] = ()) -> Inspection:
+def inspect(model: Model, found: Sequence[Origin | None] = ()) -> Inspection:
     """The facts of a learner; `found`: where each of its tasks comes from, see `origins`."""
-    places = found or [None] * len(learner.tasks)
-    known = spaces(learner.method, [task.get("directions", {}) for task in learner.tasks])
+    places = found or [None] * len(model.tasks)
+    known = spaces(model.method, [task.directions for task in model.tasks])
     return Inspection(
-        learner.name, learner.backbone.name, learner.backbone.weights_sha256, tuple(learner.class_names.values()),
-        learner.confidence.temperature, learner.parameter_counts(),
-        tuple(_learned(learner, i, origin) for i, origin in enumerate(places)),
-        known, forecast(learner.method, known), overlap(learner.method, len(learner.tasks)),
+        model.name, model.backbone.name, model.backbone.weights_sha256, tuple(model.class_names.values()),
+        model.confidence.temperature, model.parameter_counts(),
+        tuple(_learned(model, i, origin) for i, origin in enumerate(places)),
+        known, forecast(model.method, known), overlap(model.method, len(model.tasks)),
     )  # fmt: skip
 
 
-def _learned(learner: Learner, number: int, origin: Origin | None) -> LearnedTask:
-    task = learner.tasks[number]
-    held = task.get("held_back", {})
+def _learned(model: Model, number: int, origin: Origin | None) -> LearnedTask:
+    task = model.tasks[number]
+    held = task.held_back
     return LearnedTask(
-        task["name"], tuple(learner.class_names[c] for c in task["classes"]), task["images"],
-        task.get("unreadable", {}).get("images", 0), task["seconds"]["total"], task["trainable_parameters"],
-        task.get("data_sha256"), held.get("images"), held.get("right"), held.get("temperature"), origin,
-    )  # fmt: skip
+        name=task.name,
+        classes=tuple(model.class_names[c] for c in task.classes),
+        images=task.images,
+        unreadable=task.unreadable.images if task.unreadable else 0,
+        seconds=task.seconds["total"],
+        trained=task.trainable_parameters,
+        data_sha256=task.data_sha256,
+        held_back=held.images if held else None,
+        right=held.right if held else None,
+        temperature=held.temperature if held else None,
+        origin=origin,
+    )
 
 
 def origins(folder: Path) -> list[Origin | None]:

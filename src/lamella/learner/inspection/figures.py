@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lamella.common.printable import printable
-from lamella.common.svg import CARD, SERIES, drawing, to_svg
-from lamella.experiments.report.figures import WIDTH
+from lamella.common.svg import CARD, SERIES, WIDTH, drawing, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

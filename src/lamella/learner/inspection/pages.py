@@ -2,13 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from lamella.experiments.report import words
-from lamella.experiments.report.page import render
+from lamella.common import words
+from lamella.common.page import render
 from lamella.learner.inspection.text import forecast_told, images_told, no_overlap_told
 
 if TYPE_CHECKING:
     from lamella.learner.inspection.evaluation import Evaluation
     from lamella.learner.inspection.facts import Inspection
+
+ROOM = "lamella.learner.inspection"
+"""Where the templates are."""
 
 __all__ = ["evaluation_page", "inspection_page"]
 
@@ -23,7 +26,7 @@ def inspection_page(inspection: "Inspection", title: str) -> str:
     rank = None if inspection.forecast is None else inspection.forecast.rank
     # Markup: matplotlib has escaped the names inside its SVG already.
     return render(
-        "inspection.html.j2", title=title, model=inspection, words=words, forecast=forecast_told(inspection),
+        ROOM, "inspection.html.j2", title=title, model=inspection, words=words, forecast=forecast_told(inspection),
         spaces=Markup(draw_spaces(inspection.spaces, rank, "spaces")) if inspection.spaces else None,
         overlap=Markup(draw_overlap(inspection.overlap, names, "overlap")) if inspection.overlap else None,
         no_overlap=no_overlap_told(inspection), images_told=images_told,
@@ -38,7 +41,7 @@ def evaluation_page(evaluation: "Evaluation", title: str, data: str) -> str:
 
     mistakes = sorted((c for c in evaluation.confusion if c[0] != c[1]), key=lambda c: -c[2])
     return render(
-        "evaluation.html.j2", title=title, data=data, measured=evaluation, words=words, mistakes=mistakes[:10],
+        ROOM, "evaluation.html.j2", title=title, data=data, measured=evaluation, words=words, mistakes=mistakes[:10],
         named=len(evaluation.columns) <= MOST_CELLS,
         confusion=Markup(draw_confusion(evaluation, "confusion")),
         calibration=Markup(draw_calibration(evaluation, "calibration")),

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from lamella.common import words
 from lamella.common.plain_table import plain_table
 from lamella.common.printable import printable
-from lamella.experiments.report import words
 
 if TYPE_CHECKING:
     from lamella.learner.inspection.directions import Overlap

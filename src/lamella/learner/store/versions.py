@@ -14,18 +14,25 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from lamella.backbones import Backbone
-from lamella.common.files import json_to_bytes, read_json, read_tensors, tensors_to_bytes, write_atomic, write_json
+from lamella.common.files import (
+    json_to_bytes,
+    read_json,
+    read_tensors,
+    refuse_links,
+    tensors_to_bytes,
+    write_atomic,
+)
 
 __all__ = [
-    "FORMAT", "MANIFEST", "Version", "drop_versions", "history", "holds_model", "learned_state", "load_manifest",
-    "load_model", "make_again", "restore_state", "roll_back", "save_model", "stored_bytes",
+    "FORMAT", "MANIFEST", "VERSIONS", "Version", "drop_versions", "history", "holds_model", "load_manifest",
+    "load_model", "make_again", "roll_back", "save_model",
 ]  # fmt: skip
 
 FORMAT = 2
 MANIFEST = "lamella.json"
+VERSIONS = "versions"
 
 
 class Version(NamedTuple):
@@ -44,35 +51,6 @@ class Version(NamedTuple):
     bytes: int
 
 
-def learned_state(method: nn.Module) -> dict[str, Tensor]:
-    """The method's tensors, less those of its backbone that are still as loaded."""
-    state = dict(method.state_dict())
-    for prefix, module in method.named_modules():
-        if isinstance(module, Backbone):
-            changed = module.changed()
-            for key in [k for k in module.model.state_dict() if k not in changed]:
-                state.pop(f"{prefix}.model.{key}", None)
-    return state
-
-
-def restore_state(method: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put `learned_state` into a freshly built method; what it left out stays as loaded.
-
-    Raises:
-        ValueError: the state belongs to another method or backbone.
-    """
-    full = dict(state)
-    for prefix, module in method.named_modules():
-        if isinstance(module, Backbone):
-            loaded = {f"{prefix}.model.{k}": v for k, v in module.model.state_dict().items() if ".branches." not in k}
-            full = loaded | full
-    try:
-        method.load_state_dict(full)
-    except RuntimeError as error:
-        lines = str(error).strip().splitlines()
-        raise ValueError(f"the stored state does not fit this method ({lines[-1].strip()})") from error
-
-
 def holds_model(folder: Path) -> bool:
     """Whether there is a model at `folder`."""
     return (folder / MANIFEST).exists()
@@ -89,7 +67,9 @@ def save_model(
 
     Raises:
         OSError: the folder cannot be written or the disk is full; the model that was there is untouched.
+        ValueError: `keep` is below 1, or the folder's "versions" is a symbolic link.
     """
+    refuse_links(folder / VERSIONS)
     if keep is not None and keep < 1:
         raise ValueError(f"keep {keep} would leave no version; give 1 or more")
     known = _read_pointer(folder)["versions"] if holds_model(folder) else {}
@@ -109,13 +89,6 @@ def save_model(
     _point(folder, number, digests)
     _sweep(folder, digests)
     return len(content)
-
-
-def stored_bytes(method: nn.Module, without: Collection[str] = ()) -> int:
-    """Bytes of the file that `save_model` would write of a method, less the adapters named."""
-    foreign = tuple(f".branches.{name}." for name in without)
-    state = learned_state(method)
-    return len(tensors_to_bytes({k: v for k, v in state.items() if not any(mark in k for mark in foreign)}))
 
 
 def load_model(folder: Path, version: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -186,8 +159,9 @@ def drop_versions(folder: Path, numbers: Collection[int]) -> None:
     """Remove versions for good, with what only they need.
 
     Raises:
-        ValueError: the current one is among them.
+        ValueError: the current one is among them, or the folder's "versions" is a symbolic link.
     """
+    refuse_links(folder / VERSIONS)
     pointer = _read_pointer(folder)
     if pointer["current"] in numbers:
         raise ValueError(f"version {pointer['current']} of '{folder}' is in use; roll back to another one first")
@@ -197,11 +171,11 @@ def drop_versions(folder: Path, numbers: Collection[int]) -> None:
 
 
 def _version_file(folder: Path, number: int) -> Path:
-    return folder / "versions" / f"{number}.json"
+    return folder / VERSIONS / f"{number}.json"
 
 
 def _point(folder: Path, current: int, digests: Mapping[str, str]) -> None:
-    write_json(folder / MANIFEST, {"lamella": FORMAT, "current": current, "versions": dict(digests)})
+    write_atomic(folder / MANIFEST, json_to_bytes({"lamella": FORMAT, "current": current, "versions": dict(digests)}))
 
 
 def _read_pointer(folder: Path) -> dict[str, Any]:
@@ -223,17 +197,12 @@ def _read_pointer(folder: Path) -> dict[str, Any]:
 
 def _sweep(folder: Path, digests: Mapping[str, str]) -> None:
     """Remove half-written files, version files without an entry, and tensors that no version needs."""
-    for file in (folder / "versions").glob("*.json"):
+    for file in (folder / VERSIONS).glob("*.json"):
         if file.stem not in digests:
             file.unlink(missing_ok=True)
-    half_written = (
-        *folder.glob(".state-*.part"),
-        *folder.glob(".backbone-*.part"),
-        *folder.glob(f".{MANIFEST}.*.part"),
-        *folder.glob("versions/.*.part"),
-    )
-    for file in half_written:
-        file.unlink(missing_ok=True)
+    for pattern in (".state-*.part", ".backbone-*.part", f".{MANIFEST}.*.part", f"{VERSIONS}/.*.part"):
+        for file in folder.glob(pattern):
+            file.unlink(missing_ok=True)
     try:
         manifests = [load_manifest(folder, int(number)) for number in digests]
     except (FileNotFoundError, ValueError):

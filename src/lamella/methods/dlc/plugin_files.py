@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lamella.adapters.adapter import adapter_state
 from lamella.common.files import read_tensors, tensors_to_bytes, write_tensors
+from lamella.common.version import __version__
 from lamella.methods.dlc.dlc import DLC
 from lamella.methods.shared.heads import Heads
 
@@ -38,8 +39,6 @@ def save_plugin(method: DLC, name: str, path: str | Path) -> None:
         ValueError: no plugin of this name is in place.
         OSError: the file cannot be written.
     """
-    from lamella import __version__
-
     tensors = _tensors(method, name)
     task = method.heads[int(name.rpartition("-")[2])].classes
     notes = {"plugin": name, "lamella": __version__, "classes": task}

@@ -1,0 +1,56 @@
+"""Numbers written for reading: percent, durations, counts, sizes, and a dash for nothing."""
+
+__all__ = ["MINUS", "NOTHING", "count", "duration", "number", "size"]
+
+NOTHING = "\N{EM DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+
+def number(fraction: float, *, signed: bool = False) -> str:
+    """A fraction as percent with one decimal and a real minus sign.
+
+    >>> number(0.7224), number(0.05, signed=True), number(-0.00001)
+    ('72.2', '+5.0', '0.0')
+    """
+    rounded = round(100 * fraction, 1) + 0.0  # turns -0.0 into 0.0
+    return f"{rounded:{'+' if signed and rounded else ''}.1f}".replace("-", MINUS)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them.
+
+    >>> duration(4.26), duration(95), duration(7500)
+    ('4.3 s', '1 min 35 s', '2 h 5 min')
+    """
+    if seconds is None:
+        return NOTHING
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def count(value: float | None) -> str:
+    """A number with thousands set apart.
+
+    >>> count(1234567.0)
+    '1,234,567'
+    """
+    return NOTHING if value is None else f"{round(value):,}"
+
+
+def size(value: float | None) -> str:
+    """Bytes with a decimal unit.
+
+    >>> size(512), size(23_400_000)
+    ('512 B', '23.4 MB')
+    """
+    if value is None:
+        return NOTHING
+    if value < 1000:
+        return f"{value:.0f} B"
+    for unit in ("kB", "MB"):
+        value /= 1000
+        if value < 999.95:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1000:.1f} GB"

@@ -1,0 +1,42 @@
+"""Learning one task."""
+
+import time
+from dataclasses import replace
+
+from lamella.common.progress import Progress, silent
+from lamella.data.keeping import keep_decoded
+from lamella.data.loading import Examples
+from lamella.data.scenario import Task
+from lamella.learner.model import Model
+from lamella.learner.predictions import held_out
+from lamella.learner.records import TaskRecord, check_task, task_record
+from lamella.training.checkpoints import Checkpoints
+
+__all__ = ["learn"]
+
+
+def learn(
+    model: Model,
+    task: Task,
+    *,
+    held_back: Examples | None = None,
+    checkpoints: Checkpoints | None = None,
+    progress: Progress = silent,
+) -> TaskRecord:
+    """Learn one task; arguments, record and errors are those of `Learner.learn`."""
+    model.check_whole()
+    check_task(task, model.class_names)
+    task = replace(task, train=keep_decoded(task.train, progress=progress))
+    fit = model.fit(checkpoints=checkpoints, progress=progress)
+    fit.begin(str(len(model.tasks)))
+    started = time.monotonic()
+    model.half_learned = task.name
+    model.method.learn(task, fit)
+    model.half_learned = ""
+    model.class_names |= dict(zip(task.classes, task.class_names, strict=True))
+    record = task_record(task, model.method, fit, time.monotonic() - started)
+    model.tasks.append(record)
+    if held_back is not None and len(held_back):
+        logits, typicality = model.read(held_back, fit, "held-back")
+        record.held_back = held_out(logits, typicality, held_back.labels, model.method.classes)
+    return record
