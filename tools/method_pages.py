@@ -55,7 +55,8 @@ def _settings(build: Callable[..., Any]) -> str:
     meanings: dict[str, str] = {}
     for described in (*recipes.values(), build):
         meanings |= _meanings(inspect.getdoc(described) or "")
-    rows = [f"| `{key}` | {_default(option)} | {meanings.get(key, '')} |" for key, option in options.items()]
+    own_first = sorted(options.items(), key=lambda item: item[1].recipe is not None)
+    rows = [f"| `{key}` | {_default(option)} | {meanings.get(key, '')} |" for key, option in own_first]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows, ""])
 
 
