@@ -71,19 +71,20 @@ def _settings(build: Callable[..., Any]) -> str:
     options = options_of(build, without={"seed"})
     if not options:
         return "None.\n"
-    meanings = _meanings(inspect.getdoc(build) or "", options)
-    rows = [f"| `{key}` | {_default(option)} | {meanings.get(key, '')} |" for key, option in options.items()]
+    recipes = {option.recipe[0]: type(option.recipe[1]) for option in options.values() if option.recipe}
+    meanings: dict[str, str] = {}
+    for described in (*recipes.values(), build):
+        meanings |= _meanings(inspect.getdoc(described) or "")
+    own_first = sorted(options.items(), key=lambda item: item[1].recipe is not None)
+    rows = [f"| `{key}` | {_default(option)} | {meanings.get(key, '')} |" for key, option in own_first]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows, ""])
 
 
-def _meanings(doc: str, options: dict[str, Option]) -> dict[str, str]:
-    """What the "Args" of a docstring say of each key: `key, key: meaning.`, several on a line."""
-    found = re.search(r"Args:\n(.*?)(?=\n\S|\Z)", doc, re.DOTALL)
-    text = " ".join(found[1].split()) if found else ""
-    names = "|".join(map(re.escape, ["base", *options]))
-    parts = re.split(rf"(?:^|(?<=[.)] ))((?:{names})(?:, (?:{names}))*): ", text)
-    pairs = zip(parts[1::2], parts[2::2], strict=True)
-    return {key: meaning.strip().rstrip(".").replace("|", "\\|") for keys, meaning in pairs for key in keys.split(", ")}
+def _meanings(doc: str) -> dict[str, str]:
+    """What the "Args" of a docstring say of each argument: one a line, longer texts indented below it."""
+    found = re.search(r"^Args:\n((?: {4}.*\n?|\n(?= {4}))*)", doc, re.MULTILINE)
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", found[1] if found else "", re.MULTILINE)
+    return {key: " ".join(text.split()).rstrip(".").replace("|", "\\|") for key, text in entries}
 
 
 def _default(option: Option) -> str:
