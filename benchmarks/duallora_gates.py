@@ -36,7 +36,7 @@ def main(run: Path, images: Annotated[int, typer.Option(min=1, help="Of each tas
         method.signatures.reading(method.features, data.batch(order, view))
         readers = method.signatures.readers.values()
         gates = torch.stack([r.signature.normalised(r.rho).clamp(max=1).mean(0) for r in readers]).mean(0)
-        chosen = method.signatures.scores(1.0).argmax(1)
+        chosen = method.signatures.scores().argmax(1)
         table.add_row(str(task), *(f"{gate:.2f}" for gate in gates), f"{int((chosen == task).sum())} of {len(order)}")
     Console(width=40 + 8 * len(tasks)).print(table)
 
