@@ -36,6 +36,7 @@ from lamella.experiments.run import run
 from lamella.learner.config.document import build_method, complete, load_config, method_name, readout_names
 from lamella.learner.costs import costs_of_base, parameter_counts
 from lamella.learner.learner import Learner
+from lamella.learner.records import TaskRecord
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.learner.store.versions import load_model
 from lamella.methods.dlc.dlc import DLC
@@ -666,18 +667,16 @@ def test_the_bases_file_tells_what_the_base_costs_alone(
 
 
 def test_the_bases_seconds_are_those_of_its_own_calls() -> None:
+    seconds = {"train": 5.0, "herding": 1.0, "plugin": 2.5, "total": 9.0}
     records = [
-        {
-            "seconds": {"train": 5.0, "herding": 1.0, "plugin": 2.5, "total": 9.0},
-            "trained": {"train": 40, "plugin": 70},
-        },
-        {"seconds": {"train": 4.0, "plugin": 2.0, "total": 7.0}, "trained": {"train": 44, "plugin": 90}},
+        TaskRecord("first", (0, 1), 16, seconds, 70, {"train": 40, "plugin": 70}),
+        TaskRecord("second", (2, 3), 16, {"train": 4.0, "plugin": 2.0, "total": 7.0}, 90, {"train": 44, "plugin": 90}),
     ]
     costs = costs_of_base(build("dlc"), records, 1)
     assert costs["seconds"] == {"learn": [6.5, 5.0]}
     assert costs["phase_seconds"] == {"train": 9.0, "herding": 1.0}
     assert costs["trainable_parameters"] == 44
-    del records[0]["trained"]  # a model of an older version
+    records[0].trained = None  # a model of an older version
     assert costs_of_base(build("dlc"), records, 1)["trainable_parameters"] is None
 
 

@@ -90,7 +90,7 @@ def test_the_readme_shows_the_quickstart_and_it_runs(tmp_path: Path) -> None:
 def test_the_method_of_ones_own_runs_and_is_short(tmp_path: Path) -> None:
     accuracy = re.findall(r"^own: ([\d.]+)%", run_example("own_method.py", tmp_path))
     assert float(accuracy[0]) > 70, "96 when this was written"
-    assert code_lines(ROOT / "examples" / "own_method.py") < 60
+    assert code_lines(ROOT / "examples" / "own_method.py") < 65
 
 
 def test_the_guide_quotes_the_example() -> None:
