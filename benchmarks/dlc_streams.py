@@ -144,16 +144,19 @@ def _claim(folder: Path, settings: str) -> None:
 def _base_states(config: str, changes: list[str], scenario: Scenario, folder: Path) -> list[dict[str, Tensor]]:
     """What the base had learned after each task, without any plugin."""
     learner = Learner(load_config(config, changes))
+    base = learner.method.base
+    if base is None:
+        raise ValueError(f"the method of {config} is built on no other; give it a [method.base]")
     for i in range(len(scenario)):
         path = folder / f"base-{i}.pt"
         if path.exists():
-            learner.method.base.load_state_dict(torch.load(path, weights_only=True))
+            base.load_state_dict(torch.load(path, weights_only=True))
             continue
         fit = learner.fit()
         fit.begin(str(i))
         task = scenario[i]
-        learner.method.base.learn(replace(task, train=keep_decoded(task.train)), fit)
-        torch.save(learner.method.base.state_dict(), path)
+        base.learn(replace(task, train=keep_decoded(task.train)), fit)
+        torch.save(base.state_dict(), path)
     return [torch.load(folder / f"base-{i}.pt", weights_only=True) for i in range(len(scenario))]
 
 

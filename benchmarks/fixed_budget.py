@@ -82,9 +82,9 @@ def _measures(folders: list[Path], parameters: int) -> tuple[int, list[float], l
     method = Learner.load(folders[0] / "model").method
     if parameters_of(method) != parameters:
         raise RuntimeError(f"{folders[0]} has {parameters_of(method):,} parameters, but {parameters:,} were counted")
-    kept = getattr(method, "base", method).exemplars
+    holder: Any = method.base or method
     last, average = ([r[key] for r in results] for key in ("final_accuracy", "average_accuracy"))
-    return len(kept), last, average
+    return len(holder.exemplars), last, average
 
 
 def _print(

@@ -7,16 +7,16 @@ weights; from then on features stand still, so class means and one scatter are a
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lamella import METHODS, Backbone, Fit, Learner, Task, class_incremental, load_source
+from lamella import METHODS, Backbone, Fit, Learner, Method, Task, class_incremental, load_source
 from lamella.adapters.adapter import grow, merge
 from lamella.common.randomness import generator
 from lamella.memory.gaussians import ClassGaussians
-from lamella.methods.shared.heads import Heads, only_columns
+from lamella.methods.shared.heads import Heads
 
 
-class OwnMethod(nn.Module):
+class OwnMethod(Method):
     """LoRA on the first task, ridge regression on all.
 
     Args:
@@ -38,24 +38,20 @@ class OwnMethod(nn.Module):
     def classes(self) -> tuple[int, ...]:
         return self.statistics.classes
 
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d)."""
-        return self.backbone(x)
-
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
         if not self.classes:
             self._adapt(task, fit)
         self.statistics.add(fit.features(task.train, self.features), task.train.labels, task.classes)
 
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
         """(n, classes): f^T (G + k I)^-1 (sums of the features of each class)."""
         s = self.statistics
         sums = s.means * s.counts[:, None]
         gram = s.scatter + sums.T @ s.means
         k = self.ridge * gram.diagonal().mean()
         weight = torch.linalg.solve(gram + k * torch.eye(len(gram)).to(gram), sums.T)
-        return only_columns(self.features(x) @ weight.float(), self.classes, task)
+        return features @ weight.float()
 
     def _adapt(self, task: Task, fit: Fit) -> None:
         branches = grow(self.sites, "own", self.rank, generator=generator(self.seed, "lora"))

@@ -161,8 +161,8 @@ def pretending() -> Iterator[None]:
         patch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
         patch.setattr(torch, "is_autocast_enabled", lambda _: False)
         patch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
-        for module in ("passes", "chosen_precision"):
+        for module in ("training.passes", "learner.config.precision"):
             patch.setattr(f"lamella.{module}.resolve_device", lambda _: DEVICE)
-        for module in ("lowrank", "backbones.recall"):  # where plain tensors are told from quantised ones
+        for module in ("adapters.adapter", "backbones.feature_cache"):  # where plain tensors are told from quantised ones
             patch.setattr(f"lamella.{module}.Tensor", Pretended)
         yield

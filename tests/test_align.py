@@ -11,6 +11,7 @@ from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.data.transform import InputTransform
+from lamella.methods import Method
 from lamella.methods.nearest_mean import NearestMean
 from lamella.methods.parts import Aligned
 from lamella.methods.parts.drift import affine_drift, mean_drift
@@ -89,7 +90,7 @@ def test_a_ridge_must_be_positive() -> None:
 # the part around a method whose features drift as we say -------------------------------------------------------------
 
 
-class Drifting(nn.Module):
+class Drifting(Method):
     """A method whose features are its inputs, moved by the known map once for each task after the first."""
 
     def __init__(self, drifts: bool = True) -> None:
@@ -241,13 +242,13 @@ def test_a_class_may_have_a_covariance_of_its_own() -> None:
     for method in (shared, own):
         learn_all(method, stream(4, 2))
     features = own.features(torch.rand(5, 3, 32, 32))
-    torch.testing.assert_close(own._classify(features), own.statistics.quadratic_discriminant(features, 0.1, 0.2))
+    torch.testing.assert_close(own.classify(features), own.statistics.quadratic_discriminant(features, 0.1, 0.2))
     assert own.statistics.scatters.shape == (4, 64, 64)
     assert shared.statistics.scatters.shape == (0, 64, 64)
-    assert not torch.allclose(own._classify(features), shared._classify(features))
+    assert not torch.allclose(own.classify(features), shared.classify(features))
     by_count = Aligned(own.base, own_covariance_prior=32.0)
     by_count.load_state_dict(own.state_dict())
-    torch.testing.assert_close(by_count._classify(features), own._classify(features))  # 8 images: 8 / (8 + 32) = 0.2
+    torch.testing.assert_close(by_count.classify(features), own.classify(features))  # 8 images: 8 / (8 + 32) = 0.2
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from streams import build, fit_for, images, learn_all, stream, tiny_backbone
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamella.adapters.adapter import watch
 from lamella.backbones import Backbone, load_backbone
@@ -14,6 +14,7 @@ from lamella.data.transform import plain_view
 from lamella.learner.config.document import build_method, complete, method_name, readout_names
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.memory.signatures import Calibration
+from lamella.methods import Method
 from lamella.methods.parts import Aligned, Calibrated
 
 
@@ -51,8 +52,8 @@ def test_it_adds_the_term_of_the_layers_scores(learned: Calibrated) -> None:
     """Scores from class tokens that are watched here, levels and blocks as stored."""
     x = pixels(learned)
     seen: dict[str, Tensor] = {}
-    names = {s.layer: s.name for s in learned.sites}
-    with watch(learned.sites, lambda layer: lambda h: seen.update({names[layer]: h[:, 0]})), torch.no_grad():
+    names = {s.layer: s.name for s in learned.watched}
+    with watch(learned.watched, lambda layer: lambda h: seen.update({names[layer]: h[:, 0]})), torch.no_grad():
         plain = learned.base.predict(x)
         calibrated = learned.predict(x)
     votes = []
@@ -86,8 +87,8 @@ def test_signatures_are_those_of_the_finished_model_of_the_task() -> None:
     method.learn(data, fit)
     x = data.train.batch(torch.arange(len(data.train)), plain_view(method.backbone.transform))  # not augmented
     found: dict[str, Tensor] = {}
-    names = {s.layer: s.name for s in method.sites}
-    with watch(method.sites, lambda layer: lambda h: found.update({names[layer]: h[:, 0]})), torch.no_grad():
+    names = {s.layer: s.name for s in method.watched}
+    with watch(method.watched, lambda layer: lambda h: found.update({names[layer]: h[:, 0]})), torch.no_grad():
         method.features(x)
     for name, h in found.items():
         torch.testing.assert_close(seen[0][name], h, atol=1e-5, rtol=1e-5)
@@ -116,7 +117,7 @@ def test_around_alignment_every_readout_is_kept() -> None:
         difference = readouts[""] - aligned[""]
     torch.testing.assert_close(difference[:, 0], difference[:, 1], atol=1e-3, rtol=0)  # one number a task
     assert float((difference[:, 0] - difference[:, 2]).abs().max()) > 0.05
-    assert both.sites is both.base.base.sites
+    assert both.watched is both.base.base.sites
 
 
 def test_within_alignment_it_stays_out_of_the_way() -> None:
@@ -146,13 +147,12 @@ def test_results_are_named_after_the_parts(tmp_path: Any) -> None:
 def test_a_frozen_method_is_read_at_its_backbones_key_and_value_layers() -> None:
     for name in ("nearest-mean", "streaming-lda"):
         method = carried(name)
-        assert [s.name for s in method.sites] == [s.name for s in tiny_backbone().sites("key+value")]
+        assert [s.name for s in method.watched] == [s.name for s in tiny_backbone().sites("key+value")]
         learn_all(method, stream())
         x = pixels(method)
         with torch.no_grad():
             assert method.predict(x).shape == (8, 6)
             assert method.choose_task(x).shape == (8,)
-        assert callable(getattr(method, "features", None)) is (name == "nearest-mean")
 
 
 def test_a_class_that_comes_back_belongs_to_its_last_task() -> None:
@@ -283,12 +283,14 @@ def test_the_experts_of_a_routed_method_do_not_drift() -> None:
     assert torch.equal(*means)
 
 
-class TwoCrops(nn.Module):
+class TwoCrops(Method):
     """A method that shows its backbone two crops of each image."""
+
+    classes = (0, 1)
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.backbone, self.classes = backbone, (0, 1)
+        self.backbone = backbone
 
     def learn(self, task: Task, fit: Any) -> None:
         pass

@@ -10,7 +10,7 @@ from streams import build, images, learn_all, stream
 
 from lamella.common.randomness import generator
 from lamella.data.transform import plain_view
-from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram, logits_and_typicality
+from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.methods.parts import Aligned
 
@@ -84,9 +84,9 @@ def test_the_distance_is_mahalanobis_to_the_nearest_mean() -> None:
 def test_alignment_says_how_near_features_are_and_other_methods_their_energy() -> None:
     method = learn_all(Aligned(build("nearest-mean")), stream(2, 1))
     x = images(2, 2, "test").batch(torch.arange(4), plain_view(method.backbone.transform))
-    logits, typicality = logits_and_typicality(method, x)
+    logits, typicality = method.logits_and_typicality(x)
     assert torch.equal(logits, method.predict(x))
     torch.testing.assert_close(typicality, -method.statistics.distance(method.features(x), method.shrinkage))
-    assert float(logits_and_typicality(method, x + 9)[1].max()) < float(typicality.min())
+    assert float(method.logits_and_typicality(x + 9)[1].max()) < float(typicality.min())
     base = method.base
-    torch.testing.assert_close(logits_and_typicality(base, x)[1], base.predict(x).logsumexp(1))
+    torch.testing.assert_close(base.logits_and_typicality(x)[1], base.predict(x).logsumexp(1))

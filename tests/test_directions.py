@@ -14,15 +14,18 @@ from torch import Tensor, nn
 from lamella.adapters.adapter import Adapted, adapt, grow
 from lamella.adapters.branches import Branch
 from lamella.common.randomness import generator
-from lamella.learner.inspection.directions import OF_TASK, Space, forecast, overlap, spaces, used_directions
-from lamella.methods.olora import ReadRows
-from lamella.methods.parts import Calibrated
+from lamella.learner.inspection.directions import Space, forecast, overlap, spaces, used_directions
+from lamella.methods import Method
+from lamella.methods.parts import Aligned, Calibrated
 
 
-class Reads(nn.Module):
-    """A method whose backbone has layers "0" and "1" of eight inputs, with these adapters: {layer: {name: A}}."""
+class Reads(Method):
+    """A method whose backbone has layers "0" and "1" of eight inputs, with these adapters: {layer: {name: A}}.
 
-    def __init__(self, rows: dict[str, dict[str, Tensor]], rank: int = 2) -> None:
+    "x-3" and "y-3" are task 3's own.
+    """
+
+    def __init__(self, rows: dict[str, dict[str, Tensor]], rank: int | None = 2) -> None:
         super().__init__()
         model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
         sites = {site.name: site for site in adapt(model, "*")}
@@ -30,7 +33,13 @@ class Reads(nn.Module):
             for name, A in adapters.items():
                 (branch,) = grow([sites[layer]], name, len(A))
                 branch.A.data.copy_(A)
-        self.backbone, self.rank = SimpleNamespace(model=model), rank
+        self.backbone: Any = SimpleNamespace(model=model)
+        self.free_rank = rank
+
+    def adapters_of(self, task: int) -> tuple[str, ...]:
+        return (f"x-{task}", f"y-{task}")
+
+    def learn(self, task: Any, fit: Any) -> None: ...
 
 
 def rows(*units: int) -> Tensor:
@@ -39,13 +48,13 @@ def rows(*units: int) -> Tensor:
 
 def test_overlap_is_the_squared_cosines_over_the_smaller_rank() -> None:
     mixed = torch.randn(3, 3, generator=generator(0, "mix")) @ rows(1, 2, 3)  # another basis, the same span
-    found = overlap(Reads({"0": {"task0": rows(0, 1), "task1": mixed}}))
+    found = overlap(Reads({"0": {"x-0": rows(0, 1), "x-1": mixed}}), 2)
     assert found is not None
     assert found.tasks == (0, 1)
     torch.testing.assert_close(torch.tensor(found.values), torch.tensor([[1, 0.5], [0.5, 1]]))
     assert found.chance == 3 / 8
     slanted = (rows(0) + 2 * rows(1)) / 5**0.5
-    found = overlap(Reads({"0": {"task0": rows(0), "task1": slanted}}))
+    found = overlap(Reads({"0": {"x-0": rows(0), "x-1": slanted}}), 2)
     assert found is not None
     assert found.values[0][1] == pytest.approx(0.2)
 
@@ -53,43 +62,47 @@ def test_overlap_is_the_squared_cosines_over_the_smaller_rank() -> None:
 def test_it_is_the_mean_over_the_layers_that_both_tasks_have() -> None:
     method = Reads(
         {
-            "0": {"residual-1": rows(0), "residual-2": rows(0), "residual-3": rows(4)},
-            "1": {"residual-1": rows(5), "residual-2": rows(6), "orthogonal": rows(5)},
+            "0": {"x-1": rows(0), "x-2": rows(0), "x-3": rows(4)},
+            "1": {"x-1": rows(5), "x-2": rows(6), "shared": rows(5)},
         }
     )
-    found = overlap(method)
+    found = overlap(method, 4)
     assert found is not None
     assert found.tasks == (1, 2, 3)
     torch.testing.assert_close(torch.tensor(found.values), torch.tensor([[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]))
 
 
 def test_the_pairs_of_one_task_on_a_layer_are_one_span_and_zeros_read_nothing() -> None:
-    split = Reads({"0": {"task0-0": rows(0), "task0-1": rows(1), "task1-0": rows(1), "task2-0": torch.zeros(1, 8)}})
-    found = overlap(split)
+    split = Reads({"0": {"x-0": rows(0), "y-0": rows(1), "x-1": rows(1), "x-2": torch.zeros(1, 8)}})
+    found = overlap(split, 3)
     assert found is not None
     assert found.tasks == (0, 1)
     torch.testing.assert_close(torch.tensor(found.values), torch.ones(2, 2))
-    assert overlap(Reads({"0": {"task0": rows(0), "lora": rows(0)}})) is None
+    assert overlap(Reads({"0": {"x-0": rows(0), "lora": rows(0)}}), 2) is None
 
 
-def test_what_o_lora_merged_is_remembered() -> None:
-    method = Reads({})
-    read = ReadRows(8)
-    read.add(rows(0, 1))
-    read.add(rows(1, 2))
-    method.memory = nn.ModuleDict({"0:0": read})
-    found = overlap(method)
+@pytest.mark.parametrize("sites", [("key+value",), ("query", "value")])
+def test_what_o_lora_merged_is_remembered(sites: tuple[str, ...]) -> None:
+    method = build("olora", rank=2, epochs=1, blocks=1, sites=sites)
+    first, second = (torch.eye(64)[[a, b]] for a, b in ((0, 1), (1, 2)))
+    for read in method.memory.values():
+        read.add(first)
+        read.add(second)
+    (layer,) = {site.name for site in method.sites}
+    assert torch.equal(method.rows_read(1)[layer], torch.cat([second] * len(sites)))
+    found = overlap(Aligned(method), 2)
     assert found is not None
     assert found.values[0][1] == pytest.approx(0.5)
 
 
 def test_random_spans_overlap_by_chance() -> None:
     draws = generator(1, "spans")
-    model = nn.Sequential(nn.Linear(60, 1))
+    method = Reads({})
+    model = method.backbone.model = nn.Sequential(nn.Linear(60, 1))
     (site,) = adapt(model, "0")
     for task in range(30):
-        grow([site], f"task{task}", 6, generator=draws)
-    found = overlap(SimpleNamespace(backbone=SimpleNamespace(model=model), named_modules=lambda: []))
+        grow([site], f"x-{task}", 6, generator=draws)
+    found = overlap(method, 30)
     assert found is not None
     values = torch.tensor(found.values)
     apart = values[~torch.eye(30, dtype=torch.bool)]
@@ -97,22 +110,28 @@ def test_random_spans_overlap_by_chance() -> None:
     assert float(apart.mean()) == pytest.approx(0.1, abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["task3", "residual-3", "plugin-3", "task3-0"])
-def test_adapters_of_a_task_are_known_by_name(name: str) -> None:
-    assert (found := OF_TASK.fullmatch(name))
-    assert found[1] == "3"
+@pytest.mark.parametrize("name", ["color", "sdlora", "duallora", "dlc"])
+def test_every_adapter_that_no_task_shares_is_one_tasks_own(name: str) -> None:
+    method = learn_all(build(name, rank=2, epochs=1), stream(4, 2))
+    layers = [m for m in method.backbone.model.modules() if isinstance(m, Adapted)]
+    own = [adapter for task in range(2) for adapter in method.adapters_of(task)]
+    assert len(own) == len(set(own))
+    assert {adapter for layer in layers for adapter in layer.branches} <= set(own)
+    assert method.rows_read(1)
 
 
-@pytest.mark.parametrize("name", ["lora", "new", "first", "orthogonal"])
-def test_adapters_of_all_tasks_are_not(name: str) -> None:
-    assert OF_TASK.fullmatch(name) is None
+@pytest.mark.parametrize("name", ["seq-lora", "ranpac", "inflora"])
+def test_adapters_of_all_tasks_are_no_tasks_own(name: str) -> None:
+    method = learn_all(build(name, rank=2, epochs=1), stream(4, 2))
+    assert [method.adapters_of(task) for task in range(2)] == [(), ()]
+    assert overlap(method, 2) is None
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 12), st.integers(4, 60), st.lists(st.integers(0, 9), min_size=1, max_size=6))
 def test_the_forecast_is_what_going_on_like_that_gives(rank: int, width: int, grown: list[int]) -> None:
     used = min(sum(grown), width)
-    found = forecast(SimpleNamespace(rank=rank), [Space("layer", width, used, tuple(grown))])
+    found = forecast(Reads({}, rank), [Space("layer", width, used, tuple(grown))])
     assert found is not None
     last = grown[1:][-3:] or grown
     free, tasks = Fraction(width - used), 0
@@ -123,12 +142,13 @@ def test_the_forecast_is_what_going_on_like_that_gives(rank: int, width: int, gr
 
 def test_the_layer_that_runs_out_first_decides() -> None:
     wide, narrow = Space("wide", 100, 10, (4, 6)), Space("narrow", 100, 40, (39, 1))
-    found = forecast(SimpleNamespace(rank=4), [wide, narrow])
+    found = forecast(Reads({}, 4), [wide, narrow])
     assert found is not None
     assert (found.layer, found.tasks, found.pace, found.last) == ("wide", 15, 6, 1)  # 90, 84, .. 6: (90 - 4) // 6 + 1
-    assert forecast(SimpleNamespace(rank=4), []) is None
-    assert forecast(SimpleNamespace(rank=4), [Space("unrecorded", 8, 2)]) is None
-    assert forecast(SimpleNamespace(rank=4, orthogonal=False), [wide]) is None
+    assert forecast(Reads({}, 4), []) is None
+    assert forecast(Reads({}, 4), [Space("unrecorded", 8, 2)]) is None
+    assert forecast(Reads({}, None), [wide]) is None
+    assert forecast(build("duallora", orthogonal=False), [wide]) is None, "nothing is kept away from what it remembers"
 
 
 def test_what_inflora_protects_is_used_and_what_a_part_remembers_is_not() -> None:
@@ -143,12 +163,12 @@ def test_what_inflora_protects_is_used_and_what_a_part_remembers_is_not() -> Non
     assert (space.layer, space.width, space.grown) == ("blocks.0.attn.qkv", 64, tuple(used.values()))
     assert space.free == 64 - space.used
     assert spaces(method, [{}])[0].grown == (), "a task of an older version did not say"
-    assert overlap(method) is None
+    assert overlap(method, 1) is None
 
 
 def test_tasks_with_experts_overlap() -> None:
     method = learn_all(build("color", rank=2, epochs=1, blocks=2), stream(4, 2))
-    found = overlap(method)
+    found = overlap(method, 2)
     assert found is not None
     values = torch.tensor(found.values)
     torch.testing.assert_close(values.diagonal(), torch.ones(2))

@@ -779,7 +779,6 @@ def test_bad_settings_are_refused_at_once(options: dict[str, Any], text: str) ->
 def test_a_base_or_backbone_that_cannot_carry_plugins_is_refused_at_once() -> None:
     backbone = tiny_residual_backbone()
     for base, text in (
-        (build("streaming-lda", backbone=backbone), "plugins need a base with features; StreamingLDA has none"),
         (
             build("der", backbone=backbone),
             "DER has several networks or experts, so plugins cannot tune one; use replay",

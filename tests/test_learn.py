@@ -21,11 +21,11 @@ from lamella.data.sources.load import load_source
 from lamella.data.sources.readable import load_readable
 from lamella.learner import folder, rehearsal
 from lamella.learner.learner import Learner
-from lamella.learner.next_task import as_next_task, what_more_images_do
+from lamella.learner.next_task import as_next_task
 from lamella.learner.records import Unread
 from lamella.learner.rehearsal import rehearse
 from lamella.learner.store.versions import load_model
-from lamella.methods import METHODS
+from lamella.methods import METHODS, Method
 
 BAD = {
     "crow/empty.jpg": "the file is empty",
@@ -184,7 +184,7 @@ def test_from_python_the_same_files_are_left_out_with_a_warning(birds: Path) -> 
     ],
 )
 def test_what_more_images_of_an_old_class_do_depends_on_the_method(method: dict[str, Any], text: str) -> None:
-    assert text in what_more_images_do(Learner.create(method=method).method)
+    assert text in Learner.create(method=method).method.what_more_images_do()
 
 
 def test_more_images_of_an_old_class_do_what_is_said() -> None:
@@ -208,7 +208,7 @@ def test_more_images_of_an_old_class_do_what_is_said() -> None:
     assert torch.equal(heads.logits(x), before)
 
 
-class Clocked(nn.Module):
+class Clocked(Method):
     """A method whose every step and pass takes as long as is said, by a clock of its own."""
 
     def __init__(self, clock: SimpleNamespace, backbone: Any) -> None:

@@ -12,28 +12,9 @@ from lamella.data.transform import plain_view
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods import METHODS
 from lamella.methods.parts import PARTS, Aligned
-from lamella.methods.parts.readouts import all_readouts
 
-WIDENING = ("der", "memo", "dlc")
-"""Methods whose features grow by each task, which alignment cannot follow."""
-WITH_FEATURES = [name for name in METHODS if name not in ("streaming-lda", *WIDENING)]
-WRITES = {
-    "inflora": "attn.qkv.weight",
-    "olora": "attn.qkv.weight",
-    "duallora": "attn.qkv.weight",
-    "seq-finetune": "",
-    "replay": "",
-    "icarl": "",
-    "lwf": "",
-    "wa": "",
-    "der": "",
-    "memo": "",
-    "dlc": "",
-}
-"""Methods that change the backbone's own tensors, and a part of the names of those they change."""
-ROUTED = ("color",)
-"""Methods that choose an expert: a given task changes the choice and so the logits, as their own tests compare."""
-NAMES = [*METHODS, *(f"{name}+align" for name in WITH_FEATURES)]
+CARRY_ALIGNMENT = [name for name in METHODS if not build(name).widens]
+NAMES = [*METHODS, *(f"{name}+align" for name in CARRY_ALIGNMENT)]
 NAMES += ["inflora+calibrate", "seq-finetune+calibrate", "streaming-lda+calibrate", "inflora+align+calibrate"]
 
 
@@ -80,11 +61,11 @@ def test_nothing_is_trainable_after_learning(learned: Any) -> None:
 
 
 def test_the_backbone_changes_only_where_the_method_says_so(learned: Any) -> None:
-    name, method, before, _ = learned
+    _, method, before, _ = learned
     after = method.backbone.model.state_dict()
     moved = {k for k, v in before.items() if not torch.equal(after[k], v)}
-    declared = WRITES.get(name.split("+")[0])
-    assert moved == {k for k in before if declared is not None and declared in k}
+    merged = {f"{site.name}.weight" for site in method.sites} if method.merges else set()
+    assert moved == (set(before) if method.changes_backbone else merged)
 
 
 def test_a_prediction_does_not_depend_on_its_batch(learned: Any) -> None:
@@ -102,7 +83,7 @@ def test_a_prediction_does_not_depend_on_its_batch(learned: Any) -> None:
 def test_every_readout_is_the_prediction_of_what_it_is_named_after(learned: Any) -> None:
     _, method, _, _ = learned
     with torch.no_grad():
-        readouts = all_readouts(method, inputs(method))
+        readouts = method.readouts(inputs(method))
         assert "" in readouts
         for name, logits in readouts.items():
             alone = method
@@ -121,7 +102,7 @@ def test_a_given_task_rules_out_the_others_without_reordering_its_own(learned: A
     own = torch.tensor([c in task for c in method.classes])
     assert torch.isfinite(given).all()
     assert own[given.argmax(1)].all()
-    assert name in ROUTED or torch.equal(given[:, own], free[:, own])
+    assert (method.routed and name in METHODS) or torch.equal(given[:, own], free[:, own])
 
 
 def test_saving_and_loading_gives_the_same_predictions(learned: Any) -> None:
@@ -214,9 +195,10 @@ def test_alignment_leaves_the_training_of_its_base_untouched() -> None:
         assert torch.equal(carried.readouts(x)[""], carried.predict(x))
 
 
-def test_alignment_needs_features() -> None:
-    with pytest.raises(ValueError, match="StreamingLDA has none"):
-        Aligned(build("streaming-lda"))
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in CARRY_ALIGNMENT])
+def test_alignment_needs_features_of_one_width(name: str) -> None:
+    with pytest.raises(ValueError, match=r"features of one width; those of .* widen with each task"):
+        Aligned(build(name))
 
 
 def test_the_tiny_backbone_is_a_real_vit() -> None:

@@ -20,7 +20,6 @@ from lamella.learner.config.document import load_config
 from lamella.learner.scores import score_task
 from lamella.methods import METHODS
 from lamella.methods.parts import PARTS
-from lamella.methods.parts.readouts import all_readouts
 from lamella.training.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
 from lamella.training.precision import computing
 
@@ -61,7 +60,7 @@ def make(name: str) -> Any:
 def read(method: Any, x: Tensor, recall: Recall) -> dict[str, Tensor]:
     with recall.reading(method.backbone):
         recall.turn_to(x)
-        return dict(all_readouts(method.eval(), x))
+        return dict(method.eval().readouts(x))
 
 
 @pytest.mark.parametrize("name", NAMES)

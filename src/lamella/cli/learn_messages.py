@@ -19,7 +19,6 @@ NAMES = 8  # classes named in a line
 def say_found(learning: "Learning") -> None:
     """The samples, classes and unreadable files; what the method will do with them."""
     from lamella.learner.config.precision import precision_line
-    from lamella.learner.next_task import what_more_images_do
 
     model, task, unreadable = learning.model, learning.task, learning.unreadable
     if not model.tasks and "measured" in model.config["fit"]:
@@ -32,7 +31,7 @@ def say_found(learning: "Learning") -> None:
     if new:
         say(f"  new: {_few(new)}")
     if again:
-        say(f"  more of: {_few(again)}; {what_more_images_do(model.method)}")
+        say(f"  more of: {_few(again)}; {model.method.what_more_images_do()}")
     if unreadable:
         counted = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
         say(f"  left out, cannot be read: {counted}")

@@ -3,7 +3,7 @@
 Images are held back while a task is learned, looked at once, and forgotten; what stays is a record of numbers.
 
     temperature     T: softmax(logits / T) is right as often as it says (Guo et al., ICML 2017, arXiv 1706.04599)
-    typicality      a score that is low for images like none that were learned: see `logits_and_typicality`
+    typicality      a score that is low for images like none that were learned: see `Method.logits_and_typicality`
     familiarity     0..1, the share of held-back images that were as untypical or more: below 0.05, one known image in
                     twenty is called unknown
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["UNKNOWN", "Confidence", "HeldOut", "fitted_temperature", "histogram", "logits_and_typicality"]
+__all__ = ["UNKNOWN", "Confidence", "HeldOut", "fitted_temperature", "histogram"]
 
 UNKNOWN = 0.05
 """Familiarity below which an image is called unknown: one known image in twenty is, too."""
@@ -45,19 +45,6 @@ class HeldOut:
     def accuracy(self) -> float:
         """The share that was right, 0..1."""
         return self.right / self.images
-
-
-def logits_and_typicality(method: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, classes) logits and (n,) typicality, in one pass.
-
-    With class statistics (alignment) typicality is the negative squared Mahalanobis distance to the nearest class mean
-    (Lee et al., NeurIPS 2018, arXiv 1807.03888); without, the log of the sum of exponentiated logits, the negative
-    energy (Liu et al., NeurIPS 2020, arXiv 2010.03759).
-    """
-    if hasattr(method, "logits_and_typicality"):
-        return method.logits_and_typicality(x)
-    logits = method.predict(x)
-    return logits, logits.float().logsumexp(1)
 
 
 def fitted_temperature(logits: Tensor, labels: Tensor) -> float:

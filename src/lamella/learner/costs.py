@@ -1,8 +1,6 @@
 """What a learned model costs: numbers by part, bytes on disk, seconds; of a method, and of what it is built on.
 
-A method that is built on another one (`base`) says what it adds to it: `own_calls`, the first words of its own calls of
-fit; `own_adapters`, the adapters that it puts into the base's backbone; and `reads_features = True` where it takes only
-features from the base and classifies by itself. What is left is the base's.
+A method that is built on another one says what it adds to it (`MethodOnBase`). What is left is the base's.
 """
 
 from collections import Counter
@@ -14,31 +12,32 @@ from torch import Tensor, nn
 
 from lamella.learner.records import TaskRecord
 from lamella.learner.store.state import stored_bytes
+from lamella.memory.resizable import Growing
+from lamella.methods.method import Method, MethodOnBase
 
 __all__ = ["costs_of_base", "parameter_counts"]
 
 
-def parameter_counts(method: Any, plugins: Collection[str] = (), *, classifier: bool = True) -> dict[str, int]:
+def parameter_counts(method: Method, plugins: Collection[str] = (), *, classifier: bool = True) -> dict[str, int]:
     """Numbers of a learned model that a prediction needs, by part.
 
     "backbone" without adapters, "adapters" or "plugins" within it, "head" for all heads, and each further module or
     buffer of the method under its own name, such as "extractors". Parameters count, and so do floating-point buffers,
-    such as class means; not the statistics of batch norm, nor modules with `for_training = True`, nor exemplars.
+    such as class means; not the statistics of batch norm, nor what is of use to training alone (`for_training`).
 
     Args:
         plugins: names of adapters that another method put into this one's backbone.
         classifier: whether heads and the method's own buffers count, which classify.
     """
-    base, plugins = getattr(method, "base", None), {*plugins, *getattr(method, "own_adapters", ())}
     counts: Counter[str] = Counter()
-    if base is None:
+    if isinstance(method, MethodOnBase):
+        beneath = classifier and not method.reads_features
+        counts.update(parameter_counts(method.base, {*plugins, *method.own_adapters}, classifier=beneath))
+    else:
         for name, tensor in method.backbone.model.named_parameters():
             adapter = name.partition(".branches.")[2].partition(".")[0]
             part = "plugins" if adapter in plugins else "adapters" if adapter else "backbone"
             counts[part] += tensor.numel()
-    else:
-        reads = getattr(method, "reads_features", False)
-        counts.update(parameter_counts(base, plugins, classifier=classifier and not reads))
     for name, tensor in _held(method):
         if classifier or not (name.startswith("heads.") or "." not in name):
             part = name.partition(".")[0]
@@ -48,7 +47,8 @@ def parameter_counts(method: Any, plugins: Collection[str] = (), *, classifier: 
 
 def _held(method: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The method's own tensors that predictions need, beside its backbone and its base, by their names."""
-    training = {m for outer in method.modules() if getattr(outer, "for_training", False) for m in outer.modules()}
+    for_training = [m for m in method.modules() if isinstance(m, Growing) and m.for_training]
+    training = {inner for outer in for_training for inner in outer.modules()}
     seen: set[int] = set()
     for path, module in method.named_modules():
         if path.partition(".")[0] in ("backbone", "base") or module in training:
@@ -61,7 +61,7 @@ def _held(method: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}".lstrip("."), tensor
 
 
-def costs_of_base(method: Any, records: Sequence[TaskRecord], depth: int) -> dict[str, Any]:
+def costs_of_base(method: Method, records: Sequence[TaskRecord], depth: int) -> dict[str, Any]:
     """What a method's base cost, in the fields of a result file: what it would cost alone.
 
     Args:
@@ -74,7 +74,9 @@ def costs_of_base(method: Any, records: Sequence[TaskRecord], depth: int) -> dic
     calls: tuple[str, ...] = ()
     adapters: set[str] = set()
     for _ in range(depth):
-        calls, adapters = (*calls, *method.own_calls), {*adapters, *getattr(method, "own_adapters", ())}
+        if not isinstance(method, MethodOnBase):
+            raise ValueError(f"{type(method).__name__} is built on no other method; depth {depth} is too large")
+        calls, adapters = (*calls, *method.own_calls), {*adapters, *method.own_adapters}
         method = method.base
     phases: Counter[str] = Counter()
     learn: list[float] = []

@@ -17,7 +17,7 @@ def forget(model: Model, task: str) -> None:
     if task not in names:
         raise ValueError(f"no task '{task}' was learned; there are {', '.join(names) or 'none'}")
     number = max(i for i, name in enumerate(names) if name == task)
-    if not hasattr(model.method, "forget"):
+    if not model.method.can_forget:
         raise ValueError(_traces(model.name, names, number))
     model.method.forget(number)
     del model.tasks[number]

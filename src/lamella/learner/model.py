@@ -11,7 +11,7 @@ from lamella.backbones import Backbone
 from lamella.common.progress import Progress, silent
 from lamella.common.version import __version__
 from lamella.data.loading import Examples
-from lamella.learner.confidence import Confidence, logits_and_typicality
+from lamella.learner.confidence import Confidence
 from lamella.learner.config.document import build_augmentation, build_backbone, build_method, method_name, up_to_date
 from lamella.learner.config.precision import choose
 from lamella.learner.costs import parameter_counts
@@ -124,7 +124,7 @@ class Model:
         typicality: list[Tensor] = []
 
         def observe(x: Tensor, y: Tensor) -> None:
-            for parts, values in zip((logits, typicality), logits_and_typicality(self.method, x), strict=True):
+            for parts, values in zip((logits, typicality), self.method.logits_and_typicality(x), strict=True):
                 parts.append(values)
 
         self.method.eval()

@@ -1,15 +1,12 @@
 """New images as a learner's next task."""
 
-from typing import Any
-
 import torch
 
 from lamella.data.images import ImageSet
 from lamella.data.scenario import Source, Task
 from lamella.learner.model import Model
-from lamella.methods.parts import Aligned
 
-__all__ = ["as_next_task", "what_more_images_do"]
+__all__ = ["as_next_task"]
 
 
 def as_next_task(source: Source, model: Model) -> tuple[Task, ImageSet]:
@@ -37,14 +34,3 @@ def as_next_task(source: Source, model: Model) -> tuple[Task, ImageSet]:
 
     task = Task(len(model.tasks), source.name, own, tuple(names), renumbered(source.train))
     return task, renumbered(source.test)
-
-
-def what_more_images_do(method: Any) -> str:
-    """What a method makes of more images of a class that it knows."""
-    if isinstance(method, Aligned) or not (hasattr(method, "heads") or hasattr(method, "base")):
-        return "their statistics take in the new images beside the old ones"
-    if hasattr(method, "exemplars"):
-        return "learned anew from these images and those that the memory has of them"
-    if hasattr(method, "base"):
-        return what_more_images_do(method.base)
-    return "learned anew from these images alone: what their earlier images taught no longer counts for them"

@@ -2,13 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lamella.backbones.feature_cache import Recall
-from lamella.methods.parts.readouts import all_readouts
+from lamella.methods import Method
 from lamella.methods.shared.heads import only_columns
 from lamella.training.fit import Examples, Fit
 
@@ -41,7 +41,7 @@ class Score(NamedTuple):
 
 
 def score_task(
-    method: Any, fit: Fit, data: Examples, task_classes: Sequence[int], *, shared_classes: bool, name: str,
+    method: Method, fit: Fit, data: Examples, task_classes: Sequence[int], *, shared_classes: bool, name: str,
     recall: Recall | None = None,
 ) -> dict[str, Score]:  # fmt: skip
     """One pass over a task's test images; a score for each readout of the method.
@@ -55,16 +55,15 @@ def score_task(
     Returns:
         By readout, "" being the method's own prediction.
     """
-    routed = getattr(method, "routed", False)
     recall = recall or Recall(lasting=False)
     parts: dict[str, list[Tensor]] = defaultdict(list)
     parts_given: list[Tensor] = []
 
     def observe(x: Tensor, y: Tensor) -> None:  # leaves logits on their device, so that nothing waits for it
         recall.turn_to(x)
-        for key, logits in all_readouts(method, x).items():
+        for key, logits in method.readouts(x).items():
             parts[key].append(logits.float())
-        if routed:  # given the task, it takes that task's expert, which is another pass
+        if method.routed:  # given the task, it takes that task's expert, which is another pass
             parts_given.append(method.predict(x, tuple(task_classes)).float())
 
     with recall.reading(method.backbone):
@@ -75,7 +74,7 @@ def score_task(
     scores: dict[str, Score] = {}
     for key, found in parts.items():
         logits = torch.cat(found).cpu()
-        given = torch.cat(parts_given).cpu() if routed and key == "" else logits
+        given = torch.cat(parts_given).cpu() if method.routed and key == "" else logits
         right = [correct(logits, target), correct_given_task(given, target, own), correct_task(logits, own)]
         scores[key] = Score(len(target), *(int(r.sum()) for r in right))
     return {key: s._replace(right_task=-1) for key, s in scores.items()} if shared_classes else scores

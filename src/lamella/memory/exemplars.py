@@ -38,6 +38,7 @@ class Exemplars(Growing):
         ValueError: an unknown choice, no limit or a negative one, or a reservoir with a limit for each class.
     """
 
+    for_training = True
     still_in_training = True  # so that `fit` does not write the images again with each of its checkpoints
     growing = ("images", "labels", "sources")
     images: Tensor

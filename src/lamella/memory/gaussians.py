@@ -122,6 +122,11 @@ class ClassGaussians(Growing):
         # Not narrower than float32: scores share a large offset, whose rounding would decide between classes.
         return (features.to(weight) @ weight - offset).to(torch.promote_types(features.dtype, torch.float32))
 
+    def hyperplanes(self, shrinkage: float) -> tuple[Tensor, Tensor]:
+        """Weight (c, d) and bias (c,), float64, with which `linear_discriminant` is a linear layer."""
+        weight, offset = self._kept(self._hyperplanes, shrinkage)
+        return weight.T, -offset
+
     def quadratic_discriminant(
         self, features: Tensor, shrinkage: float, own: float, prior: float | None = None
     ) -> Tensor:

@@ -14,9 +14,11 @@ class Growing(nn.Module):
     Attributes:
         growing: names of its buffers and parameters that take the size, and the type, they have in the file; on loading
             they stay on the device on which they are. A grown parameter is frozen, as all are between two trainings.
+        for_training: whether the module is of use to training alone, so that predictions do not need it.
     """
 
     growing: ClassVar[tuple[str, ...]] = ()
+    for_training: ClassVar[bool] = False
 
     def known(self, name: str) -> tuple[Any, ...]:
         """A growing buffer of whole numbers as Python has them, fetched from its device once: fetching waits for it."""

@@ -1,7 +1,6 @@
 """Methods by name: one file each, and one line here."""
 
 from collections.abc import Callable
-from typing import Any
 
 from lamella.methods.color import CoLoR
 from lamella.methods.der import DER
@@ -25,7 +24,7 @@ from lamella.methods.wa import WA
 
 __all__ = ["METHODS", "WHOLE_STREAM", "Method"]
 
-METHODS: dict[str, Callable[..., Any]] = {
+METHODS: dict[str, Callable[..., Method]] = {
     "inflora": InfLoRA,
     "duallora": DualLoRA,
     "nearest-mean": NearestMean,

@@ -33,13 +33,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamella.adapters.adapter import grow, using
 from lamella.backbones import Backbone
 from lamella.common.randomness import generator, named_seed
 from lamella.data.scenario import Task
 from lamella.memory.resizable import Growing
+from lamella.methods.method import Method
 from lamella.methods.shared.heads import OTHER_TASK_PENALTY, Heads, only_columns
 from lamella.training.fit import Fit
 from lamella.training.schedules import named_schedule
@@ -97,7 +98,7 @@ class TaskKeys(Growing):
         return nearest.scatter_reduce(1, self.tasks.expand(len(far), -1), far, "amin")
 
 
-class CoLoR(nn.Module):
+class CoLoR(Method):
     """One expert and one head per task, and the centres that choose between them.
 
     Args:
@@ -130,10 +131,6 @@ class CoLoR(nn.Module):
         self.sites = backbone.sites(*sites, blocks=blocks)
         self.keys = TaskKeys(backbone.width)
         self.heads = Heads(backbone.width, head_start, seed)
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
 
     def choose_task(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
         """(n,) number of the task whose centre is nearest, among those that have classes of `task` if it is given."""
@@ -175,6 +172,9 @@ class CoLoR(nn.Module):
         points = fit.features(task.train, self._key, name="keys")
         count = self.clusters or 2 * len(task.classes)
         self.keys.add(cluster_centres(points, count, named_seed(self.seed, "clusters", number)))
+
+    def adapters_of(self, task: int) -> tuple[str, ...]:
+        return (f"task{task}",)
 
     def forget(self, number: int) -> None:
         """Drop a task's expert, head and centres; no other tensor knew of the task.

@@ -40,15 +40,16 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Exemplars
+from lamella.methods.method import Method
 from lamella.methods.shared.classifier import align_new_rows, new_or_old, start_draws, train_weights, widened
-from lamella.methods.shared.heads import Head, Heads, only_columns
+from lamella.methods.shared.heads import Head, Heads
 from lamella.training.fit import Fit
 from lamella.training.schedules import milestone_schedule
 
 __all__ = ["DER"]
 
 
-class DER(nn.Module):
+class DER(Method):
     """One extractor a task, with PyCIL's settings for CIFAR-100.
 
     Args:
@@ -95,17 +96,9 @@ class DER(nn.Module):
             backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
         )
 
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
-
     def features(self, x: Tensor) -> Tensor:
         """(n, t d) features of all extractors, oldest first."""
         return torch.cat([extractor(x) for extractor in (self.backbone.model, *self.extractors)], dim=1)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes) logits of the one classifier on all features."""
-        return only_columns(self.heads(self.features(x)), self.classes, task)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

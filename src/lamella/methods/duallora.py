@@ -41,8 +41,9 @@ from lamella.backbones import Backbone
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.memory.inputs import Inputs, check_basis, gather
-from lamella.memory.signatures import Calibration, Signatures, protected_share
-from lamella.methods.shared.heads import Heads, only_columns
+from lamella.memory.signatures import Calibration, Signature, Signatures, protected_share
+from lamella.methods.method import Method
+from lamella.methods.shared.heads import Heads
 from lamella.training.fit import Fit
 from lamella.training.schedules import named_schedule
 
@@ -52,7 +53,7 @@ Allowed = list[tuple[Branch, Callable[[Tensor], Tensor]]]
 """Branches, each with the projection that the rows of its A are held to."""
 
 
-class DualLoRA(nn.Module):
+class DualLoRA(Method):
     """An orthogonal adapter, gated residual adapters, and calibrated heads.
 
     Args:
@@ -68,6 +69,8 @@ class DualLoRA(nn.Module):
         epochs, lr, batch_size, optimizer, schedule: of the adapters and the head. head_lr: the head's own rate.
         head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
+
+    merges = True
 
     def __init__(
         self, backbone: Backbone, *, seed: int = 0, rank: int = 10, residual_rank: int = 10, orthogonal: bool = True,
@@ -96,26 +99,15 @@ class DualLoRA(nn.Module):
         self.basis, self.energy, self.horizon = basis, energy, horizon
         self.epochs, self.lr, self.head_lr, self.batch_size = epochs, lr, head_lr, batch_size
         self.optimizer, self.schedule = optimizer, named_schedule(schedule)
+        self.free_rank = rank if orthogonal else None  # R_t is kept away from nothing
         self.sites = backbone.sites(*sites, blocks=blocks)
         check_basis(backbone.model, self.sites, basis)
         self.signatures = Signatures(self.sites, gate)
         self.heads = Heads(backbone.width, head_start, seed)
         self.register_load_state_dict_post_hook(_attach_gates)  # branches that come from a file come without
 
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
-
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) class-token features, the residual adapters gated by each image."""
-        return self.backbone(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes): one forward pass, all heads side by side, calibrated by the predicted task."""
-        return only_columns(self.features_and_logits(x)[1], self.classes, task)
-
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, d) features and (n, classes) calibrated logits of one pass."""
+        """(n, d) features and (n, classes) logits of one pass: all heads, calibrated by the predicted task."""
         if self.calibration == 0:
             features = self.features(x)
             return features, self.heads(features)
@@ -123,6 +115,15 @@ class DualLoRA(nn.Module):
         last = {c: t for t in range(len(self.heads)) for c in self.heads[t].classes}
         term = self.calibrate.term(self.signatures.scores(self.score_layers), [last[c] for c in self.classes])
         return features, self.heads(features) + term
+
+    def linear_classifier(self) -> nn.Linear:
+        return super().linear_classifier() if self.calibration else self.heads.as_linear()
+
+    def adapters_of(self, task: int) -> tuple[str, ...]:
+        return (f"residual-{task}",)
+
+    def protected(self) -> dict[str, Signature]:
+        return {layer: self.signatures[layer] for layer in dict.fromkeys(site.name for site in self.sites)}
 
     def choose_task(self, x: Tensor) -> Tensor:
         """(n,) the task that each image is most likely from, in the order of learning."""

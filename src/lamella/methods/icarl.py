@@ -32,16 +32,17 @@ from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Exemplars
 from lamella.memory.resizable import Growing
+from lamella.methods.method import Method
 from lamella.methods.shared.classifier import train_weights
 from lamella.methods.shared.distillation import distillation, frozen_copy
-from lamella.methods.shared.heads import Heads, cosine_scores, only_columns
+from lamella.methods.shared.heads import Heads, cosine_scores
 from lamella.training.fit import Fit
 from lamella.training.schedules import milestone_schedule
 
 __all__ = ["ICaRL"]
 
 
-class ICaRL(Growing):
+class ICaRL(Growing, Method):
     """Distillation with exemplars, whose means classify.
 
     Args:
@@ -79,22 +80,12 @@ class ICaRL(Growing):
         )
         self.register_buffer("means", torch.zeros(0, backbone.width))
 
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
-
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) features of the trained backbone."""
-        return self.backbone(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
         """(n, classes) cosines with the means of exemplars, -1..1; logits of the classifier without a memory."""
-        return only_columns(self.features_and_logits(x)[1], self.classes, task)
+        return cosine_scores(features, self.means) if len(self.means) else self.heads(features)
 
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, d) and (n, classes), from one forward pass."""
-        features = self.features(x)
-        return features, cosine_scores(features, self.means) if len(self.means) else self.heads(features)
+    def linear_classifier(self) -> nn.Linear:
+        return super().linear_classifier() if len(self.means) else self.heads.as_linear()
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

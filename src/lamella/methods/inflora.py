@@ -41,7 +41,8 @@ from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.memory.signatures import protected_share
 from lamella.memory.subspace import SecondMoment, Subspace, left_singular, numerical_rank, orthonormal
-from lamella.methods.shared.heads import Heads, only_columns
+from lamella.methods.method import Method
+from lamella.methods.shared.heads import Heads
 from lamella.training.fit import Fit
 from lamella.training.schedules import named_schedule
 
@@ -95,7 +96,7 @@ class EnergyRule:
         space.extend(U[:, : min(count, free)])
 
 
-class InfLoRA(nn.Module):
+class InfLoRA(Method):
     """InfLoRA, by default as the authors' code runs it on CIFAR-100.
 
     Args:
@@ -112,6 +113,8 @@ class InfLoRA(nn.Module):
         head_start: "uniform" (the authors' code) or "zero": on features of large norm a random start is noise that
             a head's few steps do not remove, and whose gradients disturb the branches.
     """
+
+    merges = True
 
     def __init__(
         self, backbone: Backbone, *, seed: int = 0, rank: int = 10, energy: float = 0.95, energy_of: str = "moment",
@@ -131,23 +134,11 @@ class InfLoRA(nn.Module):
         self.head_start, self.statistics_images = head_start, statistics_images
         self.epochs, self.lr, self.head_lr, self.batch_size = epochs, lr, head_lr, batch_size
         self.optimizer, self.schedule = optimizer, named_schedule(schedule)
-        self.rule = EnergyRule(energy, energy_of, horizon)
+        self.rule, self.free_rank = EnergyRule(energy, energy_of, horizon), rank
         self.sites = backbone.sites(*sites, blocks=blocks)
         layers = dict.fromkeys(site.name for site in self.sites)
         self.memory = nn.ModuleDict({module_key(n): Subspace(self._width(n)) for n in layers})
         self.heads = Heads(backbone.width, head_start, seed)
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
-
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) class-token features of the merged model."""
-        return self.backbone(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes): one forward pass, all heads side by side."""
-        return only_columns(self.heads(self.features(x)), self.classes, task)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()  # no dropout while training, as in the authors' code
@@ -166,6 +157,9 @@ class InfLoRA(nn.Module):
         for name, G in self._moments(task, fit, "moment-after").items():
             self.rule.protect(self._space(name), G, number, first=number == 0)
         merge(self.sites, "new")  # W <- W + B A
+
+    def protected(self) -> dict[str, Subspace]:
+        return {layer: self._space(layer) for layer in dict.fromkeys(site.name for site in self.sites)}
 
     def _moments(self, task: Task, fit: Fit, name: str) -> dict[str, Tensor]:
         """G = mean over tokens of x x^T for each adapted layer, over the task's augmented training images."""

@@ -7,19 +7,20 @@ Departures: features are computed once, without augmentation.
 """
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
-from lamella.methods.shared.heads import Heads, only_columns
+from lamella.methods.method import Method
+from lamella.methods.shared.heads import Heads
 from lamella.training.fit import Fit
 from lamella.training.schedules import named_schedule
 
 __all__ = ["LinearProbe"]
 
 
-class LinearProbe(nn.Module):
+class LinearProbe(Method):
     """One linear head a task, trained on cached features.
 
     Args:
@@ -36,18 +37,6 @@ class LinearProbe(nn.Module):
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.head_start, self.optimizer, self.schedule = head_start, optimizer, named_schedule(schedule)
         self.heads = Heads(backbone.width, head_start, seed)
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
-
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) frozen features."""
-        return self.backbone(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes) logits of all heads side by side."""
-        return only_columns(self.heads(self.features(x)), self.classes, task)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

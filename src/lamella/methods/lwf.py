@@ -30,16 +30,17 @@ from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
+from lamella.methods.method import Method
 from lamella.methods.shared.classifier import train_weights
 from lamella.methods.shared.distillation import distillation, frozen_copy
-from lamella.methods.shared.heads import Heads, only_columns
+from lamella.methods.shared.heads import Heads
 from lamella.training.fit import Fit
 from lamella.training.schedules import milestone_schedule
 
 __all__ = ["LwF"]
 
 
-class LwF(nn.Module):
+class LwF(Method):
     """Fine-tuning of all weights that distils the older heads, with PyCIL's settings for CIFAR-100.
 
     Args:
@@ -67,18 +68,6 @@ class LwF(nn.Module):
         self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
         self.milestones, self.schedule = milestones, milestone_schedule(milestones)
         self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
-
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) features of the trained backbone."""
-        return self.backbone(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes) logits of all heads side by side."""
-        return only_columns(self.heads(self.features(x)), self.classes, task)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

@@ -38,15 +38,16 @@ from lamella.backbones import Backbone
 from lamella.backbones.resnets import block_names, check_split, split
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Exemplars
+from lamella.methods.method import Method
 from lamella.methods.shared.classifier import align_new_rows, new_or_old, start_draws, train_weights, widened
-from lamella.methods.shared.heads import Head, Heads, only_columns
+from lamella.methods.shared.heads import Head, Heads
 from lamella.training.fit import Fit
 from lamella.training.schedules import milestone_schedule
 
 __all__ = ["MEMO"]
 
 
-class MEMO(nn.Module):
+class MEMO(Method):
     """A shared trunk and one tail a task, with PyCIL's settings for CIFAR-100.
 
     Args:
@@ -97,19 +98,11 @@ class MEMO(nn.Module):
             backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
         )
 
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
-
     def features(self, x: Tensor) -> Tensor:
         """(n, t d) features of all tails, oldest first."""
         trunk, first = split(self.backbone.model, self.cut)
         shared = trunk(x)
         return torch.cat([tail(shared) for tail in (first, *self.tails)], dim=1)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes) logits of the one classifier on all features."""
-        return only_columns(self.heads(self.features(x)), self.classes, task)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

@@ -1,40 +1,296 @@
-"""What a method is: two verbs."""
+"""The contract of a method: an abstract class that asks for `learn` and has a default for everything else."""
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from lamella.adapters.adapter import Adapted, Site
 from lamella.backbones import Backbone
+from lamella.data.images import ImageSet, TensorSet
 from lamella.data.scenario import Task
+from lamella.memory.exemplars import Exemplars
+from lamella.memory.signatures import Signature
+from lamella.memory.subspace import Subspace
+from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.training.fit import Fit
 
-__all__ = ["Method"]
+__all__ = ["STATISTICS_GO_ON", "Method", "MethodOnBase"]
+
+STATISTICS_GO_ON = "their statistics take in the new images beside the old ones"
+"""What a method that classifies by class statistics makes of more images of a class."""
 
 
-class Method(Protocol):
-    """A continual-learning method: an `nn.Module` built as `M(backbone, *, seed, **hyper_parameters)`.
+class Method(nn.Module, ABC):
+    """A continual-learning method: it learns one task after another and predicts among all classes seen so far.
 
-    Hyper-parameters are keyword-only and stored under their own names; data enters only through `learn`. State that
-    travels is a buffer or a parameter. Optional: `features(x)`, which parts such as alignment need; `readouts(x)`, the
-    logits of what it is built on too, from one forward pass (compose/readouts.py names them); `features_and_logits(x)`,
-    both from one forward pass, where logits are more than heads on features; `changes_backbone = True` where backbone
-    weights are trained; `routed = True` where experts are chosen for each image, so that a given task changes the
-    features, and new images show no drift of the old; `widens = True` where features get wider with each task. A
-    method whose tasks share nothing has `forget(number)`, which drops one and leaves what it would be without it. A
-    method on a base says what it adds (costs.py); a module with `for_training = True` is of no use to predictions.
+    A method is built as `MyMethod(backbone, *, seed=0, **hyper_parameters)`. Hyper-parameters are keyword-only, have
+    defaults and annotations, and are stored under their own names: they are the keys of the table `[method]`. Training
+    data enters only through `learn`. What has to survive saving and loading is a parameter or a buffer.
+
+    Only `learn` must be written. The defaults are those of a method with one linear head a task: it keeps them in
+    `self.heads`, and its logits are the outputs of all heads side by side. A method that classifies otherwise writes
+    `classes` and either `classify` or `predict`; the other members follow from these:
+
+        class OwnHeads(Method):
+            def __init__(self, backbone: Backbone, *, seed: int = 0, epochs: int = 5) -> None:
+                super().__init__()
+                self.backbone, self.seed, self.epochs = backbone, seed, epochs
+                self.heads = Heads(backbone.width, seed=seed)
+
+            def learn(self, task: Task, fit: Fit) -> None:
+                head = self.heads.grow(task.classes)
+                loss = lambda x, y: F.cross_entropy(head(self.features(x)), head.columns(y))
+                fit(task.train, loss, head.parameters(), epochs=self.epochs, lr=0.01, batch_size=64)
+
+    In the shapes below n is the number of images in a batch, d the width of the features, and "classes" the number of
+    classes seen so far.
+
+    Attributes:
+        backbone: The feature extractor, which a method may adapt or train.
+        seed: The number from which all random draws are made, together with their names.
+        heads: The linear heads of all tasks, where the method has such heads; the defaults use them.
+        exemplars: The images that are kept of old tasks, where the method keeps any; the defaults use them.
+        base: The method that this one is built on; None for a method that stands alone. See `MethodOnBase`.
+        sites: Where the method's adapters sit; empty where it has none.
+        routed: Whether experts are chosen for each image. Then a given task changes the features, and the experts of
+            old tasks stay as they are, so that images of a new task cannot show how features of old ones drift.
+        widens: Whether the features get wider with each task.
+        changes_backbone: Whether the backbone's own weights are trained.
+        merges: Whether adapters are folded into the weights of the layers in `sites`.
+        free_rank: How many free directions of a layer the branch of a new task wants, where `protected` tells which
+            are taken; None where no branch is kept away from them.
     """
 
     backbone: Backbone
+    seed: int
+    heads: Heads
+    base: "Method | None"
+    sites: Sequence[Site] = ()
+    routed: bool = False
+    widens: bool = False
+    changes_backbone: bool = False
+    merges: bool = False
+    free_rank: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = None  # not in the class: an attribute of the class would hide a module of the same name
+
+    # learning and forgetting
+
+    @abstractmethod
+    def learn(self, task: Task, fit: Fit) -> None:
+        """Learn one task from `task.train` alone. The loop is `fit`'s; see `lamella.Fit`."""
+
+    @property
+    def can_forget(self) -> bool:
+        """Whether the method has a `forget` of its own."""
+        return type(self).forget is not Method.forget
+
+    def forget(self, number: int) -> None:
+        """Drop a task so that what is left does not depend on its data.
+
+        A method whose tasks share no tensor overrides this.
+
+        Args:
+            number: The place of the task in the order of learning, from 0.
+
+        Raises:
+            ValueError: Tensors that other tasks need hold traces of the task.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot forget task {number}: weights or statistics that tasks share hold it; go "
+            "back to what was stored before it was learned"
+        )
+
+    def what_more_images_do(self) -> str:
+        """What becomes of a class that comes back with more images, as the end of a sentence about them."""
+        if isinstance(self._modules.get("exemplars"), Exemplars):
+            return "learned anew from these images and those that the memory has of them"
+        if isinstance(self._modules.get("heads"), Heads):
+            return "learned anew from these images alone: what their earlier images taught no longer counts for them"
+        return STATISTICS_GO_ON
+
+    def with_exemplars(self, data: ImageSet | TensorSet) -> ImageSet | TensorSet:
+        """The data and all images that the method keeps of old tasks, as one set; `data` where it keeps none."""
+        exemplars = self._modules.get("exemplars")
+        return exemplars.join(data) if isinstance(exemplars, Exemplars) else data
+
+    # predicting
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """Global class ids in the column order of `predict`: the order in which they were first learned."""
-        ...
+        """Global class ids in the order of the columns of `predict`: the order in which they were first learned."""
+        return self._heads("classes").classes
 
-    def learn(self, task: Task, fit: Fit) -> None:
-        """Learn one task from its train data alone."""
-        ...
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) features of normalised images (n, 3, size, size), on which the method classifies."""
+        return self.backbone(x)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """(n, classes) finite logits of features (n, d)."""
+        return self._heads("classify")(features)
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, d) features and (n, classes) logits of images, from one forward pass where that can be."""
+        features = self.features(x)
+        return features, self._logits(features, x)
 
     def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """Finite logits (n, classes) of all classes seen; `task` names the classes to choose from, if the test does."""
-        ...
+        """(n, classes) finite logits of images (n, 3, size, size); those of an image do not depend on its batch.
+
+        Args:
+            x: Normalised images.
+            task: The global ids of the classes to choose from, where the test names them; all others then fall far
+                below these. All classes compete where it is left out.
+        """
+        return only_columns(self.features_and_logits(x)[1], self.classes, task)
+
+    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
+        """All classifications that one training gives, from one forward pass, each (n, classes).
+
+        They are named by what was taken off: "" is the method's own prediction, "base" that of what it is built on,
+        "base.base" that of what this is built on in turn.
+        """
+        return {"": self.predict(x)}
+
+    def features_and_readouts(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """(n, d) features and all `readouts`, from one forward pass."""
+        features, logits = self.features_and_logits(x)
+        return features, {"": logits}
+
+    def logits_and_typicality(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, classes) logits, and (n,) scores that are low for images like none that were learned; one forward pass.
+
+        By default the negative energy, the log of the sum of exponentiated logits (Liu et al., NeurIPS 2020, arXiv
+        2010.03759).
+        """
+        logits = self.predict(x)
+        return logits, logits.float().logsumexp(1)
+
+    # what exports and inspections ask
+
+    def linear_classifier(self) -> nn.Linear:
+        """The classifier as one layer on the features (n, d) of the backbone, rows in the order of `classes`.
+
+        Raises:
+            ValueError: The method classifies in another way, or on other features.
+        """
+        own = type(self).predict, type(self).features_and_logits, type(self).classify
+        plain = own == (Method.predict, Method.features_and_logits, Method.classify)
+        if not plain or not self._has_heads_on_the_backbone():
+            raise ValueError(
+                f"{type(self).__name__} does not classify by one linear layer on the features of one network"
+            )
+        return self.heads.as_linear()
+
+    def head_of(self, task: int) -> Head:
+        """The linear head (classes of the task, d) of one task, by its place in the order of learning.
+
+        Raises:
+            ValueError: Tasks have no heads of their own on the features of the backbone.
+        """
+        if not self._has_heads_on_the_backbone():
+            raise ValueError(f"{type(self).__name__} has no linear head for each task on the features of one network")
+        return self.heads[task]
+
+    def adapters_of(self, task: int) -> tuple[str, ...]:
+        """Names of the adapters in the backbone that are this task's own, by its place in the order of learning."""
+        return ()
+
+    def rows_read(self, task: int) -> dict[str, Tensor]:
+        """By layer, what a task's own branches read of its inputs: the rows (ranks, d_in) of their A's."""
+        rows: dict[str, Tensor] = {}
+        for name, layer in self.backbone.model.named_modules():
+            if isinstance(layer, Adapted):
+                found = [b.A.detach().flatten(1) for adapter in self.adapters_of(task) for b in layer.of(adapter)]
+                rows |= {name: torch.cat(found)} if found else {}
+        return rows
+
+    def protected(self) -> Mapping[str, Subspace | Signature]:
+        """By layer, the directions of its inputs that old tasks use and that new ones are kept away from."""
+        return {}
+
+    def _logits(self, features: Tensor, x: Tensor) -> Tensor:
+        """(n, classes) of images whose features are known: by `predict` where the class writes that, for `classify`."""
+        return self.classify(features) if type(self).predict is Method.predict else self.predict(x)
+
+    def _has_heads_on_the_backbone(self) -> bool:
+        heads = self._modules.get("heads")
+        return isinstance(heads, Heads) and heads.width == self.backbone.width
+
+    def _heads(self, member: str) -> Heads:
+        heads = self._modules.get("heads")
+        if not isinstance(heads, Heads):
+            raise NotImplementedError(
+                f"{type(self).__name__} has no Heads in `self.heads`, which the default of `{member}` uses; keep heads "
+                f"there, or write `{member}` in the class"
+            )
+        return heads
+
+
+class MethodOnBase(Method):
+    """A method that is built on another one, which learns as it would alone: a part such as alignment, or DLC.
+
+    It passes on what it does not say itself, and says what it adds, so that the costs of both can be told apart.
+
+    Args:
+        base: The method beneath, with its own backbone.
+        seed: The number from which all random draws are made.
+
+    Attributes:
+        own_calls: The first words of the names of its own calls of `fit`; all other calls are the base's.
+        own_adapters: Names of the adapters that it puts into the base's backbone.
+        reads_features: Whether it takes only features from the base, so that the base's classifier is not needed.
+    """
+
+    base: Method
+    own_calls: tuple[str, ...] = ()
+    own_adapters: tuple[str, ...] = ()
+    reads_features: bool = False
+
+    def __init__(self, base: Method, seed: int) -> None:
+        super().__init__()
+        self.base, self.seed = base, seed
+        self.routed = self.routed or base.routed
+        self.widens = self.widens or base.widens
+        self.changes_backbone = self.changes_backbone or base.changes_backbone
+        self.merges = self.merges or base.merges
+        self.sites, self.free_rank = base.sites, base.free_rank
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.base.backbone
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.base.classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) features of the base."""
+        return self.base.features(x)
+
+    def what_more_images_do(self) -> str:
+        return self.base.what_more_images_do()
+
+    def adapters_of(self, task: int) -> tuple[str, ...]:
+        return self.base.adapters_of(task)
+
+    def rows_read(self, task: int) -> dict[str, Tensor]:
+        return self.base.rows_read(task) | super().rows_read(task)
+
+    def protected(self) -> Mapping[str, Subspace | Signature]:
+        return self.base.protected()
+
+    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
+        return self.features_and_readouts(x)[1]
+
+    def features_and_readouts(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        features, base = self.base.features_and_readouts(x)
+        return features, self.with_own(self._logits(features, x), base)
+
+    def with_own(self, logits: Tensor, readouts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its own logits and the base's readouts, named as readouts of this method."""
+        return {"": logits} | {f"base.{name}".rstrip("."): of_base for name, of_base in readouts.items()}

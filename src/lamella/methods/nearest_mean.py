@@ -6,18 +6,19 @@ Mensink et al., "Distance-Based Image Classification", TPAMI 2013; as a baseline
 Departures: none. A class that comes back moves its mean by counts.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians
-from lamella.methods.shared.heads import cosine_scores, only_columns
+from lamella.methods.method import Method
+from lamella.methods.shared.heads import cosine_scores
 from lamella.training.fit import Fit
 
 __all__ = ["NearestMean"]
 
 
-class NearestMean(nn.Module):
+class NearestMean(Method):
     """Cosine with the mean feature of each class."""
 
     def __init__(self, backbone: Backbone, *, seed: int = 0) -> None:
@@ -29,14 +30,9 @@ class NearestMean(nn.Module):
     def classes(self) -> tuple[int, ...]:
         return self.statistics.classes
 
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) frozen features."""
-        return self.backbone(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
         """(n, classes) cosines, -1..1."""
-        features = self.features(x)
-        return only_columns(cosine_scores(features, self.statistics.means.to(features)), self.classes, task)
+        return cosine_scores(features, self.statistics.means.to(features))
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

@@ -38,7 +38,8 @@ from lamella.backbones import Backbone
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.memory.resizable import Growing
-from lamella.methods.shared.heads import Heads, only_columns
+from lamella.methods.method import Method
+from lamella.methods.shared.heads import Heads
 from lamella.training.fit import Fit
 from lamella.training.schedules import named_schedule
 
@@ -71,7 +72,7 @@ class ReadRows(Growing):
             return self.rows @ A.T
 
 
-class OLoRA(nn.Module):
+class OLoRA(Method):
     """O-LoRA, with the authors' weights of the penalties and this package's settings for images.
 
     Args:
@@ -81,6 +82,8 @@ class OLoRA(nn.Module):
         epochs, lr, batch_size, optimizer, schedule: of the branch and the task's head.
         head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
+
+    merges = True
 
     def __init__(
         self, backbone: Backbone, *, seed: int = 0, rank: int = 10, orthogonality: float = 0.5,
@@ -103,18 +106,6 @@ class OLoRA(nn.Module):
         self.sites = backbone.sites(*sites, blocks=blocks)
         self.memory = nn.ModuleDict({_key(site): ReadRows(site.layer.weight.shape[1]) for site in self.sites})
         self.heads = Heads(backbone.width, head_start, seed)
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
-
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) features of the merged model."""
-        return self.backbone(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes): one forward pass, all heads side by side."""
-        return only_columns(self.heads(self.features(x)), self.classes, task)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
@@ -145,6 +136,12 @@ class OLoRA(nn.Module):
             if self.norm_penalty:
                 total = total + self.norm_penalty * (branch.A.norm() + branch.B.norm())
         return total
+
+    def rows_read(self, task: int) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {}  # branches are merged, but their A's are kept
+        for site in self.sites:
+            found.setdefault(site.name, []).append(self._read(site).rows[task * self.rank :][: self.rank])
+        return {layer: torch.cat(rows) for layer, rows in found.items()}
 
     def _read(self, site: Site) -> ReadRows:
         return cast(ReadRows, self.memory[_key(site)])

@@ -39,7 +39,8 @@ from lamella.backbones import Backbone
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.memory.resizable import Growing
-from lamella.methods.shared.heads import Heads, only_columns
+from lamella.methods.method import Method
+from lamella.methods.shared.heads import Heads
 from lamella.training.fit import Fit
 from lamella.training.schedules import named_schedule
 
@@ -61,7 +62,7 @@ def best_ridge(h: Tensor, y: Tensor, h_held: Tensor, y_held: Tensor) -> float:
     return RIDGES[errors.index(min(errors))]
 
 
-class RanPAC(Growing):
+class RanPAC(Growing, Method):
     """Random projections and a ridge solution over all classes.
 
     Args:
@@ -112,16 +113,9 @@ class RanPAC(Growing):
     def classes(self) -> tuple[int, ...]:
         return self.known("ids")
 
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) features, adapted by the first task or as they are."""
-        return self.backbone(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
         """(n, classes) regression scores: about 1 for the class, 0 for the others."""
-        features = self.features(x)
-        scores = self.project(features) @ self.solution
-        wide = torch.promote_types(features.dtype, torch.float32)
-        return only_columns(scores.to(wide), self.classes, task)
+        return (self.project(features) @ self.solution).to(torch.promote_types(features.dtype, torch.float32))
 
     def project(self, features: Tensor) -> Tensor:
         """(n, d) -> (n, M) float64: relu(f W). Matrix products in float64 are beyond autocast's reach."""

@@ -23,20 +23,21 @@ Departures (from the papers [p], from PyCIL's code [c]):
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Exemplars
+from lamella.methods.method import Method
 from lamella.methods.shared.classifier import train_weights
-from lamella.methods.shared.heads import Heads, only_columns
+from lamella.methods.shared.heads import Heads
 from lamella.training.fit import Fit
 from lamella.training.schedules import milestone_schedule
 
 __all__ = ["Replay"]
 
 
-class Replay(nn.Module):
+class Replay(Method):
     """All weights, trained on new images and kept ones.
 
     Args:
@@ -67,18 +68,6 @@ class Replay(nn.Module):
         self.exemplars = Exemplars(
             backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
         )
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
-
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) features of the trained backbone."""
-        return self.backbone(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes) logits of all heads side by side."""
-        return only_columns(self.heads(self.features(x)), self.classes, task)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

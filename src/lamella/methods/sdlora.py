@@ -37,14 +37,15 @@ from lamella.adapters.adapter import Branch, grow, using
 from lamella.backbones import Backbone
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
-from lamella.methods.shared.heads import Heads, only_columns
+from lamella.methods.method import Method
+from lamella.methods.shared.heads import Heads
 from lamella.training.fit import Fit
 from lamella.training.schedules import named_schedule
 
 __all__ = ["SDLoRA"]
 
 
-class SDLoRA(nn.Module):
+class SDLoRA(Method):
     """A direction per task and site, and a magnitude for each that all later tasks train.
 
     Args:
@@ -79,18 +80,10 @@ class SDLoRA(nn.Module):
         self.alphas = nn.ParameterList()
         self.heads = Heads(backbone.width, head_start, seed)
 
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
-
     def features(self, x: Tensor) -> Tensor:
         """(n, d) features under all directions so far, each with its magnitude."""
         with using(self.sites, {_name(t, k): a[k % len(a)] for t, a in enumerate(self.alphas) for k in self._numbers}):
             return self.backbone(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes): one forward pass, all heads side by side."""
-        return only_columns(self.heads(self.features(x)), self.classes, task)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
@@ -108,6 +101,9 @@ class SDLoRA(nn.Module):
         fit(task.train, loss, [*factors, *self.alphas, *head.parameters()], epochs=self.epochs, lr=self.lr,
             batch_size=self.batch_size, optimizer=self.optimizer, schedule=self.schedule)  # fmt: skip
         self._normalise(pairs)
+
+    def adapters_of(self, task: int) -> tuple[str, ...]:
+        return tuple(_name(task, k) for k in self._numbers)
 
     def _grow(self, number: int) -> list[Branch]:
         """The pairs of a new task: an adapter for each site, so that each site can have its own magnitude."""

@@ -7,18 +7,19 @@ Departures: each task trains its own head on its own classes; eval mode (no drop
 """
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
-from lamella.methods.shared.heads import Heads, only_columns
+from lamella.methods.method import Method
+from lamella.methods.shared.heads import Heads
 from lamella.training.fit import Fit
 from lamella.training.schedules import named_schedule
 
 __all__ = ["SeqFinetune"]
 
 
-class SeqFinetune(nn.Module):
+class SeqFinetune(Method):
     """All weights, trained on.
 
     Args:
@@ -38,18 +39,6 @@ class SeqFinetune(nn.Module):
         self.epochs, self.lr, self.head_lr, self.batch_size = epochs, lr, head_lr, batch_size
         self.head_start, self.optimizer, self.schedule = head_start, optimizer, named_schedule(schedule)
         self.heads = Heads(backbone.width, head_start, seed)
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
-
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) features of the fine-tuned backbone."""
-        return self.backbone(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes) logits of all heads side by side."""
-        return only_columns(self.heads(self.features(x)), self.classes, task)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

@@ -13,20 +13,21 @@ Departures: the sites are key and value, InfLoRA's; each task trains its own hea
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamella.adapters.adapter import grow
 from lamella.backbones import Backbone
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
-from lamella.methods.shared.heads import Heads, only_columns
+from lamella.methods.method import Method
+from lamella.methods.shared.heads import Heads
 from lamella.training.fit import Fit
 from lamella.training.schedules import named_schedule
 
 __all__ = ["SeqLoRA"]
 
 
-class SeqLoRA(nn.Module):
+class SeqLoRA(Method):
     """One LoRA, trained on.
 
     Args:
@@ -47,18 +48,6 @@ class SeqLoRA(nn.Module):
         self.sites = backbone.sites(*sites, blocks=blocks)
         grow(self.sites, "lora", rank, generator=generator(seed, "lora"))
         self.heads = Heads(backbone.width, head_start, seed)
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
-
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) features of the adapted backbone."""
-        return self.backbone(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes) logits of all heads side by side."""
-        return only_columns(self.heads(self.features(x)), self.classes, task)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

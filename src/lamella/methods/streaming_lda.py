@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians
-from lamella.methods.shared.heads import only_columns
+from lamella.methods.method import Method
+from lamella.methods.shared.heads import linear_layer
 from lamella.training.fit import Fit
 
 __all__ = ["StreamingLDA"]
 
 
-class StreamingLDA(nn.Module):
+class StreamingLDA(Method):
     """Fisher's linear discriminant on frozen features.
 
     Args:
@@ -38,10 +39,12 @@ class StreamingLDA(nn.Module):
     def classes(self) -> tuple[int, ...]:
         return self.statistics.classes
 
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
         """(n, classes) discriminant scores."""
-        scores = self.statistics.linear_discriminant(self.backbone(x), self.shrinkage)
-        return only_columns(scores, self.classes, task)
+        return self.statistics.linear_discriminant(features, self.shrinkage)
+
+    def linear_classifier(self) -> nn.Linear:
+        return linear_layer(*self.statistics.hyperplanes(self.shrinkage))
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

@@ -30,16 +30,17 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Exemplars
+from lamella.methods.method import Method
 from lamella.methods.shared.classifier import align_new_rows, train_weights
 from lamella.methods.shared.distillation import distillation, frozen_copy
-from lamella.methods.shared.heads import Heads, only_columns
+from lamella.methods.shared.heads import Heads
 from lamella.training.fit import Fit
 from lamella.training.schedules import milestone_schedule
 
 __all__ = ["WA"]
 
 
-class WA(nn.Module):
+class WA(Method):
     """Replay with distillation, clipping and weight alignment; schedule and memory are PyCIL's for CIFAR-100.
 
     Args:
@@ -77,18 +78,6 @@ class WA(nn.Module):
         self.exemplars = Exemplars(
             backbone.transform.size, total=memory, per_class=memory_per_class, choose=choose, seed=seed
         )
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.heads.classes
-
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) features of the trained backbone."""
-        return self.backbone(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes) logits of all heads side by side."""
-        return only_columns(self.heads(self.features(x)), self.classes, task)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

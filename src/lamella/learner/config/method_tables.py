@@ -224,11 +224,14 @@ def _complete_plain(
     return completed(where, own, {"name": Option(str)} | options | tables)
 
 
-def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed: int, **base: Method) -> Any:
+def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed: int, **base: Method) -> Method:
     """One method without its parts."""
     build = METHODS[table["name"]]
     own = {key: value for key, value in table.items() if key not in ("name", "base", *PARTS)}
-    return build(backbone, **base, seed=seed, **arguments(where, own, _keywords(build)))
+    method = build(backbone, **base, seed=seed, **arguments(where, own, _keywords(build)))
+    if not isinstance(method, Method):
+        raise TypeError(f"method '{table['name']}' is a {type(method).__name__}; derive its class from lamella.Method")
+    return method
 
 
 def _takes_base(name: str) -> bool:
@@ -254,7 +257,7 @@ def _count_tasks(scenario: Mapping[str, Any]) -> int:
     )
 
 
-def _method(name: Any) -> Callable[..., Any]:
+def _method(name: Any) -> Callable[..., Method]:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; {near_matches(str(name), METHODS)}")
     return METHODS[name]

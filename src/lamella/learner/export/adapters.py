@@ -1,7 +1,6 @@
 """The raw tensors that a model has learned, for people who want the numbers only."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,12 +11,13 @@ from lamella.learner.export.describe import description, metadata
 from lamella.learner.export.network import beneath
 from lamella.learner.model import Model
 from lamella.learner.store.state import learned_state, restore_state
-from lamella.memory.exemplars import Exemplars
+from lamella.memory.resizable import Growing
+from lamella.methods import Method
 
 __all__ = ["export_adapters"]
 
 
-def export_adapters(model: Model, method: Any, folder: Path) -> list[str]:
+def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
     """Write learned.safetensors and learned.json, which says what each tensor is; no image of a memory is among them.
 
     Branches are named LAYER.branches.ADAPTER.NUMBER.A and .B: the weight's rows `extent` get `factor` * B A.
@@ -45,12 +45,13 @@ def export_adapters(model: Model, method: Any, folder: Path) -> list[str]:
 
 def _of_no_use(method: nn.Module) -> tuple[str, ...]:
     """Prefixes of what a prediction does not need: memories of images, and what only training reads."""
-    training = [n for n, m in method.named_modules() if getattr(m, "for_training", False) or isinstance(m, Exemplars)]
+    training = [name for name, m in method.named_modules() if isinstance(m, Growing) and m.for_training]
     return tuple(f"{name}." for name in training)
 
 
-def _readout(outermost: Any, method: Any) -> str:
-    depth = 0
-    while outermost is not method:
-        outermost, depth = outermost.base, depth + 1
-    return ".".join(["base"] * depth)
+def _readout(outermost: Method, method: Method) -> str:
+    names: list[str] = []
+    while outermost is not method and outermost.base is not None:
+        outermost = outermost.base
+        names.append("base")
+    return ".".join(names)

@@ -12,6 +12,7 @@ from lamella.backbones import bundled
 from lamella.backbones.resnets import BLOCKS
 from lamella.common.version import __version__
 from lamella.learner.model import Model
+from lamella.methods import Method
 
 __all__ = ["architecture", "description", "metadata", "needed", "new_timm_model", "timm_config"]
 
@@ -28,7 +29,7 @@ def needed(module: str, extra: str) -> Any:
         raise RuntimeError(f"this export needs the package {module}: pip install 'lamella[{extra}]'") from None
 
 
-def description(model: Model, method: Any, classes: Sequence[int]) -> dict[str, Any]:
+def description(model: Model, method: Method, classes: Sequence[int]) -> dict[str, Any]:
     """Class names in the order of the logits, the transform, the temperature of the softmax, and what it comes from."""
     own = method is model.method
     return {

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from lamella.common.options import near_matches
 from lamella.learner.export.adapters import export_adapters
@@ -13,10 +12,11 @@ from lamella.learner.export.onnx_graph import export_onnx
 from lamella.learner.export.peft_folder import export_peft, export_peft_tasks
 from lamella.learner.export.timm_folder import export_timm
 from lamella.learner.model import Model
+from lamella.methods import Method
 
 __all__ = ["FORMATS", "export"]
 
-Export = Callable[[Model, Any, Path], list[str]]
+Export = Callable[[Model, Method, Path], list[str]]
 
 FORMATS: dict[str, Export] = {
     "timm": export_timm,

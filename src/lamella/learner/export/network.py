@@ -1,6 +1,6 @@
 """A learned method taken apart: one network with fixed weights, and one linear classifier on its features.
 
-Nothing here knows a method by name. Which branches act, and with what coefficients, is seen in one of the method's own
+The method says what its linear classifier is. Which branches act, and with what coefficients, is seen in one of its own
 predictions; where they differ from image to image, or the images pass through more than once, there is no such network.
 """
 
@@ -15,12 +15,9 @@ from lamella.adapters.adapter import Site, watch
 from lamella.adapters.branches import Adapted, Branch, Coefficient
 from lamella.backbones import Backbone
 from lamella.learner.export.check import random_images
-from lamella.memory.gaussians import ClassGaussians
-from lamella.methods.parts.align import Aligned
-from lamella.methods.shared.heads import Head, Heads
-from lamella.methods.streaming_lda import StreamingLDA
+from lamella.methods import Method
 
-__all__ = ["Acting", "Fixed", "acting_branches", "adapted_layers", "beneath", "fixed", "linear_layer", "update"]
+__all__ = ["Acting", "Fixed", "acting_branches", "adapted_layers", "beneath", "fixed", "update"]
 
 
 class Acting(NamedTuple):
@@ -43,7 +40,7 @@ class Fixed(nn.Module):
         return self.classifier(self.backbone(x))
 
 
-def beneath(method: Any, readout: str) -> Any:
+def beneath(method: Method, readout: str) -> Method:
     """The method whose prediction a readout is: itself for "", what it is built on for "base".
 
     Raises:
@@ -51,21 +48,21 @@ def beneath(method: Any, readout: str) -> Any:
     """
     there = [""]
     while readout != there[-1]:
-        method = getattr(method, "base", None)
-        if method is None:
+        if method.base is None:
             raise ValueError(f"this model has no readout '{readout}'; there are {', '.join(map(repr, there))}")
+        method = method.base
         there.append(f"{there[-1]}.base".lstrip("."))
     return method
 
 
-def fixed(method: Any) -> Fixed:
+def fixed(method: Method) -> Fixed:
     """The method as one network with fixed weights; its predictions are the same up to rounding.
 
     Raises:
         ValueError: it is none, and why.
     """
     acting = acting_branches(method)
-    classifier = _linear_classifier(method)
+    classifier = _classifier(method)
     backbone = deepcopy(method.backbone)
     for name, layer in adapted_layers(backbone.model).items():
         wide = layer.weight.double()
@@ -80,7 +77,7 @@ def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
 
 
 @torch.no_grad()
-def acting_branches(method: Any) -> dict[str, list[Acting]]:
+def acting_branches(method: Method) -> dict[str, list[Acting]]:
     """For each layer that can carry branches, those that act in every prediction.
 
     Raises:
@@ -97,7 +94,7 @@ def acting_branches(method: Any) -> dict[str, list[Acting]]:
     return {name: _acting(method, layer, chosen[name]) for name, layer in layers.items()}
 
 
-def _acting(method: Any, layer: Adapted, chosen: Mapping[str, Coefficient] | None) -> list[Acting]:
+def _acting(method: Method, layer: Adapted, chosen: Mapping[str, Coefficient] | None) -> list[Acting]:
     coefficients = dict.fromkeys(layer.branches, 1.0) if chosen is None else chosen
     found = [(name, branch, c) for name, c in coefficients.items() for branch in layer.of(name)]
     numbers = [(name, branch, _number(c)) for name, branch, c in found if branch.gate is None]
@@ -113,7 +110,7 @@ def _number(coefficient: Coefficient) -> float | None:
     return None if callable(coefficient) else coefficient
 
 
-def _per_image(method: Any) -> ValueError:
+def _per_image(method: Method) -> ValueError:
     return ValueError(
         f"{type(method).__name__} weighs its adapters anew for each image, so they cannot become part of the weights; "
         "export the graph with --format onnx"
@@ -128,58 +125,14 @@ def update(shape: Sequence[int], acting: Sequence[Acting]) -> Tensor:
     return total
 
 
-def _linear_classifier(method: Any) -> nn.Linear:
-    """Its classifier as one linear layer on the backbone's features, rows in the order of its classes.
+def _classifier(method: Method) -> nn.Linear:
+    """The method's linear classifier on the CPU.
 
     Raises:
-        ValueError: it is none, and what to do.
+        ValueError: it has none; the message says why, and which other export there is.
     """
-    if isinstance(method, Aligned) and method.quadratic:
-        raise ValueError(
-            "classes have covariances of their own (own_covariance), which no linear layer holds; export the method's "
-            "own heads with --readout base, or all of it with --format onnx"
-        )
-    if isinstance(method, StreamingLDA) or (isinstance(method, Aligned) and method.head == "lda"):
-        return _of_discriminant(method.statistics, method.shrinkage)
-    heads = method.refitted if isinstance(method, Aligned) else getattr(method, "heads", None)
-    if not isinstance(heads, Heads) or heads.width != method.backbone.width or not _classifies_with(method, heads):
-        further = " (--readout base is what it is built on)" if hasattr(method, "base") else ""
-        raise ValueError(
-            f"{type(method).__name__} does not classify by one linear layer on the features of one network{further}; "
-            "export the graph with --format onnx"
-        )
-    return _of_heads(heads)
-
-
-@torch.no_grad()
-def _classifies_with(method: Any, heads: Heads) -> bool:
-    if not hasattr(method, "features"):
-        return False
-    x = random_images(2, method.backbone.transform.size)
-    own = method.predict(x)
-    return bool(torch.allclose(heads(method.features(x)), own, rtol=1e-4, atol=1e-4 * float(own.abs().max())))
-
-
-def _of_heads(heads: Heads) -> nn.Linear:
-    every = [head for head in heads.heads if isinstance(head, Head)]
-    weights = {i: row for head in every for i, row in zip(head.classes, head.weight, strict=True)}
-    biases = {i: bias for head in every for i, bias in zip(head.classes, head.bias, strict=True)}
-    return linear_layer(
-        torch.stack([weights[i] for i in heads.classes]), torch.stack([biases[i] for i in heads.classes])
-    )
-
-
-def _of_discriminant(statistics: ClassGaussians, shrinkage: float) -> nn.Linear:
-    """Scores are affine in the features: their values at zero and at the unit vectors say all of them, in float64."""
-    width = statistics.means.shape[1]
-    points = torch.cat([statistics.means.new_zeros(1, width), torch.eye(width).to(statistics.means)])
-    scores = statistics.linear_discriminant(points, shrinkage)
-    return linear_layer((scores[1:] - scores[0]).T, scores[0])
-
-
-def linear_layer(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """The linear layer with this weight (classes, d) and bias (classes,), in float32."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight.data.copy_(weight)
-    layer.bias.data.copy_(bias)
-    return layer
+    try:
+        return method.linear_classifier()
+    except ValueError as error:
+        beneath = "" if method.base is None else ", or what the method is built on with --readout base"
+        raise ValueError(f"{error}; export the graph with --format onnx{beneath}") from None

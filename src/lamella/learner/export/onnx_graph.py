@@ -18,13 +18,14 @@ from lamella.learner.export.check import compare, random_images
 from lamella.learner.export.describe import description, metadata, needed
 from lamella.learner.export.network import fixed
 from lamella.learner.model import Model
+from lamella.methods import Method
 
 __all__ = ["export_onnx"]
 
 INPUT, OUTPUT = "images", "logits"
 
 
-def export_onnx(model: Model, method: Any, file: Path) -> list[str]:
+def export_onnx(model: Model, method: Method, file: Path) -> list[str]:
     """Write one file: input "images" (n, 3, size, size), normalised; output "logits" (n, classes).
 
     Raises:
@@ -56,7 +57,7 @@ def _batches(network: nn.Module, size: int) -> Any:
     return _converted(network, random_images(2, size), INPUT, OUTPUT, dynamic_shapes=shapes)
 
 
-def _image_by_image(method: Any, size: int) -> Any:
+def _image_by_image(method: Method, size: int) -> Any:
     """A model whose one node is a Scan over the images, its body the graph of one image."""
     from onnx import TensorProto, helper
 
@@ -88,7 +89,7 @@ def _converted(module: nn.Module, x: Tensor, input: str, output: str, **options:
     return program.model_proto
 
 
-def _traced(method: Any, size: int) -> nn.Module:
+def _traced(method: Method, size: int) -> nn.Module:
     """The method's prediction for one image as plain tensor operations; all that it has learned is constant."""
     from torch.fx.experimental.proxy_tensor import make_fx
 

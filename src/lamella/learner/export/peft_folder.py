@@ -1,6 +1,5 @@
 """Folders that plain PEFT loads: the change of the weights as LoRA, exact in its numerical rank, and the classifier."""
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +11,10 @@ from lamella.adapters.adapter import Site, using
 from lamella.common.files import write_json
 from lamella.learner.export.check import compare
 from lamella.learner.export.describe import architecture, description, metadata, needed, new_timm_model, timm_config
-from lamella.learner.export.network import Acting, Fixed, acting_branches, adapted_layers, fixed, linear_layer, update
+from lamella.learner.export.network import Acting, Fixed, acting_branches, adapted_layers, fixed, update
 from lamella.learner.model import Model
-from lamella.methods.shared.heads import Head
+from lamella.methods import Method
+from lamella.methods.shared.heads import Head, linear_layer
 
 __all__ = ["export_peft", "export_peft_tasks", "low_rank"]
 
@@ -47,7 +47,7 @@ def low_rank(change: Tensor, weight: Tensor, merges: int = 1) -> Pair:
     return Pair(A.float().contiguous(), (D @ A.T).float().contiguous())  # rows of zeros stay zero
 
 
-def export_peft(model: Model, method: Any, folder: Path) -> list[str]:
+def export_peft(model: Model, method: Method, folder: Path) -> list[str]:
     """Write the whole change since the backbone was loaded, and the classifier, as one adapter.
 
     Raises:
@@ -64,7 +64,7 @@ def export_peft(model: Model, method: Any, folder: Path) -> list[str]:
     return adapter.write(folder, described, method.predict, len(model.tasks))
 
 
-def export_peft_tasks(model: Model, method: Any, folder: Path) -> list[str]:
+def export_peft_tasks(model: Model, method: Method, folder: Path) -> list[str]:
     """Write an adapter and a classifier for each task, which the method keeps apart: folders task0, task1, ...
 
     Raises:
@@ -72,14 +72,14 @@ def export_peft_tasks(model: Model, method: Any, folder: Path) -> list[str]:
         RuntimeError: PEFT is not installed.
     """
     needed("peft", "peft")
-    tasks = _tasks_apart(method)
+    tasks = _tasks_apart(method, len(model.tasks))
     loaded = model.new_backbone().model
     sites = [Site(n, layer, slice(None)) for n, layer in adapted_layers(method.backbone.model).items()]
     weights = {name: layer.weight for name, layer in adapted_layers(method.backbone.model).items()}
     folder.mkdir()
     lines: list[str] = []
     for t, layers in tasks.items():
-        head: Head = method.heads[t]
+        head = method.head_of(t)
         coefficients = {a.adapter: a.coefficient for acting in layers.values() for a in acting}
         changes = {n: (update(weights[n].shape, acting), weights[n]) for n, acting in layers.items()}
         classifier = linear_layer(head.weight, head.bias)
@@ -94,26 +94,23 @@ def export_peft_tasks(model: Model, method: Any, folder: Path) -> list[str]:
     return lines
 
 
-def _tasks_apart(method: Any) -> dict[int, dict[str, list[Acting]]]:
-    """By task, then by layer, the branches of that task alone; their names begin with "task" and its number."""
+def _tasks_apart(method: Method, learned: int) -> dict[int, dict[str, list[Acting]]]:
+    """By task, then by layer, the branches of that task alone."""
     layers = adapted_layers(method.backbone.model)
-    names = {name for layer in layers.values() for name in layer.branches}
-    numbers = {name: int(m[1]) for name in names if (m := re.fullmatch(r"task(\d+)(-\d+)?", name))}
-    if not numbers or names != set(numbers) or len(set(numbers.values())) != len(getattr(method, "heads", ())):
+    every = {name for layer in layers.values() for name in layer.branches}
+    own = {t: set(method.adapters_of(t)) & every for t in range(learned)}
+    folded = method.merges or method.changes_backbone
+    if folded or not all(own.values()) or every != set().union(*own.values()):
         raise ValueError(f"{type(method).__name__} keeps no adapter for each task; leave out --per-task")
-    routed = getattr(method, "routed", False)
     acting = (
         {n: [Acting(a, b, 1.0) for a in layer.branches for b in layer.of(a)] for n, layer in layers.items()}
-        if routed
+        if method.routed
         else acting_branches(method)
     )
-    return {
-        t: {n: [a for a in every if numbers[a.adapter] == t] for n, every in acting.items()}
-        for t in sorted(set(numbers.values()))
-    }
+    return {t: {n: [a for a in found if a.adapter in own[t]] for n, found in acting.items()} for t in own}
 
 
-def _differences(method: Any, network: Fixed, loaded: nn.Module) -> Differences:
+def _differences(method: Method, network: Fixed, loaded: nn.Module) -> Differences:
     before, after = loaded.state_dict(), network.backbone.model.state_dict()
     linear = {f"{name}.weight" for name, layer in loaded.named_modules() if type(layer) is nn.Linear}
     changed = [key for key in before if not torch.equal(before[key], after[key].to(before[key]))]

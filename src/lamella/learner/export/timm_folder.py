@@ -1,18 +1,18 @@
 """A folder that plain timm loads: merged weights under timm's own keys, and its config.json."""
 
 from pathlib import Path
-from typing import Any
 
 from lamella.common.files import write_json
 from lamella.learner.export.check import compare
 from lamella.learner.export.describe import architecture, description, metadata, new_timm_model, timm_config
 from lamella.learner.export.network import fixed
 from lamella.learner.model import Model
+from lamella.methods import Method
 
 __all__ = ["export_timm"]
 
 
-def export_timm(model: Model, method: Any, folder: Path) -> list[str]:
+def export_timm(model: Model, method: Method, folder: Path) -> list[str]:
     """Write model.safetensors and config.json.
 
     Raises:

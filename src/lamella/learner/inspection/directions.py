@@ -9,27 +9,20 @@ forecast    the tasks until a layer has fewer free directions than a branch's ra
 """
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lamella.adapters.adapter import Adapted
-from lamella.memory.signatures import Signature
-from lamella.memory.subspace import Subspace, numerical_rank
-from lamella.methods.olora import ReadRows
+from lamella.memory.subspace import numerical_rank
+from lamella.methods import Method
 
 __all__ = ["Forecast", "Overlap", "Space", "forecast", "overlap", "spaces", "used_directions"]
 
 LATEST = 3
 """Tasks whose mean the forecast goes on with: the first one of all takes more than others."""
-
-OF_TASK = re.compile(r"[a-z]+-?(\d+)(?:-\d+)?")
-"""Names of adapters that are one task's own: "task3", "residual-3", "plugin-3"; "task3-0" where each site has one."""
 
 
 @dataclass(frozen=True)
@@ -91,35 +84,33 @@ class Overlap:
     chance: float
 
 
-def used_directions(method: Any) -> dict[str, int]:
+def used_directions(method: Method) -> dict[str, int]:
     """By layer, how many directions old tasks protect; empty for methods that protect none."""
-    return {layer: space.dimension for layer, space in _protected(method)}
+    return {layer: space.dimension for layer, space in method.protected().items()}
 
 
-def spaces(method: Any, after_task: Sequence[Mapping[str, int]]) -> tuple[Space, ...]:
+def spaces(method: Method, after_task: Sequence[Mapping[str, int]]) -> tuple[Space, ...]:
     """What is used of each layer.
 
     Args:
         after_task: `used_directions` after each task; empty where an older version learned one of them.
     """
-    counts = [{layer: 0 for layer, _ in _protected(method)}, *after_task]
+    counts = [dict.fromkeys(method.protected(), 0), *after_task]
     known = all(counts)
     return tuple(
         Space(
             layer, space.width, space.dimension,
             tuple(b[layer] - a[layer] for a, b in pairwise(counts)) if known else (),
         )
-        for layer, space in _protected(method)
+        for layer, space in method.protected().items()
     )  # fmt: skip
 
 
-def forecast(method: Any, known: Sequence[Space]) -> Forecast | None:
+def forecast(method: Method, known: Sequence[Space]) -> Forecast | None:
     """How many tasks fit until a branch is narrower than its rank; None where nothing is protected, or grew unseen."""
-    base = _innermost(method)
-    # DualLoRA without its orthogonal adapter remembers directions that nothing is kept away from.
-    if not known or not all(space.grown for space in known) or not getattr(base, "orthogonal", True):
+    rank = method.free_rank
+    if not known or not all(space.grown for space in known) or rank is None:
         return None
-    rank = int(base.rank)
     space = min(known, key=lambda space: _tasks_left(space, rank))
     left = _tasks_left(space, rank)
     return Forecast(None if left == math.inf else int(left), space.layer, rank, space.pace, len(space.latest))
@@ -133,9 +124,14 @@ def _tasks_left(space: Space, rank: int) -> float:
     return math.inf if space.pace == 0 else (space.free - rank) * len(space.latest) // sum(space.latest) + 1
 
 
-def overlap(method: Any) -> Overlap | None:
-    """How alike the tasks' own branches read; None where fewer than two tasks have branches of their own."""
-    layers = [spans for spans in _spans(method).values() if len(spans) > 1]
+def overlap(method: Method, learned: int) -> Overlap | None:
+    """How alike the tasks' own branches read; None where fewer than two tasks have branches of their own.
+
+    Args:
+        method: what learned the tasks.
+        learned: how many tasks it has learned.
+    """
+    layers = [spans for spans in _spans(method, learned).values() if len(spans) > 1]
     tasks = sorted({task for spans in layers for task in spans})
     if len(tasks) < 2:
         return None
@@ -158,48 +154,18 @@ def _overlaps(spans: Sequence[Tensor]) -> Tensor:
     return owner.T @ (U.T @ U).square() @ owner / torch.minimum(ranks[:, None], ranks)
 
 
-def _spans(method: Any) -> dict[str, dict[int, Tensor]]:
+def _spans(method: Method, learned: int) -> dict[str, dict[int, Tensor]]:
     """By layer and task, an orthonormal basis (d, k) of what the task's A's read; tasks that read nothing left out."""
-    read: dict[str, dict[int, list[Tensor]]] = {}
-    for layer, task, A in _task_rows(method):
-        read.setdefault(layer, {}).setdefault(task, []).append(A)
-    bases = {layer: {t: _row_span(torch.cat(rows)) for t, rows in sorted(of.items())} for layer, of in read.items()}
-    return {layer: {t: U for t, U in of.items() if U.shape[1]} for layer, of in bases.items()}
-
-
-def _task_rows(method: Any) -> Iterator[tuple[str, int, Tensor]]:
-    """(layer, task, A (rank, d)) of each branch that is one task's own, and of those O-LoRA merged but remembers."""
-    for name, module in method.backbone.model.named_modules():
-        for adapter in module.branches if isinstance(module, Adapted) else ():
-            if found := OF_TASK.fullmatch(adapter):
-                yield from ((name, int(found[1]), branch.A.detach().flatten(1)) for branch in module.of(adapter))
-    base = _innermost(method)
-    for name, module in base.named_modules():
-        if isinstance(module, ReadRows):
-            for task, A in enumerate(module.rows.split(base.rank)):
-                yield _layer(name).partition(":")[0], task, A
+    spans: dict[str, dict[int, Tensor]] = {}
+    for task in range(learned):
+        for layer, rows in method.rows_read(task).items():
+            U = _row_span(rows)
+            if U.shape[1]:
+                spans.setdefault(layer, {})[task] = U
+    return spans
 
 
 def _row_span(A: Tensor) -> Tensor:
     """(d, k) float64 orthonormal basis of the rows of A (r, d)."""
     _, s, V = torch.linalg.svd(A.double().cpu(), full_matrices=False)
     return V[: numerical_rank(s, float(s[0]))].T if len(s) else A.new_zeros(A.shape[1], 0).double().cpu()
-
-
-def _protected(method: Any) -> Iterator[tuple[str, Subspace | Signature]]:
-    """(layer, what is protected of its inputs); what a part keeps of inputs without protecting them does not count."""
-    for name, module in cast(nn.Module, _innermost(method)).named_modules():
-        if isinstance(module, Subspace | Signature):
-            yield _layer(name), module
-
-
-def _innermost(method: Any) -> Any:
-    """The method that a method with parts is built on."""
-    while hasattr(method, "base"):
-        method = method.base
-    return method
-
-
-def _layer(module: str) -> str:
-    """The name of a layer from that of a module filed under it."""
-    return module.rpartition(".")[2].replace("/", ".")

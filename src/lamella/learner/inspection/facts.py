@@ -86,7 +86,7 @@ def inspect(model: Model, found: Sequence[Origin | None] = ()) -> Inspection:
         model.name, model.backbone.name, model.backbone.weights_sha256, tuple(model.class_names.values()),
         model.confidence.temperature, model.parameter_counts(),
         tuple(_learned(model, i, origin) for i, origin in enumerate(places)),
-        known, forecast(model.method, known), overlap(model.method),
+        known, forecast(model.method, known), overlap(model.method, len(model.tasks)),
     )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
@@ -55,6 +55,7 @@ from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.methods.dlc.plugins import Tails, check_base
 from lamella.methods.dlc.weighting import AGGREGATES, WeightingUnit, aggregated
+from lamella.methods.method import Method, MethodOnBase
 from lamella.methods.shared.classifier import align_new_rows, inverse_shares, new_or_old, widened
 from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.training.fit import Fit
@@ -63,7 +64,7 @@ from lamella.training.schedules import cosine
 __all__ = ["DLC"]
 
 
-class DLC(nn.Module):
+class DLC(MethodOnBase):
     """A base method, and one plugin a task beside it.
 
     Args:
@@ -93,16 +94,17 @@ class DLC(nn.Module):
 
     own_calls = ("plugin",)
     reads_features = True
+    widens = True
 
     def __init__(
-        self, backbone: Backbone, base: Any, *, seed: int = 0, layers: Sequence[str] = ("last-block",), rank: int = 2,
-        factorisation: str = "kernel", first_plugin: bool = True, shared_plugin: bool = False,
+        self, backbone: Backbone, base: Method, *, seed: int = 0, layers: Sequence[str] = ("last-block",),
+        rank: int = 2, factorisation: str = "kernel", first_plugin: bool = True, shared_plugin: bool = False,
         aggregate: str = "concat", gate: str = "sigmoid", gate_input: str = "base", gate_supervision: float = 0.0,
         auxiliary_weight: float = 1.0, balance: str = "weights", refresh_old_plugins: bool = False,
         head_start: str = "uniform", epochs: int = 60, lr: float = 0.01, batch_size: int = 128, optimizer: str = "sgd",
         momentum: float = 0.9, weight_decay: float = 2e-4, head_weight_decay: float = 5e-4,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(base, seed)
         if rank < 1:
             raise ValueError(f"rank {rank} is too small; a plugin needs a rank of at least 1")
         check_one_of("factorisation", factorisation, ("kernel", "conv"))
@@ -117,7 +119,7 @@ class DLC(nn.Module):
         if shared_plugin and gate_supervision:
             raise ValueError("a shared plugin is every task's, so set gate_supervision to 0")
         check_base(base, backbone)
-        self.base, self.seed, self.layers, self.rank, self.factorisation = base, seed, layers, rank, factorisation
+        self.layers, self.rank, self.factorisation = layers, rank, factorisation
         self.first_plugin, self.shared_plugin = first_plugin, shared_plugin
         self.aggregate, self.balance = aggregate, balance
         self.gate, self.gate_input, self.gate_supervision = gate, gate_input, gate_supervision
@@ -127,14 +129,6 @@ class DLC(nn.Module):
         self.unit = WeightingUnit(backbone.width, gate, gate_input)
         self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
         self.tails = Tails(backbone, layers, rank, factorisation)
-
-    @property
-    def backbone(self) -> Backbone:
-        return self.base.backbone
-
-    @property
-    def changes_backbone(self) -> bool:
-        return getattr(self.base, "changes_backbone", False)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -167,8 +161,12 @@ class DLC(nn.Module):
         """
         if self.learned_plugins and not self.plugins:
             return self.base.predict(x)
+        return self.heads(self.features(x, gates))
+
+    def features(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+        """(n, d) features of the base and, weighed by their gates, of all plugins."""
         features = self.tails(self.tails.trunk(x), ["", *self.plugins])
-        return self.heads(aggregated(features, self.unit(features) if gates is None else gates, self.aggregate))
+        return aggregated(features, self.unit(features) if gates is None else gates, self.aggregate)
 
     def oracle_gates(self, labels: Tensor) -> Tensor:
         """(n, t) gates of one who knows each image's task: 1 for its own plugin, 0 for all others."""
@@ -177,15 +175,19 @@ class DLC(nn.Module):
         return (own[:, None] == torch.tensor(places, device=labels.device)).float()
 
     def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Both classifications of one training: with plugins ("") and the base alone ("base")."""
-        return {"": self.logits(x), "base": self.base.predict(x)}
+        return self.with_own(self.logits(x), self.base.readouts(x))
+
+    def features_and_readouts(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        return self.features(x), self.readouts(x)
+
+    def adapters_of(self, task: int) -> tuple[str, ...]:
+        return () if self.shared_plugin else tuple(name for name in self.plugins if name == f"plugin-{task}")
 
     def learn(self, task: Task, fit: Fit) -> None:
         if missing := [name for name in self.learned_plugins if name not in self.plugins]:
             raise ValueError(f"'{missing[0]}' is taken out, so no task can be learned beside it; put it back first")
         self.eval()
-        memory = getattr(self.base, "exemplars", None)
-        data = task.train if memory is None else memory.join(task.train)
+        data = self.base.with_exemplars(task.train)
         self.base.learn(task, fit)  # phase 1: the base, unaware of plugins
         self.eval()  # phase 2: the base stands still, its batch-norm statistics too
 

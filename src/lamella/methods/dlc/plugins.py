@@ -19,6 +19,7 @@ from lamella.backbones import Backbone
 from lamella.backbones.resnets import block_names, check_split, split
 from lamella.common.checks import check_one_of
 from lamella.methods.dlc.lanes import LanedConv2d
+from lamella.methods.method import Method
 
 __all__ = ["FORMS", "LAYERS", "Tails", "check_base", "plugin_layers"]
 
@@ -27,18 +28,16 @@ FORMS = ("batched", "loop")
 AT_ONCE = 3 * 2**18  # numbers that enter the tails together on a CPU: as float32 3 MiB
 
 
-def check_base(base: Any, backbone: Backbone) -> None:
+def check_base(base: Method, backbone: Backbone) -> None:
     """Refuse a base whose features are not those of the one network that plugins would tune.
 
     Raises:
-        ValueError: it is on another backbone, has no features, or has several networks or experts.
+        ValueError: it is on another backbone, or has several networks or experts.
     """
     name = type(base).__name__
-    if getattr(base, "backbone", None) is not backbone:
+    if base.backbone is not backbone:
         raise ValueError(f"the base {name} was built on another backbone; give both the same one")
-    if not callable(getattr(base, "features", None)):
-        raise ValueError(f"plugins need a base with features; {name} has none")
-    if getattr(base, "routed", False) or any(isinstance(child, nn.ModuleList) for child in base.children()):
+    if base.routed or base.widens:
         raise ValueError(f"{name} has several networks or experts, so plugins cannot tune one; use replay, icarl or wa")
 
 

@@ -1,11 +1,11 @@
 """Parts that any method can carry, by the name of their table within [method]."""
 
 from collections.abc import Callable
-from typing import Any
 
+from lamella.methods.method import Method
 from lamella.methods.parts.align import Aligned
 from lamella.methods.parts.calibrate import Calibrated
 
 __all__ = ["PARTS", "Aligned", "Calibrated"]
 
-PARTS: dict[str, Callable[..., Any]] = {"align": Aligned, "calibrate": Calibrated}
+PARTS: dict[str, Callable[..., Method]] = {"align": Aligned, "calibrate": Calibrated}

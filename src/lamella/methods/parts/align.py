@@ -20,9 +20,6 @@ Drift Compensation", CVPR 2020, arXiv 2004.00440; as a learned map: Gomez-Villa 
 Departures: SLCA keeps a covariance per class and scales logits by their norm; here samples share the covariance.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,20 +28,20 @@ from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
+from lamella.methods.method import STATISTICS_GO_ON, Method, MethodOnBase
 from lamella.methods.parts.drift import Drift, affine_drift, check_ridge, mean_drift
-from lamella.methods.parts.readouts import beneath, features_and_readouts
-from lamella.methods.shared.heads import Heads, only_columns
+from lamella.methods.shared.heads import Heads, linear_layer
 from lamella.training.fit import Fit
 from lamella.training.schedules import cosine
 
 __all__ = ["Aligned"]
 
 
-class Aligned(nn.Module):
+class Aligned(MethodOnBase):
     """A method whose classes are told apart by drift-compensated class statistics of its features.
 
     Args:
-        base: any method with `features(x)`; it learns exactly as it would alone.
+        base: any method whose features keep their width; it learns exactly as it would alone.
         shrinkage: l, 0..1. ridge: of the drift map, above 0.
         drift: "affine", "mean" or "none".
         own_covariance: 0..1, the share of each class's own covariance (Friedman 1989); 0 keeps the shared one only,
@@ -60,14 +57,12 @@ class Aligned(nn.Module):
     reads_features = True
 
     def __init__(
-        self, base: Any, *, seed: int = 0, shrinkage: float = 0.1, ridge: float = 3.0, drift: str = "affine",
+        self, base: Method, *, seed: int = 0, shrinkage: float = 0.1, ridge: float = 3.0, drift: str = "affine",
         own_covariance: float = 0.0, own_covariance_prior: float | None = None, head: str = "lda", samples: int = 256,
         epochs: int = 10, lr: float = 1e-2,
     ) -> None:  # fmt: skip
-        super().__init__()
-        if not callable(getattr(base, "features", None)):
-            raise ValueError(f"alignment needs a method with features; {type(base).__name__} has none")
-        if getattr(base, "widens", False):
+        super().__init__(base, seed)
+        if base.widens:
             name = type(base).__name__
             raise ValueError(f"alignment needs features of one width; those of {name} widen with each task")
         if drift not in ("affine", "mean", "none"):
@@ -81,7 +76,6 @@ class Aligned(nn.Module):
                 f"own_covariance_prior {own_covariance_prior} must be above 0, in images; leave it out beside "
                 "own_covariance and for head 'refit'"
             )
-        self.base, self.seed = base, seed
         self.shrinkage, self.ridge, self.drift, self.head = shrinkage, ridge, drift, head
         self.own_covariance, self.own_covariance_prior = own_covariance, own_covariance_prior
         self.samples, self.epochs, self.lr = samples, epochs, lr
@@ -92,10 +86,6 @@ class Aligned(nn.Module):
         self.refitted = Heads(width)
 
     @property
-    def backbone(self) -> Any:
-        return self.base.backbone
-
-    @property
     def classes(self) -> tuple[int, ...]:
         return self.statistics.classes
 
@@ -104,28 +94,32 @@ class Aligned(nn.Module):
         """Whether each class has a covariance of its own."""
         return self.own_covariance > 0 or self.own_covariance_prior is not None
 
-    @property
-    def routed(self) -> bool:
-        """Whether the base chooses experts for each image."""
-        return getattr(self.base, "routed", False)
-
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) features of the base method."""
-        return self.base.features(x)
-
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
         """(n, classes) discriminant scores, or logits of the re-fitted head."""
-        return only_columns(self._classify(self.features(x)), self.classes, task)
+        if self.head == "refit":
+            return self.refitted(features)
+        if self.quadratic:
+            shares = self.own_covariance, self.own_covariance_prior
+            return self.statistics.quadratic_discriminant(features, self.shrinkage, *shares)
+        return self.statistics.linear_discriminant(features, self.shrinkage)
 
     def logits_and_typicality(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, classes) scores and (n,) how near the features are to those of any class: see confidence.py."""
-        features = self.features(x)
-        return self._classify(features), -self.statistics.distance(features, self.shrinkage)
+        """(n, classes) scores, and (n,) the negative squared Mahalanobis distance to the nearest class mean.
 
-    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
-        """All classifications of one training: aligned (""), the base method's own ("base"), and what that carries."""
-        features, base = features_and_readouts(self.base, x)
-        return {"": self._classify(features), **beneath(base)}
+        Lee et al., NeurIPS 2018, arXiv 1807.03888.
+        """
+        features = self.features(x)
+        return self.classify(features), -self.statistics.distance(features, self.shrinkage)
+
+    def linear_classifier(self) -> nn.Linear:
+        if self.quadratic:
+            raise ValueError("classes have covariances of their own (own_covariance), which no linear layer holds")
+        if self.head == "refit":
+            return self.refitted.as_linear()
+        return linear_layer(*self.statistics.hyperplanes(self.shrinkage))
+
+    def what_more_images_do(self) -> str:
+        return STATISTICS_GO_ON
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
@@ -143,14 +137,6 @@ class Aligned(nn.Module):
 
     def _drift(self, before: Tensor, after: Tensor) -> Drift:
         return affine_drift(before, after, self.ridge) if self.drift == "affine" else mean_drift(before, after)
-
-    def _classify(self, features: Tensor) -> Tensor:
-        if self.head == "refit":
-            return self.refitted(features)
-        if self.quadratic:
-            shares = self.own_covariance, self.own_covariance_prior
-            return self.statistics.quadratic_discriminant(features, self.shrinkage, *shares)
-        return self.statistics.linear_discriminant(features, self.shrinkage)
 
     def _refit(self, fit: Fit) -> None:
         """Train one head over all classes on samples of N(mu_c, shrunk S)."""

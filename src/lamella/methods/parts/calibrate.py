@@ -23,21 +23,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamella.adapters.adapter import Site, watch
+from lamella.adapters.adapter import watch
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.memory.inputs import Inputs, check_basis, gather
 from lamella.memory.resizable import Growing
 from lamella.memory.signatures import Calibration, Signatures, protected_share
+from lamella.methods.method import Method, MethodOnBase
 from lamella.methods.parts.drift import affine_drift, check_ridge
-from lamella.methods.parts.readouts import all_readouts, beneath, features_and_readouts
 from lamella.methods.shared.heads import only_columns
 from lamella.training.fit import Fit
 
 __all__ = ["Calibrated"]
 
 
-class Calibrated(Growing):
+class Calibrated(Growing, MethodOnBase):
     """A method whose logits are calibrated by the predicted task.
 
     Args:
@@ -59,11 +59,11 @@ class Calibrated(Growing):
     taught: Tensor
 
     def __init__(
-        self, base: Any, *, seed: int = 0, score: str = "signature", strength: float = 1.0,
+        self, base: Method, *, seed: int = 0, score: str = "signature", strength: float = 1.0,
         temperature: float | None = None, energy: float = 0.95, score_layers: float = 1.0, shrinkage: float = 0.1,
         ridge: float = 3.0,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(base, seed)
         if score not in ("signature", "gaussian"):
             raise ValueError(f"score '{score}' is unknown; use 'signature' or 'gaussian'")
         check_ridge(ridge)  # these three refuse bad values before anything is learned
@@ -71,31 +71,16 @@ class Calibrated(Growing):
         shrunk(torch.eye(1), shrinkage)
         default = 0.1 if score == "signature" else 1.0
         self.calibration = Calibration(strength, default if temperature is None else temperature, score_layers)
-        self.base, self.seed, self.score, self.strength, self.temperature = base, seed, score, strength, temperature
+        self.score, self.strength, self.temperature = score, strength, temperature
         self.energy, self.score_layers, self.shrinkage, self.ridge = energy, score_layers, shrinkage, ridge
-        self.sites = _sites(base) if score == "signature" else base.backbone.sites("key+value")[-1:]
-        check_basis(base.backbone.model, self.sites, "class_token")
-        self.signatures = Signatures(self.sites)
-        self.statistics = ClassGaussians(self.sites[0].layer.weight.shape[1] if score == "gaussian" else 0)
+        if score == "signature":
+            self.watched = base.sites or base.backbone.sites("key+value")
+        else:
+            self.watched = base.backbone.sites("key+value")[-1:]
+        check_basis(base.backbone.model, self.watched, "class_token")
+        self.signatures = Signatures(self.watched)
+        self.statistics = ClassGaussians(self.watched[0].layer.weight.shape[1] if score == "gaussian" else 0)
         self.register_buffer("taught", torch.zeros(0, 2, dtype=torch.int64))
-
-    @property
-    def backbone(self) -> Any:
-        return self.base.backbone
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.base.classes
-
-    @property
-    def routed(self) -> bool:
-        """Whether the base chooses experts for each image; class tokens of old images then stay as they are."""
-        return getattr(self.base, "routed", False)
-
-    @property
-    def features(self) -> Any:
-        """The base's, (n, d), where it has any."""
-        return self.base.features
 
     def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
         """(n, classes) logits of the base, calibrated, in one of its passes."""
@@ -105,14 +90,12 @@ class Calibrated(Growing):
         return only_columns(self._calibrated(logits, scores), self.classes, task)
 
     def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
-        """All classifications of one training: calibrated (""), its base's own ("base"), and what that carries."""
-        base, scores = self._read(lambda images: all_readouts(self.base, images), x)
-        return {"": self._calibrated(base[""], scores), **beneath(base)}
+        base, scores = self._read(self.base.readouts, x)
+        return self.with_own(self._calibrated(base[""], scores), base)
 
     def features_and_readouts(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """(n, d) features of the base and all readouts, in one of its passes."""
-        (features, base), scores = self._read(lambda images: features_and_readouts(self.base, images), x)
-        return features, {"": self._calibrated(base[""], scores), **beneath(base)}
+        (features, base), scores = self._read(self.base.features_and_readouts, x)
+        return features, self.with_own(self._calibrated(base[""], scores), base)
 
     def choose_task(self, x: Tensor) -> Tensor:
         """(n,) the task that each image is most likely from, in the order of learning."""
@@ -127,9 +110,9 @@ class Calibrated(Growing):
         self.eval()
         inputs = self._inputs(task, fit, "calibrate-after")
         if gaussian:
-            after = inputs[self.sites[0].name].class_tokens
+            after = inputs[self.watched[0].name].class_tokens
             if before is not None:
-                drift = affine_drift(before[self.sites[0].name].class_tokens, after, self.ridge)
+                drift = affine_drift(before[self.watched[0].name].class_tokens, after, self.ridge)
                 self.statistics.move(*drift)
             self.statistics.add(after, task.train.labels, task.classes)
         else:
@@ -152,7 +135,7 @@ class Calibrated(Growing):
                 del seen.tokens[batches:-1]  # a routed base passes its images through more than once: the last counts
             batches += 1
 
-        with gather(self.backbone.model, self.sites) as inputs:
+        with gather(self.backbone.model, self.watched) as inputs:
             fit.scan(task.train, observe, name=name)
         return inputs
 
@@ -162,9 +145,9 @@ class Calibrated(Growing):
             result = self.signatures.reading(forward, x)
             scores = self.signatures.scores(self.score_layers)
         else:
-            with watch(self.sites, lambda _: Inputs(self.statistics.scatter.shape[0], "class_token")) as inputs:
+            with watch(self.watched, lambda _: Inputs(self.statistics.scatter.shape[0], "class_token")) as inputs:
                 result = forward(x)
-            h = inputs[self.sites[0].name].tokens[-1]
+            h = inputs[self.watched[0].name].tokens[-1]
             of_class, last = self.statistics.linear_discriminant(h, self.shrinkage), self._last()
             owner = torch.tensor([last[c] for c in self.statistics.classes], device=x.device)
             scores = torch.stack([of_class[:, owner == t].logsumexp(1) for t in range(int(owner.max()) + 1)], 1)
@@ -192,13 +175,3 @@ def _check_inputs(seen: Tensor, x: Tensor) -> None:
             f"the base passed {len(seen)} inputs through its layers for {len(x)} images, so tasks cannot be told; "
             "calibration needs one pass over the batch"
         )
-
-
-def _sites(base: Any) -> tuple[Site, ...]:
-    """The adapted layers of the innermost method that has any."""
-    method = base
-    while not getattr(method, "sites", None):
-        if getattr(method, "base", None) is None:
-            return base.backbone.sites("key+value")
-        method = method.base
-    return method.sites

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lamella.common.randomness import generator as named_generator
 
-__all__ = ["OTHER_TASK_PENALTY", "Head", "Heads", "cosine_scores", "only_columns"]
+__all__ = ["OTHER_TASK_PENALTY", "Head", "Heads", "cosine_scores", "linear_layer", "only_columns"]
 
 OTHER_TASK_PENALTY = 1e4
 """How far classes that are ruled out fall below all others: large, yet finite, so that they keep their order."""
@@ -123,6 +123,15 @@ class Heads(nn.Module):
         ids = torch.tensor(self.classes, device=labels.device) if came_back else rows
         return _columns(labels, ids, "the classes of these heads,")
 
+    def as_linear(self) -> nn.Linear:
+        """All heads side by side as one layer, rows in the order of `classes`."""
+        every = [cast(Head, head) for head in self.heads]
+        row = {i: (head, k) for head in every for k, i in enumerate(head.classes)}  # the last head that has a class
+        chosen = [row[i] for i in self.classes]
+        return linear_layer(
+            torch.stack([head.weight[k] for head, k in chosen]), torch.stack([head.bias[k] for head, k in chosen])
+        )
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         numbers = {int(k[len(prefix) :].split(".")[1]) for k in state_dict if k.startswith(prefix + "heads.")}
         ids = [state_dict[f"{prefix}heads.{i}.ids"].tolist() for i in sorted(numbers)]
@@ -139,6 +148,14 @@ def _columns(labels: Tensor, ids: Tensor, what: str) -> Tensor:
         strangers = sorted(set(labels[~known].tolist()))
         raise ValueError(f"labels {strangers} are not among {what} {ids.tolist()}")
     return torch.where(known, match.long().argmax(1), -1)
+
+
+def linear_layer(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """The linear layer with this weight (classes, d) and bias (classes,), in float32 on the CPU."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight.data.copy_(weight)
+    layer.bias.data.copy_(bias)
+    return layer
 
 
 def only_columns(logits: Tensor, classes: Sequence[int], allowed: Sequence[int] | None) -> Tensor:
