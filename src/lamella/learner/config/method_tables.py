@@ -98,6 +98,7 @@ def _named_base(given: str, base: str, table: Any) -> dict[str, Any]:
         )
     return {**table, "name": base}
 
+
 SCHEDULING = ("schedule", "milestones")
 """Keys that are right together only."""
 
