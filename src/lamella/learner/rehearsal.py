@@ -17,6 +17,7 @@ from lamella.data.scenario import Task
 from lamella.learner.model import Model
 from lamella.training.fit import Examples, Fit, Loss
 from lamella.training.footprint import bytes_now, kept_for_backward
+from lamella.training.recipe import Training
 
 __all__ = ["Expected", "rehearse"]
 
@@ -45,11 +46,21 @@ class _Rehearsal(Fit):
         self.step_bytes = 0
 
     def __call__(
-        self, data: Examples, loss: Loss, params: Any, *, epochs: int, batch_size: int,
-        after_step: Callable[[], None] | None = None, **options: Any,
-    ) -> list[float]:  # fmt: skip
+        self,
+        data: Examples,
+        loss: Loss,
+        params: Any,
+        training: Training | None = None,
+        *,
+        augment: bool = True,
+        before_step: Callable[[], None] | None = None,
+        after_step: Callable[[], None] | None = None,
+        name: str = "train",
+        **settings: Any,
+    ) -> list[float]:
         started = time.monotonic()
-        size = min(batch_size, len(data), batch_size if self.device.type == "cuda" else STEP)
+        recipe = replace(training or Training(), **settings)
+        size = min(recipe.batch_size, len(data), recipe.batch_size if self.device.type == "cuda" else STEP)
         ends: list[float] = []
         kept = 0
 
@@ -68,14 +79,16 @@ class _Rehearsal(Fit):
                 raise _Enough
 
         try:
-            super().__call__(data, measured, params, epochs=2, batch_size=size, after_step=after, **options)
+            two_steps = replace(recipe, epochs=2, batch_size=size, accumulate=1)
+            hooks: dict[str, Any] = {"before_step": before_step, "after_step": after}
+            super().__call__(data, measured, params, two_steps, augment=augment, name=name, **hooks)
         except _Enough:
             pass
         total = self._scaled(len(data), data)
-        self.step_bytes = max(self.step_bytes, kept * min(batch_size, total) // size)
-        self.expected += (ends[-1] - ends[-2]) / size * total * epochs
+        self.step_bytes = max(self.step_bytes, kept * min(recipe.batch_size, total) // size)
+        self.expected += (ends[-1] - ends[-2]) / size * total * recipe.epochs
         self.spent += time.monotonic() - started
-        return [0.0] * epochs
+        return [0.0] * recipe.epochs
 
     def _scan(self, place: Any, data: Examples, *arguments: Any) -> None:
         started = time.monotonic()
