@@ -29,6 +29,7 @@ from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.methods import METHODS
 from lamella.training.fit import Fit
+from lamella.training.recipe import Training
 
 CLASSES = 10
 """Of a task."""
@@ -72,7 +73,7 @@ class _Learner:
     """A method that is taught tasks of a few random images."""
 
     def __init__(self, name: str, backbone: Any, device: str, options: dict[str, Any]) -> None:
-        self.method: Any = METHODS[name](backbone, epochs=1, batch_size=2 * CLASSES, **options)
+        self.method: Any = METHODS[name](backbone, training=Training(epochs=1, batch_size=2 * CLASSES), **options)
         self.fit = Fit(self.method, backbone.transform, device=device)
         self.size, self.learned = backbone.transform.size, 0
 

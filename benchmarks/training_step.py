@@ -47,6 +47,7 @@ from lamella.training.compilation import compiled_blocks
 from lamella.training.fit import Fit
 from lamella.training.optimizers import build_optimizer, parameter_groups
 from lamella.training.precision import computing
+from lamella.training.recipe import LoRA
 
 CLASSES, RANK = 10, 10
 METHODS_SHOWN = ["inflora", "seq-lora", "duallora", "color"]
@@ -173,7 +174,7 @@ class _Pretended:
     def __init__(self, fit: Fit) -> None:
         self.scan, self.features, self.last = fit.scan, fit.features, False
 
-    def __call__(self, data: Any, loss: Any, params: Any, **options: Any) -> None:
+    def __call__(self, data: Any, loss: Any, params: Any, training: Any, **options: Any) -> None:
         groups = parameter_groups(params, 1e-4)
         if self.last:
             raise _Reached(loss, groups, **{k: options[k] for k in ("before_step", "after_step") if k in options})
@@ -186,7 +187,7 @@ def _step_of(
     prepared: Callable[[nn.Module], Any] = lambda learner: learner,
 ) -> Step:  # fmt: skip
     """The step of task `number`, counted from 1; `prepared` is done to the method before it."""
-    learner: Any = METHODS[name](backbone, **({} if name == "color" else {"rank": RANK}))
+    learner: Any = METHODS[name](backbone, **({} if name == "color" else {"lora": LoRA(rank=RANK)}))
     fit = Fit(learner, backbone.transform, device=str(x.device))
     pretended = _Pretended(fit)
     try:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamella import METHODS, Backbone, Fit, Learner, Method, Task, class_incremental, load_source
-from lamella.adapters.adapter import grow, merge
+from lamella import METHODS, Backbone, Fit, Learner, LoRA, Method, Task, Training, class_incremental, load_source
+from lamella.adapters.adapter import merge
 from lamella.common.randomness import generator
 from lamella.memory.gaussians import ClassGaussians
 from lamella.methods.shared.heads import Heads
@@ -20,18 +20,29 @@ class OwnMethod(Method):
     """LoRA on the first task, ridge regression on all.
 
     Args:
-        rank, epochs, lr, batch_size: of the LoRA.
+        backbone: its key and value layers are adapted.
+        seed: of all draws.
+        lora: the branches.
+        training: how they are trained, with a head that is thrown away afterwards.
         ridge: as a share of the mean diagonal of the Gram matrix.
     """
 
     def __init__(
-        self, backbone: Backbone, *, seed: int = 0, rank: int = 4, ridge: float = 0.01, epochs: int = 3,
-        lr: float = 1e-3, batch_size: int = 32,
-    ) -> None:  # fmt: skip
+        self,
+        backbone: Backbone,
+        *,
+        seed: int = 0,
+        lora: LoRA = LoRA(rank=4),
+        training: Training = Training(epochs=3, lr=1e-3, batch_size=32),
+        ridge: float = 0.01,
+    ) -> None:
         super().__init__()
-        self.backbone, self.seed, self.rank, self.ridge = backbone, seed, rank, ridge
-        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
-        self.sites = backbone.sites("key+value")
+        self.backbone = backbone
+        self.seed = seed
+        self.lora = lora
+        self.recipe = training
+        self.ridge = ridge
+        self.sites = lora.attach(backbone)
         self.statistics = ClassGaussians(backbone.width)
 
     @property
@@ -54,16 +65,14 @@ class OwnMethod(Method):
         return features @ weight.float()
 
     def _adapt(self, task: Task, fit: Fit) -> None:
-        branches = grow(self.sites, "own", self.rank, generator=generator(self.seed, "lora"))
+        branches = self.lora.grow(self.sites, "own", generator(self.seed, "lora"))
         head = Heads(self.backbone.width).grow(task.classes, generator(self.seed, "head")).to(fit.device)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))
 
         factors = [factor for branch in branches for factor in (branch.A, branch.B)]
-        fit(
-            task.train, loss, [*factors, *head.parameters()], epochs=self.epochs, lr=self.lr, batch_size=self.batch_size
-        )
+        fit(task.train, loss, [*factors, *head.parameters()], self.recipe)
         merge(self.sites, "own")
 
 

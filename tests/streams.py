@@ -9,12 +9,14 @@ import torch
 
 from lamella.backbones import Backbone, load_backbone
 from lamella.backbones.resnets import ResNet
+from lamella.common.options import arguments, options_of
 from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray
 from lamella.data.scenario import Scenario, Source, Task, class_incremental
 from lamella.data.transform import Augmentation, InputTransform
 from lamella.methods import METHODS
 from lamella.training.fit import Fit
+from lamella.training.recipe import Training
 
 QUICK: dict[str, dict[str, Any]] = {
     "nearest-mean": {},
@@ -88,7 +90,15 @@ def build(name: str, seed: int = 0, backbone: Backbone | None = None, **options:
     chosen = QUICK.get(name, {"epochs": 2, "batch_size": 8}) | options
     if isinstance(chosen.get("base"), str):
         chosen["base"] = build(chosen["base"], seed, backbone, **{k: v for k, v in options.items() if k == "epochs"})
-    return METHODS[name](backbone, seed=seed, **chosen)
+    return configured(METHODS[name], backbone, seed=seed, **chosen)
+
+
+def configured(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """A method, its recipes spelled out as in a configuration: `configured(InfLoRA, backbone, rank=2, epochs=1)`."""
+    known = options_of(method)
+    flat = {key: value for key, value in options.items() if key in known}
+    rest = {key: value for key, value in options.items() if key not in known}
+    return method(*args, **rest, **arguments("method", flat, known))
 
 
 def fit_for(method: Any, **options: Any) -> Fit:
@@ -112,7 +122,11 @@ def learn(method: Any, number: int, task: Task, fit: Any = None) -> Any:
 
 
 class Spy:
-    """The real fit; before its training call runs, `look(loss, data, params)` sees what that was given."""
+    """The real fit; before its training call runs, `look(loss, data, params)` sees what that was given.
+
+    Attributes:
+        options: the fields of the recipe, and the other keywords, of the latest call.
+    """
 
     def __init__(self, method: Any, look: Callable[[Any, ImageSet, list[Any]], None] = lambda *_: None) -> None:
         self.fit, self.look, self.options = fit_for(method), look, {}
@@ -120,7 +134,7 @@ class Spy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.fit, name)
 
-    def __call__(self, data: ImageSet, loss: Any, params: Any, **options: Any) -> list[float]:
-        params, self.options = list(params), options
-        self.look(loss, data, params)
-        return self.fit(data, loss, params, **options)
+    def __call__(self, data: ImageSet, loss: Any, params: Any, training: Training, **options: Any) -> list[float]:
+        groups, self.options = list(params), vars(training) | options
+        self.look(loss, data, [tensor for group in groups for tensor in group["params"]])
+        return self.fit(data, loss, groups, training, **options)

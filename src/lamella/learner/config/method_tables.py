@@ -1,6 +1,7 @@
 """[method] of a configuration: its parts, such as [method.align], its base, [method.base], their names and defaults.
 
-The outermost method alone may have parts. A method that learns on top of another one has the keyword `base`.
+The outermost method alone may have parts. A method that learns on top of another one has the keyword `base`. What older
+versions wrote stays readable: former names of schedules, and options that a method or part lists as `removed`.
 
 A method with its base and its parts has one spelling everywhere, NAME(BASE)+PART+PART, as in "inflora+align" or
 "dlc(wa)+align". A part that is neither in the name nor a table is not carried: "inflora" is without alignment. What is
@@ -20,6 +21,7 @@ from lamella.backbones import Backbone
 from lamella.common.options import Option, arguments, check_table, completed, near_matches, options_of
 from lamella.methods import METHODS, WHOLE_STREAM, Method
 from lamella.methods.parts import PARTS
+from lamella.training.schedules import FORMER_NAMES
 
 __all__ = ["build_method", "complete_method", "method_name", "readout_names", "switch_methods", "with_parts"]
 
@@ -97,6 +99,10 @@ def _named_base(given: str, base: str, table: Any) -> dict[str, Any]:
     return {**table, "name": base}
 
 
+SCHEDULING = ("schedule", "milestones")
+"""Keys that are right together only."""
+
+
 def method_name(config: Mapping[str, Any]) -> str:
     """The method with its parts.
 
@@ -167,6 +173,7 @@ def complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[
     for part in (key for key in table if key in PARTS and table[key] is not False):
         inner = {} if table[part] is True else table[part]
         check_table("method", {part: inner}, {part: Option(dict)})
+        inner = _up_to_date(f"method.{part}", inner, PARTS[part])
         resolved[part] = completed(f"method.{part}", inner, _keywords(PARTS[part]))
     return resolved
 
@@ -184,8 +191,10 @@ def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:
 def _switch_method(document: dict[str, Any], where: str, table: dict[str, Any], name: Any) -> None:
     if name == table.get("name"):
         return
-    known = {"name"} | _keywords(_method(name)).keys() | ({"base"} if _takes_base(name) else set())
-    _drop(document, where, table, [key for key in table if key not in known])
+    options = _keywords(_method(name))
+    known = {"name"} | options.keys() | ({"base"} if _takes_base(name) else set())
+    dropped = [key for key in table if key not in known or (key in SCHEDULING and not _fits(table, options))]
+    _drop(document, where, table, dropped)
 
 
 def _drop(document: dict[str, Any], where: str, table: dict[str, Any], dropped: list[str]) -> None:
@@ -193,6 +202,32 @@ def _drop(document: dict[str, Any], where: str, table: dict[str, Any], dropped: 
         del table[key]
     if dropped:
         document.setdefault("run", {}).setdefault("dropped", []).extend(f"{where}.{key}" for key in dropped)
+
+
+def _fits(table: Mapping[str, Any], options: Mapping[str, Option]) -> bool:
+    """Whether a table's schedule and milestones are right together, each by another method's default where left out."""
+    defaults = {key: options[key].default for key in SCHEDULING if key in options}
+    schedule, milestones = (table.get(key, defaults.get(key)) for key in SCHEDULING)
+    return schedule == "milestones" or not milestones
+
+
+def _up_to_date(where: str, table: Mapping[str, Any], build: Callable[..., Any]) -> dict[str, Any]:
+    """A table of an older version as this one writes it.
+
+    Raises:
+        ValueError: an option that is not there any more had another value than the one that is computed now.
+    """
+    removed: Mapping[str, Any] = getattr(build, "removed", {})
+    for key in table.keys() & removed.keys():
+        if table[key] != removed[key]:
+            raise ValueError(
+                f"{where}.{key} = {table[key]!r} is not an option any more: this version computes {removed[key]!r} "
+                "only; take it away, or use a version of Lamella that has it"
+            )
+    own = {key: value for key, value in table.items() if key not in removed}
+    if isinstance(own.get("schedule"), str):
+        own["schedule"] = FORMER_NAMES.get(own["schedule"], own["schedule"])
+    return own
 
 
 def _complete_plain(
@@ -211,6 +246,7 @@ def _complete_plain(
     options = _keywords(_method(table["name"]))
     outermost = where == "method"
     own = {key: value for key, value in table.items() if not (outermost and key in PARTS)}
+    own = _up_to_date(where, own, _method(table["name"]))
     if "horizon" in options and own.get("horizon") == "auto":
         own["horizon"] = _count_tasks(scenario)
     tables = {part: Option(dict, None) for part in PARTS} if outermost else {}
