@@ -11,6 +11,7 @@ import json
 import time
 import tomllib
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from lamella.training.checkpoints import Checkpoints
 from lamella.training.compilation import check_compilable
 from lamella.training.precision import resolve_device
 
-__all__ = ["run"]
+__all__ = ["check_claim", "run"]
 
 
 def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool = False) -> Path:
@@ -51,7 +52,7 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
     refuse_links(model, model / VERSIONS, out / "checkpoints", out / "log.jsonl")
     with alone(out, f"another process is running in '{out}'; wait for it or choose another --out"):
         config = as_in_runs({**config, "method": name_in_table(config["method"], Path.cwd())}, [out])
-        _check_claim(out, config, resume)
+        check_claim(out, config, resume)
         for torn in half_written(out):
             torn.unlink()
         if not (out / "results.json").exists():
@@ -63,7 +64,12 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
     return out
 
 
-def _check_claim(out: Path, config: dict[str, Any], resume: bool) -> None:
+def check_claim(out: Path, config: Mapping[str, Any], resume: bool) -> None:
+    """Make sure that a run of `config` may begin or go on in `out`.
+
+    Raises:
+        FileExistsError, ValueError: as `run`.
+    """
     path, wanted = out / "config.toml", tomllib.loads(to_toml(config))
     if path.exists():
         if not resume:
