@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lamella.data.transform import of_images
 from lamella.experiments.budget import exemplars_within, finished_parameters, parameters_of, total_bytes
 from lamella.experiments.report.summary import spread
 from lamella.experiments.report.words import percent
@@ -46,7 +47,7 @@ def main(
         for seed in range(seeds)
     }  # fmt: skip
     scenario = build_scenario(tables[0])
-    image_bytes = 3 * build_backbone(tables[0]).transform.size ** 2
+    image_bytes = 3 * of_images(build_backbone(tables[0]).transform, "a budget of images").size ** 2
     memory = int(tables[0]["method"]["base"]["memory"])
     names = methods.split(",")
     parameters = {n: finished_parameters(_config(tables[0], n, memory), scenario) for n in {*names, budget_of}}

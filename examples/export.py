@@ -27,7 +27,8 @@ def write_folder(out: Path, digits: set[int]) -> Path:
 learner = Learner.create(method={"name": "inflora+align", "epochs": 2, "lr": 2e-3, "batch_size": 32})
 for day, digits in (("monday", {0, 1}), ("tuesday", {2, 3})):
     record = learner.learn_from(write_folder(Path(day), digits))
-    print(f"{day}: {record.held_back.right} of {record.held_back.images} held-out images right")
+    if held := record.held_back:
+        print(f"{day}: {held.right} of {held.images} held-out images right")
 learner.save("model")  # what `lamella learn` does
 
 file = next(Path("monday/digit 1").glob("*.png"))

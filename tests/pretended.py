@@ -163,6 +163,7 @@ def pretending() -> Iterator[None]:
         patch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
         for module in ("training.passes", "learner.config.precision"):
             patch.setattr(f"lamella.{module}.resolve_device", lambda _: DEVICE)
-        for module in ("adapters.adapter", "backbones.feature_cache"):  # where plain tensors are told from quantised ones
+        # Where plain tensors are told from quantised ones.
+        for module in ("adapters.adapter", "backbones.feature_cache"):
             patch.setattr(f"lamella.{module}.Tensor", Pretended)
         yield

@@ -1,18 +1,22 @@
 """Small streams and learners for tests: images whose class can be learned in seconds."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lamella.backbones import Backbone, load_backbone
 from lamella.backbones.resnets import ResNet
+from lamella.common.options import arguments, options_of
 from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray
 from lamella.data.scenario import Scenario, Source, Task, class_incremental
 from lamella.data.transform import Augmentation, InputTransform
 from lamella.methods import METHODS
 from lamella.training.fit import Fit
+from lamella.training.recipe import Training
 
 QUICK: dict[str, dict[str, Any]] = {
     "nearest-mean": {},
@@ -46,6 +50,23 @@ def stream(classes: int = 6, tasks: int = 3, per_class: int = 8, **options: Any)
     return class_incremental(source(classes, per_class), tasks=tasks, seed=0, **options)
 
 
+def colours_config(folder: Path) -> Path:
+    """A configuration, with its images beside it: dark, bright, red and green, two tasks of two, `nearest-mean`."""
+    rng = np.random.default_rng(0)
+    colours = np.array([[20, 20, 20], [230, 230, 230], [220, 20, 20], [20, 220, 20]])
+    labels = np.arange(4).repeat(8)
+    pixels = np.clip(colours[labels][:, None, None] + rng.normal(0, 8, (32, 12, 12, 3)), 0, 255).astype(np.uint8)
+    test = np.arange(32) % 8 >= 6
+    archive = folder / "colours.npz"
+    np.savez(archive, x_train=pixels[~test], y_train=labels[~test], x_test=pixels[test], y_test=labels[test])
+    path = folder / "colours.toml"
+    path.write_text(
+        f'[scenario]\nsource = "{archive.as_posix()}"\ntasks = 2\n[backbone]\nname = "test_vit"\nweights = "random"\n'
+        'size = 32\n[method]\nname = "nearest-mean"\n[fit]\ndevice = "cpu"\n'
+    )
+    return path
+
+
 def tiny_backbone(seed: int = 0) -> Backbone:
     """timm's smallest ViT with random weights, on 32-pixel images."""
     return load_backbone("test_vit", weights="random", size=32, crop=1.0, seed=seed)
@@ -69,7 +90,15 @@ def build(name: str, seed: int = 0, backbone: Backbone | None = None, **options:
     chosen = QUICK.get(name, {"epochs": 2, "batch_size": 8}) | options
     if isinstance(chosen.get("base"), str):
         chosen["base"] = build(chosen["base"], seed, backbone, **{k: v for k, v in options.items() if k == "epochs"})
-    return METHODS[name](backbone, seed=seed, **chosen)
+    return configured(METHODS[name], backbone, seed=seed, **chosen)
+
+
+def configured(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """A method, its recipes spelled out as in a configuration: `configured(InfLoRA, backbone, rank=2, epochs=1)`."""
+    known = options_of(method)
+    flat = {key: value for key, value in options.items() if key in known}
+    rest = {key: value for key, value in options.items() if key not in known}
+    return method(*args, **rest, **arguments("method", flat, known))
 
 
 def fit_for(method: Any, **options: Any) -> Fit:
@@ -93,7 +122,11 @@ def learn(method: Any, number: int, task: Task, fit: Any = None) -> Any:
 
 
 class Spy:
-    """The real fit; before its training call runs, `look(loss, data, params)` sees what that was given."""
+    """The real fit; before its training call runs, `look(loss, data, params)` sees what that was given.
+
+    Attributes:
+        options: the fields of the recipe, and the other keywords, of the latest call.
+    """
 
     def __init__(self, method: Any, look: Callable[[Any, ImageSet, list[Any]], None] = lambda *_: None) -> None:
         self.fit, self.look, self.options = fit_for(method), look, {}
@@ -101,7 +134,7 @@ class Spy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.fit, name)
 
-    def __call__(self, data: ImageSet, loss: Any, params: Any, **options: Any) -> list[float]:
-        params, self.options = list(params), options
-        self.look(loss, data, params)
-        return self.fit(data, loss, params, **options)
+    def __call__(self, data: ImageSet, loss: Any, params: Any, training: Training, **options: Any) -> list[float]:
+        groups, self.options = list(params), vars(training) | options
+        self.look(loss, data, [tensor for group in groups for tensor in group["params"]])
+        return self.fit(data, loss, groups, training, **options)

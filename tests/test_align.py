@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from streams import fit_for, learn_all, stream, tiny_backbone
+from streams import configured, fit_for, learn_all, stream, tiny_backbone
 from torch import Tensor, nn
 
 from lamella.common.randomness import generator
@@ -227,7 +227,7 @@ def test_on_nearest_mean_with_a_frozen_backbone_it_is_streaming_lda_exactly(drif
 
 def test_both_readouts_come_from_one_pass() -> None:
     backbone = tiny_backbone()
-    method = Aligned(SeqFinetune(backbone, epochs=1, batch_size=8))
+    method = Aligned(configured(SeqFinetune, backbone, epochs=1, batch_size=8))
     learn_all(method, stream(tasks=2), fit_for(method))
     x = torch.randn(3, 3, 32, 32, generator=generator(0, "images"))
     readouts = method.readouts(x)

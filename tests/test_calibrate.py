@@ -313,8 +313,7 @@ def test_what_it_cannot_read_is_refused_at_once() -> None:
         ({"strength": -1.0}, "strength -1.0 must not be negative"),
         ({"temperature": 0.0}, "temperature 0.0 must be above 0"),
         ({"energy": 0.0}, "energy 0.0 is outside"),
-        ({"score_layers": 2.0}, "score_layers 2.0 is outside"),
-        ({"score": "means"}, "score 'means' is unknown; use 'signature' or 'gaussian'"),
+        ({"score": "means"}, "score 'means' is unknown; use one of signature, gaussian"),
         ({"ridge": 0.0}, "ridge 0.0 must be above 0"),
         ({"shrinkage": 0.0}, "shrinkage 0.0 is outside"),
     ):

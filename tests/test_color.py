@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import fit_for, images, tiny_backbone
+from streams import configured, fit_for, images, tiny_backbone
 from torch import Tensor
 
 from lamella.adapters.adapter import using
@@ -41,7 +41,7 @@ def learn(method: CoLoR | Aligned, i: int, classes: tuple[int, ...], data: Any =
 
 
 def taught(tasks: tuple[tuple[int, ...], ...] = TASKS, **options: Any) -> CoLoR:
-    method = CoLoR(tiny_backbone(), **{**QUICK, **options})
+    method = configured(CoLoR, tiny_backbone(), **{**QUICK, **options})
     for i, classes in enumerate(tasks):
         learn(method, i, classes)
     return method.eval()
@@ -97,7 +97,7 @@ def test_features_of_old_images_do_not_drift_while_those_of_new_ones_jump() -> N
 
 
 def test_alignment_leaves_the_means_of_old_experts_where_they_are() -> None:
-    aligned = Aligned(CoLoR(tiny_backbone(), rank=2, epochs=1, batch_size=8))
+    aligned = Aligned(configured(CoLoR, tiny_backbone(), rank=2, epochs=1, batch_size=8))
     means = []
     for i, classes in enumerate(TASKS):
         fit = fit_for(aligned)
@@ -108,7 +108,7 @@ def test_alignment_leaves_the_means_of_old_experts_where_they_are() -> None:
 
 
 def test_in_the_soft_choice_moved_means_would_be_further_off() -> None:
-    aligned = Aligned(CoLoR(tiny_backbone(), choice="soft", **QUICK))
+    aligned = Aligned(configured(CoLoR, tiny_backbone(), choice="soft", **QUICK))
     learn(aligned, 0, TASKS[0])
     learn(aligned, 1, TASKS[1])
     view = plain_view(aligned.backbone.transform)
@@ -290,7 +290,7 @@ def test_the_soft_choice_ends_in_the_hard_one_where_a_centre_is_much_nearer(
 
 def test_domains_of_the_same_classes_are_each_scored_by_their_own_expert_and_head() -> None:
     """Task 1 has task 0's classes under other images: the chosen task's own head scores them."""
-    method = CoLoR(tiny_backbone(), **QUICK)
+    method = configured(CoLoR, tiny_backbone(), **QUICK)
     learn(method, 0, (0, 1))
     other = part((2, 3))
     other.labels = other.labels - 2  # the same classes in another domain
@@ -373,11 +373,11 @@ def test_distances_are_to_the_nearest_centre_of_each_task(counts: list[int], n: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"key_features": "last"}, "key_features 'last' is unknown; use 'plain' or 'first_task'"),
-        ({"choice": "maybe"}, "choice 'maybe' is unknown; use 'hard' or 'soft'"),
+        ({"key_features": "last"}, "key_features 'last' is unknown; use one of plain, first_task"),
+        ({"choice": "maybe"}, "choice 'maybe' is unknown; use one of hard, soft"),
         ({"clusters": 0}, "clusters 0 is too small"),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        CoLoR(tiny_backbone(), **options)
+        configured(CoLoR, tiny_backbone(), **options)

@@ -259,7 +259,7 @@ def test_what_is_built(small: Path) -> None:
     assert backbone.transform.size == 32
     method = build_method(config, backbone)
     assert type(method).__name__ == "Aligned"
-    assert (method.shrinkage, method.base.rank, method.base.seed) == (0.2, 2, 3)  # pyright: ignore[reportAttributeAccessIssue]
+    assert (method.shrinkage, method.base.lora.rank, method.base.seed) == (0.2, 2, 3)  # pyright: ignore[reportAttributeAccessIssue]
     augmentation = build_augmentation(config)
     assert augmentation is not None
     assert augmentation.scale == (0.8, 1.0)  # a tuple, as annotated, from TOML's list

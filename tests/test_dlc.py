@@ -11,7 +11,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import Spy, build, fit_for, images, learn_all, source, stream, tiny_backbone, tiny_residual_backbone
+from streams import (
+    Spy,
+    build,
+    configured,
+    fit_for,
+    images,
+    learn_all,
+    source,
+    stream,
+    tiny_backbone,
+    tiny_residual_backbone,
+)
 from torch import Tensor, nn
 
 from lamella import __version__
@@ -25,6 +36,7 @@ from lamella.experiments.run import run
 from lamella.learner.config.document import build_method, complete, load_config, method_name, readout_names
 from lamella.learner.costs import costs_of_base, parameter_counts
 from lamella.learner.learner import Learner
+from lamella.learner.records import TaskRecord
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.learner.store.versions import load_model
 from lamella.methods.dlc.dlc import DLC
@@ -69,10 +81,10 @@ class Watch(Spy):
         super().__init__(method, look)
         self.after = after
 
-    def __call__(self, data: Any, loss: Any, params: Any, **options: Any) -> list[float]:
+    def __call__(self, data: Any, loss: Any, params: Any, training: Any, **options: Any) -> list[float]:
         if options.get("name") != "plugin":
-            return self.fit(data, loss, params, **options)
-        losses = super().__call__(data, loss, params, **options)
+            return self.fit(data, loss, params, training, **options)
+        losses = super().__call__(data, loss, params, training, **options)
         self.after()
         return losses
 
@@ -134,22 +146,6 @@ def test_old_plugins_stay_as_they_are_and_the_new_one_is_trained(learned: DLC) -
     assert all(v.any() for k, v in plugin_tensors(learned, "plugin-2").items() if k.endswith(".B"))
 
 
-def test_refreshing_trains_old_plugins_on() -> None:
-    method, seen = build("dlc", lr=1e-2, refresh_old_plugins=True), []
-    learn_watched(method, tasks(2), after=lambda: seen.append(plugin_tensors(method, "plugin-0")))
-    assert not any(torch.equal(v, seen[1][k]) for k, v in seen[0].items())
-
-
-def test_a_shared_plugin_is_trained_on_with_every_task() -> None:
-    method, seen = build("dlc", lr=1e-2, shared_plugin=True), []
-    learn_watched(method, tasks(), after=lambda: seen.append(plugin_tensors(method, "plugin-0")))
-    assert method.plugins == ("plugin-0",)
-    assert [len(state) for state in seen] == [4, 4, 4]
-    for before, after in pairwise(seen):
-        assert not any(torch.equal(v, after[k]) for k, v in before.items())
-    assert method.oracle_gates(torch.tensor([0, 3, 5])).tolist() == [[1.0]] * 3
-
-
 def test_new_rows_and_columns_may_start_at_zero() -> None:
     method, heads = build("dlc", epochs=1, head_start="zero"), []
     learn_watched(
@@ -205,7 +201,7 @@ def test_without_plugins_it_is_the_base_and_with_them_again_itself(learned: DLC,
     assert same(learned_state(learned), state)
 
 
-@pytest.mark.parametrize("options", [{}, {"aggregate": "sum", "gate": "softmax"}, {"gate": "fixed"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"gate": "softmax"}, {"gate": "fixed"}], ids=str)
 def test_what_is_taken_out_is_as_if_it_had_never_been_aggregated(options: dict[str, Any]) -> None:
     method = learn_all(build("dlc", epochs=1, lr=1e-2, **options), stream())
     before = logits(method)
@@ -216,10 +212,9 @@ def test_what_is_taken_out_is_as_if_it_had_never_been_aggregated(options: dict[s
             scores = features[:, 0] @ method.unit.weight[[0, 2]].T + method.unit.bias[[0, 2]]
             gates = scores.sigmoid() if method.gate == "sigmoid" else scores.softmax(1)
         weights = [head.weight for head in method.heads.heads]
-        if method.aggregate == "concat":
-            weights = [torch.cat([w[:, :32], w[:, 48:]], 1) for w in weights]
+        weights = [torch.cat([w[:, :32], w[:, 48:]], 1) for w in weights]
         bias = torch.cat([head.bias for head in method.heads.heads])
-        expected = aggregated(features, gates, method.aggregate) @ torch.cat(weights).T + bias
+        expected = aggregated(features, gates) @ torch.cat(weights).T + bias
     state = take_out(method, "plugin-1")
     assert method.plugins == ("plugin-0", "plugin-2")
     torch.testing.assert_close(logits(method), expected, atol=1e-4, rtol=1e-4)
@@ -419,8 +414,8 @@ def test_the_base_part_of_a_shared_input_is_computed_once(monkeypatch: pytest.Mo
 ])  # fmt: skip
 def test_parameters_of_resnet18_are_those_of_the_formula(layers: str, per_rank: int) -> None:
     """r k^2 (c_in + c_out) summed over the convolutions; the specification's table has these four sums."""
-    method = DLC(backbone := load_backbone("resnet18", weights="random", size=32), build("replay", backbone=backbone),
-                 layers=[layers], rank=2)  # fmt: skip
+    backbone = load_backbone("resnet18", weights="random", size=32)
+    method = configured(DLC, backbone, build("replay", backbone=backbone), layers=[layers], rank=2)
     sites = method.tails.sites
     assert sum(9 * (s.layer.weight.shape[0] + s.layer.weight.shape[1]) for s in sites) == per_rank
     for number in range(2):
@@ -431,24 +426,19 @@ def test_parameters_of_resnet18_are_those_of_the_formula(layers: str, per_rank: 
 
 
 @pytest.mark.parametrize(
-    ("options", "unit", "head"),
-    [({}, 3 * 17, 6 * (4 * 16 + 1)), ({"aggregate": "sum"}, 3 * 17, 6 * 17), ({"gate": "fixed"}, 0, 6 * 65),
-     ({"first_plugin": False}, 2 * 17, 6 * (3 * 16 + 1)), ({"gate_input": "own", "gate": "softmax"}, 51, 390),
-     ({"shared_plugin": True}, 17, 6 * (2 * 16 + 1)), ({"head_start": "zero"}, 51, 390)],
-)  # fmt: skip
-def test_every_variant_learns_and_is_counted(options: dict[str, Any], unit: int, head: int) -> None:
-    supervised = "fixed" not in options.values() and "shared_plugin" not in options
-    method = learn_all(build("dlc", epochs=1, gate_supervision=0.5 if supervised else 0,
-                             layers=["stage3.*"], factorisation="conv", rank=1, **options), stream())  # fmt: skip
-    plugins = len(method.plugins)
+    ("options", "unit"),
+    [({}, 3 * 17), ({"gate": "fixed"}, 0), ({"gate": "softmax"}, 3 * 17), ({"head_start": "zero"}, 3 * 17)],
+)
+def test_every_variant_learns_and_is_counted(options: dict[str, Any], unit: int) -> None:
+    kind = {"epochs": 1, "layers": ["stage3.*"], "factorisation": "conv", "rank": 1, **options}
+    method = learn_all(build("dlc", **kind), stream())
     per_plugin = (9 * 12 + 16) + (9 * 16 + 16)  # rank 1: k k c_in + c_out for 12 -> 16 and 16 -> 16 channels
-    assert plugins == {"first_plugin": 2, "shared_plugin": 1}.get(next(iter(options), ""), 3)
     assert parameter_counts(method) == {
         "backbone": sum(p.numel() for p in tiny_residual_backbone().model.parameters()),
-        "plugins": plugins * per_plugin, "head": head, **({"unit": unit} if unit else {}),
+        "plugins": 3 * per_plugin, "head": 6 * (4 * 16 + 1), **({"unit": unit} if unit else {}),
     }  # fmt: skip
     assert torch.isfinite(logits(method)).all()
-    again = build("dlc", epochs=1, layers=["stage3.*"], factorisation="conv", rank=1, **options)
+    again = build("dlc", **kind)
     restore_state(again, learned_state(method))
     assert torch.equal(logits(again), logits(method))
 
@@ -489,44 +479,26 @@ def test_names_of_layers() -> None:
 def test_gates_by_hand() -> None:
     features = torch.tensor([[[1.0, 2.0], [3.0, 0.0], [0.0, 5.0]]])
     V, b = torch.tensor([[0.5, 0.0], [0.0, -1.0]]), torch.tensor([2.0, 1.0])
-    for kind, source_of, expected in (
-        ("sigmoid", "base", torch.tensor([[2.5, -1.0]]).sigmoid()),
-        ("sigmoid", "own", torch.tensor([[3.5, -4.0]]).sigmoid()),
-        ("softmax", "base", torch.tensor([[2.5, -1.0]]).softmax(1)),
-        ("fixed", "base", torch.ones(1, 2)),
+    for kind, expected in (
+        ("sigmoid", torch.tensor([[2.5, -1.0]]).sigmoid()),
+        ("softmax", torch.tensor([[2.5, -1.0]]).softmax(1)),
+        ("fixed", torch.ones(1, 2)),
     ):
-        unit = WeightingUnit(2, kind, source_of)
+        unit = WeightingUnit(2, kind)
         unit.weight, unit.bias = nn.Parameter(V, requires_grad=False), nn.Parameter(b, requires_grad=False)
         torch.testing.assert_close(unit(features), expected)
     gates = torch.tensor([[0.5, 0.1]])
-    assert aggregated(features, gates, "concat").tolist() == [pytest.approx([1, 2, 1.5, 0, 0, 0.5])]
-    # 1 + 0.5 (3 - 1) + 0.1 (0 - 1), 2 + 0.5 (0 - 2) + 0.1 (5 - 2)
-    assert aggregated(features, gates, "sum").tolist() == [pytest.approx([1.9, 1.3])]
+    assert aggregated(features, gates).tolist() == [pytest.approx([1, 2, 1.5, 0, 0, 0.5])]
 
 
-def test_supervision_of_gates_by_hand() -> None:
-    features = torch.zeros(3, 3, 2)  # scores are the biases
-    own = torch.tensor([0, 1, -1])
-    s = torch.tensor([2.0, 1.0])
-    for kind, expected in (
-        ("sigmoid", F.softplus(torch.tensor([-2.0, 1.0, 2.0, -1.0, 2.0, 1.0])).mean()),
-        ("softmax", -(s.log_softmax(0)[0] + s.log_softmax(0)[1]) / 3),
-    ):
-        unit = WeightingUnit(2, kind)
-        unit.grow()
-        unit.grow()
-        unit.bias.data.copy_(s)
-        torch.testing.assert_close(unit.loss(features, own), expected)
-
-
-def test_the_loss_is_the_sum_of_its_three_terms() -> None:
-    options = {"auxiliary_weight": 0.5, "gate_supervision": 0.25, "balance": "none"}
+def test_the_loss_is_the_sum_of_its_two_terms() -> None:
+    options = {"auxiliary_weight": 0.5, "balance": "none"}
     method, checked = build("dlc", epochs=1, **options), []
 
     def look(loss: Any, data: Any, params: list[Any]) -> None:
         x, y = pixels(method), torch.tensor([0, 0, 1, 1, 2, 3, 2, 3])[: 8 if len(method.classes) > 2 else 4]
         x = x[: len(y)]
-        weight, bias = params[1]["params"][-2:]  # of the auxiliary classifier
+        weight, bias = params[-2:]  # of the auxiliary classifier
         with torch.no_grad():
             features = torch.stack(
                 [method.tails(method.tails.trunk(x), [name], "loop")[:, 0] for name in ("", *method.plugins)], 1
@@ -537,8 +509,7 @@ def test_the_loss_is_the_sum_of_its_three_terms() -> None:
             classes = F.cross_entropy(z @ rows.T + torch.cat([head.bias for head in method.heads.heads]), y)
             new = y - min(method.heads[-1].ids.tolist()) + 1
             auxiliary = F.cross_entropy(features[:, -1] @ weight.T + bias, new.clamp_min(0))
-            gate = F.binary_cross_entropy(gates, F.one_hot(y // 2, gates.shape[1]).float())
-            torch.testing.assert_close(loss(x, y), classes + 0.5 * auxiliary + 0.25 * gate, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(loss(x, y), classes + 0.5 * auxiliary, atol=1e-4, rtol=1e-4)
         checked.append(len(weight))
 
     learn_watched(method, tasks(2), look)
@@ -588,7 +559,7 @@ def test_it_carries_other_bases(base: str) -> None:
     """Those with a memory or without, with a classifier or class means."""
     backbone = tiny_residual_backbone()
     plain = build(base, backbone=backbone, **({} if base == "nearest-mean" else {"epochs": 1}))
-    method = learn_all(DLC(backbone, plain, epochs=1, batch_size=16, lr=0.01), stream(4, 2))
+    method = learn_all(configured(DLC, backbone, plain, epochs=1, batch_size=16, lr=0.01), stream(4, 2))
     with torch.no_grad():
         readouts = method.eval().readouts(pixels(method))
     assert readouts[""].shape == readouts["base"].shape == (8, 4)
@@ -604,7 +575,7 @@ def test_an_empty_memory_works() -> None:
 
 
 def test_half_precision_trains_and_leaves_the_base_alone() -> None:
-    method = build("dlc", epochs=1, gate_supervision=0.5)
+    method = build("dlc", epochs=1)
     fit = fit_for(method, precision="bf16")
     for i, task in enumerate(tasks(2)):
         fit.begin(str(i))
@@ -696,18 +667,16 @@ def test_the_bases_file_tells_what_the_base_costs_alone(
 
 
 def test_the_bases_seconds_are_those_of_its_own_calls() -> None:
+    seconds = {"train": 5.0, "herding": 1.0, "plugin": 2.5, "total": 9.0}
     records = [
-        {
-            "seconds": {"train": 5.0, "herding": 1.0, "plugin": 2.5, "total": 9.0},
-            "trained": {"train": 40, "plugin": 70},
-        },
-        {"seconds": {"train": 4.0, "plugin": 2.0, "total": 7.0}, "trained": {"train": 44, "plugin": 90}},
+        TaskRecord("first", (0, 1), 16, seconds, 70, {"train": 40, "plugin": 70}),
+        TaskRecord("second", (2, 3), 16, {"train": 4.0, "plugin": 2.0, "total": 7.0}, 90, {"train": 44, "plugin": 90}),
     ]
     costs = costs_of_base(build("dlc"), records, 1)
     assert costs["seconds"] == {"learn": [6.5, 5.0]}
     assert costs["phase_seconds"] == {"train": 9.0, "herding": 1.0}
     assert costs["trainable_parameters"] == 44
-    del records[0]["trained"]  # a model of an older version
+    records[0].trained = None  # a model of an older version
     assert costs_of_base(build("dlc"), records, 1)["trainable_parameters"] is None
 
 
@@ -726,7 +695,7 @@ def test_the_base_is_built_from_its_own_table_on_the_same_backbone() -> None:
     backbone = tiny_residual_backbone()
     method: Any = build_method(config, backbone)
     assert method.rank == 3
-    assert (method.base.epochs, method.base.seed, method.seed) == (7, 4, 4)
+    assert (method.base.recipe.epochs, method.base.seed, method.seed) == (7, 4, 4)
     assert method.base.backbone is backbone
     assert method.changes_backbone
     assert complete(config) == config
@@ -761,12 +730,8 @@ def test_a_bad_table_is_refused_in_one_line(method: dict[str, Any], text: str) -
         ({"layers": ["conv1"]}, "plugins find no convolution 'conv1'"),
         ({"rank": 0}, "rank 0 is too small"),
         ({"factorisation": "svd"}, "factorisation 'svd' is unknown; use one of kernel, conv"),
-        ({"aggregate": "mean"}, "aggregate 'mean' is unknown; use one of concat, sum"),
         ({"gate": "relu"}, "gate 'relu' is unknown; use one of sigmoid, softmax, fixed"),
-        ({"gate_input": "image"}, "gate_input 'image' is unknown; use 'base' or 'own'"),
-        ({"gate": "fixed", "gate_supervision": 1.0}, "gate 'fixed' has nothing to supervise"),
-        ({"shared_plugin": True, "gate_supervision": 0.1}, "a shared plugin is every task's"),
-        ({"head_start": "one"}, "head_start 'one' is unknown; use 'uniform'"),
+        ({"head_start": "one"}, "head_start 'one' is unknown; use one of uniform, zero"),
         ({"balance": "herding"}, "balance 'herding' is unknown; use one of align, weights, none"),
     ],
 )
@@ -787,16 +752,16 @@ def test_a_base_or_backbone_that_cannot_carry_plugins_is_refused_at_once() -> No
         (build("replay"), "the base Replay was built on another backbone; give both the same one"),
     ):
         with pytest.raises(ValueError, match=text):
-            DLC(backbone, base)
+            configured(DLC, backbone, base)
     vit = tiny_backbone()
     with pytest.raises(ValueError, match="no stages of convolutions"):
-        DLC(vit, build("replay", backbone=vit))
+        configured(DLC, vit, build("replay", backbone=vit))
     adapt(other := tiny_residual_backbone(), "*.stage3.0.conv2")
     with pytest.raises(TypeError, match=r"layer 'stage3.0.conv2' is of the class AdaptedConv2d already, and others"):
         Tails(other, ["last-conv"])
     Tails(backbone, ["last-conv"]).grow("other", generator(0, "other"))
     with pytest.raises(ValueError, match=r"layer 'stage3.0.conv2' carries adapters of another method"):
-        DLC(backbone, build("replay", backbone=backbone))
+        configured(DLC, backbone, build("replay", backbone=backbone))
 
 
 def test_a_memory_smaller_than_one_image_a_class_is_refused_before_training() -> None:

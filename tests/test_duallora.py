@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from streams import fit_for, images, learn_all, stream, tiny_backbone
+from streams import configured, fit_for, images, learn_all, stream, tiny_backbone
 from torch import Tensor
 
 from lamella.adapters.adapter import watch
@@ -71,7 +71,7 @@ def learn(method: DualLoRA, data: Task) -> Spy:
 
 
 def taught(tasks: int = 3, **options: Any) -> tuple[DualLoRA, list[Spy]]:
-    method = DualLoRA(tiny_backbone(), **(QUICK | options))
+    method = configured(DualLoRA, tiny_backbone(), **(QUICK | options))
     return method, [learn(method, data) for data in STREAM[:tasks]]
 
 
@@ -117,7 +117,7 @@ def test_the_basis_is_orthonormal_after_every_task(three: Any) -> None:
 
 
 def test_o_does_nothing_on_the_protected_span_after_a_thousand_adam_steps() -> None:
-    method = DualLoRA(tiny_backbone(), **(QUICK | {"blocks": 2, "epochs": 1, "batch_size": 1, "lr": 0.01}))
+    method = configured(DualLoRA, tiny_backbone(), **(QUICK | {"blocks": 2, "epochs": 1, "batch_size": 1, "lr": 0.01}))
     learn(method, STREAM[0])
     method.epochs = 56  # of 18 images, one a step: 1,008 steps
     spy = learn(method, STREAM[1])
@@ -129,7 +129,7 @@ def test_o_does_nothing_on_the_protected_span_after_a_thousand_adam_steps() -> N
 
 def test_old_inputs_pass_the_merged_layer_as_before() -> None:
     """W h for inputs in the protected span, before the second task and after its merge."""
-    method = DualLoRA(tiny_backbone(), **(QUICK | {"residual": "none"}))
+    method = configured(DualLoRA, tiny_backbone(), **(QUICK | {"residual": "none"}))
     learn(method, STREAM[0])
     before = [s.layer.weight.clone() for s in method.sites]
     spy = learn(method, STREAM[1])
@@ -161,7 +161,7 @@ def test_folding_o_leaves_the_outputs_unchanged(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_o_the_weights_stay() -> None:
-    method = DualLoRA(tiny_backbone(), **(QUICK | {"orthogonal": False}))
+    method = configured(DualLoRA, tiny_backbone(), **(QUICK | {"orthogonal": False}))
     before = [s.layer.weight.clone() for s in method.sites]
     spies = [learn(method, data) for data in STREAM[:2]]
     assert all(torch.equal(s.layer.weight, W) for s, W in zip(method.sites, before, strict=True))
@@ -171,8 +171,8 @@ def test_without_o_the_weights_stay() -> None:
 
 def test_the_first_task_without_r_is_plain_lora() -> None:
     method, plain = (
-        DualLoRA(tiny_backbone(), **QUICK),
-        SeqLoRA(tiny_backbone(), epochs=2, batch_size=8, lr=0.02, rank=4, blocks=3),
+        configured(DualLoRA, tiny_backbone(), **QUICK),
+        configured(SeqLoRA, tiny_backbone(), epochs=2, batch_size=8, lr=0.02, rank=4, blocks=3),
     )
     spy = Spy(method)
 
@@ -221,21 +221,13 @@ def test_a_layer_where_nothing_is_free_stays_out_and_a_narrow_one_gets_a_narrow_
 # R -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("residual", ["prev", "all_prev", "current"])
+@pytest.mark.parametrize("residual", ["prev", "all_prev"])
 def test_r_lives_exactly_on_the_directions_it_may_read(residual: str) -> None:
-    method = DualLoRA(tiny_backbone(), **(QUICK | {"residual": residual, "epochs": 6}))
-    seen = recording(method)
+    method = configured(DualLoRA, tiny_backbone(), **(QUICK | {"residual": residual, "epochs": 6}))
     learn(method, STREAM[0])
-    assert bool(method.sites[0].layer.of("residual-0")) is (residual == "current")
+    assert not method.sites[0].layer.of("residual-0")
     blocks = [method.signatures[s.name].block(0) for s in method.sites]
     spy = learn(method, STREAM[1])
-    if residual == "current":
-        held = [method.signatures[s.name] for s in method.sites]
-        for signature in held:  # back to what was held before the second task
-            keep = signature.owner == 0
-            signature.basis, signature.owner = signature.basis[:, keep], signature.owner[keep]
-        moments = {s.name: seen["inputs-before"][s.name].moment for s in method.sites}
-        blocks = [sig.new_directions(moments[s.name], 0.95) for s, sig in zip(method.sites, held, strict=True)]
     learned = 0
     for Phi, (A, B) in zip(blocks, spy.end["residual-1"], strict=True):
         assert len(A) == min(3, Phi.shape[1])
@@ -369,7 +361,7 @@ def test_strength_zero_is_exactly_the_uncalibrated_logits(three: Any) -> None:
     for t in range(3):  # z + conf log pi, task by task
         expected = plain[:, 3 * t : 3 * t + 3] + ((top[:, 0] - top[:, 1]) * pi[:, t].log())[:, None]
         torch.testing.assert_close(calibrated[:, 3 * t : 3 * t + 3], expected, atol=1e-4, rtol=1e-4)
-    off = DualLoRA(tiny_backbone(), **(QUICK | {"calibration": 0}))
+    off = configured(DualLoRA, tiny_backbone(), **(QUICK | {"calibration": 0}))
     restore_state(off, learned_state(method))
     assert torch.equal(predicted(off, x), plain)
 
@@ -399,7 +391,7 @@ def test_the_chosen_task_is_the_one_with_the_best_score(three: Any) -> None:
 
 
 def test_a_class_that_comes_back_counts_for_its_last_task() -> None:
-    method = DualLoRA(tiny_backbone(), **QUICK)
+    method = configured(DualLoRA, tiny_backbone(), **QUICK)
     for data in (task(0, (0, 1)), task(1, (2, 0))):
         learn(method, data)
     x = pixels(method, task(0, (0, 1)))[:4]
@@ -410,12 +402,12 @@ def test_a_class_that_comes_back_counts_for_its_last_task() -> None:
     assert float((difference[:, 0] - difference[:, 1]).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("options", [{"residual": "prev"}, {"residual": "current", "gate": "cosine"}, {"gate": "off"}])
+@pytest.mark.parametrize("options", [{"residual": "prev"}, {"residual": "all_prev", "gate": "cosine"}, {"gate": "off"}])
 def test_the_state_brings_gates_back_even_inside_a_part(options: dict[str, Any]) -> None:
-    carried = Aligned(DualLoRA(tiny_backbone(), **(QUICK | options)))
+    carried = Aligned(configured(DualLoRA, tiny_backbone(), **(QUICK | options)))
     scenario = stream(6, 3)
     learn_all(carried, scenario)
-    again = Aligned(DualLoRA(tiny_backbone(), **(QUICK | options)))
+    again = Aligned(configured(DualLoRA, tiny_backbone(), **(QUICK | options)))
     restore_state(again, {k: v.clone() for k, v in learned_state(carried).items()})
     x = pixels(carried.base, STREAM[0])
     with torch.no_grad():
@@ -453,7 +445,7 @@ def test_other_bases_protect_what_they_name(basis: str) -> None:
 
 def test_only_the_energy_of_the_rule_is_protected() -> None:
     """At least energy + (1 - energy) t / horizon of each task's class tokens, and not everything."""
-    method = DualLoRA(tiny_backbone(), **(QUICK | {"energy": 0.8, "horizon": 3}))
+    method = configured(DualLoRA, tiny_backbone(), **(QUICK | {"energy": 0.8, "horizon": 3}))
     seen = recording(method)
     for i, data in enumerate(STREAM[:3]):
         learn(method, data)
@@ -465,7 +457,7 @@ def test_only_the_energy_of_the_rule_is_protected() -> None:
 
 
 def test_one_training_step_lowers_the_loss_of_the_tasks_own_head_only() -> None:
-    method = DualLoRA(tiny_backbone(), **QUICK)
+    method = configured(DualLoRA, tiny_backbone(), **QUICK)
     learn(method, STREAM[0])
     before = {k: v.clone() for k, v in method.heads[0].state_dict().items()}
     losses: list[float] = []
@@ -490,7 +482,7 @@ def test_one_training_step_lowers_the_loss_of_the_tasks_own_head_only() -> None:
     ("options", "text"),
     [
         ({"rank": 0}, "rank 0 is too small"),
-        ({"residual": "next"}, "residual 'next' is unknown; use 'prev', 'all_prev'"),
+        ({"residual": "next"}, "residual 'next' is unknown; use one of prev, all_prev, none"),
         ({"gate": "raw"}, "gate 'raw' is unknown"),
         ({"basis": "patches"}, "basis 'patches' is unknown"),
         ({"head_start": "one"}, "head_start 'one' is unknown"),
@@ -499,10 +491,9 @@ def test_one_training_step_lowers_the_loss_of_the_tasks_own_head_only() -> None:
         ({"horizon": 0}, "horizon 0 is too small"),
         ({"temperature": 0.0}, "temperature 0.0 must be above 0"),
         ({"calibration": -1.0}, "strength -1.0 must not be negative"),
-        ({"score_layers": 0.0}, "score_layers 0.0 is outside"),
-        ({"schedule": "cosine"}, "schedule 'cosine' is unknown"),
+        ({"schedule": "linear"}, "schedule 'linear' is unknown"),
     ],
 )
 def test_bad_settings_are_refused_at_once(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        DualLoRA(tiny_backbone(), **options)
+        configured(DualLoRA, tiny_backbone(), **options)

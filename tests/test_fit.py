@@ -15,6 +15,7 @@ from lamella.data.transform import InputTransform
 from lamella.memory.subspace import SecondMoment
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.fit import Fit
+from lamella.training.recipe import Training
 
 TRANSFORM = InputTransform(16, (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
 
@@ -100,10 +101,10 @@ def test_groups_have_their_own_rates_and_the_schedule_scales_them() -> None:
     fit = Fit(nn.ParameterList([one, two]), TRANSFORM, device="cpu")
     data = TensorSet(torch.ones(1, 1), torch.zeros(1))
     groups = [{"params": [one]}, {"params": [two], "lr": 0.5}]
-    fit(data, lambda x, y: one.sum() + two.sum(), groups, epochs=3, lr=0.1, batch_size=1, optimizer="sgd",
-        schedule=lambda e, n: (1.0, 0.5, 0.1)[e])  # fmt: skip
-    assert one.item() == pytest.approx(-0.16)
-    assert two.item() == pytest.approx(-0.8)
+    training = Training(epochs=3, lr=0.1, batch_size=1, optimizer="sgd", schedule="milestones", milestones=(0.3, 0.6))
+    fit(data, lambda x, y: one.sum() + two.sum(), groups, training)
+    assert one.item() == pytest.approx(-0.111)
+    assert two.item() == pytest.approx(-0.555)
 
 
 def test_hooks_around_the_step_see_the_gradient_and_the_new_value() -> None:
@@ -124,7 +125,7 @@ def test_hooks_around_the_step_see_the_gradient_and_the_new_value() -> None:
     ("wrong", "message"),
     [
         ({"optimizer": "adm"}, "use one of adam, adamw, sgd"),
-        ({"epochs": 0}, "must be at least 1"),
+        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
         ({"params": []}, "no tensors to train"),
     ],
 )
@@ -162,8 +163,8 @@ def test_a_call_cut_off_at_any_step_ends_bit_equal(tmp_path: Path, optimizer: st
 
         fit = Fit(model, TRANSFORM, device="cpu", checkpoints=checkpoints)
         extra = {"momentum": 0.9} if optimizer == "sgd" else {}
-        fit(points(), loss, model.parameters(), epochs=3, lr=0.05, batch_size=8, optimizer=optimizer,
-            schedule=lambda e, n: 1 / (e + 1), **extra)  # fmt: skip
+        training = Training(epochs=3, lr=0.05, batch_size=8, optimizer=optimizer, schedule="cosine")
+        fit(points(), loss, model.parameters(), training, **extra)
         return model
 
     whole = train(None, None)

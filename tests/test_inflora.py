@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from streams import fit_for, images, tiny_backbone
+from streams import configured, fit_for, images, tiny_backbone
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import watch
@@ -17,7 +17,7 @@ from lamella.data.transform import plain_view
 from lamella.memory.subspace import SecondMoment, Subspace, orthonormal
 from lamella.methods.inflora import EnergyRule, InfLoRA
 from lamella.training.fit import Fit
-from lamella.training.schedules import named_schedule
+from lamella.training.schedules import SCHEDULES
 
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 16, "lr": 0.02, "rank": 4, "blocks": 2}
 
@@ -85,7 +85,7 @@ def learn(method: InfLoRA, i: int, classes: tuple[int, ...]) -> Spy:
 @pytest.fixture(scope="module", params=["moment", "inputs"])
 def taught(request: pytest.FixtureRequest) -> tuple[InfLoRA, list[Tensor], Spy, list[Tensor]]:
     """InfLoRA after two tasks: the memory before the second, what the second did, the weights before it."""
-    method = InfLoRA(tiny_backbone(), design=request.param, **QUICK)
+    method = configured(InfLoRA, tiny_backbone(), design=request.param, **QUICK)
     learn(method, 0, (0, 1, 2))
     protected = [space.inside(torch.eye(space.width)) for space in spaces(method)]
     weights = [site.layer.weight.clone() for site in method.sites]
@@ -129,10 +129,12 @@ def test_memory_grows_and_never_exceeds_half_the_width(taught: Any) -> None:
 
 def test_one_sgd_step_on_b_is_the_projected_step_on_w_with_a_third_of_the_rate() -> None:
     backbone = load_backbone("fractal-vit-micro", weights="random")
-    method = InfLoRA(backbone, **(QUICK | {"batch_size": 64, "optimizer": "sgd", "lr": 0.3, "schedule": "constant"}))
+    method = configured(
+        InfLoRA, backbone, **(QUICK | {"batch_size": 64, "optimizer": "sgd", "lr": 0.3, "schedule": "constant"})
+    )
     learn(method, 0, (0, 1))
     data, before = task(1, (2, 3)), [site.layer.weight.clone() for site in method.sites]
-    twin = InfLoRA(backbone, **QUICK)  # the same merged backbone, for the gradient of W itself
+    twin = configured(InfLoRA, backbone, **QUICK)  # the same merged backbone, for the gradient of W itself
     head = type(method.heads)(backbone.width).grow(data.classes, generator(0, "head", 1))
     x = data.train.batch(torch.arange(len(data.train)), plain_view(backbone.transform))
     weights = [site.layer.weight.requires_grad_(True) for site in twin.sites]
@@ -152,7 +154,7 @@ def test_one_sgd_step_on_b_is_the_projected_step_on_w_with_a_third_of_the_rate()
 
 @pytest.mark.parametrize("energy_of", ["moment", "data"])
 def test_the_protected_share_reaches_the_threshold_from_the_second_task_on(energy_of: str) -> None:
-    method = InfLoRA(tiny_backbone(), horizon=3, energy=0.9, energy_of=energy_of, **QUICK)
+    method = configured(InfLoRA, tiny_backbone(), horizon=3, energy=0.9, energy_of=energy_of, **QUICK)
     for i in range(3):
         state: dict[str, Tensor] = {}
         scanned = method._moments
@@ -177,7 +179,7 @@ def test_the_protected_share_reaches_the_threshold_from_the_second_task_on(energ
 
 
 def test_unequal_tasks_and_a_class_that_comes_back() -> None:
-    method = InfLoRA(tiny_backbone(), **QUICK)
+    method = configured(InfLoRA, tiny_backbone(), **QUICK)
     for i, classes in enumerate([(0, 1, 2, 3), (4,), (5, 1)]):
         learn(method, i, classes)
     assert method.classes == (0, 1, 2, 3, 4, 5)
@@ -189,7 +191,7 @@ def test_unequal_tasks_and_a_class_that_comes_back() -> None:
 
 
 def test_nothing_free_is_a_clear_error_and_leaves_the_method_as_it_was() -> None:
-    method = InfLoRA(tiny_backbone(), **QUICK)
+    method = configured(InfLoRA, tiny_backbone(), **QUICK)
     learn(method, 0, (0, 1))
     for space in spaces(method):
         space.extend(torch.eye(space.width))
@@ -201,7 +203,7 @@ def test_nothing_free_is_a_clear_error_and_leaves_the_method_as_it_was() -> None
 
 
 def test_a_full_layer_stays_out_and_the_others_learn() -> None:
-    method = InfLoRA(tiny_backbone(), **QUICK)
+    method = configured(InfLoRA, tiny_backbone(), **QUICK)
     learn(method, 0, (0, 1))
     spaces(method)[0].extend(torch.eye(spaces(method)[0].width))
     before = [site.layer.weight.clone() for site in method.sites]
@@ -215,7 +217,7 @@ def test_a_full_layer_stays_out_and_the_others_learn() -> None:
 
 
 def designer(**options: Any) -> InfLoRA:
-    return InfLoRA(tiny_backbone(), **(QUICK | options))
+    return configured(InfLoRA, tiny_backbone(), **(QUICK | options))
 
 
 def filled(d: int, k: int, name: str = "held") -> tuple[Subspace, Tensor]:
@@ -357,7 +359,6 @@ def test_the_threshold_grows_with_a_horizon_and_is_constant_without() -> None:
         ({"design": "data"}, "design 'data' is unknown"),
         ({"rank": 0}, "rank 0 is too small"),
         ({"statistics_images": 0}, "statistics_images 0 is too small"),
-        ({"schedule": "cosine"}, "schedule 'cosine' is unknown; use one of constant, as_meant, as_run"),
     ],
 )
 def test_bad_settings_are_refused_at_once(options: dict[str, Any], text: str) -> None:
@@ -369,12 +370,12 @@ def test_bad_settings_are_refused_at_once(options: dict[str, Any], text: str) ->
 
 
 def test_schedules_have_the_specified_values() -> None:
-    run, meant = named_schedule("as_run"), named_schedule("as_meant")
+    run, meant = SCHEDULES["inflora-code"], SCHEDULES["inflora"]
     assert [run(e, 5) for e in range(5)] == pytest.approx([1, 1, 0.925, 0.713, 0.393], abs=1e-3)
     assert [meant(e, 5) for e in range(5)] == pytest.approx([1, 0.925, 0.713, 0.393, 0.016], abs=1e-3)
     assert meant(19, 20) == pytest.approx(0.0157, abs=1e-4)  # whatever the number of epochs
-    assert [f(0, 1) for f in (run, meant, named_schedule("constant"))] == [1.0, 1.0, 1.0]
-    assert named_schedule("constant")(7, 20) == 1.0
+    assert [f(0, 1) for f in (run, meant, SCHEDULES["constant"])] == [1.0, 1.0, 1.0]
+    assert SCHEDULES["constant"](7, 20) == 1.0
 
 
 def test_moments_are_those_of_the_layers_inputs() -> None:
@@ -409,7 +410,7 @@ def test_moments_may_be_those_of_fewer_images_drawn_anew_for_each_pass() -> None
 
 
 def test_blocks_and_sites_choose_the_layers() -> None:
-    depth = len(InfLoRA(tiny_backbone()).sites)
+    depth = len(configured(InfLoRA, tiny_backbone()).sites)
     assert len(designer(blocks=1).sites) == 1 < depth
     apart = designer(sites=("key", "value"), blocks=1)
     assert [s.rows.stop - s.rows.start for s in apart.sites] == [64, 64]

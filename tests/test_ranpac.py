@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
-from streams import fit_for, images, tiny_backbone
+from streams import configured, fit_for, images, tiny_backbone
 from torch import Tensor
 
 from lamella.backbones import Backbone
@@ -58,7 +58,9 @@ def features(backbone: Backbone, data: Any) -> Tensor:
 
 @pytest.mark.parametrize("ridge", [1e-2, 1.0, 1e3])
 def test_scores_are_those_of_ridge_regression_on_the_same_projected_features(ridge: float) -> None:
-    method = learn(RanPAC(tiny_backbone(), ridge=ridge, **SMALL), task(0, (3, 1)), task(1, (5,)), task(2, (0, 4)))
+    method = learn(
+        configured(RanPAC, tiny_backbone(), ridge=ridge, **SMALL), task(0, (3, 1)), task(1, (5,)), task(2, (0, 4))
+    )
     seen = torch.isin(EVERY.labels, torch.tensor([3, 1, 5, 0, 4]))
     data = EVERY.subset(seen.nonzero()[:, 0])
     h = torch.relu(features(method.backbone, data).double() @ method.projection)  # all tasks at once
@@ -75,7 +77,7 @@ def test_the_order_of_tasks_does_not_matter_at_a_given_ridge() -> None:
     x = inputs(tiny_backbone())
     logits = {}
     for order in [(0, 1, 2), (2, 0, 1), (1, 2, 0)]:
-        method = learn(RanPAC(tiny_backbone(), ridge=10.0, **SMALL), *(tasks[i] for i in order))
+        method = learn(configured(RanPAC, tiny_backbone(), ridge=10.0, **SMALL), *(tasks[i] for i in order))
         columns = [method.classes.index(c) for c in range(6)]
         logits[order] = method.predict(x)[:, columns]
         assert torch.allclose(method.G, method.G.T)
@@ -87,8 +89,8 @@ def test_the_order_of_tasks_does_not_matter_at_a_given_ridge() -> None:
 def test_classes_that_come_back_add_to_their_columns() -> None:
     """Images of the same classes in two tasks, with a stranger between, are as good as in one."""
     parts = [task(0, (0, 1), 0, 7), task(1, (2,)), task(2, (1, 0), 7, 10)]
-    split = learn(RanPAC(tiny_backbone(), ridge=1.0, **SMALL), *parts)
-    whole = learn(RanPAC(tiny_backbone(), ridge=1.0, **SMALL), task(0, (0, 1)), task(1, (2,)))
+    split = learn(configured(RanPAC, tiny_backbone(), ridge=1.0, **SMALL), *parts)
+    whole = learn(configured(RanPAC, tiny_backbone(), ridge=1.0, **SMALL), task(0, (0, 1)), task(1, (2,)))
     assert split.classes == whole.classes == (0, 1, 2)
     assert torch.allclose(split.G, whole.G)
     assert torch.allclose(split.Q, whole.Q)
@@ -99,7 +101,7 @@ def test_classes_that_come_back_add_to_their_columns() -> None:
 def test_sums_do_not_depend_on_how_a_pass_is_cut_into_batches() -> None:
     sums = []
     for size in (3, 64):
-        method = RanPAC(tiny_backbone(), ridge=1.0, **SMALL)
+        method = configured(RanPAC, tiny_backbone(), ridge=1.0, **SMALL)
         fit = fit_for(method, scan_batch_size=size)
         method.learn(task(0, (0, 1, 2)), fit)
         sums.append((method.G, method.Q))
@@ -109,7 +111,7 @@ def test_sums_do_not_depend_on_how_a_pass_is_cut_into_batches() -> None:
 
 def test_without_a_spread_the_solution_is_finite() -> None:
     """One image, seen twice: G has rank one, and the smallest lambda lies below its rounding."""
-    method = learn(RanPAC(tiny_backbone(), ridge=1e-30, **SMALL), task(0, (0,), 0, 1), task(1, (0,), 0, 1))
+    method = learn(configured(RanPAC, tiny_backbone(), ridge=1e-30, **SMALL), task(0, (0,), 0, 1), task(1, (0,), 0, 1))
     h = method.project(features(method.backbone, task(0, (0,), 0, 1).train))
     assert torch.isfinite(method.predict(inputs(method.backbone))).all()
     assert float(h @ method.solution) == pytest.approx(1.0, abs=1e-3)
@@ -142,7 +144,7 @@ def test_lambda_is_chosen_on_a_fifth_of_the_tasks_own_training_images(monkeypatc
 
     monkeypatch.setattr("lamella.methods.ranpac.best_ridge", spy)
     tasks = [task(0, (0, 1)), task(1, (2, 3, 4))]
-    method = learn(RanPAC(tiny_backbone(), **SMALL), *tasks)
+    method = learn(configured(RanPAC, tiny_backbone(), **SMALL), *tasks)
     for each, (h, y, h_held, y_held) in zip(tasks, seen, strict=True):
         own = method.project(features(method.backbone, each.train))
         assert (len(h), len(h_held)) == (len(own) * 4 // 5, len(own) // 5)
@@ -157,7 +159,7 @@ def test_lambda_is_chosen_on_a_fifth_of_the_tasks_own_training_images(monkeypatc
 
 
 def test_too_few_images_for_a_fifth_keep_the_value_before() -> None:
-    method = learn(RanPAC(tiny_backbone(), **SMALL), task(0, (0, 1), 0, 2))
+    method = learn(configured(RanPAC, tiny_backbone(), **SMALL), task(0, (0, 1), 0, 2))
     assert float(method.chosen) == 1.0
     learn(method, task(1, (2, 3)))
     chosen = float(method.chosen)
@@ -171,7 +173,7 @@ def test_too_few_images_for_a_fifth_keep_the_value_before() -> None:
 
 
 def test_only_the_first_task_adapts_the_backbone() -> None:
-    method = learn(RanPAC(tiny_backbone(), **ADAPTED), task(0, (0, 1)))
+    method = learn(configured(RanPAC, tiny_backbone(), **ADAPTED), task(0, (0, 1)))
     x = inputs(method.backbone)
     adapted = method.features(x)
     assert float((adapted - tiny_backbone()(x)).abs().max()) > 1e-2
@@ -185,7 +187,7 @@ def test_only_the_first_task_adapts_the_backbone() -> None:
 
 
 def test_without_adaptation_nothing_is_trained_and_features_are_the_backbones() -> None:
-    method = RanPAC(tiny_backbone(), **SMALL)
+    method = configured(RanPAC, tiny_backbone(), **SMALL)
     fit = fit_for(method)
     method.learn(task(0, (0, 1)), fit)
     x = inputs(method.backbone)
@@ -197,7 +199,7 @@ def test_without_adaptation_nothing_is_trained_and_features_are_the_backbones() 
 
 
 def test_the_projection_is_drawn_from_the_seed_and_not_stored() -> None:
-    a, b, other = (RanPAC(tiny_backbone(), seed=seed, **SMALL) for seed in (3, 3, 4))
+    a, b, other = (configured(RanPAC, tiny_backbone(), seed=seed, **SMALL) for seed in (3, 3, 4))
     assert torch.equal(a.projection, b.projection)
     assert not torch.allclose(a.projection, other.projection)
     assert abs(float(a.projection.std()) - 1) < 0.05
@@ -205,15 +207,15 @@ def test_the_projection_is_drawn_from_the_seed_and_not_stored() -> None:
 
 
 def test_statistics_of_another_seed_are_refused() -> None:
-    state = learned_state(learn(RanPAC(tiny_backbone(), **SMALL), task(0, (0, 1))))
-    restore_state(RanPAC(tiny_backbone(), **SMALL), state)
+    state = learned_state(learn(configured(RanPAC, tiny_backbone(), **SMALL), task(0, (0, 1))))
+    restore_state(configured(RanPAC, tiny_backbone(), **SMALL), state)
     with pytest.raises(ValueError, match=r"random projections are not those of seed 1 here"):
-        restore_state(RanPAC(tiny_backbone(), seed=1, **SMALL), state)
+        restore_state(configured(RanPAC, tiny_backbone(), seed=1, **SMALL), state)
 
 
 def test_a_restored_method_adds_on_where_the_original_stood() -> None:
-    method = learn(RanPAC(tiny_backbone(), **ADAPTED), task(0, (0, 1)), task(1, (2,)))
-    again = RanPAC(tiny_backbone(), **ADAPTED)
+    method = learn(configured(RanPAC, tiny_backbone(), **ADAPTED), task(0, (0, 1)), task(1, (2,)))
+    again = configured(RanPAC, tiny_backbone(), **ADAPTED)
     restore_state(again, {k: v.clone() for k, v in learned_state(method).items()})
     x = inputs(method.backbone)
     assert torch.equal(again.predict(x), method.predict(x))
@@ -224,7 +226,7 @@ def test_a_restored_method_adds_on_where_the_original_stood() -> None:
 
 def test_an_interrupted_first_task_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     def first_task(stop: int | None, checkpoints: Checkpoints | None) -> RanPAC:
-        method = RanPAC(tiny_backbone(), **ADAPTED)
+        method = configured(RanPAC, tiny_backbone(), **ADAPTED)
         fit = fit_for(method, checkpoints=checkpoints)
         fit.begin("0")
         plain, calls = method.features, count(1)
@@ -247,7 +249,7 @@ def test_an_interrupted_first_task_goes_on_to_the_same_bits(tmp_path: Path) -> N
 
 
 def test_bfloat16_autocast_leaves_statistics_and_scores_wide() -> None:
-    method = RanPAC(tiny_backbone(), **SMALL)
+    method = configured(RanPAC, tiny_backbone(), **SMALL)
     f = torch.randn(6, method.backbone.width, generator=generator(0, "f"))
     with torch.autocast("cpu", torch.bfloat16):
         within = method.project(f)
@@ -266,12 +268,12 @@ def test_bfloat16_autocast_leaves_statistics_and_scores_wide() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"adapt": "all"}, r"adapt 'all' is unknown; use 'first-task' or 'none'"),
+        ({"adapt": "all"}, r"adapt 'all' is unknown; use one of first-task, none"),
         ({"projections": 0}, r"projections 0 is too small"),
         ({"ridge": 0.0}, r"ridge 0\.0 must be above 0; leave it out"),
     ],
 )
 def test_mistakes_are_one_clear_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        RanPAC(tiny_backbone(), **options)
+        configured(RanPAC, tiny_backbone(), **options)
     assert "\n" not in str(caught.value)

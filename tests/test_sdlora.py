@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from streams import fit_for, images, tiny_backbone
+from streams import configured, fit_for, images, tiny_backbone
 from torch import Tensor
 
 from lamella.common.randomness import generator
@@ -26,7 +26,7 @@ def task(i: int, classes: tuple[int, ...]) -> Task:
 
 
 def taught(tasks: int = 3, **options: Any) -> SDLoRA:
-    method = SDLoRA(tiny_backbone(), **(QUICK | options))
+    method = configured(SDLoRA, tiny_backbone(), **(QUICK | options))
     for i in range(tasks):
         learn(method, i)
     return method
@@ -165,12 +165,12 @@ def test_restarted_magnitudes_begin_at_the_start_and_are_shared() -> None:
 @pytest.mark.parametrize("magnitudes", ["carried", "restarted"])
 def test_state_round_trip_with_twelve_tasks(magnitudes: str) -> None:
     """More than ten, so that the order of names is not that of numbers."""
-    method = SDLoRA(tiny_backbone(), **(QUICK | {"epochs": 1, "magnitudes": magnitudes}))
+    method = configured(SDLoRA, tiny_backbone(), **(QUICK | {"epochs": 1, "magnitudes": magnitudes}))
     for i in range(12):
         fit = fit_for(method)
         fit.begin(str(i))
         method.learn(task(i, (i,)), fit)
-    again = SDLoRA(tiny_backbone(), **(QUICK | {"epochs": 1, "magnitudes": magnitudes}))
+    again = configured(SDLoRA, tiny_backbone(), **(QUICK | {"epochs": 1, "magnitudes": magnitudes}))
     state = learned_state(method)
     restore_state(again, {key: state[key].clone() for key in sorted(state, reverse=True)})
     assert torch.equal(again.predict(inputs()), method.predict(inputs()))
@@ -185,7 +185,7 @@ def test_an_interrupted_task_goes_on_to_the_same_bits(magnitudes: str, step: int
     before = {k: v.clone() for k, v in learned_state(taught(2, magnitudes=magnitudes)).items()}
 
     def third_task(stop: int | None, checkpoints: Checkpoints | None) -> SDLoRA:
-        method = SDLoRA(tiny_backbone(), **(QUICK | {"magnitudes": magnitudes, "batch_size": 4}))
+        method = configured(SDLoRA, tiny_backbone(), **(QUICK | {"magnitudes": magnitudes, "batch_size": 4}))
         restore_state(method, before)
         fit = fit_for(method, checkpoints=checkpoints)
         fit.begin("2")
@@ -206,15 +206,9 @@ def test_an_interrupted_task_goes_on_to_the_same_bits(magnitudes: str, step: int
     assert torch.equal(resumed.predict(inputs()), undisturbed.predict(inputs()))
 
 
-def test_rank_reduction_gives_later_tasks_smaller_ranks() -> None:
-    method = taught(4, rank_reduction=[4, 3, 2], epochs=1)
-    assert [A.shape[0] for A, _ in pairs(method, 0)] == [4, 3, 2, 2]
-    assert [A.shape[0] for A, _ in pairs(taught(2, epochs=1), 0)] == [4, 4]
-
-
 def test_a_pair_that_learned_nothing_is_no_nan() -> None:
     """One class alone has no loss, so B stays zero."""
-    method = SDLoRA(tiny_backbone(), **QUICK)
+    method = configured(SDLoRA, tiny_backbone(), **QUICK)
     fit = fit_for(method)
     fit.begin("0")
     method.learn(task(0, (3,)), fit)
@@ -228,12 +222,11 @@ def test_a_pair_that_learned_nothing_is_no_nan() -> None:
     ("options", "message"),
     [
         ({"rank": 0}, r"rank 0 is too small"),
-        ({"rank_reduction": [4, 0]}, r"rank 0 is too small"),
-        ({"magnitudes": "none"}, r"magnitudes 'none' is unknown; use 'carried' or 'restarted'"),
+        ({"magnitudes": "none"}, r"magnitudes 'none' is unknown; use one of carried, restarted"),
         ({"magnitude_start": 0.0}, r"magnitude_start is 0, so the new pair would get no gradient"),
     ],
 )
 def test_mistakes_are_one_clear_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        SDLoRA(tiny_backbone(), **options)
+        configured(SDLoRA, tiny_backbone(), **options)
     assert "\n" not in str(caught.value)

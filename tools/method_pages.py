@@ -43,27 +43,48 @@ def _page(name: str, build: Callable[..., Any], table: str) -> str:
 def _markdown(text: str) -> str:
     """Docstring text as Markdown: indented tables become code, lists get their blank line."""
     text = re.sub(r"(?m)^(Departures.*|As the .*):\n(?=- )", r"**\1:**\n\n", text)
-    text = re.sub(r"(?m)((?:^ {4}.*\n?|^\n(?= {4}))+)", lambda m: f"\n```text\n{inspect.cleandoc(m[0])}\n```\n", text)
+    text = re.sub(r"(?m)((?:^ {4}.*\n?|^\n(?= {4}))+)", lambda m: f"\n{_block(inspect.cleandoc(m[0]))}\n", text)
     return re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+def _block(text: str) -> str:
+    """A table from the paper's letters to our names as one of Markdown; anything else as it is."""
+    if not re.match(r"(paper|symbol) +here\n", text):
+        return f"```text\n{text}\n```"
+    lines = re.sub(r"\n {2,}", " ", text).splitlines()  # a cell that goes on is on the line below
+    (left, right), *rows = [re.split(r" {2,}", line, maxsplit=1) for line in lines]
+    body = [f"| {_code(letter)} | {_plain(name)} |" for letter, name in rows]
+    return "\n".join([f"| {left} | {right} |", "|---|---|", *body])
+
+
+def _code(cell: str) -> str:
+    return f"`{cell.replace('|', chr(92) + '|')}`"
+
+
+def _plain(cell: str) -> str:
+    """Every sign for itself, but for code between backticks."""
+    pieces = re.split(r"(`[^`]*`)", cell)
+    return "".join(p if p.startswith("`") else re.sub(r"([<*|])", r"\\\1", p) for p in pieces)
 
 
 def _settings(build: Callable[..., Any]) -> str:
     options = options_of(build, without={"seed"})
     if not options:
         return "None.\n"
-    meanings = _meanings(inspect.getdoc(build) or "", options)
-    rows = [f"| `{key}` | {_default(option)} | {meanings.get(key, '')} |" for key, option in options.items()]
+    recipes = {option.recipe[0]: type(option.recipe[1]) for option in options.values() if option.recipe}
+    meanings: dict[str, str] = {}
+    for described in (*recipes.values(), build):
+        meanings |= _meanings(inspect.getdoc(described) or "")
+    own_first = sorted(options.items(), key=lambda item: item[1].recipe is not None)
+    rows = [f"| `{key}` | {_default(option)} | {meanings.get(key, '')} |" for key, option in own_first]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows, ""])
 
 
-def _meanings(doc: str, options: dict[str, Option]) -> dict[str, str]:
-    """What the "Args" of a docstring say of each key: `key, key: meaning.`, several on a line."""
-    found = re.search(r"Args:\n(.*?)(?=\n\S|\Z)", doc, re.DOTALL)
-    text = " ".join(found[1].split()) if found else ""
-    names = "|".join(map(re.escape, ["base", *options]))
-    parts = re.split(rf"(?:^|(?<=[.)] ))((?:{names})(?:, (?:{names}))*): ", text)
-    pairs = zip(parts[1::2], parts[2::2], strict=True)
-    return {key: meaning.strip().rstrip(".").replace("|", "\\|") for keys, meaning in pairs for key in keys.split(", ")}
+def _meanings(doc: str) -> dict[str, str]:
+    """What the "Args" of a docstring say of each argument: one a line, longer texts indented below it."""
+    found = re.search(r"^Args:\n((?: {4}.*\n?|\n(?= {4}))*)", doc, re.MULTILINE)
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", found[1] if found else "", re.MULTILINE)
+    return {key: " ".join(text.split()).rstrip(".").replace("|", "\\|") for key, text in entries}
 
 
 def _default(option: Option) -> str:

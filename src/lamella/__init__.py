@@ -19,16 +19,20 @@ if TYPE_CHECKING:
     from lamella.methods import METHODS as METHODS
     from lamella.methods import Method as Method
     from lamella.training.fit import Fit as Fit
+    from lamella.training.recipe import LoRA as LoRA
+    from lamella.training.recipe import Training as Training
 
 # Each public name is imported when it is first used, so that `import lamella` and `lamella --help` stay quick.
 _HOMES = {
     "METHODS": "lamella.methods",
     "Backbone": "lamella.backbones",
     "Fit": "lamella.training.fit",
+    "LoRA": "lamella.training.recipe",
     "Learner": "lamella.learner.learner",
     "Method": "lamella.methods",
     "Scenario": "lamella.data.scenario",
     "Task": "lamella.data.scenario",
+    "Training": "lamella.training.recipe",
     "class_incremental": "lamella.data.scenario",
     "domain_incremental": "lamella.data.scenario",
     "load_backbone": "lamella.backbones",

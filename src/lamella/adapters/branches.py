@@ -80,10 +80,17 @@ def _value(coefficient: Coefficient, x: Tensor) -> float | Tensor:
 
 
 class Adapted(nn.Module):
-    """What `AdaptedLinear` and `AdaptedConv2d` share: their branches, which of them act, and who watches the input."""
+    """What `AdaptedLinear` and `AdaptedConv2d` share: their branches, which of them act, and who watches the input.
+
+    Attributes:
+        dropout: the share of the input that branches do not see while they are trained, from 0 to below 1.
+        draws: the generator that chooses it, on the layer's device; None outside of training, where nothing is dropped.
+    """
 
     weight: Tensor
     branches: nn.ModuleDict
+    dropout: float = 0.0
+    draws: torch.Generator | None = None
 
     def carry(self) -> None:
         """Start without branches; called once the layer holds its weight."""
@@ -95,7 +102,7 @@ class Adapted(nn.Module):
         self._show(input)
         y = super().forward(input)
         acting = self._acting(input)
-        return self._add(y, input, acting) if acting else y
+        return self._add(y, self._dropped(input), acting) if acting else y
 
     @property
     def chosen(self) -> Mapping[str, Coefficient]:
@@ -108,6 +115,13 @@ class Adapted(nn.Module):
         """Whether anyone sees the input: a watcher, or a coefficient that is a function of it."""
         gated = any(branch.gate is not None for name in self.chosen for branch in self.of(name))
         return bool(self.watchers) or gated or any(callable(c) for c in self.chosen.values())
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        """The input as branches see it: in training a share of it is zero, and the rest is that much larger."""
+        if not self.dropout or self.draws is None:
+            return x
+        kept = torch.empty_like(x).bernoulli_(1 - self.dropout, generator=self.draws)
+        return x * kept.div_(1 - self.dropout)
 
     def _show(self, input: Tensor) -> None:
         for watcher in self.watchers:

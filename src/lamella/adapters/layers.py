@@ -89,7 +89,7 @@ class AdaptedLinear(Adapted, nn.Linear):
     def _part(self, x: Tensor, rows: slice, acting: list[Acting]) -> Tensor:
         y = F.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
         inside = [part for a in acting if len((part := a.within(rows)).B)]
-        return self._add(y, x, inside) if inside else y
+        return self._add(y, self._dropped(x), inside) if inside else y
 
     def _add(self, y: Tensor, x: Tensor, acting: list[Acting]) -> Tensor:
         z = _stack([a.branch.A for a in acting], 0) @ x.flatten(0, -2).T

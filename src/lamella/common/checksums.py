@@ -40,7 +40,7 @@ def checksums(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def _on_cpu(tensor: Tensor) -> int:
-    return zlib.crc32(memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy()))
+    return zlib.crc32(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _on_accelerator(tensor: Tensor) -> Tensor:

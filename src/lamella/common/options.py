@@ -1,15 +1,17 @@
 """Tables of a configuration file as keyword arguments: which keys there are, of which type, with which default.
 
-The signature of what a table builds is the only list of its keys, so a new argument needs no second declaration.
+The signature of what a table builds is the only list of its keys, so a new argument needs no second declaration. An
+argument that is a dataclass, such as `training: Training = Training(epochs=20)`, has no key of its own: each of its
+fields is one, with the default that the argument's default has there.
 """
 
 import inspect
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["Option", "arguments", "check_table", "completed", "near_matches", "options_of"]
 
@@ -21,10 +23,17 @@ WORDS: dict[Any, str] = {
 
 @dataclass(frozen=True)
 class Option:
-    """One key of a table: the annotation of its argument, and its default, if it has one."""
+    """One key of a table.
+
+    Attributes:
+        annotation: the type of its values.
+        default: its value where the table leaves it out; `REQUIRED` where it may not.
+        recipe: the argument whose field the key is, and the default of that argument; None of an argument's own key.
+    """
 
     annotation: Any
     default: Any = REQUIRED
+    recipe: tuple[str, Any] | None = None
 
 
 class Mismatch(Exception):
@@ -32,16 +41,41 @@ class Mismatch(Exception):
 
 
 def options_of(build: Callable[..., Any], *, without: Collection[str] = ()) -> dict[str, Option]:
-    """The keyword-only arguments of `build`; all fields, if it is a dataclass.
+    """The keyword-only arguments of `build`, or all fields if it is a dataclass.
+
+    Of an argument that is a dataclass itself, each field is a key.
 
     >>> sorted(options_of(sorted))
     ['key', 'reverse']
+
+    Raises:
+        TypeError: two of them have the same key, or an argument that is a dataclass has no default.
     """
     kinds = {inspect.Parameter.KEYWORD_ONLY}
     if hasattr(build, "__dataclass_fields__"):
         kinds.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
     found = inspect.signature(build, eval_str=True).parameters.values()
-    return {p.name: Option(p.annotation, p.default) for p in found if p.kind in kinds and p.name not in without}
+    options: dict[str, Option] = {}
+    for argument in (p for p in found if p.kind in kinds and p.name not in without):
+        own = {argument.name: Option(argument.annotation, argument.default)}
+        if is_dataclass(argument.annotation):
+            own = _fields(argument)
+        if twice := options.keys() & own.keys():
+            raise TypeError(f"'{min(twice)}' is a key of two arguments of {build.__qualname__}; rename one of them")
+        options |= own
+    return options
+
+
+def _fields(argument: inspect.Parameter) -> dict[str, Option]:
+    """The keys of an argument that is a dataclass."""
+    if argument.default is REQUIRED:
+        raise TypeError(f"the argument '{argument.name}' is a dataclass, so its keys need the defaults of an instance")
+    default = argument.default
+    hints = get_type_hints(type(default))
+    return {
+        name: Option(hints[name], getattr(default, name), (argument.name, default))
+        for name in type(default).__dataclass_fields__
+    }
 
 
 def near_matches(name: str, allowed: Collection[str]) -> str:
@@ -79,16 +113,31 @@ def completed(where: str, table: Mapping[str, Any], options: Mapping[str, Option
     Keys come in the order of the options, so that two ways of writing the same give the same.
 
     Raises:
-        ValueError: as `check_table`.
+        ValueError: as `check_table`, or a recipe refuses a value.
     """
     check_table(where, table, options)
+    arguments(where, table, options)  # a recipe refuses values that do not fit together
     full = {key: table.get(key, option.default) for key, option in options.items()}
     return {key: _plain(value) for key, value in full.items() if key in table or _is_plain(value)}
 
 
 def arguments(where: str, table: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
-    """The table as keyword arguments: lists become tuples where the annotation asks for one."""
-    return {key: _convert(value, options[key].annotation, f"{where}.{key}") for key, value in table.items()}
+    """The table as keyword arguments: lists become tuples where the annotation asks for one, and recipes are built.
+
+    Raises:
+        ValueError: a value has the wrong type, or a recipe refuses it.
+    """
+    given: dict[str, Any] = {}
+    recipes: dict[str, Any] = {}
+    for key, value in table.items():
+        option = options[key]
+        value = _convert(value, option.annotation, f"{where}.{key}")
+        if option.recipe is None:
+            given[key] = value
+        else:
+            name, default = option.recipe
+            recipes.setdefault(name, (default, {}))[1][key] = value
+    return given | {name: replace(default, **fields) for name, (default, fields) in recipes.items()}
 
 
 def _is_plain(value: Any) -> bool:

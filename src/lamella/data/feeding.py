@@ -1,7 +1,7 @@
 """What the loop is fed with: batches as inputs on its device, and how long it waited for them."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Feed:
 
     def __call__(
         self, data: Examples, order: Tensor, sizes: int | Sequence[int], view: View
-    ) -> Iterator[tuple[Samples, Tensor]]:
+    ) -> Generator[tuple[Samples, Tensor], None, None]:
         """Inputs of n samples and global class ids (n,) of each batch, in this order."""
         asked = time.monotonic()
         for x, y, _ in batches(data, order, sizes, view):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lamella.data.samples import Samples, View
 
-__all__ = ["Examples", "batch_sizes", "batches"]
+__all__ = ["Examples", "batch_sizes", "batches", "step_sizes"]
 
 
 @runtime_checkable
@@ -63,6 +63,15 @@ def batch_sizes(n: int, size: int) -> list[int]:
     if whole and rest == 1:
         return [size] * (whole - 1) + [size + 1]
     return [size] * whole + [rest] * bool(rest)
+
+
+def step_sizes(n: int, size: int, accumulate: int) -> list[list[int]]:
+    """How many examples each batch of each step of an epoch sees, where gradients of several batches make one step.
+
+    >>> step_sizes(11, 2, 2), step_sizes(4, 2, 1)
+    ([[2, 2], [2, 2], [3]], [[2], [2]])
+    """
+    return [batch_sizes(step, size) for step in batch_sizes(n, size * accumulate)]
 
 
 def batches(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,29 @@ from lamella.data.transform import InputTransform, plain_view
 from lamella.memory.resizable import Growing
 from lamella.training.fit import Fit
 
-__all__ = ["Exemplars"]
+__all__ = ["Exemplars", "Kept"]
 
 CHOICES = ("herding", "random", "reservoir")
 CHUNK = 64  # images read at once: photos are large before they are resized
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which images of old classes a method keeps.
+
+    Args:
+        memory: images of all classes together; 0 keeps none.
+        memory_per_class: images of each class, however many classes there are; `memory` has no say then.
+        choose: which images of a class: "herding", "random" or "reservoir".
+    """
+
+    memory: int | None = 2000
+    memory_per_class: int | None = None
+    choose: str = "herding"
+
+    def none_yet(self, transform: Transform, seed: int) -> "Exemplars":
+        """An empty memory for what a backbone takes."""
+        return Exemplars(transform, total=self.memory, per_class=self.memory_per_class, choose=self.choose, seed=seed)
 
 
 class Exemplars(Growing):

@@ -14,7 +14,6 @@ both within the one forward pass that computes the features.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Any, cast
 from weakref import ref
 
@@ -213,11 +212,9 @@ class Signatures(nn.Module):
         with watch(self.sites, lambda layer: self.readers[layer], padding_too=True):
             return forward(x)
 
-    def scores(self, share: float = 1.0) -> Tensor:
-        """s: (n, T) of the latest batch, the mean over the last `share` of the layers; about 1 for an own task."""
-        readers = list(self.readers.values())
-        last = readers[-ceil(share * len(readers)) :]
-        return torch.stack([r.signature.normalised(r.rho) for r in last]).mean(0)
+    def scores(self) -> Tensor:
+        """s: (n, T) of the latest batch, the mean over the layers; about 1 for an own task."""
+        return torch.stack([r.signature.normalised(r.rho) for r in self.readers.values()]).mean(0)
 
 
 @dataclass(frozen=True)
@@ -225,20 +222,18 @@ class Calibration:
     """Task scores as a term that is added to the logits.
 
     Attributes:
-        strength: beta; 0 adds nothing. temperature: tau. score_layers: the share of last layers that is asked, (0, 1].
+        strength: beta; 0 adds nothing.
+        temperature: tau, above 0.
     """
 
     strength: float
     temperature: float
-    score_layers: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.strength >= 0:
             raise ValueError(f"the calibration strength {self.strength} must not be negative; 0 turns it off")
         if not self.temperature > 0:
             raise ValueError(f"temperature {self.temperature} must be above 0; 0.1 is usual")
-        if not 0 < self.score_layers <= 1:
-            raise ValueError(f"score_layers {self.score_layers} is outside (0, 1]; 1 asks all layers")
 
     def probabilities(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """log pi (n, T) and conf (n,), by how much the best task leads the second; 0 where there is only one."""

@@ -29,22 +29,21 @@ expert to the new one, so it leaves old means where they are (`routed`). The sof
 in old images too; yet where tasks are apart it is a small one, and means moved by such a step would be further off.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamella.adapters.adapter import grow, using
+from lamella.adapters.adapter import using
 from lamella.backbones import Backbone
+from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator, named_seed
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.resizable import Growing
-from lamella.methods.method import Method
-from lamella.methods.shared.heads import OTHER_TASK_PENALTY, Heads, only_columns
+from lamella.methods.shared.heads import OTHER_TASK_PENALTY, only_columns
+from lamella.methods.shared.own_heads import OwnHeads, factors
 from lamella.training.fit import Fit
-from lamella.training.schedules import named_schedule
+from lamella.training.recipe import LoRA, Training
 
 __all__ = ["CoLoR", "TaskKeys", "cluster_centres"]
 
@@ -99,39 +98,41 @@ class TaskKeys(Growing):
         return nearest.scatter_reduce(1, self.tasks.expand(len(far), -1), far, "amin")
 
 
-class CoLoR(Method):
+class CoLoR(OwnHeads):
     """One expert and one head per task, and the centres that choose between them.
 
     Args:
-        rank: of an expert's branches. sites: roles that carry them. blocks: only the first so many.
-        clusters: centres kept of a task; None keeps two per class.
-        key_features: "plain" or "first_task". choice: "hard" (the nearest centre's task) or "soft" (a mixture).
-        epochs, lr, batch_size, optimizer, schedule: of an expert and its head.
-        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
+        backbone: its layers of the roles in `sites` are adapted.
+        seed: of all draws.
+        lora: see `LoRA`; an expert of each task.
+        training: see `Training`; of an expert and its head.
+        clusters: centres kept of a task; where left out, two per class.
+        key_features: "plain" or "first_task".
+        choice: "hard" (the nearest centre's task) or "soft" (a mixture).
     """
 
     routed = True
 
     def __init__(
-        self, backbone: Backbone, *, seed: int = 0, rank: int = 16, clusters: int | None = None,
-        key_features: str = "plain", choice: str = "hard", sites: Sequence[str] = ("query", "value"),
-        blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, batch_size: int = 128,
-        head_start: str = "uniform", optimizer: str = "adam", schedule: str = "as_run",
-    ) -> None:  # fmt: skip
-        super().__init__()
-        if key_features not in ("plain", "first_task"):
-            raise ValueError(f"key_features '{key_features}' is unknown; use 'plain' or 'first_task'")
-        if choice not in ("hard", "soft"):
-            raise ValueError(f"choice '{choice}' is unknown; use 'hard' or 'soft'")
+        self,
+        backbone: Backbone,
+        *,
+        seed: int = 0,
+        lora: LoRA = LoRA(rank=16, sites=("query", "value")),
+        training: Training = Training(schedule="inflora-code"),
+        clusters: int | None = None,
+        key_features: str = "plain",
+        choice: str = "hard",
+    ) -> None:
+        super().__init__(backbone, seed, training, lora)
+        check_one_of("key_features", key_features, ("plain", "first_task"))
+        check_one_of("choice", choice, ("hard", "soft"))
         if clusters is not None and clusters < 1:
             raise ValueError(f"clusters {clusters} is too small; a task needs at least 1, or leave it out")
-        self.backbone, self.seed, self.rank, self.clusters = backbone, seed, rank, clusters
-        self.key_features, self.choice = key_features, choice
-        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
-        self.head_start, self.optimizer, self.schedule = head_start, optimizer, named_schedule(schedule)
-        self.sites = backbone.sites(*sites, blocks=blocks)
+        self.clusters = clusters
+        self.key_features = key_features
+        self.choice = choice
         self.keys = TaskKeys(backbone.width)
-        self.heads = Heads(backbone.width, head_start, seed)
 
     def choose_task(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
         """(n,) number of the task whose centre is nearest, among those that have classes of `task` if it is given."""
@@ -159,17 +160,13 @@ class CoLoR(Method):
         self.eval()
         number = len(self.heads)
         expert = f"task{number}"
-        branches = grow(self.sites, expert, self.rank, generator=generator(self.seed, "expert", number))
-        head = self.heads.grow(task.classes)
+        branches = self.lora.grow(self.sites, expert, generator(self.seed, "expert", number))
 
-        def loss(x: Samples, y: Tensor) -> Tensor:  # only this task's classes compete
+        def features(x: Samples) -> Tensor:
             with using(self.sites, expert):
-                return F.cross_entropy(head(self.backbone(x)), head.columns(y))
+                return self.backbone(x)
 
-        factors = [factor for branch in branches for factor in (branch.A, branch.B)]
-        fit(task.train, loss, [*factors, *head.parameters()], epochs=self.epochs, lr=self.lr,
-            batch_size=self.batch_size, optimizer=self.optimizer, schedule=self.schedule)  # fmt: skip
-
+        self.train_head(task, fit, factors(branches), features=features)
         points = fit.features(task.train, self._key, name="keys")
         count = self.clusters or 2 * len(task.classes)
         self.keys.add(cluster_centres(points, count, named_seed(self.seed, "clusters", number)))

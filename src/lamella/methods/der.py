@@ -29,40 +29,25 @@ Departures (from the paper [p], from PyCIL's code [c]):
   new ones.
 """
 
-import copy
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamella.backbones import Backbone
 from lamella.data.samples import Samples
-from lamella.data.scenario import Task
-from lamella.memory.exemplars import Exemplars
-from lamella.methods.method import Method
-from lamella.methods.shared.classifier import align_new_rows, new_or_old, start_draws, train_weights, widened
-from lamella.methods.shared.heads import Head, Heads
-from lamella.training.fit import Fit
-from lamella.training.schedules import milestone_schedule
+from lamella.methods.shared.expanding import Expanding
 
 __all__ = ["DER"]
 
 
-class DER(Method):
+class DER(Expanding):
     """One extractor a task, with PyCIL's settings for CIFAR-100.
 
     Args:
         backbone: of any kind; the first task's extractor, copied for later ones.
-        auxiliary_weight: lambda_a, of the auxiliary classifier's loss.
+        seed: of all draws.
+        training: see `Training`; of the newest extractor and all heads.
+        kept: images of old classes; see `Kept`.
+        auxiliary_weight: of the auxiliary classifier's loss; at least 0.
         align: whether new rows are scaled to the mean length of old ones after training.
-        memory: exemplars of all classes together; 0 for none. memory_per_class: exemplars of each class instead.
-        choose: which images become exemplars: "herding", "random" or "reservoir".
-        epochs: of a task. first_epochs: of the first task; as `epochs` where left out.
-        lr, batch_size, optimizer, momentum, weight_decay: of the newest extractor and all heads.
-        milestones: shares of the epochs at which the learning rate falls to a tenth.
-        head_start: "uniform" (torch's own) or "zero": of new rows and columns, and of the auxiliary classifier.
 
     Attributes:
         extractors: those of the second and later tasks.
@@ -71,77 +56,18 @@ class DER(Method):
         ValueError: a backbone that joins the class token and the mean of the others.
     """
 
-    changes_backbone = True
-    widens = True
+    copies = "extractors"
+    extractors: nn.ModuleList
 
-    def __init__(
-        self, backbone: Backbone, *, seed: int = 0, auxiliary_weight: float = 1.0, align: bool = True,
-        memory: int | None = 2000, memory_per_class: int | None = None, choose: str = "herding", epochs: int = 170,
-        first_epochs: int | None = None, lr: float = 0.1, batch_size: int = 128, optimizer: str = "sgd",
-        momentum: float = 0.9, weight_decay: float = 2e-4, milestones: Sequence[float] = (0.47, 0.705, 0.88),
-        head_start: str = "uniform",
-    ) -> None:  # fmt: skip
-        super().__init__()
-        if auxiliary_weight < 0:
-            raise ValueError(f"auxiliary_weight {auxiliary_weight} is below 0; 1 is usual, 0 leaves the loss out")
-        if backbone.pool != "model":
-            raise ValueError(f"copies of a backbone with pool '{backbone.pool}' cannot be made; use pool 'model'")
-        self.backbone, self.seed, self.auxiliary_weight, self.align = backbone, seed, auxiliary_weight, align
-        self.memory, self.memory_per_class, self.choose = memory, memory_per_class, choose
-        self.epochs, self.first_epochs, self.lr, self.batch_size = epochs, first_epochs, lr, batch_size
-        self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
-        self.milestones, self.schedule = milestones, milestone_schedule(milestones)
-        self.extractors = nn.ModuleList()
-        self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
-        self.exemplars = Exemplars(
-            backbone.transform, total=memory, per_class=memory_per_class, choose=choose, seed=seed
-        )
+    def first(self) -> nn.Module:
+        return self.backbone.model
 
     def features(self, x: Samples) -> Tensor:
         """(n, t d) features of all extractors, oldest first."""
-        return torch.cat([self.backbone.run(x, one) for one in (self.backbone.model, *self.extractors)], dim=1)
+        return torch.cat([self.backbone.run(x, one) for one in (self.first(), *self.extractors)], dim=1)
 
-    def learn(self, task: Task, fit: Fit) -> None:
-        self.eval()
-        data = self.exemplars.join(task.train, task.classes)
-        number, d = len(self.heads), self.backbone.width
-        newest = self.backbone.model if number == 0 else self._expand()
-        self.heads.grow(task.classes)
-        auxiliary = Head(d, range(len(task.classes) + 1), start_draws(self.heads, "auxiliary", number))
-        auxiliary = auxiliary.to(next(newest.parameters()).device)
-
-        def loss(x: Samples, y: Tensor) -> Tensor:
-            features = self.features(x)
-            every = F.cross_entropy(self.heads(features), self.heads.columns(y))
-            if number == 0:
-                return every
-            own = F.cross_entropy(auxiliary(features[:, -d:]), new_or_old(y, task.classes))
-            return every + self.auxiliary_weight * own
-
-        trained = [*self._used(newest), *self.heads.parameters(), *(auxiliary.parameters() if number else ())]
-        train_weights(self, fit, data, loss, trained, moving=[newest])  # batch-norm statistics of the others stay too
-        if self.align and number:
-            align_new_rows(self.heads)
-        self.exemplars.refill(data, self.features, fit, task.classes)
-
-    def _expand(self) -> nn.Module:
-        """A new extractor, a copy of the last one, and columns of the classifier for its features."""
-        newest = copy.deepcopy([self.backbone.model, *self.extractors][-1])
-        self.extractors.append(newest)
-        columns = start_draws(self.heads, "columns", len(self.extractors))
-        self.heads = widened(self.heads, (1 + len(self.extractors)) * self.backbone.width, columns)
-        return newest
-
-    def _used(self, extractor: nn.Module) -> list[nn.Parameter]:
-        """The parameters of a copy of the backbone that its features depend on."""
+    def trained(self, newest: nn.Module) -> tuple[list[nn.Parameter], list[nn.Module]]:
+        """The parameters of the newest extractor that its features depend on; statistics of the others stay too."""
         used = {id(weight) for weight in self.backbone.used_weights()}
-        pairs = zip(self.backbone.model.parameters(), extractor.parameters(), strict=True)
-        return [own for original, own in pairs if id(original) in used]
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        start = prefix + "extractors."
-        count = len({key[len(start) :].split(".")[0] for key in state_dict if key.startswith(start)})
-        self.extractors = nn.ModuleList(copy.deepcopy(self.backbone.model) for _ in range(count))
-        heads = Heads((1 + count) * self.backbone.width, self.head_start, self.seed)
-        self.heads = heads.to(self.heads.here.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        pairs = zip(self.first().parameters(), newest.parameters(), strict=True)
+        return [own for original, own in pairs if id(original) in used], [newest]

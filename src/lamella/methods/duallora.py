@@ -26,27 +26,28 @@ Departures: each of these is our choice, because the paper's was not to be had.
 - R_t is gated by the block of task t itself, known only after its training, which therefore has gamma_t = 1; earlier
   R_i keep their gates, through which no gradient flows (`gate`). An empty block leaves its gate open.
 - The similarity is always that of the class token at each layer, one number an image, whatever `basis` is.
-- Scores, confidence and the term added to the logits (`calibration`, `temperature`, `score_layers`).
+- Scores, confidence and the term added to the logits (`calibration`, `temperature`).
 - Each task trains a head on its own classes only; a class that comes back belongs to the last task that had it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamella.adapters.adapter import Branch, grow, merge
+from lamella.adapters.adapter import Branch, merge
 from lamella.backbones import Backbone
+from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.inputs import Inputs, check_basis, gather
 from lamella.memory.signatures import Calibration, Signature, Signatures, protected_share
-from lamella.methods.method import Method
-from lamella.methods.shared.heads import Heads
+from lamella.methods.shared.own_heads import OwnHeads, factors
 from lamella.training.fit import Fit
-from lamella.training.schedules import named_schedule
+from lamella.training.recipe import LoRA, Training
 
 __all__ = ["DualLoRA"]
 
@@ -54,57 +55,66 @@ Allowed = list[tuple[Branch, Callable[[Tensor], Tensor]]]
 """Branches, each with the projection that the rows of its A are held to."""
 
 
-class DualLoRA(Method):
+class DualLoRA(OwnHeads):
     """An orthogonal adapter, gated residual adapters, and calibrated heads.
 
     Args:
-        rank, residual_rank: of O and of each R; less where fewer directions are free, or in the block that R reads.
-        orthogonal: False leaves O away. residual: what R_t reads: "prev" (the newest block), "all_prev", "current" (the
-            task's own directions, from a pass before training), or "none".
+        backbone: a transformer with a class token; its layers of the roles in `sites` are adapted.
+        seed: of all draws.
+        lora: see `LoRA`; `rank` is that of O, less where fewer directions are free.
+        training: see `Training`; of the adapters and the task's head.
+        residual_rank: of each R; less where the block that it reads has fewer directions.
+        orthogonal: whether there is an O.
+        residual: what R_t reads: "prev" (the newest block), "all_prev", or "none" for no R.
         gate: "normalised", "cosine" (rho as it is) or "off".
-        calibration: beta; 0 leaves the logits as they are. temperature: tau. score_layers: the share of last layers
-            that vote on the task.
-        basis: "class_token", "tokens" or "attention_pooled". energy, horizon: share of the inputs' energy to protect,
-            energy + (1 - energy) t / horizon; constant without horizon.
-        sites: roles that carry branches. blocks: only the first so many.
-        epochs, lr, batch_size, optimizer, schedule: of the adapters and the head. head_lr: the head's own rate.
-        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
+        calibration: beta; 0 leaves the logits as they are.
+        temperature: tau.
+        basis: "class_token", "tokens" or "attention_pooled".
+        energy: the share of the inputs' energy to protect after the first task, 0..1.
+        horizon: the number of tasks T, with which the share grows as energy + (1 - energy) t / T; "auto" is that of the
+            scenario. The share is constant where left out.
     """
 
     merges = True
+    removed: ClassVar[dict[str, Any]] = {"score_layers": 1.0}
 
     def __init__(
-        self, backbone: Backbone, *, seed: int = 0, rank: int = 10, residual_rank: int = 10, orthogonal: bool = True,
-        residual: str = "prev", gate: str = "normalised", calibration: float = 1.0, temperature: float = 0.1,
-        score_layers: float = 1.0, basis: str = "class_token", energy: float = 0.95, horizon: int | None = None,
-        sites: Sequence[str] = ("key+value",), blocks: int | None = None, epochs: int = 20, lr: float = 5e-4,
-        head_lr: float | None = None, head_start: str = "uniform", batch_size: int = 128, optimizer: str = "adam",
-        schedule: str = "as_run",
-    ) -> None:  # fmt: skip
-        super().__init__()
-        if min(rank, residual_rank) < 1:
-            raise ValueError(f"rank {min(rank, residual_rank)} is too small; a branch needs a rank of at least 1")
-        for name, value, allowed in (
-            ("residual", residual, ("prev", "all_prev", "current", "none")),
-            ("gate", gate, ("normalised", "cosine", "off")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} '{value}' is unknown; use {', '.join(map(repr, allowed))}")
+        self,
+        backbone: Backbone,
+        *,
+        seed: int = 0,
+        lora: LoRA = LoRA(),
+        training: Training = Training(schedule="inflora-code"),
+        residual_rank: int = 10,
+        orthogonal: bool = True,
+        residual: str = "prev",
+        gate: str = "normalised",
+        calibration: float = 1.0,
+        temperature: float = 0.1,
+        basis: str = "class_token",
+        energy: float = 0.95,
+        horizon: int | None = None,
+    ) -> None:
+        super().__init__(backbone, seed, training, lora)
+        if residual_rank < 1:
+            raise ValueError(f"residual_rank {residual_rank} is too small; a branch needs a rank of at least 1")
+        check_one_of("residual", residual, ("prev", "all_prev", "none"))
+        check_one_of("gate", gate, ("normalised", "cosine", "off"))
         if not orthogonal and residual == "none":
             raise ValueError("without O (orthogonal = false) and R (residual = 'none') nothing is adapted; keep one")
         protected_share(energy, 0, horizon)  # refuses bad values before anything is learned
-        self.calibrate = Calibration(calibration, temperature, score_layers)
-        self.backbone, self.seed, self.rank, self.residual_rank = backbone, seed, rank, residual_rank
-        self.orthogonal, self.residual, self.gate, self.calibration = orthogonal, residual, gate, calibration
-        self.temperature, self.score_layers, self.head_start = temperature, score_layers, head_start
-        self.basis, self.energy, self.horizon = basis, energy, horizon
-        self.epochs, self.lr, self.head_lr, self.batch_size = epochs, lr, head_lr, batch_size
-        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
-        self.free_rank = rank if orthogonal else None  # R_t is kept away from nothing
-        self.sites = backbone.sites(*sites, blocks=blocks)
         check_basis(backbone.model, self.sites, basis)
+        self.calibrate = Calibration(calibration, temperature)
+        self.residual_rank = residual_rank
+        self.orthogonal = orthogonal
+        self.residual = residual
+        self.gate = gate
+        self.calibration = calibration
+        self.basis = basis
+        self.energy = energy
+        self.horizon = horizon
+        self.free_rank = lora.rank if orthogonal else None  # R_t is kept away from nothing
         self.signatures = Signatures(self.sites, gate)
-        self.heads = Heads(backbone.width, head_start, seed)
         self.register_load_state_dict_post_hook(_attach_gates)  # branches that come from a file come without
 
     def features_and_logits(self, x: Samples) -> tuple[Tensor, Tensor]:
@@ -114,7 +124,7 @@ class DualLoRA(Method):
             return features, self.heads(features)
         features = self.signatures.reading(self.features, x)
         last = {c: t for t in range(len(self.heads)) for c in self.heads[t].classes}
-        term = self.calibrate.term(self.signatures.scores(self.score_layers), [last[c] for c in self.classes])
+        term = self.calibrate.term(self.signatures.scores(), [last[c] for c in self.classes])
         return features, self.heads(features) + term
 
     def linear_classifier(self) -> nn.Linear:
@@ -129,26 +139,17 @@ class DualLoRA(Method):
     def choose_task(self, x: Samples) -> Tensor:
         """(n,) the task that each image is most likely from, in the order of learning."""
         self.signatures.reading(self.features, x)
-        return self.signatures.scores(self.score_layers).argmax(1)
+        return self.signatures.scores().argmax(1)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
         number = len(self.heads)
         share = protected_share(self.energy, number, self.horizon)
-        before = self._inputs(task, fit, "inputs-before") if self.residual == "current" else {}
-        head = self.heads.grow(task.classes)
-        constrained = self._grow_orthogonal(number) + self._grow_residual(number, before, share)
-        _project_rows(constrained)
-
-        def loss(x: Samples, y: Tensor) -> Tensor:  # only this task's classes compete
-            return F.cross_entropy(head(self.features(x)), head.columns(y))
-
-        trained = [{"params": [factor for branch, _ in constrained for factor in (branch.A, branch.B)]}]
-        trained += [{"params": list(head.parameters()), "lr": self.head_lr or self.lr}]
-        fit(task.train, loss, trained, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size,
-            optimizer=self.optimizer, schedule=self.schedule, before_step=lambda: _project_gradients(constrained),
-            after_step=lambda: _project_rows(constrained))  # fmt: skip
-
+        constrained = self._grow_orthogonal(number) + self._grow_residual(number)
+        trained = factors(branch for branch, _ in constrained)
+        project = partial(_project_rows, constrained)
+        project()
+        self.train_head(task, fit, trained, before_step=partial(_project_gradients, constrained), after_step=project)
         if any(site.layer.of("orthogonal") for site in self.sites):
             merge(self.sites, "orthogonal")  # W <- W + O
         self.signatures.extend(self._inputs(task, fit, "inputs-after"), share)
@@ -165,17 +166,17 @@ class DualLoRA(Method):
         """O: rows of A outside of everything protected, on each layer where anything is free."""
         open_sites = [(site, s) for site in self.sites if (s := self.signatures[site.name]).dimension < s.width]
         open_sites = open_sites if self.orthogonal else []
-        ranks = [min(self.rank, s.width - s.dimension) for _, s in open_sites]
+        ranks = [min(self.lora.rank, s.width - s.dimension) for _, s in open_sites]
         draws = generator(self.seed, "orthogonal", number)
-        branches = grow([site for site, _ in open_sites], "orthogonal", ranks, generator=draws)
+        branches = self.lora.grow([site for site, _ in open_sites], "orthogonal", draws, rank=ranks)
         return [(branch, s.outside) for branch, (_, s) in zip(branches, open_sites, strict=True)]
 
-    def _grow_residual(self, number: int, before: Mapping[str, Inputs], share: float) -> Allowed:
+    def _grow_residual(self, number: int) -> Allowed:
         """R_t: A = C Phi^T with C drawn as LoRA draws, on each layer where Phi has a direction."""
-        reads = [(site, self._reads(site.name, number, before, share)) for site in self.sites]
+        reads = [(site, self._reads(site.name, number)) for site in self.sites]
         reads = [(site, Phi) for site, Phi in reads if Phi.shape[1]]
         ranks = [min(self.residual_rank, Phi.shape[1]) for _, Phi in reads]
-        branches = grow([site for site, _ in reads], f"residual-{number}", ranks)
+        branches = self.lora.grow([site for site, _ in reads], f"residual-{number}", rank=ranks)
         draws = generator(self.seed, "residual", number)
         for branch, (_, Phi) in zip(branches, reads, strict=True):
             bound = Phi.shape[1] ** -0.5
@@ -183,11 +184,9 @@ class DualLoRA(Method):
             branch.A.copy_(C.to(Phi) @ Phi.T)
         return [(branch, _onto(Phi)) for branch, (_, Phi) in zip(branches, reads, strict=True)]
 
-    def _reads(self, layer: str, number: int, before: Mapping[str, Inputs], share: float) -> Tensor:
+    def _reads(self, layer: str, number: int) -> Tensor:
         """Phi (d, k): the directions that R_t reads on this layer."""
         signature = self.signatures[layer]
-        if self.residual == "current":
-            return signature.new_directions(before[layer].moment, share)
         if self.residual == "all_prev":
             return signature.basis
         return signature.block(number - 1 if self.residual == "prev" else -1)

@@ -22,7 +22,7 @@ Departures (from the paper [p], from PyCIL's code [c]):
   of the old one. Without a memory the trained classifier predicts, and there is only distillation.
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -31,54 +31,44 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.exemplars import Exemplars
+from lamella.memory.exemplars import Kept
 from lamella.memory.resizable import Growing
-from lamella.methods.method import Method
-from lamella.methods.shared.classifier import train_weights
+from lamella.methods.shared.classifier import PYCIL, FromScratch
 from lamella.methods.shared.distillation import distillation, frozen_copy
-from lamella.methods.shared.heads import Heads, cosine_scores
+from lamella.methods.shared.heads import cosine_scores
 from lamella.training.fit import Fit
-from lamella.training.schedules import milestone_schedule
+from lamella.training.recipe import Training
 
 __all__ = ["ICaRL"]
 
 
-class ICaRL(Growing, Method):
+class ICaRL(Growing, FromScratch):
     """Distillation with exemplars, whose means classify.
 
     Args:
         backbone: of any kind; all of it is trained.
-        memory: images kept of all classes together; 0 for none. memory_per_class: images kept of each class instead.
-        choose: which: "herding" (the paper) or "random".
+        seed: of all draws.
+        training: see `Training`; of the backbone and all heads.
+        kept: images of old classes; see `Kept`. A reservoir will not do.
         temperature: of the distillation; above 1 it softens the outputs compared.
-        epochs: of a task. first_epochs: of the first task; as `epochs` where left out.
-        lr, batch_size, optimizer, momentum, weight_decay: of the backbone and all heads.
-        milestones: shares of the epochs at which the learning rate falls to a tenth.
-        head_start: "uniform" (torch's own) or "zero".
     """
 
-    changes_backbone = True
     growing = ("means",)
     means: Tensor
 
     def __init__(
-        self, backbone: Backbone, *, seed: int = 0, memory: int | None = 2000, memory_per_class: int | None = None,
-        choose: str = "herding", temperature: float = 2.0, epochs: int = 170, first_epochs: int | None = None,
-        lr: float = 0.1, batch_size: int = 128, optimizer: str = "sgd", momentum: float = 0.9,
-        weight_decay: float = 2e-4, milestones: Sequence[float] = (0.47, 0.705), head_start: str = "uniform",
-    ) -> None:  # fmt: skip
-        super().__init__()
-        if choose == "reservoir":
+        self,
+        backbone: Backbone,
+        *,
+        seed: int = 0,
+        training: Training = replace(PYCIL, epochs=170, milestones=(0.47, 0.705)),
+        kept: Kept = Kept(),
+        temperature: float = 2.0,
+    ) -> None:
+        if kept.choose == "reservoir":
             raise ValueError("iCaRL needs exemplars of each class, which a reservoir does not promise; use 'herding'")
-        self.backbone, self.seed, self.temperature = backbone, seed, temperature
-        self.memory, self.memory_per_class, self.choose = memory, memory_per_class, choose
-        self.epochs, self.first_epochs, self.lr, self.batch_size = epochs, first_epochs, lr, batch_size
-        self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
-        self.milestones, self.schedule = milestones, milestone_schedule(milestones)
-        self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
-        self.exemplars = Exemplars(
-            backbone.transform, total=memory, per_class=memory_per_class, choose=choose, seed=seed
-        )
+        super().__init__(backbone, seed, training, kept)
+        self.temperature = temperature
         self.register_buffer("means", torch.zeros(0, backbone.width))
 
     def classify(self, features: Tensor) -> Tensor:
@@ -100,7 +90,7 @@ class ICaRL(Growing, Method):
             new = F.cross_entropy(logits, self.heads.columns(y))
             return new + distillation(logits[:, :known], teacher(x), self.temperature) if known else new
 
-        train_weights(self, fit, data, loss, [*self.backbone.used_weights(), *self.heads.parameters()])
+        self.train_weights(fit, data, loss, self.backbone.used_weights())
         self.exemplars.refill(data, self.features, fit, task.classes)
         self.means = self._means(fit)
 

@@ -27,25 +27,22 @@ Departures (from the paper [p], from the authors' code [c]):
 - `horizon=None`: the number of tasks is unknown, and the threshold stays at `energy`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamella.adapters.adapter import Branch, grow, merge, module_key, watch
+from lamella.adapters.adapter import Branch, merge, module_key, watch
 from lamella.backbones import Backbone
+from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
-from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.signatures import protected_share
 from lamella.memory.subspace import SecondMoment, Subspace, left_singular, numerical_rank, orthonormal
-from lamella.methods.method import Method
-from lamella.methods.shared.heads import Heads
+from lamella.methods.shared.own_heads import OwnHeads
 from lamella.training.fit import Fit
-from lamella.training.schedules import named_schedule
+from lamella.training.recipe import LoRA, Training
 
 __all__ = ["EnergyRule", "InfLoRA"]
 
@@ -65,12 +62,8 @@ class EnergyRule:
     horizon: int | None
 
     def __post_init__(self) -> None:
-        if not 0 < self.energy <= 1:
-            raise ValueError(f"energy {self.energy} is outside (0, 1]; the published values are 0.95 and 0.98")
-        if self.energy_of not in ("moment", "data"):
-            raise ValueError(f"energy_of '{self.energy_of}' is unknown; use 'moment' (the code) or 'data' (the paper)")
-        if self.horizon is not None and self.horizon < 1:
-            raise ValueError(f"horizon {self.horizon} is too small; it is the number of tasks, or left out")
+        protected_share(self.energy, 0, self.horizon)  # refuses bad values before anything is learned
+        check_one_of("energy_of", self.energy_of, ("moment", "data"))
 
     def threshold(self, task: int) -> float:
         return protected_share(self.energy, task, self.horizon)
@@ -97,62 +90,53 @@ class EnergyRule:
         space.extend(U[:, : min(count, free)])
 
 
-class InfLoRA(Method):
+class InfLoRA(OwnHeads):
     """InfLoRA, by default as the authors' code runs it on CIFAR-100.
 
     Args:
-        backbone: its key and value rows are adapted in every block.
-        rank: of a task's branch.
-        energy: share of the inputs' energy that is protected after the first task. horizon: number of tasks T, with
-            which the share grows as energy + (1 - energy) t / T ("auto": the scenario's); constant where left out.
+        backbone: its layers of the roles in `sites` are adapted.
+        seed: of all draws.
+        lora: see `LoRA`; a branch of each task. InfLoRA-b5 has `blocks=5`.
+        training: see `Training`; of B and the task's head.
+        energy: the share of the inputs' energy that is protected after the first task, 0..1.
+        horizon: the number of tasks T, with which the share grows as energy + (1 - energy) t / T; "auto" is that of the
+            scenario. The share is constant where left out.
         energy_of: "moment" (the authors' code) or "data" (the paper): whose singular values are counted.
         design: "moment" or "inputs": whose left singular vectors A takes.
-        sites: roles that carry branches; "key+value" share their A. blocks: only the first so many (InfLoRA-b5: 5).
-        epochs, lr, batch_size, optimizer, schedule: of B and the head. head_lr: the head's own rate; else `lr`.
         statistics_images: so many of the task's images, drawn anew before and after training, give the second moments;
             all of them where left out.
-        head_start: "uniform" (the authors' code) or "zero": on features of large norm a random start is noise that
-            a head's few steps do not remove, and whose gradients disturb the branches.
     """
 
     merges = True
 
     def __init__(
-        self, backbone: Backbone, *, seed: int = 0, rank: int = 10, energy: float = 0.95, energy_of: str = "moment",
-        horizon: int | None = None, design: str = "moment", sites: Sequence[str] = ("key+value",),
-        blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, head_lr: float | None = None,
-        head_start: str = "uniform", batch_size: int = 128, optimizer: str = "adam", schedule: str = "as_run",
+        self,
+        backbone: Backbone,
+        *,
+        seed: int = 0,
+        lora: LoRA = LoRA(),
+        training: Training = Training(schedule="inflora-code"),
+        energy: float = 0.95,
+        horizon: int | None = None,
+        energy_of: str = "moment",
+        design: str = "moment",
         statistics_images: int | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        if rank < 1:
-            raise ValueError(f"rank {rank} is too small; a branch needs a rank of at least 1")
+    ) -> None:
+        super().__init__(backbone, seed, training, lora)
         if statistics_images is not None and statistics_images < 1:
             raise ValueError(f"statistics_images {statistics_images} is too small; give at least 1, or leave it out")
-        if design not in ("moment", "inputs"):
-            raise ValueError(f"design '{design}' is unknown; use 'moment' (the authors' code) or 'inputs' (the paper)")
-        self.backbone, self.seed, self.rank, self.design = backbone, seed, rank, design
-        self.head_start, self.statistics_images = head_start, statistics_images
-        self.epochs, self.lr, self.head_lr, self.batch_size = epochs, lr, head_lr, batch_size
-        self.optimizer, self.schedule = optimizer, named_schedule(schedule)
-        self.rule, self.free_rank = EnergyRule(energy, energy_of, horizon), rank
-        self.sites = backbone.sites(*sites, blocks=blocks)
-        layers = dict.fromkeys(site.name for site in self.sites)
-        self.memory = nn.ModuleDict({module_key(n): Subspace(self._width(n)) for n in layers})
-        self.heads = Heads(backbone.width, head_start, seed)
+        check_one_of("design", design, ("moment", "inputs"))
+        self.rule = EnergyRule(energy, energy_of, horizon)
+        self.design = design
+        self.statistics_images = statistics_images
+        self.free_rank = lora.rank
+        layers = {site.name: site.layer.weight.shape[1] for site in self.sites}
+        self.memory = nn.ModuleDict({module_key(name): Subspace(width) for name, width in layers.items()})
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()  # no dropout while training, as in the authors' code
         branches = self._grow_designed(self._moments(task, fit, "moment-before"))
-        head = self.heads.grow(task.classes)
-
-        def loss(x: Samples, y: Tensor) -> Tensor:  # only this task's classes compete
-            return F.cross_entropy(head(self.features(x)), head.columns(y))
-
-        trained = [{"params": [b.B for b in branches]}]
-        trained += [{"params": list(head.parameters()), "lr": self.head_lr or self.lr}]
-        fit(task.train, loss, trained, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size,
-            optimizer=self.optimizer, schedule=self.schedule)  # fmt: skip
+        self.train_head(task, fit, [branch.B for branch in branches])
 
         number = len(self.heads) - 1
         for name, G in self._moments(task, fit, "moment-after").items():
@@ -178,7 +162,8 @@ class InfLoRA(Method):
         open_sites = [(site, U) for site, U in zip(self.sites, designs, strict=True) if U.shape[1]]
         if not open_sites:
             raise RuntimeError("old tasks protect all directions of every adapted layer; lower `energy` or adapt more")
-        branches = grow([s for s, _ in open_sites], "new", [U.shape[1] for _, U in open_sites])
+        ranks = [U.shape[1] for _, U in open_sites]
+        branches = self.lora.grow([site for site, _ in open_sites], "new", rank=ranks)
         for branch, (_, U) in zip(branches, open_sites, strict=True):
             branch.A.copy_(U.T / 3**0.5)  # the expected row norm of LoRA's usual start
         return branches
@@ -188,11 +173,10 @@ class InfLoRA(Method):
         G = G.double()
         free = space.outside(G) if self.design == "moment" else space.outside(space.outside(G).T)
         U, s = left_singular(free)
-        count = min(self.rank, space.width - space.dimension, numerical_rank(s, float(torch.linalg.matrix_norm(G, 2))))
+        count = min(
+            self.lora.rank, space.width - space.dimension, numerical_rank(s, float(torch.linalg.matrix_norm(G, 2)))
+        )
         return orthonormal(space.outside(U[:, :count]))
 
     def _space(self, layer: str) -> Subspace:
         return cast(Subspace, self.memory[module_key(layer)])
-
-    def _width(self, layer: str) -> int:
-        return next(site.layer.weight.shape[1] for site in self.sites if site.name == layer)

@@ -23,7 +23,7 @@ Departures (from the paper [p], from PyCIL's code [c]):
   answers.
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,44 +31,39 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.methods.method import Method
-from lamella.methods.shared.classifier import train_weights
+from lamella.methods.shared.classifier import PYCIL, FromScratch
 from lamella.methods.shared.distillation import distillation, frozen_copy
-from lamella.methods.shared.heads import Heads
 from lamella.training.fit import Fit
-from lamella.training.schedules import milestone_schedule
+from lamella.training.recipe import Training
 
 __all__ = ["LwF"]
 
 
-class LwF(Method):
+class LwF(FromScratch):
     """Fine-tuning of all weights that distils the older heads, with PyCIL's settings for CIFAR-100.
 
     Args:
         backbone: of any kind; all of it is trained.
-        strength: lambda_o, the weight of distillation. temperature: T; above 1 it softens the outputs compared.
-        epochs: of a task. first_epochs: of the first task; as `epochs` where left out.
-        lr, batch_size, optimizer, momentum, weight_decay: of the backbone and all heads.
-        milestones: shares of the epochs at which the learning rate falls to a tenth.
-        head_start: "uniform" (torch's own) or "zero".
+        seed: of all draws.
+        training: see `Training`; of the backbone and all heads.
+        strength: lambda_o, the weight of distillation; at least 0.
+        temperature: T; above 1 it softens the outputs compared.
     """
 
-    changes_backbone = True
-
     def __init__(
-        self, backbone: Backbone, *, seed: int = 0, strength: float = 3.0, temperature: float = 2.0, epochs: int = 250,
-        first_epochs: int | None = None, lr: float = 0.1, batch_size: int = 128, optimizer: str = "sgd",
-        momentum: float = 0.9, weight_decay: float = 2e-4, milestones: Sequence[float] = (0.24, 0.48, 0.72, 0.88),
-        head_start: str = "uniform",
-    ) -> None:  # fmt: skip
-        super().__init__()
+        self,
+        backbone: Backbone,
+        *,
+        seed: int = 0,
+        training: Training = replace(PYCIL, epochs=250, milestones=(0.24, 0.48, 0.72, 0.88)),
+        strength: float = 3.0,
+        temperature: float = 2.0,
+    ) -> None:
+        super().__init__(backbone, seed, training)
         if strength < 0:
             raise ValueError(f"strength {strength} is below 0; PyCIL's is 3, the paper's 1, and 0 is fine-tuning")
-        self.backbone, self.seed, self.strength, self.temperature = backbone, seed, strength, temperature
-        self.epochs, self.first_epochs, self.lr, self.batch_size = epochs, first_epochs, lr, batch_size
-        self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
-        self.milestones, self.schedule = milestones, milestone_schedule(milestones)
-        self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
+        self.strength = strength
+        self.temperature = temperature
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
@@ -84,4 +79,4 @@ class LwF(Method):
             old = distillation(self.heads(features)[:, :known], teacher(x), self.temperature)
             return self.strength * old + new
 
-        train_weights(self, fit, task.train, loss, [*self.backbone.used_weights(), *self.heads.parameters()])
+        self.train_weights(fit, task.train, loss, self.backbone.used_weights())

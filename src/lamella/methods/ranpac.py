@@ -20,30 +20,32 @@ choice, and only a given `ridge` makes it independent of the order of tasks.
 Departures (from the paper [p], from the code [c]):
 - 2000 projections; the paper and the code have 10 000, whose G takes 800 MB in float64, and is stored [p, c].
 - The first task trains a LoRA on key and value with the other methods' settings; the paper has AdaptFormer, SSF or VPT,
-  the code trains those by SGD at 0.01 for 20 epochs, batches of 48 [p, c]. `adapt="none"` leaves the backbone as it is.
+  the code trains those and a cosine head by SGD at 0.01 with momentum 0.9 and weight decay 5e-4 for 20 epochs on a
+  cosine, batches of 48 [p, c]: the settings of the configuration `ranpac-cifar100-10`. `adapt="none"` leaves the
+  backbone as it is.
 - Sums and solutions are float64, the code's float32; a lambda below the rounding of G (2e-16 times its trace) is raised
   to it [c].
 - The candidates come from one eigendecomposition, in the smaller of the two spaces, instead of 17 solutions: the same
   numbers. With fewer than five images there is no fifth, and the value before (1 at first) stays [c].
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamella.adapters.adapter import grow
 from lamella.backbones import Backbone
+from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.resizable import Growing
 from lamella.methods.method import Method
 from lamella.methods.shared.heads import Heads
+from lamella.methods.shared.own_heads import factors, with_head
 from lamella.training.fit import Fit
-from lamella.training.schedules import named_schedule
+from lamella.training.recipe import LoRA, Training
 
 __all__ = ["RanPAC", "best_ridge"]
 
@@ -67,11 +69,13 @@ class RanPAC(Growing, Method):
     """Random projections and a ridge solution over all classes.
 
     Args:
+        backbone: its layers of the roles in `sites` are adapted to the first task.
+        seed: of all draws.
+        lora: see `LoRA`; of the first task.
+        training: see `Training`; of that LoRA and a head, which is then thrown away.
         projections: M; learning needs M x M and images x M numbers in float64, and M x M are stored: 32 MB for 2000.
         ridge: lambda; chosen anew with each task where left out.
         adapt: "first-task" (a LoRA trained on the first task, then frozen) or "none".
-        rank, sites, blocks: of that LoRA. epochs, lr, batch_size, optimizer, schedule: of its training, with a head.
-        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
     """
 
     growing = ("ids", "Q", "solution")
@@ -85,22 +89,30 @@ class RanPAC(Growing, Method):
     solution: Tensor
 
     def __init__(
-        self, backbone: Backbone, *, seed: int = 0, projections: int = 2000, ridge: float | None = None,
-        adapt: str = "first-task", rank: int = 10, sites: Sequence[str] = ("key+value",), blocks: int | None = None,
-        epochs: int = 20, lr: float = 5e-4, batch_size: int = 128,
-        head_start: str = "uniform", optimizer: str = "adam", schedule: str = "as_run",
-    ) -> None:  # fmt: skip
+        self,
+        backbone: Backbone,
+        *,
+        seed: int = 0,
+        lora: LoRA = LoRA(),
+        training: Training = Training(schedule="inflora-code"),
+        projections: int = 2000,
+        ridge: float | None = None,
+        adapt: str = "first-task",
+    ) -> None:
         super().__init__()
-        if adapt not in ("first-task", "none"):
-            raise ValueError(f"adapt '{adapt}' is unknown; use 'first-task' or 'none'")
+        check_one_of("adapt", adapt, ("first-task", "none"))
         if projections < 1:
             raise ValueError(f"projections {projections} is too small; 1000 to 10000 works well")
         if ridge is not None and not ridge > 0:
             raise ValueError(f"ridge {ridge} must be above 0; leave it out to have it chosen")
-        self.backbone, self.seed, self.projections, self.ridge, self.adapt = backbone, seed, projections, ridge, adapt
-        self.rank, self.epochs, self.lr, self.batch_size = rank, epochs, lr, batch_size
-        self.head_start, self.optimizer, self.schedule = head_start, optimizer, named_schedule(schedule)
-        self.sites = backbone.sites(*sites, blocks=blocks) if adapt == "first-task" else ()
+        self.backbone = backbone
+        self.seed = seed
+        self.lora = lora
+        self.recipe = training
+        self.projections = projections
+        self.ridge = ridge
+        self.adapt = adapt
+        self.sites = lora.attach(backbone) if adapt == "first-task" else ()
         W = torch.randn(backbone.width, projections, dtype=torch.float64, generator=generator(seed, "ranpac", "W"))
         self.register_buffer("projection", W, persistent=False)  # drawn again, not stored;
         self.register_buffer("check", W.mean(0))  # this tells whether it came out as it was
@@ -138,15 +150,14 @@ class RanPAC(Growing, Method):
 
     def _adapt(self, task: Task, fit: Fit) -> None:
         """Train a LoRA and a head on the first task; the LoRA stays, the head goes."""
-        branches = grow(self.sites, "first", self.rank, generator=generator(self.seed, "lora"))
-        head = Heads(self.backbone.width, self.head_start, self.seed).grow(task.classes).to(self.G.device)
+        branches = self.lora.grow(self.sites, "first", generator(self.seed, "lora"))
+        head = Heads(self.backbone.width, self.recipe.head_start, self.seed).grow(task.classes).to(self.G.device)
 
         def loss(x: Samples, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))
 
-        factors = [factor for branch in branches for factor in (branch.A, branch.B)]
-        fit(task.train, loss, [*factors, *head.parameters()], epochs=self.epochs, lr=self.lr,
-            batch_size=self.batch_size, optimizer=self.optimizer, schedule=self.schedule)  # fmt: skip
+        training = self.recipe.of_task(0)
+        fit(task.train, loss, with_head(factors(branches), head, training), training)
 
     def _chosen(self, h: Tensor, y: Tensor, task: int) -> float:
         """Lambda: as given, or chosen on a random fifth of the task's own training images, the others teaching."""

@@ -20,7 +20,7 @@ Departures (from the papers [p], from PyCIL's code [c]):
 - Of a class that comes back the row learned last counts.
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,47 +28,33 @@ from torch import Tensor
 from lamella.backbones import Backbone
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.exemplars import Exemplars
-from lamella.methods.method import Method
-from lamella.methods.shared.classifier import train_weights
-from lamella.methods.shared.heads import Heads
+from lamella.memory.exemplars import Kept
+from lamella.methods.shared.classifier import PYCIL, FromScratch
 from lamella.training.fit import Fit
-from lamella.training.schedules import milestone_schedule
+from lamella.training.recipe import Training
 
 __all__ = ["Replay"]
 
 
-class Replay(Method):
+class Replay(FromScratch):
     """All weights, trained on new images and kept ones.
 
     Args:
         backbone: of any kind; all of it is trained.
-        memory: images kept of all classes together; 0 for none. memory_per_class: images kept of each class instead.
-        choose: which: "herding", "random" or "reservoir".
-        epochs: of a task. first_epochs: of the first task; as `epochs` where left out.
-        lr, batch_size, optimizer, momentum, weight_decay: of the backbone and all heads.
-        milestones: shares of the epochs at which the learning rate falls to a tenth.
-        head_start: "uniform" (torch's own) or "zero".
+        seed: of all draws.
+        training: see `Training`; of the backbone and all heads.
+        kept: images of old classes; see `Kept`.
     """
 
-    changes_backbone = True
-
     def __init__(
-        self, backbone: Backbone, *, seed: int = 0, memory: int | None = 2000, memory_per_class: int | None = None,
-        choose: str = "herding", epochs: int = 170, first_epochs: int | None = None, lr: float = 0.1,
-        batch_size: int = 128, optimizer: str = "sgd", momentum: float = 0.9, weight_decay: float = 2e-4,
-        milestones: Sequence[float] = (0.47, 0.705), head_start: str = "uniform",
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.backbone, self.seed = backbone, seed
-        self.memory, self.memory_per_class, self.choose = memory, memory_per_class, choose
-        self.epochs, self.first_epochs, self.lr, self.batch_size = epochs, first_epochs, lr, batch_size
-        self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
-        self.milestones, self.schedule = milestones, milestone_schedule(milestones)
-        self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
-        self.exemplars = Exemplars(
-            backbone.transform, total=memory, per_class=memory_per_class, choose=choose, seed=seed
-        )
+        self,
+        backbone: Backbone,
+        *,
+        seed: int = 0,
+        training: Training = replace(PYCIL, epochs=170, milestones=(0.47, 0.705)),
+        kept: Kept = Kept(),
+    ) -> None:
+        super().__init__(backbone, seed, training, kept)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
@@ -78,5 +64,5 @@ class Replay(Method):
         def loss(x: Samples, y: Tensor) -> Tensor:
             return F.cross_entropy(self.heads(self.features(x)), self.heads.columns(y))
 
-        train_weights(self, fit, data, loss, [*self.backbone.used_weights(), *self.heads.parameters()])
+        self.train_weights(fit, data, loss, self.backbone.used_weights())
         self.exemplars.refill(data, self.features, fit, task.classes)

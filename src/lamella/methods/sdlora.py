@@ -1,7 +1,7 @@
 """SD-LoRA: directions of old tasks stay, the magnitudes of all of them keep training.
 
 Wu et al., "SD-LoRA: Scalable Decoupled Low-Rank Adaptation for Class Incremental Learning", ICLR 2025,
-arXiv 2501.13198. Authors' code: github.com/WuYichen-97/SD-Lora-CL, read through a fork and LibContinual's port of it.
+arXiv 2501.13198. Authors' code: github.com/WuYichen-97/SD-Lora-CL.
 
 A layer's update after task t is the sum over i <= t of alpha_i (B_i A_i) / (|B_i|_F |A_i|_F). Task t trains its own
 pair and every alpha; the directions of tasks i < t are frozen. There is nothing to choose at test time: one pass.
@@ -10,7 +10,6 @@ pair and every alpha; the directions of tasks i < t are frozen. There is nothing
     A_i B_i, their product      branch.B @ branch.A: A reduces, B expands
     direction of task i         branches "task{i}-{site}", each scaled to |B| |A| = 1 once its task is over
     alpha_i                     alphas[i]: one value a site, or one for all
-    SD-LoRA-RR                  rank_reduction
 
 As the authors' code has it: the norm is the product |B| |A|, not |B A|; a pair is not normalised while its own task
 trains, since B starts at zero and has no direction yet, but its alpha trains beside it; alpha starts at 0.8; the rank
@@ -22,64 +21,61 @@ Departures (from the authors' code [c]):
   them again at 0.8 with each task, which scales old updates anew: `magnitudes="restarted"` [c].
 - Sites are key and value, like the other LoRA methods here; the code's are sites = ["query", "value"] [c].
 - Adam, 5e-4 and InfLoRA's schedule, like the others; the code trains with SGD, momentum 0.9, a constant rate of about
-  0.01, batches of 128 for 20 epochs [c].
-- SD-LoRA-KD, which leaves out a new direction that is nearly a combination of the old ones, is not here.
+  0.01, batches of 128 for 20 epochs [c]. The configuration `sdlora-cifar100-10` has the code's settings.
+- SD-LoRA-RR, whose later tasks have smaller ranks, and SD-LoRA-KD, which leaves out a new direction that is nearly a
+  combination of the old ones, are not here.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamella.adapters.adapter import Branch, grow, using
+from lamella.adapters.adapter import Branch, using
 from lamella.backbones import Backbone
+from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.methods.method import Method
-from lamella.methods.shared.heads import Heads
+from lamella.methods.shared.own_heads import OwnHeads, factors
 from lamella.training.fit import Fit
-from lamella.training.schedules import named_schedule
+from lamella.training.recipe import LoRA, Training
 
 __all__ = ["SDLoRA"]
 
 
-class SDLoRA(Method):
+class SDLoRA(OwnHeads):
     """A direction per task and site, and a magnitude for each that all later tasks train.
 
     Args:
-        rank: of a task's pair. rank_reduction: instead of `rank`, the ranks of the tasks one after another, the last
-            one for all others (SD-LoRA-RR; the authors' code: 10 for four tasks, 8 for four, then 6).
+        backbone: its layers of the roles in `sites` are adapted.
+        seed: of all draws.
+        lora: see `LoRA`; a pair of each task.
+        training: see `Training`; of the pair, the magnitudes and the task's head.
         magnitudes: "carried" (one a site, going on from task to task) or "restarted" (one a task, the authors' code).
-        magnitude_start: of a new task's magnitudes.
-        sites: roles that carry a branch. blocks: only the first so many.
-        epochs, lr, batch_size, optimizer, schedule: of the pair, the magnitudes and the head.
-        head_start: "uniform" (torch's own) or "zero", better on features of large norm.
+        magnitude_start: of a new task's magnitudes; not 0.
     """
 
+    removed: ClassVar[dict[str, Any]] = {"rank_reduction": []}
+
     def __init__(
-        self, backbone: Backbone, *, seed: int = 0, rank: int = 10, rank_reduction: Sequence[int] = (),
-        magnitudes: str = "carried", magnitude_start: float = 0.8, sites: Sequence[str] = ("key+value",),
-        blocks: int | None = None, epochs: int = 20, lr: float = 5e-4, batch_size: int = 128,
-        head_start: str = "uniform", optimizer: str = "adam", schedule: str = "as_run",
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.ranks = tuple(rank_reduction) or (rank,)
-        if min(self.ranks) < 1:
-            raise ValueError(f"rank {min(self.ranks)} is too small; a branch needs a rank of at least 1")
-        if magnitudes not in ("carried", "restarted"):
-            raise ValueError(f"magnitudes '{magnitudes}' is unknown; use 'carried' or 'restarted' (the authors' code)")
+        self,
+        backbone: Backbone,
+        *,
+        seed: int = 0,
+        lora: LoRA = LoRA(),
+        training: Training = Training(schedule="inflora-code"),
+        magnitudes: str = "carried",
+        magnitude_start: float = 0.8,
+    ) -> None:
+        super().__init__(backbone, seed, training, lora)
+        check_one_of("magnitudes", magnitudes, ("carried", "restarted"))
         if magnitude_start == 0:
             raise ValueError("magnitude_start is 0, so the new pair would get no gradient; the authors' code has 0.8")
-        self.backbone, self.seed, self.rank, self.rank_reduction = backbone, seed, rank, tuple(rank_reduction)
-        self.magnitudes, self.magnitude_start = magnitudes, magnitude_start
-        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
-        self.head_start, self.optimizer, self.schedule = head_start, optimizer, named_schedule(schedule)
-        self.sites = backbone.sites(*sites, blocks=blocks)
+        self.magnitudes = magnitudes
+        self.magnitude_start = magnitude_start
         self.alphas = nn.ParameterList()
-        self.heads = Heads(backbone.width, head_start, seed)
 
     def features(self, x: Samples) -> Tensor:
         """(n, d) features under all directions so far, each with its magnitude."""
@@ -93,14 +89,7 @@ class SDLoRA(Method):
             self.alphas = nn.ParameterList(self._start() for _ in range(number))
         pairs = self._grow(number)
         self.alphas.append(self._start())
-        head = self.heads.grow(task.classes)
-
-        def loss(x: Samples, y: Tensor) -> Tensor:
-            return F.cross_entropy(head(self.features(x)), head.columns(y))
-
-        factors = [factor for branch in pairs for factor in (branch.A, branch.B)]
-        fit(task.train, loss, [*factors, *self.alphas, *head.parameters()], epochs=self.epochs, lr=self.lr,
-            batch_size=self.batch_size, optimizer=self.optimizer, schedule=self.schedule)  # fmt: skip
+        self.train_head(task, fit, [*factors(pairs), *self.alphas])
         self._normalise(pairs)
 
     def adapters_of(self, task: int) -> tuple[str, ...]:
@@ -108,11 +97,9 @@ class SDLoRA(Method):
 
     def _grow(self, number: int) -> list[Branch]:
         """The pairs of a new task: an adapter for each site, so that each site can have its own magnitude."""
-        rank, draws = self.ranks[min(number, len(self.ranks) - 1)], generator(self.seed, "sdlora", number)
+        draws = generator(self.seed, "sdlora", number)
         return [
-            branch
-            for k, site in enumerate(self.sites)
-            for branch in grow([site], _name(number, k), rank, generator=draws)
+            branch for k, site in enumerate(self.sites) for branch in self.lora.grow([site], _name(number, k), draws)
         ]
 
     def _start(self) -> nn.Parameter:

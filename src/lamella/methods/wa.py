@@ -21,7 +21,7 @@ Departures (from the paper [p], from PyCIL's code [c]):
 - Heads start as torch's linear layers do by default. Of classes that come back the new rows count, and as new ones.
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -30,55 +30,45 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.exemplars import Exemplars
-from lamella.methods.method import Method
-from lamella.methods.shared.classifier import align_new_rows, train_weights
+from lamella.memory.exemplars import Kept
+from lamella.methods.shared.classifier import PYCIL, FromScratch, align_new_rows
 from lamella.methods.shared.distillation import distillation, frozen_copy
-from lamella.methods.shared.heads import Heads
 from lamella.training.fit import Fit
-from lamella.training.schedules import milestone_schedule
+from lamella.training.recipe import Training
 
 __all__ = ["WA"]
 
 
-class WA(Method):
+class WA(FromScratch):
     """Replay with distillation, clipping and weight alignment; schedule and memory are PyCIL's for CIFAR-100.
 
     Args:
         backbone: of any kind; all of it is trained.
+        seed: of all draws.
+        training: see `Training`; of the backbone and all heads.
+        kept: images of old classes; see `Kept`.
         strength: a fixed weight of L_KD beside L_CE (PyCIL: 2); where left out, the weights are lambda and 1 - lambda.
         temperature: T; above 1 it softens the outputs compared.
         positive_weights: whether the heads' weights are kept from falling below 0.
-        memory: exemplars of all classes together; 0 for none. memory_per_class: exemplars of each class instead.
-        choose: which images become exemplars: "herding", "random" or "reservoir".
-        epochs: of a task. first_epochs: of the first task; as `epochs` where left out.
-        lr, batch_size, optimizer, momentum, weight_decay: of the backbone and all heads.
-        milestones: shares of the epochs at which the learning rate falls to a tenth.
-        head_start: "uniform" (torch's own) or "zero".
     """
 
-    changes_backbone = True
-
     def __init__(
-        self, backbone: Backbone, *, seed: int = 0, strength: float | None = None, temperature: float = 2.0,
-        positive_weights: bool = True, memory: int | None = 2000, memory_per_class: int | None = None,
-        choose: str = "herding", epochs: int = 170, first_epochs: int | None = None, lr: float = 0.1,
-        batch_size: int = 128, optimizer: str = "sgd", momentum: float = 0.9, weight_decay: float = 2e-4,
-        milestones: Sequence[float] = (0.35, 0.585, 0.82), head_start: str = "uniform",
-    ) -> None:  # fmt: skip
-        super().__init__()
+        self,
+        backbone: Backbone,
+        *,
+        seed: int = 0,
+        training: Training = replace(PYCIL, epochs=170, milestones=(0.35, 0.585, 0.82)),
+        kept: Kept = Kept(),
+        strength: float | None = None,
+        temperature: float = 2.0,
+        positive_weights: bool = True,
+    ) -> None:
+        super().__init__(backbone, seed, training, kept)
         if strength is not None and strength < 0:
             raise ValueError(f"strength {strength} is below 0; PyCIL's is 2; leave it out for the paper's lambda")
-        self.backbone, self.seed, self.strength, self.temperature = backbone, seed, strength, temperature
-        self.positive_weights, self.memory, self.memory_per_class = positive_weights, memory, memory_per_class
-        self.choose, self.epochs, self.first_epochs, self.lr = choose, epochs, first_epochs, lr
-        self.batch_size, self.optimizer = batch_size, optimizer
-        self.momentum, self.weight_decay = momentum, weight_decay
-        self.milestones, self.schedule = milestones, milestone_schedule(milestones)
-        self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
-        self.exemplars = Exemplars(
-            backbone.transform, total=memory, per_class=memory_per_class, choose=choose, seed=seed
-        )
+        self.strength = strength
+        self.temperature = temperature
+        self.positive_weights = positive_weights
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
@@ -97,8 +87,8 @@ class WA(Method):
             as_before = distillation(logits[:, :known], teacher(x), self.temperature)
             return weights[0] * right + weights[1] * as_before
 
-        trained = [*self.backbone.used_weights(), *self.heads.parameters()]
-        train_weights(self, fit, data, loss, trained, after_step=self._clip if self.positive_weights else None)
+        clip = self._clip if self.positive_weights else None
+        self.train_weights(fit, data, loss, self.backbone.used_weights(), after_step=clip)
         align_new_rows(self.heads)
         self.exemplars.refill(data, self.features, fit, task.classes)
 

@@ -74,7 +74,7 @@ class TrainingCall:
         self._watch = Stopwatch()
         self._restored_whole = False
 
-    def advance(self, loss: Tensor, n: int) -> None:
+    def advance(self, loss: Tensor | float, n: int) -> None:
         """One step is done: `loss` is the mean over its n examples."""
         self.step += 1
         self._total = self._total + loss * n

@@ -5,25 +5,17 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lamella.common.checks import check_one_of
-from lamella.training.optimizers import OPTIMIZERS
-
-__all__ = ["check_call", "check_gradients", "check_loss"]
+__all__ = ["check_examples", "check_gradients", "check_loss"]
 
 
-def check_call(task: str, examples: int, *, optimizer: str, epochs: int, batch_size: int, lr: float) -> None:
+def check_examples(task: str, examples: int) -> None:
     """Before anything is trained.
 
     Raises:
-        ValueError: there are no examples, the optimiser is unknown, or a number is too small.
+        ValueError: there are no examples.
     """
     if examples == 0:
         raise ValueError(f"there is nothing to train on in task {task}")
-    check_one_of("optimizer", optimizer, OPTIMIZERS)
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs ({epochs}) and batch_size ({batch_size}) must be at least 1")
-    if not lr > 0:
-        raise ValueError(f"the learning rate lr is {lr}; it must be above 0")
 
 
 def check_gradients(module: nn.Module, tensors: Sequence[Tensor]) -> None:

@@ -4,21 +4,25 @@ A method receives `fit` as an argument and keeps the mathematics; device, precis
 and what is trainable are decided here. `fit` trains exactly the tensors it is given, for exactly that call.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lamella.common.randomness import generator
-from lamella.data.loading import Examples, batch_sizes
+from lamella.common.randomness import generator, named_seed
+from lamella.data.loading import Examples, step_sizes
 from lamella.training.calls import TrainingCall
-from lamella.training.checks import check_call, check_gradients, check_loss
+from lamella.training.checks import check_examples, check_gradients, check_loss
 from lamella.training.compilation import compiled_blocks
+from lamella.training.dropout import dropping
 from lamella.training.optimizers import build_optimizer, parameter_groups, trainable
 from lamella.training.passes import Passes
 from lamella.training.precision import computing
+from lamella.training.recipe import Training
 
 __all__ = ["Examples", "Fit", "Loss"]
 
@@ -37,30 +41,28 @@ class Fit(Passes):
         data: Examples,
         loss: Loss,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        training: Training | None = None,
         *,
-        epochs: int,
-        lr: float,
-        batch_size: int,
-        optimizer: str = "adam",
-        schedule: Callable[[int, int], float] | None = None,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
         augment: bool = True,
         before_step: Callable[[], None] | None = None,
         after_step: Callable[[], None] | None = None,
         name: str = "train",
+        **settings: Any,
     ) -> list[float]:
         """Train `params` to lower `loss` over `data`; nothing else changes, nothing stays trainable.
 
         Args:
             data: reshuffled every epoch; the last, smaller batch is used too. A single example that is left over joins
                 the batch before it: batch norm knows no statistics of one value.
+            loss: (inputs (n, ...), global class ids (n,)) -> the mean over these examples.
             params: tensors, or optimiser groups `{"params": [...], "lr": ...}`.
-            epochs: at least 1. lr: of groups that name none.
-            schedule: (epoch, epochs) -> factor of the learning rates.
-            before_step: called between backward and the optimiser's step. after_step: after it. What they change of the
-                module's parameters and buffers is part of every checkpoint, whether it is trained or not.
+            training: how it trains; `Training()` where left out.
+            augment: whether images are augmented.
+            before_step: called between backward and the optimiser's step, before gradients are clipped.
+            after_step: called after the optimiser's step. What it and `before_step` change of the module's parameters
+                and buffers is part of every checkpoint, whether it is trained or not.
             name: of this call within the task; draws and checkpoints are filed under it.
+            settings: fields of `Training`, in place of those of `training`: `epochs=3, lr=1e-3`.
 
         Returns:
             The mean loss of each epoch.
@@ -68,53 +70,87 @@ class Fit(Passes):
         Raises:
             RuntimeError: a tensor got no gradient from the first batch (the model bypasses its layer), or the loss is
                 not finite any more.
-            ValueError: empty data, or an unknown optimiser.
+            ValueError: no data, no tensors, or a value that `Training` refuses.
+            TypeError: a setting that `Training` does not have.
         """
-        check_call(self.task, len(data), optimizer=optimizer, epochs=epochs, batch_size=batch_size, lr=lr)
+        recipe = replace(training or Training(), **settings)
+        check_examples(self.task, len(data))
         call = self._call(name)
         self.module.to(self.device)
-        groups = parameter_groups(params, lr)
+        groups = parameter_groups(params, recipe.lr)
         tensors = [t for group in groups for t in group["params"]]
-        engine = build_optimizer(optimizer, groups, weight_decay=weight_decay, momentum=momentum)
+        engine = build_optimizer(recipe.optimizer, groups, weight_decay=recipe.weight_decay, momentum=recipe.momentum)
         saved = TrainingCall(self._place(call), self.module, tensors, engine)
         self.trained[call] = sum(t.numel() for t in tensors)
-        sizes = batch_sizes(len(data), batch_size)
-        blocks = compiled_blocks(self.module, batch_size) if self.compile else nullcontext()
-        with trainable(tensors), blocks, self.progress(f"task {self.task} {name}", epochs * len(sizes)) as advance:
-            saved.restore(epochs)
-            advance(saved.epoch * len(sizes) + saved.step, "")
-            while saved.epoch < epochs:
-                factor = schedule(saved.epoch, epochs) if schedule else 1.0
+        steps = step_sizes(len(data), recipe.batch_size, recipe.accumulate)
+        with ExitStack() as during:
+            during.enter_context(trainable(tensors))
+            if self.compile:
+                during.enter_context(compiled_blocks(self.module, recipe.batch_size))
+            dropout = during.enter_context(dropping(self.module, self.device))
+            advance = during.enter_context(self.progress(f"task {self.task} {name}", recipe.epochs * len(steps)))
+            job = _Job(data, loss, recipe, steps, augment, before_step, after_step, engine, saved, dropout, advance)
+            saved.restore(recipe.epochs)
+            advance(saved.epoch * len(steps) + saved.step, "")
+            while saved.epoch < recipe.epochs:
+                factor = recipe.factor(saved.epoch)
                 for group, start in zip(engine.param_groups, groups, strict=True):
                     group["lr"] = start["lr"] * factor
-                self._epoch(data, loss, engine, saved, sizes, augment, before_step, after_step, advance)
+                self._epoch(job)
             self.seconds[call] = saved.finish()
         return saved.losses
 
-    def _epoch(
-        self, data: Examples, loss: Loss, engine: torch.optim.Optimizer, saved: TrainingCall, sizes: Sequence[int],
-        augment: bool, before_step: Callable[[], None] | None, after_step: Callable[[], None] | None,
-        advance: Callable[[int, str], None],
-    ) -> None:  # fmt: skip
-        """One epoch from where `saved` stands, with checkpoints when they are due."""
+    def _epoch(self, job: "_Job") -> None:
+        """One epoch from where `job.saved` stands, with checkpoints when they are due."""
+        saved, engine = job.saved, job.engine
         named = (self.task, saved.place.call, saved.epoch)
-        order = torch.randperm(len(data), generator=generator(self.seed, *named, "order"))
-        view = self.feed.view(len(data), self.augmentation if augment else None, *named)
-        seen = sum(sizes[: saved.step])
-        for x, y in self.feed(data, order[seen:], sizes[saved.step :], view):
-            engine.zero_grad(set_to_none=True)
-            with computing(self.device, self.precision):
-                value = loss(x, y)
-            value.backward()
-            if not saved.checked:
-                check_gradients(self.module, saved.tensors)
-                saved.checked = True
-            if before_step:
-                before_step()
-            engine.step()
-            if after_step:
-                after_step()
-            saved.advance(value.detach(), len(y))
-            advance(1, f"epoch {saved.epoch + 1}")
+        order = torch.randperm(len(job.data), generator=generator(self.seed, *named, "order"))
+        view = self.feed.view(len(job.data), self.augmentation if job.augment else None, *named)
+        steps = job.steps[saved.step :]
+        left = [size for sizes in steps for size in sizes]
+        with closing(self.feed(job.data, order[len(order) - sum(left) :], left, view)) as batches:
+            for sizes in steps:
+                engine.zero_grad(set_to_none=True)
+                job.dropout(named_seed(self.seed, *named, saved.step, "dropout"))
+                value_of_step: Tensor | float = 0.0
+                for x, y in islice(batches, len(sizes)):
+                    with computing(self.device, self.precision):
+                        value = job.loss(x, y)
+                    share = len(y) / sum(sizes)
+                    value.backward(torch.full_like(value, share))
+                    value_of_step = value_of_step + value.detach() * share
+                job.step(self.module)
+                saved.advance(value_of_step, sum(sizes))
+                job.advance(1, f"epoch {saved.epoch + 1}")
         mean = saved.next_epoch()
         check_loss(self.task, saved.epoch, mean)
+
+
+@dataclass
+class _Job:
+    """What a call of `fit` was given, and what it works with."""
+
+    data: Examples
+    loss: Loss
+    recipe: Training
+    steps: list[list[int]]
+    augment: bool
+    before_step: Callable[[], None] | None
+    after_step: Callable[[], None] | None
+    engine: torch.optim.Optimizer
+    saved: TrainingCall
+    dropout: Callable[[int], object]
+    advance: Callable[[int, str], None]
+
+    def step(self, module: nn.Module) -> None:
+        """Change the tensors by the gradients that they have now."""
+        if not self.saved.checked:
+            check_gradients(module, self.saved.tensors)
+            self.saved.checked = True
+        if self.before_step:
+            self.before_step()
+        if self.recipe.clip is not None:
+            nn.utils.clip_grad_norm_(self.saved.tensors, self.recipe.clip)
+        self.engine.step()
+        if self.after_step:
+            self.after_step()

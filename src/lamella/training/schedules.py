@@ -3,27 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 
-from lamella.common.checks import check_one_of
-
-__all__ = ["SCHEDULES", "cosine", "milestone_schedule", "named_schedule"]
+__all__ = ["FORMER_NAMES", "SCHEDULES", "check_milestones", "milestone_schedule", "named_schedule"]
 
 
 def constant(epoch: int, epochs: int) -> float:
     return 1.0
-
-
-def as_meant(epoch: int, epochs: int) -> float:
-    """InfLoRA's cosine, cos(99 pi e / (200 (E - 1))): from 1 to about 0.016 at the last epoch."""
-    return math.cos(99 * math.pi * epoch / (200 * (epochs - 1))) if epochs > 1 else 1.0
-
-
-def as_run(epoch: int, epochs: int) -> float:
-    """The same as the authors' code runs it: its first two epochs share the first value, the last is never reached.
-
-    >>> [round(as_run(e, 5), 3) for e in range(5)]
-    [1.0, 1.0, 0.925, 0.713, 0.394]
-    """
-    return as_meant(max(epoch - 1, 0), epochs)
 
 
 def cosine(epoch: int, epochs: int) -> float:
@@ -31,13 +15,44 @@ def cosine(epoch: int, epochs: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
-SCHEDULES: dict[str, Callable[[int, int], float]] = {"constant": constant, "as_meant": as_meant, "as_run": as_run}
+def inflora(epoch: int, epochs: int) -> float:
+    """InfLoRA's cosine, cos(99 pi e / (200 (E - 1))): from 1 to about 0.016 at the last epoch."""
+    return math.cos(99 * math.pi * epoch / (200 * (epochs - 1))) if epochs > 1 else 1.0
 
 
-def named_schedule(name: str) -> Callable[[int, int], float]:
-    """Raises ValueError for a name that is not in SCHEDULES."""
-    check_one_of("schedule", name, SCHEDULES)
-    return SCHEDULES[name]
+def inflora_code(epoch: int, epochs: int) -> float:
+    """The same as the authors' code runs it: its first two epochs share the first value, the last is never reached.
+
+    >>> [round(inflora_code(e, 5), 3) for e in range(5)]
+    [1.0, 1.0, 0.925, 0.713, 0.394]
+    """
+    return inflora(max(epoch - 1, 0), epochs)
+
+
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "inflora": inflora,
+    "inflora-code": inflora_code,
+}
+"""The schedules that need nothing but the epoch; "milestones" has numbers of its own: `milestone_schedule`."""
+
+FORMER_NAMES = {"as_meant": "inflora", "as_run": "inflora-code"}
+"""What schedules were called in configurations of version 0.1."""
+
+
+def named_schedule(name: str) -> str:
+    return FORMER_NAMES.get(name, name)
+
+
+def check_milestones(milestones: Sequence[float]) -> None:
+    """Milestones are shares of the epochs.
+
+    Raises:
+        ValueError: a milestone is not within (0, 1].
+    """
+    if strange := [m for m in milestones if not 0 < m <= 1]:
+        raise ValueError(f"milestone {strange[0]} is outside (0, 1]; it is a share of the epochs, such as 0.5")
 
 
 def milestone_schedule(milestones: Sequence[float]) -> Callable[[int, int], float]:
@@ -50,6 +65,5 @@ def milestone_schedule(milestones: Sequence[float]) -> Callable[[int, int], floa
     Raises:
         ValueError: a milestone is not within (0, 1].
     """
-    if strange := [m for m in milestones if not 0 < m <= 1]:
-        raise ValueError(f"milestone {strange[0]} is outside (0, 1]; it is a share of the epochs, such as 0.5")
+    check_milestones(milestones)
     return lambda epoch, epochs: 0.1 ** sum(epoch >= share * epochs for share in milestones)

@@ -15,9 +15,9 @@ Without plugins the model is the base, bit for bit; plugin_files.py takes them o
     Delta_i = B A               adapter "plugin-i" on the layers named, scale 1
     f_i = f(x; theta_t + Delta_i)  lane "plugin-i"
     g(x) = sigmoid(V f_0 + b)   WeightingUnit: V and b
-    z(x)                        aggregate: "concat" [f_0; g_1 f_1; ...], or "sum" f_0 + sum_i g_i (f_i - f_0)
+    z(x)                        aggregated: [f_0; g_1 f_1; ...]
     M                           base.exemplars, as they were when the task began
-    lambda_aux, lambda_g        auxiliary_weight, gate_supervision
+    lambda_aux                  auxiliary_weight
 
 Certain (abstracts): low-rank plugins on deep layers (v3: those nearest to the classifier) of a base trained from
 scratch by replay or distillation, one a task, all aggregated at inference with scores that a light unit learns.
@@ -26,28 +26,28 @@ Probable (a third party's summary): ConvLoRA, a frozen base in a second phase, s
 Departures (ours, where the public text is silent; each is a setting unless it says "always"):
 - Layers and rank: the two convolutions of the last block, rank 2, ConvLoRA's "kernel" factorisation, scale 1 (always).
 - The first task has a plugin too. Batch norm in a plugin's path is the base's, frozen (always).
-- Old plugins are frozen and ride on the base's later weights; `refresh_old_plugins` trains them on, with the memory.
-  Classifier and unit are trained on as a whole with every task (always).
-- Gates: a sigmoid of the base's features, not supervised; V = 0 and b = 2 at the start (always).
-- Aggregation by concatenation, as DER and MEMO do; new columns and rows of the classifier start as torch's linear
-  layers do.
+- Old plugins are frozen and ride on the base's later weights. Classifier and unit are trained on as a whole with every
+  task (always).
+- Gates: a sigmoid of the base's features, not supervised; V = 0 and b = 2 at the start (always but for the sigmoid).
+- Aggregation by concatenation, as DER and MEMO do (always); new columns and rows of the classifier start as torch's
+  linear layers do. Summing, one plugin for all tasks and supervised gates were worse (docs/log.md).
 - Loss: cross-entropy over all classes, and an auxiliary classifier of the new plugin's features, all old classes as
   one, which is thrown away (both as in DER and MEMO).
 - Old classes have fewer images: each class is weighed by the inverse of its images, which is what class-balanced
   sampling does on average, yet all images are seen. `balance="align"` scales the rows of new classes at the end
   instead, as WA does; with few exemplars that leaves the classifier far off (docs/log.md).
-- Phase 2: SGD, 60 epochs, rate 0.01 (at 0.1 gates close for good, docs/log.md) falling to 0 on a cosine (always),
-  weight decay 2e-4, of classifiers 5e-4.
+- Phase 2: SGD, 60 epochs, rate 0.01 (at 0.1 gates close for good, docs/log.md) falling to 0 on a cosine, weight decay
+  2e-4, of classifiers 5e-4.
 - The base chooses exemplars with its own features (always).
 - The trunk ends before the block of the first layer with a plugin (always).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
@@ -55,12 +55,13 @@ from lamella.common.randomness import generator
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.methods.dlc.plugins import Tails, check_base
-from lamella.methods.dlc.weighting import AGGREGATES, WeightingUnit, aggregated
+from lamella.methods.dlc.weighting import WeightingUnit, aggregated
 from lamella.methods.method import Method, MethodOnBase
-from lamella.methods.shared.classifier import align_new_rows, inverse_shares, new_or_old, widened
+from lamella.methods.shared.classifier import align_new_rows, inverse_shares, new_or_old, start_draws, widened
 from lamella.methods.shared.heads import Head, Heads, only_columns
+from lamella.methods.shared.own_heads import with_head
 from lamella.training.fit import Fit
-from lamella.training.schedules import cosine
+from lamella.training.recipe import Training
 
 __all__ = ["DLC"]
 
@@ -73,21 +74,20 @@ class DLC(MethodOnBase):
         base: the method that trains it, as [method.base] names it; it learns exactly as it would alone.
         layers: which convolutions carry plugins: "last-conv", "last-block", "last-stage", "last-two-stages", or
             patterns of layer names.
-        rank: of a plugin's branches. factorisation: "kernel" (ConvLoRA) or "conv".
-        first_plugin: whether the first task has a plugin. shared_plugin: whether one plugin is trained on with every
-            task, in place of one a task.
-        aggregate: "concat" or "sum", of the base's and the plugins' features.
-        gate: "sigmoid", "softmax", or "fixed" at 1. gate_input: "base" or "own", the features that a gate reads.
-        gate_supervision: weight of the loss that tells gates the task of each training image.
-        auxiliary_weight: of the auxiliary classifier's loss.
+        seed: of all draws.
+        training: see `Training`; of phase 2, the plugin, the unit and the classifiers.
+        rank: of a plugin's branches; at least 1.
+        factorisation: "kernel" (ConvLoRA) or "conv".
+        gate: "sigmoid", "softmax", or "fixed" at 1.
+        auxiliary_weight: of the auxiliary classifier's loss; at least 0.
         balance: "weights" (each class counts the same in the loss), "align" (rows of new classes scaled to the length
             of old ones) or "none".
-        refresh_old_plugins: whether old plugins are trained on with each task.
-        head_start: of the classifier's new rows and columns, "uniform" (torch's own) or "zero".
-        epochs, lr, batch_size, optimizer, momentum, weight_decay: of phase 2. head_weight_decay: of its classifiers.
+        head_weight_decay: of the classifiers, in place of `weight_decay`.
 
     Attributes:
-        heads: the classifier of the aggregated features. unit: the weighting unit. tails: the backbone, cut.
+        heads: the classifier of the aggregated features.
+        unit: the weighting unit.
+        tails: the backbone, cut.
 
     Raises:
         ValueError: an unknown setting, or a base or backbone that cannot carry plugins.
@@ -97,38 +97,49 @@ class DLC(MethodOnBase):
     reads_features = True
     widens = True
 
+    removed: ClassVar[dict[str, Any]] = {
+        "first_plugin": True,
+        "shared_plugin": False,
+        "aggregate": "concat",
+        "gate_input": "base",
+        "gate_supervision": 0.0,
+        "refresh_old_plugins": False,
+    }
+
     def __init__(
-        self, backbone: Backbone, base: Method, *, seed: int = 0, layers: Sequence[str] = ("last-block",),
-        rank: int = 2, factorisation: str = "kernel", first_plugin: bool = True, shared_plugin: bool = False,
-        aggregate: str = "concat", gate: str = "sigmoid", gate_input: str = "base", gate_supervision: float = 0.0,
-        auxiliary_weight: float = 1.0, balance: str = "weights", refresh_old_plugins: bool = False,
-        head_start: str = "uniform", epochs: int = 60, lr: float = 0.01, batch_size: int = 128, optimizer: str = "sgd",
-        momentum: float = 0.9, weight_decay: float = 2e-4, head_weight_decay: float = 5e-4,
-    ) -> None:  # fmt: skip
+        self,
+        backbone: Backbone,
+        base: Method,
+        *,
+        seed: int = 0,
+        training: Training = Training(
+            epochs=60, lr=0.01, optimizer="sgd", momentum=0.9, weight_decay=2e-4, schedule="cosine"
+        ),
+        layers: Sequence[str] = ("last-block",),
+        rank: int = 2,
+        factorisation: str = "kernel",
+        gate: str = "sigmoid",
+        auxiliary_weight: float = 1.0,
+        balance: str = "weights",
+        head_weight_decay: float = 5e-4,
+    ) -> None:
         super().__init__(base, seed)
         if rank < 1:
             raise ValueError(f"rank {rank} is too small; a plugin needs a rank of at least 1")
         check_one_of("factorisation", factorisation, ("kernel", "conv"))
-        check_one_of("aggregate", aggregate, AGGREGATES)
         check_one_of("balance", balance, ("align", "weights", "none"))
-        if auxiliary_weight < 0 or gate_supervision < 0:
-            raise ValueError(
-                f"auxiliary_weight {auxiliary_weight} and gate_supervision {gate_supervision}: give 0 or more"
-            )
-        if gate == "fixed" and gate_supervision:
-            raise ValueError("gate 'fixed' has nothing to supervise; set gate_supervision to 0, or choose another gate")
-        if shared_plugin and gate_supervision:
-            raise ValueError("a shared plugin is every task's, so set gate_supervision to 0")
+        if auxiliary_weight < 0:
+            raise ValueError(f"auxiliary_weight {auxiliary_weight} is below 0; 1 is usual, 0 leaves the loss out")
         check_base(base, backbone)
-        self.layers, self.rank, self.factorisation = layers, rank, factorisation
-        self.first_plugin, self.shared_plugin = first_plugin, shared_plugin
-        self.aggregate, self.balance = aggregate, balance
-        self.gate, self.gate_input, self.gate_supervision = gate, gate_input, gate_supervision
-        self.auxiliary_weight, self.refresh_old_plugins = auxiliary_weight, refresh_old_plugins
-        self.epochs, self.lr, self.batch_size, self.optimizer = epochs, lr, batch_size, optimizer
-        self.momentum, self.weight_decay, self.head_weight_decay = momentum, weight_decay, head_weight_decay
-        self.unit = WeightingUnit(backbone.width, gate, gate_input)
-        self.head_start, self.heads = head_start, Heads(backbone.width, head_start, seed)
+        self.recipe = training
+        self.rank = rank
+        self.factorisation = factorisation
+        self.gate = gate
+        self.auxiliary_weight = auxiliary_weight
+        self.balance = balance
+        self.head_weight_decay = head_weight_decay
+        self.unit = WeightingUnit(backbone.width, gate)
+        self.heads = Heads(backbone.width, training.head_start, seed)
         self.tails = Tails(backbone, layers, rank, factorisation)
 
     @property
@@ -138,12 +149,11 @@ class DLC(MethodOnBase):
     @property
     def learned_plugins(self) -> tuple[str, ...]:
         """The name of each plugin learned, whether or not it is in place."""
-        every = tuple(f"plugin-{i}" for i in range(0 if self.first_plugin else 1, len(self.heads)))
-        return every[:1] if self.shared_plugin else every
+        return tuple(f"plugin-{i}" for i in range(len(self.heads)))
 
     @property
     def plugins(self) -> tuple[str, ...]:
-        """The names of the plugins in place: a lane, a gate and, with "concat", columns of the classifier each."""
+        """The names of the plugins in place: a lane, a gate and columns of the classifier each."""
         return tuple(name for name in self.learned_plugins if self.tails.has(name))
 
     @property
@@ -167,11 +177,12 @@ class DLC(MethodOnBase):
     def features(self, x: Samples, gates: Tensor | None = None) -> Tensor:
         """(n, d) features of the base and, weighed by their gates, of all plugins."""
         features = self.tails(self.tails.trunk(x), ["", *self.plugins])
-        return aggregated(features, self.unit(features) if gates is None else gates, self.aggregate)
+        return aggregated(features, self.unit(features) if gates is None else gates)
 
     def oracle_gates(self, labels: Tensor) -> Tensor:
         """(n, t) gates of one who knows each image's task: 1 for its own plugin, 0 for all others."""
-        own = self._owners().to(labels.device)[self.heads.columns(labels)]
+        last = {c: i for i in range(len(self.heads)) for c in self.heads[i].classes}
+        own = torch.tensor([last[c] for c in self.classes], device=labels.device)[self.heads.columns(labels)]
         places = [self.learned_plugins.index(name) for name in self.plugins]
         return (own[:, None] == torch.tensor(places, device=labels.device)).float()
 
@@ -182,7 +193,7 @@ class DLC(MethodOnBase):
         return self.features(x), self.readouts(x)
 
     def adapters_of(self, task: int) -> tuple[str, ...]:
-        return () if self.shared_plugin else tuple(name for name in self.plugins if name == f"plugin-{task}")
+        return tuple(name for name in self.plugins if name == f"plugin-{task}")
 
     def learn(self, task: Task, fit: Fit) -> None:
         if missing := [name for name in self.learned_plugins if name not in self.plugins]:
@@ -194,65 +205,47 @@ class DLC(MethodOnBase):
 
         number = len(self.heads)
         auxiliary = self._grow(task, number)
-        new = self.plugins[-1:]
-        trained = self.plugins if self.refresh_old_plugins else new
-        frozen = [name for name in self.plugins if name not in trained]
+        *frozen, new = self.plugins
         device = self.heads[0].weight.device
-        own = self._owners().to(device)
         weight = inverse_shares(data.labels, self.classes).to(device) if self.balance == "weights" else None
 
         def loss(x: Samples, y: Tensor) -> Tensor:
             with torch.no_grad():
                 z = self.tails.trunk(x)
                 fixed = self.tails(z, ["", *frozen])
-            features = torch.cat([fixed, self.tails(z, trained)], 1) if trained else fixed
-            columns = self.heads.columns(y)
-            logits = self.heads(aggregated(features, self.unit(features), self.aggregate))
-            value = F.cross_entropy(logits, columns, weight)
+            features = torch.cat([fixed, self.tails(z, [new])], 1)
+            logits = self.heads(aggregated(features, self.unit(features)))
+            value = F.cross_entropy(logits, self.heads.columns(y), weight)
             if auxiliary is not None:
                 found = auxiliary(features[:, -1])
                 value = value + self.auxiliary_weight * F.cross_entropy(found, new_or_old(y, task.classes))
-            if self.gate_supervision and self.plugins:
-                value = value + self.gate_supervision * self.unit.loss(features, own[columns])
             return value
 
-        classifiers = [*self.heads.parameters(), *(() if auxiliary is None else auxiliary.parameters())]
-        groups = [
-            {"params": [*self.tails.factors(trained), *(p for p in self.unit.parameters() if p.numel())]},
-            {"params": classifiers, "weight_decay": self.head_weight_decay},
-        ]
-        fit(data, loss, groups, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, optimizer=self.optimizer,
-            schedule=cosine, momentum=self.momentum, weight_decay=self.weight_decay, name="plugin")  # fmt: skip
+        classifiers = nn.ModuleList([self.heads] if auxiliary is None else [self.heads, auxiliary])
+        below = [*self.tails.factors([new]), *(p for p in self.unit.parameters() if p.numel())]
+        training = self.recipe.of_task(number)
+        groups = with_head(below, classifiers, training)
+        groups[-1]["weight_decay"] = self.head_weight_decay
+        fit(data, loss, groups, training, name="plugin")
         if self.balance == "align" and number:
             align_new_rows(self.heads)
 
     def _grow(self, task: Task, number: int) -> Head | None:
         """Plugin, gate, and rows and columns of the classifier for a task; the auxiliary classifier of its plugin."""
         device, width = self.unit.weight.device, self.backbone.width
-        grows = (number > 0 or self.first_plugin) and not (self.shared_plugin and self.plugins)
-        if grows:
-            self.tails.grow(f"plugin-{number}", generator(self.seed, "plugin", number))
-            self.unit.grow()
-        uniform = self.head_start == "uniform"
-        columns, rows = (
-            generator(self.seed, f"plugin-{part}", number) if uniform else None for part in ("columns", "head")
-        )
-        tails = len(self.plugins) + grows if self.aggregate == "concat" else 0
-        self.heads = widened(self.heads, (1 + tails) * width, columns)
-        self.heads.grow(task.classes, rows)
+        self.tails.grow(f"plugin-{number}", generator(self.seed, "plugin", number))
+        self.unit.grow()
+        columns = start_draws(self.heads, "plugin-columns", number)
+        self.heads = widened(self.heads, (2 + len(self.plugins)) * width, columns)
+        self.heads.grow(task.classes, start_draws(self.heads, "plugin-head", number))
         self.heads.to(device)
-        if not self.plugins or not self.auxiliary_weight:
+        if not self.auxiliary_weight:
             return None
         draws = generator(self.seed, "plugin-auxiliary", number)
         return Head(width, range(len(task.classes) + 1), draws).to(device)
 
-    def _owners(self) -> Tensor:
-        """(classes,) position of the plugin of each class's last task; -1 where that task has none."""
-        last = {c: i for i in range(len(self.heads)) for c in self.heads[i].classes}
-        own = torch.tensor([last[c] - (not self.first_plugin) for c in self.classes])
-        return own.clamp_max(0) if self.shared_plugin else own
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         held = state_dict.get(prefix + "heads.heads.0.weight")
-        self.heads = Heads(self.backbone.width if held is None else held.shape[1]).to(self.unit.weight.device)
+        width = self.backbone.width if held is None else held.shape[1]
+        self.heads = Heads(width, self.heads.start, self.seed).to(self.unit.weight.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

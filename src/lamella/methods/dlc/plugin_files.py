@@ -1,7 +1,7 @@
 """Plugins as downloads: take one out of a DLC model, keep it in a file, put it back.
 
-A plugin is its branches, its gate (a row of V and an entry of b), and with aggregate "concat" the columns that the
-classifier has for its features, of the rows of all classes.
+A plugin is its branches, its gate (a row of V and an entry of b), and the columns that the classifier has for its
+features, of the rows of all classes.
 
 What is taken out is gone as if it had never been aggregated: every class loses these columns of its row, a softmax
 shares itself out among the gates that are left, and nothing is trained again. Rows stay, also those of the plugin's own
@@ -28,7 +28,8 @@ from lamella.methods.shared.heads import Heads
 
 __all__ = ["load_plugin", "put_back", "save_plugin", "take_out"]
 
-SETTINGS = ("rank", "factorisation", "aggregate", "gate", "gate_input")
+SETTINGS = ("rank", "factorisation", "gate")
+FORMER = ("aggregate", "gate_input")  # settings that files have from the time when there was a choice
 
 
 def save_plugin(method: DLC, name: str, path: str | Path) -> None:
@@ -40,7 +41,7 @@ def save_plugin(method: DLC, name: str, path: str | Path) -> None:
     """
     tensors = _tensors(method, name)
     task = method.heads[int(name.rpartition("-")[2])].classes
-    notes = {"plugin": name, "lamella": __version__, "classes": list(method.classes) if method.shared_plugin else task}
+    notes = {"plugin": name, "lamella": __version__, "classes": task}
     write_tensors(Path(path), tensors, notes | _kind(method) | {"made_for": _digest(method)})
 
 
@@ -77,9 +78,8 @@ def take_out(method: DLC, name: str) -> dict[str, Tensor]:
     state, place = _tensors(method, name), method.plugins.index(name)
     method.tails.detach([name])
     method.unit.remove(place)
-    if "columns" in state:
-        start, end = ((i + place) * method.backbone.width for i in (1, 2))
-        _rebuild(method, [torch.cat([w[:, :start], w[:, end:]], 1) for w in _weights(method)])
+    start, end = ((i + place) * method.backbone.width for i in (1, 2))
+    _rebuild(method, [torch.cat([w[:, :start], w[:, end:]], 1) for w in _weights(method)])
     return state
 
 
@@ -92,8 +92,8 @@ def put_back(method: DLC, name: str, state: Mapping[str, Tensor]) -> None:
     if name not in method.learned_plugins:
         raise ValueError(f"this model has not learned '{name}'; it has learned {', '.join(method.learned_plugins)}")
     rows, width = sum(map(len, _weights(method))), method.backbone.width
-    wanted = {"gate.weight": (width,), "gate.bias": ()} if method.gate != "fixed" else {}
-    wanted |= {"columns": (rows, width)} if method.aggregate == "concat" else {}
+    wanted: dict[str, tuple[int, ...]] = {"gate.weight": (width,), "gate.bias": ()} if method.gate != "fixed" else {}
+    wanted["columns"] = (rows, width)
     for key, shape in wanted.items():
         if key not in state or state[key].shape != shape:
             found = tuple(state[key].shape) if key in state else "none"
@@ -107,10 +107,9 @@ def put_back(method: DLC, name: str, state: Mapping[str, Tensor]) -> None:
     place = method.plugins.index(name)
     if "gate.weight" in wanted:
         method.unit.insert(place, state["gate.weight"], state["gate.bias"])
-    if "columns" in wanted:
-        weights, start = _weights(method), (1 + place) * width
-        columns = state["columns"].to(weights[0]).split([len(w) for w in weights])
-        _rebuild(method, [torch.cat([w[:, :start], c, w[:, start:]], 1) for w, c in zip(weights, columns, strict=True)])
+    weights, start = _weights(method), (1 + place) * width
+    columns = state["columns"].to(weights[0]).split([len(w) for w in weights])
+    _rebuild(method, [torch.cat([w[:, :start], c, w[:, start:]], 1) for w, c in zip(weights, columns, strict=True)])
 
 
 def _tensors(method: DLC, name: str) -> dict[str, Tensor]:
@@ -120,8 +119,7 @@ def _tensors(method: DLC, name: str) -> dict[str, Tensor]:
     state = adapter_state(method.tails.sites, name)
     if method.gate != "fixed":
         state |= {"gate.weight": method.unit.weight[place].clone(), "gate.bias": method.unit.bias[place].clone()}
-    if method.aggregate == "concat":
-        state["columns"] = torch.cat([w[:, (1 + place) * width :][:, :width] for w in _weights(method)])
+    state["columns"] = torch.cat([w[:, (1 + place) * width :][:, :width] for w in _weights(method)])
     return state
 
 
@@ -136,11 +134,13 @@ def _rebuild(method: DLC, weights: list[Tensor]) -> None:
         head = heads.grow(method.heads[i].classes)
         head.weight.data.copy_(weight)
         head.bias.data.copy_(method.heads[i].bias)
+    heads.start, heads.seed = method.heads.start, method.heads.seed  # not before: these rows are not drawn
     method.heads = heads
 
 
 def _kind(method: DLC) -> dict[str, Any]:
-    return {key: getattr(method, key) for key in SETTINGS} | {"layers": [site.name for site in method.tails.sites]}
+    kind = {key: getattr(method, key) for key in SETTINGS} | {key: method.removed[key] for key in FORMER}
+    return kind | {"layers": [site.name for site in method.tails.sites]}
 
 
 def _digest(method: DLC) -> str:

@@ -7,20 +7,13 @@ from torch import Tensor, nn
 from lamella.common.checks import check_one_of
 from lamella.memory.resizable import Growing
 
-__all__ = ["AGGREGATES", "GATES", "WeightingUnit", "aggregated"]
+__all__ = ["GATES", "WeightingUnit", "aggregated"]
 
-AGGREGATES = ("concat", "sum")
 GATES = ("sigmoid", "softmax", "fixed")
 
 
-def aggregated(features: Tensor, gates: Tensor, how: str) -> Tensor:
-    """z of features f_0, f_1 ... f_t (n, 1 + t, D) and gates g (n, t).
-
-    Args:
-        how: "concat", [f_0; g_1 f_1; ...] (n, (1 + t) D), or "sum", f_0 + sum_i g_i (f_i - f_0) (n, D).
-    """
-    if how == "sum":
-        return features[:, 0] + (gates[:, :, None] * (features[:, 1:] - features[:, :1])).sum(1)
+def aggregated(features: Tensor, gates: Tensor) -> Tensor:
+    """z = [f_0; g_1 f_1; ...] (n, (1 + t) D) of features f_0, f_1 ... f_t (n, 1 + t, D) and gates g (n, t)."""
     return torch.cat([features[:, :1], gates[:, :, None] * features[:, 1:]], 1).flatten(1)
 
 
@@ -28,24 +21,23 @@ class WeightingUnit(Growing):
     """How much each plugin has to say about an image: one row and one bias a plugin.
 
     Args:
-        width: D. kind: "sigmoid" (each for itself), "softmax" (they share one), "fixed" (all 1, nothing is learned).
-        input: "base", the features without plugins, or "own", each plugin's features.
+        width: D.
+        kind: "sigmoid" (each for itself), "softmax" (they share one), "fixed" (all 1, nothing is learned).
 
     Attributes:
-        weight: V (t, D), zero at the start. bias: b (t,), 2 at the start, so that a sigmoid begins at 0.88.
+        weight: V (t, D), zero at the start.
+        bias: b (t,), 2 at the start, so that a sigmoid begins at 0.88.
 
     Raises:
-        ValueError: an unknown kind or input.
+        ValueError: an unknown kind.
     """
 
     growing = ("weight", "bias")
 
-    def __init__(self, width: int, kind: str = "sigmoid", input: str = "base") -> None:
+    def __init__(self, width: int, kind: str = "sigmoid") -> None:
         super().__init__()
         check_one_of("gate", kind, GATES)
-        if input not in ("base", "own"):
-            raise ValueError(f"gate_input '{input}' is unknown; use 'base' or 'own'")
-        self.kind, self.input = kind, input
+        self.kind = kind
         self.weight = nn.Parameter(torch.zeros(0, width), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(0), requires_grad=False)
 
@@ -70,23 +62,9 @@ class WeightingUnit(Growing):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(bias, requires_grad=False)
 
-    def scores(self, features: Tensor) -> Tensor:
-        """(n, t) from features (n, 1 + t, D), the plain ones first."""
-        if self.input == "base":
-            return F.linear(features[:, 0], self.weight, self.bias)
-        return (features[:, 1:] * self.weight).sum(2) + self.bias
-
     def forward(self, features: Tensor) -> Tensor:
         """(n, t) gates from features (n, 1 + t, D)."""
         if self.kind == "fixed":
             return features.new_ones(features.shape[0], features.shape[1] - 1)
-        scores = self.scores(features)
+        scores = F.linear(features[:, 0], self.weight, self.bias)
         return scores.sigmoid() if self.kind == "sigmoid" else scores.softmax(1)
-
-    def loss(self, features: Tensor, own: Tensor) -> Tensor:
-        """Cross-entropy of the gates against each image's own plugin (n,); -1 where its task has none."""
-        scores = self.scores(features).float()
-        target = (own[:, None] == torch.arange(scores.shape[1], device=own.device)).float()
-        if self.kind == "sigmoid":
-            return F.binary_cross_entropy_with_logits(scores, target)
-        return -(target * scores.log_softmax(1)).sum(1).mean()

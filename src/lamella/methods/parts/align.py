@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
 from lamella.data.samples import Samples
@@ -33,7 +34,7 @@ from lamella.methods.method import STATISTICS_GO_ON, Method, MethodOnBase
 from lamella.methods.parts.drift import Drift, affine_drift, check_ridge, mean_drift
 from lamella.methods.shared.heads import Heads, linear_layer
 from lamella.training.fit import Fit
-from lamella.training.schedules import cosine
+from lamella.training.recipe import Training
 
 __all__ = ["Aligned"]
 
@@ -43,7 +44,9 @@ class Aligned(MethodOnBase):
 
     Args:
         base: any method whose features keep their width; it learns exactly as it would alone.
-        shrinkage: l, 0..1. ridge: of the drift map, above 0.
+        seed: of all draws.
+        shrinkage: l, 0..1.
+        ridge: of the drift map, above 0.
         drift: "affine", "mean" or "none".
         own_covariance: 0..1, the share of each class's own covariance (Friedman 1989); 0 keeps the shared one only,
             else d x d numbers are kept of every class. For classes of about equally many images: where one has few, its
@@ -51,25 +54,35 @@ class Aligned(MethodOnBase):
         own_covariance_prior: instead, for classes of unequal counts, the number of images that the shared covariance
             stands for: a class of so many images has half of its own. 9 times the usual count is a share of 0.1 there.
         head: "lda" (shrinkage discriminant) or "refit" (one linear head trained on samples of the class Gaussians).
-        samples, epochs, lr: of the re-fitted head: samples per class, SGD with momentum.
+        samples: of each class, on which the re-fitted head is trained.
+        epochs: of the re-fitted head.
+        lr: the learning rate of the re-fitted head, trained by SGD with momentum on a cosine.
     """
 
     own_calls = ("align-",)
     reads_features = True
 
     def __init__(
-        self, base: Method, *, seed: int = 0, shrinkage: float = 0.1, ridge: float = 3.0, drift: str = "affine",
-        own_covariance: float = 0.0, own_covariance_prior: float | None = None, head: str = "lda", samples: int = 256,
-        epochs: int = 10, lr: float = 1e-2,
-    ) -> None:  # fmt: skip
+        self,
+        base: Method,
+        *,
+        seed: int = 0,
+        shrinkage: float = 0.1,
+        ridge: float = 3.0,
+        drift: str = "affine",
+        own_covariance: float = 0.0,
+        own_covariance_prior: float | None = None,
+        head: str = "lda",
+        samples: int = 256,
+        epochs: int = 10,
+        lr: float = 1e-2,
+    ) -> None:
         super().__init__(base, seed)
         if base.widens:
             name = type(base).__name__
             raise ValueError(f"alignment needs features of one width; those of {name} widen with each task")
-        if drift not in ("affine", "mean", "none"):
-            raise ValueError(f"drift '{drift}' is unknown; use 'affine', 'mean' or 'none'")
-        if head not in ("lda", "refit"):
-            raise ValueError(f"head '{head}' is unknown; use 'lda' or 'refit'")
+        check_one_of("drift", drift, ("affine", "mean", "none"))
+        check_one_of("head", head, ("lda", "refit"))
         if not 0 <= own_covariance < 1 or (own_covariance and head == "refit"):
             raise ValueError(f"own_covariance {own_covariance} must be within [0, 1), and 0 for head 'refit'")
         if own_covariance_prior is not None and (own_covariance_prior <= 0 or own_covariance or head == "refit"):
@@ -77,9 +90,14 @@ class Aligned(MethodOnBase):
                 f"own_covariance_prior {own_covariance_prior} must be above 0, in images; leave it out beside "
                 "own_covariance and for head 'refit'"
             )
-        self.shrinkage, self.ridge, self.drift, self.head = shrinkage, ridge, drift, head
-        self.own_covariance, self.own_covariance_prior = own_covariance, own_covariance_prior
-        self.samples, self.epochs, self.lr = samples, epochs, lr
+        self.shrinkage = shrinkage
+        self.ridge = ridge
+        self.drift = drift
+        self.own_covariance = own_covariance
+        self.own_covariance_prior = own_covariance_prior
+        self.head = head
+        self.samples = samples
+        self.refitting = Training(epochs, lr, batch_size=256, optimizer="sgd", momentum=0.9, schedule="cosine")
         width = base.backbone.width
         check_ridge(ridge)  # this and `shrunk` refuse bad values before anything is learned
         shrunk(torch.eye(1), shrinkage)
@@ -152,5 +170,4 @@ class Aligned(MethodOnBase):
         def loss(f: Tensor, labels: Tensor) -> Tensor:
             return F.cross_entropy(head(f), head.columns(labels))
 
-        fit(TensorSet(x, y), loss, head.parameters(), epochs=self.epochs, lr=self.lr, batch_size=256,
-            optimizer="sgd", momentum=0.9, schedule=cosine, name="align-refit")  # fmt: skip
+        fit(TensorSet(x, y), loss, head.parameters(), self.refitting, name="align-refit")

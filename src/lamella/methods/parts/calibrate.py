@@ -18,12 +18,13 @@ the base changes the inputs of old tasks, old signatures age. The paper has this
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lamella.adapters.adapter import watch
+from lamella.common.checks import check_one_of
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
@@ -44,12 +45,13 @@ class Calibrated(Growing, MethodOnBase):
     Args:
         base: any method on a transformer with a class token; it learns exactly as it would alone. Its own adapted
             layers are read, else the key and value layers of its backbone.
+        seed: of all draws.
         score: "signature" or "gaussian".
         strength: beta; 0 leaves the logits as they are.
-        temperature: tau; None is 0.1 for signatures and 1 for Gaussians.
-        energy: share of the class tokens' energy that signatures keep, 0..1.
-        score_layers: the share of last layers whose signatures vote, 0..1.
-        shrinkage, ridge: of the Gaussians' covariance and of their drift map, as in alignment.
+        temperature: tau; where left out, 0.1 for signatures and 1 for Gaussians.
+        energy: the share of the class tokens' energy that signatures keep, 0..1.
+        shrinkage: of the Gaussians' covariance, as in alignment.
+        ridge: of the Gaussians' drift map, as in alignment.
 
     Attributes:
         taught: (classes, 2) int64, global class ids and the last task that had each.
@@ -59,21 +61,32 @@ class Calibrated(Growing, MethodOnBase):
     own_calls = ("calibrate-",)
     taught: Tensor
 
+    removed: ClassVar[dict[str, Any]] = {"score_layers": 1.0}
+
     def __init__(
-        self, base: Method, *, seed: int = 0, score: str = "signature", strength: float = 1.0,
-        temperature: float | None = None, energy: float = 0.95, score_layers: float = 1.0, shrinkage: float = 0.1,
+        self,
+        base: Method,
+        *,
+        seed: int = 0,
+        score: str = "signature",
+        strength: float = 1.0,
+        temperature: float | None = None,
+        energy: float = 0.95,
+        shrinkage: float = 0.1,
         ridge: float = 3.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(base, seed)
-        if score not in ("signature", "gaussian"):
-            raise ValueError(f"score '{score}' is unknown; use 'signature' or 'gaussian'")
+        check_one_of("score", score, ("signature", "gaussian"))
         check_ridge(ridge)  # these three refuse bad values before anything is learned
         protected_share(energy, 0, None)
         shrunk(torch.eye(1), shrinkage)
-        default = 0.1 if score == "signature" else 1.0
-        self.calibration = Calibration(strength, default if temperature is None else temperature, score_layers)
-        self.score, self.strength, self.temperature = score, strength, temperature
-        self.energy, self.score_layers, self.shrinkage, self.ridge = energy, score_layers, shrinkage, ridge
+        usual = 0.1 if score == "signature" else 1.0
+        self.calibration = Calibration(strength, usual if temperature is None else temperature)
+        self.score = score
+        self.strength = strength
+        self.energy = energy
+        self.shrinkage = shrinkage
+        self.ridge = ridge
         if score == "signature":
             self.watched = base.sites or base.backbone.sites("key+value")
         else:
@@ -144,7 +157,7 @@ class Calibrated(Growing, MethodOnBase):
         """What `forward` makes of images x, and from the same pass the task scores (n, T)."""
         if self.score == "signature":
             result = self.signatures.reading(forward, x)
-            scores = self.signatures.scores(self.score_layers)
+            scores = self.signatures.scores()
         else:
             width = self.statistics.scatter.shape[0]
             with watch(self.watched, lambda _: Inputs(width, "class_token"), padding_too=True) as inputs:

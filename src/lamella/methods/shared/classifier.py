@@ -1,37 +1,78 @@
 """One growing classifier, all heads trained side by side: what the methods share that have one."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from lamella.backbones import Backbone
 from lamella.common.randomness import generator as named_generator
+from lamella.memory.exemplars import Exemplars, Kept
+from lamella.methods.method import Method
 from lamella.methods.shared.heads import Head, Heads
+from lamella.methods.shared.own_heads import with_head
 from lamella.training.fit import Examples, Fit, Loss
+from lamella.training.recipe import Training
 
-__all__ = ["align_new_rows", "inverse_shares", "new_or_old", "start_draws", "train_weights", "widened"]
+__all__ = ["PYCIL", "FromScratch", "align_new_rows", "inverse_shares", "new_or_old", "start_draws", "widened"]
 
 
-def train_weights(
-    method: Any, fit: Fit, data: Examples, loss: Loss, weights: Iterable[Tensor], *,
-    moving: Sequence[nn.Module] = (), after_step: Callable[[], None] | None = None,
-) -> None:  # fmt: skip
-    """Train `weights` with the method's own settings: its epochs, first_epochs, lr, batch_size, optimizer and so on.
+PYCIL = Training(lr=0.1, optimizer="sgd", momentum=0.9, weight_decay=2e-4, schedule="milestones")
+"""What PyCIL's configurations for training from scratch have in common; epochs and milestones are each method's own."""
+
+
+class FromScratch(Method):
+    """A method that trains whole networks under one classifier over all classes.
 
     Args:
-        method: in eval mode before and after; the task's head is the last of its `heads`.
-        moving: the modules in training mode, whose batch-norm statistics follow the images as the weights do; all of
-            the method's where left out.
+        backbone: of any kind; all of it is trained.
+        seed: of all draws.
+        training: how a task is trained; kept as `recipe`, for torch's modules have a `training` of their own.
+        kept: which images of old classes are kept; a method that keeps none leaves it out.
     """
-    first = len(method.heads) == 1
-    epochs = method.epochs if method.first_epochs is None or not first else method.first_epochs
-    for module in moving or (method,):
-        module.train()
-    fit(data, loss, weights, epochs=epochs, lr=method.lr, batch_size=method.batch_size, optimizer=method.optimizer,
-        schedule=method.schedule, momentum=method.momentum, weight_decay=method.weight_decay,
-        after_step=after_step)  # fmt: skip
-    method.eval()
+
+    changes_backbone = True
+    exemplars: Exemplars
+
+    def __init__(self, backbone: Backbone, seed: int, training: Training, kept: Kept | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.seed = seed
+        self.recipe = training
+        self.heads = Heads(backbone.width, training.head_start, seed)
+        if kept is not None:
+            self.exemplars = kept.none_yet(backbone.transform, seed)
+
+    def train_weights(
+        self,
+        fit: Fit,
+        data: Examples,
+        loss: Loss,
+        weights: Iterable[Tensor],
+        classifier: nn.Module | None = None,
+        *,
+        moving: Sequence[nn.Module] = (),
+        after_step: Callable[[], None] | None = None,
+    ) -> None:
+        """Train weights and the classifier above them; the task's own head is the last of `heads`.
+
+        Args:
+            fit: the loop.
+            data: the task's images, and those that are kept.
+            loss: to be lowered.
+            weights: those below the classifier.
+            classifier: with the recipe's learning rate of heads; `heads` where left out.
+            moving: the modules in training mode, whose batch-norm statistics follow the images as the weights do; all
+                of the method's where left out. The method is in evaluation mode before and after.
+            after_step: called after each step.
+        """
+        for module in moving or (self,):
+            module.train()
+        training = self.recipe.of_task(len(self.heads) - 1)
+        groups = with_head(weights, classifier or self.heads, training)
+        fit(data, loss, groups, training, after_step=after_step)
+        self.eval()
 
 
 @torch.no_grad()
@@ -60,8 +101,9 @@ def widened(heads: Heads, width: int, generator: torch.Generator | None = None) 
     Heads that are added later start as those of `heads` do.
 
     Args:
-        width: of the features, at least that of `heads`. generator: draws the new columns as torch does; zeros
-            without it.
+        heads: the classifier as it is.
+        width: of the features, at least that of `heads`.
+        generator: draws the new columns as torch does; they are zero without it.
     """
     wide = Heads(width).to(heads.here.device)
     for head in heads.heads:
