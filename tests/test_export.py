@@ -270,7 +270,7 @@ def test_what_cannot_be_says_why_and_what_else(
     if form == "peft":
         pytest.importorskip("peft")
     with pytest.raises(ValueError, match=message) as error:
-        export(learned(method, part, **options), form, tmp_path / "out")
+        export(learned(method, part, **options).model, form, tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -374,7 +374,7 @@ def test_the_example_learns_folders_and_its_exports_say_what_its_model_says(tmp_
     example = Path(__file__).parents[1] / "examples" / "export.py"
     done = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    right, of = map(int, re.findall(r"tuesday: (\d+) of (\d+) held-back images right", done.stdout)[0])
+    right, of = map(int, re.findall(r"tuesday: (\d+) of (\d+) held-out images right", done.stdout)[0])
     assert right > 0.7 * of, "four classes, so chance is a quarter; 57 of 57 when this was written"
     assert "never learned" in done.stdout
     learner = Learner.load(tmp_path / "model")

@@ -228,9 +228,9 @@ def test_a_version_made_elsewhere_is_followed(app: FastAPI, client: TestClient, 
         (b"hello, I am a text", 415, "'0.png' is no image of a known format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "is no image of a known format"),
         (b"", 422, "'0.png' is empty"),
-        (picture("dark", size=320), 413, "'0.png' has 320 x 320 pixels; 0.1 megapixels are taken"),
+        (picture("dark", size=320), 413, "'0.png' has 320 x 320 pixels; 0.1 megapixels are allowed"),
         (b"P6 40000 40000 255\n", 413, "'0.png' has too many pixels"),
-        (bytes(1_100_000), 413, "larger than the 1 MB that are taken"),
+        (bytes(1_100_000), 413, "larger than the 1 MB that are allowed"),
     ],
     ids=["truncated", "text", "postscript", "empty", "large", "bomb", "bytes"],
 )
@@ -240,7 +240,7 @@ def test_bad_images_are_refused(client: TestClient, content: bytes, status: int,
 
 
 def test_bad_requests_are_refused(client: TestClient) -> None:
-    refused(predict(client, *[picture("dark")] * 9), 413, "9 images at once; 8 are taken")
+    refused(predict(client, *[picture("dark")] * 9), 413, "9 images were sent at once; 8 are allowed")
     refused(client.post("/predict"), 422, "images: Field required")
     refused(predict(client, picture("dark"), top=0), 422, "top: .*greater than or equal to 1")
     refused(client.post("/predict", content=b"x", headers={"Content-Type": "multipart/form-data"}), 400, "boundary")
@@ -286,7 +286,7 @@ def named(model: Path) -> Iterator[TestClient]:
 
 def test_a_page_that_takes_the_servers_address_for_its_own_name_learns_nothing(named: TestClient) -> None:
     for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "[", ""):
-        refused(named.get("/classes", headers={"Host": host}), 421, "does not go by the name")
+        refused(named.get("/classes", headers={"Host": host}), 421, "does not answer to the name")
     for host in ("127.0.0.1", "127.0.0.1:8000", "Lamella.Example"):
         assert named.get("/classes", headers={"Host": host}).status_code == 200
 
@@ -390,8 +390,8 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "text": (lambda: zipped({"rød/0.png": b"hello"}), 415, "'rød/0.png' is no image"),
     "a bomb of pixels": (lambda: zipped({"rød/0.png": b"P6 40000 40000 255\n"}), 413, "has too many pixels"),
     "a bomb of zeros": (zeros, 413, "larger than 4 MB together"),
-    "tiny files": (lambda: zipped({f"a/{i}": b"" for i in range(10_000)}), 413, "10000 entries; 5000 are taken"),
-    "bytes": (lambda: bytes(2_100_000), 413, "larger than the 2 MB that are taken"),
+    "tiny files": (lambda: zipped({f"a/{i}": b"" for i in range(10_000)}), 413, "10000 entries; 5000 are allowed"),
+    "bytes": (lambda: bytes(2_100_000), 413, "larger than the 2 MB that are allowed"),
 }  # fmt: skip
 
 

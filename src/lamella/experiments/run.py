@@ -1,9 +1,10 @@
 """A configuration becomes a run directory: learn every task, test after each, resume anywhere, write down everything.
 
 OUT/config.toml     resolved configuration        OUT/results*.json   one per readout (see results.py)
-OUT/inputs.json     hashes of split and weights   OUT/.lock           held while a process runs
+OUT/inputs.json     hashes: split, weights, file  OUT/.lock           held while a process runs
+                    of an own method              OUT/log.jsonl       what happened when
 OUT/model/          the learner after the last finished task, and the scores so far
-OUT/checkpoints/    calls of the running task     OUT/log.jsonl       what happened when
+OUT/checkpoints/    calls of the running task
 """
 
 import json
@@ -23,6 +24,7 @@ from lamella.data.scenario import Scenario, Task
 from lamella.experiments.phases import phases_line
 from lamella.experiments.results import build_results, curve_so_far
 from lamella.learner.config.document import build_scenario, same_settings, to_toml, up_to_date
+from lamella.learner.config.own_methods import method_digests, name_in_table
 from lamella.learner.config.precision import as_in_runs, precision_line
 from lamella.learner.learner import Learner
 from lamella.learner.store.versions import VERSIONS, holds_model, load_manifest
@@ -49,7 +51,7 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
     model = out / "model"
     refuse_links(model, model / VERSIONS, out / "checkpoints", out / "log.jsonl")
     with alone(out, f"another process is running in '{out}'; wait for it or choose another --out"):
-        config = as_in_runs(config, [out])
+        config = as_in_runs({**config, "method": name_in_table(config["method"], Path.cwd())}, [out])
         check_claim(out, config, resume)
         for torn in half_written(out):
             torn.unlink()
@@ -76,6 +78,18 @@ def check_claim(out: Path, config: Mapping[str, Any], resume: bool) -> None:
             raise ValueError(
                 f"'{out}' holds a run of another configuration (see its config.toml); choose another --out"
             )
+        _check_method_files(out, config)
+
+
+def _check_method_files(out: Path, config: dict[str, Any]) -> None:
+    """Refuse to go on when the file of the user's own method is not what the run was started with."""
+    path, digests = out / "inputs.json", method_digests(config)
+    before = read_json(path).get("method_files", {}) if path.exists() else digests
+    if changed := [name for name, digest in digests.items() if before.get(name) != digest]:
+        raise ValueError(
+            f"the file of the method {changed[0]} has changed since '{out}' was started, so that run cannot go on; put "
+            "the file back as it was, or choose another --out"
+        )
 
 
 def _stored(path: Path) -> dict[str, Any]:
@@ -114,7 +128,8 @@ class _Run:
         path = self.out / "inputs.json"
         inputs = {"images": self.scenario.split_sha256, "weights": self.learner.backbone.weights_sha256}
         if not path.exists():
-            write_json(path, inputs)
+            files = method_digests(self.config)
+            write_json(path, inputs | ({"method_files": files} if files else {}))
             return
         before = read_json(path)
         if changed := [what for what, digest in inputs.items() if before[what] != digest]:
@@ -139,7 +154,8 @@ class _Run:
         results = build_results(self.learner, self.scenario, stored_bytes=stored, whole_stream=self.whole)
         # The aligned readout is "results.json"; it is written last, because its presence means that all is done.
         for suffix, result in sorted(results.items(), reverse=True):
-            write_json(self.out / (f"results-{suffix}.json" if suffix else "results.json"), result)
+            name = f"results-{suffix.replace(':', '-')}.json" if suffix else "results.json"
+            write_json(self.out / name, result)
         if not self.quiet:
             counts = self.learner.parameter_counts()
             shares = (f"{part} {n:,} ({n / counts['backbone']:.1%})" for part, n in counts.items())

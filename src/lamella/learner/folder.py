@@ -119,6 +119,7 @@ class ModelFolder:
             FileNotFoundError: there is no model, and none is wanted.
             ValueError: something else is here, or a setting is unknown or not that of the model.
         """
+        wanted = wanted and wanted.with_files_named()
         if wanted is None or holds_model(self.path):
             model = load(self.path)
             for other in (wanted or Wanted()).differences(model.config):

@@ -14,6 +14,8 @@ from lamella.data.loading import Examples
 from lamella.data.scenario import Task
 from lamella.learner.confidence import Confidence
 from lamella.learner.config.new_config import BACKBONE, METHOD, new_config
+from lamella.learner.config.own_methods import name_in_table
+from lamella.learner.config.wanted import Wanted
 from lamella.learner.export import export
 from lamella.learner.folder import learn_from
 from lamella.learner.forgetting import forget
@@ -42,7 +44,7 @@ class Learner:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.model = Model(config)
+        self.model = Model({**config, "method": name_in_table(config["method"], Path.cwd())})
 
     @classmethod
     def create(
@@ -60,7 +62,8 @@ class Learner:
         Args:
             backbone: a name, a folder that `lamella export` or timm wrote, "NAME+FOLDER" for a name and a LoRA of PEFT,
                 or a table of `load_backbone`'s arguments.
-            method: a name, or a table {"name": ..., hyper-parameters}. The name says which parts the method carries and
+            method: a name, a class of a file such as "my_file.py:EMALoRA", or a table {"name": ..., hyper-parameters}.
+                The name says which parts the method carries and
                 on which base it learns: "inflora+align" (the default), "inflora" without alignment, "dlc(wa)".
             align: deprecated; write method="inflora+align" for True, and method="inflora" for False.
             seed: of every draw, 0 or more.
@@ -80,18 +83,26 @@ class Learner:
         return learner
 
     @classmethod
-    def load(cls, folder: str | Path, version: int | None = None) -> "Learner":
+    def load(cls, folder: str | Path, version: int | None = None, *, method: str | None = None) -> "Learner":
         """The learner that a model folder holds.
 
         Args:
             folder: of the model.
             version: the number of an earlier version; the current one where left out.
+            method: its method, such as "my_file.py:EMALoRA"; needed where that is a class of a file of the user's own,
+                which runs. Without it such a model is only loaded if this process has named the file before, or the
+                environment variable LAMELLA_METHODS lists it.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is damaged, foreign, newer, or was learned on other weights; or there is no such version.
+            ValueError: it is damaged, foreign, newer, or was learned on other weights; or there is no such version; or
+                it has another method, or one of a file that was not named.
         """
-        return cls.of(load(Path(folder), version))
+        wanted = Wanted(method=method).with_files_named()
+        model = load(Path(folder), version)
+        for other in wanted.differences(model.config):
+            raise ValueError(f"'{folder}' is another model than was asked for: {other}")
+        return cls.of(model)
 
     def save(self, folder: str | Path, *, what: str = "", keep: int | None = None) -> int:
         """Make this learner a new version of the model at `folder`, which is whole at every moment.

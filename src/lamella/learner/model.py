@@ -13,6 +13,7 @@ from lamella.common.version import __version__
 from lamella.data.loading import Examples
 from lamella.learner.confidence import Confidence
 from lamella.learner.config.document import build_augmentation, build_backbone, build_method, method_name, up_to_date
+from lamella.learner.config.own_methods import method_digests, recognise_methods
 from lamella.learner.config.precision import choose
 from lamella.learner.costs import parameter_counts
 from lamella.learner.records import TaskRecord, tasks_from_json
@@ -144,12 +145,15 @@ def save(model: Model, folder: Path, *, what: str, keep: int | None) -> int:
         "tasks": [task.to_json() for task in model.tasks],
         "notes": model.notes,
     }
+    if files := method_digests(model.config):
+        manifest["method_files"] = files
     return save_model(folder, learned_state(model.method), manifest, what=what, keep=keep)
 
 
 def load(folder: Path, version: int | None = None) -> Model:
     """The model that a folder holds; arguments and errors are those of `Learner.load`."""
     state, manifest = load_model(folder, version)
+    recognise_methods(manifest["config"], manifest.get("method_files", {}))
     copy = manifest.get("backbone_copy")
     model = Model(up_to_date(manifest["config"]), backbone_copy=folder / copy if copy else None)
     if model.backbone.weights_sha256 != manifest["weights_sha256"]:

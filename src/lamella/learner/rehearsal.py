@@ -68,8 +68,7 @@ class _Rehearsal:
         started = time.monotonic()
         settings = {key: options.pop(key) for key in FIELDS & options.keys()}
         recipe = replace(training or Training(), **settings)
-        batch_size = recipe.batch_size * recipe.accumulate
-        size = min(batch_size, len(data), batch_size if self.fit.device.type == "cuda" else STEP)
+        size = min(recipe.batch_size, len(data), recipe.batch_size if self.fit.device.type == "cuda" else STEP)
         ends: list[float] = []
         kept = 0
 

@@ -1,6 +1,7 @@
 """What benchmarks learn: tasks that need no data, and learners that are quick to train."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray
 from lamella.data.scenario import Task
 from lamella.learner.config.method_tables import with_parts
+from lamella.learner.config.own_methods import name_in_full
 from lamella.learner.learner import Learner
-from lamella.methods import METHODS
+from lamella.methods.registry import find
 
 __all__ = ["quick_learner", "short_method", "synthetic_task"]
 
@@ -22,14 +24,14 @@ def short_method(name: str, *, batch: int, epochs: int = 1) -> dict[str, Any]:
     Raises:
         ValueError: it is not written as a name, or has an unknown part.
     """
-    table = with_parts({"name": name})
+    table = with_parts({"name": name_in_full(name, Path.cwd())})
     if "base" in table:
         table["base"] |= _short(table["base"]["name"], batch, epochs)
     return table | _short(table["name"], batch, epochs)
 
 
 def _short(name: str, batch: int, epochs: int) -> dict[str, Any]:
-    known = options_of(METHODS[name]) if name in METHODS else {}
+    known = options_of(find(name))
     return {key: value for key, value in (("epochs", epochs), ("batch_size", batch)) if key in known}
 
 
