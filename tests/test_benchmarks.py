@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from lamella.experiments.sweep.plan import read_sweep
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -56,3 +58,8 @@ def test_serving(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     script("unknown").main(["method.name=nearest-mean", "backbone.weights=random", "scenario.tasks=2"])
     assert "area under the ROC curve" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", sorted((BENCHMARKS / "sweeps").glob("*.toml")), ids=lambda file: file.stem)
+def test_a_sweep_file_plans_its_runs(file: Path) -> None:
+    assert read_sweep(file).trials()

@@ -77,10 +77,11 @@ class MEMO(Expanding):
         align: bool = True,
         cut: str | None = None,
     ) -> None:
+        cut = cut or block_names(backbone.model)[-1].split(".")[0]  # refuses a network without stages before all else
         super().__init__(
             backbone, seed=seed, training=training, kept=kept, auxiliary_weight=auxiliary_weight, align=align
         )
-        self.cut = cut or block_names(backbone.model)[-1].split(".")[0]
+        self.cut = cut
         check_split(backbone.model, self.cut, backbone.transform)  # refuses what cannot be cut there
 
     def first(self) -> nn.Module:
