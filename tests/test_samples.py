@@ -1,13 +1,16 @@
 """Learning from samples that are no images: batches of named tensors with padding, from data to the model's folder."""
 
 import dataclasses
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from sequences import Encoder, Tokens, encoder, sequences, source
 from streams import tiny_backbone
 from torch import Tensor
@@ -32,6 +35,7 @@ from lamella.memory.exemplars import Exemplars
 from lamella.memory.inputs import Inputs
 from lamella.memory.subspace import SecondMoment
 from lamella.methods import METHODS
+from lamella.serving.limits import Limits
 from lamella.training.fit import Fit
 
 REFUSED = {
@@ -212,6 +216,17 @@ def test_what_is_for_images_says_so() -> None:
     with pytest.raises(ValueError, match=r"pool 'class\+mean' is for images"):
         Backbone(model, name="encoder", width=16, transform=Tokens(), pool="class+mean")
     assert learner.method.what_more_images_do() == "their statistics take in the new sequences beside the old ones"
+
+
+def test_a_server_of_another_kind_takes_no_files() -> None:
+    fastapi, predicting = pytest.importorskip("fastapi"), pytest.importorskip("lamella.serving.predicting")
+    batcher = SimpleNamespace(loaded=SimpleNamespace(learner=new("nearest-mean")))
+    desk, content = predicting.Desk(batcher, Limits()), io.BytesIO()
+    Image.new("RGB", (4, 4)).save(content, "png")
+    with pytest.raises(fastapi.HTTPException) as refusal:
+        desk._prepare(content.getvalue(), "a.png")
+    assert refusal.value.status_code == 415
+    assert "this backbone takes sequences" in refusal.value.detail
 
 
 # padding and what looks at layers ------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class ClassGaussians(Growing):
         x, labels = features.double(), labels.to(features.device)
         parts = {label: x[labels == label] for label in classes}
         if empty := [label for label, part in parts.items() if len(part) == 0]:
-            raise ValueError(f"class {empty[0]} has no image to learn from")
+            raise ValueError(f"class {empty[0]} has no sample to learn from")
         for label, part in parts.items():
             self._add_class(label, part)
 

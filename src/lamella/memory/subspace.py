@@ -49,7 +49,7 @@ class SecondMoment(nn.Module):
             ValueError: nothing was observed.
         """
         if not int(self.count):
-            raise ValueError("the second moment has seen no input; run a scan over some images first")
+            raise ValueError("the second moment has seen no input; run a scan over some samples first")
         return self.total / self.count
 
 

@@ -87,7 +87,7 @@ class Aligned(MethodOnBase):
             raise ValueError(f"own_covariance {own_covariance} must be within [0, 1), and 0 for head 'refit'")
         if own_covariance_prior is not None and (own_covariance_prior <= 0 or own_covariance or head == "refit"):
             raise ValueError(
-                f"own_covariance_prior {own_covariance_prior} must be above 0, in images; leave it out beside "
+                f"own_covariance_prior {own_covariance_prior} must be above 0, in samples; leave it out beside "
                 "own_covariance and for head 'refit'"
             )
         self.shrinkage = shrinkage

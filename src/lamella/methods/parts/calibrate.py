@@ -187,6 +187,6 @@ def _check_inputs(seen: Tensor, x: Samples) -> None:
     """Refuse a base whose layers see other inputs than one an image."""
     if len(seen) != len(x):
         raise RuntimeError(
-            f"the base passed {len(seen)} inputs through its layers for {len(x)} images, so tasks cannot be told; "
+            f"the base passed {len(seen)} inputs through its layers for {len(x)} samples, so tasks cannot be told; "
             "calibration needs one pass over the batch"
         )

@@ -34,7 +34,7 @@ def distillation(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
             f"{tuple(student_logits.shape)} outputs of the student cannot be compared with "
-            f"{tuple(teacher_logits.shape)} of the teacher; give both the same images and classes"
+            f"{tuple(teacher_logits.shape)} of the teacher; give both the same samples and classes"
         )
     target = (teacher_logits.detach().float() / temperature).softmax(1)
     return -(target * (student_logits.float() / temperature).log_softmax(1)).sum(1).mean()
