@@ -3,18 +3,33 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from lamella.backbones import Backbone, load_backbone
-from lamella.backbones.resnets import ResNet
+from lamella.backbones import Backbone
 from lamella.common.options import arguments, options_of
-from lamella.common.randomness import generator
-from lamella.data.images import ImageSet, PixelArray
+from lamella.data.images import ImageSet
 from lamella.data.scenario import Scenario, Source, Task, class_incremental
-from lamella.data.transform import Augmentation, InputTransform
+from lamella.data.transform import Augmentation
 from lamella.methods import METHODS
+from lamella.testing.tiny import pattern_images as images
+from lamella.testing.tiny import tiny_resnet as tiny_residual_backbone
+from lamella.testing.tiny import tiny_vit as tiny_backbone
 from lamella.training.fit import Fit
 from lamella.training.recipe import Training
+
+__all__ = [
+    "QUICK",
+    "RESIDUAL",
+    "Spy",
+    "build",
+    "configured",
+    "fit_for",
+    "images",
+    "learn",
+    "learn_all",
+    "source",
+    "stream",
+    "tiny_backbone",
+    "tiny_residual_backbone",
+]
 
 QUICK: dict[str, dict[str, Any]] = {
     "nearest-mean": {},
@@ -30,15 +45,6 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
-def images(classes: int, per_class: int, part: str, size: int = 16) -> ImageSet:
-    """Noisy copies of one random pattern a class."""
-    patterns = torch.rand(classes, 3, size, size, generator=generator(7, "patterns"))
-    noise = torch.rand(classes, per_class, 3, size, size, generator=generator(7, part))
-    x = (255 * (0.7 * patterns[:, None] + 0.3 * noise)).to(torch.uint8).flatten(0, 1)
-    labels = torch.arange(classes).repeat_interleave(per_class)
-    return ImageSet(PixelArray(x), labels, [f"{part}/{i}" for i in range(len(x))])
-
-
 def source(classes: int = 6, per_class: int = 8) -> Source:
     names = tuple(f"class {i}" for i in range(classes))
     return Source("patterns", images(classes, per_class, "train"), images(classes, 4, "test"), names)
@@ -46,19 +52,6 @@ def source(classes: int = 6, per_class: int = 8) -> Source:
 
 def stream(classes: int = 6, tasks: int = 3, per_class: int = 8, **options: Any) -> Scenario:
     return class_incremental(source(classes, per_class), tasks=tasks, seed=0, **options)
-
-
-def tiny_backbone(seed: int = 0) -> Backbone:
-    """timm's smallest ViT with random weights, on 32-pixel images."""
-    return load_backbone("test_vit", weights="random", size=32, crop=1.0, seed=seed)
-
-
-def tiny_residual_backbone(seed: int = 0) -> Backbone:
-    """A residual network of three blocks with random weights, on 16-pixel images."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = ResNet(blocks=1, widths=(8, 12, 16))
-    return Backbone(model, name="tiny", width=16, transform=InputTransform(16, (0.5,) * 3, (0.25,) * 3, "bicubic", 1.0))
 
 
 RESIDUAL = ("memo", "dlc")
