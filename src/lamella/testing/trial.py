@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.common.files import read_tensors, write_tensors
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.data.transform import Augmentation, plain_view
+from lamella.data.transform import Augmentation
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods import Method
 from lamella.testing.tiny import CLASSES, MethodCheckError, pattern_images, tiny_tasks
@@ -118,10 +119,10 @@ def learn(method: Method, number: int, task: Task, checkpoints: Checkpoints | No
     return method
 
 
-def unseen_inputs(method: Method, n: int = 8) -> Tensor:
+def unseen_inputs(method: Method, n: int = 8) -> Samples:
     """(n, 3, size, size) normalised images that no task has."""
     images = pattern_images(CLASSES, 4, "test")
-    return images.batch(torch.arange(0, 4 * n, 4) % len(images), plain_view(method.backbone.transform))
+    return images.batch(torch.arange(0, 4 * n, 4) % len(images), method.backbone.transform.view())
 
 
 def logits(method: Method) -> Tensor:
