@@ -1,7 +1,10 @@
 """Small streams and learners for tests: images whose class can be learned in seconds."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lamella.backbones import Backbone
 from lamella.common.options import arguments, options_of
@@ -52,6 +55,23 @@ def source(classes: int = 6, per_class: int = 8) -> Source:
 
 def stream(classes: int = 6, tasks: int = 3, per_class: int = 8, **options: Any) -> Scenario:
     return class_incremental(source(classes, per_class), tasks=tasks, seed=0, **options)
+
+
+def colours_config(folder: Path) -> Path:
+    """A configuration, with its images beside it: dark, bright, red and green, two tasks of two, `nearest-mean`."""
+    rng = np.random.default_rng(0)
+    colours = np.array([[20, 20, 20], [230, 230, 230], [220, 20, 20], [20, 220, 20]])
+    labels = np.arange(4).repeat(8)
+    pixels = np.clip(colours[labels][:, None, None] + rng.normal(0, 8, (32, 12, 12, 3)), 0, 255).astype(np.uint8)
+    test = np.arange(32) % 8 >= 6
+    archive = folder / "colours.npz"
+    np.savez(archive, x_train=pixels[~test], y_train=labels[~test], x_test=pixels[test], y_test=labels[test])
+    path = folder / "colours.toml"
+    path.write_text(
+        f'[scenario]\nsource = "{archive.as_posix()}"\ntasks = 2\n[backbone]\nname = "test_vit"\nweights = "random"\n'
+        'size = 32\n[method]\nname = "nearest-mean"\n[fit]\ndevice = "cpu"\n'
+    )
+    return path
 
 
 RESIDUAL = ("memo", "dlc")

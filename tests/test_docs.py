@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from test_house import FLOORS
 
 from lamella.cli.app import app
 from lamella.common.options import options_of
@@ -90,7 +91,7 @@ def test_the_readme_shows_the_quickstart_and_it_runs(tmp_path: Path) -> None:
 def test_the_method_of_ones_own_runs_and_is_short(tmp_path: Path) -> None:
     accuracy = re.findall(r"^own: ([\d.]+)%", run_example("own_method.py", tmp_path))
     assert float(accuracy[0]) > 70, "96 when this was written"
-    assert code_lines(ROOT / "examples" / "own_method.py") < 60
+    assert code_lines(ROOT / "examples" / "own_method.py") < 65
 
 
 def test_the_guide_quotes_the_example() -> None:
@@ -166,13 +167,14 @@ def test_every_generated_part_of_a_page_can_be_made(site_texts: ModuleType) -> N
 
 def test_the_pages_made_from_the_code_leave_nothing_out(site_texts: ModuleType) -> None:
     shown = site_texts.generated("commands")
-    grouped = [
-        f"{group.name} {c.name}" for group in app.registered_groups for c in group.typer_instance.registered_commands
-    ]
+    groups = [(group.name, group.typer_instance) for group in app.registered_groups]
+    grouped = [f"{name} {c.name}" for name, group in groups if group for c in group.registered_commands]
     names = [*(command.name for command in app.registered_commands), *grouped]
     assert [name for name in names if f"## lamella {name}\n" not in shown] == []
     assert [name for name in shipped_configs() if f"## {name}\n" not in site_texts.generated("configurations")] == []
-    rooms = [file.parent.name for file in PACKAGE.glob("*/__init__.py")]
+    rooms = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
+    as_tested, as_shown = ([rooms.intersection(names) for names in floors] for floors in (FLOORS, site_texts.FLOORS))
+    assert as_shown == as_tested
     assert [room for room in rooms if f"**`{room}/`**" not in site_texts.generated("rooms")] == []
 
 

@@ -143,7 +143,7 @@ def test_a_learning_may_not_take_for_ever(model: Path) -> None:
     with TestClient(create_app(model, token=TOKEN, limits=Limits(learn_seconds=0.01))) as client:
         job = ended(client, learn(client, zipped(NEW_PHOTOS)).json()["id"])
         assert (job["state"], job["version"]) == ("failed", None)
-        assert job["error"] == "the learning took longer than 0.01 s; the model is as before"
+        assert job["error"] == "the learning took longer than 0.01 s; the model is unchanged"
         assert client.get("/health").json()["learning"] is None
     assert not (model / FOLDER).exists()
 
@@ -155,7 +155,7 @@ def test_a_learning_waits_for_another_process_that_learns(model: Path) -> None:
         learning.start()
         while not said and learning.is_alive():
             time.sleep(0.01)
-        assert said[0] == {"step": f"waits: another process is changing '{model}'; wait for it to end"}
+        assert said[0] == {"step": f"waiting: another process is changing '{model}'; wait for it to end"}
         assert load_manifest(model)["version"] == 1
     learning.join()
     assert [task["name"] for task in load_manifest(model)["tasks"]] == ["photos", "new"]
@@ -224,7 +224,7 @@ def test_what_a_server_could_not_finish_the_next_one_does(model: Path) -> None:
         app = client.app
         learn(client, zipped(NEW_PHOTOS), name="first colours")
     job = app.state.service.jobs.known[1]  # type: ignore[attr-defined]
-    assert job.error == "the learning is interrupted; it goes on when the model is served again"
+    assert job.error == "the learning is interrupted; it resumes when the model is served again"
     assert load_manifest(model)["version"] == 1
     half = take_in(model)
     (half.images / "cut off.png").write_bytes(b"")
@@ -261,7 +261,7 @@ def test_a_learning_that_is_killed_again_and_again_is_given_up(model: Path) -> N
     often.leave()
     with TestClient(create_app(model, token=TOKEN, limits=LIMITS)) as client:
         job = ended(client, 1)
-        assert job["error"] == "the learning was killed 3 times, perhaps for want of memory; the model is as before"
+        assert job["error"] == "the learning was killed 3 times, perhaps because memory ran out; the model is unchanged"
         assert client.get("/health").json()["learning"] is None
     assert not (model / FOLDER).exists()
 
@@ -271,7 +271,7 @@ def test_a_learning_can_be_stopped_by_who_knows_the_token(client: TestClient, mo
     refused(client.delete(f"/jobs/{id}"), 401, "Bearer TOKEN")
     assert client.delete(f"/jobs/{id}", headers=BEARER).status_code == 202
     job = ended(client, id)
-    assert (job["state"], job["error"]) == ("failed", "the learning was stopped; the model is as before")
+    assert (job["state"], job["error"]) == ("failed", "the learning was stopped; the model is unchanged")
     refused(client.delete("/jobs/7", headers=BEARER), 404, "there is no job 7")
     assert not (model / FOLDER).exists()
     assert load_manifest(model)["version"] == 1

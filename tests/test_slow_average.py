@@ -18,7 +18,7 @@ from lamella.adapters.adapter import grow, using
 from lamella.backbones import Backbone
 from lamella.common.files import read_tensors, write_tensors
 from lamella.common.randomness import generator
-from lamella.learner.store.versions import learned_state, restore_state
+from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods.shared.heads import Heads, only_columns
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.fit import Fit

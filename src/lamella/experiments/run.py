@@ -11,6 +11,7 @@ import json
 import time
 import tomllib
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from lamella.training.checkpoints import Checkpoints
 from lamella.training.compilation import check_compilable
 from lamella.training.precision import resolve_device
 
-__all__ = ["run"]
+__all__ = ["check_claim", "run"]
 
 
 def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool = False) -> Path:
@@ -51,7 +52,7 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
     refuse_links(model, model / VERSIONS, out / "checkpoints", out / "log.jsonl")
     with alone(out, f"another process is running in '{out}'; wait for it or choose another --out"):
         config = as_in_runs({**config, "method": name_in_table(config["method"], Path.cwd())}, [out])
-        _check_claim(out, config, resume)
+        check_claim(out, config, resume)
         for torn in half_written(out):
             torn.unlink()
         if not (out / "results.json").exists():
@@ -63,7 +64,12 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
     return out
 
 
-def _check_claim(out: Path, config: dict[str, Any], resume: bool) -> None:
+def check_claim(out: Path, config: Mapping[str, Any], resume: bool) -> None:
+    """Make sure that a run of `config` may begin or go on in `out`.
+
+    Raises:
+        FileExistsError, ValueError: as `run`.
+    """
     path, wanted = out / "config.toml", tomllib.loads(to_toml(config))
     if path.exists():
         if not resume:
@@ -118,7 +124,7 @@ class _Run:
         self.progress = silent if quiet else bars
 
     def _check_inputs(self) -> None:
-        """Refuse to go on with other images or weights than the run was started with."""
+        """Refuse to go on with other samples or weights than the run was started with."""
         path = self.out / "inputs.json"
         inputs = {"images": self.scenario.split_sha256, "weights": self.learner.backbone.weights_sha256}
         if not path.exists():
@@ -127,9 +133,11 @@ class _Run:
             return
         before = read_json(path)
         if changed := [what for what, digest in inputs.items() if before[what] != digest]:
+            noun = self.tasks[0].train.noun
+            told = " and ".join(f"{noun}s" if what == "images" else what for what in changed)
             raise ValueError(
-                f"the {' and '.join(changed)} of '{self.out}' are not those it was started with (images added, removed "
-                "or renamed, another weights file), so it cannot go on; put them back, or choose another --out"
+                f"the {told} of '{self.out}' are not those it was started with ({noun}s added, removed or renamed, "
+                "another weights file), so it cannot go on; put them back, or choose another --out"
             )
 
     def finish(self) -> None:
@@ -186,7 +194,7 @@ class _Run:
         return {key: list(score) for key, score in scores.items()}
 
     def _test(self, j: int) -> Any:
-        """The images that task j is scored on, decoded once where they fit into memory."""
+        """The samples that task j is scored on, decoded once where they fit into memory."""
         if j not in self.tests:
             self.tests[j] = keep_decoded(self._scored_part(j), progress=self.progress)
         return self.tests[j]

@@ -1,27 +1,30 @@
-"""What learning a task will take, in seconds and bytes: measured on a few of its images, before it is learned.
+"""What learning a task will take, in seconds and bytes: measured on a few of its samples, before it is learned.
 
-A learner that is thrown away afterwards learns a handful of the images. Of each training call two steps are made, of
-which the second is timed, and of each pass one batch; what they took is scaled to all images and epochs. What happens
+A learner that is thrown away afterwards learns a handful of the samples. Of each training call two steps are made, of
+which the second is timed, and of each pass one batch; what they took is scaled to all samples and epochs. What happens
 between the calls, such as decompositions, is not scaled: it is measured as it is.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
-from lamella.data.images import ImageSet
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.learner.model import Model
 from lamella.training.fit import Examples, Fit, Loss
 from lamella.training.footprint import bytes_now, kept_for_backward
+from lamella.training.recipe import Training
 
 __all__ = ["Expected", "rehearse"]
 
 CLASSES, PER_CLASS = 4, 4
-STEP = 16  # images of a step on a CPU, where time goes with images; a GPU gets the batches of the method
+FIELDS = {field.name for field in fields(Training)}
+STEP = 16  # samples of a step on a CPU, where time goes with samples; a GPU gets the batches of the method
 
 
 class Expected(NamedTuple):
@@ -35,27 +38,43 @@ class _Enough(Exception):
     pass
 
 
-class _Rehearsal(Fit):
-    """A loop that stops each call as soon as it has been measured."""
+class _Rehearsal:
+    """A loop that stops each call as soon as it has been measured; all else is the loop's that it wraps.
 
-    def prepare(self, sample: int, images: int) -> None:
-        """`sample` images stand for `images`."""
-        self.sample, self.images = sample, images
+    Args:
+        fit: the loop.
+        sample: those samples of the task that are learned here.
+        count: how many the task has.
+    """
+
+    def __init__(self, fit: Fit, sample: Examples, count: int) -> None:
+        self.fit, self.kind, self.sample, self.count = fit, type(sample), len(sample), count
         self.expected = self.spent = 0.0
         self.step_bytes = 0
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fit, name)
+
     def __call__(
-        self, data: Examples, loss: Loss, params: Any, *, epochs: int, batch_size: int,
-        after_step: Callable[[], None] | None = None, **options: Any,
-    ) -> list[float]:  # fmt: skip
+        self,
+        data: Examples,
+        loss: Loss,
+        params: Any,
+        training: Training | None = None,
+        *,
+        after_step: Callable[[], None] | None = None,
+        **options: Any,
+    ) -> list[float]:
         started = time.monotonic()
-        size = min(batch_size, len(data), batch_size if self.device.type == "cuda" else STEP)
+        settings = {key: options.pop(key) for key in FIELDS & options.keys()}
+        recipe = replace(training or Training(), **settings)
+        size = min(recipe.batch_size, len(data), recipe.batch_size if self.fit.device.type == "cuda" else STEP)
         ends: list[float] = []
         kept = 0
 
-        def measured(x: Tensor, y: Tensor) -> Tensor:
+        def measured(x: Samples, y: Tensor) -> Tensor:
             nonlocal kept
-            with kept_for_backward(self.module.parameters()) as bytes_so_far:
+            with kept_for_backward(self.fit.module.parameters()) as bytes_so_far:
                 value = loss(x, y)
             kept = bytes_so_far()
             return value
@@ -67,56 +86,64 @@ class _Rehearsal(Fit):
             if len(ends) == 2:
                 raise _Enough
 
+        short = replace(recipe, epochs=2, batch_size=size, accumulate=1)
         try:
-            super().__call__(data, measured, params, epochs=2, batch_size=size, after_step=after, **options)
+            self.fit(data, measured, params, short, after_step=after, **options)
         except _Enough:
             pass
         total = self._scaled(len(data), data)
-        self.step_bytes = max(self.step_bytes, kept * min(batch_size, total) // size)
-        self.expected += (ends[-1] - ends[-2]) / size * total * epochs
+        self.step_bytes = max(self.step_bytes, kept * min(recipe.batch_size, total) // size)
+        self.expected += (ends[-1] - ends[-2]) / size * total * recipe.epochs
         self.spent += time.monotonic() - started
-        return [0.0] * epochs
+        return [0.0] * recipe.epochs
 
-    def _scan(self, place: Any, data: Examples, *arguments: Any) -> None:
+    def scan(self, data: Examples, *arguments: Any, **options: Any) -> None:
+        with self._measured(data):
+            self.fit.scan(data, *arguments, **options)
+
+    def features(self, data: Examples, *arguments: Any, **options: Any) -> Tensor:
+        with self._measured(data):
+            return self.fit.features(data, *arguments, **options)
+
+    @contextmanager
+    def _measured(self, data: Examples) -> Iterator[None]:
+        """A pass over the data, whose time is scaled to all samples."""
         started = time.monotonic()
-        super()._scan(place, data, *arguments)
+        yield
         took = time.monotonic() - started
         self.expected += took * self._scaled(len(data), data) / len(data)
         self.spent += took
 
     def _scaled(self, count: int, data: Examples) -> int:
-        """How many images this call will have: the task's and what comes with them, such as a memory."""
-        of_task = isinstance(data, ImageSet) or count == self.sample
-        return count - self.sample + self.images if of_task and count >= self.sample else count
+        """How many samples this call will have: the task's and what comes with them, such as a memory."""
+        of_task = isinstance(data, self.kind) or count == self.sample
+        return count - self.sample + self.count if of_task and count >= self.sample else count
 
 
 def rehearse(model: Model, task: Task, held_back: int) -> Expected:
-    """What learning `task` will take. The learner must not be used afterwards.
+    """What learning `task` will take. The model must not be used afterwards.
 
     Args:
-        held_back: how many images will be looked at when the task is learned.
+        held_back: how many samples will be looked at when the task is learned.
     """
     short = _short(task)
     plain = model.fit()
-    fit = _Rehearsal(
-        model.method, plain.transform, augmentation=plain.augmentation, seed=plain.seed,
-        device=str(plain.device), precision=plain.precision,
-    )  # fmt: skip
-    fit.prepare(len(short.train), len(task.train))
+    plain.compile = False  # compiling takes longer than what is measured
+    fit = _Rehearsal(plain, short.train, len(task.train))
     fit.begin(str(len(model.tasks)))
     for _ in range(2):  # the first pass of all also warms up; the second tells what a pass takes
         before = fit.expected
-        fit.scan(short.train, lambda x, y: model.backbone(x))
+        fit.scan(short.train, lambda x, _: model.backbone(x))
     of_held_back = (fit.expected - before) / len(task.train) * held_back
     fit.expected = fit.spent = 0.0
     now, started = bytes_now(fit.device), time.monotonic()
-    model.method.eval().learn(short, fit)
+    model.method.eval().learn(short, cast(Fit, fit))
     between = time.monotonic() - started - fit.spent
     return Expected(fit.expected + between + of_held_back, now + fit.step_bytes if now else 0)
 
 
 def _short(task: Task) -> Task:
-    """A few images of a few of the task's classes."""
+    """A few samples of a few of the task's classes."""
     classes = task.classes[:CLASSES]
     chosen = [i for c in classes for i in (task.train.labels == c).nonzero()[:PER_CLASS, 0].tolist()]
     return replace(task, classes=classes, class_names=task.class_names[:CLASSES], train=task.train.subset(chosen))

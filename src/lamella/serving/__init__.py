@@ -1,1 +1,1 @@
-"""A model over HTTP: `lamella serve`. Needs the extra `serve`; nothing here is imported before it is asked for."""
+"""A model over HTTP: `lamella serve`. It needs the extra `serve` and is imported only when it is used."""

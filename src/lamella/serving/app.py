@@ -1,4 +1,4 @@
-"""The routes: what is asked, and who answers."""
+"""The HTTP application and its routes for reading and predicting."""
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
@@ -25,19 +25,24 @@ OWN_ONLY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob:; "
     "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 )
-"""The page loads nothing from elsewhere, and nothing frames it."""
+"""The content security policy: the page loads nothing from other servers, and no other page may frame it."""
 
 
 def create_app(model: Path, *, token: str, limits: Limits | None = None, hosts: Collection[str] = ()) -> FastAPI:
-    """The application that serves the model at `model`; it is one process's.
+    """Create the application that serves one model. Run it in a single process.
 
     Args:
-        token: that a client must know to change the model.
-        limits: on requests; the defaults where left out.
-        hosts: names that clients may call it by; any where none is given.
+        model: the model's folder.
+        token: the secret that a client must send to change the model.
+        limits: the bounds on requests; the defaults of `Limits` if None.
+        hosts: the host names that clients may use for this server; empty allows every name.
+
+    Returns:
+        The application, with its `Service` under `app.state.service`.
 
     Raises:
-        FileNotFoundError, ValueError: as `Learner.load`; also where the model's own places are symbolic links.
+        FileNotFoundError: there is no model at `model`.
+        ValueError: the model cannot be read, or a folder that Lamella makes inside it is a symbolic link.
     """
     service = Service(model, limits or Limits())
 
@@ -48,9 +53,12 @@ def create_app(model: Path, *, token: str, limits: Limits | None = None, hosts: 
         await run_in_threadpool(service.close)
 
     app = FastAPI(
-        title="Lamella", version=__version__, lifespan=lifespan, responses=ELSEWHERE,
+        title="Lamella",
+        version=__version__,
+        lifespan=lifespan,
+        responses=ELSEWHERE,
         description="A vision model that keeps learning: predict, and teach it new classes.",
-    )  # fmt: skip
+    )
     app.state.service = service
     _add_reading(app, service)
     _add_predicting(app, service)
@@ -68,27 +76,32 @@ def _add_reading(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     def health() -> Health:
-        """Whether it serves, and what."""
+        """Report the state of the server and which model it serves."""
         learner, version, _ = service.batcher.loaded
         return Health(
-            status=service.follower.problem or "ok", version=version, classes=len(learner.class_names),
-            tasks=len(learner.tasks), method=learner.name, backbone=learner.backbone.name,
-            learning=service.learning, waiting=service.desk.waiting,
-        )  # fmt: skip
+            status=service.follower.problem or "ok",
+            version=version,
+            classes=len(learner.class_names),
+            tasks=len(learner.tasks),
+            method=learner.name,
+            backbone=learner.backbone.name,
+            learning=service.learning,
+            waiting=service.desk.waiting,
+        )
 
     @app.get("/classes")
     def classes() -> list[ClassRow]:
-        """The classes that the model knows."""
+        """List the classes that the model knows."""
         return ClassRow.all_of(service.batcher.loaded.learner)
 
     @app.get("/tasks")
     def tasks() -> list[TaskRow]:
-        """The tasks that the model has learned, oldest first."""
+        """List the tasks that the model has learned, oldest first."""
         return TaskRow.all_of(service.batcher.loaded.learner)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     def metrics() -> Response:
-        """Counts and times, for Prometheus."""
+        """Return counts and times in the text format of Prometheus."""
         return Response(service.measures.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -96,9 +109,9 @@ def _add_predicting(app: FastAPI, service: Service) -> None:
     @app.post("/predict", responses=FAULTS)
     async def predict(
         images: Annotated[list[UploadFile], File(description="one or more image files")],
-        top: Annotated[int, Query(ge=1, description="classes to name for each")] = 5,
+        top: Annotated[int, Query(ge=1, description="how many classes to name for each image")] = 5,
     ) -> Predictions:
-        """Name the class of each image; all are answered by one version of the model, or none is."""
+        """Predict the class of each image. One version of the model answers for all images of a request."""
         answer = await service.desk.predict(images, top)
         names = [file.filename or "image" for file in images]
         rows = [Predicted.of(name, p) for name, p in zip(names, answer.predictions, strict=True)]
@@ -106,7 +119,7 @@ def _add_predicting(app: FastAPI, service: Service) -> None:
 
 
 def _add_faults(app: FastAPI) -> None:
-    """One line for every fault."""
+    """Answer every error with one line."""
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -115,4 +128,6 @@ def _add_faults(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": "this failed in the server, whose log says why; nothing was changed"}, 500)
+        return JSONResponse(
+            {"detail": "the request failed in the server; the log of the server says why, and nothing was changed"}, 500
+        )

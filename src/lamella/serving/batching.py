@@ -1,4 +1,4 @@
-"""One thread that owns the model, and answers what has come in together."""
+"""One thread owns the model and answers the requests of many clients in batches."""
 
 import queue
 import threading
@@ -18,7 +18,13 @@ __all__ = ["Answer", "Batcher", "Loaded"]
 
 
 class Loaded(NamedTuple):
-    """A learner that nobody else uses, and the version of the model that it is, with what its folder says of that."""
+    """One loaded version of a model, used by a single thread.
+
+    Attributes:
+        learner: the loaded model.
+        version: the number of this version in the model's folder.
+        manifest: the metadata of this version, as read from the model's folder.
+    """
 
     learner: Learner
     version: int
@@ -26,7 +32,12 @@ class Loaded(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Predictions for one request, in its order, and the version of the model that made them."""
+    """The answer to one request.
+
+    Attributes:
+        predictions: one for each image, in the order of the request.
+        version: the number of the model's version that predicted.
+    """
 
     predictions: list[Prediction]
     version: int
@@ -41,14 +52,15 @@ class _Request(NamedTuple):
 class Batcher:
     """Predicts for many clients at once.
 
-    Branches are switched in place (`using`, `watch`), so a model may be used by one thread only: this one. A new model
-    put into `loaded` takes over with the next batch; the batch under way is still the old one's.
+    Branches are switched in place (`using`, `watch`), so only one thread may use a model: the one of this class. A new
+    model assigned to `loaded` answers from the next batch on. The current batch is still answered by the old model.
 
     Args:
         loaded: the model to start with.
-        batch_images: a batch is not waited for beyond so many images; one request is never divided.
-        wait_seconds: how long the first request of a batch waits for others.
-        observe: called with the number of images of each batch.
+        batch_images: a batch with at least this many images waits for no further request. A request is never divided,
+            so a batch may be larger.
+        wait_seconds: how long the first request of a batch waits for further requests, in seconds.
+        observe: a function that is called with the number of images of each batch.
     """
 
     def __init__(
@@ -60,24 +72,29 @@ class Batcher:
         observe: Callable[[int], None] = lambda images: None,
     ) -> None:
         self.loaded = loaded
-        self.batch_images, self.wait_seconds, self.observe = batch_images, wait_seconds, observe
+        self.batch_images = batch_images
+        self.wait_seconds = wait_seconds
+        self.observe = observe
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="lamella-model", daemon=True)
         self._thread.start()
 
     def submit(self, x: Tensor, top: int) -> "Future[Answer]":
-        """What images look like, later.
+        """Queue a request for prediction.
 
         Args:
-            x: (n, 3, size, size), as the backbone wants them; n at least 1.
-            top: how many classes to name for each.
+            x: the images as the backbone expects them, `(n, 3, size, size)`, with n at least 1.
+            top: how many classes to name for each image, at least 1.
+
+        Returns:
+            A future of the answer. It raises what the prediction raised.
         """
         answer: Future[Answer] = Future()
         self._requests.put(_Request(x, top, answer))
         return answer
 
     def close(self) -> None:
-        """Answer what was asked before, then end."""
+        """Answer the requests that were queued before, then end the thread."""
         self._requests.put(None)
         self._thread.join()
 
@@ -90,12 +107,12 @@ class Batcher:
                 self._answer(waiting, self.loaded)
 
     def _next_batch(self) -> tuple[list[_Request], bool]:
-        """Requests to answer together, and whether more may come."""
+        """Return the requests to answer together, and whether further requests may follow."""
         batch: list[_Request] = []
         images, deadline = 0, 0.0
         while images < self.batch_images:
             try:
-                # What has arrived is taken also after the deadline: it waited while the last batch was computed.
+                # A request that is queued already is taken even after the deadline: it arrived during the last batch.
                 left = max(0.0, deadline - time.monotonic()) if batch else None
                 request = self._requests.get(timeout=left) if left is None or left else self._requests.get_nowait()
             except queue.Empty:
@@ -110,11 +127,11 @@ class Batcher:
     def _answer(self, batch: Sequence[_Request], loaded: Loaded) -> None:
         try:
             x = torch.cat([request.x for request in batch])
-            images = TensorSet(x, torch.zeros(len(x), dtype=torch.int64))
+            images = TensorSet.unlabelled(x, noun="image")
             predictions = iter(loaded.learner.predict(images, top=max(request.top for request in batch)))
             self.observe(len(x))
             answers = [[_first(next(predictions), r.top) for _ in range(len(r.x))] for r in batch]
-        except Exception as error:  # belongs to those who asked; the thread goes on
+        except Exception as error:  # the clients receive the error, and the thread continues
             for request in batch:
                 request.answer.set_exception(error)
             return
@@ -123,4 +140,5 @@ class Batcher:
 
 
 def _first(prediction: Prediction, top: int) -> Prediction:
+    """Keep the best `top` classes of a prediction."""
     return prediction._replace(classes=prediction.classes[:top], confidences=prediction.confidences[:top])

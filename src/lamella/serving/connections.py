@@ -1,4 +1,4 @@
-"""Connections whose client must get on with it."""
+"""An HTTP connection that is closed when its client stays idle."""
 
 import asyncio
 from typing import Any
@@ -11,9 +11,10 @@ SECONDS = 30.0
 
 
 class Prompt(H11Protocol):
-    """Closes a connection on which no request begins in time: many that only sit there would keep all others out.
+    """Closes a connection on which no request begins within 30 seconds.
 
-    A request has begun when its headers are in; for its body, see gate.py.
+    Without this, a client could open many idle connections and keep other clients out. A request has begun when its
+    headers have arrived; `gate.py` limits the time for its body.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

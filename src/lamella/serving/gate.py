@@ -1,6 +1,7 @@
-"""What a request must pass before its body is read: where it comes from, the token, the size, the time.
+"""Checks on a request before its body is read: its origin, its token, its size, and its duration.
 
-FastAPI reads a body before it asks a route's dependencies, so a stranger could fill the disk. This stands in front.
+FastAPI reads the body of a request before it checks the dependencies of a route, so a client without the token could
+fill the disk. These checks therefore run as middleware, before FastAPI.
 """
 
 import asyncio
@@ -20,21 +21,23 @@ __all__ = ["Gate"]
 
 READING = ("GET", "HEAD", "OPTIONS")
 OPEN = ("/predict",)
-"""Posts that change nothing. All others need the token, also those that are added later."""
+"""The POST routes that change nothing. Every other one needs the token, also a route that is added later."""
 
 
 class Gate:
-    """Lets through what may come in.
+    """Middleware that refuses requests which may not reach the application.
 
     Args:
-        app: what is behind it.
-        token: that a client must know to change the model.
-        limits: on size and time of an upload.
-        hosts: names that the server goes by; any where none is given.
+        app: the application that receives the other requests.
+        token: the secret that a client must send to change the model.
+        limits: the bounds on the size and the duration of an upload.
+        hosts: the host names that clients may use for this server; empty allows every name.
     """
 
     def __init__(self, app: ASGIApp, *, token: str, limits: Limits, hosts: Collection[str] = ()) -> None:
-        self.app, self.limits, self.hosts = app, limits, frozenset(hosts)
+        self.app = app
+        self.limits = limits
+        self.hosts = frozenset(hosts)
         self.digest = _digest(token)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,11 +49,11 @@ class Gate:
         if scope["method"] in READING:
             return await self.app(scope, receive, send)
         if _is_from_elsewhere(headers):
-            fault = "a page of another site sent this; use the page of this server, or a program"
+            fault = "a page of another site sent this request; use the page of this server, or a program"
             return await JSONResponse({"detail": fault}, 403)(scope, receive, send)
         limit = int((self.limits.predict_mb if is_open else self.limits.learn_mb) * MB)
         if not is_open and not self._knows_token(headers.get("authorization", "")):
-            fault = "this changes the model and needs the token; send the header 'Authorization: Bearer TOKEN'"
+            fault = "this request changes the model and needs the token; send the header 'Authorization: Bearer TOKEN'"
             refusal = JSONResponse({"detail": fault}, 401, {"WWW-Authenticate": "Bearer"})
             return await refusal(scope, receive, send)
         announced = headers.get("content-length", "")
@@ -60,18 +63,18 @@ class Gate:
 
     def _knows_token(self, authorization: str) -> bool:
         scheme, _, given = authorization.partition(" ")
-        # Digests are of one length, and comparing them takes as long whatever is wrong.
+        # Digests have equal length, and comparing them takes equally long wherever they differ.
         return compare_digest(_digest(given.strip()), self.digest) and scheme.lower() == "bearer"
 
     def _bounded(self, receive: Receive, limit: int) -> Receive:
-        """`receive`, until the body has become too large or takes too long."""
+        """Wrap `receive` so that it raises when the body is too large or takes too long."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.limits.upload_seconds
         received, complete = 0, False
 
         async def bounded() -> Message:
             nonlocal received, complete
-            if complete:  # what comes now says that the client has left, and may take as long as the answer
+            if complete:  # the next message tells that the client has disconnected; it may come at any later time
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), deadline - loop.time())
@@ -88,7 +91,7 @@ class Gate:
 
 
 def _host_name(address: str) -> str:
-    """Of "name:port", without brackets and in small letters.
+    """Return the host name of "name:port", in lower case and without brackets.
 
     >>> [_host_name(a) for a in ("LocalHost:8000", "[::1]:8000", "[")]
     ['localhost', '::1', '']
@@ -100,14 +103,17 @@ def _host_name(address: str) -> str:
 
 
 def _wrong_host(host: str) -> JSONResponse:
-    """A page elsewhere can give its own name this server's address, and would then be let in as its page."""
+    """Refuse a request for another host name.
+
+    A site can point its own name at the address of this server; a browser would then treat this server as that site.
+    """
     name = _host_name(host)
-    fault = f"this server does not go by the name '{name}'; open the address it printed, or add --allow-host {name}"
+    fault = f"this server does not answer to the name '{name}'; open the address it printed, or add --allow-host {name}"
     return JSONResponse({"detail": fault}, 421)
 
 
 def _is_from_elsewhere(headers: Headers) -> bool:
-    """Whether a browser sent this for a page of another site; programs say nothing of the kind."""
+    """Whether a browser sent the request for a page of another site. Programs send no such headers."""
     if site := headers.get("sec-fetch-site"):
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
@@ -115,7 +121,7 @@ def _is_from_elsewhere(headers: Headers) -> bool:
 
 
 def _too_large(limit: int) -> str:
-    return f"the request is larger than the {limit / MB:g} MB that are taken; send less at once"
+    return f"the request is larger than the {limit / MB:g} MB that are allowed; send less at once"
 
 
 def _digest(token: str) -> bytes:

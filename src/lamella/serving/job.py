@@ -1,4 +1,4 @@
-"""What is known of one learning."""
+"""The state of one training job."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -8,17 +8,26 @@ __all__ = ["Job"]
 
 @dataclass
 class Job:
-    """A learning: what of, how far, and what came of it.
+    """One training job: its task, its progress, and its result.
 
     Attributes:
-        id: of the job, counted from 1. name: of the task. images: that were sent. ignored: files that are no images.
-        starts: how often it was begun; more than once where it was killed and went on.
-        state: what it is doing. error: why it failed, in one line, else "".
-        unreadable: images that were left out, each with the reason why it cannot be read.
-        classes: of the task, once they are known; new: those of them that the model did not know.
-        step: the pass that is under way; steps: how many steps of it are done, `of` so many.
-        version: of the model that it made. held_back, right: images that were not learned from, and how many of them
-            the model gets right. seconds: since it began here, or that it took.
+        id: the number of the job, counted from 1.
+        name: the name of the task.
+        images: how many images the archive had.
+        ignored: the names of the files in the archive that are no images.
+        starts: how often the training process was started; more than once if it was killed and resumed.
+        state: "learning", "done" or "failed".
+        error: one line that says why the job failed; "" if it did not.
+        unreadable: the images that were left out, each with the reason why it cannot be read.
+        classes: the names of the classes of the task; empty until they are known.
+        new: the names of those classes that the model did not know before.
+        step: the pass over the data that is running.
+        steps: how many steps of this pass are done.
+        of: how many steps this pass has.
+        version: the number of the model's version that the job made; None until it is done.
+        held_back: how many images were held out, that is, not learned from.
+        right: how many of the held-out images the model classifies correctly.
+        seconds: how long the job has been running in this server, or how long it took.
     """
 
     id: int
@@ -40,7 +49,7 @@ class Job:
     seconds: float = 0.0
 
     def hear(self, said: dict[str, Any]) -> None:
-        """Note what the process said that learns; see teach.py."""
+        """Update the job from one message of the training process; see worker.py."""
         if "done" in said:
             held_back = said["done"].get("held_back", {})
             self.held_back, self.right = held_back.get("images", 0), held_back.get("right", 0)

@@ -1,4 +1,4 @@
-"""Learning in the background, one at a time, each in a process of its own."""
+"""Training jobs in the background: one at a time, each in its own process."""
 
 import json
 import logging
@@ -16,22 +16,24 @@ __all__ = ["Jobs"]
 
 REMEMBERED = 100
 STARTS = 3
-"""A learning that is killed as often will be so again: it may need more memory than there is."""
-AS_BEFORE = "the model is as before"
+"""A job that was killed this often is given up: it may need more memory than the machine has."""
+AS_BEFORE = "the model is unchanged"
 log = logging.getLogger("lamella.serve")
 
 
 class Jobs:
-    """Starts learnings and follows them.
+    """Starts training jobs and follows their progress.
 
     Args:
-        model: folder of the model.
-        catch_up: puts a newly learned version to use and returns its number.
-        seconds: after which a learning is given up.
+        model: the model's folder.
+        catch_up: a function that loads the newest version of the model for prediction and returns its number.
+        seconds: how long a job may run before it is stopped.
     """
 
     def __init__(self, model: Path, catch_up: Callable[[], int], *, seconds: float) -> None:
-        self.model, self.catch_up, self.seconds = model.resolve(), catch_up, seconds
+        self.model = model.resolve()
+        self.catch_up = catch_up
+        self.seconds = seconds
         self.known: dict[int, Job] = {}
         self._count = 0
         self._busy = threading.Lock()
@@ -42,29 +44,44 @@ class Jobs:
         self._closed = False
 
     def claim(self) -> bool:
-        """Whether nothing is being learned; then nothing else may be, until `start` has ended or `release`."""
+        """Reserve the right to start jobs, until the jobs of `start` have ended or `release` is called.
+
+        Returns:
+            False if it is reserved already.
+        """
         return self._busy.acquire(blocking=False)
 
     def release(self) -> None:
-        """Give up a claim that no job was started with."""
+        """Give up a claim for which no job was started."""
         self._busy.release()
 
     def start(self, sent: Sequence[Sent]) -> Job:
-        """Learn what was sent, one after the other; `claim` was granted. Returns the first one's job."""
+        """Learn the uploads, one after the other. Call `claim` first.
+
+        Args:
+            sent: the uploads to learn, at least one.
+
+        Returns:
+            The job of the first upload.
+        """
         jobs = [self._noted(one) for one in sent]
         self._thread = threading.Thread(target=self._run, args=(jobs, sent), name="lamella-jobs", daemon=True)
         self._thread.start()
         return jobs[0]
 
     def stop(self, id: int) -> None:
-        """Give up a learning for good; does nothing where it has ended."""
+        """Stop a job for good. This does nothing if the job has ended.
+
+        Args:
+            id: the number of the job.
+        """
         with self._starting:
             self._stopped.add(id)
             if self._process is not None and self._learning() == id:
                 self._process.terminate()
 
     def close(self) -> None:
-        """End a learning that is under way; the next server goes on with it."""
+        """End the running job. The next server of this model resumes it."""
         with self._starting:
             self._closed = True
             if self._process is not None:
@@ -99,15 +116,13 @@ class Jobs:
             job.state = "failed" if job.error else "done"
 
     def _learn(self, job: Job, sent: Sent) -> bool:
-        """Whether it is over, well or not; it is not where the server ends."""
+        """Run a job. Returns whether it has ended, by success or failure; False if the server closes before."""
         while True:
             if job.id in self._stopped:
                 job.error = f"the learning was stopped; {AS_BEFORE}"
                 return True
             if sent.note["starts"] >= STARTS:
-                job.error = (
-                    f"the learning was killed {STARTS} times, perhaps for want of memory; the model is as before"
-                )
+                job.error = f"the learning was killed {STARTS} times, perhaps because memory ran out; {AS_BEFORE}"
                 return True
             process = self._begin(job, sent)
             code = 0 if process is None else self._follow(job, process)
@@ -117,33 +132,33 @@ class Jobs:
             if job.error:
                 return True
             if self._closed:
-                job.error = "the learning is interrupted; it goes on when the model is served again"
+                job.error = "the learning is interrupted; it resumes when the model is served again"
                 log.warning("%s: %s", job.name, job.error)
                 return False
             if code > 0:
-                job.error = f"the learning ended early; the server's log may say why; {AS_BEFORE}"
+                job.error = f"the learning ended early; the log of the server may say why; {AS_BEFORE}"
                 return True
 
     def _begin(self, job: Job, sent: Sent) -> "subprocess.Popen[str] | None":
-        """The process that learns; None where the server has ended."""
+        """Start the training process; None if the server is closing."""
         with self._starting:
             if self._closed:
                 return None
             sent.begin()
             job.starts = sent.note["starts"]
             command = [sys.executable, "-m", "lamella.serving.worker", str(self.model), str(sent.folder), job.name]
-            # In a group of its own: Ctrl-C is for the server, which ends the learning in its turn.
+            # The process has its own group, so Ctrl-C reaches the server only, which then ends the process.
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", process_group=0)
             return self._process
 
     def _follow(self, job: Job, process: "subprocess.Popen[str]") -> int:
-        """How the process ended; below 0, it was killed."""
+        """Read the messages of the process until it ends. Returns its exit code, which is negative if it was killed."""
         started = time.monotonic()
         limit = threading.Timer(self.seconds, process.kill)
         limit.start()
         with process:
             for line in process.stdout or ():
-                if line.endswith("\n"):  # a kill may cut one off
+                if line.endswith("\n"):  # a killed process may leave an incomplete line
                     job.hear(json.loads(line))
                 job.seconds = time.monotonic() - started
         code = process.returncode

@@ -1,4 +1,4 @@
-"""The routes that change the model: an archive to learn from, and how far that is."""
+"""The routes that change the model: upload an archive to learn from, follow the job, stop it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +23,11 @@ NO_TOKEN: dict[int | str, dict[str, Any]] = {
     401: {"model": Problem, "description": "the token is missing or wrong"},
 }
 REFUSALS = {
-    **FAULTS, **NO_TOKEN,
+    **FAULTS,
+    **NO_TOKEN,
     429: {"model": Problem, "description": "a learning is under way"},
     507: {"model": Problem, "description": "the disk is full, or cannot be written"},
-}  # fmt: skip
+}
 ABSENT: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "there is no such job"},
     422: FAULTS[422],
@@ -34,17 +35,22 @@ ABSENT: dict[int | str, dict[str, Any]] = {
 
 
 def add_learning(app: FastAPI, service: "Service") -> None:
-    """Put the routes on."""
+    """Add the routes that change the model.
+
+    Args:
+        app: the application that receives the routes.
+        service: what runs behind the routes.
+    """
     documented = [Depends(HTTPBearer(auto_error=False, description="the token of `lamella serve`"))]  # the gate checks
 
     @app.post("/learn", status_code=202, responses=REFUSALS, dependencies=documented)
     async def learn(
         archive: Annotated[UploadFile, File(description="a zip of CLASS/*.jpg")],
         name: Annotated[
-            str, Form(max_length=NAME_LENGTH, description="of the task; the archive's where left out")
+            str, Form(max_length=NAME_LENGTH, description="the name of the task; by default that of the archive")
         ] = "",
     ) -> Job:
-        """Teach the model the classes of an archive, in the background; see /jobs/{id}."""
+        """Learn the classes of an archive in the background; `/jobs/{id}` tells the progress."""
         if not service.jobs.claim():
             busy = f"job {service.learning} is learning" if service.learning else "another archive is being read"
             raise HTTPException(429, f"{busy}; try again when it is done", {"Retry-After": "10"})
@@ -57,21 +63,22 @@ def add_learning(app: FastAPI, service: "Service") -> None:
 
     @app.get("/jobs/{id}", responses=ABSENT)
     def job(id: int) -> Job:
-        """How far a learning is."""
+        """Tell the progress of a job."""
         return replace(_known(service, id))
 
     @app.delete("/jobs/{id}", status_code=202, responses=ABSENT | NO_TOKEN | FOREIGN, dependencies=documented)
     def stop(id: int) -> Job:
-        """Give up a learning; the model stays as it was before. What has ended already is left as it is."""
+        """Stop a job and leave the model unchanged. This does nothing if the job has ended."""
         service.jobs.stop(_known(service, id).id)
         return replace(_known(service, id))
 
 
 def _taken_in(service: "Service", archive: UploadFile, name: str) -> Sent:
-    """The archive's images, in the model's folder.
+    """Unpack an archive into the model's folder.
 
     Raises:
-        HTTPException: as `unpack`; 503, the model is gone or damaged; 507, its folder cannot be written.
+        HTTPException: the archive is refused, with a status of `unpack`; 503, the model is missing or damaged; 507, its
+            folder cannot be written.
     """
     try:
         sent = take_in(service.model)

@@ -1,4 +1,4 @@
-"""How much one request may ask for."""
+"""Bounds on the requests of clients."""
 
 from dataclasses import dataclass
 
@@ -9,16 +9,19 @@ MB = 1_000_000
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what is taken from a client; what is beyond is refused, and nothing of it is kept.
+    """Bounds on the requests of clients. A request beyond them is refused, and nothing of it is stored.
 
     Attributes:
-        predict_mb: of a request to predict, in 1,000,000 bytes. learn_mb: of an archive to learn from.
-        unpacked_mb: of the archive's images together.
-        megapixels: of one image, by its header, in 1,000,000 pixels.
-        images: in a request to predict. files: in an archive.
-        waiting: images that wait for the model at once, of all clients.
-        upload_seconds: until a request has arrived. predict_seconds: until it is answered.
-        learn_seconds: until a learning is given up.
+        predict_mb: the size of a request to predict, in units of 1,000,000 bytes.
+        learn_mb: the size of an archive to learn from, in the same unit.
+        unpacked_mb: the total size of the unpacked files of an archive, in the same unit.
+        megapixels: the size of one image according to its header, in units of 1,000,000 pixels.
+        images: the number of images in a request to predict.
+        files: the number of files in an archive.
+        waiting: the number of images of all clients that may wait for the model at the same time.
+        upload_seconds: the time until the body of a request has arrived.
+        predict_seconds: the time until a request to predict is answered.
+        learn_seconds: the time until a job is stopped.
     """
 
     predict_mb: float = 64

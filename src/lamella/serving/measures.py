@@ -1,4 +1,4 @@
-"""What Prometheus reads at `/metrics`."""
+"""The metrics that Prometheus reads at `/metrics`."""
 
 import time
 from collections.abc import Callable
@@ -12,10 +12,12 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Measures:
-    """Counts of one server.
+    """The metrics of one server.
 
     Args:
-        version: of the model in use. waiting: images whose prediction is awaited. learning: whether a task is learned.
+        version: returns the version of the model in use.
+        waiting: returns how many images wait for their prediction.
+        learning: returns 1 while a task is learned, else 0.
     """
 
     def __init__(
@@ -33,17 +35,28 @@ class Measures:
             Gauge(f"lamella_{name}", text, registry=registry).set_function(value)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count a request; `route` is the pattern, so that strangers cannot make series without end."""
+        """Count an answered request.
+
+        Args:
+            route: the pattern of the route, not the path, so that clients cannot create series without limit.
+            status: the HTTP status of the answer.
+            seconds: the time until the answer.
+        """
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 
     def page(self) -> bytes:
-        """Prometheus' text format."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
 
 class Measured:
-    """Counts every request to the application within."""
+    """Middleware that counts every request.
+
+    Args:
+        app: the application that answers the requests.
+        measures: the metrics to update.
+    """
 
     def __init__(self, app: ASGIApp, *, measures: Measures) -> None:
         self.app, self.measures = app, measures

@@ -1,4 +1,7 @@
-"""The model directory as it changes: by a learning of the server's own, by `lamella learn`, by `lamella rollback`."""
+"""Loads the newest version of a model whenever its folder changes.
+
+The folder changes by a job of the server, by `lamella learn`, or by `lamella rollback`.
+"""
 
 import logging
 import threading
@@ -15,10 +18,14 @@ log = logging.getLogger("lamella.serve")
 
 
 def load(folder: Path) -> Loaded:
-    """The current version of the model at `folder`.
+    """Load the current version of a model.
+
+    Args:
+        folder: the model's folder.
 
     Raises:
-        FileNotFoundError, ValueError: as `Learner.load`.
+        FileNotFoundError: there is no model at `folder`.
+        ValueError: the model cannot be read.
     """
     manifest = load_manifest(folder)
     version = int(manifest["version"])
@@ -26,17 +33,22 @@ def load(folder: Path) -> Loaded:
 
 
 class Follower:
-    """Gives a batcher the current version, whoever made it.
+    """Watches the model's folder in a thread and gives new versions to a batcher.
 
     Args:
-        folder: of the model. batcher: that predicts with it. seconds: between looks.
+        folder: the model's folder.
+        batcher: the batcher that predicts with the model.
+        seconds: the time between two checks of the folder.
 
     Attributes:
-        problem: why the directory's version cannot be used, else ""; the version before stays in use.
+        problem: one line that says why the newest version cannot be used; "" if it can. Until then the version before
+            it stays in use.
     """
 
     def __init__(self, folder: Path, batcher: Batcher, *, seconds: float = 1.0) -> None:
-        self.folder, self.batcher, self.seconds = folder, batcher, seconds
+        self.folder = folder
+        self.batcher = batcher
+        self.seconds = seconds
         self.problem = ""
         self._one_at_a_time = threading.Lock()
         self._ended = threading.Event()
@@ -44,13 +56,17 @@ class Follower:
         self._thread.start()
 
     def catch_up(self) -> int:
-        """Use the directory's version from the next batch on; returns its number.
+        """Load the current version if it is not in use yet; the next batch is predicted with it.
+
+        Returns:
+            The number of the version in use.
 
         Raises:
-            FileNotFoundError, ValueError: as `Learner.load`; the version before stays in use.
+            FileNotFoundError: the model is missing. The version before stays in use.
+            ValueError: the model cannot be read. The version before stays in use.
         """
         with self._one_at_a_time:
-            # Not the number alone: the folder may be another model's by now.
+            # Compare the whole metadata, not only the number: the folder may hold another model by now.
             if load_manifest(self.folder) != self.batcher.loaded.manifest:
                 self.batcher.loaded = load(self.folder)
                 log.info("version %d of %s is in use", self.batcher.loaded.version, self.folder)

@@ -1,4 +1,4 @@
-"""From the files of a request to predictions: read and prepared in threads, predicted in the batcher's."""
+"""From the image files of a request to predictions: several threads read the files, the batcher's thread predicts."""
 
 import asyncio
 import io
@@ -11,43 +11,49 @@ from fastapi import HTTPException, UploadFile
 from torch import Tensor
 
 from lamella.data.decoding import decode
-from lamella.data.transform import plain_view
+from lamella.data.transform import of_images, plain_view
 from lamella.serving.batching import Answer, Batcher
 from lamella.serving.limits import Limits
 from lamella.serving.uploads import check_image
 
 __all__ = ["Desk"]
 
-READERS = min(4, os.cpu_count() or 1)  # a decoded photo takes 150 MB at the most, and is gone when it is prepared
+READERS = min(4, os.cpu_count() or 1)  # each may hold one decoded photo of up to 150 MB
 
 
 class Desk:
-    """Takes images in and hands predictions out.
+    """Queues the images of requests and returns their predictions.
 
     Args:
-        batcher: that predicts. limits: on images and time.
+        batcher: the batcher that predicts.
+        limits: the bounds on images and time.
 
     Attributes:
-        waiting: images taken in and not yet answered.
+        waiting: how many images wait for their prediction.
     """
 
     def __init__(self, batcher: Batcher, limits: Limits) -> None:
-        self.batcher, self.limits = batcher, limits
+        self.batcher = batcher
+        self.limits = limits
         self.waiting = 0
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="lamella-read")
 
     async def predict(self, files: Sequence[UploadFile], top: int) -> Answer:
-        """What the images look like; they are one item for the batcher, so one version of the model answers.
+        """Predict the classes of images. The batcher keeps them together, so one version of the model answers for all.
+
+        Args:
+            files: the image files of one request.
+            top: how many classes to name for each image.
 
         Raises:
-            HTTPException: 413, 415, 422: an image is not taken, by name; 503: too many images wait, the model does not
-                answer in time, or has learned nothing.
+            HTTPException: 413, 415 or 422, an image is refused; 503, too many images wait, the model does not answer in
+                time, or it has learned nothing.
         """
         if not self.batcher.loaded.learner.tasks:
             raise HTTPException(503, "this model has learned nothing yet; send a task to /learn first")
         if len(files) > self.limits.images:
             raise HTTPException(
-                413, f"{len(files)} images at once; {self.limits.images} are taken, send the rest later"
+                413, f"{len(files)} images were sent at once; {self.limits.images} are allowed, send the rest later"
             )
         if self.waiting + len(files) > self.limits.waiting:
             raise HTTPException(503, f"{self.waiting} images wait already; try again soon", {"Retry-After": "1"})
@@ -67,7 +73,7 @@ class Desk:
         return await asyncio.wrap_future(self.batcher.submit(torch.cat(inputs), top))
 
     def _prepare(self, content: bytes, name: str) -> Tensor:
-        """(1, 3, size, size), as the backbone wants it."""
+        """Decode one image into the backbone's input, `(1, 3, size, size)`."""
         if not content:
             raise HTTPException(422, f"'{name}' is empty; send an image")
         check_image(io.BytesIO(content), name, self.limits)
@@ -75,7 +81,8 @@ class Desk:
             pixels = decode(content, f"'{name}'")
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        return plain_view(self.batcher.loaded.learner.backbone.transform)([pixels], torch.zeros(1, dtype=torch.int64))
+        transform = of_images(self.batcher.loaded.learner.backbone.transform, "a request with files")
+        return plain_view(transform)([pixels], torch.zeros(1, dtype=torch.int64))
 
     def close(self) -> None:
         self._readers.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What the server says, as its OpenAPI description has it."""
+"""The answers of the server, as its OpenAPI description lists them."""
 
 from typing import Any
 
@@ -8,8 +8,17 @@ from lamella.learner.confidence import UNKNOWN
 from lamella.learner.learner import Learner, Prediction
 
 __all__ = [
-    "ELSEWHERE", "FAULTS", "FOREIGN", "ClassRow", "Guess", "Health", "Predicted", "Predictions", "Problem", "TaskRow",
-]  # fmt: skip
+    "ELSEWHERE",
+    "FAULTS",
+    "FOREIGN",
+    "ClassRow",
+    "Guess",
+    "Health",
+    "Predicted",
+    "Predictions",
+    "Problem",
+    "TaskRow",
+]
 
 
 class Problem(BaseModel):
@@ -19,19 +28,19 @@ class Problem(BaseModel):
 
 
 ELSEWHERE: dict[int | str, dict[str, Any]] = {
-    421: {"model": Problem, "description": "the server does not go by that name"},
+    421: {"model": Problem, "description": "the server does not answer to that host name"},
 }
 FOREIGN: dict[int | str, dict[str, Any]] = {
-    403: {"model": Problem, "description": "a page of another site sent it"},
+    403: {"model": Problem, "description": "a page of another site sent the request"},
 }
 FAULTS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "the request cannot be read"},
     **FOREIGN,
-    408: {"model": Problem, "description": "it took too long to arrive"},
+    408: {"model": Problem, "description": "the request took too long to arrive"},
     413: {"model": Problem, "description": "too many bytes, files or pixels"},
     415: {"model": Problem, "description": "not an image, or not a zip"},
     422: {"model": Problem, "description": "damaged, or not what is expected"},
-    503: {"model": Problem, "description": "too much to do, or nothing learned yet; try again later"},
+    503: {"model": Problem, "description": "too many requests, or nothing learned yet; try again later"},
 }
 
 
@@ -39,35 +48,43 @@ class Guess(BaseModel):
     """A class that an image may show."""
 
     name: str
-    confidence: float = Field(description="0..1, over all classes 1 in sum; calibrated on images held back")
+    confidence: float = Field(description="0..1, the sum over all classes is 1; calibrated on held-out images")
 
 
 class Predicted(BaseModel):
-    """What an image looks like."""
+    """The prediction for one image."""
 
-    name: str = Field(description="of the file, as sent")
+    name: str = Field(description="the name of the file, as sent")
     classes: list[Guess] = Field(description="best first")
-    task: str = Field(description="that taught the first class")
-    familiarity: float | None = Field(description="0..1, the share of held-back images that looked as strange")
-    unknown: bool | None = Field(
-        description=f"whether familiarity is below {UNKNOWN}; null where nothing was held back"
+    task: str = Field(description="the task that taught the first class")
+    familiarity: float | None = Field(
+        description="0..1, the share of held-out images that looked at least as strange; null if none were held out"
     )
+    unknown: bool | None = Field(description=f"whether familiarity is below {UNKNOWN}; null if no images were held out")
 
     @classmethod
     def of(cls, name: str, prediction: Prediction) -> "Predicted":
-        """A prediction for the file called `name`."""
+        """Convert the prediction for one file.
+
+        Args:
+            name: the name of the file.
+            prediction: the prediction for its image.
+        """
         pairs = zip(prediction.classes, prediction.confidences, strict=True)
         familiarity = prediction.familiarity
         return cls(
-            name=name, classes=[Guess(name=n, confidence=c) for n, c in pairs], task=prediction.task,
-            familiarity=familiarity, unknown=None if familiarity is None else familiarity < UNKNOWN,
-        )  # fmt: skip
+            name=name,
+            classes=[Guess(name=n, confidence=c) for n, c in pairs],
+            task=prediction.task,
+            familiarity=familiarity,
+            unknown=None if familiarity is None else familiarity < UNKNOWN,
+        )
 
 
 class Predictions(BaseModel):
-    """An answer to images, in their order."""
+    """The predictions for the images of a request, in their order."""
 
-    version: int = Field(description="of the model")
+    version: int = Field(description="the version of the model that predicted")
     predictions: list[Predicted]
 
 
@@ -76,10 +93,11 @@ class ClassRow(BaseModel):
 
     id: int
     name: str
-    tasks: list[str] = Field(description="that had images of it")
+    tasks: list[str] = Field(description="the tasks that had images of this class")
 
     @classmethod
     def all_of(cls, learner: Learner) -> "list[ClassRow]":
+        """Describe every class of a model, in the order of their ids."""
         return [
             cls(id=i, name=name, tasks=[t.name for t in learner.tasks if i in t.classes])
             for i, name in learner.class_names.items()
@@ -91,13 +109,14 @@ class TaskRow(BaseModel):
 
     name: str
     classes: list[str]
-    images: int = Field(description="learned from")
+    images: int = Field(description="how many images were learned from")
     seconds: float
-    held_back: int = Field(description="images not learned from")
-    right: int = Field(description="of those, named rightly just after the task was learned")
+    held_back: int = Field(description="how many images were held out, that is, not learned from")
+    right: int = Field(description="how many held-out images were classified correctly just after the task was learned")
 
     @classmethod
     def all_of(cls, learner: Learner) -> "list[TaskRow]":
+        """Describe every task of a model, oldest first."""
         rows: list[TaskRow] = []
         for task in learner.tasks:
             held = task.held_back
@@ -115,13 +134,13 @@ class TaskRow(BaseModel):
 
 
 class Health(BaseModel):
-    """How the server is."""
+    """The state of the server."""
 
     status: str = Field(description='"ok", or why the newest version of the model cannot be used')
-    version: int = Field(description="of the model in use")
+    version: int = Field(description="the version of the model in use")
     classes: int
     tasks: int
     method: str
     backbone: str
-    learning: int | None = Field(description="id of the learning that is under way")
-    waiting: int = Field(description="images whose prediction is awaited")
+    learning: int | None = Field(description="the id of the running job; null if there is none")
+    waiting: int = Field(description="how many images wait for their prediction")

@@ -1,4 +1,4 @@
-"""All that runs behind the routes of one server."""
+"""The parts that run behind the routes of one server."""
 
 import logging
 from pathlib import Path
@@ -17,20 +17,27 @@ log = logging.getLogger("lamella.serve")
 
 
 class Service:
-    """All that runs behind the routes.
+    """The parts that run behind the routes of one server: the batcher, the watcher of the folder, and the jobs.
 
     Args:
-        model: folder of the model. limits: on requests.
+        model: the model's folder.
+        limits: the bounds on requests.
+
+    Raises:
+        FileNotFoundError: there is no model at `model`.
+        ValueError: the model cannot be read, or a folder that Lamella makes inside it is a symbolic link.
     """
 
     def __init__(self, model: Path, limits: Limits) -> None:
-        self.model, self.limits = model, limits
+        self.model = model
+        self.limits = limits
         check_places(model)
         loaded = load(model)
         self.measures = Measures(
-            version=lambda: self.batcher.loaded.version, waiting=lambda: self.desk.waiting,
+            version=lambda: self.batcher.loaded.version,
+            waiting=lambda: self.desk.waiting,
             learning=lambda: float(self.learning is not None),
-        )  # fmt: skip
+        )
         self.batcher = Batcher(loaded, observe=self.measures.images.observe)
         self.desk = Desk(self.batcher, limits)
         self.follower = Follower(model, self.batcher)
@@ -38,17 +45,17 @@ class Service:
 
     @property
     def learning(self) -> int | None:
-        """The id of the job that is under way."""
+        """The id of the running job; None if there is none."""
         return next((job.id for job in self.jobs.known.values() if job.state == "learning"), None)
 
     def go_on(self) -> None:
-        """Learn what an earlier server of this model took in and could not finish."""
+        """Resume the jobs that an earlier server of this model could not finish."""
         if (left := interrupted(self.model)) and self.jobs.claim():
             for sent in left:
-                log.warning("%s: its learning was interrupted and goes on", sent.note["name"])
+                log.warning("%s: its learning was interrupted and resumes", sent.note["name"])
             self.jobs.start(left)
 
     def close(self) -> None:
-        """End every thread and process; what was asked is answered first, an unfinished learning stays to go on."""
+        """End every thread and process. Queued requests are answered first; an unfinished job can be resumed later."""
         for part in (self.jobs, self.follower, self.desk, self.batcher):
             part.close()

@@ -1,4 +1,7 @@
-"""What clients send: images, and archives of class folders. Nothing is decoded or unpacked before it was looked at."""
+"""Checks of what clients send: images, and archives of class folders.
+
+Every image is checked by its header before it is decoded, every archive by its list of entries before it is unpacked.
+"""
 
 import errno
 import re
@@ -21,16 +24,17 @@ from lamella.serving.limits import MB, Limits
 __all__ = ["Unpacked", "check_image", "unpack"]
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Readers that a stranger's file may reach: those of the endings that folders are searched for."""
+"""The formats that are decoded: those of the file name extensions that are images in a folder."""
 UNSAFE = re.compile(r"[\\:\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""In names: separators and drives of other systems, and what would garble a log or break a line."""
+"""Characters that names may not contain: separators and drives of other systems, control characters, line breaks."""
 
 
 class Unpacked(NamedTuple):
-    """What an archive held.
+    """The content of an archive.
 
     Attributes:
-        images: how many. ignored: names of the files that are no images.
+        images: how many images it has.
+        ignored: the names of the files that are no images.
     """
 
     images: int
@@ -38,10 +42,15 @@ class Unpacked(NamedTuple):
 
 
 def check_image(source: BinaryIO, name: str, limits: Limits) -> None:
-    """Look at an image's header only.
+    """Check the header of an image, without decoding the image.
+
+    Args:
+        source: the image file.
+        name: the name of the file, for messages.
+        limits: the bound on its pixels.
 
     Raises:
-        HTTPException: 415, it is none of the known formats; 413, it has too many pixels.
+        HTTPException: 415, the format is unknown; 413, the image has too many pixels.
     """
     try:
         with warnings.catch_warnings():
@@ -49,23 +58,31 @@ def check_image(source: BinaryIO, name: str, limits: Limits) -> None:
             with Image.open(source, formats=FORMATS) as image:
                 width, height = image.size
     except Image.DecompressionBombError:
-        raise HTTPException(413, f"'{name}' has too many pixels; {limits.megapixels:g} megapixels are taken") from None
+        raise HTTPException(
+            413, f"'{name}' has too many pixels; {limits.megapixels:g} megapixels are allowed"
+        ) from None
     except FAULTS:
         raise HTTPException(415, f"'{name}' is no image of a known format ({', '.join(FORMATS)})") from None
     if width * height > limits.megapixels * 1e6:
-        fault = f"'{name}' has {width} x {height} pixels; {limits.megapixels:g} megapixels are taken"
+        fault = f"'{name}' has {width} x {height} pixels; {limits.megapixels:g} megapixels are allowed"
         raise HTTPException(413, fault)
 
 
 def unpack(archive: BinaryIO, folder: Path, limits: Limits) -> Unpacked:
-    """Write the images of a zip of CLASS/*.jpg below `folder`, which is empty.
+    """Unpack the images of a zip file of CLASS/*.jpg.
 
-    A single folder around the class folders is left out. Names are written in one form (NFC): some systems pack "é" as
-    two signs, and would make a second class of it.
+    A single folder around the class folders is left out. Names are normalised to the Unicode form NFC. Some systems
+    store "é" as two characters, which would otherwise become a second class.
+
+    Args:
+        archive: the zip file.
+        folder: an empty folder that receives the class folders.
+        limits: the bounds on the archive.
 
     Raises:
-        HTTPException: 415, it is no zip, or holds a file that is no image; 413, it is too large in one way or another;
-            422, it is damaged or encrypted, a name leads out of the folder, or there is no class folder.
+        HTTPException: 415, the archive is no zip file, or a file in it with the name of an image is none; 413, it has
+            too many files, bytes or pixels; 422, it is damaged or encrypted, a name leads out of the folder, or it has
+            no class folders; 507, the disk is full.
     """
     try:
         with zipfile.ZipFile(archive) as content:
@@ -77,25 +94,27 @@ def unpack(archive: BinaryIO, folder: Path, limits: Limits) -> Unpacked:
                     check_image(file, image.filename, limits)
     except zipfile.BadZipFile as error:
         is_zip = zipfile.is_zipfile(archive)
-        status, what = (422, "is damaged") if is_zip else (415, "is no zip")
+        status, what = (422, "is damaged") if is_zip else (415, "is no zip file")
         raise HTTPException(status, f"the archive {what} ({error}); send a zip of CLASS/*.jpg") from None
     except (NotImplementedError, RuntimeError, EOFError, UnicodeError) as error:
-        raise HTTPException(422, f"the archive cannot be read ({error}); make a plain zip") from None
+        raise HTTPException(422, f"the archive cannot be read ({error}); send an ordinary zip file") from None
     return Unpacked(len(places), ignored)
 
 
 def _sorted_out(entries: Sequence[zipfile.ZipInfo], limits: Limits) -> tuple[list[zipfile.ZipInfo], tuple[str, ...]]:
-    """Entries that are images, and names of the other files; sizes, links and names are checked of all."""
+    """Return the entries that are images, and the names of the other files. All entries are checked."""
     if len(entries) > limits.files:
-        raise HTTPException(413, f"the archive has {len(entries)} entries; {limits.files} are taken")
+        raise HTTPException(413, f"the archive has {len(entries)} entries; {limits.files} are allowed")
     if sum(entry.file_size for entry in entries) > limits.unpacked_mb * MB:
-        raise HTTPException(413, f"the archive's files are larger than {limits.unpacked_mb:g} MB together")
+        raise HTTPException(
+            413, f"the files of the archive have more than the {limits.unpacked_mb:g} MB that are allowed"
+        )
     images: list[zipfile.ZipInfo] = []
     ignored: list[str] = []
     for entry in entries:
         place = _safe_path(entry.filename)
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise HTTPException(422, f"'{entry.filename}' in the archive is a link or a device; send plain files")
+            raise HTTPException(422, f"'{entry.filename}' in the archive is a link or a device; send ordinary files")
         if entry.is_dir():
             continue
         hidden = any(part.startswith((".", "__MACOSX")) for part in place.parts)
@@ -111,14 +130,12 @@ def _sorted_out(entries: Sequence[zipfile.ZipInfo], limits: Limits) -> tuple[lis
 def _safe_path(name: str) -> PurePosixPath:
     path = PurePosixPath(unicodedata.normalize("NFC", name))
     if path.is_absolute() or ".." in path.parts or UNSAFE.search(name) or not path.parts:
-        raise HTTPException(
-            422, f"the archive has an entry {name!r}, whose name is not taken; use plain CLASS/image.jpg"
-        )
+        raise HTTPException(422, f"the archive has an entry {name!r}, whose name is not allowed; use CLASS/image.jpg")
     return path
 
 
 def _without_wrapper(paths: Sequence[PurePosixPath]) -> list[PurePosixPath]:
-    """The paths from their class folders on.
+    """Return the paths without the folders around the class folders.
 
     >>> [str(p) for p in _without_wrapper([PurePosixPath("photos/cat/1.jpg"), PurePosixPath("photos/dog/1.jpg")])]
     ['cat/1.jpg', 'dog/1.jpg']
@@ -131,7 +148,7 @@ def _without_wrapper(paths: Sequence[PurePosixPath]) -> list[PurePosixPath]:
 
 
 def _write(content: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
-    """One image; a `ZipFile` gives no more bytes than the entry announced."""
+    """Unpack one image. A `ZipFile` never returns more bytes than the entry announces."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file, content.open(entry) as packed:

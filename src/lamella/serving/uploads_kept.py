@@ -1,10 +1,11 @@
-"""Archives that were sent and are not learned yet. They lie in the model's folder, so that no kill loses them.
+"""Uploads that are not learned yet. They are stored in the model's folder, so that a killed server loses none.
 
-    MODEL/sent/<time>/images/     what was unpacked
-    MODEL/sent/<time>/sent.json   what it is; written last, so that it says that the rest is whole
-    MODEL/sent/<time>/learning/   where its learning goes on
+    MODEL/sent/<time>/images/     the unpacked images
+    MODEL/sent/<time>/sent.json   its description; written last, so the upload is complete if this file exists
+    MODEL/sent/<time>/learning/   the checkpoints of its training
+    MODEL/sent/<time>/.lock       held by the server that works on the upload
 
-A hold on each dies with the server that took it in: what nobody holds was interrupted.
+The lock is released when its server ends. An upload that no server has locked was therefore interrupted.
 """
 
 import re
@@ -25,30 +26,44 @@ __all__ = ["CHECKPOINTS", "IMAGES", "Sent", "check_places", "interrupted", "take
 
 FOLDER, IMAGES, CHECKPOINTS, NOTE = "sent", "images", "learning", "sent.json"
 TIME = re.compile(r"\d+-[0-9a-f]{4}")
-"""Names of the archives' folders; any other folder is somebody else's, and stays as it is."""
+"""The names of the folders of uploads. Any other folder is left alone."""
 
 
 class Sent:
-    """One archive, held by this process.
+    """One upload, locked by this process.
+
+    Args:
+        folder: the folder of the upload, which must exist.
 
     Attributes:
-        images: the folder of its class folders. note: "name" of the task, how many "images", files "ignored", how
-            often learning it was begun ("starts"), and how many "tasks" the model had when it came.
+        images: the folder of its class folders.
+        note: the description of the upload: the "name" of the task, the number of "images", the files "ignored", how
+            often its training was started ("starts"), and how many "tasks" the model had when it arrived.
+
+    Raises:
+        Timeout: another process holds the lock.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.images = folder, folder / IMAGES
+        self.folder = folder
+        self.images = folder / IMAGES
         self.note: dict[str, Any] = {}
-        # Taken by one thread, let go by another.
+        # One thread acquires the lock, another one releases it.
         self._hold = FileLock(folder / ".lock", timeout=0, thread_local=False)
         self._hold.acquire()
 
     def keep(self, name: str, images: int, ignored: Sequence[str]) -> None:
-        """From now on it is whole."""
+        """Write the description, which marks the upload as complete.
+
+        Args:
+            name: the name of the task.
+            images: how many images the upload has.
+            ignored: the names of the files that are no images.
+        """
         self._write({**self.note, "name": name, "images": images, "ignored": list(ignored), "starts": 0})
 
     def begin(self) -> None:
-        """Learning it begins once more."""
+        """Count one more start of its training."""
         self._write({**self.note, "starts": self.note["starts"] + 1})
 
     def _write(self, note: dict[str, Any]) -> None:
@@ -56,24 +71,27 @@ class Sent:
         self.note = note
 
     def drop(self) -> None:
-        """It is learned, or will not be."""
+        """Delete the upload: it is learned, or it will not be learned."""
         rmtree(self.folder, ignore_errors=True)
         self._hold.release()
-        with suppress(OSError):  # another one is there, too
+        with suppress(OSError):  # the folder holds another upload
             self.folder.parent.rmdir()
 
     def leave(self) -> None:
-        """It stays for the next server."""
+        """Release the upload and leave it for the next server."""
         self._hold.release()
 
 
 def take_in(model: Path) -> Sent:
-    """An empty place for an archive.
+    """Create an empty upload.
+
+    Args:
+        model: the model's folder.
 
     Raises:
-        FileNotFoundError, ValueError: there is no model at `model` any more, or none that can be read.
-        ValueError: "sent" in it is a symbolic link.
-        OSError: it cannot be written.
+        FileNotFoundError: there is no model at `model`.
+        ValueError: the model cannot be read, or "sent" in its folder is a symbolic link.
+        OSError: the folder cannot be written.
     """
     tasks = len(load_manifest(model)["tasks"])
     refuse_links(model / FOLDER)
@@ -86,7 +104,10 @@ def take_in(model: Path) -> Sent:
 
 
 def check_places(model: Path) -> None:
-    """Make sure that learning what is sent would write and delete nowhere but in the model's own folder.
+    """Make sure that learning an upload writes and deletes inside the model's folder only.
+
+    Args:
+        model: the model's folder.
 
     Raises:
         ValueError: a folder or file that Lamella makes there is a symbolic link.
@@ -96,7 +117,7 @@ def check_places(model: Path) -> None:
 
 
 def _archives(model: Path) -> list[Path]:
-    """The folders of what was sent, oldest first; raises ValueError where a link is among them or in one of them."""
+    """Return the folders of all uploads, oldest first. Raises ValueError if one is or contains a symbolic link."""
     refuse_links(model / FOLDER)
     found = sorted(folder for folder in (model / FOLDER).glob("*/") if TIME.fullmatch(folder.name))
     refuse_links(*found, *(folder / own for folder in found for own in (".lock", IMAGES, NOTE, CHECKPOINTS)))
@@ -104,16 +125,19 @@ def _archives(model: Path) -> list[Path]:
 
 
 def interrupted(model: Path) -> list[Sent]:
-    """What no server holds, oldest first; what had not come in whole is removed.
+    """Return the uploads that no server has locked, oldest first. Incomplete ones are deleted.
+
+    Args:
+        model: the model's folder.
 
     Raises:
-        ValueError: as `check_places`.
+        ValueError: a folder or file that Lamella makes there is a symbolic link.
     """
     found: list[Sent] = []
     for folder in _archives(model):
         try:
             sent = Sent(folder)
-        except (Timeout, OSError):  # another server's, or a folder that is only served from
+        except (Timeout, OSError):  # another server holds the lock, or the folder is read-only
             continue
         if (folder / NOTE).exists():
             sent.note = read_json(folder / NOTE)
@@ -124,5 +148,5 @@ def interrupted(model: Path) -> list[Sent]:
 
 
 def tasks_before(folder: Path) -> int:
-    """How many tasks the model had when the archive came into `folder`."""
+    """Return how many tasks the model had when the upload in `folder` arrived."""
     return int(read_json(folder / NOTE)["tasks"])

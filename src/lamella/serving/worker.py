@@ -1,7 +1,7 @@
-"""Learning in a process of its own: `python -m lamella.serving.worker MODEL SENT`, started by the server.
+"""The training process that the server starts: `python -m lamella.serving.worker MODEL SENT NAME`.
 
-What it does is what `lamella learn MODEL SENT/images` does. It tells how far it is on its standard output, a JSON
-object a line; the last one has "done" or "error".
+It does the same as `lamella learn MODEL SENT/images`. It reports its progress on standard output, as one JSON object
+per line. The last object has the key "done" or "error".
 """
 
 import json
@@ -24,20 +24,26 @@ __all__ = ["main", "teach"]
 Say = Callable[[dict[str, Any]], None]
 SECONDS_BETWEEN = 0.2
 PLACE_IN_LINE = 5
-"""Niceness: those who wait for a prediction come first."""
+"""The niceness of the process: predictions have priority over training."""
 
 
 def teach(model: Path, sent: Path, name: str, say: Say) -> TaskRecord:
-    """Learn what was sent as the model's next task, from where an interrupted attempt stood; returns its record.
+    """Learn an upload as the model's next task, or resume an interrupted attempt.
 
-    Images that cannot be read are left out, and said.
+    Images that cannot be read are left out and reported.
 
     Args:
-        sent: folder of a `Sent`. name: of the task.
+        model: the model's folder.
+        sent: the folder of an upload (`Sent`).
+        name: the name of the task.
+        say: a function that sends one message to the server.
+
+    Returns:
+        The record of the learned task.
 
     Raises:
-        FileNotFoundError: there is no model any more.
-        ValueError: a class has too few images that can be read; or the model is damaged.
+        FileNotFoundError: there is no model at `model`.
+        ValueError: a class has too few images that can be read, or the model is damaged.
     """
     folder = ModelFolder(model)
     source, unreadable = load_readable((sent / IMAGES).resolve(), name=name, layout="classes")
@@ -48,7 +54,7 @@ def teach(model: Path, sent: Path, name: str, say: Say) -> TaskRecord:
         unreadable,
         place=sent / CHECKPOINTS,
         since=tasks_before(sent),
-        waiting=lambda busy: say({"step": f"waits: {busy}"}),
+        waiting=lambda busy: say({"step": f"waiting: {busy}"}),
     ) as learning:
         known = set(learning.model.class_names.values())
         names = list(learning.task.class_names)
@@ -75,7 +81,7 @@ def _reporting(say: Say) -> Progress:
 
 
 def main() -> None:
-    """The arguments and the answer of the process; a mistake is the last line, and nothing is learned."""
+    """Run the process. If learning fails, the last line holds the error, and the model is unchanged."""
     channel = _only_channel()
 
     def say(what: dict[str, Any]) -> None:
@@ -87,16 +93,16 @@ def main() -> None:
     model, sent, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     try:
         say({"done": teach(model, sent, name, say).to_json()})
-    except BrokenPipeError:  # the server is gone; the next one goes on with what was sent
+    except BrokenPipeError:  # the server has ended; the next one resumes the upload
         sys.exit(1)
     except (ValueError, RuntimeError, OSError) as error:
-        # Names of the archive, not of the place where it was unpacked.
+        # Name the files as in the archive, without the folder where they were unpacked.
         say({"error": " ".join(str(error).replace(f"{sent / IMAGES}{os.sep}", "").split())})
         sys.exit(1)
 
 
 def _only_channel() -> TextIO:
-    """Standard output, which from now on is the server's alone: what libraries print goes to standard error."""
+    """Return a stream to the server, and send what libraries print on standard output to standard error."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return channel

@@ -45,8 +45,8 @@ def computing(device: torch.device, precision: str) -> Iterator[None]:
 def _attention_as_products() -> Iterator[None]:
     """Attention as two matrix products: torch's fused kernel is slow in bfloat16 on a CPU, above all backwards.
 
-    `benchmarks/precision.py` has the figures. The flag keeps the products in bfloat16; it is named after CUDA and holds
-    for the CPU too.
+    `benchmarks/ratios.py precision` has the figures. The flag keeps the products in bfloat16; it is named after CUDA
+    and holds for the CPU too.
     """
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)

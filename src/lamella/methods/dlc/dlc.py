@@ -8,7 +8,7 @@ code. Convolutional LoRA: Aleem et al., "ConvLoRA and AdaBN Based Domain Adaptat
 
 A base method, named by the table [method.base] with its own settings, learns each task as it would alone, from scratch
 and with its exemplars. Then the base is frozen, and a plugin is trained that corrects its features for this task.
-Without plugins the model is the base, bit for bit; plugin_files.py takes them out, into files, and puts them back.
+Without plugins the model is the base, bit for bit.
 
     symbol                      here
     f_0(x; theta_t)             the base's features, lane "" of the tails
@@ -52,6 +52,7 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.methods.dlc.plugins import Tails, check_base
 from lamella.methods.dlc.weighting import WeightingUnit, aggregated
@@ -146,57 +147,37 @@ class DLC(MethodOnBase):
         return self.heads.classes
 
     @property
-    def learned_plugins(self) -> tuple[str, ...]:
-        """The name of each plugin learned, whether or not it is in place."""
-        return tuple(f"plugin-{i}" for i in range(len(self.heads)))
-
-    @property
     def plugins(self) -> tuple[str, ...]:
-        """The names of the plugins in place: a lane, a gate and columns of the classifier each."""
-        return tuple(name for name in self.learned_plugins if self.tails.has(name))
+        """The plugins' names: a lane, a gate and columns of the classifier each."""
+        return tuple(f"plugin-{i}" for i in range(len(self.heads)))
 
     @property
     def own_adapters(self) -> tuple[str, ...]:
         return self.plugins
 
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+    def predict(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
         """(n, classes): the trunk once, the tail without and with each plugin, gates, and the classifier."""
         return only_columns(self.logits(x), self.classes, task)
 
-    def logits(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """(n, classes); the base's where all plugins are taken out.
+    def logits(self, x: Samples) -> Tensor:
+        """(n, classes)."""
+        return self.heads(self.features(x))
 
-        Args:
-            gates: (n, t) in place of the unit's, such as `oracle_gates`.
-        """
-        if self.learned_plugins and not self.plugins:
-            return self.base.predict(x)
-        return self.heads(self.features(x, gates))
-
-    def features(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+    def features(self, x: Samples) -> Tensor:
         """(n, d) features of the base and, weighed by their gates, of all plugins."""
         features = self.tails(self.tails.trunk(x), ["", *self.plugins])
-        return aggregated(features, self.unit(features) if gates is None else gates)
+        return aggregated(features, self.unit(features))
 
-    def oracle_gates(self, labels: Tensor) -> Tensor:
-        """(n, t) gates of one who knows each image's task: 1 for its own plugin, 0 for all others."""
-        last = {c: i for i in range(len(self.heads)) for c in self.heads[i].classes}
-        own = torch.tensor([last[c] for c in self.classes], device=labels.device)[self.heads.columns(labels)]
-        places = [self.learned_plugins.index(name) for name in self.plugins]
-        return (own[:, None] == torch.tensor(places, device=labels.device)).float()
-
-    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
+    def readouts(self, x: Samples) -> Mapping[str, Tensor]:
         return self.with_own(self.logits(x), self.base.readouts(x))
 
-    def features_and_readouts(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def features_and_readouts(self, x: Samples) -> tuple[Tensor, Mapping[str, Tensor]]:
         return self.features(x), self.readouts(x)
 
     def adapters_of(self, task: int) -> tuple[str, ...]:
         return tuple(name for name in self.plugins if name == f"plugin-{task}")
 
     def learn(self, task: Task, fit: Fit) -> None:
-        if missing := [name for name in self.learned_plugins if name not in self.plugins]:
-            raise ValueError(f"'{missing[0]}' is taken out, so no task can be learned beside it; put it back first")
         self.eval()
         data = self.base.with_exemplars(task.train)
         self.base.learn(task, fit)  # phase 1: the base, unaware of plugins
@@ -208,7 +189,7 @@ class DLC(MethodOnBase):
         device = self.heads[0].weight.device
         weight = inverse_shares(data.labels, self.classes).to(device) if self.balance == "weights" else None
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             with torch.no_grad():
                 z = self.tails.trunk(x)
                 fixed = self.tails(z, ["", *frozen])

@@ -3,10 +3,10 @@
 A plugin is an adapter on convolutions near the classifier. The network is cut before the block of the first of them:
 the trunk runs once, and its output goes through the tail once for each plugin and once without any, the lanes. All
 lanes run as one batch (lanes.py); on a CPU many images go through the tails in parts that stay within its caches.
-benchmarks/dlc_tails.py compares the batch with loops.
+`benchmarks/ratios.py dlc-tails` compares the batch with loops.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -14,10 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lamella.adapters.adapter import Branch, Site, adapt, adapter_state, grow, using
+from lamella.adapters.adapter import Site, adapt, grow, using
 from lamella.backbones import Backbone
 from lamella.backbones.resnets import block_names, check_split, split
 from lamella.common.checks import check_one_of
+from lamella.data.samples import Samples
 from lamella.methods.dlc.lanes import LanedConv2d
 from lamella.methods.method import Method
 
@@ -92,7 +93,7 @@ class Tails:
         names = plugin_layers(model, wanted)
         self.model, self.rank, self.factorisation = model, rank, factorisation
         self.at = next(block for block in block_names(model) if names[0].startswith(f"{block}."))
-        check_split(model, self.at, backbone.transform.size)
+        check_split(model, self.at, backbone.transform)
         # In the first block every convolution may meet the input that all lanes share.
         children = model.get_submodule(self.at).named_children()
         first = [f"{self.at}.{n}" for n, m in children if isinstance(m, nn.Conv2d) and m.groups == 1]
@@ -103,7 +104,7 @@ class Tails:
                 raise ValueError(f"layer '{name}' carries adapters of another method, so plugins cannot be told apart")
             layer.acting = {}
 
-    def trunk(self, x: Tensor) -> Tensor:
+    def trunk(self, x: Samples) -> Tensor:
         """Images (n, 3, size, size) -> what enters the tails (n, c, h, w)."""
         return split(self.model, self.at)[0](x)
 
@@ -142,57 +143,6 @@ class Tails:
     def has(self, name: str) -> bool:
         """Whether any layer carries a plugin of this name."""
         return any(name in site.layer.branches for site in self.sites)
-
-    def detach(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Take plugins out; returns their tensors by the keys of the model.
-
-        Raises:
-            ValueError: no plugin of a name is in place.
-        """
-        state: dict[str, Tensor] = {}
-        for name in names:
-            if not self.has(name):
-                raise ValueError(f"no plugin '{name}' is in place, so it cannot be taken out")
-            state |= adapter_state(self.sites, name)
-            for site in self.sites:
-                if name in site.layer.branches:
-                    site.layer.branches.pop(name)
-        return state
-
-    def attach(self, state: Mapping[str, Tensor]) -> None:
-        """Put plugins back that `detach` returned, or add those of a file.
-
-        Raises:
-            ValueError: a plugin is in place already, or is for other layers, or of another rank or factorisation.
-        """
-        names = dict.fromkeys(key.partition(".branches.")[2].partition(".")[0] for key in state)
-        wanted: dict[str, torch.Size] = {}
-        for name in names:
-            if self.has(name):
-                raise ValueError(f"plugin '{name}' is in place already; take it out before you put another one there")
-            wanted |= self._shapes(name)
-        odd = [key for key in (*state, *wanted) if key not in wanted or key not in state]
-        if odd:
-            what = "has no place" if odd[0] in state else "is missing"
-            raise ValueError(
-                f"'{odd[0]}' {what}: plugins here sit on {', '.join(s.name for s in self.sites)}, on all of them"
-            )
-        for key, shape in wanted.items():
-            if state[key].shape != shape:
-                raise ValueError(
-                    f"'{key}' has the shape {tuple(state[key].shape)}, but a plugin of rank {self.rank} in the "
-                    f"'{self.factorisation}' factorisation has {tuple(shape)} there; it belongs to another model"
-                )
-        self.model.load_state_dict(self.model.state_dict() | dict(state))
-
-    def _shapes(self, name: str) -> dict[str, torch.Size]:
-        """The shape of each tensor of a plugin, by the keys of the model."""
-        shapes: dict[str, torch.Size] = {}
-        for site in self.sites:
-            A, B = site.layer.new_factors(self.rank, site.rows, self.factorisation)
-            branch = Branch(A, B, site.rows).state_dict(prefix=f"{site.name}.branches.{name}.0.")
-            shapes |= {key: value.shape for key, value in branch.items()}
-        return shapes
 
     def factors(self, names: Sequence[str]) -> list[nn.Parameter]:
         """What is trained of these plugins."""

@@ -47,17 +47,6 @@ class WeightingUnit(Growing):
             weight = torch.cat([self.weight, self.weight.new_zeros(1, self.weight.shape[1])])
             self._set(weight, torch.cat([self.bias, self.bias.new_full((1,), 2.0)]))
 
-    def remove(self, place: int) -> None:
-        """Take out a plugin's row; the others keep theirs."""
-        if self.kind != "fixed":
-            kept = torch.arange(len(self.bias), device=self.bias.device) != place
-            self._set(self.weight[kept], self.bias[kept])
-
-    def insert(self, place: int, row: Tensor, bias: Tensor) -> None:
-        """Put a row (D,) and its bias () back at their place."""
-        V, b, row, bias = self.weight, self.bias, row.to(self.weight)[None], bias.to(self.bias)[None]
-        self._set(torch.cat([V[:place], row, V[place:]]), torch.cat([b[:place], bias, b[place:]]))
-
     def _set(self, weight: Tensor, bias: Tensor) -> None:
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(bias, requires_grad=False)
