@@ -89,7 +89,7 @@ def test_a_model_without_held_back_images_calls_nothing_unknown() -> None:
 
 
 def test_data_without_a_learned_class_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"none of the classes here was learned.*: zebra; this model knows a, b, c"):
+    with pytest.raises(ValueError, match=r"none of the classes in the data was learned.*: zebra; this model knows a"):
         evaluate(learner(guess("a")), labelled(0), ["zebra"])
 
 
@@ -110,7 +110,7 @@ def test_what_was_learned_from_is_not_measured(tmp_path: Path) -> None:
     split = load_source(folder)
     digest = data_sha256(split.train, dict(enumerate(split.class_names)))
     found = images_to_measure(str(folder), {digest})
-    assert (set(found.images.keys), found.part) == (set(split.test.keys), "what was held back when it was learned")
+    assert (set(found.images.keys), found.part) == (set(split.test.keys), "its held-out part")
     found = images_to_measure(str(folder), {"another"})
     assert (len(found.images), found.part, found.class_names) == (10, "all of it", ("crow", "owl"))
     assert len(images_to_measure(str(photos(tmp_path / "few", "crow", "owl", count=1)), set()).images) == 2

@@ -172,7 +172,7 @@ def test_pages_hold_no_sign_that_they_may_not(name: str) -> None:
 def test_texts_say_the_numbers() -> None:
     text = inspection_text(facts())
     assert "About 6 more tasks before layer has fewer than 2 free directions" in text
-    assert "the last task took 1.0 of its directions, 5 are left" in text
+    assert "the last task took 1.0 of its directions, and 5 are left" in text
     assert f"│ {EVIL} │" in text
     assert re.search(r"│ 100 +│ 25 +│", text)
     assert "75.0 % of 4" in text
@@ -182,17 +182,20 @@ def test_texts_say_the_numbers() -> None:
     assert "expected calibration error 5.0 points (2 bins)" in text
     assert "called unknown (familiarity below 0.05): 25.0 %" in text
     assert re.search(rf"│ {re.escape(EVIL)} │ 3 +│ 66.7 +│ {re.escape(EVIL)} │", text)
-    assert "cannot tell" in evaluation_text(measured(unknown_below=None), "x")
+    assert "no images were held out" in evaluation_text(measured(unknown_below=None), "x")
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"spaces": (), "forecast": None}, "protects no directions of its layers' inputs, so none run out"),
-        ({"tasks": (), "forecast": None, "overlap": None}, "No forecast: nothing was learned yet."),
-        ({"forecast": None}, "nothing is kept away from what is remembered"),
-        ({"forecast": Forecast(None, "layer", 2, 0.0, 1)}, "No end in sight: the last task took no direction"),
-        ({"forecast": Forecast(0, "layer", 6, 1.0, 1)}, "layer has 5 free directions, fewer than the 6 of a branch"),
+        ({"tasks": (), "forecast": None, "overlap": None}, "No forecast: nothing has been learned yet."),
+        ({"forecast": None}, "new branches may use the protected directions"),
+        ({"forecast": Forecast(None, "layer", 2, 0.0, 1)}, "No limit in sight: the last task took no direction"),
+        (
+            {"forecast": Forecast(0, "layer", 6, 1.0, 1)},
+            "layer has 5 free directions, fewer than the rank 6 of a branch",
+        ),
         ({"overlap": None}, "this method keeps no branches of single tasks"),
     ],
 )
@@ -240,7 +243,7 @@ def test_both_commands_on_photos(lamella: Run, tmp_path: Path) -> None:
     assert shown["tasks"][0]["origin"]["version"] == 1
     assert shown["tasks"][0]["accuracy"] == 1
     assert (shown["spaces"], shown["forecast"], shown["overlap"]) == ([], None, None)
-    assert "Overlap of tasks needs two tasks." in (tmp_path / "m.html").read_text()
+    assert "The overlap of tasks needs at least two tasks." in (tmp_path / "m.html").read_text()
 
     save_photos(tmp_path / "new", dark=20, bright=230, checked=None)
     code, out, err = lamella("evaluate", model, tmp_path / "new", "--json", "--png", tmp_path / "c.png")
@@ -252,7 +255,7 @@ def test_both_commands_on_photos(lamella: Run, tmp_path: Path) -> None:
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     code, out, _ = lamella("evaluate", model, photos, "--html", tmp_path / "e.html")
     assert "100.0 % right of 2 images" in out
-    assert "what was held back when it was learned" in out
+    assert "its held-out part" in out
     assert read((tmp_path / "e.html").read_text()).outside == []
 
     (tmp_path / "new" / "dark" / "2.png").write_bytes(b"no image")
@@ -263,7 +266,7 @@ def test_both_commands_on_photos(lamella: Run, tmp_path: Path) -> None:
         (("evaluate", tmp_path / "gone", photos), "holds no model"),
         (("evaluate", model, tmp_path / "empty"), "no class folders"),
         (("evaluate", model, tmp_path / "gone"), "no such file or folder"),
-        (("evaluate", model, save_photos(tmp_path / "other", blue=40)), "none of the classes here was learned"),
+        (("evaluate", model, save_photos(tmp_path / "other", blue=40)), "none of the classes in the data was learned"),
         (("evaluate", model, tmp_path / "new"), "dark/2.png"),
     ):
         code, _, err = lamella(*arguments)

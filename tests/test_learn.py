@@ -152,7 +152,7 @@ def test_learning_names_what_it_leaves_out_and_the_ledger_says_what_was_learned(
     assert record.unreadable == Unread(6, tuple(sorted(BAD)))
     assert "16 (6 unreadable)" in lamella("inspect", model)[1]
     assert json.loads(lamella("inspect", model, "--json")[1])["tasks"][0]["unreadable"] == 6
-    assert "what was held back when it was learned" in lamella("evaluate", model, birds)[1]
+    assert "its held-out part" in lamella("evaluate", model, birds)[1]
     code, out, _ = lamella("learn", model, birds)
     assert "0 new classes\n  more of: crow, owl; their statistics take in the new images" in out
     assert "old tasks, each when it was learned (no image is kept of them" in out

@@ -137,8 +137,8 @@ def test_learning_goes_on_beside_a_damaged_version_whose_state_is_kept(model: Pa
 @pytest.mark.parametrize(
     ("pointer", "text"),
     [
-        ({"lamella": 3}, "has format 3, this lamella reads up to 2; upgrade lamella"),
-        ({"lamella": 1, "state": {}}, "before its first release; learn the model again"),
+        ({"lamella": 3}, "has format 3, but this lamella reads formats up to 2; upgrade lamella"),
+        ({"lamella": 1, "state": {}}, "from before the first release of lamella; learn the model again"),
         ({"lamella": 2}, "was not written by lamella"),
         ({"lamella": 2, "current": 4, "versions": {"1": "0"}}, "was not written by lamella"),
         ([1], "was not written by lamella"),

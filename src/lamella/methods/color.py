@@ -37,6 +37,7 @@ from lamella.adapters.adapter import using
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator, named_seed
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.resizable import Growing
 from lamella.methods.shared.heads import OTHER_TASK_PENALTY, only_columns
@@ -133,23 +134,23 @@ class CoLoR(OwnHeads):
         self.choice = choice
         self.keys = TaskKeys(backbone.width)
 
-    def choose_task(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+    def choose_task(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
         """(n,) number of the task whose centre is nearest, among those that have classes of `task` if it is given."""
         return self._closeness(x, task).argmax(1)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Samples) -> Tensor:
         """(n, d) features of each image's expert (of the mixed experts in the soft choice)."""
         return self._experts(x, self._weights(self._closeness(x, None)))
 
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+    def predict(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
         """(n, classes): logits of the chosen task's head, far below them those of classes that task does not have."""
         return only_columns(self._read(x, task)[1], self.classes, task)
 
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def features_and_logits(self, x: Samples) -> tuple[Tensor, Tensor]:
         """(n, d) features of each image's expert and (n, classes) logits, from the same two passes."""
         return self._read(x, None)
 
-    def _read(self, x: Tensor, task: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+    def _read(self, x: Samples, task: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
         closeness = self._closeness(x, task)
         features = self._experts(x, self._weights(closeness))
         head = self._chosen_head if self.choice == "hard" else self._mixed_heads
@@ -161,7 +162,7 @@ class CoLoR(OwnHeads):
         expert = f"task{number}"
         branches = self.lora.grow(self.sites, expert, generator(self.seed, "expert", number))
 
-        def features(x: Tensor) -> Tensor:
+        def features(x: Samples) -> Tensor:
             with using(self.sites, expert):
                 return self.backbone(x)
 
@@ -188,12 +189,12 @@ class CoLoR(OwnHeads):
         self.heads.drop(number)
         self.keys.drop(number)
 
-    def _key(self, x: Tensor) -> Tensor:
+    def _key(self, x: Samples) -> Tensor:
         """(n, d) features by which tasks are told apart."""
         with using(self.sites, "task0" if self.key_features == "first_task" else ()):
             return self.backbone(x)
 
-    def _closeness(self, x: Tensor, task: tuple[int, ...] | None) -> Tensor:
+    def _closeness(self, x: Samples, task: tuple[int, ...] | None) -> Tensor:
         """(n, tasks) negative distances; tasks without any of the given classes are ruled out."""
         closeness = -self.keys.distances(self._key(x), len(self.heads))
         able = None if task is None else [t for t, ids in enumerate(self._ids()) if set(ids) & set(task)]
@@ -205,7 +206,7 @@ class CoLoR(OwnHeads):
             return closeness.softmax(1).float()
         return F.one_hot(closeness.argmax(1), closeness.shape[1]).float()
 
-    def _experts(self, x: Tensor, weights: Tensor) -> Tensor:
+    def _experts(self, x: Samples, weights: Tensor) -> Tensor:
         """(n, d): one forward pass, in which each image has its own coefficients of the experts."""
         with using(self.sites, {f"task{t}": w for t, w in enumerate(weights.unbind(1))}):
             return self.backbone(x)

@@ -41,6 +41,7 @@ from lamella.adapters.adapter import Branch, merge
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.inputs import Inputs, check_basis, gather
 from lamella.memory.signatures import Calibration, Signature, Signatures, protected_share
@@ -116,7 +117,7 @@ class DualLoRA(OwnHeads):
         self.signatures = Signatures(self.sites, gate)
         self.register_load_state_dict_post_hook(_attach_gates)  # branches that come from a file come without
 
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def features_and_logits(self, x: Samples) -> tuple[Tensor, Tensor]:
         """(n, d) features and (n, classes) logits of one pass: all heads, calibrated by the predicted task."""
         if self.calibration == 0:
             features = self.features(x)
@@ -135,7 +136,7 @@ class DualLoRA(OwnHeads):
     def protected(self) -> dict[str, Signature]:
         return {layer: self.signatures[layer] for layer in dict.fromkeys(site.name for site in self.sites)}
 
-    def choose_task(self, x: Tensor) -> Tensor:
+    def choose_task(self, x: Samples) -> Tensor:
         """(n,) the task that each image is most likely from, in the order of learning."""
         self.signatures.reading(self.features, x)
         return self.signatures.scores().argmax(1)

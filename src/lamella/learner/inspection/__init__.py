@@ -1,1 +1,1 @@
-"""What a learned model is like: facts, evaluation on labelled data, text, pages and figures."""
+"""Reports on a learned model: its facts, its evaluation on labelled data, as text, pages and figures."""

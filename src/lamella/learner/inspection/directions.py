@@ -1,11 +1,11 @@
-"""Which directions of its inputs a layer still has free, how alike the tasks read them, and how long they last.
+"""How many input directions of each layer are protected, how much the tasks overlap, and how many tasks still fit.
 
-used        dimension of what old tasks protect of a layer's d inputs: a Subspace's, or a Signature's
-overlap     of two tasks on a layer, 0..1: the sum of squared cosines between the spans of their A's, over the
-            smaller rank; 1 where one span holds the other, 0 where they are orthogonal. The mean over layers.
-chance      what spans drawn at random would overlap: the larger rank over d
-forecast    the tasks until a layer has fewer free directions than a branch's rank: a straight line through what
-            the last tasks took
+used        the number of protected directions: the dimension of the subspace of a layer's d inputs that old tasks need
+overlap     of two tasks on a layer, 0..1: the sum of squared cosines between the spans of their A's, divided by the
+            smaller rank. It is 1 if one span contains the other, and 0 if they are orthogonal. Averaged over layers.
+chance      the expected overlap of random spans: the larger rank divided by d
+forecast    the number of further tasks until a layer has fewer free directions than the rank of a branch. It assumes
+            that each of them takes as many directions as the last tasks did on average.
 """
 
 import math
@@ -22,16 +22,18 @@ from lamella.methods import Method
 __all__ = ["Forecast", "Overlap", "Space", "forecast", "overlap", "spaces", "used_directions"]
 
 LATEST = 3
-"""Tasks whose mean the forecast goes on with: the first one of all takes more than others."""
+"""The forecast uses the mean of this many last tasks, without the very first, which takes more than others."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What old tasks left of a layer's inputs.
+    """The protected and free input directions of a layer.
 
     Attributes:
-        layer: its name. width: d. used: protected directions, 0..d.
-        grown: how many each task added, in the order of learning; empty where that was not recorded.
+        layer: the name of the layer.
+        width: the number d of its inputs.
+        used: the number of protected directions, 0..d.
+        grown: how many directions each task added, in the order of learning; empty if this was not recorded.
     """
 
     layer: str
@@ -41,26 +43,30 @@ class Space:
 
     @property
     def free(self) -> int:
+        """The number of directions that are not protected, 0..d."""
         return self.width - self.used
 
     @property
     def pace(self) -> float:
-        """Directions a task: of the last ones, but not of the first unless it is alone; of all where none is known."""
+        """The mean number of directions that each of the `latest` tasks took; 0 if nothing was recorded."""
         return 0.0 if not self.latest else sum(self.latest) / len(self.latest)
 
     @property
     def latest(self) -> tuple[int, ...]:
+        """What the last tasks took, at most `LATEST` of them. The first task counts only if it is the only one."""
         return self.grown[1:][-LATEST:] or self.grown
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """How many tasks still fit.
+    """How many further tasks still fit.
 
     Attributes:
-        tasks: so many; None where the last tasks took no direction anywhere. layer: which runs out first.
-        rank: the free directions that a task wants. pace: those that a task takes of that layer.
-        last: over how many tasks the pace was measured.
+        tasks: the number of further tasks; None if the last tasks took no direction of any layer.
+        layer: the name of the layer that runs out of free directions first.
+        rank: the number of free directions that a branch needs.
+        pace: how many directions of that layer a task takes on average.
+        last: the number of tasks over which the pace was measured.
     """
 
     tasks: int | None
@@ -72,11 +78,12 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How alike tasks read their inputs.
+    """How much the branches of tasks read the same input directions.
 
     Attributes:
-        tasks: numbers of those that have branches of their own. values: (tasks, tasks), 0..1.
-        chance: what random spans of these ranks would overlap.
+        tasks: the numbers of the tasks that have their own branches.
+        values: the overlap of each pair, (tasks, tasks), 0..1.
+        chance: the expected overlap of random spans of these ranks, 0..1.
     """
 
     tasks: tuple[int, ...]
@@ -85,29 +92,41 @@ class Overlap:
 
 
 def used_directions(method: Method) -> dict[str, int]:
-    """By layer, how many directions old tasks protect; empty for methods that protect none."""
+    """Return the number of protected directions by layer; empty for methods that protect none."""
     return {layer: space.dimension for layer, space in method.protected().items()}
 
 
 def spaces(method: Method, after_task: Sequence[Mapping[str, int]]) -> tuple[Space, ...]:
-    """What is used of each layer.
+    """Return the protected and free directions of each layer.
 
     Args:
-        after_task: `used_directions` after each task; empty where an older version learned one of them.
+        method: the method that learned the tasks.
+        after_task: the result of `used_directions` after each task; it is empty for a task that an older version of
+            Lamella learned.
     """
     counts = [dict.fromkeys(method.protected(), 0), *after_task]
     known = all(counts)
     return tuple(
         Space(
-            layer, space.width, space.dimension,
+            layer,
+            space.width,
+            space.dimension,
             tuple(b[layer] - a[layer] for a, b in pairwise(counts)) if known else (),
         )
         for layer, space in method.protected().items()
-    )  # fmt: skip
+    )
 
 
 def forecast(method: Method, known: Sequence[Space]) -> Forecast | None:
-    """How many tasks fit until a branch is narrower than its rank; None where nothing is protected, or grew unseen."""
+    """Estimate how many further tasks fit until a branch has to be narrower than its rank.
+
+    Args:
+        method: the method that learned the tasks.
+        known: the directions of its layers, from `spaces`.
+
+    Returns:
+        The forecast; None if the method protects no directions, or if the growth was not recorded.
+    """
     rank = method.free_rank
     if not known or not all(space.grown for space in known) or rank is None:
         return None
@@ -117,18 +136,18 @@ def forecast(method: Method, known: Sequence[Space]) -> Forecast | None:
 
 
 def _tasks_left(space: Space, rank: int) -> float:
-    """Tasks that begin with at least `rank` free directions."""
+    """Return the number of further tasks that start with at least `rank` free directions."""
     if space.free < rank:
         return 0
-    # Whole numbers, because a quotient of thirds may round to the other side of one.
+    # Integer arithmetic, because the floating-point quotient of two thirds may fall just below a whole number.
     return math.inf if space.pace == 0 else (space.free - rank) * len(space.latest) // sum(space.latest) + 1
 
 
 def overlap(method: Method, learned: int) -> Overlap | None:
-    """How alike the tasks' own branches read; None where fewer than two tasks have branches of their own.
+    """Measure how much the branches of tasks overlap; None if fewer than two tasks have their own branches.
 
     Args:
-        method: what learned the tasks.
+        method: the method that learned the tasks.
         learned: how many tasks it has learned.
     """
     layers = [spans for spans in _spans(method, learned).values() if len(spans) > 1]
@@ -147,7 +166,7 @@ def overlap(method: Method, learned: int) -> Overlap | None:
 
 
 def _overlaps(spans: Sequence[Tensor]) -> Tensor:
-    """(tasks, tasks) |U_i^T U_j|^2 / min(k_i, k_j) of orthonormal U (d, k)."""
+    """Return |U_i^T U_j|^2 / min(k_i, k_j), (tasks, tasks), for an orthonormal U (d, k) of each task."""
     ranks = torch.tensor([U.shape[1] for U in spans])
     owner = torch.repeat_interleave(torch.eye(len(spans), dtype=torch.float64), ranks, dim=0)
     U = torch.cat(list(spans), dim=1)
@@ -155,7 +174,7 @@ def _overlaps(spans: Sequence[Tensor]) -> Tensor:
 
 
 def _spans(method: Method, learned: int) -> dict[str, dict[int, Tensor]]:
-    """By layer and task, an orthonormal basis (d, k) of what the task's A's read; tasks that read nothing left out."""
+    """Return by layer and task an orthonormal basis (d, k) of the rows of the task's A's, without empty ones."""
     spans: dict[str, dict[int, Tensor]] = {}
     for task in range(learned):
         for layer, rows in method.rows_read(task).items():
@@ -166,6 +185,6 @@ def _spans(method: Method, learned: int) -> dict[str, dict[int, Tensor]]:
 
 
 def _row_span(A: Tensor) -> Tensor:
-    """(d, k) float64 orthonormal basis of the rows of A (r, d)."""
+    """Return an orthonormal basis (d, k) of the rows of A (r, d), in float64."""
     _, s, V = torch.linalg.svd(A.double().cpu(), full_matrices=False)
     return V[: numerical_rank(s, float(s[0]))].T if len(s) else A.new_zeros(A.shape[1], 0).double().cpu()

@@ -1,8 +1,9 @@
-"""How good a model is on given images: accuracy, which classes it takes for which, how sure it may be, what it misses.
+"""Evaluation of a model on labelled images: accuracy, confusion matrix, calibration, and detection of unknown images.
 
 calibration error   sum over bins of confidence of n_bin / n |accuracy - mean confidence| (Naeini et al., AAAI 2015;
-                    Guo et al., ICML 2017): 0 where the model is right as often as it says
-called unknown      familiarity below a threshold: wrong for classes that were learned, right for all others
+                    Guo et al., ICML 2017). It is 0 if the confidence of every bin equals its accuracy.
+called unknown      the familiarity is below a threshold. This is wrong for images of learned classes and right for all
+                    others.
 """
 
 from collections import Counter
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
-from lamella.data.images import ImageSet, TensorSet, data_sha256
+from lamella.data.images import data_sha256
+from lamella.data.loading import Examples
 from lamella.data.sources.load import load_source
 from lamella.learner.model import Model
 from lamella.learner.predictions import Prediction, predict
@@ -23,11 +25,14 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Counted:
-    """A class, or a task with all images of its classes.
+    """The counts of one class, or of all classes of one task.
 
     Attributes:
-        images: how many. right: of them. right_task: whose predicted class belongs to the task (of a class: to a task
-            that has the class). unknown: called unknown.
+        name: the name of the class or the task.
+        images: how many images there are.
+        right: how many of them are classified correctly.
+        right_task: for how many of them the predicted class belongs to the task; for a class, to a task that has it.
+        unknown: how many of them are called unknown.
     """
 
     name: str
@@ -43,10 +48,14 @@ class Counted:
 
 @dataclass(frozen=True)
 class Bin:
-    """Predictions of about the same confidence.
+    """The predictions whose confidence lies in one interval.
 
     Attributes:
-        low, high: confidences above low, up to high. accuracy, confidence: means, 0..1; 0 where there is no image.
+        low: the lower end of the interval, exclusive.
+        high: the upper end of the interval, inclusive.
+        images: how many images fall into it.
+        accuracy: the share of them that is classified correctly, 0..1; 0 if there are none.
+        confidence: their mean confidence, 0..1; 0 if there are none.
     """
 
     low: float
@@ -58,7 +67,14 @@ class Bin:
 
 @dataclass(frozen=True)
 class Stranger:
-    """A class that was never learned: how many of its images are called unknown, and what most are taken for."""
+    """The counts of a class that was never learned.
+
+    Attributes:
+        name: the name of the class.
+        images: how many images there are.
+        unknown: how many of them are called unknown.
+        taken_for: the class that is predicted most often.
+    """
 
     name: str
     images: int
@@ -68,14 +84,22 @@ class Stranger:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured; everything but `strangers` is about images of classes that were learned.
+    """The result of an evaluation. All fields except `strangers` are about images of learned classes.
 
     Attributes:
-        images, right, unknown: of all of them. unknown_below: the familiarity under which an image is called unknown;
-            None where the model cannot tell. confidence: mean. calibration_error: 0..1, over `bins`.
-        classes: those with images, in the order of learning. tasks: likewise.
-        columns: every class of the model. confusion: (class, predicted class, images) of all pairs that occur.
-        strangers: classes that the model never learned, with the class each is taken for most.
+        images: how many images there are.
+        right: how many of them are classified correctly.
+        unknown: how many of them are called unknown.
+        unknown_below: the familiarity below which an image is called unknown, 0..1; None if the model has no measure of
+            familiarity.
+        confidence: the mean confidence, 0..1.
+        calibration_error: the expected calibration error over `bins`, 0..1.
+        bins: the predictions by confidence.
+        classes: the classes with images, in the order of learning.
+        tasks: the tasks with images, in the order of learning.
+        columns: the names of all classes of the model.
+        confusion: triples (class, predicted class, number of images) for all pairs that occur.
+        strangers: the classes that the model never learned.
     """
 
     images: int
@@ -97,55 +121,65 @@ class Evaluation:
 
 
 class Measured(NamedTuple):
-    """Images to measure on, the names of their labels, and which part of the data they are."""
+    """The images for an evaluation.
 
-    images: ImageSet | TensorSet
+    Attributes:
+        images: the labelled images.
+        class_names: the name of each label.
+        part: a short text that says which part of the data the images are.
+    """
+
+    images: Examples
     class_names: tuple[str, ...]
     part: str
 
 
 def images_to_measure(data: str, learned: Collection[str]) -> Measured:
-    """The test part of a data set; where it has none, all of it, less what the model learned from.
+    """Return the test part of a data set. If it has none, return all images that the model did not learn from.
 
     Args:
-        data: as for `load_source`. learned: `data_sha256` of the training images of each task.
+        data: a data set as `load_source` takes it.
+        learned: the `data_sha256` of the training images of each task.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_source`.
+        FileNotFoundError: the data set is missing.
+        ValueError: the data set cannot be read.
     """
     try:
         whole = load_source(data, test_fraction=0.0)
-    except ValueError:  # this data set has its own test part and no such option, or cannot be read at all
+    except ValueError:  # the data set has its own test part and no such option, or it cannot be read at all
         whole = load_source(data)
     if len(whole.test):
         return Measured(whole.test, whole.class_names, "its test part")
     try:
         split = load_source(data)
-    except ValueError:  # a class has one image: nothing could be held back, so `lamella learn` refused it too
+    except ValueError:  # a class has only one image, so none can be held out, and `lamella learn` refused it too
         return Measured(whole.train, whole.class_names, "all of it")
     if data_sha256(split.train, dict(enumerate(split.class_names))) in learned:
-        return Measured(split.test, split.class_names, "what was held back when it was learned")
+        return Measured(split.test, split.class_names, "its held-out part")
     return Measured(whole.train, whole.class_names, "all of it")
 
 
-def evaluate(
-    model: Model, images: ImageSet | TensorSet, class_names: Sequence[str], *, unknown_below: float = 0.05
-) -> Evaluation:
-    """Predict every image and compare with its label.
+def evaluate(model: Model, images: Examples, class_names: Sequence[str], *, unknown_below: float = 0.05) -> Evaluation:
+    """Predict the class of every image and compare it with the label.
 
     Args:
-        images: labelled 0.. in the order of `class_names`; classes that were never learned are counted apart.
+        model: the model to evaluate.
+        images: the images, whose labels are positions in `class_names`. Classes that were never learned are counted
+            separately.
+        class_names: the name of each label.
+        unknown_below: the familiarity below which an image is called unknown, 0..1.
 
     Raises:
-        ValueError: no image is of a class that was learned, or one cannot be decoded (it is named).
+        ValueError: no image belongs to a learned class, or an image cannot be decoded (the message names it).
     """
     known = set(model.class_names.values())
     labels: list[int] = images.labels.tolist()
     names = [class_names[label] for label in labels]
     if not known.intersection(names):
-        there = ", ".join(sorted(set(names))[:5]) or "no image"
+        there = ", ".join(sorted(set(names))[:5]) or f"no {images.noun}"
         raise ValueError(
-            f"none of the classes here was learned, so nothing can be measured: {there}; "
+            f"none of the classes in the data was learned, so nothing can be measured: {there}; "
             f"this model knows {', '.join(sorted(known)[:5]) or 'nothing yet'}"
         )
     guesses = predict(model, images, top=1)
@@ -157,7 +191,7 @@ def evaluate(
 
 
 def _evaluation(model: Model, seen: Mapping[str, list[Prediction]], below: float, tells: bool) -> Evaluation:
-    """What follows from the predictions for each class's images."""
+    """Compute all figures from the predictions for the images of each class."""
     columns = tuple(model.class_names.values())
     position = {name: i for i, name in enumerate(columns)}
     known = {name: seen[name] for name in columns if name in seen}
@@ -171,17 +205,30 @@ def _evaluation(model: Model, seen: Mapping[str, list[Prediction]], below: float
     bins = _bins([(guess.confidences[0], guess.classes[0] == name) for name, own in known.items() for guess in own])
     taken = Counter((name, guess.classes[0]) for name, own in known.items() for guess in own)
     return Evaluation(
-        images, sum(line.right for line in classes), sum(line.unknown for line in classes), below if tells else None,
+        images,
+        sum(line.right for line in classes),
+        sum(line.unknown for line in classes),
+        below if tells else None,
         confidence=sum(b.images * b.confidence for b in bins) / images,
         calibration_error=sum(b.images * abs(b.accuracy - b.confidence) for b in bins) / images,
-        bins=bins, classes=tuple(classes), tasks=tuple(line for line in of_tasks if line.images), columns=columns,
+        bins=bins,
+        classes=tuple(classes),
+        tasks=tuple(line for line in of_tasks if line.images),
+        columns=columns,
         confusion=tuple((*p, taken[p]) for p in sorted(taken, key=lambda p: (position[p[0]], position[p[1]]))),
         strangers=tuple(_stranger(name, own, below) for name, own in seen.items() if name not in position),
-    )  # fmt: skip
+    )
 
 
 def _counted(name: str, seen: Mapping[str, list[Prediction]], right_task: Collection[str], below: float) -> Counted:
-    """What is right of these classes' images; `right_task`: the predictions that are of the right task."""
+    """Count the predictions for the images of some classes.
+
+    Args:
+        name: the name of the class or the task.
+        seen: the predictions by true class.
+        right_task: the predicted classes that count as the right task.
+        below: the familiarity below which an image is called unknown.
+    """
     pairs = [(of, guess) for of, own in seen.items() for guess in own]
     right = sum(guess.classes[0] == of for of, guess in pairs)
     of_task = sum(guess.classes[0] in right_task for _, guess in pairs)
@@ -198,7 +245,7 @@ def _unknown(guesses: Iterable[Prediction], below: float) -> int:
 
 
 def _bins(sure: Sequence[tuple[float, bool]]) -> tuple[Bin, ...]:
-    """`BINS` equal ranges of confidence, and what is in each of (confidence, whether it is right)."""
+    """Sort pairs of (confidence, whether it is right) into `BINS` intervals of equal width."""
     inside: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
     for confidence, right in sure:
         inside[min(max(ceil(confidence * BINS) - 1, 0), BINS - 1)].append((confidence, right))

@@ -1,4 +1,4 @@
-"""What a model says of itself: the ledger of its tasks, what is left for more of them, and how alike they are."""
+"""The facts of a model: its tasks, the free directions for further tasks, and the overlap of its tasks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ __all__ = ["Inspection", "LearnedTask", "Origin", "inspect", "origins"]
 
 @dataclass(frozen=True)
 class Origin:
-    """The version of a model that learning a task made.
+    """The version of a model that was saved when a task had been learned.
 
     Attributes:
-        version: its number. made: when, local time. bytes: of its state, all tasks until then together.
+        version: the number of the version.
+        made: when it was saved, as "YYYY-MM-DDTHH:MM:SS" in local time.
+        bytes: the size of its state, which holds this task and all earlier ones.
     """
 
     version: int
@@ -26,15 +28,21 @@ class Origin:
 
 @dataclass(frozen=True)
 class LearnedTask:
-    """One line of the ledger.
+    """The facts of one learned task.
 
     Attributes:
-        images: learned from. unreadable: files that were left out since they cannot be read. seconds: of learning.
-        trained: parameters of the call that trained most.
-        data_sha256: see `data.images.data_sha256`; None where an older version learned the task.
-        held_back: images that were held back. right: of them, when the task had just been learned. temperature: the one
-            that fits them best. All three None where none were held back.
-        origin: None where that version is gone.
+        name: the name of the task.
+        classes: the names of its classes.
+        images: how many images it was learned from.
+        unreadable: how many files were left out because they cannot be read.
+        seconds: how long learning took.
+        trained: the largest number of parameters that one training call trained.
+        data_sha256: the hash of its images, see `data.images.data_sha256`; None if an older version of Lamella learned
+            the task.
+        held_back: how many images were held out; None if there were none.
+        right: how many held-out images were classified correctly just after learning; None if there were none.
+        temperature: the temperature that fits the held-out images best, above 0; None if there were none.
+        origin: the version that was saved when the task had been learned; None if it does not exist any more.
     """
 
     name: str
@@ -51,19 +59,25 @@ class LearnedTask:
 
     @property
     def accuracy(self) -> float | None:
-        """On the images held back, 0..1, among all classes known then."""
+        """The accuracy on the held-out images among all classes known then, 0..1; None if there were none."""
         return self.right / self.held_back if self.held_back and self.right is not None else None
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a model says of itself.
+    """The facts of a model.
 
     Attributes:
-        method: with its parts. backbone, weights_sha256: what it was built on.
-        parameters: numbers that a prediction needs, by part. temperature: of its confidences.
-        spaces: by layer; empty where the method protects no directions. forecast, overlap: None where they have no
-            meaning for the method, or nothing is known.
+        method: the name of the method with its parts.
+        backbone: the name of the backbone.
+        weights_sha256: the hash of the backbone's weights as they were loaded.
+        classes: the names of all learned classes.
+        temperature: the temperature of the confidences, above 0.
+        parameters: how many numbers a prediction needs, by part of the model.
+        tasks: the learned tasks, oldest first.
+        spaces: the directions of each layer; empty if the method protects none.
+        forecast: how many further tasks fit; None if this has no meaning for the method or is not known.
+        overlap: how much the tasks overlap; None if this has no meaning for the method or is not known.
     """
 
     method: str
@@ -79,15 +93,26 @@ class Inspection:
 
 
 def inspect(model: Model, found: Sequence[Origin | None] = ()) -> Inspection:
-    """The facts of a learner; `found`: where each of its tasks comes from, see `origins`."""
+    """Collect the facts of a model.
+
+    Args:
+        model: the model.
+        found: the version that each task comes from, see `origins`; empty if this is not known.
+    """
     places = found or [None] * len(model.tasks)
     known = spaces(model.method, [task.directions for task in model.tasks])
     return Inspection(
-        model.name, model.backbone.name, model.backbone.weights_sha256, tuple(model.class_names.values()),
-        model.confidence.temperature, model.parameter_counts(),
+        model.name,
+        model.backbone.name,
+        model.backbone.weights_sha256,
+        tuple(model.class_names.values()),
+        model.confidence.temperature,
+        model.parameter_counts(),
         tuple(_learned(model, i, origin) for i, origin in enumerate(places)),
-        known, forecast(model.method, known), overlap(model.method, len(model.tasks)),
-    )  # fmt: skip
+        known,
+        forecast(model.method, known),
+        overlap(model.method, len(model.tasks)),
+    )
 
 
 def _learned(model: Model, number: int, origin: Origin | None) -> LearnedTask:
@@ -109,18 +134,26 @@ def _learned(model: Model, number: int, origin: Origin | None) -> LearnedTask:
 
 
 def origins(folder: Path) -> list[Origin | None]:
-    """For each task of the model at `folder`, the oldest version that leads to the current one and ends with the task.
+    """Find for each task the version that was saved when the task had been learned.
 
-    None where that version was not kept, or where several tasks were learned before one was saved.
+    This is the oldest version whose last task is this one, among those with the same history as the current version.
+
+    Args:
+        folder: the model's folder.
+
+    Returns:
+        One entry for each task; None if the version was not kept, or if several tasks were learned before a version was
+        saved.
 
     Raises:
-        FileNotFoundError, ValueError: as `store.history`.
+        FileNotFoundError: there is no model, or one of its files is missing.
+        ValueError: the model is damaged.
     """
     current = load_manifest(folder)
     tasks, found = current["tasks"], dict[int, Origin]()
     for version in history(folder):
         theirs = load_manifest(folder, version.number)["tasks"]
-        # Equal records, not names: what was rolled back may have been learned again under the same name.
+        # Compare whole records, not names: after a rollback a task may be learned again under the same name.
         if version.number <= current["version"] and theirs == tasks[: len(theirs)]:
             found.setdefault(len(theirs) - 1, Origin(version.number, version.made, version.bytes))
     return [found.get(number) for number in range(len(tasks))]

@@ -1,4 +1,4 @@
-"""The pictures of one model: overlap of its tasks, what is free of its layers, confusion, and calibration."""
+"""The figures of one model: overlap of tasks, protected directions of layers, confusion matrix, and calibration."""
 
 import io
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from lamella.learner.inspection.evaluation import Evaluation
 
 MOST_CELLS = 30
-"""Rows and columns up to which cells carry their numbers, and names; larger ones are drawn as an image."""
+"""The largest number of rows or columns for which cells show numbers and axes show names."""
 
 
 def draw_overlap(overlap: "Overlap", names: Sequence[str], name: str) -> str:
-    """A heat map of how alike the tasks read, in percent."""
+    """Draw the overlap of all pairs of tasks as a heat map, in percent."""
     values = 100 * np.array(overlap.values)
     labels = [_short(names[task]) for task in overlap.tasks]
     with drawing(WIDTH, _height(len(labels), labels)) as figure:
@@ -32,7 +32,7 @@ def draw_overlap(overlap: "Overlap", names: Sequence[str], name: str) -> str:
 
 
 def draw_spaces(spaces: Sequence["Space"], rank: int | None, name: str) -> str:
-    """A bar per layer: protected directions as a share of all; a mark where less than a branch's rank is free."""
+    """Draw a bar for each layer: the share of protected directions. A mark shows where `rank` directions are free."""
     with drawing(WIDTH, 0.8 + 0.24 * len(spaces)) as figure:
         axes = figure.add_subplot()
         for i, space in enumerate(spaces):
@@ -51,7 +51,7 @@ def draw_spaces(spaces: Sequence["Space"], rank: int | None, name: str) -> str:
 
 
 def draw_calibration(evaluation: "Evaluation", name: str) -> str:
-    """Accuracy over confidence, a bar per bin with images; the line is where both are equal."""
+    """Draw accuracy over confidence, with a bar for each bin that has images and a line where both are equal."""
     with drawing(WIDTH, 3.4) as figure:
         axes = figure.add_subplot()
         for b in evaluation.bins:
@@ -67,7 +67,7 @@ def draw_calibration(evaluation: "Evaluation", name: str) -> str:
 
 
 def draw_confusion(evaluation: "Evaluation", name: str) -> str:
-    """The confusion matrix for a page."""
+    """Draw the confusion matrix as SVG."""
     labels = [line.name for line in evaluation.classes]
     with drawing(WIDTH, _confusion_height(evaluation)) as figure:
         _confusion(figure, evaluation, CARD)
@@ -75,7 +75,7 @@ def draw_confusion(evaluation: "Evaluation", name: str) -> str:
 
 
 def confusion_png(evaluation: "Evaluation") -> bytes:
-    """The confusion matrix as a PNG file, 200 dots an inch."""
+    """Draw the confusion matrix as a PNG file with 200 dots per inch."""
     page = io.BytesIO()
     with drawing(1.3 * WIDTH, 1.3 * _confusion_height(evaluation)) as figure:
         _confusion(figure, evaluation, "white")
@@ -84,10 +84,10 @@ def confusion_png(evaluation: "Evaluation") -> bytes:
 
 
 def _confusion(figure: "Figure", evaluation: "Evaluation", between: str) -> None:
-    """True classes down, predicted ones across, percent of each true class."""
+    """Draw true classes as rows and predicted classes as columns, in percent of each row's images."""
     columns = list(evaluation.columns)
     rows = [line.name for line in evaluation.classes]
-    # Where rows carry no names, they are all there, so that the diagonal is one.
+    # Without names, every class gets a row, so that correct predictions lie on the diagonal.
     rows = rows if len(columns) <= MOST_CELLS else columns
     row, column = ({name: i for i, name in enumerate(names)} for names in (rows, columns))
     counts = np.zeros((len(rows), len(columns)))
@@ -106,15 +106,21 @@ def _confusion_height(evaluation: "Evaluation") -> float:
 def _heat_map(
     axes: "Axes", values: np.ndarray, rows: Sequence[str], columns: Sequence[str], between: str, *, most: float
 ) -> None:
-    """Values 0..most as colours; with numbers and names up to `MOST_CELLS` columns. Zeros get no number."""
+    """Draw values 0..most as colours. Up to `MOST_CELLS` columns, show names, and numbers except zeros."""
     if max(values.shape) > MOST_CELLS:
         axes.imshow(values, cmap="viridis", vmin=0, vmax=most, aspect="auto", interpolation="none")
         return
     size = min(9.0, 150 / max(values.shape))
     axes.pcolormesh(
-        np.arange(values.shape[1] + 1), np.arange(values.shape[0] + 1), values, cmap="viridis", vmin=0, vmax=most,
-        edgecolors=between, linewidth=0.8,
-    )  # fmt: skip
+        np.arange(values.shape[1] + 1),
+        np.arange(values.shape[0] + 1),
+        values,
+        cmap="viridis",
+        vmin=0,
+        vmax=most,
+        edgecolors=between,
+        linewidth=0.8,
+    )
     for i, j in np.argwhere(values >= 0.5):
         color = "white" if values[i, j] < 0.45 * most else "black"
         axes.text(j + 0.5, i + 0.5, f"{values[i, j]:.0f}", ha="center", va="center", fontsize=size, color=color)
@@ -127,7 +133,7 @@ def _heat_map(
 
 
 def _height(rows: int, columns: Sequence[str]) -> float:
-    """Inches, with room for names that stand upright below the columns."""
+    """Return the height in inches, with space for vertical names below the columns."""
     return 0.9 + 0.07 * max(len(_short(name)) for name in columns) + rows * min(0.42, 5.4 / max(rows, len(columns)))
 
 

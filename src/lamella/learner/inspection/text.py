@@ -1,4 +1,4 @@
-"""One model for the terminal: what `lamella inspect` and `lamella evaluate` print."""
+"""The text that `lamella inspect` and `lamella evaluate` print."""
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from lamella.learner.inspection.evaluation import Evaluation
     from lamella.learner.inspection.facts import Inspection, LearnedTask
 
-__all__ = ["evaluation_text", "facts", "forecast_told", "images_told", "inspection_text", "no_overlap_told"]
+__all__ = ["evaluation_text", "facts", "format_forecast", "format_images", "inspection_text", "explain_no_overlap"]
 
 MOST_TASKS = 12
-"""Tasks up to which their overlap is a table; the page has all of them."""
+"""The largest number of tasks whose overlap is printed as a full table. The page always shows all."""
 MOST_CLASSES = 30
-"""Classes that are listed, the worst ones; the page and JSON have all of them."""
+"""How many classes are listed, those with the lowest accuracy. The page and JSON have all of them."""
 
 
 def facts(of: Any) -> Any:
-    """Dataclasses as JSON has them, with what follows from their fields, such as an accuracy."""
+    """Convert dataclasses to JSON values, including their properties, such as an accuracy."""
     if isinstance(of, tuple):
         return [facts(entry) for entry in of]
     if not is_dataclass(of):
@@ -33,7 +33,7 @@ def facts(of: Any) -> Any:
 
 
 def inspection_text(model: "Inspection") -> str:
-    """Ledger, free directions with a forecast, and overlap."""
+    """Format the tasks, the free directions with a forecast, and the overlap of tasks."""
     parameters = ", ".join(f"{part} {words.count(n)}" for part, n in model.parameters.items())
     head = (
         f"{model.method} on {printable(model.backbone)} (weights {model.weights_sha256[:12]})\n"
@@ -43,55 +43,55 @@ def inspection_text(model: "Inspection") -> str:
     parts = [head, _ledger(model)]
     if model.spaces:
         parts.append(_spaces(model))
-    parts.append(forecast_told(model) + "\n")
-    parts.append(_overlap(model, model.overlap) if model.overlap else no_overlap_told(model) + "\n")
+    parts.append(format_forecast(model) + "\n")
+    parts.append(_overlap(model, model.overlap) if model.overlap else explain_no_overlap(model) + "\n")
     return "\n".join(parts)
 
 
-def forecast_told(model: "Inspection") -> str:
-    """How many tasks still fit, and how that is known."""
+def format_forecast(model: "Inspection") -> str:
+    """Format the number of tasks that still fit, and how it was estimated."""
     found = model.forecast
     if not model.spaces:
         return "This method protects no directions of its layers' inputs, so none run out."
     if not model.tasks:
-        return "No forecast: nothing was learned yet."
+        return "No forecast: nothing has been learned yet."
     if found is None:
         known = all(space.grown for space in model.spaces)
-        why = "nothing is kept away from what is remembered" if known else "what each task took was not recorded"
+        why = "new branches may use the protected directions" if known else "what each task took was not recorded"
         return f"No forecast: {why}."
     several, one = found.last > 1, "the last task" if len(model.tasks) > 1 else "the only task"
     measured = f"the last {found.last} tasks" if several else one
     if found.tasks is None:
-        return f"No end in sight: {measured} took no direction of any layer."
+        return f"No limit in sight: {measured} took no direction of any layer."
     free = next(space.free for space in model.spaces if space.layer == found.layer)
     if not found.tasks:
         return (
-            f"{found.layer} has {_many(free, 'free direction')}, fewer than the {found.rank} of a branch: "
-            "new branches are narrower there."
+            f"{found.layer} has {_many(free, 'free direction')}, fewer than the rank {found.rank} of a branch, "
+            "so new branches have a smaller rank there."
         )
     return (
         f"About {_many(found.tasks, 'more task')} before {found.layer} has fewer than {found.rank} free directions, "
-        f"the rank of a branch, and branches there get narrower. A straight line: {measured} took "
-        f"{found.pace:.1f} of its directions{' each' if several else ''}, {free} are left."
+        f"the rank of a branch, and new branches there get a smaller rank. The estimate is linear: {measured} took "
+        f"{found.pace:.1f} of its directions{' each' if several else ''}, and {free} are left."
     )
 
 
-def no_overlap_told(model: "Inspection") -> str:
-    """Why there is no heat map."""
+def explain_no_overlap(model: "Inspection") -> str:
+    """Say why there is no overlap of tasks."""
     if len(model.tasks) < 2:
-        return "Overlap of tasks needs two tasks."
-    return "Overlap of tasks is not known: this method keeps no branches of single tasks."
+        return "The overlap of tasks needs at least two tasks."
+    return "The overlap of tasks is not known: this method keeps no branches of single tasks."
 
 
 def evaluation_text(measured: "Evaluation", data: str) -> str:
-    """Accuracy, calibration, what was called unknown; by task and by class."""
+    """Format accuracy, calibration and unknown images, by task and by class."""
     lines = [
         f"{words.number(measured.accuracy)} % right of {_many(measured.images, 'image')} ({printable(data)})",
         f"mean confidence {words.number(measured.confidence)} %, "
         f"expected calibration error {words.number(measured.calibration_error)} points ({len(measured.bins)} bins)",
     ]
     if measured.unknown_below is None:
-        lines.append("unknown images: this model had no images held back, so it cannot tell")
+        lines.append("unknown images: not known, because no images were held out when this model learned")
     else:
         share = words.number(measured.unknown / measured.images)
         lines.append(f"called unknown (familiarity below {measured.unknown_below}): {share} %")
@@ -106,24 +106,30 @@ def evaluation_text(measured: "Evaluation", data: str) -> str:
     return "\n".join(parts)
 
 
-def images_told(task: "LearnedTask") -> str:
-    """How many images a task was learned from, and how many files could not be read."""
+def format_images(task: "LearnedTask") -> str:
+    """Format how many images a task was learned from, and how many files could not be read."""
     return words.count(task.images) + (f" ({words.count(task.unreadable)} unreadable)" if task.unreadable else "")
 
 
 def _ledger(model: "Inspection") -> str:
-    heads = ("task", "learned", "version", "classes", "images", "time", "state", "data", "held back", "T")
+    heads = ("task", "learned", "version", "classes", "images", "time", "state", "data", "held out", "T")
     rows: list[Sequence[str]] = []
     for task in model.tasks:
         origin = task.origin
-        rows.append((
-            task.name, words.NOTHING if origin is None else origin.made.replace("T", " "),
-            words.NOTHING if origin is None else str(origin.version), _named(task.classes), images_told(task),
-            words.duration(task.seconds), words.size(None if origin is None else origin.bytes),
-            (task.data_sha256 or words.NOTHING)[:12],
-            words.NOTHING if task.accuracy is None else f"{words.number(task.accuracy)} % of {task.held_back}",
-            words.NOTHING if task.temperature is None else f"{task.temperature:.3g}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                task.name,
+                words.NOTHING if origin is None else origin.made.replace("T", " "),
+                words.NOTHING if origin is None else str(origin.version),
+                _named(task.classes),
+                format_images(task),
+                words.duration(task.seconds),
+                words.size(None if origin is None else origin.bytes),
+                (task.data_sha256 or words.NOTHING)[:12],
+                words.NOTHING if task.accuracy is None else f"{words.number(task.accuracy)} % of {task.held_back}",
+                words.NOTHING if task.temperature is None else f"{task.temperature:.3g}",
+            )
+        )
     return plain_table(heads, rows)
 
 
@@ -136,7 +142,7 @@ def _spaces(model: "Inspection") -> str:
 
 
 def _overlap(model: "Inspection", overlap: "Overlap") -> str:
-    """All pairs of tasks, or those that overlap most."""
+    """Format the overlap of all pairs of tasks, or of those that overlap most."""
     names = [model.tasks[task].name for task in overlap.tasks]
     chance = words.number(overlap.chance)
     if len(names) > MOST_TASKS:

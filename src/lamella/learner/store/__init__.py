@@ -1,1 +1,1 @@
-"""A model folder on disk: immutable versions under one pointer."""
+"""A model on disk: a folder of immutable versions and one file that points to the current version."""

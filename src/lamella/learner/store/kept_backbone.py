@@ -1,9 +1,9 @@
-"""A backbone from a file of the user's own is copied into the model's folder, so that the folder stands alone.
+"""Copies a backbone from the user's own files into the model's folder, so that the folder is self-contained.
 
-    MODEL/backbone-<checksum>.safetensors   its weights as they were loaded, with a LoRA that was added to them
+    MODEL/backbone-<checksum>.safetensors   the weights as they were loaded, with a LoRA that was added to them
 
-One copy serves all versions. Weights that anyone can have again by name (the bundled ones, timm's hub, those under
-$LAMELLA_DATA) and random ones, which a seed draws again, are not copied.
+All versions share one copy. Two kinds of weights are not copied: those that can be loaded again by name (bundled, from
+timm's hub, or under $LAMELLA_DATA), and random ones, which the seed draws again.
 """
 
 from collections.abc import Mapping
@@ -18,17 +18,26 @@ __all__ = ["from_copy", "keep_backbone"]
 
 
 def keep_backbone(folder: Path, config: Mapping[str, Any], backbone: Backbone) -> str | None:
-    """The name of the copy within `folder`, which is made where there is none; None where none is needed.
+    """Copy the backbone into the model's folder if it needs a copy and has none yet.
+
+    Args:
+        folder: the model's folder.
+        config: the complete configuration.
+        backbone: the backbone of the model.
+
+    Returns:
+        The name of the copy within `folder`; None if no copy is needed.
 
     Raises:
-        FileNotFoundError: the original is not there any more. ValueError: it is another one than was loaded.
+        FileNotFoundError: the original files are missing.
+        ValueError: the original files have changed since the backbone was loaded.
     """
     table = config["backbone"]
     if table.get("weights", "pretrained") in ("pretrained", "random") and "adapter" not in table:
         return None
     name = f"backbone-{backbone.weights_sha256[:16]}.safetensors"
     if not (folder / name).is_file():
-        original = build_backbone(config)  # learning may have changed the one at hand
+        original = build_backbone(config)  # learning may have changed the weights of `backbone`
         if original.weights_sha256 != backbone.weights_sha256:
             raise ValueError(
                 f"the files of backbone '{backbone.name}' ({_files(table)}) changed since they were loaded, so they "
@@ -39,10 +48,14 @@ def keep_backbone(folder: Path, config: Mapping[str, Any], backbone: Backbone) -
 
 
 def from_copy(config: Mapping[str, Any], copy: Path | None) -> dict[str, Any]:
-    """The configuration with a kept copy in the place of the files it was made of.
+    """Return a configuration that loads the backbone from its copy instead of the original files.
+
+    Args:
+        config: the complete configuration.
+        copy: the file of the copy; None if there is none, which returns `config` unchanged.
 
     Raises:
-        FileNotFoundError: the copy is not there.
+        FileNotFoundError: the copy is missing.
     """
     if copy is None:
         return dict(config)

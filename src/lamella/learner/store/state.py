@@ -1,4 +1,4 @@
-"""What a method has learned, as tensors: all of its own, and those of the backbone that it changed."""
+"""The learned state of a method: all of its own tensors, and those of the backbone that it changed."""
 
 from collections.abc import Collection, Mapping
 
@@ -11,7 +11,7 @@ __all__ = ["learned_state", "restore_state", "stored_bytes"]
 
 
 def learned_state(method: nn.Module) -> dict[str, Tensor]:
-    """The method's tensors, less those of its backbone that are still as loaded."""
+    """Return the tensors of a method by name, without those of its backbone that are unchanged since loading."""
     state = dict(method.state_dict())
     for prefix, module in method.named_modules():
         if isinstance(module, Backbone):
@@ -22,7 +22,11 @@ def learned_state(method: nn.Module) -> dict[str, Tensor]:
 
 
 def restore_state(method: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put `learned_state` into a freshly built method; what it left out stays as loaded.
+    """Load the result of `learned_state` into a new method. The other tensors of the backbone stay as loaded.
+
+    Args:
+        method: a method that was built from the same configuration.
+        state: the tensors by name.
 
     Raises:
         ValueError: the state belongs to another method or backbone.
@@ -40,7 +44,12 @@ def restore_state(method: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def stored_bytes(method: nn.Module, without: Collection[str] = ()) -> int:
-    """Bytes of the file that `save_model` would write of a method, less the adapters named."""
+    """Return the size of the file that `save_model` would write for a method, in bytes.
+
+    Args:
+        method: the method to measure.
+        without: the names of adapters that are not counted.
+    """
     foreign = tuple(f".branches.{name}." for name in without)
     state = learned_state(method)
     return len(tensors_to_bytes({k: v for k, v in state.items() if not any(mark in k for mark in foreign)}))

@@ -1,11 +1,11 @@
-"""A model on disk: safetensors and JSON only, whole at every moment, and every earlier version still there.
+"""A model on disk, in safetensors and JSON files. It is complete at every moment and keeps its earlier versions.
 
     MODEL/lamella.json                  which version is the current one, and the checksum of each version's file
-    MODEL/versions/K.json               configuration, class names, ledger of tasks, state file and its checksum
-    MODEL/state-<checksum>.safetensors  what was learned: all tensors but those of the backbone still as loaded
+    MODEL/versions/K.json               configuration, class names, records of tasks, state file and its checksum
+    MODEL/state-<checksum>.safetensors  what was learned: all tensors except unchanged ones of the backbone
 
-The files of a version are written first and never changed; replacing `lamella.json` is the one step that makes it the
-model. What a kill left without an entry there is swept up by the next version.
+The files of a version are written first and never changed. Replacing `lamella.json` then makes the version current, in
+one step. Files without an entry there, left behind by a killed process, are deleted when the next version is saved.
 """
 
 import time
@@ -26,9 +26,19 @@ from lamella.common.files import (
 )
 
 __all__ = [
-    "FORMAT", "MANIFEST", "VERSIONS", "Version", "drop_versions", "history", "holds_model", "load_manifest",
-    "load_model", "make_again", "roll_back", "save_model",
-]  # fmt: skip
+    "FORMAT",
+    "MANIFEST",
+    "VERSIONS",
+    "Version",
+    "drop_versions",
+    "history",
+    "holds_model",
+    "load_manifest",
+    "load_model",
+    "make_again",
+    "roll_back",
+    "save_model",
+]
 
 FORMAT = 2
 MANIFEST = "lamella.json"
@@ -39,8 +49,12 @@ class Version(NamedTuple):
     """One version of a model.
 
     Attributes:
-        number: from 1. current: whether it is the model now. made: when, local time. what: what made it.
-        tasks: names of the tasks it has learned. bytes: of its state file.
+        number: the number of the version, from 1.
+        current: whether it is the current version.
+        made: when it was saved, as "YYYY-MM-DDTHH:MM:SS" in local time.
+        what: a short text that says what made this version.
+        tasks: the names of the tasks it has learned, oldest first.
+        bytes: the size of its state file.
     """
 
     number: int
@@ -52,21 +66,27 @@ class Version(NamedTuple):
 
 
 def holds_model(folder: Path) -> bool:
-    """Whether there is a model at `folder`."""
+    """Whether `folder` holds a model."""
     return (folder / MANIFEST).exists()
 
 
 def save_model(
     folder: Path, state: Mapping[str, Tensor], manifest: Mapping[str, Any], *, what: str = "", keep: int | None = None
 ) -> int:
-    """Make `state` and `manifest` a new version and the current one; returns the bytes of the state file.
+    """Save a new version and make it the current one.
 
     Args:
-        what: what made this version, for its history.
-        keep: how many of the newest versions stay, this one included; all of them where left out.
+        folder: the model's folder, which is created if it does not exist.
+        state: the learned tensors by name.
+        manifest: the metadata of the version, as JSON values.
+        what: a short text for the history that says what made this version.
+        keep: how many of the newest versions are kept, this one included, at least 1; None keeps all.
+
+    Returns:
+        The size of the state file in bytes.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; the model that was there is untouched.
+        OSError: the folder cannot be written, or the disk is full. The stored model is unchanged.
         ValueError: `keep` is below 1, or the folder's "versions" is a symbolic link.
     """
     refuse_links(folder / VERSIONS)
@@ -92,11 +112,19 @@ def save_model(
 
 
 def load_model(folder: Path, version: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State and manifest of a version of the model at `folder`, the current one where none is named.
+    """Load the state and the metadata of a version.
+
+    Args:
+        folder: the model's folder.
+        version: the number of the version; None for the current one.
+
+    Returns:
+        The learned tensors by name, and the metadata.
 
     Raises:
         FileNotFoundError: there is no model, or one of its files is missing.
-        ValueError: it is damaged, foreign, or written by a newer version; or there is no such version.
+        ValueError: the model is damaged, was not written by Lamella, or was written by a newer Lamella; or there is no
+            such version.
     """
     manifest = load_manifest(folder, version)
     entry = manifest["state"]
@@ -108,7 +136,7 @@ def load_model(folder: Path, version: int | None = None) -> tuple[dict[str, Tens
 
 
 def load_manifest(folder: Path, version: int | None = None) -> dict[str, Any]:
-    """What `load_model` says of a version besides its tensors."""
+    """Read the metadata of a version, without its tensors. Arguments and errors are those of `load_model`."""
     pointer = _read_pointer(folder)
     number = pointer["current"] if version is None else version
     if str(number) not in pointer["versions"]:
@@ -123,7 +151,7 @@ def load_manifest(folder: Path, version: int | None = None) -> dict[str, Any]:
 
 
 def history(folder: Path) -> list[Version]:
-    """All versions of the model at `folder`, oldest first."""
+    """List all versions of the model at `folder`, oldest first."""
     pointer = _read_pointer(folder)
     found = []
     for number in sorted(map(int, pointer["versions"])):
@@ -135,20 +163,31 @@ def history(folder: Path) -> list[Version]:
 
 
 def roll_back(folder: Path, to: int) -> None:
-    """Make an earlier (or later) version the current one again; no version is lost.
+    """Make another version the current one. All versions are kept.
+
+    Args:
+        folder: the model's folder.
+        to: the number of the version.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_model` of that version.
+        FileNotFoundError: there is no model, or a file of that version is missing.
+        ValueError: there is no such version, or it is damaged.
     """
     load_model(folder, to)
     _point(folder, to, _read_pointer(folder)["versions"])
 
 
 def make_again(folder: Path, number: int, what: str) -> None:
-    """Make a new version that is the same as an earlier one.
+    """Save a copy of an earlier version as the new current version.
+
+    Args:
+        folder: the model's folder.
+        number: the number of the earlier version.
+        what: a short text for the history that says what made the new version.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_model` of that version.
+        FileNotFoundError: there is no model, or a file of that version is missing.
+        ValueError: there is no such version, or it is damaged.
     """
     state, manifest = load_model(folder, number)
     learned = {key: value for key, value in manifest.items() if key not in ("version", "made", "what", "state")}
@@ -156,10 +195,14 @@ def make_again(folder: Path, number: int, what: str) -> None:
 
 
 def drop_versions(folder: Path, numbers: Collection[int]) -> None:
-    """Remove versions for good, with what only they need.
+    """Delete versions permanently, with the files that no other version needs.
+
+    Args:
+        folder: the model's folder.
+        numbers: the numbers of the versions; numbers without a version are ignored.
 
     Raises:
-        ValueError: the current one is among them, or the folder's "versions" is a symbolic link.
+        ValueError: the current version is among them, or the folder's "versions" is a symbolic link.
     """
     refuse_links(folder / VERSIONS)
     pointer = _read_pointer(folder)
@@ -187,16 +230,16 @@ def _read_pointer(folder: Path) -> dict[str, Any]:
     if not isinstance(form, int):
         raise ValueError(f"'{path}' was not written by lamella")
     if form > FORMAT:
-        raise ValueError(f"'{path}' has format {form}, this lamella reads up to {FORMAT}; upgrade lamella")
+        raise ValueError(f"'{path}' has format {form}, but this lamella reads formats up to {FORMAT}; upgrade lamella")
     if form < FORMAT:
-        raise ValueError(f"'{path}' has format {form} of a lamella before its first release; learn the model again")
+        raise ValueError(f"'{path}' has format {form}, from before the first release of lamella; learn the model again")
     if not isinstance(pointer.get("versions"), dict) or str(pointer.get("current")) not in pointer["versions"]:
         raise ValueError(f"'{path}' was not written by lamella")
     return pointer
 
 
 def _sweep(folder: Path, digests: Mapping[str, str]) -> None:
-    """Remove half-written files, version files without an entry, and tensors that no version needs."""
+    """Delete incomplete files, version files without an entry, and tensors that no version needs."""
     for file in (folder / VERSIONS).glob("*.json"):
         if file.stem not in digests:
             file.unlink(missing_ok=True)
@@ -206,7 +249,7 @@ def _sweep(folder: Path, digests: Mapping[str, str]) -> None:
     try:
         manifests = [load_manifest(folder, int(number)) for number in digests]
     except (FileNotFoundError, ValueError):
-        return  # a damaged version may be restored from a copy, and then wants its state
+        return  # a damaged version may be restored from a copy, and then needs its state file
     needed = {name for manifest in manifests for name in (manifest["state"]["file"], manifest.get("backbone_copy"))}
     for file in (*folder.glob("state-*.safetensors"), *folder.glob("backbone-*.safetensors")):
         if file.name not in needed:

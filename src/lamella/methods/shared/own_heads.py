@@ -46,7 +46,7 @@ class OwnHeads(Method):
         weights: Iterable[Tensor] = (),
         *,
         data: Examples | None = None,
-        features: Callable[[Tensor], Tensor] | None = None,
+        features: Callable[[Any], Tensor] | None = None,
         penalty: Callable[[], Tensor | float] | None = None,
         **hooks: Any,
     ) -> None:
@@ -56,7 +56,7 @@ class OwnHeads(Method):
             task: to be learned.
             fit: the loop.
             weights: what is trained beside the head, at the recipe's learning rate.
-            data: what it is trained on; the task's images where left out.
+            data: what it is trained on; the task's samples where left out.
             features: what the head classifies; the method's features where left out.
             penalty: gives a number that is added to the loss of each batch.
             hooks: `before_step` and `after_step` of the loop.
@@ -65,7 +65,7 @@ class OwnHeads(Method):
         head = self.heads.grow(task.classes)
         features = features or self.features
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:  # only this task's classes compete
+        def loss(x: Any, y: Tensor) -> Tensor:  # only this task's classes compete
             value = F.cross_entropy(head(features(x)), head.columns(y))
             return value if penalty is None else value + penalty()
 
