@@ -1,8 +1,8 @@
-"""What learning a task will take, in seconds and bytes: measured on a few of its images, before it is learned.
+"""Estimates the time and memory that learning a task will take, by a trial on a few of its images.
 
-A learner that is thrown away afterwards learns a handful of the images. Of each training call two steps are made, of
-which the second is timed, and of each pass one batch; what they took is scaled to all images and epochs. What happens
-between the calls, such as decompositions, is not scaled: it is measured as it is.
+A copy of the model, which is dropped afterwards, learns a few of the images. Each training call makes two steps, of
+which the second is timed. Each pass reads the few images. These times are scaled to all images and epochs. The time
+between the calls, for example for matrix decompositions, is used as measured.
 """
 
 import time
@@ -24,31 +24,38 @@ __all__ = ["Expected", "rehearse"]
 
 CLASSES, PER_CLASS = 4, 4
 FIELDS = {field.name for field in fields(Training)}
-STEP = 16  # images of a step on a CPU, where time goes with images; a GPU gets the batches of the method
+STEP = 16  # images in a step on a CPU, where time is proportional to images; a GPU uses the method's own batch size
 
 
 class Expected(NamedTuple):
-    """What a learning will take: seconds, and the most bytes of memory at one time; 0 where the system does not say."""
+    """The expected costs of learning a task.
+
+    Attributes:
+        seconds: the expected duration.
+        bytes: the expected peak of memory; 0 if the system does not tell.
+    """
 
     seconds: float
     bytes: int
 
 
 class _Enough(Exception):
-    pass
+    """Ends a training call that has been measured."""
 
 
 class _Rehearsal:
-    """A loop that stops each call as soon as it has been measured; all else is the loop's that it wraps.
+    """Wraps a training loop and stops each call as soon as it has been measured.
 
     Args:
-        fit: the loop.
-        sample: how many samples of the task are learned here.
-        images: how many the task has.
+        fit: the wrapped loop.
+        sample: how many samples of the task the trial learns.
+        images: how many samples the task has.
     """
 
     def __init__(self, fit: Fit, sample: int, images: int) -> None:
-        self.fit, self.sample, self.images = fit, sample, images
+        self.fit = fit
+        self.sample = sample
+        self.images = images
         self.expected = self.spent = 0.0
         self.step_bytes = 0
 
@@ -108,7 +115,7 @@ class _Rehearsal:
 
     @contextmanager
     def _measured(self, data: Examples) -> Iterator[None]:
-        """A pass over the data, whose time is scaled to all samples."""
+        """Measure a pass over the data and scale its time to all samples."""
         started = time.monotonic()
         yield
         took = time.monotonic() - started
@@ -116,23 +123,25 @@ class _Rehearsal:
         self.spent += took
 
     def _scaled(self, count: int, data: Examples) -> int:
-        """How many images this call will have: the task's and what comes with them, such as a memory."""
+        """Return how many images a call will have: those of the task and further ones, such as stored exemplars."""
         of_task = isinstance(data, ImageSet) or count == self.sample
         return count - self.sample + self.images if of_task and count >= self.sample else count
 
 
 def rehearse(model: Model, task: Task, held_back: int) -> Expected:
-    """What learning `task` will take. The model must not be used afterwards.
+    """Estimate the costs of learning a task. The model must not be used afterwards.
 
     Args:
-        held_back: how many images will be looked at when the task is learned.
+        model: a copy of the model, which the trial changes.
+        task: the task.
+        held_back: how many held-out images will be predicted after the task is learned.
     """
     short = _short(task)
     plain = model.fit()
-    plain.compile = False  # compiling takes longer than what is measured
+    plain.compile = False  # compiling would take longer than the trial itself
     fit = _Rehearsal(plain, len(short.train), len(task.train))
     fit.begin(str(len(model.tasks)))
-    for _ in range(2):  # the first pass of all also warms up; the second tells what a pass takes
+    for _ in range(2):  # the first pass warms up, the second one is the measurement
         before = fit.expected
         fit.scan(short.train, lambda x, y: model.backbone(x))
     of_held_back = (fit.expected - before) / len(task.train) * held_back
@@ -144,7 +153,7 @@ def rehearse(model: Model, task: Task, held_back: int) -> Expected:
 
 
 def _short(task: Task) -> Task:
-    """A few images of a few of the task's classes."""
+    """Return a task with a few images of a few of the classes."""
     classes = task.classes[:CLASSES]
     chosen = [i for c in classes for i in (task.train.labels == c).nonzero()[:PER_CLASS, 0].tolist()]
     return replace(task, classes=classes, class_names=task.class_names[:CLASSES], train=task.train.subset(chosen))

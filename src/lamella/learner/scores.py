@@ -1,4 +1,4 @@
-"""How many test images of a task a method gets right: counts, from which every accuracy follows."""
+"""Counts of correctly classified test images, from which every accuracy is computed."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,12 +16,13 @@ __all__ = ["Score", "correct", "correct_given_task", "correct_task", "score_task
 
 
 class Score(NamedTuple):
-    """Counts over one task's test images.
+    """The counts over one task's test images.
 
     Attributes:
-        images: how many. right: top-1 over all classes seen.
-        right_given_task: top-1 among the task's own classes only.
-        right_task: top-1 class belongs to the task; -1 where classes belong to several tasks.
+        images: how many test images there are.
+        right: how many are classified correctly among all classes seen.
+        right_given_task: how many are classified correctly among the classes of their own task.
+        right_task: for how many the predicted class belongs to their task; -1 if classes belong to several tasks.
     """
 
     images: int
@@ -31,39 +32,48 @@ class Score(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Share of images whose class is right among all classes seen, 0..1."""
+        """The share of images classified correctly among all classes seen, 0..1."""
         return self.right / self.images
 
     @property
     def task_aware_accuracy(self) -> float:
-        """The same when the task is given."""
+        """The share of images classified correctly among the classes of their own task, 0..1."""
         return self.right_given_task / self.images
 
 
 def score_task(
-    method: Method, fit: Fit, data: Examples, task_classes: Sequence[int], *, shared_classes: bool, name: str,
+    method: Method,
+    fit: Fit,
+    data: Examples,
+    task_classes: Sequence[int],
+    *,
+    shared_classes: bool,
+    name: str,
     recall: Recall | None = None,
-) -> dict[str, Score]:  # fmt: skip
-    """One pass over a task's test images; a score for each readout of the method.
+) -> dict[str, Score]:
+    """Score every readout of a method in one pass over a task's test images.
 
     Args:
-        method: learned at least the task's classes. data: labelled with global class ids.
-        task_classes: global ids of the task's classes.
-        shared_classes: whether other tasks have these classes too, so that a choice of task has no meaning.
-        recall: of these images alone, read by earlier calls; without one no features outlast their batch.
+        method: the method, which has learned at least the task's classes.
+        fit: the loop that reads the images.
+        data: the test images, labelled with global class ids.
+        task_classes: the global ids of the task's classes.
+        shared_classes: whether other tasks have these classes too. Then `right_task` has no meaning.
+        name: the name of the pass.
+        recall: a cache of the features of these images, from earlier calls; None keeps no features after their batch.
 
     Returns:
-        By readout, "" being the method's own prediction.
+        The score of each readout by name. The name of the method's own prediction is "".
     """
     recall = recall or Recall(lasting=False)
     parts: dict[str, list[Tensor]] = defaultdict(list)
     parts_given: list[Tensor] = []
 
-    def observe(x: Tensor, y: Tensor) -> None:  # leaves logits on their device, so that nothing waits for it
+    def observe(x: Tensor, y: Tensor) -> None:  # the logits stay on their device, so that no batch waits for a copy
         recall.turn_to(x)
         for key, logits in method.readouts(x).items():
             parts[key].append(logits.float())
-        if method.routed:  # given the task, it takes that task's expert, which is another pass
+        if method.routed:  # with a given task, a routed method uses the expert of that task, which needs another pass
             parts_given.append(method.predict(x, tuple(task_classes)).float())
 
     with recall.reading(method.backbone):
@@ -81,7 +91,7 @@ def score_task(
 
 
 def correct(logits: Tensor, target: Tensor) -> Tensor:
-    """Whether the highest logit is the target's.
+    """Tell for each sample whether the highest logit is that of its class.
 
     Args:
         logits: `(n, columns)`.
@@ -91,7 +101,7 @@ def correct(logits: Tensor, target: Tensor) -> Tensor:
         `(n,)` bool.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not match.
 
     >>> correct(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])).tolist()
     [True, False]
@@ -101,9 +111,9 @@ def correct(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def correct_given_task(logits: Tensor, target: Tensor, task_columns: Sequence[int]) -> Tensor:
-    """The same when the task is given: only the columns of the samples' own task compete.
+    """Tell for each sample whether the highest logit among the columns of its own task is that of its class.
 
-    Beside plain accuracy it tells confusion between tasks from confusion within one.
+    Compared with plain accuracy, this separates confusion between tasks from confusion within a task.
 
     Args:
         logits: `(n, columns)`.
@@ -114,7 +124,7 @@ def correct_given_task(logits: Tensor, target: Tensor, task_columns: Sequence[in
         `(n,)` bool.
 
     Raises:
-        ValueError: the shapes do not fit, or a sample's class is not among the columns of its task.
+        ValueError: the shapes do not match, or a sample's class is not among the columns of its task.
 
     >>> logits = torch.tensor([[9.0, 1.0, 2.0], [9.0, 2.0, 1.0]])
     >>> correct_given_task(logits, torch.tensor([2, 2]), [1, 2]).tolist()
@@ -127,7 +137,7 @@ def correct_given_task(logits: Tensor, target: Tensor, task_columns: Sequence[in
 
 
 def correct_task(logits: Tensor, task_columns: Sequence[int]) -> Tensor:
-    """Whether the top class belongs to the task, be it the right class or not.
+    """Tell for each sample whether the column with the highest logit belongs to the task.
 
     Args:
         logits: `(n, columns)`.
