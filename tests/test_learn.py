@@ -346,7 +346,7 @@ def damage(model: Path, how: str) -> None:
     ("how", "text"),
     [
         ("tampered", "is damaged: its checksum is not the recorded one; restore it from a copy"),
-        ("future", "has format 9, this lamella reads up to 2; upgrade lamella"),
+        ("future", "has format 9, but this lamella reads formats up to 2; upgrade lamella"),
         ("state", "is missing, so version 1 is lost; restore the file from a copy"),
         ("version", "is missing, so version 1 is lost; restore the file from a copy"),
     ],
