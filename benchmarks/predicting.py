@@ -29,7 +29,6 @@ from lamella.common.randomness import generator
 from lamella.data.images import Files, ImageSet, PixelArray
 from lamella.data.loading import batches
 from lamella.data.scenario import Source, class_incremental
-from lamella.data.transform import plain_view
 from lamella.experiments.bench.streams import short_method
 
 
@@ -96,8 +95,8 @@ def photos(folder: Path, images: int) -> list[Path]:
 @torch.inference_mode()
 def plain(network: torch.nn.Module, learner: Learner, files: Sequence[Path]) -> Any:
     """What one would write with timm: load, forward, softmax."""
-    data = ImageSet(Files(files), torch.zeros(len(files)), [str(file) for file in files])
-    loader = batches(data, torch.arange(len(data)), 64, plain_view(learner.backbone.transform))
+    data = ImageSet.unlabelled(Files(files))
+    loader = batches(data, torch.arange(len(data)), 64, learner.backbone.transform.view())
     return torch.cat([network(x).softmax(1) for x, _, _ in loader])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from streams import stream
+from streams import stream, tiny_backbone
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -318,17 +318,18 @@ def test_an_export_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_tolerance_is_a_share_of_the_largest_logit() -> None:
-    base = torch.tensor([[100.0, 0.0]])
+    base, backbone = torch.tensor([[100.0, 0.0]]), tiny_backbone()
 
     def logits(shift: float) -> Any:
         return lambda x: base.repeat(len(x), 1) + shift
 
-    assert compare(logits(0), logits(0.009), 8) == Check(pytest.approx(0.009, rel=1e-2), 100.0, 6)  # pyright: ignore
+    found = compare(logits(0), logits(0.009), backbone)
+    assert found == Check(pytest.approx(0.009, rel=1e-2), 100.0, 6, "image")  # pyright: ignore
     for wrong in (0.011, float("nan")):
         with pytest.raises(RuntimeError, match=r"allowed 1\.0e-02"):
-            compare(logits(0), logits(wrong), 8)
+            compare(logits(0), logits(wrong), backbone)
     with pytest.raises(RuntimeError, match="shape"):
-        compare(logits(0), lambda x: base, 8)
+        compare(logits(0), lambda x: base, backbone)
 
 
 def test_nothing_is_overwritten_and_a_failure_leaves_nothing(tmp_path: Path) -> None:

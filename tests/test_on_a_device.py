@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lamella.backbones.feature_cache import Recall
 from lamella.common.files import read_json
 from lamella.data import resampling
+from lamella.data.transform import InputTransform
 from lamella.experiments.bench.growth import follow
 from lamella.experiments.bench.speed import measure_speed
 from lamella.experiments.bench.streams import synthetic_task
@@ -202,7 +203,7 @@ def test_what_measures_a_learner_runs_there() -> None:
     with pretending():
         backbone = {"name": "test_vit", "weights": "random", "size": 32}
         assert set(measure_speed(backbone, "inflora", batch=4, images=8, repeats=1).phases) == {"float32", "bf16"}
-        costs = follow(new("linear-probe"), [synthetic_task(i, 8, 32) for i in range(2)])
+        costs = follow(new("linear-probe"), [synthetic_task(i, 8, InputTransform(32)) for i in range(2)])
         assert [cost["pass"] > 0 for cost in costs] == [True, True]
         assert rehearse(new("inflora"), TASKS[0], held_back=4).seconds > 0
         assert inspect(small("olora")).overlap is not None

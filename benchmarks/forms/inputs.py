@@ -9,7 +9,7 @@ from forms.case import Case, Form
 from lamella.backbones import load_backbone
 from lamella.common.randomness import generator
 from lamella.data.sending import send
-from lamella.data.transform import Augmentation, InputTransform, View, augmented_view, plain_view
+from lamella.data.transform import Augmentation, ImageView, InputTransform, augmented_view, plain_view
 from lamella.training.precision import resolve_device
 
 SIDES = ((32, 32, 0), (32, 128, 0), (128, 128, 0), (256, 224, 0), (500, 224, 0), (500, 224, 8))
@@ -45,7 +45,7 @@ def _noise(height: int, width: int, draws: torch.Generator) -> Tensor:
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=draws)
 
 
-def _arriving(view: View, pixels: list[Tensor], device: torch.device) -> Callable[[], Tensor]:
+def _arriving(view: ImageView, pixels: list[Tensor], device: torch.device) -> Callable[[], Tensor]:
     """The whole way to an input on the device, wherever the view computes."""
     index = torch.arange(len(pixels))
     return lambda: send(view(pixels, index), device)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from forms.case import Case, Form, Seconds
 from lamella.backbones.feature_cache import Recall
 from lamella.common.timing import interleaved
+from lamella.data.samples import Samples
 from lamella.experiments.bench.streams import quick_learner, synthetic_task
 from lamella.learner.learner import Learner
 
@@ -32,8 +33,8 @@ class Counting(Recall):
 
     passes = 0
 
-    def features(self, backbone: nn.Module, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        def counted(images: Tensor) -> Tensor:
+    def features(self, backbone: nn.Module, compute: Callable[[Samples], Tensor], x: Samples) -> Tensor:
+        def counted(images: Samples) -> Tensor:
             self.passes += 1
             return compute(images)
 
@@ -68,7 +69,7 @@ def _measure(learner: Learner, tasks: int, images: int, passes: dict[str, int], 
     kinds: dict[str, type[Never] | type[Counting]] = {ANEW: Never, REMEMBERED: Counting}
     memories = {form: [[kind() for _ in range(tasks)] for _ in range(rounds)] for form, kind in kinds.items()}
     seconds = {form: [0.0] * rounds for form in kinds}
-    tests = [synthetic_task(i, images, learner.backbone.transform.size) for i in range(tasks)]
+    tests = [synthetic_task(i, images, learner.backbone.transform) for i in range(tasks)]
     processor = learner.fit().device.type == "cpu"
 
     def row(memory: list[Any], seen: int) -> None:

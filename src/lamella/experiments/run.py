@@ -124,7 +124,7 @@ class _Run:
         self.progress = silent if quiet else bars
 
     def _check_inputs(self) -> None:
-        """Refuse to go on with other images or weights than the run was started with."""
+        """Refuse to go on with other samples or weights than the run was started with."""
         path = self.out / "inputs.json"
         inputs = {"images": self.scenario.split_sha256, "weights": self.learner.backbone.weights_sha256}
         if not path.exists():
@@ -133,9 +133,11 @@ class _Run:
             return
         before = read_json(path)
         if changed := [what for what, digest in inputs.items() if before[what] != digest]:
+            noun = self.tasks[0].train.noun
+            told = " and ".join(f"{noun}s" if what == "images" else what for what in changed)
             raise ValueError(
-                f"the {' and '.join(changed)} of '{self.out}' are not those it was started with (images added, removed "
-                "or renamed, another weights file), so it cannot go on; put them back, or choose another --out"
+                f"the {told} of '{self.out}' are not those it was started with ({noun}s added, removed or renamed, "
+                "another weights file), so it cannot go on; put them back, or choose another --out"
             )
 
     def finish(self) -> None:
@@ -192,7 +194,7 @@ class _Run:
         return {key: list(score) for key, score in scores.items()}
 
     def _test(self, j: int) -> Any:
-        """The images that task j is scored on, decoded once where they fit into memory."""
+        """The samples that task j is scored on, decoded once where they fit into memory."""
         if j not in self.tests:
             self.tests[j] = keep_decoded(self._scored_part(j), progress=self.progress)
         return self.tests[j]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from lamella.common.locks import alone
 from lamella.common.progress import Progress, silent
-from lamella.data.images import ImageSet, data_sha256
+from lamella.data.images import data_sha256
 from lamella.data.keeping import Unreadable
+from lamella.data.loading import Examples
 from lamella.data.scenario import Source, Task
 from lamella.data.sources.readable import load_readable
 from lamella.learner import forgetting
@@ -57,7 +58,7 @@ class Learning:
     folder: Path
     model: Model
     task: Task
-    held_out: ImageSet
+    held_out: Examples
     unreadable: Sequence[Unreadable]
     resumed: Resumed
     stored: TaskRecord | None = None

@@ -9,8 +9,8 @@ from torch import Tensor
 from lamella.backbones import Backbone
 from lamella.backbones.feature_cache import Recall
 from lamella.common.progress import Progress, silent
-from lamella.data.images import ImageSet, TensorSet
 from lamella.data.loading import Examples
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.learner.confidence import Confidence
 from lamella.learner.config.new_config import BACKBONE, METHOD, new_config
@@ -231,24 +231,24 @@ class Learner:
         self.model.check_whole()
         forget(self.model, task)
 
-    def logits(self, x: Tensor, task: int | None = None) -> Tensor:
-        """(n, classes seen) logits of inputs (n, ...), on the device of x.
+    def logits(self, x: Samples, task: int | None = None) -> Tensor:
+        """(n, classes seen) logits of n samples, on the device of x.
 
         Args:
-            x: inputs as the backbone's transform gives them, such as normalised images (n, 3, size, size).
+            x: samples as the backbone's transform gives them, such as normalised images (n, 3, size, size).
             task: the number of the task that the samples are from, where it is given.
         """
         return self.model.logits(x, task)
 
-    def predict(self, images: Sequence[str | Path] | ImageSet | TensorSet, *, top: int = 5) -> list[Prediction]:
-        """Class names with confidences for image files or a set of images.
+    def predict(self, images: Sequence[str | Path] | Examples, *, top: int = 5) -> list[Prediction]:
+        """Class names with confidences for image files or a set of samples.
 
         Args:
-            images: at least one.
+            images: files, or a set of samples of any kind, whose labels are not looked at; at least one.
             top: how many classes a prediction names, at least 1.
 
         Raises:
-            ValueError: nothing was learned yet, there is no image, or one cannot be decoded (it is named).
+            ValueError: nothing was learned yet, there is no sample, or one cannot be read (it is named).
         """
         return predict(self.model, images, top=top)
 
@@ -279,7 +279,7 @@ class Learner:
         self.model.check_whole()
         unknown = sorted(set(data.labels.tolist()) - set(self.method.classes))
         if unknown or not len(data):
-            what = f"classes {unknown} were never learned" if unknown else "there is no image"
+            what = f"classes {unknown} were never learned" if unknown else f"there is no {data.noun}"
             raise ValueError(f"nothing can be scored: {what}; this learner knows {sorted(self.class_names.values())}")
         fit = self.fit(progress=progress)
         fit.begin(name)

@@ -11,6 +11,7 @@ from lamella.backbones import Backbone
 from lamella.common.progress import Progress, silent
 from lamella.common.version import __version__
 from lamella.data.loading import Examples
+from lamella.data.samples import Samples
 from lamella.learner.confidence import Confidence
 from lamella.learner.config.document import build_augmentation, build_backbone, build_method, method_name, up_to_date
 from lamella.learner.config.own_methods import method_digests, recognise_methods
@@ -101,8 +102,8 @@ class Model:
                 "model again (what is on disk is whole)"
             )
 
-    def logits(self, x: Tensor, task: int | None = None) -> Tensor:
-        """(n, classes seen) logits of inputs (n, ...), on the device of x.
+    def logits(self, x: Samples, task: int | None = None) -> Tensor:
+        """(n, classes seen) logits of n samples, on the device of x.
 
         Args:
             x: inputs as the backbone's transform gives them.
@@ -124,7 +125,7 @@ class Model:
         logits: list[Tensor] = []
         typicality: list[Tensor] = []
 
-        def observe(x: Tensor, y: Tensor) -> None:
+        def observe(x: Samples, y: Tensor) -> None:
             for parts, values in zip((logits, typicality), self.method.logits_and_typicality(x), strict=True):
                 parts.append(values)
 

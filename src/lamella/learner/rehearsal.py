@@ -1,7 +1,7 @@
-"""What learning a task will take, in seconds and bytes: measured on a few of its images, before it is learned.
+"""What learning a task will take, in seconds and bytes: measured on a few of its samples, before it is learned.
 
-A learner that is thrown away afterwards learns a handful of the images. Of each training call two steps are made, of
-which the second is timed, and of each pass one batch; what they took is scaled to all images and epochs. What happens
+A learner that is thrown away afterwards learns a handful of the samples. Of each training call two steps are made, of
+which the second is timed, and of each pass one batch; what they took is scaled to all samples and epochs. What happens
 between the calls, such as decompositions, is not scaled: it is measured as it is.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
-from lamella.data.images import ImageSet
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.learner.model import Model
 from lamella.training.fit import Examples, Fit, Loss
@@ -24,7 +24,7 @@ __all__ = ["Expected", "rehearse"]
 
 CLASSES, PER_CLASS = 4, 4
 FIELDS = {field.name for field in fields(Training)}
-STEP = 16  # images of a step on a CPU, where time goes with images; a GPU gets the batches of the method
+STEP = 16  # samples of a step on a CPU, where time goes with samples; a GPU gets the batches of the method
 
 
 class Expected(NamedTuple):
@@ -43,12 +43,12 @@ class _Rehearsal:
 
     Args:
         fit: the loop.
-        sample: how many samples of the task are learned here.
-        images: how many the task has.
+        sample: those samples of the task that are learned here.
+        count: how many the task has.
     """
 
-    def __init__(self, fit: Fit, sample: int, images: int) -> None:
-        self.fit, self.sample, self.images = fit, sample, images
+    def __init__(self, fit: Fit, sample: Examples, count: int) -> None:
+        self.fit, self.kind, self.sample, self.count = fit, type(sample), len(sample), count
         self.expected = self.spent = 0.0
         self.step_bytes = 0
 
@@ -72,7 +72,7 @@ class _Rehearsal:
         ends: list[float] = []
         kept = 0
 
-        def measured(x: Tensor, y: Tensor) -> Tensor:
+        def measured(x: Samples, y: Tensor) -> Tensor:
             nonlocal kept
             with kept_for_backward(self.fit.module.parameters()) as bytes_so_far:
                 value = loss(x, y)
@@ -115,25 +115,25 @@ class _Rehearsal:
         self.spent += took
 
     def _scaled(self, count: int, data: Examples) -> int:
-        """How many images this call will have: the task's and what comes with them, such as a memory."""
-        of_task = isinstance(data, ImageSet) or count == self.sample
-        return count - self.sample + self.images if of_task and count >= self.sample else count
+        """How many samples this call will have: the task's and what comes with them, such as a memory."""
+        of_task = isinstance(data, self.kind) or count == self.sample
+        return count - self.sample + self.count if of_task and count >= self.sample else count
 
 
 def rehearse(model: Model, task: Task, held_back: int) -> Expected:
     """What learning `task` will take. The model must not be used afterwards.
 
     Args:
-        held_back: how many images will be looked at when the task is learned.
+        held_back: how many samples will be looked at when the task is learned.
     """
     short = _short(task)
     plain = model.fit()
     plain.compile = False  # compiling takes longer than what is measured
-    fit = _Rehearsal(plain, len(short.train), len(task.train))
+    fit = _Rehearsal(plain, short.train, len(task.train))
     fit.begin(str(len(model.tasks)))
     for _ in range(2):  # the first pass of all also warms up; the second tells what a pass takes
         before = fit.expected
-        fit.scan(short.train, lambda x, y: model.backbone(x))
+        fit.scan(short.train, lambda x, _: model.backbone(x))
     of_held_back = (fit.expected - before) / len(task.train) * held_back
     fit.expected = fit.spent = 0.0
     now, started = bytes_now(fit.device), time.monotonic()
@@ -143,7 +143,7 @@ def rehearse(model: Model, task: Task, held_back: int) -> Expected:
 
 
 def _short(task: Task) -> Task:
-    """A few images of a few of the task's classes."""
+    """A few samples of a few of the task's classes."""
     classes = task.classes[:CLASSES]
     chosen = [i for c in classes for i in (task.train.labels == c).nonzero()[:PER_CLASS, 0].tolist()]
     return replace(task, classes=classes, class_names=task.class_names[:CLASSES], train=task.train.subset(chosen))

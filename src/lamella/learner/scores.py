@@ -1,4 +1,4 @@
-"""How many test images of a task a method gets right: counts, from which every accuracy follows."""
+"""How many test samples of a task a method gets right: counts, from which every accuracy follows."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lamella.backbones.feature_cache import Recall
+from lamella.data.samples import Samples
 from lamella.methods import Method
 from lamella.methods.shared.heads import only_columns
 from lamella.training.fit import Examples, Fit
@@ -16,7 +17,7 @@ __all__ = ["Score", "correct", "correct_given_task", "correct_task", "score_task
 
 
 class Score(NamedTuple):
-    """Counts over one task's test images.
+    """Counts over one task's test samples.
 
     Attributes:
         images: how many. right: top-1 over all classes seen.
@@ -31,7 +32,7 @@ class Score(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Share of images whose class is right among all classes seen, 0..1."""
+        """Share of samples whose class is right among all classes seen, 0..1."""
         return self.right / self.images
 
     @property
@@ -44,13 +45,13 @@ def score_task(
     method: Method, fit: Fit, data: Examples, task_classes: Sequence[int], *, shared_classes: bool, name: str,
     recall: Recall | None = None,
 ) -> dict[str, Score]:  # fmt: skip
-    """One pass over a task's test images; a score for each readout of the method.
+    """One pass over a task's test samples; a score for each readout of the method.
 
     Args:
         method: learned at least the task's classes. data: labelled with global class ids.
         task_classes: global ids of the task's classes.
         shared_classes: whether other tasks have these classes too, so that a choice of task has no meaning.
-        recall: of these images alone, read by earlier calls; without one no features outlast their batch.
+        recall: of these samples alone, read by earlier calls; without one no features outlast their batch.
 
     Returns:
         By readout, "" being the method's own prediction.
@@ -59,7 +60,7 @@ def score_task(
     parts: dict[str, list[Tensor]] = defaultdict(list)
     parts_given: list[Tensor] = []
 
-    def observe(x: Tensor, y: Tensor) -> None:  # leaves logits on their device, so that nothing waits for it
+    def observe(x: Samples, y: Tensor) -> None:  # leaves logits on their device, so that nothing waits for it
         recall.turn_to(x)
         for key, logits in method.readouts(x).items():
             parts[key].append(logits.float())

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
-from lamella.data.images import ImageSet, PixelArray, TensorSet, concatenate
+from lamella.data.images import ImageSet, PixelArray, concatenate
+from lamella.data.loading import Examples
+from lamella.data.samples import Transform
 from lamella.data.transform import InputTransform, plain_view
 from lamella.memory.resizable import Growing
 from lamella.training.fit import Fit
@@ -37,16 +39,16 @@ class Kept:
     memory_per_class: int | None = None
     choose: str = "herding"
 
-    def none_yet(self, size: int, seed: int) -> "Exemplars":
-        """An empty memory for images of this size."""
-        return Exemplars(size, total=self.memory, per_class=self.memory_per_class, choose=self.choose, seed=seed)
+    def none_yet(self, transform: Transform, seed: int) -> "Exemplars":
+        """An empty memory for what a backbone takes."""
+        return Exemplars(transform, total=self.memory, per_class=self.memory_per_class, choose=self.choose, seed=seed)
 
 
 class Exemplars(Growing):
     """Images kept of old tasks, in their order of choice within each class.
 
     Args:
-        size: side of the stored images in pixels, the backbone's input side.
+        transform: of the backbone, in whose size images are stored.
         total: images of all classes together, shared out evenly; 0 keeps none.
         per_class: images of each class however many classes there are; `total` has no say then.
         choose: "herding" (those whose mean is closest to the class's), "random", or "reservoir": an even draw from all
@@ -58,7 +60,8 @@ class Exemplars(Growing):
         sources: (bytes,) uint8, the images' original keys as JSON. seen: () int64, images a reservoir was offered.
 
     Raises:
-        ValueError: an unknown choice, no limit or a negative one, or a reservoir with a limit for each class.
+        ValueError: an unknown choice, no limit or a negative one, or a reservoir with a limit for each class; or there
+            is anything to keep, and the backbone takes samples of another kind.
     """
 
     for_training = True
@@ -70,7 +73,7 @@ class Exemplars(Growing):
     seen: Tensor
 
     def __init__(
-        self, size: int, *, total: int | None = 2000, per_class: int | None = None, choose: str = "herding",
+        self, transform: Transform, *, total: int | None = 2000, per_class: int | None = None, choose: str = "herding",
         seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -80,6 +83,9 @@ class Exemplars(Growing):
             raise ValueError(f"a memory of {limit} images is none; give 0 or more, for all classes or for each")
         if choose == "reservoir" and per_class is not None:
             raise ValueError("a reservoir knows no classes: leave out the images per class, or choose 'random'")
+        if limit and not isinstance(transform, InputTransform):
+            raise ValueError(f"a memory keeps images, and this backbone takes {transform.noun}s; set the memory to 0")
+        size = transform.size if isinstance(transform, InputTransform) else 0
         self.size, self.total, self.per_class, self.choose, self.seed = size, total, per_class, choose, seed
         self.register_buffer("images", torch.zeros(0, 3, size, size, dtype=torch.uint8))
         self.register_buffer("labels", torch.zeros(0, dtype=torch.int64))
@@ -128,7 +134,7 @@ class Exemplars(Growing):
         """Images each class may keep once there are these classes too, some of which may be known."""
         return self.quota(len({*self.classes, *classes}))
 
-    def join(self, data: ImageSet | TensorSet, classes: Sequence[int] = ()) -> ImageSet | TensorSet:
+    def join(self, data: Examples, classes: Sequence[int] = ()) -> Examples:
         """What a task is trained on: `data` and all images kept; `data` itself where none are.
 
         Args:
@@ -145,9 +151,7 @@ class Exemplars(Growing):
         keys = [f"exemplar/{i}/{key}" for i, key in enumerate(self.keys)]
         return ImageSet(PixelArray(self.images.cpu()), self.labels.cpu(), keys)
 
-    def refill(
-        self, data: ImageSet | TensorSet, extract: Callable[[Tensor], Tensor], fit: Fit, classes: Sequence[int]
-    ) -> None:
+    def refill(self, data: Examples, extract: Callable[[Tensor], Tensor], fit: Fit, classes: Sequence[int]) -> None:
         """`select` at the end of a task, by features that are computed only where herding needs them.
 
         They are filed: a task that is resumed chooses the same images, also on a machine that rounds differently.
@@ -160,7 +164,7 @@ class Exemplars(Growing):
         self.select(data, fit.features(data, extract, keep=True, name="herding") if herds else None, classes)
 
     @torch.no_grad()
-    def select(self, data: ImageSet | TensorSet, features: Tensor | None, classes: Sequence[int]) -> None:
+    def select(self, data: Examples, features: Tensor | None, classes: Sequence[int]) -> None:
         """Keep images of a finished task, and as many fewer of older classes as the memory asks for.
 
         Args:
@@ -242,9 +246,9 @@ class Exemplars(Growing):
         return (255 * view(pixels, torch.arange(len(pixels)))).round().to(torch.uint8).cpu()
 
 
-def _images(data: ImageSet | TensorSet) -> ImageSet:
+def _images(data: Examples) -> ImageSet:
     if not isinstance(data, ImageSet):
-        raise ValueError("a memory keeps images, and these are tensors; set it to 0")
+        raise ValueError(f"a memory keeps images, and these are {data.noun}s; set it to 0")
     return data
 
 

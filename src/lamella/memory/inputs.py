@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Adapted, Site, watch
+from lamella.adapters.tokens import counted, first_counted
 from lamella.memory.subspace import SecondMoment
 
 __all__ = ["BASES", "Inputs", "check_basis", "class_token", "gather"]
@@ -28,7 +29,7 @@ class Inputs:
         # A copy: the view would keep every token of the batch alive.
         self.tokens.append(class_token(x).to(torch.float32, copy=True))
         if self.basis == "tokens":
-            self.others(x)
+            self.others(counted(x))
 
     @property
     def class_tokens(self) -> Tensor:
@@ -56,7 +57,7 @@ def gather(model: nn.Module, sites: Sequence[Site], basis: str = "class_token") 
     """
     check_basis(model, sites, basis)
     hooks: list[Any] = []
-    with watch(sites, lambda layer: Inputs(layer.weight.shape[1], basis)) as inputs:
+    with watch(sites, lambda layer: Inputs(layer.weight.shape[1], basis), padding_too=True) as inputs:
         try:
             if basis == "attention_pooled":
                 for name, layer in {site.name: site.layer for site in sites}.items():
@@ -115,7 +116,7 @@ def _pool(name: str, attention: Any, layer: Adapted, seen: SecondMoment) -> list
 
 
 def class_token(x: Tensor) -> Tensor:
-    """(n, tokens, d) -> (n, d), the first token."""
+    """(n, tokens, d) -> (n, d), the first token of each sample that is no padding."""
     if x.ndim != 3:
-        raise ValueError(f"a layer's input has shape {tuple(x.shape)}, not (images, tokens, width): no class token")
-    return x[:, 0]
+        raise ValueError(f"a layer's input has shape {tuple(x.shape)}, not (samples, tokens, width): no class token")
+    return first_counted(x)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, module_key, watch
+from lamella.data.samples import Samples
 from lamella.memory.inputs import Inputs, class_token
 from lamella.memory.resizable import Growing
 from lamella.memory.subspace import orthonormal
@@ -206,9 +207,9 @@ class Signatures(nn.Module):
         for name, seen in inputs.items():
             self[name].extend(seen.moment, share, seen.class_tokens)
 
-    def reading(self, forward: Callable[[Tensor], Any], x: Tensor) -> Any:
-        """What `forward` makes of images x, in one pass, while every layer is read for `scores`."""
-        with watch(self.sites, lambda layer: self.readers[layer]):
+    def reading(self, forward: Callable[[Samples], Any], x: Samples) -> Any:
+        """What `forward` makes of samples x, in one pass, while every layer is read for `scores`."""
+        with watch(self.sites, lambda layer: self.readers[layer], padding_too=True):
             return forward(x)
 
     def scores(self) -> Tensor:

@@ -38,6 +38,7 @@ from lamella.adapters.adapter import using
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator, named_seed
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.resizable import Growing
 from lamella.methods.shared.heads import OTHER_TASK_PENALTY, only_columns
@@ -149,7 +150,7 @@ class CoLoR(OwnHeads):
         self.choice = choice
         self.keys = TaskKeys(backbone.width)
 
-    def choose_task(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+    def choose_task(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
         """Return (n,) the number of the task with the nearest centre.
 
         Args:
@@ -158,19 +159,19 @@ class CoLoR(OwnHeads):
         """
         return self._closeness(x, task).argmax(1)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Samples) -> Tensor:
         """(n, d) features of the chosen expert of each image, or of the mixed experts if the choice is "soft"."""
         return self._experts(x, self._weights(self._closeness(x, None)))
 
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+    def predict(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
         """(n, classes) logits of the chosen task's head; those of classes that this head lacks are far below them."""
         return only_columns(self._read(x, task)[1], self.classes, task)
 
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def features_and_logits(self, x: Samples) -> tuple[Tensor, Tensor]:
         """(n, d) features of the chosen experts and (n, classes) logits, from the same two forward passes."""
         return self._read(x, None)
 
-    def _read(self, x: Tensor, task: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+    def _read(self, x: Samples, task: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
         closeness = self._closeness(x, task)
         features = self._experts(x, self._weights(closeness))
         head = self._chosen_head if self.choice == "hard" else self._mixed_heads
@@ -182,7 +183,7 @@ class CoLoR(OwnHeads):
         expert = f"task{number}"
         branches = self.lora.grow(self.sites, expert, generator(self.seed, "expert", number))
 
-        def features(x: Tensor) -> Tensor:
+        def features(x: Samples) -> Tensor:
             with using(self.sites, expert):
                 return self.backbone(x)
 
@@ -212,12 +213,12 @@ class CoLoR(OwnHeads):
         self.heads.drop(number)
         self.keys.drop(number)
 
-    def _key(self, x: Tensor) -> Tensor:
+    def _key(self, x: Samples) -> Tensor:
         """(n, d) features in which the nearest centre is looked for."""
         with using(self.sites, "task0" if self.key_features == "first_task" else ()):
             return self.backbone(x)
 
-    def _closeness(self, x: Tensor, task: tuple[int, ...] | None) -> Tensor:
+    def _closeness(self, x: Samples, task: tuple[int, ...] | None) -> Tensor:
         """(n, tasks) negative distances; tasks without any of the given classes are excluded."""
         closeness = -self.keys.distances(self._key(x), len(self.heads))
         able = None if task is None else [t for t, ids in enumerate(self._ids()) if set(ids) & set(task)]
@@ -229,7 +230,7 @@ class CoLoR(OwnHeads):
             return closeness.softmax(1).float()
         return F.one_hot(closeness.argmax(1), closeness.shape[1]).float()
 
-    def _experts(self, x: Tensor, weights: Tensor) -> Tensor:
+    def _experts(self, x: Samples, weights: Tensor) -> Tensor:
         """(n, d) features from one forward pass, in which the experts are weighted for each image."""
         with using(self.sites, {f"task{t}": w for t, w in enumerate(weights.unbind(1))}):
             return self.backbone(x)

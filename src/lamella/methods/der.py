@@ -33,6 +33,7 @@ Departures (from the paper [p], from PyCIL's code [c]):
 import torch
 from torch import Tensor, nn
 
+from lamella.data.samples import Samples
 from lamella.methods.shared.expanding import Expanding
 
 __all__ = ["DER"]
@@ -62,9 +63,9 @@ class DER(Expanding):
     def first(self) -> nn.Module:
         return self.backbone.model
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Samples) -> Tensor:
         """(n, t d) features of all extractors, oldest first."""
-        return torch.cat([extractor(x) for extractor in (self.first(), *self.extractors)], dim=1)
+        return torch.cat([self.backbone.run(x, one) for one in (self.first(), *self.extractors)], dim=1)
 
     def trained(self, newest: nn.Module) -> tuple[list[nn.Parameter], list[nn.Module]]:
         """Return the used parameters of the newest extractor, and this extractor, whose statistics alone may move."""

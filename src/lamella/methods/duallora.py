@@ -42,6 +42,7 @@ from lamella.adapters.adapter import Branch, merge
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.inputs import Inputs, check_basis, gather
 from lamella.memory.signatures import Calibration, Signature, Signatures, protected_share
@@ -123,7 +124,7 @@ class DualLoRA(OwnHeads):
         self.signatures = Signatures(self.sites, gate)
         self.register_load_state_dict_post_hook(_attach_gates)  # branches that are loaded have no gates yet
 
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def features_and_logits(self, x: Samples) -> tuple[Tensor, Tensor]:
         """(n, d) features and (n, classes) logits of all heads, calibrated by the predicted task, from one pass."""
         if self.calibration == 0:
             features = self.features(x)
@@ -142,7 +143,7 @@ class DualLoRA(OwnHeads):
     def protected(self) -> dict[str, Signature]:
         return {layer: self.signatures[layer] for layer in dict.fromkeys(site.name for site in self.sites)}
 
-    def choose_task(self, x: Tensor) -> Tensor:
+    def choose_task(self, x: Samples) -> Tensor:
         """Return (n,) the number of the task that each image is most likely from, in the order of learning."""
         self.signatures.reading(self.features, x)
         return self.signatures.scores().argmax(1)

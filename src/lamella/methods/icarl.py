@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Kept
 from lamella.memory.resizable import Growing
@@ -87,7 +88,7 @@ class ICaRL(Growing, FromScratch):
         data = self.exemplars.join(task.train, task.classes)
         self.heads.grow(task.classes)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             logits = self.heads(self.features(x))
             new = F.cross_entropy(logits, self.heads.columns(y))
             return new + distillation(logits[:, :known], teacher(x), self.temperature) if known else new

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.methods.shared.classifier import PYCIL, FromScratch
 from lamella.methods.shared.distillation import distillation, frozen_copy
@@ -73,7 +74,7 @@ class LwF(FromScratch):
         teacher = frozen_copy(nn.Sequential(self.backbone, self.heads))
         head = self.heads.grow(task.classes)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             features = self.features(x)
             new = F.cross_entropy(head(features), head.columns(y))
             if not known:

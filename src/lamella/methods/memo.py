@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.backbones.resnets import block_names, check_split, split
+from lamella.data.samples import Samples
 from lamella.memory.exemplars import Kept
 from lamella.methods.shared.classifier import PYCIL
 from lamella.methods.shared.expanding import Expanding
@@ -76,16 +77,17 @@ class MEMO(Expanding):
         align: bool = True,
         cut: str | None = None,
     ) -> None:
+        cut = cut or block_names(backbone.model)[-1].split(".")[0]  # refuses a network without stages before all else
         super().__init__(
             backbone, seed=seed, training=training, kept=kept, auxiliary_weight=auxiliary_weight, align=align
         )
-        self.cut = cut or block_names(backbone.model)[-1].split(".")[0]
-        check_split(backbone.model, self.cut, backbone.transform.size)  # refuses what cannot be cut there
+        self.cut = cut
+        check_split(backbone.model, self.cut, backbone.transform)  # refuses what cannot be cut there
 
     def first(self) -> nn.Module:
         return split(self.backbone.model, self.cut)[1]
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Samples) -> Tensor:
         """(n, t d) features of all tails, oldest first."""
         trunk, first = split(self.backbone.model, self.cut)
         shared = trunk(x)

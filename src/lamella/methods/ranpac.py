@@ -38,6 +38,7 @@ from torch import Tensor
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.resizable import Growing
 from lamella.methods.method import Method
@@ -163,7 +164,7 @@ class RanPAC(Growing, Method):
         branches = self.lora.grow(self.sites, "first", generator(self.seed, "lora"))
         head = Heads(self.backbone.width, self.recipe.head_start, self.seed).grow(task.classes).to(self.G.device)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))
 
         training = self.recipe.of_task(0)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Kept
 from lamella.methods.shared.classifier import PYCIL, FromScratch
@@ -60,7 +61,7 @@ class Replay(FromScratch):
         data = self.exemplars.join(task.train, task.classes)
         self.heads.grow(task.classes)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             return F.cross_entropy(self.heads(self.features(x)), self.heads.columns(y))
 
         self.train_weights(fit, data, loss, self.backbone.used_weights())

@@ -37,6 +37,7 @@ from lamella.adapters.adapter import Branch, using
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.methods.shared.own_heads import OwnHeads, factors
 from lamella.training.fit import Fit
@@ -82,7 +83,7 @@ class SDLoRA(OwnHeads):
         self.magnitude_start = magnitude_start
         self.alphas = nn.ParameterList()
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Samples) -> Tensor:
         """(n, d) features of the backbone with all directions so far, each with its magnitude."""
         with using(self.sites, {_name(t, k): a[k % len(a)] for t, a in enumerate(self.alphas) for k in self._numbers}):
             return self.backbone(x)

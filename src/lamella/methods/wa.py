@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Kept
 from lamella.methods.shared.classifier import PYCIL, FromScratch, align_new_rows
@@ -84,7 +85,7 @@ class WA(FromScratch):
         share = len(older) / len(self.classes)  # lambda
         weights = (1 - share, share) if self.strength is None else (1.0, self.strength)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             logits = self.heads(self.features(x))
             right = F.cross_entropy(logits, self.heads.columns(y))
             if not known:

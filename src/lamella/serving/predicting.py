@@ -11,7 +11,7 @@ from fastapi import HTTPException, UploadFile
 from torch import Tensor
 
 from lamella.data.decoding import decode
-from lamella.data.transform import plain_view
+from lamella.data.transform import of_images, plain_view
 from lamella.serving.batching import Answer, Batcher
 from lamella.serving.limits import Limits
 from lamella.serving.uploads import check_image
@@ -81,7 +81,8 @@ class Desk:
             pixels = decode(content, f"'{name}'")
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        return plain_view(self.batcher.loaded.learner.backbone.transform)([pixels], torch.zeros(1, dtype=torch.int64))
+        transform = of_images(self.batcher.loaded.learner.backbone.transform, "a request with files")
+        return plain_view(transform)([pixels], torch.zeros(1, dtype=torch.int64))
 
     def close(self) -> None:
         self._readers.shutdown(cancel_futures=True)

@@ -26,8 +26,8 @@ from lamella.training.recipe import Training
 
 __all__ = ["Examples", "Fit", "Loss"]
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(inputs (n, ...), global class ids (n,)) -> scalar to minimise."""
+Loss = Callable[[Any, Tensor], Tensor]
+"""(inputs of n samples, global class ids (n,)) -> scalar to minimise."""
 
 
 class Fit(Passes):

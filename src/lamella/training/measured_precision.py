@@ -10,6 +10,7 @@ from lamella.backbones import Backbone
 from lamella.common.checks import first_line
 from lamella.common.randomness import generator
 from lamella.common.timing import interleaved, ratio
+from lamella.data.samples import Samples
 from lamella.training.optimizers import trainable
 from lamella.training.precision import PRECISIONS, computing
 
@@ -18,7 +19,7 @@ __all__ = ["faster_precision"]
 CLEARLY = 0.9
 """Of float32's time: with more than that, bf16 is not worth its rounding."""
 FEWEST, BATCH = 2, 32
-"""Images of the first step, and the most where the method has no batches."""
+"""Samples of the first step, and the most where the method has no batches."""
 LONG = 0.25
 """Seconds of a step that is not timed with still more images: small networks gain from bf16 with large batches only."""
 ROUNDS = 3
@@ -30,7 +31,7 @@ def faster_precision(backbone: Backbone, device: torch.device, batch: int | None
     Args:
         backbone: as loaded; it is left as it was.
         device: that would train it.
-        batch: images of a training step; where left out, `BATCH`.
+        batch: samples of a training step; where left out, `BATCH`.
     """
     try:
         seconds = _step_seconds(backbone, device, batch or BATCH)
@@ -41,7 +42,7 @@ def faster_precision(backbone: Backbone, device: torch.device, batch: int | None
 
 
 def _step_seconds(backbone: Backbone, device: torch.device, batch: int) -> dict[str, list[float]]:
-    """Of forward and backward through the activations of all blocks, by precision, with at most `batch` images.
+    """Of forward and backward through the activations of all blocks, by precision, with at most `batch` samples.
 
     Raises:
         RuntimeError: a step fails, or nothing early in the network can be trained.
@@ -58,21 +59,20 @@ def _step_seconds(backbone: Backbone, device: torch.device, batch: int) -> dict[
             raise RuntimeError(f"'{backbone.name}' has no bias that could be trained")
         n = min(FEWEST, batch)
         with torch.enable_grad(), trainable([early]):
-            while n < batch and min(timed(_steps(backbone, device, early, n), 2)["float32"]) < longest:
+            while n < batch and min(timed(_steps(backbone, early, n), 2)["float32"]) < longest:
                 n = min(2 * n, batch)
             # Warm by now; where there was no smaller step, one cold round of three does not move a median.
-            return timed(_steps(backbone, device, early, n), ROUNDS)
+            return timed(_steps(backbone, early, n), ROUNDS)
     finally:
         backbone.to(before)
 
 
-def _steps(backbone: Backbone, device: torch.device, early: Tensor, images: int) -> dict[str, Callable[[], Tensor]]:
-    side = backbone.transform.size
-    x = torch.randn(images, 3, side, side, generator=generator(0, "precision", "images")).to(device)
+def _steps(backbone: Backbone, early: Tensor, samples: int) -> dict[str, Callable[[], Tensor]]:
+    x = backbone.example(samples, generator(0, "precision", "images"))
     return {precision: partial(_step, backbone, x, early, precision) for precision in PRECISIONS}
 
 
-def _step(backbone: Backbone, x: Tensor, early: Tensor, precision: str) -> Tensor:
+def _step(backbone: Backbone, x: Samples, early: Tensor, precision: str) -> Tensor:
     """The gradient of an early weight: forward, and backward through all that comes behind it."""
     with computing(x.device, precision):
         loss = backbone(x).float().square().mean()

@@ -11,7 +11,8 @@ from lamella.common.checks import check_one_of
 from lamella.common.progress import Progress, silent
 from lamella.data.feeding import Feed
 from lamella.data.loading import Examples
-from lamella.data.transform import Augmentation, InputTransform
+from lamella.data.samples import Batch, Samples, Transform
+from lamella.data.transform import Augmentation
 from lamella.training.calls import Place, ScanCall
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.precision import PRECISIONS, computing, resolve_device, wait_for
@@ -24,19 +25,22 @@ class Passes:
 
     Args:
         module: the method; buffers that training may move (batch-norm statistics) are part of every checkpoint.
-        transform: how images become inputs. augmentation: of training images, None for none.
+        transform: how raw samples become inputs. augmentation: of training samples, None for none.
         seed: of every draw, together with the task and the name of the call.
         device: "auto", "cpu", "cuda". precision: "float32" or "bf16" (autocast; statistics stay float32).
         compile: whether training runs compiled blocks; see compilation.py.
         checkpoints: where interrupted calls go on; None keeps nothing.
         progress: opens a progress bar.
-        scan_batch_size: images per forward pass where nothing is trained.
+        scan_batch_size: samples per forward pass where nothing is trained.
+
+    Raises:
+        ValueError: an unknown precision or device, or compiled training of samples of many lengths.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        transform: InputTransform,
+        transform: Transform,
         *,
         augmentation: Augmentation | None = None,
         seed: int = 0,
@@ -48,6 +52,10 @@ class Passes:
         scan_batch_size: int = 64,
     ) -> None:
         check_one_of("precision", precision, PRECISIONS)
+        if compile and isinstance(transform.example(1), Batch):
+            raise ValueError(
+                f"fit.compile is for batches of one shape, and {transform.noun}s are padded to many; leave it out"
+            )
         self.module = module
         self.transform = transform
         self.augmentation = augmentation
@@ -71,13 +79,13 @@ class Passes:
 
     @property
     def waited(self) -> float:
-        """Seconds of this task in which nothing could be computed, because images were not there."""
+        """Seconds of this task in which nothing could be computed, because samples were not there."""
         return self.feed.waited
 
     def scan(
         self,
         data: Examples,
-        observe: Callable[[Tensor, Tensor], Any],
+        observe: Callable[[Any, Tensor], Any],
         *,
         augment: bool = False,
         keep: Mapping[str, nn.Module] | None = None,
@@ -87,17 +95,17 @@ class Passes:
         """One pass over `data` in its own order without training.
 
         Args:
-            observe: called with inputs (n, ...) and global class ids (n,), gradients off.
-            augment: whether images are augmented as in training.
+            observe: called with the inputs of n samples and global class ids (n,), gradients off.
+            augment: whether samples are augmented as in training.
             keep: the modules whose buffers `observe` fills. Given them, an interrupted pass goes on where it stood
                 and a finished one is restored; without, it is simply repeated.
-            batch_size: images per forward pass.
+            batch_size: samples per forward pass.
         """
         place, size = self._place(self._call(name)), batch_size or self.scan_batch_size
         self._scan(place, data, observe, augment, keep or {}, size, name)
 
     def _scan(
-        self, place: Place, data: Examples, observe: Callable[[Tensor, Tensor], Any], augment: bool,
+        self, place: Place, data: Examples, observe: Callable[[Any, Tensor], Any], augment: bool,
         keep: Mapping[str, nn.Module], size: int, name: str,
     ) -> None:  # fmt: skip
         for module in (self.module, *keep.values()):
@@ -117,7 +125,7 @@ class Passes:
             self.seconds[place.call] = saved.finish()
 
     def features(
-        self, data: Examples, extract: Callable[[Tensor], Tensor], *, keep: bool = False, name: str = "features"
+        self, data: Examples, extract: Callable[[Any], Tensor], *, keep: bool = False, name: str = "features"
     ) -> Tensor:
         """What `extract` makes of each example: (n, d) float32, in the order of `data`, no augmentation.
 
@@ -133,7 +141,7 @@ class Passes:
             return state["features"].to(self.device)
         parts: list[Tensor] = []
 
-        def observe(x: Tensor, y: Tensor) -> None:
+        def observe(x: Samples, y: Tensor) -> None:
             # A copy: features are often a view of all tokens, which it would keep alive.
             parts.append(extract(x).to(torch.float32, copy=True))
 

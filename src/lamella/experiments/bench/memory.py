@@ -23,12 +23,12 @@ AS_KEPT = "training, with the blocks that the allocator keeps"
 
 def _forward(learner: Learner, batch: int) -> None:
     fit = learner.fit()
-    images = synthetic_task(0, 2 * batch, learner.backbone.transform.size).train
+    images = synthetic_task(0, 2 * batch, learner.backbone.transform).train
     fit.scan(images, lambda x, y: learner.backbone(x), batch_size=batch)
 
 
 def _train(learner: Learner, batch: int, steps: int = 2) -> None:
-    learner.learn(synthetic_task(0, steps * batch, learner.backbone.transform.size))
+    learner.learn(synthetic_task(0, steps * batch, learner.backbone.transform))
 
 
 FORMS: dict[str, Callable[[Learner, int], None]] = {"frozen forward": _forward, "training": _train, AS_KEPT: _train}

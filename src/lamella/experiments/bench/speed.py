@@ -61,7 +61,7 @@ def measure_speed(
     rounds: dict[str, list[dict[str, float]]] = {precision: [] for precision in learners}
     for number in range(1 + repeats):
         for precision, learner in learners.items():
-            found = _one_round(learner, plain, synthetic_task(number, images, plain.transform.size))
+            found = _one_round(learner, plain, synthetic_task(number, images, plain.transform))
             if number:
                 rounds[precision].append(found)
     units = [found[FORWARD] for found in rounds["float32"]]

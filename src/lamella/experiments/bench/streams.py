@@ -9,7 +9,9 @@ import torch
 from lamella.common.options import options_of
 from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray
+from lamella.data.samples import Transform
 from lamella.data.scenario import Task
+from lamella.data.transform import of_images
 from lamella.learner.config.method_tables import with_parts
 from lamella.learner.config.own_methods import name_in_full
 from lamella.learner.learner import Learner
@@ -44,15 +46,18 @@ def quick_learner(backbone: Mapping[str, Any], method: str, batch: int, fit: Map
     return Learner.create(backbone=backbone, method=short_method(method, batch=batch), fit=fit)
 
 
-def synthetic_task(number: int, images: int, pixels: int) -> Task:
+def synthetic_task(number: int, images: int, transform: Transform) -> Task:
     """Task `number` with classes 2 number and 2 number + 1: noise around a colour of the class's own.
 
     Args:
-        images: of the task, at least one of each class. pixels: side of its square images.
+        number: of the task.
+        images: of the task, at least one of each class.
+        transform: of the backbone, in whose size the images are.
 
     Raises:
-        ValueError: fewer than two images.
+        ValueError: fewer than two images, or a backbone that takes other samples.
     """
+    pixels = of_images(transform, "a benchmark").size
     if images < 2:
         raise ValueError(f"a task of two classes needs at least 2 images, not {images}")
     draws = generator(0, "bench", number)

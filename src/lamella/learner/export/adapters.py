@@ -18,7 +18,7 @@ __all__ = ["export_adapters"]
 
 
 def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
-    """Write learned.safetensors and learned.json, which says what each tensor is; no image of a memory is among them.
+    """Write learned.safetensors and learned.json, which says what each tensor is; nothing of a memory is among them.
 
     Branches are named LAYER.branches.ADAPTER.NUMBER.A and .B: the weight's rows `extent` get `factor` * B A.
     """
@@ -39,7 +39,7 @@ def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
     fresh = Model(model.config, backbone_copy=model.backbone_copy)
     again = beneath(fresh.method.eval(), _readout(model.method, method))
     restore_state(again, state | load_file(folder / "learned.safetensors"))
-    found = compare(method.predict, again.eval().predict, model.backbone.transform.size)
+    found = compare(method.predict, again.eval().predict, model.backbone)
     return [str(found), f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers"]
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamella.common.options import near_matches
+from lamella.data.transform import of_images
 from lamella.learner.export.adapters import export_adapters
 from lamella.learner.export.drafts import draft
 from lamella.learner.export.network import beneath
@@ -46,6 +47,8 @@ def export(model: Model, format: str, out: str | Path, *, readout: str = "", per
         raise ValueError(f"per-task exports are folders of PEFT, not of format '{format}'; leave out --per-task")
     if not model.tasks:
         raise ValueError("this model has learned nothing yet; give it a task first")
+    if format != "adapters":
+        of_images(model.backbone.transform, f"format {format}")
     method = beneath(model.method.eval(), readout)
     write = export_peft_tasks if per_task else FORMATS[format]
     with draft(Path(out)) as place, _on_the_cpu(model):

@@ -169,7 +169,7 @@ class _Adapter:
             model.load_state_dict(load_file(folder / "base.safetensors"), strict=False)
 
         plain = PeftModel.from_pretrained(model, str(folder)).eval()
-        found = compare(own, plain, self.model.backbone.transform.size)
+        found = compare(own, plain, self.model.backbone)
         return [str(found), f"rank {_range(ranks.values())} on {len(ranks)} layers", self._how_to_load(described)]
 
     def _pairs(self, merges: int) -> dict[str, Pair]:

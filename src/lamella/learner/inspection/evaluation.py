@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
-from lamella.data.images import ImageSet, TensorSet, data_sha256
+from lamella.data.images import data_sha256
+from lamella.data.loading import Examples
 from lamella.data.sources.load import load_source
 from lamella.learner.model import Model
 from lamella.learner.predictions import Prediction, predict
@@ -128,7 +129,7 @@ class Measured(NamedTuple):
         part: a short text that says which part of the data the images are.
     """
 
-    images: ImageSet | TensorSet
+    images: Examples
     class_names: tuple[str, ...]
     part: str
 
@@ -159,9 +160,7 @@ def images_to_measure(data: str, learned: Collection[str]) -> Measured:
     return Measured(whole.train, whole.class_names, "all of it")
 
 
-def evaluate(
-    model: Model, images: ImageSet | TensorSet, class_names: Sequence[str], *, unknown_below: float = 0.05
-) -> Evaluation:
+def evaluate(model: Model, images: Examples, class_names: Sequence[str], *, unknown_below: float = 0.05) -> Evaluation:
     """Predict the class of every image and compare it with the label.
 
     Args:
@@ -178,7 +177,7 @@ def evaluate(
     labels: list[int] = images.labels.tolist()
     names = [class_names[label] for label in labels]
     if not known.intersection(names):
-        there = ", ".join(sorted(set(names))[:5]) or "no image"
+        there = ", ".join(sorted(set(names))[:5]) or f"no {images.noun}"
         raise ValueError(
             f"none of the classes in the data was learned, so nothing can be measured: {there}; "
             f"this model knows {', '.join(sorted(known)[:5]) or 'nothing yet'}"

@@ -52,6 +52,7 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.methods.dlc.plugins import Tails, check_base
 from lamella.methods.dlc.weighting import WeightingUnit, aggregated
@@ -157,23 +158,23 @@ class DLC(MethodOnBase):
     def own_adapters(self) -> tuple[str, ...]:
         return self.plugins
 
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+    def predict(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
         """(n, classes) logits from one pass through the trunk, and one through the tail for each plugin and without."""
         return only_columns(self.logits(x), self.classes, task)
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Samples) -> Tensor:
         """(n, classes) logits among all classes."""
         return self.heads(self.features(x))
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Samples) -> Tensor:
         """(n, d) features of the base and of all plugins, which are weighted by their gates, side by side."""
         features = self.tails(self.tails.trunk(x), ["", *self.plugins])
         return aggregated(features, self.unit(features))
 
-    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
+    def readouts(self, x: Samples) -> Mapping[str, Tensor]:
         return self.with_own(self.logits(x), self.base.readouts(x))
 
-    def features_and_readouts(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def features_and_readouts(self, x: Samples) -> tuple[Tensor, Mapping[str, Tensor]]:
         return self.features(x), self.readouts(x)
 
     def adapters_of(self, task: int) -> tuple[str, ...]:
@@ -191,7 +192,7 @@ class DLC(MethodOnBase):
         device = self.heads[0].weight.device
         weight = inverse_shares(data.labels, self.classes).to(device) if self.balance == "weights" else None
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             with torch.no_grad():
                 z = self.tails.trunk(x)
                 fixed = self.tails(z, ["", *frozen])

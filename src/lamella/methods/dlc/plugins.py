@@ -18,6 +18,7 @@ from lamella.adapters.adapter import Site, adapt, grow, using
 from lamella.backbones import Backbone
 from lamella.backbones.resnets import block_names, check_split, split
 from lamella.common.checks import check_one_of
+from lamella.data.samples import Samples
 from lamella.methods.dlc.lanes import LanedConv2d
 from lamella.methods.method import Method
 
@@ -102,7 +103,7 @@ class Tails:
         names = plugin_layers(model, wanted)
         self.model, self.rank, self.factorisation = model, rank, factorisation
         self.at = next(block for block in block_names(model) if names[0].startswith(f"{block}."))
-        check_split(model, self.at, backbone.transform.size)
+        check_split(model, self.at, backbone.transform)
         # Every convolution of the first block may read the input that is the same in all lanes.
         children = model.get_submodule(self.at).named_children()
         first = [f"{self.at}.{n}" for n, m in children if isinstance(m, nn.Conv2d) and m.groups == 1]
@@ -113,7 +114,7 @@ class Tails:
                 raise ValueError(f"layer '{name}' carries adapters of another method, so plugins cannot be told apart")
             layer.acting = {}
 
-    def trunk(self, x: Tensor) -> Tensor:
+    def trunk(self, x: Samples) -> Tensor:
         """Images (n, 3, size, size) -> the input of the tails (n, c, h, w)."""
         return split(self.model, self.at)[0](x)
 

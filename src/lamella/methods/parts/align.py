@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.methods.method import STATISTICS_GO_ON, Method, MethodOnBase
@@ -128,7 +129,7 @@ class Aligned(MethodOnBase):
             return self.statistics.quadratic_discriminant(features, self.shrinkage, *shares)
         return self.statistics.linear_discriminant(features, self.shrinkage)
 
-    def logits_and_typicality(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def logits_and_typicality(self, x: Samples) -> tuple[Tensor, Tensor]:
         """(n, classes) scores, and (n,) the negative squared Mahalanobis distance to the nearest class mean.
 
         Lee et al., NeurIPS 2018, arXiv 1807.03888.
@@ -144,7 +145,7 @@ class Aligned(MethodOnBase):
         return linear_layer(*self.statistics.hyperplanes(self.shrinkage))
 
     def what_more_images_do(self) -> str:
-        return STATISTICS_GO_ON
+        return STATISTICS_GO_ON.format(noun=self.backbone.transform.noun)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lamella.adapters.adapter import watch
 from lamella.common.checks import check_one_of
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.memory.inputs import Inputs, check_basis, gather
@@ -100,22 +101,22 @@ class Calibrated(Growing, MethodOnBase):
         self.statistics = ClassGaussians(self.watched[0].layer.weight.shape[1] if score == "gaussian" else 0)
         self.register_buffer("taught", torch.zeros(0, 2, dtype=torch.int64))
 
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
+    def predict(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
         """(n, classes) calibrated logits of the base, from one pass of the base."""
         if self.strength == 0:
             return self.base.predict(x, task)
         logits, scores = self._read(lambda images: self.base.predict(images, task), x)
         return only_columns(self._calibrated(logits, scores), self.classes, task)
 
-    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
+    def readouts(self, x: Samples) -> Mapping[str, Tensor]:
         base, scores = self._read(self.base.readouts, x)
         return self.with_own(self._calibrated(base[""], scores), base)
 
-    def features_and_readouts(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def features_and_readouts(self, x: Samples) -> tuple[Tensor, Mapping[str, Tensor]]:
         (features, base), scores = self._read(self.base.features_and_readouts, x)
         return features, self.with_own(self._calibrated(base[""], scores), base)
 
-    def choose_task(self, x: Tensor) -> Tensor:
+    def choose_task(self, x: Samples) -> Tensor:
         """Return (n,) the number of the task that each image is most likely from, in the order of learning."""
         return self._read(self.base.predict, x)[1].argmax(1)
 
@@ -145,7 +146,7 @@ class Calibrated(Growing, MethodOnBase):
     def _inputs(self, task: Task, fit: Fit, name: str) -> dict[str, Inputs]:
         batches = 0
 
-        def observe(x: Tensor, y: Tensor) -> None:
+        def observe(x: Samples, y: Tensor) -> None:
             nonlocal batches
             self.base.predict(x)
             for seen in inputs.values():
@@ -157,13 +158,14 @@ class Calibrated(Growing, MethodOnBase):
             fit.scan(task.train, observe, name=name)
         return inputs
 
-    def _read(self, forward: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, Tensor]:
+    def _read(self, forward: Callable[[Samples], Any], x: Samples) -> tuple[Any, Tensor]:
         """Return the result of `forward` for images x, and the task scores (n, T) from the same pass."""
         if self.score == "signature":
             result = self.signatures.reading(forward, x)
             scores = self.signatures.scores()
         else:
-            with watch(self.watched, lambda _: Inputs(self.statistics.scatter.shape[0], "class_token")) as inputs:
+            width = self.statistics.scatter.shape[0]
+            with watch(self.watched, lambda _: Inputs(width, "class_token"), padding_too=True) as inputs:
                 result = forward(x)
             h = inputs[self.watched[0].name].tokens[-1]
             of_class, last = self.statistics.linear_discriminant(h, self.shrinkage), self._last()
@@ -186,7 +188,7 @@ class Calibrated(Growing, MethodOnBase):
         return logits + self.calibration.term(scores, owners)
 
 
-def _check_inputs(seen: Tensor, x: Tensor) -> None:
+def _check_inputs(seen: Tensor, x: Samples) -> None:
     """Refuse a base whose layers do not read exactly one input for each image."""
     if len(seen) != len(x):
         raise RuntimeError(

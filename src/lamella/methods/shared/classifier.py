@@ -42,7 +42,7 @@ class FromScratch(Method):
         self.recipe = training
         self.heads = Heads(backbone.width, training.head_start, seed)
         if kept is not None:
-            self.exemplars = kept.none_yet(backbone.transform.size, seed)
+            self.exemplars = kept.none_yet(backbone.transform, seed)
 
     def train_weights(
         self,

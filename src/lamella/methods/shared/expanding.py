@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Kept
 from lamella.methods.shared.classifier import PYCIL, FromScratch, align_new_rows, new_or_old, start_draws, widened
@@ -84,7 +85,7 @@ class Expanding(FromScratch):
         auxiliary = Head(d, range(len(task.classes) + 1), start_draws(self.heads, "auxiliary", number))
         auxiliary = auxiliary.to(self.heads.here.device)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             features = self.features(x)
             every = F.cross_entropy(self.heads(features), self.heads.columns(y))
             if number == 0:

@@ -46,7 +46,7 @@ class OwnHeads(Method):
         weights: Iterable[Tensor] = (),
         *,
         data: Examples | None = None,
-        features: Callable[[Tensor], Tensor] | None = None,
+        features: Callable[[Any], Tensor] | None = None,
         penalty: Callable[[], Tensor | float] | None = None,
         **hooks: Any,
     ) -> None:
@@ -56,7 +56,7 @@ class OwnHeads(Method):
             task: the task to learn.
             fit: the training loop.
             weights: what is trained besides the head, with the recipe's learning rate.
-            data: the training data; the task's images if left out.
+            data: the training data; the task's samples if left out.
             features: computes the features that the head classifies; those of the method if left out.
             penalty: returns a number that is added to the loss of each batch.
             hooks: `before_step` and `after_step` of the training loop.
@@ -65,7 +65,7 @@ class OwnHeads(Method):
         head = self.heads.grow(task.classes)
         features = features or self.features
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:  # only this task's classes compete
+        def loss(x: Any, y: Tensor) -> Tensor:  # only this task's classes compete
             value = F.cross_entropy(head(features(x)), head.columns(y))
             return value if penalty is None else value + penalty()
 
