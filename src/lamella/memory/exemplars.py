@@ -27,9 +27,12 @@ class Kept:
     """Which images of old classes a method keeps.
 
     Args:
-        memory: images of all classes together; 0 keeps none.
-        memory_per_class: images of each class, however many classes there are; `memory` has no say then.
-        choose: which images of a class: "herding", "random" or "reservoir".
+        memory: the number of images that are kept of all classes together, shared out evenly; 0 keeps none.
+        memory_per_class: the number of images that are kept of each class; at least 0. It replaces `memory`. If left
+            out, `memory` is the limit.
+        choose: which images are kept: "herding" (those whose mean feature is closest to the mean of their class),
+            "random" (a random choice within each class), or "reservoir" (a random choice among all images so far,
+            whatever their class; not together with `memory_per_class`).
     """
 
     memory: int | None = 2000
