@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamella.common.locks import alone
+from lamella.common.locks import exclusive_lock
 from lamella.common.progress import Progress, silent
 from lamella.data.images import data_sha256
 from lamella.data.keeping import Unreadable
@@ -159,7 +159,7 @@ class ModelFolder:
         with ExitStack() as stack:
             while True:
                 try:
-                    stack.enter_context(alone(self.path, busy))
+                    stack.enter_context(exclusive_lock(self.path, busy))
                     break
                 except BlockingIOError as error:
                     if waiting is None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lamella.backbones import Backbone
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.progress import Progress, silent
 from lamella.data.loading import Examples
 from lamella.data.samples import Samples
@@ -273,7 +273,7 @@ class Learner:
         classes: Sequence[int],
         *,
         shared_classes: bool = False,
-        recall: Recall | None = None,
+        recall: FeatureCache | None = None,
         progress: Progress = silent,
         name: str = "test",
     ) -> dict[str, Score]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.data.samples import Samples
 from lamella.methods import Method
 from lamella.methods.shared.heads import only_columns
@@ -50,8 +50,8 @@ def score_task(
     *,
     shared_classes: bool,
     name: str,
-    recall: Recall | None = None,
-) -> dict[str, Score]:  # fmt: skip
+    recall: FeatureCache | None = None,
+) -> dict[str, Score]:
     """One pass over a task's test samples; a score for each readout of the method.
 
     Args:
@@ -63,7 +63,7 @@ def score_task(
     Returns:
         The score of each readout by name. The name of the method's own prediction is "".
     """
-    recall = recall or Recall(lasting=False)
+    recall = recall or FeatureCache(lasting=False)
     parts: dict[str, list[Tensor]] = defaultdict(list)
     parts_given: list[Tensor] = []
 

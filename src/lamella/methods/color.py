@@ -40,7 +40,7 @@ from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator, named_seed
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.methods.shared.heads import OTHER_TASK_PENALTY, only_columns
 from lamella.methods.shared.own_heads import OwnHeads, factors
 from lamella.training.fit import Fit
@@ -71,7 +71,7 @@ def cluster_centres(points: Tensor, count: int, seed: int) -> Tensor:
     return torch.from_numpy(found.cluster_centers_).to(points)
 
 
-class TaskKeys(Growing):
+class TaskKeys(Resizable):
     """The cluster centres of every task.
 
     Attributes:
@@ -79,7 +79,7 @@ class TaskKeys(Growing):
         tasks: (k,) int64, the task that each centre belongs to.
     """
 
-    growing = ("centres", "tasks")
+    resizable = ("centres", "tasks")
 
     centres: Tensor
     tasks: Tensor

@@ -32,7 +32,7 @@ from lamella.backbones import Backbone
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Kept
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.methods.shared.classifier import PYCIL, FromScratch
 from lamella.methods.shared.distillation import distillation, frozen_copy
 from lamella.methods.shared.heads import cosine_scores
@@ -42,7 +42,7 @@ from lamella.training.recipe import Training
 __all__ = ["ICaRL"]
 
 
-class ICaRL(Growing, FromScratch):
+class ICaRL(Resizable, FromScratch):
     """Training with exemplars and distillation, and classification by the nearest mean of exemplars.
 
     Args:
@@ -56,7 +56,7 @@ class ICaRL(Growing, FromScratch):
         ValueError: a value is not allowed.
     """
 
-    growing = ("means",)
+    resizable = ("means",)
     means: Tensor
 
     def __init__(

@@ -38,7 +38,7 @@ from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.methods.shared.own_heads import OwnHeads, factors
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
@@ -46,14 +46,14 @@ from lamella.training.recipe import LoRA, Training
 __all__ = ["OLoRA", "ReadRows"]
 
 
-class ReadRows(Growing):
+class ReadRows(Resizable):
     """The rows of the A's that older tasks trained on one site.
 
     Attributes:
         rows: (older tasks * rank, d_in), in the order of learning.
     """
 
-    growing = ("rows",)
+    resizable = ("rows",)
     for_training = True
     rows: Tensor
 

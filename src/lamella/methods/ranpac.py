@@ -40,7 +40,7 @@ from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.methods.method import Method
 from lamella.methods.shared.heads import Heads
 from lamella.methods.shared.own_heads import factors, with_head
@@ -72,7 +72,7 @@ def best_ridge(h: Tensor, y: Tensor, h_held: Tensor, y_held: Tensor) -> float:
     return RIDGES[errors.index(min(errors))]
 
 
-class RanPAC(Growing, Method):
+class RanPAC(Resizable, Method):
     """Random projections of features, and a ridge regression over all classes.
 
     Args:
@@ -89,7 +89,7 @@ class RanPAC(Growing, Method):
         ValueError: a value is not allowed.
     """
 
-    growing = ("ids", "Q", "solution")
+    resizable = ("ids", "Q", "solution")
 
     ids: Tensor
     projection: Tensor

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.common.checks import check_one_of
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 
 __all__ = ["GATES", "WeightingUnit", "aggregated"]
 
@@ -22,7 +22,7 @@ def aggregated(features: Tensor, gates: Tensor) -> Tensor:
     return torch.cat([features[:, :1], gates[:, :, None] * features[:, 1:]], 1).flatten(1)
 
 
-class WeightingUnit(Growing):
+class WeightingUnit(Resizable):
     """Computes the gates, the weight of each plugin for an image, from one row and one bias for each plugin.
 
     Args:
@@ -38,7 +38,7 @@ class WeightingUnit(Growing):
         ValueError: the kind is unknown.
     """
 
-    growing = ("weight", "bias")
+    resizable = ("weight", "bias")
 
     def __init__(self, width: int, kind: str = "sigmoid") -> None:
         super().__init__()

@@ -29,7 +29,7 @@ from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.memory.inputs import Inputs, check_basis, gather
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.memory.signatures import Calibration, Signatures, protected_share
 from lamella.methods.method import Method, MethodOnBase
 from lamella.methods.parts.drift import affine_drift, check_ridge
@@ -39,7 +39,7 @@ from lamella.training.fit import Fit
 __all__ = ["Calibrated"]
 
 
-class Calibrated(Growing, MethodOnBase):
+class Calibrated(Resizable, MethodOnBase):
     """A method whose logits are calibrated by the predicted task.
 
     Args:
@@ -62,7 +62,7 @@ class Calibrated(Growing, MethodOnBase):
         ValueError: a value is not allowed, or the backbone has no class token.
     """
 
-    growing = ("taught",)
+    resizable = ("taught",)
     own_calls = ("calibrate-",)
     taught: Tensor
 
