@@ -5,18 +5,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from lamella.backbones import Backbone, load_backbone
-from lamella.backbones.resnets import ResNet
+from lamella.backbones import Backbone
 from lamella.common.options import arguments, options_of
-from lamella.common.randomness import generator
-from lamella.data.images import ImageSet, PixelArray
+from lamella.data.images import ImageSet
 from lamella.data.scenario import Scenario, Source, Task, class_incremental
-from lamella.data.transform import Augmentation, InputTransform
+from lamella.data.transform import Augmentation
 from lamella.methods import METHODS
+from lamella.testing.tiny import pattern_images as images
+from lamella.testing.tiny import tiny_resnet as tiny_residual_backbone
+from lamella.testing.tiny import tiny_vit as tiny_backbone
 from lamella.training.fit import Fit
 from lamella.training.recipe import Training
+
+__all__ = [
+    "QUICK",
+    "RESIDUAL",
+    "Spy",
+    "build",
+    "configured",
+    "fit_for",
+    "images",
+    "learn",
+    "learn_all",
+    "source",
+    "stream",
+    "tiny_backbone",
+    "tiny_residual_backbone",
+]
 
 QUICK: dict[str, dict[str, Any]] = {
     "nearest-mean": {},
@@ -30,15 +46,6 @@ QUICK: dict[str, dict[str, Any]] = {
     "memo": {"epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 1e-3, "memory": 24},
     "dlc": {"base": "replay", "epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 3e-3},
 }
-
-
-def images(classes: int, per_class: int, part: str, size: int = 16) -> ImageSet:
-    """Noisy copies of one random pattern a class."""
-    patterns = torch.rand(classes, 3, size, size, generator=generator(7, "patterns"))
-    noise = torch.rand(classes, per_class, 3, size, size, generator=generator(7, part))
-    x = (255 * (0.7 * patterns[:, None] + 0.3 * noise)).to(torch.uint8).flatten(0, 1)
-    labels = torch.arange(classes).repeat_interleave(per_class)
-    return ImageSet(PixelArray(x), labels, [f"{part}/{i}" for i in range(len(x))])
 
 
 def source(classes: int = 6, per_class: int = 8) -> Source:
@@ -65,19 +72,6 @@ def colours_config(folder: Path) -> Path:
         'size = 32\n[method]\nname = "nearest-mean"\n[fit]\ndevice = "cpu"\n'
     )
     return path
-
-
-def tiny_backbone(seed: int = 0) -> Backbone:
-    """timm's smallest ViT with random weights, on 32-pixel images."""
-    return load_backbone("test_vit", weights="random", size=32, crop=1.0, seed=seed)
-
-
-def tiny_residual_backbone(seed: int = 0) -> Backbone:
-    """A residual network of three blocks with random weights, on 16-pixel images."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = ResNet(blocks=1, widths=(8, 12, 16))
-    return Backbone(model, name="tiny", width=16, transform=InputTransform(16, (0.5,) * 3, (0.25,) * 3, "bicubic", 1.0))
 
 
 RESIDUAL = ("memo", "dlc")

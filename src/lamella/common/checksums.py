@@ -52,6 +52,6 @@ def _on_accelerator(tensor: Tensor) -> Tensor:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """All numbers in a row, one beside the other: a tensor of one number may keep the stride of what it was cut from."""
+    """All numbers side by side: a tensor of one number may keep the stride of the row that it was cut from."""
     flat = tensor.detach().reshape(-1)
     return flat if flat.stride() == (1,) else flat.clone(memory_format=torch.contiguous_format)

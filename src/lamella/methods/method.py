@@ -148,7 +148,11 @@ class Method(nn.Module, ABC):
             task: The global ids of the classes to choose from, where the test names them; all others then fall far
                 below these. All classes compete where it is left out.
         """
-        return only_columns(self.features_and_logits(x)[1], self.classes, task)
+        # Not always by `features_and_logits`, whose default asks `predict` where a class overrides that: such a class
+        # may call this default.
+        whole = type(self).features_and_logits is not Method.features_and_logits
+        logits = self.features_and_logits(x)[1] if whole else self.classify(self.features(x))
+        return only_columns(logits, self.classes, task)
 
     def readouts(self, x: Samples) -> Mapping[str, Tensor]:
         """All classifications that one training gives, from one forward pass, each (n, classes).
