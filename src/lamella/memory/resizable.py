@@ -12,7 +12,7 @@ class Resizable(nn.Module):
     """A module that can load tensors of other sizes than its own.
 
     Attributes:
-        growing: the names of the buffers and parameters that take the size and the type of the loaded tensor. They stay
+        resizable: the names of the buffers and parameters that take the size and the type of the loaded tensor. They stay
             on their device, and a loaded parameter is frozen, as all parameters are outside of training.
         for_training: whether only training needs the module, so that predictions work without it.
     """
