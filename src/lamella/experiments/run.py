@@ -81,7 +81,7 @@ def check_claim(out: Path, config: Mapping[str, Any], resume: bool) -> None:
         _check_method_files(out, config)
 
 
-def _check_method_files(out: Path, config: dict[str, Any]) -> None:
+def _check_method_files(out: Path, config: Mapping[str, Any]) -> None:
     """Refuse to go on when the file of the user's own method is not what the run was started with."""
     path, digests = out / "inputs.json", method_digests(config)
     before = read_json(path).get("method_files", {}) if path.exists() else digests

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.common.files import read_tensors, write_tensors
 from lamella.data.scenario import Task
-from lamella.data.transform import Augmentation, plain_view
+from lamella.data.transform import Augmentation
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods import Method
 from lamella.testing.tiny import CLASSES, MethodCheckError, pattern_images, tiny_tasks
@@ -121,7 +121,7 @@ def learn(method: Method, number: int, task: Task, checkpoints: Checkpoints | No
 def unseen_inputs(method: Method, n: int = 8) -> Tensor:
     """(n, 3, size, size) normalised images that no task has."""
     images = pattern_images(CLASSES, 4, "test")
-    return images.batch(torch.arange(0, 4 * n, 4) % len(images), plain_view(method.backbone.transform))
+    return cast(Tensor, images.batch(torch.arange(0, 4 * n, 4) % len(images), method.backbone.transform.view()))
 
 
 def logits(method: Method) -> Tensor:
