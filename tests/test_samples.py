@@ -1,13 +1,16 @@
 """Learning from samples that are no images: batches of named tensors with padding, from data to the model's folder."""
 
 import dataclasses
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from sequences import Encoder, Tokens, encoder, sequences, source
 from streams import tiny_backbone
 from torch import Tensor
@@ -15,7 +18,7 @@ from torch import Tensor
 from lamella.adapters.adapter import watch
 from lamella.adapters.tokens import counted, counting, first_counted
 from lamella.backbones import Backbone
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.options import options_of
 from lamella.data.images import TensorSet, concatenate
 from lamella.data.loading import Examples
@@ -32,6 +35,7 @@ from lamella.memory.exemplars import Exemplars
 from lamella.memory.inputs import Inputs
 from lamella.memory.subspace import SecondMoment
 from lamella.methods import METHODS
+from lamella.serving.limits import Limits
 from lamella.training.fit import Fit
 
 REFUSED = {
@@ -173,7 +177,7 @@ def test_a_learned_class_is_recognised(pooling: str) -> None:
     learner = new("seq-finetune+align", pooling=pooling)
     learner.learn(class_incremental(source(0, 1, 2, per_class=24), tasks=1)[0])
     test = sequences((0, 1, 2), 8, "test")
-    scores = [learner.evaluate(test, (0, 1, 2), recall=recall)[""] for recall in (None, Recall())]
+    scores = [learner.evaluate(test, (0, 1, 2), recall=recall)[""] for recall in (None, FeatureCache())]
     assert scores[0] == scores[1]
     assert scores[0].accuracy > 0.6  # a third by chance
 
@@ -212,6 +216,17 @@ def test_what_is_for_images_says_so() -> None:
     with pytest.raises(ValueError, match=r"pool 'class\+mean' is for images"):
         Backbone(model, name="encoder", width=16, transform=Tokens(), pool="class+mean")
     assert learner.method.what_more_images_do() == "their statistics take in the new sequences beside the old ones"
+
+
+def test_a_server_of_another_kind_takes_no_files() -> None:
+    fastapi, predicting = pytest.importorskip("fastapi"), pytest.importorskip("lamella.serving.predicting")
+    batcher = SimpleNamespace(loaded=SimpleNamespace(learner=new("nearest-mean")))
+    desk, content = predicting.Desk(batcher, Limits()), io.BytesIO()
+    Image.new("RGB", (4, 4)).save(content, "png")
+    with pytest.raises(fastapi.HTTPException) as refusal:
+        desk._prepare(content.getvalue(), "a.png")
+    assert refusal.value.status_code == 415
+    assert "this backbone takes sequences" in refusal.value.detail
 
 
 # padding and what looks at layers ------------------------------------------------------------------------------------
@@ -324,7 +339,7 @@ def test_a_set_of_prepared_batches_is_learned_too() -> None:
 
 
 def test_features_of_batches_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone, x, memory, forward = encoder().eval(), padded(), Recall(), Encoder.forward
+    backbone, x, memory, forward = encoder().eval(), padded(), FeatureCache(), Encoder.forward
     passes: list[Batch] = []
     monkeypatch.setattr(Encoder, "forward", lambda model, batch: passes.append(batch) or forward(model, batch))
     with torch.no_grad():

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 
 __all__ = ["ClassGaussians", "shrunk"]
 
 
-class ClassGaussians(Growing):
+class ClassGaussians(Resizable):
     """Counts, means and within-class scatter of features, exact under any split into batches.
 
     Args:
@@ -25,7 +25,7 @@ class ClassGaussians(Growing):
         scatters: (c, d, d) float32, that of each class; (0, d, d) without `per_class`.
     """
 
-    growing = ("ids", "counts", "means", "scatters")
+    resizable = ("ids", "counts", "means", "scatters")
 
     ids: Tensor
     counts: Tensor
@@ -64,7 +64,7 @@ class ClassGaussians(Growing):
         x, labels = features.double(), labels.to(features.device)
         parts = {label: x[labels == label] for label in classes}
         if empty := [label for label, part in parts.items() if len(part) == 0]:
-            raise ValueError(f"class {empty[0]} has no image to learn from")
+            raise ValueError(f"class {empty[0]} has no sample to learn from")
         for label, part in parts.items():
             self._add_class(label, part)
 

@@ -21,9 +21,20 @@ from lamella.training.checkpoints import Checkpoints
 from lamella.training.fit import Fit
 
 __all__ = [
-    "Killed", "KilledAfter", "Learned", "Trial", "difference", "learn", "learned_tensors", "logits", "lost_values",
-    "restored", "scratch_folder", "unseen_inputs", "unregistered",
-]  # fmt: skip
+    "Killed",
+    "KilledAfter",
+    "Learned",
+    "Trial",
+    "difference",
+    "learn",
+    "learned_tensors",
+    "logits",
+    "lost_values",
+    "restored",
+    "scratch_folder",
+    "unseen_inputs",
+    "unregistered",
+]
 
 Values = Mapping[str, Any]
 
@@ -150,7 +161,7 @@ def restored(trial: Trial, state: Mapping[str, Tensor]) -> Method:
         raise MethodCheckError(
             f"what was stored of the method does not load into a newly built one: {error}. Modules and tensors that "
             "learning adds have to be added on loading too: Heads, adapters and ClassGaussians do it by themselves; a "
-            "module of your own with buffers that get longer derives from lamella.memory.resizable.Growing"
+            "module of your own with buffers that get longer derives from lamella.memory.resizable.Resizable"
         ) from error
     return method
 
