@@ -45,7 +45,7 @@ def check_method(build: type[Method] | Build, *, backbone: Callable[[], Backbone
         MethodCheckError: an `AssertionError`, whose message says what is wrong, and what to change. Errors of the
             method itself are left as they are.
     """
-    function = cast(Build, _of_class(build)) if inspect.isclass(build) else cast(Build, build)
+    function = _of_class(build) if inspect.isclass(build) else cast(Build, build)
     trial = Trial(lambda seed: function(backbone(), seed))
     for check in CHECKS:
         check(trial)

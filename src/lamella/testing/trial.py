@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.common.files import read_tensors, write_tensors
-from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.data.transform import Augmentation
 from lamella.learner.store.state import learned_state, restore_state
@@ -130,10 +129,10 @@ def learn(method: Method, number: int, task: Task, checkpoints: Checkpoints | No
     return method
 
 
-def unseen_inputs(method: Method, n: int = 8) -> Samples:
+def unseen_inputs(method: Method, n: int = 8) -> Tensor:
     """(n, 3, size, size) normalised images that no task has."""
     images = pattern_images(CLASSES, 4, "test")
-    return images.batch(torch.arange(0, 4 * n, 4) % len(images), method.backbone.transform.view())
+    return cast(Tensor, images.batch(torch.arange(0, 4 * n, 4) % len(images), method.backbone.transform.view()))
 
 
 def logits(method: Method) -> Tensor:

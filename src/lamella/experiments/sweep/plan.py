@@ -8,6 +8,7 @@ A sweep file is a TOML file with these keys at its top; all but the first may be
     [variants]                               # each with its own changes to the configuration
     inflora = []
     olora = ["method.name=olora+align", "method.lr=1e-3"]
+    own = ["method.name=my_file.py:EMALoRA"] # a class of a Python file beside this one
 """
 
 import json
@@ -24,6 +25,7 @@ from typing import Any
 from lamella.common.options import Option, completed, near_matches
 from lamella.experiments.run import check_claim
 from lamella.learner.config.document import load_config
+from lamella.learner.config.own_methods import PLACES, name_in_full
 from lamella.learner.config.precision import as_in_runs
 
 __all__ = ["Sweep", "Trial", "check_folders", "finished", "read_sweep", "values_of"]
@@ -198,7 +200,18 @@ def read_sweep(name_or_path: str | Path) -> Sweep:
         raise ValueError(f"'{path}': {error}") from error
     beside = path.parent / table["config"]
     config = beside if beside.suffix == ".toml" else table["config"]
-    return Sweep(config, changes=table.get("changes", ()), variants=variants, seeds=seeds)
+    here = path.absolute().parent
+    changes = [_named_from(text, here) for text in table.get("changes", ())]
+    variants = {name: [_named_from(text, here) for text in own] for name, own in variants.items()}
+    return Sweep(config, changes=changes, variants=variants, seeds=seeds)
+
+
+def _named_from(text: str, folder: Path) -> str:
+    """A change in which methods of the user's own files are looked for from the folder of the sweep file."""
+    key, values = values_of(text)
+    if tuple(key.split(".")) not in PLACES:
+        return text
+    return f"{key}={','.join(name_in_full(value, folder) for value in values)}"
 
 
 def _document(path: Path) -> dict[str, Any]:
