@@ -301,7 +301,7 @@ def test_versions_of_a_model_are_listed_and_taken_back(lamella: Run, photos: Pat
     assert (code, err.count("\n")) == (2, 1)
     assert "has no version 9; it has 1, 2" in err
     assert lamella("rollback", str(model), "--to", "2")[0] == 0
-    for name, text in (("first", "second were learned with what it left acting"), ("third", "has learned no task")):
+    for name, text in (("first", "second were learned on top of it"), ("third", "has learned no task")):
         code, _, err = lamella("forget", str(model), name)
         assert (code, err.count("\n")) == (2, 1)
         assert text in err

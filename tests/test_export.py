@@ -19,7 +19,7 @@ from lamella import Learner
 from lamella.backbones import load_backbone
 from lamella.learner.export import export
 from lamella.learner.export.check import Check, compare
-from lamella.learner.export.drafts import draft
+from lamella.learner.export.drafts import atomic_output
 from lamella.learner.export.peft_folder import low_rank
 
 VIT = {"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0}
@@ -334,11 +334,11 @@ def test_the_tolerance_is_a_share_of_the_largest_logit() -> None:
 
 def test_nothing_is_overwritten_and_a_failure_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(ValueError, match="exists already"), draft(tmp_path / "there"):
+    with pytest.raises(ValueError, match="exists already"), atomic_output(tmp_path / "there"):
         pass
 
     def interrupted() -> None:
-        with draft(tmp_path / "new" / "model") as place:
+        with atomic_output(tmp_path / "new" / "model") as place:
             place.mkdir()
             (place / "half").touch()
             raise KeyboardInterrupt

@@ -88,11 +88,11 @@ def test_what_others_hold_traces_of_is_refused_with_the_reason() -> None:
     first, middle, last = tasks()
     learner = taught({"name": "seq-lora", "epochs": 1, "batch_size": 8}, [first, middle])
     with pytest.raises(
-        ValueError, match=f"seq-lora cannot forget '{first.name}': {middle.name} were learned with what"
+        ValueError, match=f"seq-lora cannot forget '{first.name}': {middle.name} were learned on top of it"
     ):
         learner.forget(first.name)
     with pytest.raises(
-        ValueError, match=f"cannot forget '{middle.name}': shared weights or statistics hold it; go back"
+        ValueError, match=f"cannot forget '{middle.name}': shared weights or statistics contain it; return"
     ):
         learner.forget(middle.name)
     with pytest.raises(ValueError, match=f"no task 'none' was learned; there are {first.name}, {middle.name}"):
@@ -108,7 +108,7 @@ def test_what_others_hold_traces_of_is_refused_with_the_reason() -> None:
         fit={"device": "cpu"},
     )
     aligned.learn(first)
-    with pytest.raises(ValueError, match=f"'{first.name}' is all that was learned; remove the model's folder"):
+    with pytest.raises(ValueError, match=f"'{first.name}' is the only task; delete the model's folder"):
         aligned.forget(first.name)
     aligned.learn(last)
     with pytest.raises(ValueError, match=r"linear-probe\+align cannot forget"):

@@ -263,7 +263,7 @@ def test_a_write_that_fails_is_one_line_and_learning_goes_on_with_space(
 
     monkeypatch.setattr(os, "fsync", full)
     code, _, err = lamella("learn", model, photos / "first", *method)
-    hint = "the model is whole, and with more space the same command goes on"
+    hint = "the stored model is intact; free some space, and the same command resumes"
     assert (code, err) == (2, f"lamella: {model}: No space left on device; {hint}\n")
     monkeypatch.setattr(os, "fsync", real)
     assert lamella("learn", model, photos / "first", *(() if (model / MANIFEST).exists() else method))[0] == 0

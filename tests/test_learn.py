@@ -346,7 +346,7 @@ def damage(model: Path, how: str) -> None:
     ("how", "text"),
     [
         ("tampered", "is damaged: its checksum is not the recorded one; restore it from a copy"),
-        ("future", "has format 9, this lamella reads up to 2; upgrade lamella"),
+        ("future", "has format 9, but this lamella reads formats up to 2; upgrade lamella"),
         ("state", "is missing, so version 1 is lost; restore the file from a copy"),
         ("version", "is missing, so version 1 is lost; restore the file from a copy"),
     ],
@@ -366,10 +366,10 @@ def test_a_damaged_model_is_told_and_left_alone(lamella: Run, tmp_path: Path, ho
 
 
 def test_a_second_learner_is_told(lamella: Run, birds: Path, tmp_path: Path) -> None:
-    from lamella.common.locks import alone
+    from lamella.common.locks import exclusive_lock
 
     clean(birds)
-    with alone(tmp_path / "model", "busy"):
+    with exclusive_lock(tmp_path / "model", "busy"):
         code, _, err = lamella("learn", tmp_path / "model", birds, *TINY)
     assert (code, err.count("\n")) == (2, 1)
     assert err == f"lamella: another process is changing '{tmp_path / 'model'}'; wait for it to end\n"

@@ -16,7 +16,7 @@ from streams import QUICK, RESIDUAL, stream
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.files import read_json
 from lamella.data import resampling
 from lamella.data.transform import InputTransform
@@ -80,7 +80,7 @@ def new(name: str) -> Learner:
 
 def outcome(learner: Learner) -> Life:
     state = {key: tensor.cpu() for key, tensor in learner.method.state_dict().items()}
-    recall = Recall()
+    recall = FeatureCache()
     scores = [learner.evaluate(TASKS.test(0), TASKS[0].classes, recall=recall) for _ in range(2)]
     assert scores[0] == scores[1]
     return Life(state, learner.predict(TASKS.test(1)), scores[0])

@@ -15,7 +15,7 @@ from torch import Tensor
 from lamella.adapters.adapter import watch
 from lamella.adapters.tokens import counted, counting, first_counted
 from lamella.backbones import Backbone
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.options import options_of
 from lamella.data.images import TensorSet, concatenate
 from lamella.data.loading import Examples
@@ -173,7 +173,7 @@ def test_a_learned_class_is_recognised(pooling: str) -> None:
     learner = new("seq-finetune+align", pooling=pooling)
     learner.learn(class_incremental(source(0, 1, 2, per_class=24), tasks=1)[0])
     test = sequences((0, 1, 2), 8, "test")
-    scores = [learner.evaluate(test, (0, 1, 2), recall=recall)[""] for recall in (None, Recall())]
+    scores = [learner.evaluate(test, (0, 1, 2), recall=recall)[""] for recall in (None, FeatureCache())]
     assert scores[0] == scores[1]
     assert scores[0].accuracy > 0.6  # a third by chance
 
@@ -324,7 +324,7 @@ def test_a_set_of_prepared_batches_is_learned_too() -> None:
 
 
 def test_features_of_batches_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone, x, memory, forward = encoder().eval(), padded(), Recall(), Encoder.forward
+    backbone, x, memory, forward = encoder().eval(), padded(), FeatureCache(), Encoder.forward
     passes: list[Batch] = []
     monkeypatch.setattr(Encoder, "forward", lambda model, batch: passes.append(batch) or forward(model, batch))
     with torch.no_grad():

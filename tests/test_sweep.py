@@ -15,7 +15,7 @@ from conftest import Run
 from streams import colours_config
 from test_resume import assert_same, outcome
 
-from lamella.common.locks import alone
+from lamella.common.locks import exclusive_lock
 from lamella.experiments.run import run
 from lamella.experiments.sweep import local
 from lamella.experiments.sweep.best import best, check_choice
@@ -197,7 +197,7 @@ def test_a_link_in_place_of_a_run_directory_is_refused(config: Path, tmp_path: P
 
 
 def test_two_sweeps_do_not_share_a_folder(config: Path, tmp_path: Path) -> None:
-    with alone(tmp_path, "busy"), pytest.raises(BlockingIOError, match="another sweep is running"):
+    with exclusive_lock(tmp_path, "busy"), pytest.raises(BlockingIOError, match="another sweep is running"):
         sweep(Sweep(config).trials(), tmp_path, here)
 
 
@@ -298,7 +298,7 @@ def wait_until_free(folder: Path, seconds: float = 10) -> None:
     until = time.monotonic() + seconds
     while True:
         try:
-            with alone(folder, "still held"):
+            with exclusive_lock(folder, "still held"):
                 return
         except BlockingIOError:
             assert time.monotonic() < until, "the worker of a killed sweep is still running"

@@ -8,7 +8,7 @@ import typer
 from torch import Tensor, nn
 
 from forms.case import Case, Form, Seconds
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.timing import interleaved
 from lamella.data.samples import Samples
 from lamella.experiments.bench.streams import quick_learner, synthetic_task
@@ -18,7 +18,7 @@ NAMES = "nearest-mean,linear-probe,ranpac,color,inflora"
 ANEW, REMEMBERED = "anew", "remembered"
 
 
-class Never(Recall):
+class Never(FeatureCache):
     """Remembers nothing at all, also not within a batch."""
 
     passes = 0
@@ -28,7 +28,7 @@ class Never(Recall):
         return compute(x)
 
 
-class Counting(Recall):
+class Counting(FeatureCache):
     """Counts what it had to compute."""
 
     passes = 0

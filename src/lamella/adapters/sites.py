@@ -41,9 +41,16 @@ def _refine(name: str, layer: nn.Module, convolution: type[AdaptedConv2d]) -> Ad
             refined: Adapted = AdaptedLinear(layer.in_features, layer.out_features, layer.bias is not None)
         elif type(layer) is nn.Conv2d and layer.groups == 1:
             refined = convolution(
-                layer.in_channels, layer.out_channels, cast(Any, layer.kernel_size), cast(Any, layer.stride),
-                cast(Any, layer.padding), cast(Any, layer.dilation), 1, layer.bias is not None, layer.padding_mode,
-            )  # fmt: skip
+                layer.in_channels,
+                layer.out_channels,
+                cast(Any, layer.kernel_size),
+                cast(Any, layer.stride),
+                cast(Any, layer.padding),
+                cast(Any, layer.dilation),
+                1,
+                layer.bias is not None,
+                layer.padding_mode,
+            )
         else:
             kind = "a grouped convolution" if type(layer) is nn.Conv2d else type(layer).__name__
             raise TypeError(

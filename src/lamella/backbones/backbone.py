@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lamella.adapters.adapter import Site, adapt, watch
 from lamella.adapters.tokens import counting
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.backbones.roles import find_places, parse_roles, rows_of
 from lamella.data.samples import Batch, Samples, Transform
 from lamella.data.transform import of_images
@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         width = 2 * width if pool == "class+mean" else width
         self.model = model.eval().requires_grad_(False)
         self._calls: Counter[str] = Counter()
-        self.recall: Recall | None = None
+        self.recall: FeatureCache | None = None
         self.name = name
         self.width = width
         self.transform = transform
@@ -143,7 +143,7 @@ class Backbone(nn.Module):
                 f"'{self.name}' has no layer with the roles {list(roles)}"
                 + (f" in its first {blocks} blocks" if blocks else "")
                 + (f"; its roles are {', '.join(known)}" if known else "; `lamella layers` lists what there is")
-            )  # fmt: skip
+            )
         self._check_reached(found)
         return tuple(found)
 

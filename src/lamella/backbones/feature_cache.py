@@ -27,10 +27,10 @@ from lamella.backbones.class_token import has_hooks
 from lamella.common.checksums import checksums
 from lamella.data.samples import Samples, tensors_of
 
-__all__ = ["Recall"]
+__all__ = ["FeatureCache"]
 
 
-class Recall:
+class FeatureCache:
     """Features of one set of samples that is read several times in the same order, in the same batches.
 
     Args:
@@ -118,8 +118,10 @@ def _function_of(module: nn.Module, device: str, contents: Callable[[list[Tensor
     objects: list[Any] = []
     tensors: list[Tensor] = []
     states: list[Hashable] = [
-        torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), torch.get_float32_matmul_precision()
-    ]  # fmt: skip
+        torch.is_autocast_enabled(device),
+        torch.get_autocast_dtype(device),
+        torch.get_float32_matmul_precision(),
+    ]
     for part in _acting_parts(module):
         own = vars(part)
         if part.training or has_hooks(part):

@@ -24,7 +24,9 @@ def serve(
     token: Annotated[
         str | None,
         typer.Option(
-            envvar="LAMELLA_TOKEN", help="What a client must send to change the model.", show_default="a new one",
+            envvar="LAMELLA_TOKEN",
+            help="What a client must send to change the model.",
+            show_default="a new one",
             metavar="TOKEN",
         ),
     ] = None,
@@ -35,7 +37,7 @@ def serve(
     max_upload: Annotated[float, typer.Option(min=0.001, help="MB of an archive to learn from.", metavar="MB")] = 512,
     max_files: Annotated[int, typer.Option(min=1, help="Files in an archive.")] = 5000,
     max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of one image.", metavar="N")] = 50,
-) -> None:  # fmt: skip
+) -> None:
     """Serve a model: predictions, and new classes while it runs.
 
     With a page of its own at the address it prints, and a description of all requests at /docs.
@@ -51,7 +53,7 @@ def serve(
         import uvicorn
 
         from lamella.serving.app import create_app
-        from lamella.serving.connections import Prompt
+        from lamella.serving.connections import IdleTimeout
     except ImportError as error:
         raise ImportError(f"serving needs '{error.name}': pip install 'lamella[serve]'") from error
     from lamella.serving.limits import Limits
@@ -66,9 +68,13 @@ def serve(
     address = f"http://{shown}:{listening.getsockname()[1]}/" + ("" if token else f"#token={key}")
     say(f"{model}, version {version}, {len(learner.class_names)} classes: {address}")
     config = uvicorn.Config(
-        app, http=Prompt, log_level="warning", limit_concurrency=256, timeout_keep_alive=30,
+        app,
+        http=IdleTimeout,
+        log_level="warning",
+        limit_concurrency=256,
+        timeout_keep_alive=30,
         timeout_graceful_shutdown=30,
-    )  # fmt: skip
+    )
     uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from lamella.common.files import claim_folder, refuse_links
 
-__all__ = ["alone"]
+__all__ = ["exclusive_lock"]
 
 
 @contextmanager
-def alone(folder: Path, busy: str) -> Iterator[None]:
+def exclusive_lock(folder: Path, busy: str) -> Iterator[None]:
     """Hold `folder`, which is made where there is none; the hold dies with its process.
 
     Args:

@@ -17,8 +17,13 @@ __all__ = ["Option", "arguments", "check_table", "completed", "near_matches", "o
 
 REQUIRED = inspect.Parameter.empty
 WORDS: dict[Any, str] = {
-    bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "text", dict: "a table",
-}  # fmt: skip
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "text",
+    dict: "a table",
+}
 
 
 @dataclass(frozen=True)

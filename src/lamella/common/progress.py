@@ -20,9 +20,12 @@ def bars(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
     from rich import console, progress
 
     columns = (
-        progress.TextColumn("{task.description:<34}"), progress.BarColumn(bar_width=28), progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
+        progress.TextColumn("{task.description:<34}"),
+        progress.BarColumn(bar_width=28),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+    )
     # Drawn twice a second: rich's ten times take a noticeable share of a small model's training.
     silent_here = not console.Console().is_terminal
     with progress.Progress(*columns, transient=True, refresh_per_second=2, disable=silent_here) as display:

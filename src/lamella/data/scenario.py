@@ -8,7 +8,7 @@ from torch import Tensor
 from lamella.common.randomness import generator
 from lamella.data.choices import choose_all, equal_sizes, given_sizes
 from lamella.data.loading import Examples
-from lamella.data.splits import carve
+from lamella.data.splits import stratified_split
 from lamella.data.tasks import Scenario, Source, Task
 
 __all__ = ["Scenario", "Source", "Task", "as_task", "class_incremental", "domain_incremental", "task_incremental"]
@@ -128,7 +128,7 @@ def _assemble(kind: str, class_names: tuple[str, ...], parts: Sequence[Part], va
     for i, (name, classes, train, _) in enumerate(parts):
         kept, held = train, None
         if validation > 0:
-            keep, hold = carve(train.labels, train.keys, fraction=validation, seed=seed, name="validation")
+            keep, hold = stratified_split(train.labels, train.keys, fraction=validation, seed=seed, name="validation")
             kept, held = train.subset(keep), train.subset(hold) if len(hold) else None
         tasks.append(Task(i, name, classes, tuple(class_names[label] for label in classes), kept, held))
     return Scenario(kind, class_names, tasks, [test for *_, test in parts])

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.files import half_written, read_json, refuse_links, write_atomic, write_json
-from lamella.common.locks import alone
+from lamella.common.locks import exclusive_lock
 from lamella.common.progress import bars, silent
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
@@ -50,7 +50,7 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
     """
     model = out / "model"
     refuse_links(model, model / VERSIONS, out / "checkpoints", out / "log.jsonl")
-    with alone(out, f"another process is running in '{out}'; wait for it or choose another --out"):
+    with exclusive_lock(out, f"another process is running in '{out}'; wait for it or choose another --out"):
         config = as_in_runs({**config, "method": name_in_table(config["method"], Path.cwd())}, [out])
         check_claim(out, config, resume)
         for torn in half_written(out):
@@ -119,7 +119,7 @@ class _Run:
         self._check_inputs()
         self.learner.notes.setdefault("scores", [])
         self.tests: dict[int, Any] = {}
-        self.recalls: dict[int, Recall] = defaultdict(Recall)
+        self.recalls: dict[int, FeatureCache] = defaultdict(FeatureCache)
         self.checkpoints = Checkpoints(out / "checkpoints", float(config["fit"]["checkpoint_seconds"]))
         self.progress = silent if quiet else bars
 

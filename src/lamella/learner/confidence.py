@@ -1,11 +1,11 @@
-"""How sure a model may be: a temperature for its logits, and how familiar an image is, both from images held back.
+"""Calibrated confidences and the familiarity of an image, both computed from held-out images.
 
-Images are held back while a task is learned, looked at once, and forgotten; what stays is a record of numbers.
+Some images are held out while a task is learned. They are predicted once and then dropped; only statistics are kept.
 
-    temperature     T: softmax(logits / T) is right as often as it says (Guo et al., ICML 2017, arXiv 1706.04599)
-    typicality      a score that is low for images like none that were learned: see `Method.logits_and_typicality`
-    familiarity     0..1, the share of held-back images that were as untypical or more: below 0.05, one known image in
-                    twenty is called unknown
+    temperature     T, so that softmax(logits / T) is calibrated (Guo et al., ICML 2017, arXiv 1706.04599)
+    typicality      a score that is low for images unlike all learned ones; see `Method.logits_and_typicality`
+    familiarity     0..1, the share of held-out images whose typicality is at most as high. With a threshold of 0.05,
+                    one in twenty images of known classes is called unknown.
 """
 
 import math
@@ -19,21 +19,21 @@ from torch import Tensor
 __all__ = ["UNKNOWN", "Confidence", "HeldOut", "fitted_temperature", "histogram"]
 
 UNKNOWN = 0.05
-"""Familiarity below which an image is called unknown: one known image in twenty is, too."""
+"""The familiarity below which an image is called unknown. So is one in twenty images of known classes."""
 BINS = 64
 ENOUGH = 30
-"""Images from which a temperature is taken."""
+"""The number of images that a temperature is estimated from, if there are as many."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is kept of the samples of a task that were held out while it was learned.
+    """The statistics of the held-out samples of a task.
 
     Attributes:
-        images: how many there were, at least 1.
-        right: of them, when the task had just been learned, all classes competing.
-        temperature: at which the confidences fit them best, above 0; see `fitted_temperature`.
-        typicality: a `histogram` of how typical they look.
+        images: how many samples were held out, at least 1.
+        right: how many of them were classified correctly among all classes, just after the task was learned.
+        temperature: the temperature that fits them best, above 0; see `fitted_temperature`.
+        typicality: the `histogram` of their typicality.
     """
 
     images: int
@@ -43,25 +43,29 @@ class HeldOut:
 
     @property
     def accuracy(self) -> float:
-        """The share that was right, 0..1."""
+        """The share that was classified correctly, 0..1."""
         return self.right / self.images
 
 
 def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
-    """T at which softmax(logits / T) fits best.
+    """Fit the temperature T that minimises the cross-entropy of softmax(logits / T).
 
-    The cross-entropy is convex in 1 / T; a little of each label, 1 / (n + 2) in all, is spread over the classes
-    (Laplace's rule), so that T stays above 0 where every image is right.
+    The cross-entropy is convex in 1 / T, so bisection finds the minimum. The share 1 / (n + 2) of each label is spread
+    over all classes (Laplace's rule), so that T stays above 0 even if every sample is classified correctly.
 
     Args:
-        logits: (n, c), n and c at least 1. labels: (n,) columns.
+        logits: `(n, c)`, with n and c at least 1.
+        labels: `(n,)` int64, the column of each sample's class.
+
+    Returns:
+        The temperature, above 0; 1 if all logits of each sample are equal.
     """
     z = logits.double() - logits.double().mean(1, keepdim=True)
     n, spread = len(z), 1 / (len(z) + 2)
     wanted = (1 - spread) * z[torch.arange(n), labels] + spread * z.mean(1)
     if float(z.abs().max()) == 0:
         return 1.0
-    low, high = -20.0, 20.0  # log of 1 / T, in units of the logits' own size
+    low, high = -20.0, 20.0  # bounds on log(1 / T), with logits in units of their standard deviation
     unit = float(z.std())
     for _ in range(60):
         middle = (low + high) / 2
@@ -72,17 +76,24 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def histogram(scores: Tensor) -> dict[str, Any]:
-    """What is kept of scores (n,): their range, and how many fall into each of equal bins."""
+    """Summarise scores by their range and by the counts of bins of equal width.
+
+    Args:
+        scores: `(n,)`, n at least 1.
+
+    Returns:
+        The "low" and "high" end of the range, and the "counts".
+    """
     low, high = float(scores.min()), float(scores.max())
     counts = torch.histc(scores.double(), BINS, low, high) if high > low else torch.tensor([float(len(scores))])
     return {"low": low, "high": high, "counts": [int(c) for c in counts]}
 
 
 class Confidence:
-    """What the held-out samples of all tasks say together.
+    """The confidence and familiarity of predictions, from the held-out samples of all tasks.
 
     Args:
-        records: of the tasks that had samples held out, oldest first.
+        records: the statistics of the tasks that had held-out samples, oldest first.
     """
 
     def __init__(self, records: Sequence[HeldOut]) -> None:
@@ -90,9 +101,10 @@ class Confidence:
 
     @property
     def temperature(self) -> float:
-        """Of the newest task, at which all classes competed; 1 where nothing was held back.
+        """The temperature of the newest task, whose samples were classified among all classes; 1 without samples.
 
-        Where that task had few images, of the newest tasks that had `ENOUGH` together: their geometric mean by images.
+        If that task had fewer than `ENOUGH` held-out samples, further tasks are included until there are as many. The
+        result is then the geometric mean of their temperatures, weighted by samples.
         """
         images, sum_ = 0, 0.0
         for record in reversed(self.records):
@@ -102,7 +114,11 @@ class Confidence:
         return math.exp(sum_ / images) if images else 1.0
 
     def familiarity(self, typicality: Tensor) -> Tensor | None:
-        """(n,) 0..1 of scores (n,); None where nothing was held back."""
+        """Return the familiarity of samples, `(n,)` in 0..1; None if no samples were held out.
+
+        Args:
+            typicality: `(n,)`, the typicality of the samples.
+        """
         if not self.records:
             return None
         images = sum(r.images for r in self.records)
@@ -110,7 +126,7 @@ class Confidence:
 
 
 def _at_or_below(held: Mapping[str, Any], scores: Tensor) -> Tensor:
-    """(n,) how many of a histogram's scores are at most as high; within a bin, by its share."""
+    """Count how many scores of a histogram are at most as high, `(n,)`. Within a bin, interpolate linearly."""
     counts, x = torch.tensor(held["counts"], dtype=torch.float64), scores.double().cpu()
     below = torch.cat([torch.zeros(1, dtype=torch.float64), counts.cumsum(0)])
     width = (held["high"] - held["low"]) / len(counts)

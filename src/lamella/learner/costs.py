@@ -1,6 +1,7 @@
-"""What a learned model costs: numbers by part, bytes on disk, seconds; of a method, and of what it is built on.
+"""The costs of a learned model: parameters by part, bytes on disk, and seconds.
 
-A method that is built on another one says what it adds to it (`MethodOnBase`). What is left is the base's.
+A method that is built on a base method declares what it adds to it (`MethodOnBase`). The rest are the costs of the
+base.
 """
 
 from collections import Counter
@@ -12,27 +13,32 @@ from torch import Tensor, nn
 
 from lamella.learner.records import TaskRecord
 from lamella.learner.store.state import stored_bytes
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.methods.method import Method, MethodOnBase
 
 __all__ = ["costs_of_base", "parameter_counts"]
 
 
 def parameter_counts(method: Method, plugins: Collection[str] = (), *, classifier: bool = True) -> dict[str, int]:
-    """Numbers of a learned model that a prediction needs, by part.
+    """Count the numbers that a prediction needs, by part of the model.
 
-    "backbone" without adapters, "adapters" or "plugins" within it, "head" for all heads, and each further module or
-    buffer of the method under its own name, such as "extractors". Parameters count, and so do floating-point buffers,
-    such as class means; not the statistics of batch norm, nor what is of use to training alone (`for_training`).
+    The parts are "backbone" without adapters, "adapters" and "plugins" within it, "head" for all heads, and each
+    further module or buffer of the method under its own name, such as "extractors". Parameters and floating-point
+    buffers, such as class means, are counted. The statistics of batch norm are not, nor is what only training needs
+    (`for_training`).
 
     Args:
-        plugins: names of adapters that another method put into this one's backbone.
-        classifier: whether heads and the method's own buffers count, which classify.
+        method: the method that has learned.
+        plugins: the names of adapters that another method added to the backbone of this one.
+        classifier: whether the heads and the method's own buffers are counted, which classify.
+
+    Returns:
+        The count of each part that has any numbers.
     """
     counts: Counter[str] = Counter()
     if isinstance(method, MethodOnBase):
-        beneath = classifier and not method.reads_features
-        counts.update(parameter_counts(method.base, {*plugins, *method.own_adapters}, classifier=beneath))
+        classifies = classifier and not method.reads_features
+        counts.update(parameter_counts(method.base, {*plugins, *method.own_adapters}, classifier=classifies))
     else:
         for name, tensor in method.backbone.model.named_parameters():
             adapter = name.partition(".branches.")[2].partition(".")[0]
@@ -46,8 +52,8 @@ def parameter_counts(method: Method, plugins: Collection[str] = (), *, classifie
 
 
 def _held(method: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The method's own tensors that predictions need, beside its backbone and its base, by their names."""
-    for_training = [m for m in method.modules() if isinstance(m, Growing) and m.for_training]
+    """Yield names and tensors of the method itself that predictions need, without its backbone and its base."""
+    for_training = [m for m in method.modules() if isinstance(m, Resizable) and m.for_training]
     training = {inner for outer in for_training for inner in outer.modules()}
     seen: set[int] = set()
     for path, module in method.named_modules():
@@ -62,14 +68,20 @@ def _held(method: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def costs_of_base(method: Method, records: Sequence[TaskRecord], depth: int) -> dict[str, Any]:
-    """What a method's base cost, in the fields of a result file: what it would cost alone.
+    """Return the costs of a method's base, that is, what the base would cost without what is built on it.
 
     Args:
-        records: the learner's, one a task. depth: 1 for the base, 2 for the base's base.
+        method: the method that has learned.
+        records: the records of all tasks, oldest first.
+        depth: 1 for the base, 2 for the base of the base.
 
     Returns:
-        "seconds" of learning are the task's, less the calls of what was taken off; those of testing are left out, since
-        one pass gives all readouts. None for what an older model has not recorded.
+        The costs under the keys of a result file. The "seconds" of learning exclude the calls of what is built on the
+        base. The seconds of testing are left out, because one pass gives all readouts. "trainable_parameters" is None
+        if an older version of Lamella has not recorded them.
+
+    Raises:
+        ValueError: `depth` is larger than the number of methods below this one.
     """
     calls: tuple[str, ...] = ()
     adapters: set[str] = set()

@@ -1,4 +1,4 @@
-"""A model in a folder that keeps learning: opened, taught under a lock, taken back, made to forget."""
+"""A model in a folder: open it, learn under a lock, list its versions, roll back, forget a task."""
 
 import errno
 import time
@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamella.common.locks import alone
+from lamella.common.locks import exclusive_lock
 from lamella.common.progress import Progress, silent
 from lamella.data.images import data_sha256
 from lamella.data.keeping import Unreadable
@@ -38,21 +38,21 @@ __all__ = ["Forgotten", "Learning", "ModelFolder", "learn_from"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SECONDS_BETWEEN = 0.2
-"""Between two tries to hold a model that another process changes."""
+"""The time between two attempts to lock a model that another process is changing."""
 
 
 @dataclass(frozen=True)
 class Learning:
-    """A task that is about to be learned into a model's folder, which is held meanwhile.
+    """A task that is ready to be learned into a model's folder, which is locked meanwhile.
 
     Attributes:
-        folder: of the model.
-        model: as it is before the task is learned.
-        task: what is learned.
-        held_out: samples of its classes that it is not trained on.
-        unreadable: files that were left out because they cannot be read.
+        folder: the model's folder.
+        model: the model before the task is learned.
+        task: the task to learn.
+        held_out: the samples of its classes that the model is not trained on.
+        unreadable: the files that were left out because they cannot be read.
         resumed: what an interrupted learning has left.
-        stored: the record of the task, where it was learned and stored already; then there is nothing to run.
+        stored: the record of the task if it was learned and stored already, so that nothing is left to do; else None.
     """
 
     folder: Path
@@ -64,7 +64,14 @@ class Learning:
     stored: TaskRecord | None = None
 
     def run(self, progress: Progress = silent) -> TaskRecord:
-        """Learn the task, from where an interrupted learning stood, and store the model; returns the task's record."""
+        """Learn the task, or resume an interrupted learning of it, and store the model.
+
+        Args:
+            progress: opens a progress bar.
+
+        Returns:
+            The record of the task.
+        """
         if self.stored is not None:
             return self.stored
         checkpoints = self.resumed.checkpoints
@@ -75,7 +82,7 @@ class Learning:
         return record
 
     def rehearsed(self) -> Model:
-        """The same model once more, for a trial that leaves `model` as it is."""
+        """Return a copy of the model, for a trial that does not change `model`."""
         return load(self.folder) if self.model.tasks else Model(self.model.config)
 
 
@@ -84,9 +91,9 @@ class Forgotten:
     """How a task was forgotten.
 
     Attributes:
-        as_in: the version whose learned state the model has now; None where the task's own part was dropped.
-        having: numbers of the versions that have learned the task.
-        removed: whether these versions were removed.
+        as_in: the number of the version whose state the model has now; None if the task's own part was dropped instead.
+        having: the numbers of the versions that have learned the task.
+        removed: whether these versions were deleted.
     """
 
     as_in: int | None
@@ -106,19 +113,19 @@ class ModelFolder:
 
     @property
     def version(self) -> int:
-        """The number of the current version; 0 where there is no model yet."""
+        """The number of the current version; 0 if there is no model yet."""
         return current_version(self.path)
 
     def open(self, wanted: Wanted | None = None) -> Model:
-        """The model that is here, or a new one where there is none.
+        """Load the model, or create a new one if there is none.
 
         Args:
-            wanted: what a new model is made of, and what an existing one must have been made of. Where it is left
-                out, only an existing model is opened.
+            wanted: the settings of a new model, which an existing model must have too. None opens an existing model
+                only.
 
         Raises:
-            FileNotFoundError: there is no model, and none is wanted.
-            ValueError: something else is here, or a setting is unknown or not that of the model.
+            FileNotFoundError: there is no model, and `wanted` is None.
+            ValueError: the folder holds something else, or a setting is unknown or differs from that of the model.
         """
         wanted = wanted and wanted.with_files_named()
         if wanted is None or holds_model(self.path):
@@ -132,26 +139,27 @@ class ModelFolder:
         if not is_free(self.path):
             raise ValueError(f"'{self.path}' exists and is no model (no {MANIFEST} in it); choose a new folder")
         config = wanted.config()
-        # A precision that an interrupted first learning has chosen by measuring is kept, so that it can go on.
+        # An interrupted first learning may have measured and chosen a precision. It is kept, so that learning can
+        # resume.
         left = config_left(self.path)
         chosen = as_chosen(config, left)
         return Model(chosen if chosen == left else config)
 
     @contextmanager
     def held(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-        """Keep other processes from changing the model.
+        """Lock the model, so that no other process can change it.
 
         Args:
-            waiting: called again and again with the reason while another process holds the model.
+            waiting: called repeatedly with the reason while another process holds the lock. None does not wait.
 
         Raises:
-            BlockingIOError: another process holds it, and `waiting` was left out.
+            BlockingIOError: another process holds the lock, and `waiting` is None.
         """
         busy = f"another process is changing '{self.path}'; wait for it to end"
         with ExitStack() as stack:
             while True:
                 try:
-                    stack.enter_context(alone(self.path, busy))
+                    stack.enter_context(exclusive_lock(self.path, busy))
                     break
                 except BlockingIOError as error:
                     if waiting is None:
@@ -172,29 +180,33 @@ class ModelFolder:
         since: int | None = None,
         waiting: Callable[[str], None] | None = None,
     ) -> Iterator[Learning]:
-        """Hold the model and prepare to learn a source's training part as its next task.
+        """Lock the model and prepare to learn the training part of a data set as its next task.
 
         Args:
-            source: what is learned; its test part is held out.
-            unreadable: files of it that cannot be read.
-            wanted: as for `open`.
-            model: what this folder holds, where the caller has loaded it already; it is what learns.
-            place: where an interrupted learning is kept; by default within the model's folder.
-            since: how many tasks the model had when the samples came. A later task of the very same samples means
-                that they were learned already.
+            source: the data set; its test part is held out.
+            unreadable: the files of the data set that cannot be read.
+            wanted: the settings of a new model, as for `open`.
+            model: the model of this folder, if the caller has loaded it already; this object then learns.
+            place: the folder for the checkpoints of the learning; by default one within the model's folder.
+            since: how many tasks the model had when the samples arrived. If a later task has exactly the same samples,
+                they were learned already.
             waiting: as for `held`.
 
+        Yields:
+            The prepared learning, whose `run` learns the task.
+
         Raises:
-            FileNotFoundError, ValueError: as `open`; or the samples cannot be the model's next task.
-            BlockingIOError: as `held`.
-            OSError: the disk is full, or the folder cannot be written; the model is as it was.
+            FileNotFoundError: there is no model, and `wanted` is None.
+            ValueError: the folder or a setting is refused by `open`, or the samples cannot be the model's next task.
+            BlockingIOError: another process holds the lock, and `waiting` is None.
+            OSError: the disk is full, or the folder cannot be written. The stored model is unchanged.
         """
         version = self.version
         opened = self.open(wanted) if model is None else model
         with self.held(waiting), _with_a_hint_where_the_disk_is_full(self.path):
             if model is not None:
                 self._check_is_here(model)
-            elif self.version != version:  # another process has just finished
+            elif self.version != version:  # another process has changed the model meanwhile
                 opened = self.open()
             task, held_out = as_next_task(source, opened)
             resumed = resume(self.path, place or self.path / PLACE, opened, task)
@@ -202,38 +214,39 @@ class ModelFolder:
             yield Learning(self.path, opened, task, held_out, unreadable, resumed, stored)
 
     def _check_is_here(self, model: Model) -> None:
-        """Refuse to store a model where another one is.
+        """Make sure that the folder holds this model or is free.
 
         Raises:
-            ValueError: the folder holds something else.
+            ValueError: the folder holds another model or something else.
         """
         model.check_whole()
         if holds_model(self.path):
             manifest = load_manifest(self.path)
             if tasks_from_json(manifest["tasks"]) != model.tasks or manifest["config"] != model.config:
                 raise ValueError(
-                    f"'{self.path}' holds another model than this learner, or has learned more than it; go on with "
+                    f"'{self.path}' holds another model than this learner, or has learned more than it; continue with "
                     "Learner.load of that folder, or choose a new folder"
                 )
         elif not is_free(self.path):
             raise ValueError(f"'{self.path}' exists and is no model (no {MANIFEST} in it); choose a new folder")
 
     def history(self) -> list[Version]:
-        """All versions, oldest first."""
+        """List all versions, oldest first."""
         return history(self.path)
 
     def roll_back(self, to: int | None = None) -> Version:
-        """Make an earlier version the current one again; no version is lost.
+        """Make another version the current one. All versions are kept.
 
         Args:
-            to: the number of a version; the one before the current one where left out.
+            to: the number of the version; None for the one before the current one.
 
         Returns:
-            The version that is the current one now.
+            The version that is current now.
 
         Raises:
-            FileNotFoundError, ValueError: there is no such version, or it is damaged.
-            BlockingIOError: as `held`.
+            FileNotFoundError: there is no model, or a file of the version is missing.
+            ValueError: there is no such version, or it is damaged.
+            BlockingIOError: another process holds the lock.
         """
         found = self.history()
         current = next(v.number for v in found if v.current)
@@ -247,15 +260,15 @@ class ModelFolder:
             return next(v for v in self.history() if v.current)
 
     def forget(self, task: str, *, purge: bool = False) -> Forgotten:
-        """Forget a task exactly: the last one, or any where tasks share nothing.
+        """Forget a task exactly. This is possible for the last task, and for any task if the tasks share nothing.
 
         Args:
-            task: its name.
-            purge: whether every version that has learned the task is removed, too.
+            task: the name of the task.
+            purge: whether every version that has learned the task is deleted, too.
 
         Raises:
-            ValueError: there is no such task, or others hold traces of it.
-            BlockingIOError: as `held`.
+            ValueError: there is no such task, or what was learned later depends on it.
+            BlockingIOError: another process holds the lock.
         """
         with self.held():
             records = load_manifest(self.path)["tasks"]
@@ -280,12 +293,12 @@ class ModelFolder:
 
 
 def learn_from(model: Model, data: str | Path, *, folder: Path | None, progress: Progress) -> TaskRecord:
-    """What `Learner.learn_from` does; arguments, record and errors are its."""
+    """Learn a data set as the next task. Arguments, return value and errors are those of `Learner.learn_from`."""
     source, unreadable = load_readable(data)
     if unreadable:
         first = f"the first is {unreadable[0].key}: {unreadable[0].reason}"
         left_out = f"{len(unreadable)} files of '{data}' cannot be read and are left out; {first}"
-        warnings.warn(left_out, stacklevel=3)  # where the user called the learner
+        warnings.warn(left_out, stacklevel=3)  # points to the line where the user called the learner
     if folder is not None:
         with ModelFolder(folder).learning(source, unreadable, model=model) as learning:
             return learning.run(progress)
@@ -296,7 +309,7 @@ def learn_from(model: Model, data: str | Path, *, folder: Path | None, progress:
 
 
 def _learned_since(model: Model, task: Task, since: int | None) -> TaskRecord | None:
-    """The record of a task of the very same samples, learned since the model had so many tasks."""
+    """Return the record of a task after the first `since` that has exactly the same samples, or None."""
     if since is None:
         return None
     images = data_sha256(task.train, dict(zip(task.classes, task.class_names, strict=True)))
@@ -310,5 +323,5 @@ def _with_a_hint_where_the_disk_is_full(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        hint = "the model is whole, and with more space the same command goes on"
+        hint = "the stored model is intact; free some space, and the same command resumes"
         raise OSError(error.errno, f"{error.strerror}; {hint}", str(path)) from error

@@ -1,4 +1,4 @@
-"""Take one task out of a model, so that what is left is what it would be had anything else been learned instead."""
+"""Remove one task from a model exactly: the result does not depend on the data of the forgotten task."""
 
 from lamella.learner.model import Model
 
@@ -6,12 +6,16 @@ __all__ = ["forget"]
 
 
 def forget(model: Model, task: str) -> None:
-    """Drop the newest task of this name, with all that was learned of it; numbers of other classes stay.
+    """Drop a task and all that was learned from it. The ids of other classes stay.
 
-    What was measured of later tasks on held-back images goes too, since the forgotten classes competed then.
+    The statistics of the held-out samples of later tasks are dropped too, because they depend on the forgotten classes.
+
+    Args:
+        model: the model, which is changed in place.
+        task: the name of the task. If several tasks have it, the newest is dropped.
 
     Raises:
-        ValueError: there is no such task, or others hold traces of it.
+        ValueError: there is no such task, or what was learned later depends on it.
     """
     names = [record.name for record in model.tasks]
     if task not in names:
@@ -29,10 +33,10 @@ def forget(model: Model, task: str) -> None:
 
 def _traces(method: str, names: list[str], number: int) -> str:
     if len(names) == 1:
-        return f"'{names[0]}' is all that was learned; remove the model's folder, or learn into another"
+        return f"'{names[0]}' is the only task; delete the model's folder, or learn into another one"
     later = ", ".join(names[number + 1 :])
-    acting = f"{later} were learned with what it left acting, and " if later else ""
+    acting = f"{later} were learned on top of it, and " if later else ""
     return (
-        f"{method} cannot forget '{names[number]}': {acting}shared weights or statistics hold it; go back to a version "
-        "from before it (`lamella rollback`)" + (", and learn the later ones again" if later else "")
+        f"{method} cannot forget '{names[number]}': {acting}shared weights or statistics contain it; return to an "
+        "earlier version (`lamella rollback`)" + (", and learn the later tasks again" if later else "")
     )

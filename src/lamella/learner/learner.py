@@ -1,4 +1,4 @@
-"""What one does with a model: create it, teach it, ask it, measure it, keep it."""
+"""The learner: create a model, teach it tasks, predict, evaluate, save, export."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lamella.backbones import Backbone
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.progress import Progress, silent
 from lamella.data.loading import Examples
 from lamella.data.samples import Samples
@@ -35,12 +35,12 @@ class Learner:
     """Learns tasks one after another, predicts, saves and loads.
 
     Args:
-        config: complete tables "backbone", "method", "augment", "fit" and "run" as in a configuration file; usually
+        config: the complete tables "backbone", "method", "augment", "fit" and "run" of a configuration file. Usually
             `Learner.create` makes them.
 
     Attributes:
-        model: what it consists of and what it has learned; the most used parts of it can be read from the learner
-            itself (`backbone`, `method`, `class_names`, `tasks`, ...).
+        model: the state: the backbone, the method, and what they have learned. Its most used parts are also attributes
+            of the learner (`backbone`, `method`, `class_names`, `tasks`, ...).
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ class Learner:
         augment: Mapping[str, Any] | None = None,
         fit: Mapping[str, Any] | None = None,
     ) -> "Learner":
-        """A learner that knows nothing yet.
+        """Create a learner that has learned nothing yet.
 
         Args:
             backbone: a name, a folder that `lamella export` or timm wrote, "NAME+FOLDER" for a name and a LoRA of PEFT,
@@ -66,18 +66,18 @@ class Learner:
                 The name says which parts the method carries and
                 on which base it learns: "inflora+align" (the default), "inflora" without alignment, "dlc(wa)".
             align: deprecated; write method="inflora+align" for True, and method="inflora" for False.
-            seed: of every draw, 0 or more.
-            augment: how training images are augmented: a table of `Augmentation`'s arguments.
-            fit: a table such as {"device": "cpu", "precision": "auto"}.
+            seed: the seed of all random draws, 0 or more.
+            augment: the augmentation of training images, as a table of the arguments of `Augmentation`.
+            fit: the options of the training loop, such as {"device": "cpu", "precision": "auto"}.
 
         Raises:
-            ValueError: an unknown name or option, or a name that a table contradicts.
+            ValueError: a name or an option is unknown, or the name contradicts the table.
         """
         return cls(new_config(backbone=backbone, method=method, align=align, seed=seed, augment=augment, fit=fit))
 
     @classmethod
     def of(cls, model: Model) -> "Learner":
-        """The learner that a model belongs to."""
+        """Create a learner for an existing model."""
         learner = cls.__new__(cls)
         learner.model = model
         return learner
@@ -105,15 +105,19 @@ class Learner:
         return cls.of(model)
 
     def save(self, folder: str | Path, *, what: str = "", keep: int | None = None) -> int:
-        """Make this learner a new version of the model at `folder`, which is whole at every moment.
+        """Save the learner as a new version in a model's folder. The folder is consistent at every moment.
 
         Args:
-            folder: of the model; it is made where there is none.
-            what: what made this version, for its history.
-            keep: how many of the newest versions stay; all by default.
+            folder: the model's folder, which is created if it does not exist.
+            what: a short text for the history that says what made this version.
+            keep: how many of the newest versions are kept, at least 1; None keeps all.
 
         Returns:
-            The bytes of what was learned.
+            The size of the learned state in bytes.
+
+        Raises:
+            RuntimeError: learning a task failed half-way.
+            OSError: the folder cannot be written, or the disk is full. The stored model is unchanged.
         """
         self.model.check_whole()
         return save(self.model, Path(folder), what=what, keep=keep)
@@ -125,7 +129,7 @@ class Learner:
 
     @property
     def seed(self) -> int:
-        """The seed of every draw."""
+        """The seed of all random draws."""
         return self.model.seed
 
     @property
@@ -135,12 +139,12 @@ class Learner:
 
     @property
     def method(self) -> Method:
-        """What learns on the backbone."""
+        """The method that learns on the backbone."""
         return self.model.method
 
     @property
     def name(self) -> str:
-        """The method with its parts, such as "inflora+align"."""
+        """The name of the method with its parts, such as "inflora+align"."""
         return self.model.name
 
     @property
@@ -150,25 +154,30 @@ class Learner:
 
     @property
     def tasks(self) -> list[TaskRecord]:
-        """A record of each learned task, oldest first."""
+        """The record of each learned task, oldest first."""
         return self.model.tasks
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What a run keeps beside the model, such as its scores."""
+        """JSON values that a run stores with the model, such as its scores."""
         return self.model.notes
 
     @property
     def confidence(self) -> Confidence:
-        """How sure predictions may be, from the samples that were held out."""
+        """The confidence of predictions, computed from the held-out samples."""
         return self.model.confidence
 
     def parameter_counts(self) -> dict[str, int]:
-        """How many numbers a prediction needs, by part; see costs.py."""
+        """Count the numbers that a prediction needs, by part of the model; see costs.py."""
         return self.model.parameter_counts()
 
     def fit(self, *, checkpoints: Checkpoints | None = None, progress: Progress = silent) -> Fit:
-        """The training loop that the configuration asks for."""
+        """Create the training loop that the configuration describes.
+
+        Args:
+            checkpoints: where the loop saves its state, so that it can be resumed; None saves nothing.
+            progress: opens a progress bar.
+        """
         return self.model.fit(checkpoints=checkpoints, progress=progress)
 
     def learn(
@@ -182,17 +191,17 @@ class Learner:
         """Learn one task.
 
         Args:
-            task: its classes and training samples.
-            held_back: samples of the task's classes that it is not trained on. They tell how sure predictions may be;
-                what the record says of them is all that is kept.
-            checkpoints: where an interrupted learning goes on; nothing is kept without.
+            task: the classes and training samples.
+            held_back: held-out samples of the task's classes, which the model is not trained on. They calibrate the
+                confidence of predictions. Only their statistics are kept, in the record.
+            checkpoints: where training saves its state, so that it can be resumed; None saves nothing.
             progress: opens a progress bar.
 
         Returns:
-            The task's record.
+            The record of the task.
 
         Raises:
-            ValueError: a class id or name means another class than before, or a class has no sample.
+            ValueError: a class id or name stands for another class than before, or a class has no sample.
             RuntimeError: learning an earlier task failed half-way.
         """
         return learn(self.model, task, held_back=held_back, checkpoints=checkpoints, progress=progress)
@@ -200,33 +209,36 @@ class Learner:
     def learn_from(
         self, data: str | Path, *, folder: str | Path | None = None, progress: Progress = silent
     ) -> TaskRecord:
-        """Learn a folder of class folders, a CSV, an archive or a named data set as the next task.
+        """Learn a data set as the next task.
 
-        A fifth of each class is held out, or the data's own test part. Files that cannot be read are left out, with a
-        warning, and the record names them.
+        The test part of the data set is held out; if it has none, a fifth of each class. Files that cannot be read are
+        left out with a warning, and the record names them.
 
         Args:
-            data: where the samples are.
-            folder: of this learner's model. With it no other process can change the model meanwhile, a learning that
-                is interrupted goes on when this is called again, and what was learned is stored there as a new
-                version. Without, it is learned in memory alone.
+            data: a folder of class folders, a CSV file, an archive, or the name of a data set.
+            folder: the folder of this learner's model. The folder is locked while learning, an interrupted learning is
+                resumed by the next call, and the result is stored there as a new version. None learns in memory only.
             progress: opens a progress bar.
 
         Returns:
-            The task's record.
+            The record of the task.
 
         Raises:
-            FileNotFoundError, ValueError: as `load_readable`; or the samples cannot be this learner's next task.
-            ValueError: `folder` holds something else than this learner.
+            FileNotFoundError: the data set is missing.
+            ValueError: the data set cannot be read, it cannot be the next task of this learner, or `folder` holds
+                something else than this learner.
             BlockingIOError: another process is learning into `folder`.
         """
         return learn_from(self.model, data, folder=None if folder is None else Path(folder), progress=progress)
 
     def forget(self, task: str) -> None:
-        """Forget a task exactly, where tasks share nothing: see forgetting.py.
+        """Forget a task exactly. This is possible if the tasks share nothing; see forgetting.py.
+
+        Args:
+            task: the name of the task.
 
         Raises:
-            ValueError: there is no such task, or others hold traces of it.
+            ValueError: there is no such task, or what was learned later depends on it.
         """
         self.model.check_whole()
         forget(self.model, task)
@@ -247,6 +259,9 @@ class Learner:
             images: files, or a set of samples of any kind, whose labels are not looked at; at least one.
             top: how many classes a prediction names, at least 1.
 
+        Returns:
+            One prediction for each image.
+
         Raises:
             ValueError: nothing was learned yet, there is no sample, or one cannot be read (it is named).
         """
@@ -258,20 +273,23 @@ class Learner:
         classes: Sequence[int],
         *,
         shared_classes: bool = False,
-        recall: Recall | None = None,
+        recall: FeatureCache | None = None,
         progress: Progress = silent,
         name: str = "test",
     ) -> dict[str, Score]:
-        """Count what is right on a task's samples: a score for each readout, "" being the method's own prediction.
+        """Count the correctly classified samples of a task.
 
         Args:
-            data: labelled with global class ids of learned classes.
-            classes: of the task, for the accuracy with the task given.
+            data: the samples, labelled with the global ids of learned classes.
+            classes: the global ids of the task's classes, for the accuracy with a given task.
             shared_classes: whether other tasks have these classes too.
-            recall: for samples that are evaluated again as more is learned: what remembers their features, one for
-                each set of samples.
+            recall: a cache of the features of these samples, if they are evaluated again after further tasks. Each set
+                of samples needs its own.
             progress: opens a progress bar.
-            name: of the pass.
+            name: the name of the pass.
+
+        Returns:
+            The score of each readout by name. The name of the method's own prediction is "".
 
         Raises:
             ValueError: there is no sample, or a class was never learned.
@@ -287,9 +305,9 @@ class Learner:
         return score_task(self.method, fit, data, classes, shared_classes=shared_classes, name="score", recall=recall)
 
     def export(self, out: str | Path, format: str, *, readout: str = "", per_task: bool = False) -> list[str]:
-        """Write what was learned in a form that needs no Lamella.
+        """Export the model to a format that can be used without Lamella.
 
-        Arguments, returned lines and errors are those of `learner.export.export`.
+        Arguments, return value and errors are those of `learner.export.export`.
         """
         self.model.check_whole()
         return export(self.model, format, out, readout=readout, per_task=per_task)

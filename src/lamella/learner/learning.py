@@ -23,7 +23,7 @@ def learn(
     checkpoints: Checkpoints | None = None,
     progress: Progress = silent,
 ) -> TaskRecord:
-    """Learn one task; arguments, record and errors are those of `Learner.learn`."""
+    """Learn one task. Arguments, return value and errors are those of `Learner.learn`."""
     model.check_whole()
     check_task(task, model.class_names)
     task = replace(task, train=keep_decoded(task.train, progress=progress))

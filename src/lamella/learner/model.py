@@ -1,4 +1,4 @@
-"""The state of a learner: a backbone, a method, and the names of what they have learned."""
+"""The state of a learner: a backbone, a method, the class names, and the records of the learned tasks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,19 +32,19 @@ class Model:
     """A backbone, a method, and what they have learned so far.
 
     Args:
-        config: complete tables "backbone", "method", "augment", "fit" and "run"; see `config.document`. A precision
-            "auto" is chosen here, by measuring, and stands in the model's own `config` from then on.
-        backbone_copy: a file of the backbone's weights that replaces those that `config` names; see
-            store/kept_backbone.py.
+        config: the complete tables "backbone", "method", "augment", "fit" and "run"; see `config.document`. A precision
+            of "auto" is replaced by the faster one, which is measured here; the model's own `config` records it.
+        backbone_copy: a file of weights that replaces the ones that `config` names; see store/kept_backbone.py. None
+            for no replacement.
 
     Attributes:
         backbone: the feature extractor.
-        method: what learns on it.
+        method: the method that learns on the backbone.
         class_names: the name of each global class id.
-        tasks: a record of each learned task, oldest first.
-        notes: what a run keeps beside the model, such as its scores.
-        half_learned: the name of a task whose learning failed, else "". Nothing works then until the model is loaded
-            again.
+        tasks: the record of each learned task, oldest first.
+        notes: JSON values that a run stores with the model, such as its scores.
+        half_learned: the name of a task whose learning failed; else "". The model must then be loaded again before it
+            can be used.
     """
 
     def __init__(self, config: Mapping[str, Any], *, backbone_copy: Path | None = None) -> None:
@@ -61,24 +61,29 @@ class Model:
 
     @property
     def name(self) -> str:
-        """The method with its parts, such as "inflora+align"."""
+        """The name of the method with its parts, such as "inflora+align"."""
         return method_name(self.config)
 
     @property
     def confidence(self) -> Confidence:
-        """How sure predictions may be, from the samples that were held out."""
+        """The confidence of predictions, computed from the held-out samples."""
         return Confidence([task.held_back for task in self.tasks if task.held_back is not None])
 
     def new_backbone(self) -> Backbone:
-        """The backbone as it is before anything is learned."""
+        """Build the backbone as it is before anything is learned."""
         return build_backbone(from_copy(self.config, self.backbone_copy))
 
     def parameter_counts(self) -> dict[str, int]:
-        """How many numbers a prediction needs, by part; see costs.py."""
+        """Count the numbers that a prediction needs, by part of the model; see costs.py."""
         return parameter_counts(self.method)
 
     def fit(self, *, checkpoints: Checkpoints | None = None, progress: Progress = silent) -> Fit:
-        """The training loop that the configuration asks for."""
+        """Create the training loop that the configuration describes.
+
+        Args:
+            checkpoints: where the loop saves its state, so that it can be resumed; None saves nothing.
+            progress: opens a progress bar.
+        """
         chosen = {key: self.config["fit"][key] for key in ("device", "precision", "compile")}
         return Fit(
             self.method,
@@ -91,23 +96,23 @@ class Model:
         )
 
     def check_whole(self) -> None:
-        """Refuse to work with a model whose last learning failed half-way.
+        """Make sure that the last learning did not fail half-way.
 
         Raises:
-            RuntimeError: it did.
+            RuntimeError: it did, so the model cannot be used.
         """
         if self.half_learned:
             raise RuntimeError(
-                f"learning '{self.half_learned}' did not finish, so this learner holds half of it; load the stored "
-                "model again (what is on disk is whole)"
+                f"learning '{self.half_learned}' did not finish, so this learner is in an undefined state; load the "
+                "stored model again (the files on disk are intact)"
             )
 
     def logits(self, x: Samples, task: int | None = None) -> Tensor:
         """(n, classes seen) logits of n samples, on the device of x.
 
         Args:
-            x: inputs as the backbone's transform gives them.
-            task: the number of the task that the samples are from, where it is given.
+            x: inputs `(n, ...)` as the backbone's transform returns them.
+            task: the number of the task that the samples belong to; None if it is not known.
         """
         self.check_whole()
         allowed = None if task is None else self.tasks[task].classes
@@ -115,12 +120,12 @@ class Model:
             return self.method.eval().predict(x.to(next(self.method.parameters()).device), allowed).to(x.device)
 
     def read(self, data: Examples, fit: Fit, name: str) -> tuple[Tensor, Tensor]:
-        """(n, classes) logits and (n,) typicality of each sample, on the CPU.
+        """Compute the logits `(n, classes)` and the typicality `(n,)` of samples, on the CPU.
 
         Args:
-            data: samples; their labels are not looked at.
-            fit: the loop whose pass reads them.
-            name: of the pass.
+            data: the samples. Their labels are ignored.
+            fit: the loop that reads them.
+            name: the name of the pass.
         """
         logits: list[Tensor] = []
         typicality: list[Tensor] = []
@@ -135,7 +140,7 @@ class Model:
 
 
 def save(model: Model, folder: Path, *, what: str, keep: int | None) -> int:
-    """Make the model a new version of the folder; arguments and return value are those of `Learner.save`."""
+    """Save a model as a new version in a folder. Arguments and return value are those of `Learner.save`."""
     kept = keep_backbone(folder, from_copy(model.config, model.backbone_copy), model.backbone)
     manifest = {
         "written_by": __version__,
@@ -152,7 +157,7 @@ def save(model: Model, folder: Path, *, what: str, keep: int | None) -> int:
 
 
 def load(folder: Path, version: int | None = None) -> Model:
-    """The model that a folder holds; arguments and errors are those of `Learner.load`."""
+    """Load a model from a folder. Arguments and errors are those of `Learner.load`."""
     state, manifest = load_model(folder, version)
     recognise_methods(manifest["config"], manifest.get("method_files", {}))
     copy = manifest.get("backbone_copy")
@@ -164,5 +169,6 @@ def load(folder: Path, version: int | None = None) -> Model:
         )
     restore_state(model.method, state)
     model.class_names = {int(i): str(name) for i, name in manifest["class_names"]}
-    model.tasks, model.notes = tasks_from_json(manifest["tasks"]), manifest["notes"]
+    model.tasks = tasks_from_json(manifest["tasks"])
+    model.notes = manifest["notes"]
     return model

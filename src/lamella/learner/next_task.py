@@ -17,7 +17,9 @@ def as_next_task(source: Source, model: Model) -> tuple[Task, Examples]:
     ids = {name: i for i, name in model.class_names.items()}
     names = [source.class_names[i] for i in source.train.labels.unique().tolist()]
     for name in names:
-        ids.setdefault(name, max(ids.values(), default=-1) + 1)  # not their number: classes may have been forgotten
+        ids.setdefault(
+            name, max(ids.values(), default=-1) + 1
+        )  # not the number of classes: some may have been forgotten
     own = tuple(ids[name] for name in names)
     present = set(names)
     number = torch.tensor([ids[name] if name in present else -1 for name in source.class_names])

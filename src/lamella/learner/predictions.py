@@ -1,4 +1,4 @@
-"""Predictions of a model, and what is kept of the samples that were held out."""
+"""Predictions of a model, and the statistics of held-out samples."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,12 +21,11 @@ class Prediction(NamedTuple):
     """What a sample looks like.
 
     Attributes:
-        classes: names, best first.
-        confidences: of these classes, 0..1; over all classes seen they sum to 1. They are calibrated where samples
-            were held out while tasks were learned.
+        classes: the names of the most likely classes, best first.
+        confidences: the confidence of each of them, 0..1. Over all learned classes they sum to 1. They are calibrated
+            if samples were held out while tasks were learned.
         task: the name of the task that taught the first class.
-        familiarity: 0..1, the share of held-out samples that looked as strange or stranger; None where none were held
-            out.
+        familiarity: the share of held-out samples that looked at least as strange, 0..1; None if none were held out.
     """
 
     classes: tuple[str, ...]
@@ -70,16 +69,19 @@ def as_predictions(
     sure: Confidence,
     top: int,
 ) -> list[Prediction]:
-    """The best classes of each sample.
+    """Convert logits to predictions.
 
     Args:
-        logits: (n, classes).
-        typicality: (n,).
-        classes: the global id of each column.
-        class_names: by global id.
-        tasks: records, oldest first.
-        sure: how sure predictions may be.
-        top: how many classes a prediction names.
+        logits: `(n, classes)`.
+        typicality: `(n,)`.
+        classes: the global id of each column of `logits`.
+        class_names: the name of each global id.
+        tasks: the records of all tasks, oldest first.
+        sure: the confidence of the model.
+        top: how many classes a prediction names, at least 1.
+
+    Returns:
+        One prediction for each sample.
     """
     confidences, columns = (logits / sure.temperature).softmax(1).topk(min(top, len(classes)), dim=1)
     familiarity = sure.familiarity(typicality)
@@ -94,13 +96,13 @@ def as_predictions(
 
 
 def held_out(logits: Tensor, typicality: Tensor, labels: Tensor, classes: Sequence[int]) -> HeldOut:
-    """How sure a model may be of its newest task, and how many of its samples it gets right.
+    """Compute the statistics of the held-out samples of the newest task.
 
     Args:
-        logits: (n, classes).
-        typicality: (n,).
-        labels: (n,) global class ids.
-        classes: the global id of each column.
+        logits: `(n, classes)`, n at least 1.
+        typicality: `(n,)`.
+        labels: `(n,)`, global class ids.
+        classes: the global id of each column of `logits`.
     """
     column = {c: i for i, c in enumerate(classes)}
     wanted = torch.tensor([column[label] for label in labels.tolist()])

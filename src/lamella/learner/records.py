@@ -1,4 +1,4 @@
-"""What a learner notes of each task, and what a task may be called beside those it has learned."""
+"""The record of each learned task, and the check that a new task fits the learned ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -17,7 +17,7 @@ from lamella.training.fit import Fit
 __all__ = ["TaskRecord", "Unread", "check_task", "task_record", "tasks_from_json"]
 
 NAMED = 20
-"""Unreadable files that a record names."""
+"""The largest number of unreadable files that a record names."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Unread:
     """Files that were left out of a task because they cannot be read.
 
     Attributes:
-        images: how many.
-        first: names of the first of them.
+        images: how many files were left out.
+        first: the names of the first of them.
     """
 
     images: int
@@ -35,20 +35,22 @@ class Unread:
 
 @dataclass
 class TaskRecord:
-    """What a learner notes of a task that it has learned.
+    """The record of a learned task.
 
     Attributes:
-        name: of the task.
-        classes: global ids.
+        name: the name of the task.
+        classes: the global ids of its classes.
         images: how many training samples it had.
-        seconds: of each call of the loop, by its name, and "total".
-        trainable_parameters: of the call that trained most.
-        trained: parameters by call; None where an older version learned the task.
-        waited: seconds in which nothing could be computed because samples were not there.
-        data_sha256: see `data.images.data_sha256`; None where an older version learned the task.
-        directions: by layer, how many directions were protected afterwards; empty where none are.
-        held_back: what is kept of the samples that were held out; None where there were none.
-        unreadable: files that were left out; None where all could be read.
+        seconds: the duration of each call of the training loop by its name, and the "total".
+        trainable_parameters: the largest number of parameters that one call trained.
+        trained: the number of trained parameters of each call by its name; None if an older version of Lamella learned
+            the task.
+        waited: the seconds in which the computation waited for samples.
+        data_sha256: the hash of its samples, see `data.images.data_sha256`; None if an older version of Lamella learned
+            the task.
+        directions: the number of protected directions by layer after the task; empty if the method protects none.
+        held_back: the statistics of the held-out samples; None if there were none.
+        unreadable: the files that were left out; None if all could be read.
     """
 
     name: str
@@ -64,15 +66,18 @@ class TaskRecord:
     unreadable: Unread | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The record as it stands in a model's folder: what is None is left out."""
+        """Convert the record to JSON values as a model's folder stores them, without fields that are None."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "TaskRecord":
-        """The record that `to_json` gave, also of an older version.
+        """Restore a record from the result of `to_json`, also from an older version of Lamella.
+
+        Args:
+            stored: the JSON values.
 
         Raises:
-            ValueError: a field is missing, or this version does not know it.
+            ValueError: a field is missing or unknown to this version.
         """
         unknown = stored.keys() - {f.name for f in fields(cls)}
         if unknown:
@@ -91,18 +96,26 @@ class TaskRecord:
             raise ValueError(f"a task's record is damaged ({error}); restore the file from a copy") from error
 
     def note_unreadable(self, files: Sequence[Unreadable]) -> None:
-        """Note how many files were left out because they cannot be read, and the names of the first."""
+        """Record the files that were left out because they cannot be read.
+
+        Args:
+            files: the files; their number and the names of the first ones are recorded.
+        """
         if files:
             self.unreadable = Unread(len(files), tuple(file.key for file in files[:NAMED]))
 
 
 def tasks_from_json(stored: Sequence[Mapping[str, Any]]) -> list[TaskRecord]:
-    """The records of all tasks of a stored model, oldest first."""
+    """Restore the records of all tasks of a stored model, oldest first."""
     return [TaskRecord.from_json(record) for record in stored]
 
 
 def check_task(task: Task, class_names: Mapping[int, str]) -> None:
-    """Refuse what cannot be learned beside the classes that are known, by global id.
+    """Check that a task can be learned in addition to the known classes.
+
+    Args:
+        task: the new task.
+        class_names: the name of each known global class id.
 
     Raises:
         ValueError: a class id or name means another class than before, or a class has no sample.
@@ -120,13 +133,13 @@ def check_task(task: Task, class_names: Mapping[int, str]) -> None:
 
 
 def task_record(task: Task, method: Method, fit: Fit, seconds: float) -> TaskRecord:
-    """The record of a task that a method has just learned.
+    """Create the record of a task that a method has just learned.
 
     Args:
-        task: what was learned.
-        method: that learned it.
-        fit: the loop, whose notes are of this task.
-        seconds: that learning took.
+        task: the task.
+        method: the method that learned it.
+        fit: the training loop that learned it, with its measurements.
+        seconds: how long learning took.
     """
     return TaskRecord(
         name=task.name,

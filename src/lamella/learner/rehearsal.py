@@ -28,18 +28,23 @@ STEP = 16  # samples of a step on a CPU, where time goes with samples; a GPU get
 
 
 class Expected(NamedTuple):
-    """What a learning will take: seconds, and the most bytes of memory at one time; 0 where the system does not say."""
+    """The expected costs of learning a task.
+
+    Attributes:
+        seconds: the expected duration.
+        bytes: the expected peak of memory; 0 if the system does not tell.
+    """
 
     seconds: float
     bytes: int
 
 
 class _Enough(Exception):
-    pass
+    """Ends a training call that has been measured."""
 
 
 class _Rehearsal:
-    """A loop that stops each call as soon as it has been measured; all else is the loop's that it wraps.
+    """Wraps a training loop and stops each call as soon as it has been measured.
 
     Args:
         fit: the loop.
@@ -107,7 +112,7 @@ class _Rehearsal:
 
     @contextmanager
     def _measured(self, data: Examples) -> Iterator[None]:
-        """A pass over the data, whose time is scaled to all samples."""
+        """Measure a pass over the data and scale its time to all samples."""
         started = time.monotonic()
         yield
         took = time.monotonic() - started
@@ -121,7 +126,7 @@ class _Rehearsal:
 
 
 def rehearse(model: Model, task: Task, held_back: int) -> Expected:
-    """What learning `task` will take. The model must not be used afterwards.
+    """Estimate the costs of learning a task. The model must not be used afterwards.
 
     Args:
         held_back: how many samples will be looked at when the task is learned.
@@ -131,7 +136,7 @@ def rehearse(model: Model, task: Task, held_back: int) -> Expected:
     plain.compile = False  # compiling takes longer than what is measured
     fit = _Rehearsal(plain, short.train, len(task.train))
     fit.begin(str(len(model.tasks)))
-    for _ in range(2):  # the first pass of all also warms up; the second tells what a pass takes
+    for _ in range(2):  # the first pass warms up, the second one is the measurement
         before = fit.expected
         fit.scan(short.train, lambda x, _: model.backbone(x))
     of_held_back = (fit.expected - before) / len(task.train) * held_back

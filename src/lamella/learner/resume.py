@@ -1,7 +1,7 @@
-"""Where a learning into a model's folder goes on after a kill, and what is done with one that was interrupted.
+"""Resumes an interrupted learning into a model's folder, or discards it if it does not match.
 
-MODEL/learning/what.json    what is learned into which version; written before anything is trained
-MODEL/learning/task-K/      checkpoints of its calls (training/checkpoints.py)
+MODEL/learning/what.json    the description: which task is learned into which version; written before training starts
+MODEL/learning/task-K/      the checkpoints of its calls (training/checkpoints.py)
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from lamella.training.checkpoints import Checkpoints
 __all__ = ["PLACE", "Resumed", "config_left", "current_version", "is_free", "resume"]
 
 PLACE = "learning"
-"""The folder within a model where an interrupted learning is kept."""
+"""The folder within a model that holds the checkpoints of a learning."""
 NOTE = "what.json"
 CHANGES = {
     "images": "it had other {noun}s",
@@ -30,18 +30,18 @@ CHANGES = {
     "version": "the model is another version now",
     "task": "it had another name",
 }
-"""What must be alike for a learning to go on, and what is said where it is not."""
+"""What must be equal for a learning to be resumed, and the reason that is shown if it is not."""
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """What was found where a learning goes on.
+    """What an interrupted learning has left.
 
     Attributes:
-        checkpoints: where its calls are kept.
-        goes_on: whether an interrupted learning of the same samples goes on.
-        stored: whether that learning had ended and was stored already, so that nothing is left to do.
-        given_up: the name of another task whose interrupted learning was given up, and why; empty where there was none.
+        checkpoints: where the training calls save their state.
+        goes_on: whether an interrupted learning of the same samples is resumed.
+        stored: whether that learning had been completed and stored already, so that nothing is left to do.
+        given_up: "TASK: REASON" for an interrupted learning that was discarded; empty if there was none.
     """
 
     checkpoints: Checkpoints
@@ -51,23 +51,23 @@ class Resumed:
 
 
 def resume(folder: Path, place: Path, model: Model, task: Task) -> Resumed:
-    """Prepare the place of a learning, with what an interrupted one of the same samples left there.
+    """Prepare the folder of a learning. Keep what an interrupted learning of the same samples has left there.
 
     Args:
-        folder: of the model.
-        place: where the learning is kept, such as `folder / PLACE`.
-        model: as it is before the learning.
-        task: that is learned.
+        folder: the model's folder.
+        place: the folder of the learning, such as `folder / PLACE`.
+        model: the model before the learning.
+        task: the task to learn.
 
     Raises:
-        ValueError: a place that the learning would write to or clear is a symbolic link.
+        ValueError: a folder that the learning would write to or clear is a symbolic link.
     """
-    refuse_links(folder / VERSIONS)  # before hours of training want to be stored there
+    refuse_links(folder / VERSIONS)  # checked now, because the result of hours of training is stored there later
     checkpoints = Checkpoints(place, float(model.config["fit"]["checkpoint_seconds"]))
     what = _what(folder, model, task)
     left = _left(place) or _left_by_a_first_server(folder, place, what)
     if not left and place.exists():
-        # A kill while the place was cleared may have left checkpoints of other samples.
+        # A process that was killed while clearing the folder may have left checkpoints of other samples.
         checkpoints.clear()
     if left and _was_stored(left, what, model):
         checkpoints.clear()
@@ -82,28 +82,28 @@ def resume(folder: Path, place: Path, model: Model, task: Task) -> Resumed:
 
 
 def config_left(folder: Path) -> dict[str, Any]:
-    """The configuration that an interrupted first learning left in a model's folder; empty where there is none."""
+    """Return the configuration that an interrupted first learning left in a model's folder; empty if there is none."""
     return _left(folder / PLACE).get("config", {})
 
 
 def is_free(folder: Path) -> bool:
-    """Whether a new model can be made here: nothing is there but what an interrupted first learning has left."""
+    """Whether a new model can be created here: the folder is missing, empty, or from an interrupted first learning."""
     if not folder.is_dir():
         return not folder.exists()
     what = folder / PLACE / NOTE
     first = what.exists() and read_json(what).get("version") == 0
-    # Without that file, versions are those of a model that lost its pointer, and may be wanted.
+    # Without that description, the versions may belong to a model that lost its pointer, so they are kept.
     stored = ("versions", "state-*.safetensors", "backbone-*.safetensors") if first else ()
     return all(any(path.match(own) for own in (".lock", ".*.part", PLACE, *stored)) for path in folder.iterdir())
 
 
 def current_version(folder: Path) -> int:
-    """The number of the current version; 0 where there is no model yet."""
+    """Return the number of the current version; 0 if there is no model yet."""
     return int(load_manifest(folder)["version"]) if holds_model(folder) else 0
 
 
 def _was_stored(left: dict[str, Any], what: dict[str, Any], model: Model) -> bool:
-    """Whether the interrupted learning made the version that is the current one."""
+    """Whether the interrupted learning had already stored the current version."""
     newest = model.tasks[-1].data_sha256 if model.tasks else None
     same = all(left.get(key) == what[key] for key in ("images", "content"))
     one_more = left.get("tasks") == what["tasks"] - 1 and left.get("version", 0) < what["version"]
@@ -111,14 +111,14 @@ def _was_stored(left: dict[str, Any], what: dict[str, Any], model: Model) -> boo
 
 
 def _left(place: Path) -> dict[str, Any]:
-    """What an interrupted learning wrote down, also one of a version with fewer options; empty where there is none."""
+    """Read the description of an interrupted learning, with options added since; empty if there is none."""
     path = place / NOTE
     left = read_json(path) if path.exists() else {}
     return {**left, "config": up_to_date(left["config"])} if "config" in left else left
 
 
 def _left_by_a_first_server(folder: Path, place: Path, what: dict[str, Any]) -> dict[str, Any]:
-    """What the server of lamella 0.1.0 left: the checksum of the version that it began with, and no more."""
+    """Read what the server of lamella 0.1.0 has left, which is only the checksum of the version it started from."""
     path = place / "model.json"
     if not path.exists() or not holds_model(folder):
         return {}
@@ -126,6 +126,7 @@ def _left_by_a_first_server(folder: Path, place: Path, what: dict[str, Any]) -> 
 
 
 def _what(folder: Path, model: Model, task: Task) -> dict[str, Any]:
+    """Describe a learning."""
     names = dict(zip(task.classes, task.class_names, strict=True))
     return {
         "task": task.name,

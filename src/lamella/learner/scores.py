@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.data.samples import Samples
 from lamella.methods import Method
 from lamella.methods.shared.heads import only_columns
@@ -20,9 +20,10 @@ class Score(NamedTuple):
     """Counts over one task's test samples.
 
     Attributes:
-        images: how many. right: top-1 over all classes seen.
-        right_given_task: top-1 among the task's own classes only.
-        right_task: top-1 class belongs to the task; -1 where classes belong to several tasks.
+        images: how many test images there are.
+        right: how many are classified correctly among all classes seen.
+        right_given_task: how many are classified correctly among the classes of their own task.
+        right_task: for how many the predicted class belongs to their task; -1 if classes belong to several tasks.
     """
 
     images: int
@@ -37,14 +38,20 @@ class Score(NamedTuple):
 
     @property
     def task_aware_accuracy(self) -> float:
-        """The same when the task is given."""
+        """The share of images classified correctly among the classes of their own task, 0..1."""
         return self.right_given_task / self.images
 
 
 def score_task(
-    method: Method, fit: Fit, data: Examples, task_classes: Sequence[int], *, shared_classes: bool, name: str,
-    recall: Recall | None = None,
-) -> dict[str, Score]:  # fmt: skip
+    method: Method,
+    fit: Fit,
+    data: Examples,
+    task_classes: Sequence[int],
+    *,
+    shared_classes: bool,
+    name: str,
+    recall: FeatureCache | None = None,
+) -> dict[str, Score]:
     """One pass over a task's test samples; a score for each readout of the method.
 
     Args:
@@ -54,9 +61,9 @@ def score_task(
         recall: of these samples alone, read by earlier calls; without one no features outlast their batch.
 
     Returns:
-        By readout, "" being the method's own prediction.
+        The score of each readout by name. The name of the method's own prediction is "".
     """
-    recall = recall or Recall(lasting=False)
+    recall = recall or FeatureCache(lasting=False)
     parts: dict[str, list[Tensor]] = defaultdict(list)
     parts_given: list[Tensor] = []
 
@@ -64,7 +71,7 @@ def score_task(
         recall.turn_to(x)
         for key, logits in method.readouts(x).items():
             parts[key].append(logits.float())
-        if method.routed:  # given the task, it takes that task's expert, which is another pass
+        if method.routed:  # with a given task, a routed method uses the expert of that task, which needs another pass
             parts_given.append(method.predict(x, tuple(task_classes)).float())
 
     with recall.reading(method.backbone):
@@ -82,7 +89,7 @@ def score_task(
 
 
 def correct(logits: Tensor, target: Tensor) -> Tensor:
-    """Whether the highest logit is the target's.
+    """Tell for each sample whether the highest logit is that of its class.
 
     Args:
         logits: `(n, columns)`.
@@ -92,7 +99,7 @@ def correct(logits: Tensor, target: Tensor) -> Tensor:
         `(n,)` bool.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not match.
 
     >>> correct(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])).tolist()
     [True, False]
@@ -102,9 +109,9 @@ def correct(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def correct_given_task(logits: Tensor, target: Tensor, task_columns: Sequence[int]) -> Tensor:
-    """The same when the task is given: only the columns of the samples' own task compete.
+    """Tell for each sample whether the highest logit among the columns of its own task is that of its class.
 
-    Beside plain accuracy it tells confusion between tasks from confusion within one.
+    Compared with plain accuracy, this separates confusion between tasks from confusion within a task.
 
     Args:
         logits: `(n, columns)`.
@@ -115,7 +122,7 @@ def correct_given_task(logits: Tensor, target: Tensor, task_columns: Sequence[in
         `(n,)` bool.
 
     Raises:
-        ValueError: the shapes do not fit, or a sample's class is not among the columns of its task.
+        ValueError: the shapes do not match, or a sample's class is not among the columns of its task.
 
     >>> logits = torch.tensor([[9.0, 1.0, 2.0], [9.0, 2.0, 1.0]])
     >>> correct_given_task(logits, torch.tensor([2, 2]), [1, 2]).tolist()
@@ -128,7 +135,7 @@ def correct_given_task(logits: Tensor, target: Tensor, task_columns: Sequence[in
 
 
 def correct_task(logits: Tensor, task_columns: Sequence[int]) -> Tensor:
-    """Whether the top class belongs to the task, be it the right class or not.
+    """Tell for each sample whether the column with the highest logit belongs to the task.
 
     Args:
         logits: `(n, columns)`.

@@ -13,7 +13,7 @@ from lamella.data.images import ImageSet, PixelArray, concatenate
 from lamella.data.loading import Examples
 from lamella.data.samples import Transform
 from lamella.data.transform import InputTransform, plain_view
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.training.fit import Fit
 
 __all__ = ["Exemplars", "Kept"]
@@ -27,9 +27,12 @@ class Kept:
     """Which images of old classes a method keeps.
 
     Args:
-        memory: images of all classes together; 0 keeps none.
-        memory_per_class: images of each class, however many classes there are; `memory` has no say then.
-        choose: which images of a class: "herding", "random" or "reservoir".
+        memory: the number of images that are kept of all classes together, shared out evenly; 0 keeps none.
+        memory_per_class: the number of images that are kept of each class; at least 0. It replaces `memory`. If left
+            out, `memory` is the limit.
+        choose: which images are kept: "herding" (those whose mean feature is closest to the mean of their class),
+            "random" (a random choice within each class), or "reservoir" (a random choice among all images so far,
+            whatever their class; not together with `memory_per_class`).
     """
 
     memory: int | None = 2000
@@ -41,7 +44,7 @@ class Kept:
         return Exemplars(transform, total=self.memory, per_class=self.memory_per_class, choose=self.choose, seed=seed)
 
 
-class Exemplars(Growing):
+class Exemplars(Resizable):
     """Images kept of old tasks, in their order of choice within each class.
 
     Args:
@@ -63,16 +66,21 @@ class Exemplars(Growing):
 
     for_training = True
     still_in_training = True  # so that `fit` does not write the images again with each of its checkpoints
-    growing = ("images", "labels", "sources")
+    resizable = ("images", "labels", "sources")
     images: Tensor
     labels: Tensor
     sources: Tensor
     seen: Tensor
 
     def __init__(
-        self, transform: Transform, *, total: int | None = 2000, per_class: int | None = None, choose: str = "herding",
+        self,
+        transform: Transform,
+        *,
+        total: int | None = 2000,
+        per_class: int | None = None,
+        choose: str = "herding",
         seed: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         check_one_of("choose", choose, CHOICES)
         limit = total if per_class is None else per_class

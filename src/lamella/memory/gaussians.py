@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 
 __all__ = ["ClassGaussians", "shrunk"]
 
 
-class ClassGaussians(Growing):
+class ClassGaussians(Resizable):
     """Counts, means and within-class scatter of features, exact under any split into batches.
 
     Args:
@@ -25,7 +25,7 @@ class ClassGaussians(Growing):
         scatters: (c, d, d) float32, that of each class; (0, d, d) without `per_class`.
     """
 
-    growing = ("ids", "counts", "means", "scatters")
+    resizable = ("ids", "counts", "means", "scatters")
 
     ids: Tensor
     counts: Tensor

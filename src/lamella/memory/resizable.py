@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Growing"]
+__all__ = ["Resizable"]
 
 
-class Growing(nn.Module):
+class Resizable(nn.Module):
     """Loads tensors of other sizes than it holds.
 
     Attributes:
@@ -17,7 +17,7 @@ class Growing(nn.Module):
         for_training: whether the module is of use to training alone, so that predictions do not need it.
     """
 
-    growing: ClassVar[tuple[str, ...]] = ()
+    resizable: ClassVar[tuple[str, ...]] = ()
     for_training: ClassVar[bool] = False
 
     def known(self, name: str) -> tuple[Any, ...]:
@@ -30,7 +30,7 @@ class Growing(nn.Module):
         return fetched[name][2]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in self.growing:
+        for name in self.resizable:
             if (held := state_dict.get(prefix + name)) is not None:
                 own = getattr(self, name)
                 empty = torch.empty_like(held, device=own.device)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lamella.adapters.adapter import Site, module_key, watch
 from lamella.data.samples import Samples
 from lamella.memory.inputs import Inputs, class_token
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.memory.subspace import orthonormal
 
 __all__ = ["Calibration", "Signature", "Signatures", "protected_share"]
@@ -48,7 +48,7 @@ def protected_share(energy: float, task: int, horizon: int | None) -> float:
     return energy if horizon is None else energy + (1 - energy) * min(task / horizon, 1.0)
 
 
-class Signature(Growing):
+class Signature(Resizable):
     """What one layer remembers of each task's inputs.
 
     Attributes:
@@ -57,7 +57,7 @@ class Signature(Growing):
         level: (T,), mean similarity of each task's own images; 0 where its block is empty.
     """
 
-    growing = ("basis", "owner", "level")
+    resizable = ("basis", "owner", "level")
 
     basis: Tensor
     owner: Tensor

@@ -8,7 +8,7 @@ complement instead once that is smaller, so that memory never exceeds half the w
 import torch
 from torch import Tensor, nn
 
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 
 __all__ = ["SecondMoment", "Subspace", "leading", "left_singular", "numerical_rank", "orthonormal", "project_out"]
 
@@ -91,7 +91,7 @@ def project_out(x: Tensor, basis: Tensor) -> Tensor:
     return x - basis @ (basis.T @ x)
 
 
-class Subspace(Growing):
+class Subspace(Resizable):
     """A growing subspace of R^d, stored by whichever of its basis and its complement's basis is smaller.
 
     Attributes:
@@ -99,7 +99,7 @@ class Subspace(Growing):
         complement: whether `vectors` span what is *not* in the subspace.
     """
 
-    growing = ("vectors",)
+    resizable = ("vectors",)
     for_training = True
     vectors: Tensor
     stores_complement: Tensor

@@ -1,10 +1,10 @@
-"""Methods that are classes of Python files of the user's own: "my_file.py:EMALoRA".
+"""Methods that are classes in Python files of the user: "my_file.py:EMALoRA".
 
-Such a file is code, and its name may stand in a model that a stranger gave away. So two things are kept apart:
+Such a file is code, and a model from a stranger may name one. So names are treated by where they come from:
 
-* `name_file` is for a name that the caller wrote, in a command, a call or a configuration file. It runs the file.
-* `class_of` and `recognise` are for names that were read from a model. They only find files that were named so in this
-  process, and those that the environment variable `LAMELLA_METHODS` lists; they run no other file.
+* `name_file` takes a name that the caller wrote, in a command, a call or a configuration file. It runs the file.
+* `class_of` and `recognise` take names that were read from a model. They use only files that the caller named in this
+  process, or that the environment variable `LAMELLA_METHODS` lists; they run no other file.
 """
 
 import inspect
@@ -35,22 +35,22 @@ __all__ = [
 ]
 
 OWN_FILE = r".+?\.py:\w+"
-"""The form of such a name, as a regular expression."""
+"""A regular expression for the name of a class in a file."""
 LISTED = "LAMELLA_METHODS"
-"""The environment variable that lists files, separated as in PATH, which stored models may use."""
+"""The environment variable that lists the files that stored models may use, separated as in PATH."""
 
 
 class MethodFileChanged(UserWarning):
-    """The file of a model's method is not what it was when the model was stored."""
+    """The file of a model's method has changed since the model was stored."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file that was run.
+    """A Python file that was run.
 
     Attributes:
-        sha256: of the content that was run.
-        module: what running it gave.
+        sha256: the SHA-256 of the content that was run.
+        module: the module that resulted.
     """
 
     sha256: str
@@ -60,11 +60,11 @@ class _File:
 _run: dict[Path, _File] = {}
 """The files that may be used, by their absolute paths."""
 _moved: dict[Path, Path] = {}
-"""Paths that stand in models, and where the same content was named in this process."""
+"""Paths that stored models name, and the paths of the files in this process that have the same content."""
 
 
 def is_own(name: str) -> bool:
-    """Whether a name of a method is that of a class in a file.
+    """Return whether the name of a method means a class in a file.
 
     >>> is_own("my_file.py:EMALoRA"), is_own("inflora")
     (True, False)
@@ -73,7 +73,7 @@ def is_own(name: str) -> bool:
 
 
 def shown(name: str) -> str:
-    """A name without the folders of its file.
+    """Return a name without the folders of its file.
 
     >>> shown("/home/ada/my_file.py:EMALoRA"), shown("inflora")
     ('my_file.py:EMALoRA', 'inflora')
@@ -85,15 +85,15 @@ def name_file(name: str, folder: Path) -> str:
     """Run the file of a method that the caller has named, and let stored models use it from now on.
 
     Args:
-        name: such as "my_file.py:EMALoRA".
-        folder: where a relative path starts.
+        name: the name, such as "my_file.py:EMALoRA".
+        folder: the folder that a relative path starts from.
 
     Returns:
-        The name with the absolute path, which means the same everywhere on this machine.
+        The name with the absolute path of the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be run, has no such class, or the class is no method.
+        ValueError: the file cannot be run, has no such class, or the class is not a method.
     """
     path = _absolute(folder / _path_of(name).expanduser())
     if not path.is_file():
@@ -107,10 +107,14 @@ def name_file(name: str, folder: Path) -> str:
 
 
 def class_of(name: str) -> Callable[..., Method]:
-    """The class that a full name means; its file has been named by the caller, or is listed.
+    """Return the class with this full name.
+
+    Args:
+        name: the name with the absolute path of the file.
 
     Raises:
-        ValueError: the file was neither named nor listed, or has no such class, or the class is no method.
+        ValueError: the caller has not named the file and `LAMELLA_METHODS` does not list it, or it has no such class,
+            or the class is not a method.
     """
     path = _path_of(name)
     path = _moved.get(path, path)
@@ -122,16 +126,17 @@ def class_of(name: str) -> Callable[..., Method]:
 
 
 def recognise(name: str, recorded: str | None) -> None:
-    """Prepare a name that was read from a model: find its file among those that may be used, also where it moved.
+    """Find the file of a name that was read from a model, among the files that may be used.
 
-    A file that was changed since is used as it is, with the warning `MethodFileChanged`.
+    A file that moved is found by its content. A file that has changed is used as it is now, with the warning
+    `MethodFileChanged`.
 
     Args:
-        name: with the path that the file had.
-        recorded: the SHA-256 that the file had; None where nobody knows.
+        name: the name, with the absolute path that the file had.
+        recorded: the SHA-256 that the file had; None if it was not recorded.
 
     Raises:
-        ValueError: no such file was named or listed.
+        ValueError: the caller has not named the file, and `LAMELLA_METHODS` does not list it.
     """
     path, files = _path_of(name), _usable()
     if path in files:
@@ -151,20 +156,20 @@ def recognise(name: str, recorded: str | None) -> None:
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:
-    """The SHA-256 of the files of those names that are of files, by name."""
+    """Return the SHA-256 of the file of each name that means a class in a file, by name."""
     own = {name: _path_of(name) for name in names if is_own(name)}
     return {name: _run[_moved.get(path, path)].sha256 for name, path in own.items()}
 
 
 def checked(found: object, what: str) -> Callable[..., Method]:
-    """The class of a method that was found somewhere.
+    """Check that an object is the class of a method, and return it.
 
     Args:
-        found: whatever has the name.
-        what: how a message calls it.
+        found: the object.
+        what: the object in words, for the error message.
 
     Raises:
-        ValueError: it is no class, does not derive from `lamella.Method`, or lacks `learn`.
+        ValueError: the object is not a class, does not derive from `lamella.Method`, or lacks `learn`.
     """
     if not (inspect.isclass(found) and issubclass(found, Method)):
         raise ValueError(f"{what} is not a subclass of lamella.Method; derive it from that class")
@@ -186,17 +191,17 @@ def _absolute(path: Path) -> Path:
 
 
 def _listed() -> Iterator[Path]:
-    """The files of the environment variable."""
+    """Yield the absolute paths of the files in the environment variable."""
     return (_absolute(Path(entry).expanduser()) for entry in os.environ.get(LISTED, "").split(os.pathsep) if entry)
 
 
 def _usable() -> list[Path]:
-    """The files that stored models may use, as far as they are there: those named last come first."""
+    """Return the existing files that stored models may use; those that were named last come first."""
     return [path for path in dict.fromkeys([*reversed(_run), *_listed()]) if path.is_file()]
 
 
 def _use(path: Path) -> None:
-    """Run a file, unless it was run with the same content before."""
+    """Run a file, unless it was already run with the same content."""
     content = path.read_bytes()
     digest = sha256(content).hexdigest()
     if path in _run and _run[path].sha256 == digest:
@@ -214,7 +219,7 @@ def _use(path: Path) -> None:
 
 
 def _what_went_wrong(error: BaseException, path: Path) -> str:
-    """The error in one line, with the line of the file where it was raised."""
+    """Return the error as one line, with the number of the line in the file that raised it."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
     line, trace = 0, error.__traceback__
@@ -225,10 +230,10 @@ def _what_went_wrong(error: BaseException, path: Path) -> str:
 
 
 def _class_in(module: ModuleType, path: Path, name: str) -> Callable[..., Method]:
-    """The class of a file that was run.
+    """Return a class of a file that was run.
 
     Raises:
-        ValueError: there is none, it does not derive from `lamella.Method`, or it lacks `learn`.
+        ValueError: the file has no such class, or the class does not derive from `lamella.Method`, or it lacks `learn`.
     """
     found = vars(module).get(name)
     methods = [n for n, c in vars(module).items() if inspect.isclass(c) and c.__module__ == module.__name__]
@@ -239,7 +244,7 @@ def _class_in(module: ModuleType, path: Path, name: str) -> Callable[..., Method
 
 
 def _refusal(name: str) -> str:
-    """What is said of a file that was neither named nor listed."""
+    """Return the error message for a file that was neither named nor listed."""
     path, method = _path_of(name), _class_name(name)
     if path.is_file():
         start, place = f"loading this runs the method '{method}' of the file '{path}'; if you trust it, name it", path

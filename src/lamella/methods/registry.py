@@ -1,8 +1,8 @@
-"""The one place where a method is looked up by its name.
+"""Looks up methods by name. There are three kinds of names:
 
-"inflora"               a method of Lamella, or one that was put into METHODS in this process
+"inflora"               a method of Lamella, or one that was added to METHODS in this process
 "their-name"            an entry point of an installed package, in the group "lamella.methods"
-"my_file.py:EMALoRA"    a class of a file; see own_files.py
+"my_file.py:EMALoRA"    a class in a file of the user; see own_files.py
 """
 
 from collections.abc import Callable
@@ -39,15 +39,15 @@ __all__ = [
 ]
 
 GROUP = "lamella.methods"
-"""The group of entry points in which a package gives its methods: their names, and their classes."""
+"""The group of entry points in which a package declares its methods, each with its name and its class."""
 
 
 def find(name: Any) -> Callable[..., Method]:
-    """What builds the method of this name.
+    """Return the class, or another callable, that builds the method of this name.
 
     Raises:
-        ValueError: there is no such method, two have the name, its package cannot be imported, or its file was neither
-            named by the caller nor listed in the environment.
+        ValueError: there is no such method, several have this name, its package cannot be imported, or its file was
+            neither named by the caller nor listed in the environment variable `LAMELLA_METHODS`.
     """
     if isinstance(name, str) and is_own(name):
         return class_of(name)
@@ -62,13 +62,13 @@ def find(name: Any) -> Callable[..., Method]:
 
 
 def names() -> list[str]:
-    """All names but those of files: Lamella's own in their order, then those of packages."""
+    """Return the names of all methods but those in files: first Lamella's own, then those of packages."""
     return list(dict.fromkeys([*METHODS, *sorted(_packaged())]))
 
 
 @cache
 def _packaged() -> dict[str, tuple[EntryPoint, ...]]:
-    """Entry points by name; one package may be on the path twice."""
+    """Return the entry points by name, each once, although a package may be on the path twice."""
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for entry in entry_points(group=GROUP):
         if entry not in found.get(entry.name, ()):

@@ -16,12 +16,12 @@ from lamella.serving.batching import Answer, Batcher
 from lamella.serving.limits import Limits
 from lamella.serving.uploads import check_image
 
-__all__ = ["Desk"]
+__all__ = ["PredictionQueue"]
 
 READERS = min(4, os.cpu_count() or 1)  # each may hold one decoded photo of up to 150 MB
 
 
-class Desk:
+class PredictionQueue:
     """Queues the images of requests and returns their predictions.
 
     Args:

@@ -62,7 +62,8 @@ def _of_class(kind: Any) -> Build:
     _check_constructor(kind)
     known = options_of(kind, without={"seed"})
     short = arguments("method", {key: value for key, value in SHORT.items() if key in known}, known)
-    return lambda backbone, seed: kind(backbone, seed=seed, **short)
+    build = cast(Callable[..., Method], kind)
+    return lambda backbone, seed: build(backbone, seed=seed, **short)
 
 
 def _check_constructor(kind: type[Method]) -> None:

@@ -94,8 +94,8 @@ def a_prediction_does_not_depend_on_its_batch(trial: Trial) -> None:
     method, x = trial.learned.method, unseen_inputs(trial.learned.method)
     with torch.no_grad():
         together = method.predict(x)
-        alone = torch.cat([method.predict(image[None]) for image in x])
-        backwards = method.predict(x.flip(0)).flip(0)
+        alone = torch.cat([method.predict(x[i : i + 1]) for i in range(len(x))])
+        backwards = method.predict(x[torch.arange(len(x)).flip(0)]).flip(0)
     scale = together.abs().max().clamp(min=1e-12)
     for found, how in ((alone, "alone"), (backwards, "in another order")):
         apart = float(((found - together) / scale).abs().max())

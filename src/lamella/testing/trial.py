@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.common.files import read_tensors, write_tensors
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.data.transform import Augmentation, plain_view
+from lamella.data.transform import Augmentation
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods import Method
 from lamella.testing.tiny import CLASSES, MethodCheckError, pattern_images, tiny_tasks
@@ -21,9 +22,20 @@ from lamella.training.checkpoints import Checkpoints
 from lamella.training.fit import Fit
 
 __all__ = [
-    "Killed", "KilledAfter", "Learned", "Trial", "difference", "learn", "learned_tensors", "logits", "lost_values",
-    "restored", "scratch_folder", "unseen_inputs", "unregistered",
-]  # fmt: skip
+    "Killed",
+    "KilledAfter",
+    "Learned",
+    "Trial",
+    "difference",
+    "learn",
+    "learned_tensors",
+    "logits",
+    "lost_values",
+    "restored",
+    "scratch_folder",
+    "unseen_inputs",
+    "unregistered",
+]
 
 Values = Mapping[str, Any]
 
@@ -118,10 +130,10 @@ def learn(method: Method, number: int, task: Task, checkpoints: Checkpoints | No
     return method
 
 
-def unseen_inputs(method: Method, n: int = 8) -> Tensor:
+def unseen_inputs(method: Method, n: int = 8) -> Samples:
     """(n, 3, size, size) normalised images that no task has."""
     images = pattern_images(CLASSES, 4, "test")
-    return images.batch(torch.arange(0, 4 * n, 4) % len(images), plain_view(method.backbone.transform))
+    return images.batch(torch.arange(0, 4 * n, 4) % len(images), method.backbone.transform.view())
 
 
 def logits(method: Method) -> Tensor:
@@ -150,7 +162,7 @@ def restored(trial: Trial, state: Mapping[str, Tensor]) -> Method:
         raise MethodCheckError(
             f"what was stored of the method does not load into a newly built one: {error}. Modules and tensors that "
             "learning adds have to be added on loading too: Heads, adapters and ClassGaussians do it by themselves; a "
-            "module of your own with buffers that get longer derives from lamella.memory.resizable.Growing"
+            "module of your own with buffers that get longer derives from lamella.memory.resizable.Resizable"
         ) from error
     return method
 

@@ -106,9 +106,13 @@ class TrainingCall:
                 entries = self.engine.state[t].items()
                 state |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in entries if v is not None}
         position = {
-            "epoch": self.epoch, "step": self.step, "losses": self.losses, "total": float(self._total),
-            "count": self._count, "seconds": self._watch.read(),
-        }  # fmt: skip
+            "epoch": self.epoch,
+            "step": self.step,
+            "losses": self.losses,
+            "total": float(self._total),
+            "count": self._count,
+            "seconds": self._watch.read(),
+        }
         self.place.save(state, position)
 
     @torch.no_grad()

@@ -10,8 +10,10 @@ from torch import Tensor
 __all__ = ["OPTIMIZERS", "build_optimizer", "parameter_groups", "trainable"]
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD,
-}  # fmt: skip
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
 
 Group = dict[str, Any]
 

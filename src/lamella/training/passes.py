@@ -105,9 +105,15 @@ class Passes:
         self._scan(place, data, observe, augment, keep or {}, size, name)
 
     def _scan(
-        self, place: Place, data: Examples, observe: Callable[[Any, Tensor], Any], augment: bool,
-        keep: Mapping[str, nn.Module], size: int, name: str,
-    ) -> None:  # fmt: skip
+        self,
+        place: Place,
+        data: Examples,
+        observe: Callable[[Any, Tensor], Any],
+        augment: bool,
+        keep: Mapping[str, nn.Module],
+        size: int,
+        name: str,
+    ) -> None:
         for module in (self.module, *keep.values()):
             module.to(self.device)
         saved = ScanCall(place, keep)

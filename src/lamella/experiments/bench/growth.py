@@ -43,12 +43,14 @@ def follow(
         with torch.no_grad():
             forms: dict[str, Callable[[], Any]] = {"ours": lambda: learner.logits(x), "plain": lambda: plain(x)}
             times = interleaved(forms, repeats=5)
-        costs.append({
-            "bytes": sum(t.numel() * t.element_size() for t in learned_state(learner.method).values()),
-            "seconds_per_image": seconds / record.images,
-            "peak": peak_bytes(device),
-            "pass": ratio(times["ours"], times["plain"]),
-        })  # fmt: skip
+        costs.append(
+            {
+                "bytes": sum(t.numel() * t.element_size() for t in learned_state(learner.method).values()),
+                "seconds_per_image": seconds / record.images,
+                "peak": peak_bytes(device),
+                "pass": ratio(times["ours"], times["plain"]),
+            }
+        )
         each(i, costs[-1])
     return costs
 

@@ -35,9 +35,13 @@ FORMS: dict[str, Callable[[Learner, int], None]] = {"frozen forward": _forward, 
 
 
 def measure_memory(
-    backbone: Mapping[str, Any], method: str = "inflora", *, batch: int = 32, precision: str = "float32",
+    backbone: Mapping[str, Any],
+    method: str = "inflora",
+    *,
+    batch: int = 32,
+    precision: str = "float32",
     device: str = "auto",
-) -> dict[str, int]:  # fmt: skip
+) -> dict[str, int]:
     """Peak bytes of each form, above those of the loaded model; and "activations", what autograd keeps of one step.
 
     Args:

@@ -44,9 +44,14 @@ class Speed:
 
 
 def measure_speed(
-    backbone: Mapping[str, Any], method: str = "inflora", *, batch: int = 32, images: int = 128, repeats: int = 3,
+    backbone: Mapping[str, Any],
+    method: str = "inflora",
+    *,
+    batch: int = 32,
+    images: int = 128,
+    repeats: int = 3,
     device: str = "auto",
-) -> Speed:  # fmt: skip
+) -> Speed:
     """Learn `repeats` tasks in each precision, in turn, after one that does not count.
 
     Args:
@@ -67,12 +72,15 @@ def measure_speed(
     units = [found[FORWARD] for found in rounds["float32"]]
     phases = {
         precision: {
-            name: Phase(1000 * statistics.median(f[name] for f in found),
-                        statistics.median(f[name] / unit for f, unit in zip(found, units, strict=True)))
-            for name in found[0] if name != "waited"
+            name: Phase(
+                1000 * statistics.median(f[name] for f in found),
+                statistics.median(f[name] / unit for f, unit in zip(found, units, strict=True)),
+            )
+            for name in found[0]
+            if name != "waited"
         }
         for precision, found in rounds.items()
-    }  # fmt: skip
+    }
     return Speed(phases, {p: statistics.median(f["waited"] for f in found) for p, found in rounds.items()})
 
 

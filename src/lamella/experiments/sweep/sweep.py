@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lamella.common.files import refuse_links
-from lamella.common.locks import alone
+from lamella.common.locks import exclusive_lock
 from lamella.experiments.sweep.plan import Trial, check_folders, finished
 from lamella.learner.config.document import build_backbone
 from lamella.learner.config.precision import AUTO, as_chosen, as_in_runs, choose, measured_on
@@ -62,7 +62,7 @@ def sweep(
             failures[trial.name] = failure
         ended(trial, failure)
 
-    with alone(out, f"another sweep is running in '{out}'; wait for it or choose another --out"):
+    with exclusive_lock(out, f"another sweep is running in '{out}'; wait for it or choose another --out"):
         waiting = [trial for trial in with_one_precision(trials, out) if not finished(trial, out)]
         engine(waiting, out, note)
     return failures

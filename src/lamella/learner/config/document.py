@@ -26,9 +26,20 @@ from lamella.learner.config.overrides import changes_of, parse_override, put
 from lamella.learner.config.own_methods import name_changes, name_in_table, plain_names
 
 __all__ = [
-    "build_augmentation", "build_backbone", "build_method", "build_scenario", "complete", "describe_config",
-    "load_config", "method_name", "readout_names", "same_settings", "shipped_configs", "to_toml", "up_to_date",
-]  # fmt: skip
+    "build_augmentation",
+    "build_backbone",
+    "build_method",
+    "build_scenario",
+    "complete",
+    "describe_config",
+    "load_config",
+    "method_name",
+    "readout_names",
+    "same_settings",
+    "shipped_configs",
+    "to_toml",
+    "up_to_date",
+]
 
 SECTIONS = ("scenario", "backbone", "method", "augment", "fit", "run")
 SCENARIOS: dict[str, Callable[..., Scenario]] = {

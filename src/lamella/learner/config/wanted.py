@@ -8,7 +8,7 @@ from typing import Any
 from lamella.learner.config.method_tables import method_name, with_parts
 from lamella.learner.config.new_config import BACKBONE, METHOD, new_config
 from lamella.learner.config.overrides import parse_override, put
-from lamella.learner.config.own_methods import PLACES, name_in_full
+from lamella.learner.config.own_methods import PLACES, name_in_full, plain_names
 from lamella.learner.config.precision import AUTO
 from lamella.methods.registry import find, is_own
 
@@ -96,15 +96,18 @@ def _other_method(config: Mapping[str, Any], name: str | None, asked: Mapping[tu
     own = config["method"]
     table = {key: value for key, value in with_parts(tables["method"]).items() if value is not False}
     base = table.pop("base", {})
-    if _same(table["name"], own["name"]):  # a base that is not named may be any
-        base = own.get("base", {}) | base
-    wanted = method_name({"method": table | ({"base": base} if "name" in base else {})})
-    files_differ = is_own(table["name"]) and is_own(own["name"]) and not _same(table["name"], own["name"])
-    if files_differ or wanted != method_name(config):
-        wanted = name if files_differ else wanted
-        yield f"method.name is {method_name(config)!r}, not {wanted!r}"
+    if _same(table["name"], own["name"]):
+        table["name"] = own["name"]
+        base = own.get("base", {}) | base  # a base that is not named may be any
+    if "base" in own and _same(base.get("name"), own["base"]["name"]):
+        base["name"] = own["base"]["name"]
+    wanted = {"method": table | ({"base": base} if "name" in base else {})}
+    if (method_name(wanted), plain_names(wanted)) != (method_name(config), plain_names(config)):
+        alike = method_name(wanted) == method_name(config)  # but for the folders of files
+        yield f"method.name is {method_name(config)!r}, not {name if alike else method_name(wanted)!r}"
 
 
-def _same(name: str, other: str) -> bool:
+def _same(name: Any, other: str) -> bool:
     """Whether two plain names are of one method; the file of a method may have moved."""
-    return name == other or (is_own(name) and is_own(other) and find(name) is find(other))
+    own = isinstance(name, str) and is_own(name) and is_own(other)
+    return name == other or (own and find(name) is find(other))

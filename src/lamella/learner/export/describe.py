@@ -94,11 +94,20 @@ def timm_config(model: Model, described: dict[str, Any]) -> dict[str, Any]:
     name, options = architecture(model)
     transform, names = of_images(model.backbone.transform, "a network of timm"), described["class_names"]
     cfg = {
-        "input_size": [3, transform.size, transform.size], "interpolation": transform.interpolation,
-        "crop_pct": transform.crop, "crop_mode": "center", "mean": list(transform.mean), "std": list(transform.std),
+        "input_size": [3, transform.size, transform.size],
+        "interpolation": transform.interpolation,
+        "crop_pct": transform.crop,
+        "crop_mode": "center",
+        "mean": list(transform.mean),
+        "std": list(transform.std),
         "num_classes": len(names),
-    }  # fmt: skip
+    }
     return {
-        "architecture": name, "num_classes": len(names), "num_features": model.backbone.width,
-        "model_args": options, "label_names": names, "pretrained_cfg": cfg, "lamella": described,
-    }  # fmt: skip
+        "architecture": name,
+        "num_classes": len(names),
+        "num_features": model.backbone.width,
+        "model_args": options,
+        "label_names": names,
+        "pretrained_cfg": cfg,
+        "lamella": described,
+    }

@@ -18,10 +18,10 @@ from lamella.data.samples import Samples
 from lamella.learner.export.check import random_samples
 from lamella.methods import Method
 
-__all__ = ["Acting", "Fixed", "acting_branches", "adapted_layers", "beneath", "fixed", "update"]
+__all__ = ["ActingBranch", "Fixed", "acting_branches", "adapted_layers", "base_of", "fixed", "update"]
 
 
-class Acting(NamedTuple):
+class ActingBranch(NamedTuple):
     """A branch of an adapter and the number that it is multiplied by in every prediction."""
 
     adapter: str
@@ -41,7 +41,7 @@ class Fixed(nn.Module):
         return self.classifier(self.backbone(x))
 
 
-def beneath(method: Method, readout: str) -> Method:
+def base_of(method: Method, readout: str) -> Method:
     """The method whose prediction a readout is: itself for "", what it is built on for "base".
 
     Raises:
@@ -78,7 +78,7 @@ def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
 
 
 @torch.no_grad()
-def acting_branches(method: Method) -> dict[str, list[Acting]]:
+def acting_branches(method: Method) -> dict[str, list[ActingBranch]]:
     """For each layer that can carry branches, those that act in every prediction.
 
     Raises:
@@ -95,11 +95,11 @@ def acting_branches(method: Method) -> dict[str, list[Acting]]:
     return {name: _acting(method, layer, chosen[name]) for name, layer in layers.items()}
 
 
-def _acting(method: Method, layer: Adapted, chosen: Mapping[str, Coefficient] | None) -> list[Acting]:
+def _acting(method: Method, layer: Adapted, chosen: Mapping[str, Coefficient] | None) -> list[ActingBranch]:
     coefficients = dict.fromkeys(layer.branches, 1.0) if chosen is None else chosen
     found = [(name, branch, c) for name, c in coefficients.items() for branch in layer.of(name)]
     numbers = [(name, branch, _number(c)) for name, branch, c in found if branch.gate is None]
-    acting = [Acting(name, branch, number) for name, branch, number in numbers if number is not None]
+    acting = [ActingBranch(name, branch, number) for name, branch, number in numbers if number is not None]
     if len(acting) < len(found):
         raise _per_sample(method)
     return acting
@@ -119,7 +119,7 @@ def _per_sample(method: Method) -> ValueError:
     )
 
 
-def update(shape: Sequence[int], acting: Sequence[Acting]) -> Tensor:
+def update(shape: Sequence[int], acting: Sequence[ActingBranch]) -> Tensor:
     """What branches add to a weight of this shape, in float64."""
     total = torch.zeros(*shape, dtype=torch.float64)
     for _, branch, coefficient in acting:
@@ -136,5 +136,5 @@ def _classifier(method: Method) -> nn.Linear:
     try:
         return method.linear_classifier()
     except ValueError as error:
-        beneath = "" if method.base is None else ", or what the method is built on with --readout base"
-        raise ValueError(f"{error}; export the graph with --format onnx{beneath}") from None
+        further = "" if method.base is None else ", or what the method is built on with --readout base"
+        raise ValueError(f"{error}; export the graph with --format onnx{further}") from None

@@ -18,7 +18,7 @@ from lamella.data.sources.load import load_source
 from lamella.learner.model import Model
 from lamella.learner.predictions import Prediction, predict
 
-__all__ = ["BINS", "Bin", "Counted", "Evaluation", "Measured", "evaluate", "images_to_measure"]
+__all__ = ["BINS", "Bin", "Counted", "Evaluation", "MeasuredSamples", "evaluate", "images_to_measure"]
 
 BINS = 15
 
@@ -120,7 +120,7 @@ class Evaluation:
         return self.right / self.images
 
 
-class Measured(NamedTuple):
+class MeasuredSamples(NamedTuple):
     """The images for an evaluation.
 
     Attributes:
@@ -134,7 +134,7 @@ class Measured(NamedTuple):
     part: str
 
 
-def images_to_measure(data: str, learned: Collection[str]) -> Measured:
+def images_to_measure(data: str, learned: Collection[str]) -> MeasuredSamples:
     """Return the test part of a data set. If it has none, return all images that the model did not learn from.
 
     Args:
@@ -150,14 +150,14 @@ def images_to_measure(data: str, learned: Collection[str]) -> Measured:
     except ValueError:  # the data set has its own test part and no such option, or it cannot be read at all
         whole = load_source(data)
     if len(whole.test):
-        return Measured(whole.test, whole.class_names, "its test part")
+        return MeasuredSamples(whole.test, whole.class_names, "its test part")
     try:
         split = load_source(data)
     except ValueError:  # a class has only one image, so none can be held out, and `lamella learn` refused it too
-        return Measured(whole.train, whole.class_names, "all of it")
+        return MeasuredSamples(whole.train, whole.class_names, "all of it")
     if data_sha256(split.train, dict(enumerate(split.class_names))) in learned:
-        return Measured(split.test, split.class_names, "its held-out part")
-    return Measured(whole.train, whole.class_names, "all of it")
+        return MeasuredSamples(split.test, split.class_names, "its held-out part")
+    return MeasuredSamples(whole.train, whole.class_names, "all of it")
 
 
 def evaluate(model: Model, images: Examples, class_names: Sequence[str], *, unknown_below: float = 0.05) -> Evaluation:

@@ -71,7 +71,7 @@ def format_forecast(model: "Inspection") -> str:
         )
     return (
         f"About {_many(found.tasks, 'more task')} before {found.layer} has fewer than {found.rank} free directions, "
-        f"the rank of a branch, and new branches there get a smaller rank. The estimate is linear: {measured} took "
+        f"the rank of a branch, and new branches there get a smaller rank. A linear estimate: {measured} took "
         f"{found.pace:.1f} of its directions{' each' if several else ''}, and {free} are left."
     )
 

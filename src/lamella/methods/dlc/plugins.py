@@ -1,8 +1,8 @@
-"""Plugins of a residual network: where they sit, and the tails that they tune.
+"""Plugins of a residual network: where they sit, and the tails that they adapt.
 
-A plugin is an adapter on convolutions near the classifier. The network is cut before the block of the first of them:
-the trunk runs once, and its output goes through the tail once for each plugin and once without any, the lanes. All
-lanes run as one batch (lanes.py); on a CPU many images go through the tails in parts that stay within its caches.
+A plugin is an adapter on convolutions near the classifier. The network is cut before the block of the first of them.
+The trunk runs once; its output goes through the tail once for each plugin and once without any. These passes are the
+lanes, and they run as one batch (lanes.py). On a CPU a large batch is divided into parts that fit into its caches.
 `benchmarks/ratios.py dlc-tails` compares the batch with loops.
 """
 
@@ -26,14 +26,18 @@ __all__ = ["FORMS", "LAYERS", "Tails", "check_base", "plugin_layers"]
 
 LAYERS = ("last-conv", "last-block", "last-stage", "last-two-stages")
 FORMS = ("batched", "loop")
-AT_ONCE = 3 * 2**18  # numbers that enter the tails together on a CPU: as float32 3 MiB
+AT_ONCE = 3 * 2**18  # the most numbers that enter the tails at once on a CPU: 3 MiB as float32
 
 
 def check_base(base: Method, backbone: Backbone) -> None:
-    """Refuse a base whose features are not those of the one network that plugins would tune.
+    """Refuse a base whose features do not come from the one network that plugins would adapt.
+
+    Args:
+        base: the base method.
+        backbone: the backbone that the plugins are for.
 
     Raises:
-        ValueError: it is on another backbone, or has several networks or experts.
+        ValueError: the base was built on another backbone, or has several networks or experts.
     """
     name = type(base).__name__
     if base.backbone is not backbone:
@@ -43,10 +47,12 @@ def check_base(base: Method, backbone: Backbone) -> None:
 
 
 def plugin_layers(model: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Names of the convolutions that carry plugins; those of shortcuts only where a pattern names them.
+    """Return the names of the convolutions that carry plugins, in the order of the network.
 
     Args:
-        wanted: words of LAYERS, or patterns of layer names such as "layer4.*.conv2".
+        model: the residual network.
+        wanted: words of LAYERS, or patterns of layer names such as "layer4.*.conv2". Convolutions of shortcuts are
+            found by patterns only.
 
     Raises:
         ValueError: the network has no stages of blocks, or an entry matches no convolution of them.
@@ -73,19 +79,23 @@ def plugin_layers(model: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 class Tails:
-    """A residual network as one trunk and, for each plugin, a tail. Any other pass through it sees no plugin.
+    """A residual network, cut into a trunk and a tail that runs once for each plugin.
+
+    No plugin acts in any other pass through the network.
 
     Args:
-        backbone: its model gets layers that can carry plugins; its outputs and keys stay as they are.
-        wanted: which convolutions, as in `plugin_layers`.
-        rank, factorisation: of each plugin's branches.
+        backbone: its model gets layers that can carry plugins; its outputs and its keys stay as they are.
+        wanted: which convolutions carry plugins, as in `plugin_layers`.
+        rank: the rank of each plugin's branches; at least 1.
+        factorisation: how a branch is factorised, "kernel" or "conv".
 
     Attributes:
-        sites: where plugins sit. at: the block before which the network is cut.
+        sites: where plugins sit.
+        at: the name of the block before which the network is cut.
 
     Raises:
-        ValueError: no such layers, a layer carries adapters of another method, or the network cannot be cut.
-        TypeError: a layer can carry adapters of another method, whose sites would lead nowhere.
+        ValueError: there are no such layers, a layer carries adapters of another method, or the network cannot be cut.
+        TypeError: a layer can already carry adapters of another method, whose sites would become invalid.
     """
 
     def __init__(self, backbone: Backbone, wanted: Sequence[str], rank: int = 2, factorisation: str = "kernel") -> None:
@@ -94,7 +104,7 @@ class Tails:
         self.model, self.rank, self.factorisation = model, rank, factorisation
         self.at = next(block for block in block_names(model) if names[0].startswith(f"{block}."))
         check_split(model, self.at, backbone.transform)
-        # In the first block every convolution may meet the input that all lanes share.
+        # Every convolution of the first block may read the input that is the same in all lanes.
         children = model.get_submodule(self.at).named_children()
         first = [f"{self.at}.{n}" for n, m in children if isinstance(m, nn.Conv2d) and m.groups == 1]
         self._laned = adapt(model, list(dict.fromkeys([*first, *names])), convolution=LanedConv2d)
@@ -105,20 +115,20 @@ class Tails:
             layer.acting = {}
 
     def trunk(self, x: Samples) -> Tensor:
-        """Images (n, 3, size, size) -> what enters the tails (n, c, h, w)."""
+        """Images (n, 3, size, size) -> the input of the tails (n, c, h, w)."""
         return split(self.model, self.at)[0](x)
 
     def __call__(self, z: Tensor, lanes: Sequence[str], form: str = "batched") -> Tensor:
-        """The features of each lane, (n, len(lanes), d).
+        """Compute the features of each lane, (n, len(lanes), d).
 
         Args:
-            z: (n, c, h, w) from the trunk.
-            lanes: adapter names; "", or a plugin that is not there, is the plain model.
-            form: "batched", all lanes as one batch, or "loop", a lane after the other, the plain form that tests and
-                benchmarks compare with; equal up to rounding.
+            z: (n, c, h, w), the output of the trunk.
+            lanes: the plugin of each lane; "", or a name that no plugin has, means the plain model.
+            form: "batched" (all lanes as one batch) or "loop" (one lane after the other). Tests and benchmarks compare
+                the two; they are equal up to rounding.
 
         Raises:
-            ValueError: an unknown form.
+            ValueError: the form is unknown.
         """
         check_one_of("form", form, FORMS)
         if form == "loop":
@@ -137,15 +147,15 @@ class Tails:
             return split(self.model, self.at)[1](repeated).unflatten(0, (-1, len(lanes)))
 
     def grow(self, name: str, generator: torch.Generator) -> None:
-        """Add a plugin, which changes nothing yet: its A is drawn, its B zero."""
+        """Add a plugin with a random A and a zero B, so that it changes nothing yet."""
         grow(self.sites, name, self.rank, generator=generator, factorisation=self.factorisation)
 
     def has(self, name: str) -> bool:
-        """Whether any layer carries a plugin of this name."""
+        """Return whether any layer carries a plugin of this name."""
         return any(name in site.layer.branches for site in self.sites)
 
     def factors(self, names: Sequence[str]) -> list[nn.Parameter]:
-        """What is trained of these plugins."""
+        """Return the trained tensors of these plugins, A and B of each branch."""
         branches = [b for site in self.sites for name in names for b in site.layer.of(name)]
         return [factor for branch in branches for factor in (branch.A, branch.B)]
 
