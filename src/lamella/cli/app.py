@@ -55,47 +55,52 @@ def _add(command: Callable[..., Any], name: str, *examples: str, group: typer.Ty
 
 _add(demo, "demo", "lamella demo", "lamella demo --out my-demo")
 _add(
-    run, "run",
+    run,
+    "run",
     "lamella run digits",
     "lamella run cifar100-part method.rank=8 --seeds 3 --out runs/rank-8",
     "lamella run cifar100-part method.name=nearest-mean --out runs/nearest-mean",
     "lamella run digits --resume",
-)  # fmt: skip
+)
 _add(report, "report", "lamella report runs/digits", "lamella report runs/* --format markdown --html report.html")
 _add(show, "show", "lamella show digits", "lamella show digits method.rank=2 > my.toml")
 _add(list_known, "list", "lamella list", "lamella list methods --json")
 _add(layers, "layers", "lamella layers fractal-vit-micro", "lamella layers vit_tiny_patch16_224 --json")
 _add(
-    learn, "learn",
+    learn,
+    "learn",
     "lamella learn model photos/           # photos/CLASS/*.jpg; the first use creates the model",
     "lamella learn model more-photos/      # the second task; the first is not needed any more",
     "lamella learn model photos/ method.epochs=5 --backbone vit_tiny_patch16_224",
-)  # fmt: skip
+)
 _add(predict, "predict", "lamella predict model photo.jpg", "lamella predict model photos/ --top 3 --json")
 _add(
-    export, "export",
+    export,
+    "export",
     "lamella export model --format timm --out model-timm",
     "lamella export model --format onnx --out model.onnx",
     "lamella export model --format timm --readout base --out own-heads",
-)  # fmt: skip
+)
 _add(history, "history", "lamella history model", "lamella history model --json")
 _add(rollback, "rollback", "lamella rollback model", "lamella rollback model --to 3")
 _add(forget, "forget", "lamella forget model birds", "lamella forget model birds --purge")
 _add(inspect, "inspect", "lamella inspect model", "lamella inspect model --html model.html")
 _add(
-    evaluate, "evaluate",
+    evaluate,
+    "evaluate",
     "lamella evaluate model test-photos/ --html accuracy.html",
     "lamella evaluate model test-photos/ --png confusion.png --json",
-)  # fmt: skip
+)
 _add(serve, "serve", "lamella serve model", "LAMELLA_TOKEN=... lamella serve model --host 0.0.0.0 --port 80")
 
 costs = typer.Typer(help="Measure what learning costs on this machine.", rich_markup_mode=None)
 app.add_typer(costs, name="bench")
 _add(
-    bench.speed, "speed",
+    bench.speed,
+    "speed",
     "lamella bench speed",
     "lamella bench speed --backbone vit_base_patch16_224 --batch 8 --method inflora+align --out speed.json",
     group=costs,
-)  # fmt: skip
+)
 _add(bench.memory, "memory", "lamella bench memory --backbone vit_base_patch16_224 --batch 8", group=costs)
 _add(bench.growth, "growth", "lamella bench growth --tasks 100 --png growth.png", group=costs)

@@ -47,8 +47,14 @@ def speed(
     _show(table)
     fastest = f"Learning is faster here with fit.precision={found.fastest}"
     typer.echo(f"training counts one epoch. {fastest}; fit.precision=auto chooses by a shorter measurement")
-    _keep(out, {"phases": {p: {n: vars(c) for n, c in named.items()} for p, named in found.phases.items()},
-                "waited": found.waited, "fastest": found.fastest})  # fmt: skip
+    _keep(
+        out,
+        {
+            "phases": {p: {n: vars(c) for n, c in named.items()} for p, named in found.phases.items()},
+            "waited": found.waited,
+            "fastest": found.fastest,
+        },
+    )
 
 
 def memory(
@@ -65,8 +71,9 @@ def memory(
     from lamella.training.precision import PRECISIONS
 
     table = _titled(f"{method} on {backbone}, batches of {batch}", *PRECISIONS)
-    found = {p: measure_memory(_table(backbone, size), method, batch=batch, precision=p, device=device)
-             for p in PRECISIONS}  # fmt: skip
+    found = {
+        p: measure_memory(_table(backbone, size), method, batch=batch, precision=p, device=device) for p in PRECISIONS
+    }
     for name in found["float32"]:
         table.add_row(name, *(as_size(found[p][name]) for p in PRECISIONS))
     floors = [found[p]["frozen forward"] + found[p]["activations"] for p in PRECISIONS]

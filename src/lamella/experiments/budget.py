@@ -1,9 +1,9 @@
-"""One budget of bytes for model and memory together, so that methods that grow and those that do not compare fairly.
+"""A common memory budget for model and exemplars, so that growing and fixed-size methods are compared fairly.
 
 Zhou, Wang, Ye & Zhan, "A Model or 603 Exemplars: Towards Memory-Efficient Class-Incremental Learning", ICLR 2023,
-arXiv 2205.13218. A finished model of P float32 numbers costs 4 P bytes, an exemplar a byte for each channel and pixel;
-what a smaller model leaves of the budget is spent on exemplars. Parameters are all that a method keeps, also those that
-only its next task would need; buffers (batch-norm statistics, class means) are not counted.
+arXiv 2205.13218. A finished model of P float32 numbers takes 4 P bytes, an exemplar one byte for each channel and
+pixel. The part of the budget that the model does not need is spent on exemplars. All parameters of a method are
+counted, also those that only its next task would need. Buffers (batch-norm statistics, class means) are not counted.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ from lamella.learner.learner import Learner
 __all__ = ["exemplars_within", "finished_parameters", "parameters_of", "total_bytes"]
 
 BYTES = 4
-"""Of one float32 number."""
+"""The size of one float32 number."""
 
 
 def total_bytes(parameters: int, exemplars: int, image_bytes: int) -> int:
-    """Bytes of a model and its memory.
+    """Return the bytes of a model and its exemplars.
 
     >>> total_bytes(463_504, 2000, 3072)
     7998016
@@ -33,10 +33,12 @@ def total_bytes(parameters: int, exemplars: int, image_bytes: int) -> int:
 
 
 def exemplars_within(budget: int, parameters: int, image_bytes: int) -> int:
-    """How many exemplars a model of so many parameters leaves room for.
+    """Return how many exemplars fit into the budget beside a model.
 
     Args:
-        budget: bytes of model and memory together. image_bytes: of one exemplar, such as 3 * 32 * 32.
+        budget: the bytes of model and exemplars together.
+        parameters: the number of parameters of the model.
+        image_bytes: the bytes of one exemplar, such as 3 * 32 * 32.
 
     >>> exemplars_within(7_998_016, 463_504, 3072)
     2000
@@ -48,21 +50,25 @@ def exemplars_within(budget: int, parameters: int, image_bytes: int) -> int:
     if left < 0:
         raise ValueError(
             f"a model of {parameters:,} parameters takes {BYTES * parameters:,} bytes, more than the budget of "
-            f"{budget:,}; raise the budget by {-left:,}, or take a smaller model"
+            f"{budget:,}; raise the budget by {-left:,}, or use a smaller model"
         )
     return left // image_bytes
 
 
 def parameters_of(method: nn.Module) -> int:
-    """Numbers of all that a method keeps, its backbone included."""
+    """Count all parameters of a method, including its backbone."""
     return sum(parameter.numel() for parameter in method.parameters())
 
 
 def finished_parameters(config: Mapping[str, Any], scenario: Scenario) -> int:
-    """The parameters of a configuration's model after the last task, before anything is trained.
+    """Count the parameters that a configuration's model will have after the last task.
 
-    The method itself grows its model, on a stream of the same classes with two blank images of each, no memory and one
-    epoch a task. How many parameters it has then does not depend on what it has seen.
+    The method learns a stream of the same classes with two blank images of each class, without exemplars and with one
+    epoch per task. The number of parameters does not depend on the images.
+
+    Args:
+        config: the complete configuration.
+        scenario: the stream of tasks.
     """
     learner = Learner(_in_one_epoch(config))
     for i in range(len(scenario)):

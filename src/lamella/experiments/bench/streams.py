@@ -1,4 +1,4 @@
-"""What benchmarks learn: tasks that need no data, and learners that are quick to train."""
+"""Synthetic tasks and quickly trained learners for benchmarks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,10 +17,15 @@ __all__ = ["quick_learner", "short_method", "synthetic_task"]
 
 
 def short_method(name: str, *, batch: int, epochs: int = 1) -> dict[str, Any]:
-    """The [method] table of a name, which may have parts and a base; what trains nothing has no epochs to set.
+    """Return the [method] table of a method with few epochs.
+
+    Args:
+        name: the name of the method, which may have parts and a base.
+        batch: the batch size.
+        epochs: the number of epochs, if the method trains.
 
     Raises:
-        ValueError: it is not written as a name, or has an unknown part.
+        ValueError: the name has the wrong form or an unknown part.
     """
     table = with_parts({"name": name})
     if "base" in table:
@@ -34,22 +39,30 @@ def _short(name: str, batch: int, epochs: int) -> dict[str, Any]:
 
 
 def quick_learner(backbone: Mapping[str, Any], method: str, batch: int, fit: Mapping[str, Any]) -> Learner:
-    """A learner of one epoch, in batches of this size.
+    """Create a learner that trains for one epoch.
+
+    Args:
+        backbone: a table of the arguments of `load_backbone`.
+        method: the name of the method with its parts.
+        batch: the batch size.
+        fit: the options of the training loop.
 
     Raises:
-        ValueError: an unknown backbone or method, or one that cannot learn on this backbone.
+        ValueError: the backbone or the method is unknown, or the method cannot learn on this backbone.
     """
     return Learner.create(backbone=backbone, method=short_method(method, batch=batch), fit=fit)
 
 
 def synthetic_task(number: int, images: int, pixels: int) -> Task:
-    """Task `number` with classes 2 number and 2 number + 1: noise around a colour of the class's own.
+    """Create a task of two classes, 2 number and 2 number + 1. Its images are noise around one colour for each class.
 
     Args:
-        images: of the task, at least one of each class. pixels: side of its square images.
+        number: the number of the task, from 0.
+        images: the number of images, at least 2.
+        pixels: the side length of the square images.
 
     Raises:
-        ValueError: fewer than two images.
+        ValueError: there are fewer than two images.
     """
     if images < 2:
         raise ValueError(f"a task of two classes needs at least 2 images, not {images}")
