@@ -12,8 +12,8 @@ class Resizable(nn.Module):
     """A module that can load tensors of other sizes than its own.
 
     Attributes:
-        resizable: the names of the buffers and parameters that take the size and the type of the loaded tensor. They stay
-            on their device, and a loaded parameter is frozen, as all parameters are outside of training.
+        resizable: the names of the buffers and parameters that take the size and the type of the loaded tensor. They
+            stay on their device, and a loaded parameter is frozen, as all parameters are outside of training.
         for_training: whether only training needs the module, so that predictions work without it.
     """
 
