@@ -29,14 +29,18 @@ from lamella.common.randomness import generator
 from lamella.data.images import Files, ImageSet, PixelArray
 from lamella.data.loading import batches
 from lamella.data.scenario import Source, class_incremental
-from lamella.data.transform import plain_view
 from lamella.experiments.bench.streams import short_method
 
 
 def main(
-    method: str = "inflora+align", backbone: str = "vit_tiny_patch16_224", size: int = 96,
-    images: int = 512, classes: int = 20, rounds: int = 5,
-) -> None:  # fmt: skip
+    method: str = "inflora+align",
+    backbone: str = "vit_tiny_patch16_224",
+    size: int = 96,
+    images: int = 512,
+    classes: int = 20,
+    rounds: int = 5,
+    out: Path = Path("runs/benchmarks/predicting.json"),
+) -> None:
     """Time both."""
     learner = taught(method, backbone, size, classes)
     network = timm.create_model(backbone, num_classes=classes, img_size=size).eval()
@@ -52,11 +56,12 @@ def main(
     clock, processor = (spread([ratio[k] for ratio in ratios[1:]]) for k in range(2))
     print(f"{learner.name} on {backbone} at {size} pixels, {classes} classes, {images} files: predict / plain")
     print(f"by the clock {clock}; by processor seconds {processor}")
-    write_json(Path("runs/benchmarks/predicting.json"), {"method": learner.name, "backbone": backbone, "size": size,
-               "images": images, "ratios, clock and processor": ratios[1:]})  # fmt: skip
+    setting = {"method": learner.name, "backbone": backbone, "size": size, "images": images}
+    write_json(out, {**setting, "ratios, clock and processor": ratios[1:]})
 
 
 def spread(values: list[float]) -> str:
+    """The median, and the smallest and the largest."""
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
@@ -79,6 +84,7 @@ def noise(classes: int, part: str) -> ImageSet:
 
 
 def photos(folder: Path, images: int) -> list[Path]:
+    """JPEG files of 256 x 224 pixels."""
     files = [folder / f"{i}.jpg" for i in range(images)]
     for i, file in enumerate(files):
         coarse = torch.randint(0, 256, (14, 14, 3), generator=generator(1, str(i)), dtype=torch.uint8)
@@ -89,8 +95,8 @@ def photos(folder: Path, images: int) -> list[Path]:
 @torch.inference_mode()
 def plain(network: torch.nn.Module, learner: Learner, files: Sequence[Path]) -> Any:
     """What one would write with timm: load, forward, softmax."""
-    data = ImageSet(Files(files), torch.zeros(len(files)), [str(file) for file in files])
-    loader = batches(data, torch.arange(len(data)), 64, plain_view(learner.backbone.transform))
+    data = ImageSet.unlabelled(Files(files))
+    loader = batches(data, torch.arange(len(data)), 64, learner.backbone.transform.view())
     return torch.cat([network(x).softmax(1) for x, _, _ in loader])
 
 

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -32,47 +33,46 @@ from lamella.data.scenario import Task
 
 
 def main(
-    backbone: str = "vit_tiny_patch16_224", size: int = 224, images: int = 96, clients: int = 8, per_request: int = 1,
+    backbone: str = "vit_tiny_patch16_224",
+    size: int = 224,
+    images: int = 96,
+    clients: int = 8,
+    per_request: int = 1,
     rounds: int = 5,
-) -> None:  # fmt: skip
+    out: Path = Path("runs/benchmarks/serving.json"),
+) -> None:
     """Time both."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
         learner = taught(backbone, size)
-        learner.save(folder / "model")
-        files = photos(folder, images, size)
-        command = [
-            sys.executable,
-            "-c",
-            "from lamella.cli import main; main()",
-            "serve",
-            folder / "model",
-            "--port",
-            "0",
-        ]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            assert server.stdout is not None
-            port = int(re.findall(r":(\d+)/", server.stdout.readline())[0])
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as crowd:
-                alone, served = [], []
-                for i in range(rounds + 1):
-                    started = time.perf_counter()
-                    learner.predict(files)
-                    alone.append(time.perf_counter() - started)
-                    served.append(crowd.submit(ask_for_all, port, files, clients, per_request).result())
-                    if i:
-                        print(f"round {i}: alone {images / alone[i]:.1f}/s, served {images / served[i]:.1f}/s")
-        finally:
-            server.terminate()
-            server.wait()
-    ratios = [a / s for a, s in zip(alone[1:], served[1:], strict=True)]  # the first round warms up
-    print(
-        f"{backbone}, {images} files, {clients} clients, {per_request} images a request: "
-        f"served / alone {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    )
-    write_json(Path("runs/benchmarks/serving.json"), {"backbone": backbone, "images": images, "clients": clients,
-               "images a request": per_request, "served / alone": ratios})  # fmt: skip
+        learner.save(Path(name) / "model")
+        files = photos(Path(name), images, size)
+        with server(Path(name) / "model") as port, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as crowd:
+            ratios: list[float] = []
+            for i in range(rounds + 1):
+                started = time.perf_counter()
+                learner.predict(files)
+                alone = time.perf_counter() - started
+                served = crowd.submit(ask_for_all, port, files, clients, per_request).result()
+                ratios.append(alone / served)
+                speeds = f"alone {images / alone:.1f}/s, served {images / served:.1f}/s"
+                print(f"round {i}: {speeds}" if i else f"warm-up: {speeds}", flush=True)
+    told = f"{statistics.median(ratios[1:]):.2f} ({min(ratios[1:]):.2f} to {max(ratios[1:]):.2f})"
+    print(f"{backbone}, {images} files, {clients} clients, {per_request} images a request: served / alone {told}")
+    setting = {"backbone": backbone, "images": images, "clients": clients, "images a request": per_request}
+    write_json(out, {**setting, "served / alone": ratios[1:]})
+
+
+@contextmanager
+def server(model: Path) -> Iterator[int]:
+    """The port at which a server of its own process answers."""
+    command = [sys.executable, "-m", "lamella", "serve", str(model), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield int(re.findall(r":(\d+)/", process.stdout.readline())[0])
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def taught(backbone: str, size: int) -> Learner:

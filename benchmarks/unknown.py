@@ -38,8 +38,8 @@ def main(
     known, other = familiarity(range(learned)), familiarity(range(learned, len(scenario)))
     below = (other[:, None] < known).double().mean() + (other[:, None] == known).double().mean() / 2
     title = f"{learner.name} on {config}: {learned} of {len(scenario)} tasks learned"
-    page = Table("familiarity below", f"known called unknown, of {len(known)}", f"never learned, of {len(other)}",
-                 title=title)  # fmt: skip
+    heads = f"known called unknown, of {len(known)}", f"never learned, of {len(other)}"
+    page = Table("familiarity below", *heads, title=title)
     for threshold in (0.01, 0.05, 0.1, 0.2):
         shares = [float((part < threshold).double().mean()) for part in (known, other)]
         page.add_row(f"{threshold}", *(f"{share:.1%}" for share in shares))

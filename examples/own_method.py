@@ -1,30 +1,32 @@
-"""A method of one's own, in one file: adapt to the first task, then one ridge regression over all classes seen.
+"""A method of one's own in one file: a LoRA is trained on and on, and a slow average of it answers.
 
-The idea of first-session adaptation: Panos et al., "First Session Adaptation: A Strong Replay-Free Baseline for
-Class-Incremental Learning", ICCV 2023, arXiv 2303.13199. Here a LoRA is trained on the first task and folded into the
-weights; from then on features stand still, so class means and one scatter are all that a ridge regression needs.
+Each task trains the adapter "fast" and a head of its own. After every step the adapter "slow" moves a small part of the
+way towards "fast". Only "slow" acts in predictions, so what old tasks learned fades more slowly than it is overwritten.
+Averages of weights as a better predictor: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017,
+arXiv 1703.01780.
+
+    lamella run digits method.name=examples/own_method.py:EMALoRA
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from lamella import METHODS, Backbone, Fit, Learner, LoRA, Method, Task, Training, class_incremental, load_source
-from lamella.adapters.adapter import merge
+from lamella import Backbone, Fit, Learner, LoRA, Method, Task, Training, class_incremental, load_source
+from lamella.adapters.adapter import using
 from lamella.common.randomness import generator
-from lamella.memory.gaussians import ClassGaussians
 from lamella.methods.shared.heads import Heads
 
 
-class OwnMethod(Method):
-    """LoRA on the first task, ridge regression on all.
+class EMALoRA(Method):
+    """One LoRA for all tasks, and the slow average of it that predicts.
 
     Args:
-        backbone: its key and value layers are adapted.
+        backbone: its layers of the roles in `sites` carry both adapters.
         seed: of all draws.
-        lora: the branches.
-        training: how they are trained, with a head that is thrown away afterwards.
-        ridge: as a share of the mean diagonal of the Gram matrix.
+        lora: the form of the adapters.
+        training: of the fast adapter and of a task's head.
+        decay: the share of the slow adapter that a step keeps, from 0 to below 1.
     """
 
     def __init__(
@@ -33,55 +35,50 @@ class OwnMethod(Method):
         *,
         seed: int = 0,
         lora: LoRA = LoRA(rank=4),
-        training: Training = Training(epochs=3, lr=1e-3, batch_size=32),
-        ridge: float = 0.01,
+        training: Training = Training(epochs=5, lr=1e-3, batch_size=32),
+        decay: float = 0.95,
     ) -> None:
         super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is {decay}; it must be within [0, 1), and 0.95 is usual")
         self.backbone = backbone
         self.seed = seed
         self.lora = lora
-        self.recipe = training
-        self.ridge = ridge
+        self.recipe = training  # `training` is a word of torch's modules
+        self.decay = decay
         self.sites = lora.attach(backbone)
-        self.statistics = ClassGaussians(backbone.width)
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.statistics.classes
+        self.heads = Heads(backbone.width, seed=seed)
+        for name in ("fast", "slow"):
+            lora.grow(self.sites, name, generator(seed, "lora"))  # the same draws: both start alike
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
-        if not self.classes:
-            self._adapt(task, fit)
-        self.statistics.add(fit.features(task.train, self.features), task.train.labels, task.classes)
-
-    def classify(self, features: Tensor) -> Tensor:
-        """(n, classes): f^T (G + k I)^-1 (sums of the features of each class)."""
-        s = self.statistics
-        sums = s.means * s.counts[:, None]
-        gram = s.scatter + sums.T @ s.means
-        k = self.ridge * gram.diagonal().mean()
-        weight = torch.linalg.solve(gram + k * torch.eye(len(gram)).to(gram), sums.T)
-        return features @ weight.float()
-
-    def _adapt(self, task: Task, fit: Fit) -> None:
-        branches = self.lora.grow(self.sites, "own", generator(self.seed, "lora"))
-        head = Heads(self.backbone.width).grow(task.classes, generator(self.seed, "head")).to(fit.device)
+        head = self.heads.grow(task.classes)
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(head(self.features(x)), head.columns(y))
+            with using(self.sites, "fast"):
+                return F.cross_entropy(head(self.backbone(x)), head.columns(y))
 
-        factors = [factor for branch in branches for factor in (branch.A, branch.B)]
-        fit(task.train, loss, [*factors, *head.parameters()], self.recipe)
-        merge(self.sites, "own")
+        fit(task.train, loss, [*self._factors("fast"), *head.parameters()], self.recipe, after_step=self._follow)
 
+    def features(self, x: Tensor) -> Tensor:
+        """(n, d) features of the slow adapter, from which the heads predict."""
+        with using(self.sites, "slow"):
+            return self.backbone(x)
 
-METHODS["own"] = OwnMethod
+    @torch.no_grad()
+    def _follow(self) -> None:
+        for slow, fast in zip(self._factors("slow"), self._factors("fast"), strict=True):
+            slow.lerp_(fast, 1 - self.decay)
+
+    def _factors(self, name: str) -> list[nn.Parameter]:
+        """A and B of every branch of an adapter, taken by name, as they are after loading too."""
+        return [factor for site in self.sites for branch in site.layer.of(name) for factor in (branch.A, branch.B)]
 
 
 def main() -> None:
     digits = class_incremental(load_source("digits"), tasks=5)
-    learner = Learner.create(method="own")
+    learner = Learner.create(method=f"{__file__}:EMALoRA")
     for task in digits:
         learner.learn(task)
     test = digits.joined().test(0)

@@ -1,20 +1,38 @@
 """Small streams and learners for tests: images whose class can be learned in seconds."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
-from lamella.backbones import Backbone, load_backbone
-from lamella.backbones.resnets import ResNet
+from lamella.backbones import Backbone
 from lamella.common.options import arguments, options_of
-from lamella.common.randomness import generator
-from lamella.data.images import ImageSet, PixelArray
+from lamella.data.images import ImageSet
 from lamella.data.scenario import Scenario, Source, Task, class_incremental
-from lamella.data.transform import Augmentation, InputTransform
+from lamella.data.transform import Augmentation
 from lamella.methods import METHODS
+from lamella.testing.tiny import pattern_images as images
+from lamella.testing.tiny import tiny_resnet as tiny_residual_backbone
+from lamella.testing.tiny import tiny_vit as tiny_backbone
 from lamella.training.fit import Fit
 from lamella.training.recipe import Training
+
+__all__ = [
+    "QUICK",
+    "RESIDUAL",
+    "Spy",
+    "build",
+    "configured",
+    "fit_for",
+    "images",
+    "learn",
+    "learn_all",
+    "source",
+    "stream",
+    "tiny_backbone",
+    "tiny_residual_backbone",
+]
 
 QUICK: dict[str, dict[str, Any]] = {
     "nearest-mean": {},
@@ -30,15 +48,6 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
-def images(classes: int, per_class: int, part: str, size: int = 16) -> ImageSet:
-    """Noisy copies of one random pattern a class."""
-    patterns = torch.rand(classes, 3, size, size, generator=generator(7, "patterns"))
-    noise = torch.rand(classes, per_class, 3, size, size, generator=generator(7, part))
-    x = (255 * (0.7 * patterns[:, None] + 0.3 * noise)).to(torch.uint8).flatten(0, 1)
-    labels = torch.arange(classes).repeat_interleave(per_class)
-    return ImageSet(PixelArray(x), labels, [f"{part}/{i}" for i in range(len(x))])
-
-
 def source(classes: int = 6, per_class: int = 8) -> Source:
     names = tuple(f"class {i}" for i in range(classes))
     return Source("patterns", images(classes, per_class, "train"), images(classes, 4, "test"), names)
@@ -48,17 +57,21 @@ def stream(classes: int = 6, tasks: int = 3, per_class: int = 8, **options: Any)
     return class_incremental(source(classes, per_class), tasks=tasks, seed=0, **options)
 
 
-def tiny_backbone(seed: int = 0) -> Backbone:
-    """timm's smallest ViT with random weights, on 32-pixel images."""
-    return load_backbone("test_vit", weights="random", size=32, crop=1.0, seed=seed)
-
-
-def tiny_residual_backbone(seed: int = 0) -> Backbone:
-    """A residual network of three blocks with random weights, on 16-pixel images."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = ResNet(blocks=1, widths=(8, 12, 16))
-    return Backbone(model, name="tiny", width=16, transform=InputTransform(16, (0.5,) * 3, (0.25,) * 3, "bicubic", 1.0))
+def colours_config(folder: Path) -> Path:
+    """A configuration, with its images beside it: dark, bright, red and green, two tasks of two, `nearest-mean`."""
+    rng = np.random.default_rng(0)
+    colours = np.array([[20, 20, 20], [230, 230, 230], [220, 20, 20], [20, 220, 20]])
+    labels = np.arange(4).repeat(8)
+    pixels = np.clip(colours[labels][:, None, None] + rng.normal(0, 8, (32, 12, 12, 3)), 0, 255).astype(np.uint8)
+    test = np.arange(32) % 8 >= 6
+    archive = folder / "colours.npz"
+    np.savez(archive, x_train=pixels[~test], y_train=labels[~test], x_test=pixels[test], y_test=labels[test])
+    path = folder / "colours.toml"
+    path.write_text(
+        f'[scenario]\nsource = "{archive.as_posix()}"\ntasks = 2\n[backbone]\nname = "test_vit"\nweights = "random"\n'
+        'size = 32\n[method]\nname = "nearest-mean"\n[fit]\ndevice = "cpu"\n'
+    )
+    return path
 
 
 RESIDUAL = ("memo", "dlc")

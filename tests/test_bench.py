@@ -11,6 +11,7 @@ import torch
 from conftest import Run
 
 from lamella.common.timing import interleaved, ratio, ratio_text
+from lamella.data.transform import InputTransform
 from lamella.experiments.bench import memory
 from lamella.experiments.bench.growth import follow, slope
 from lamella.experiments.bench.growth_figure import growth_png
@@ -44,7 +45,7 @@ def test_seconds_are_those_of_the_clock_asked_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_synthetic_tasks_repeat_and_can_be_told_apart() -> None:
-    first, again, other = synthetic_task(1, 8, 16), synthetic_task(1, 8, 16), synthetic_task(2, 8, 16)
+    first, again, other = (synthetic_task(number, 8, InputTransform(16)) for number in (1, 1, 2))
     assert first.classes == (2, 3)
     assert other.classes == (4, 5)
     index = torch.arange(8)
@@ -53,7 +54,7 @@ def test_synthetic_tasks_repeat_and_can_be_told_apart() -> None:
     a, b = (pixels[first.train.labels == c].mean((0, 2, 3)) for c in first.classes)
     assert float((a - b).abs().max()) > 20
     with pytest.raises(ValueError, match="at least 2 images, not 1"):
-        synthetic_task(0, 1, 16)
+        synthetic_task(0, 1, InputTransform(16))
 
 
 def test_every_phase_stands_beside_the_frozen_forward_pass() -> None:
@@ -109,7 +110,8 @@ def test_a_form_is_measured_in_a_process_of_its_own() -> None:
 def test_what_a_task_adds_by_hand() -> None:
     learner = quick_learner(TINY, "nearest-mean", 4, {"device": "cpu"})
     seen: list[int] = []
-    costs = follow(learner, (synthetic_task(i, 4, 32) for i in range(3)), lambda i, cost: seen.append(i))
+    tasks = (synthetic_task(i, 4, InputTransform(32)) for i in range(3))
+    costs = follow(learner, tasks, lambda i, cost: seen.append(i))
     assert seen == [0, 1, 2]
     steps = {costs[i + 1]["bytes"] - costs[i]["bytes"] for i in range(2)}
     assert len(steps) == 1, "two class means, whatever came before"

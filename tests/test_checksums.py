@@ -90,3 +90,9 @@ def test_tensors_on_two_devices_keep_their_order() -> None:
         there = y.to(DEVICE)
         assert checksums([x, there, y]) == [*checksums([x]), *checksums([there]), *checksums([y])]
     assert checksums([]) == []
+
+
+def test_one_number_that_was_cut_from_a_row_has_the_checksum_of_the_number() -> None:
+    cut = torch.full((1, 129), 0.5)[:, -1].contiguous()  # torch leaves the stride of the row to it
+    assert cut.stride() == (129,)
+    assert checksums([cut]) == checksums([torch.tensor([0.5])])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Run
+from streams import colours_config
 
 from lamella.cli import app, main
 
@@ -20,19 +21,7 @@ from lamella.cli import app, main
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """Two tasks of two classes: dark, bright, red and green images, told apart without training."""
-    rng = np.random.default_rng(0)
-    colours = np.array([[20, 20, 20], [230, 230, 230], [220, 20, 20], [20, 220, 20]])
-    labels = np.arange(4).repeat(8)
-    pixels = np.clip(colours[labels][:, None, None] + rng.normal(0, 8, (32, 12, 12, 3)), 0, 255).astype(np.uint8)
-    test = np.arange(32) % 8 >= 6
-    archive = tmp_path / "colours.npz"
-    np.savez(archive, x_train=pixels[~test], y_train=labels[~test], x_test=pixels[test], y_test=labels[test])
-    path = tmp_path / "colours.toml"
-    path.write_text(
-        f'[scenario]\nsource = "{archive.as_posix()}"\ntasks = 2\n[backbone]\nname = "test_vit"\nweights = "random"\n'
-        'size = 32\n[method]\nname = "nearest-mean"\n[fit]\ndevice = "cpu"\n'
-    )
-    return path
+    return colours_config(tmp_path)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lamella.data.images import ImageSet, PixelArray
 from lamella.data.scenario import Source, as_task, class_incremental, domain_incremental, task_incremental
 from lamella.data.sources.parts import divide, keep_domains
-from lamella.data.splits import carve
+from lamella.data.splits import stratified_split
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
 
@@ -200,11 +200,11 @@ def test_data_can_be_learned_without_a_test_part() -> None:
 def test_carving_never_empties_a_side_and_ignores_order(labels: list[int], fraction: float, seed: int) -> None:
     groups = torch.tensor(labels)
     keys = [f"image {i}" for i in range(len(labels))]
-    kept, held = carve(groups, keys, fraction=fraction, seed=seed, name="test")
+    kept, held = stratified_split(groups, keys, fraction=fraction, seed=seed, name="test")
     assert sorted([*kept.tolist(), *held.tolist()]) == list(range(len(labels)))
     for group in set(labels):
         count = labels.count(group)
         assert (groups[kept] == group).any()
         assert bool((groups[held] == group).any()) == (count > 1)
-    turned = carve(groups.flip(0), keys[::-1], fraction=fraction, seed=seed, name="test")[1]
+    turned = stratified_split(groups.flip(0), keys[::-1], fraction=fraction, seed=seed, name="test")[1]
     assert {keys[i] for i in held} == {keys[::-1][i] for i in turned}

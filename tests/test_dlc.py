@@ -25,10 +25,8 @@ from streams import (
 )
 from torch import Tensor, nn
 
-from lamella import __version__
 from lamella.adapters.adapter import adapt, grow
 from lamella.backbones import Backbone, load_backbone
-from lamella.common.files import read_tensors, write_tensors
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
@@ -41,7 +39,6 @@ from lamella.learner.store.state import learned_state, restore_state
 from lamella.learner.store.versions import load_model
 from lamella.methods.dlc.dlc import DLC
 from lamella.methods.dlc.lanes import as_two_convolutions
-from lamella.methods.dlc.plugin_files import load_plugin, put_back, save_plugin, take_out
 from lamella.methods.dlc.plugins import Tails, plugin_layers
 from lamella.methods.dlc.weighting import WeightingUnit, aggregated
 from lamella.methods.shared.classifier import inverse_shares
@@ -185,140 +182,6 @@ def test_the_base_learns_as_it_would_alone(learned: DLC) -> None:
         assert torch.equal(readouts["base"], logits(alone))
         assert torch.equal(readouts[""], logits(learned))
     assert not torch.equal(readouts[""], readouts["base"])
-
-
-def test_without_plugins_it_is_the_base_and_with_them_again_itself(learned: DLC, tmp_path: Path) -> None:
-    before, alone, state = logits(learned), logits(learned.base), learned_state(learned)
-    names = ("plugin-1", "plugin-0", "plugin-2")
-    for name in names:
-        save_plugin(learned, name, tmp_path / name)
-        take_out(learned, name)
-    assert not any(".branches." in key for key in learned.state_dict())
-    assert (len(learned.unit.weight), learned.heads.width) == (0, 16)
-    assert torch.equal(logits(learned), alone)
-    assert [load_plugin(learned, tmp_path / name) for name in reversed(names)] == list(reversed(names))
-    assert torch.equal(logits(learned), before)
-    assert same(learned_state(learned), state)
-
-
-@pytest.mark.parametrize("options", [{}, {"gate": "softmax"}, {"gate": "fixed"}], ids=str)
-def test_what_is_taken_out_is_as_if_it_had_never_been_aggregated(options: dict[str, Any]) -> None:
-    method = learn_all(build("dlc", epochs=1, lr=1e-2, **options), stream())
-    before = logits(method)
-    with torch.no_grad():
-        features = method.tails(method.tails.trunk(pixels(method)), ["", "plugin-0", "plugin-2"])
-        gates = torch.ones(8, 2)
-        if method.gate != "fixed":
-            scores = features[:, 0] @ method.unit.weight[[0, 2]].T + method.unit.bias[[0, 2]]
-            gates = scores.sigmoid() if method.gate == "sigmoid" else scores.softmax(1)
-        weights = [head.weight for head in method.heads.heads]
-        weights = [torch.cat([w[:, :32], w[:, 48:]], 1) for w in weights]
-        bias = torch.cat([head.bias for head in method.heads.heads])
-        expected = aggregated(features, gates) @ torch.cat(weights).T + bias
-    state = take_out(method, "plugin-1")
-    assert method.plugins == ("plugin-0", "plugin-2")
-    torch.testing.assert_close(logits(method), expected, atol=1e-4, rtol=1e-4)
-    assert float((logits(method) - before).abs().max()) > 1e-3
-    labels = torch.stack([method.heads[i].ids[0] for i in range(3)])
-    assert method.oracle_gates(labels).tolist() == [[1, 0], [0, 0], [0, 1]]
-    again = build("dlc", epochs=1, **options)
-    restore_state(again, learned_state(method))  # a model without one of its plugins can be stored
-    assert torch.equal(logits(again), logits(method))
-    with pytest.raises(ValueError, match="'plugin-1' is taken out, so no task can be learned beside it"):
-        method.learn(tasks(1)[0], fit_for(method))
-    put_back(again, "plugin-1", state)
-    assert torch.equal(logits(again), before)
-
-
-def test_a_file_of_a_plugin_says_what_it_was_made_for(learned: DLC, tmp_path: Path) -> None:
-    save_plugin(learned, "plugin-1", tmp_path / "plugin")
-    state, notes = read_tensors(tmp_path / "plugin")
-    assert notes.pop("made_for")
-    assert notes == {
-        "plugin": "plugin-1", "lamella": __version__, "classes": learned.heads[1].ids.tolist(), "rank": 2,
-        "factorisation": "kernel", "layers": ["stage3.0.conv1", "stage3.0.conv2"], "aggregate": "concat",
-        "gate": "sigmoid", "gate_input": "base",
-    }  # fmt: skip
-    assert torch.equal(state["gate.weight"], learned.unit.weight[1])
-    rows = torch.cat([head.weight for head in learned.heads.heads])
-    assert torch.equal(state["columns"], rows[:, 32:48])  # of all classes
-    assert same({k: v for k, v in state.items() if k.endswith((".A", ".B"))}, plugin_tensors(learned, "plugin-1"))
-
-
-def test_a_file_that_does_not_fit_is_refused(learned: DLC, tmp_path: Path) -> None:
-    file, foreign, text = tmp_path / "plugin", tmp_path / "foreign", tmp_path / "text"
-    save_plugin(learned, "plugin-1", file)
-    state = take_out(learned, "plugin-1")
-    write_tensors(foreign, state, {"name": "plugin-1"})
-    text.write_text("plugin-1")
-    other = build("dlc", rank=3)
-    retrained = build("dlc")
-    restore_state(retrained, learned_state(learned))
-    retrained.backbone.model.get_parameter("conv1.weight").mul_(1.001)
-    try:
-        for method, path, message in (
-            (learned, foreign, "foreign' holds no plugin; `save_plugin` writes one"),
-            (learned, text, "text' is not a file that lamella wrote, or it is damaged"),
-            (other, file, "plugin' was made with rank 2, this model has 3; load it where it fits"),
-            (retrained, file, "plugin' was made for another base or classifier; a plugin fits only"),
-        ):
-            with pytest.raises(ValueError, match=message) as refusal:
-                load_plugin(method, path)
-            assert "\n" not in str(refusal.value)
-        with pytest.raises(ValueError, match=r"'columns' of 'plugin-1' has the shape \(5, 16\), not \(6, 16\)"):
-            put_back(learned, "plugin-1", state | {"columns": state["columns"][1:]})
-        with pytest.raises(ValueError, match=r"tensors of 'plugin-1': there is 'stage3.0.conv1.branches.plugin-0"):
-            put_back(learned, "plugin-1", {k.replace("plugin-1", "plugin-0"): v for k, v in state.items()})
-        with pytest.raises(ValueError, match="has not learned 'plugin-3'; it has learned plugin-0, plugin-1, plugin-2"):
-            put_back(learned, "plugin-3", state)
-        with pytest.raises(ValueError, match="no plugin 'plugin-1' is in place; there are: plugin-0, plugin-2"):
-            save_plugin(learned, "plugin-1", file)
-    finally:
-        load_plugin(learned, file)
-    with pytest.raises(ValueError, match="plugin 'plugin-1' is in place already"):
-        load_plugin(learned, file)
-
-
-def test_one_plugin_taken_out_leaves_its_lane_at_the_base(learned: DLC) -> None:
-    x, lanes = pixels(learned), ["", *learned.plugins]
-    with torch.no_grad():
-        whole = learned.tails(learned.tails.trunk(x), lanes)
-        state = learned.tails.detach(["plugin-1"])
-        with pytest.raises(ValueError, match="no plugin 'plugin-1' is in place"):
-            learned.tails.detach(["plugin-1"])
-        part = learned.tails(learned.tails.trunk(x), lanes)
-        learned.tails.attach(state)
-    torch.testing.assert_close(part[:, 2], whole[:, 0])
-    torch.testing.assert_close(part[:, [0, 1, 3]], whole[:, [0, 1, 3]])
-    assert float((whole[:, 2] - whole[:, 0]).abs().max()) > 1e-3
-
-
-def test_a_plugin_of_another_kind_is_refused() -> None:
-    """Of another rank or factorisation, for other layers, or with a part missing."""
-    backbone = tiny_residual_backbone()
-    tails = trained_tails(backbone, "last-block", "kernel", 1)
-    state, key = tails.detach(["plugin-0"]), "stage3.0.conv1.branches.plugin-0.0.A"
-    lacking = {k: v for k, v in state.items() if k != key}
-    others = [
-        Tails(tiny_residual_backbone(), ["last-block"], rank, form) for rank, form in ((3, "kernel"), (2, "conv"))
-    ]
-    for other in others:
-        other.grow("plugin-0", generator(0, "A"))
-    wide, conv = (other.detach(["plugin-0"]) for other in others)
-    for plugin, text in (
-        ({"head.weight": torch.zeros(1)}, "'head.weight' has no place: plugins here sit on stage3.0.conv1, stage3.0.c"),
-        (lacking, f"'{key}' is missing: plugins here"),
-        (state | {key.replace(".0.A", ".1.A"): state[key]}, r"plugin-0.1.A' has no place"),
-        (wide, r"has the shape \(9, 36\), but a plugin of rank 2 in the 'kernel' factorisation has \(6, 36\) there"),
-        (conv, r"has the shape \(2, 12, 3, 3\), but a plugin of rank 2 in the 'kernel' factorisation"),
-    ):
-        with pytest.raises(ValueError, match=text) as refusal:
-            tails.attach(plugin)
-        assert "\n" not in str(refusal.value)
-    assert not tails.has("plugin-0")
-    tails.attach(state)
-    with pytest.raises(ValueError, match="plugin 'plugin-0' is in place already; take it out"):
-        tails.attach(state)
 
 
 # the mathematics of a plugin -----------------------------------------------------------------------------------------
@@ -539,19 +402,13 @@ def test_phase_two_sees_the_tasks_images_and_the_memory_of_its_start() -> None:
         assert [key.split("/", 2)[2] for key in keys[len(task.train) :]] == kept
 
 
-def test_gates_of_an_oracle_take_the_units_place(learned: DLC) -> None:
+def test_a_prediction_weighs_the_features_of_each_plugin_by_its_gate(learned: DLC) -> None:
     x = pixels(learned)
     with torch.no_grad():
-        labels = [learned.heads[i].ids[0] for i in (0, 1, 2, 0, 1, 2, 0, 1)]
-        gates = F.one_hot(torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]), 3).float()
-        assert torch.equal(learned.oracle_gates(torch.stack(labels)), gates)
         features = learned.tails(learned.tails.trunk(x), ["", *learned.plugins])
-        own = learned.logits(x, learned.unit(features))
-        assert torch.equal(own, learned.predict(x))
-        oracle = learned.logits(x, gates)
+        gates = learned.unit(features)
         expected = learned.heads(torch.cat([features[:, :1], gates[:, :, None] * features[:, 1:]], 1).flatten(1))
-    torch.testing.assert_close(oracle, expected)
-    assert not torch.equal(oracle, own)
+        assert torch.equal(learned.predict(x), expected)
 
 
 @pytest.mark.parametrize("base", ["icarl", "lwf", "wa", "nearest-mean"])

@@ -85,7 +85,7 @@ def test_the_mean_of_herded_features_is_nearer_than_that_of_random_ones() -> Non
 
 @given(st.integers(1, 300), st.integers(1, 60))
 def test_a_total_is_shared_evenly_and_never_exceeded(total: int, classes: int) -> None:
-    memory = Exemplars(SIZE, total=total)
+    memory = Exemplars(InputTransform(SIZE), total=total)
     if total < classes:
         with pytest.raises(ValueError, match=f"{total} images cannot hold one of each of {classes} classes"):
             memory.quota(classes)
@@ -97,14 +97,14 @@ def test_a_total_is_shared_evenly_and_never_exceeded(total: int, classes: int) -
 
 @given(st.integers(0, 50), st.integers(1, 60))
 def test_a_limit_for_each_class_does_not_depend_on_their_number(per_class: int, classes: int) -> None:
-    assert Exemplars(SIZE, per_class=per_class).quota(classes) == per_class
-    assert Exemplars(SIZE, total=0).quota(classes) == 0
+    assert Exemplars(InputTransform(SIZE), per_class=per_class).quota(classes) == per_class
+    assert Exemplars(InputTransform(SIZE), total=0).quota(classes) == 0
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.integers(12, 40))
 @settings(max_examples=15, deadline=None)
 def test_every_class_keeps_its_quota_whatever_the_tasks(sizes: list[int], total: int) -> None:
-    memory, first, before = Exemplars(4, total=total), 0, {}
+    memory, first, before = Exemplars(InputTransform(4), total=total), 0, {}
     for size in sizes:
         classes = tuple(range(first, first + size))
         train = images(12, 8, "train", 4)
@@ -121,7 +121,7 @@ def test_every_class_keeps_its_quota_whatever_the_tasks(sizes: list[int], total:
 def test_the_chosen_are_those_that_herding_of_unit_features_names() -> None:
     train = data(0, 1)
     x = features(train) * torch.linspace(0.1, 9, len(train))[:, None]  # lengths do not count
-    memory = Exemplars(SIZE, total=6)
+    memory = Exemplars(InputTransform(SIZE), total=6)
     memory.select(train, x, (1, 0))
     unit = x / x.norm(dim=1, keepdim=True)
     expected = [train.keys[8 * c + i] for c in (1, 0) for i in herding(unit[train.labels == c], 3).tolist()]
@@ -133,7 +133,7 @@ def test_the_chosen_are_those_that_herding_of_unit_features_names() -> None:
 
 
 def test_images_keep_their_pixels_labels_and_origin() -> None:
-    memory = filled(Exemplars(SIZE, total=12), (0, 1), (2,))
+    memory = filled(Exemplars(InputTransform(SIZE), total=12), (0, 1), (2,))
     every = pixels(data(0, 1, 2))
     labels = dict(zip(data(0, 1, 2).keys, data(0, 1, 2).labels.tolist(), strict=True))
     held = memory.as_set()
@@ -145,13 +145,13 @@ def test_images_keep_their_pixels_labels_and_origin() -> None:
 
 
 def test_a_memory_survives_a_file(tmp_path: object) -> None:
-    memory = Exemplars(SIZE, total=10, choose="reservoir")
+    memory = Exemplars(InputTransform(SIZE), total=10, choose="reservoir")
     odd = data(0, 1)
     odd = ImageSet(odd.storage, odd.labels, [f'{k}\n"ü\udc80' for k in odd.keys], odd.positions)
     memory.select(odd, None, (0, 1))
     path = tmp_path / "memory.safetensors"  # type: ignore[operator]
     write_atomic(path, tensors_to_bytes(memory.state_dict()))
-    again = Exemplars(SIZE, total=10, choose="reservoir")
+    again = Exemplars(InputTransform(SIZE), total=10, choose="reservoir")
     restore_state(again, read_tensors(path)[0])
     assert again.keys == memory.keys
     assert all(key in odd.keys for key in again.keys)
@@ -164,7 +164,7 @@ def test_a_memory_survives_a_file(tmp_path: object) -> None:
 def test_large_images_are_kept_at_the_backbones_size() -> None:
     wide = torch.randint(0, 256, (4, 3, 24, 40), dtype=torch.uint8, generator=generator(0, "wide"))
     train = ImageSet(PixelArray(wide), torch.zeros(4), list("abcd"))
-    memory = Exemplars(SIZE, total=4, choose="random")
+    memory = Exemplars(InputTransform(SIZE), total=4, choose="random")
     memory.select(train, None, (0,))
     assert memory.images.shape == (4, 3, SIZE, SIZE)
     view = plain_view(InputTransform(SIZE, (0.0,) * 3, (1.0,) * 3))
@@ -175,7 +175,7 @@ def test_large_images_are_kept_at_the_backbones_size() -> None:
 
 
 def test_a_class_that_comes_back_is_chosen_anew_from_new_and_kept_images() -> None:
-    memory = filled(Exemplars(SIZE, total=6), (0, 1))
+    memory = filled(Exemplars(InputTransform(SIZE), total=6), (0, 1))
     kept = memory.keys
     new = data(0, part="again")
     joined = memory.join(new)
@@ -191,7 +191,7 @@ def test_a_class_that_comes_back_is_chosen_anew_from_new_and_kept_images() -> No
 
 
 def test_the_same_image_is_not_kept_twice() -> None:
-    memory = filled(Exemplars(SIZE, total=40), (0, 1))
+    memory = filled(Exemplars(InputTransform(SIZE), total=40), (0, 1))
     for _ in range(2):
         joined = memory.join(data(0, 1))
         assert isinstance(joined, ImageSet)
@@ -200,21 +200,21 @@ def test_the_same_image_is_not_kept_twice() -> None:
 
 
 def test_an_empty_memory_changes_nothing() -> None:
-    memory, train = Exemplars(SIZE, total=0), data(0, 1)
+    memory, train = Exemplars(InputTransform(SIZE), total=0), data(0, 1)
     assert memory.join(train) is train
     memory.select(train, None, (0, 1))
     assert (len(memory), memory.classes, memory.bytes, memory.keys) == (0, (), 0, ())
     tensors = TensorSet(torch.zeros(2, 4), torch.tensor([0, 1]))
     assert memory.join(tensors) is tensors
     with pytest.raises(ValueError, match="keeps images"):
-        Exemplars(SIZE).select(tensors, torch.zeros(2, 4), (0, 1))
+        Exemplars(InputTransform(SIZE)).select(tensors, torch.zeros(2, 4), (0, 1))
 
 
 def test_random_choices_follow_the_seed_and_not_the_features() -> None:
     train = data(0, 1)
     keys = []
     for seed, x in ((0, None), (0, features(train)), (1, None)):
-        memory = Exemplars(SIZE, total=8, choose="random", seed=seed)
+        memory = Exemplars(InputTransform(SIZE), total=8, choose="random", seed=seed)
         memory.select(train, x, (0, 1))
         keys.append(memory.keys)
     assert keys[0] == keys[1] != keys[2]
@@ -225,7 +225,7 @@ def test_a_reservoir_keeps_every_image_ever_offered_with_the_same_probability() 
     tasks = [images(5, 8, "train", 1).subset(range(8 * i, 8 * i + 8)) for i in range(5)]
     counts = dict.fromkeys((key for task in tasks for key in task.keys), 0)
     for seed in range(300):
-        memory = Exemplars(1, total=10, choose="reservoir", seed=seed)
+        memory = Exemplars(InputTransform(1), total=10, choose="reservoir", seed=seed)
         for i, task in enumerate(tasks):
             joined = memory.join(task)
             assert isinstance(joined, ImageSet)
@@ -240,14 +240,14 @@ def test_a_reservoir_keeps_every_image_ever_offered_with_the_same_probability() 
 
 def test_bad_wishes_are_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="choose 'best' is unknown; use one of herding, random, reservoir"):
-        Exemplars(SIZE, choose="best")
+        Exemplars(InputTransform(SIZE), choose="best")
     with pytest.raises(ValueError, match="a memory of -1 images"):
-        Exemplars(SIZE, total=-1)
+        Exemplars(InputTransform(SIZE), total=-1)
     with pytest.raises(ValueError, match="a memory of None images"):
-        Exemplars(SIZE, total=None)
+        Exemplars(InputTransform(SIZE), total=None)
     with pytest.raises(ValueError, match="a reservoir knows no classes"):
-        Exemplars(SIZE, per_class=5, choose="reservoir")
+        Exemplars(InputTransform(SIZE), per_class=5, choose="reservoir")
     with pytest.raises(ValueError, match="3 images cannot hold one of each of 10 classes; raise it to 10 or more"):
-        Exemplars(SIZE, total=3).select(data(*range(10)), None, tuple(range(10)))
+        Exemplars(InputTransform(SIZE), total=3).select(data(*range(10)), None, tuple(range(10)))
     with pytest.raises(ValueError, match="herding needs a feature"):
-        Exemplars(SIZE).select(data(0), None, (0,))
+        Exemplars(InputTransform(SIZE)).select(data(0), None, (0,))

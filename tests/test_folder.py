@@ -12,7 +12,7 @@ from conftest import Run
 
 from lamella import Learner
 from lamella.common.files import write_json
-from lamella.common.locks import alone
+from lamella.common.locks import exclusive_lock
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.folder import ModelFolder
 from lamella.learner.store.versions import load_manifest
@@ -114,7 +114,10 @@ def test_a_model_that_another_process_changes_is_refused(
 ) -> None:
     model = tmp_path / "model"
     by_command(model, archives[0], lamella)
-    with alone(model, ""), pytest.raises((ValueError, BlockingIOError), match=r"another process is changing '.*model'"):
+    with (
+        exclusive_lock(model, ""),
+        pytest.raises((ValueError, BlockingIOError), match=r"another process is changing '.*model'"),
+    ):
         way(model, archives[1], lamella)
     assert load_manifest(model)["version"] == 1
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 
 
-class Notes(Growing):
-    growing = ("rows", "weight")
+class Notes(Resizable):
+    resizable = ("rows", "weight")
     rows: Tensor
     fixed: Tensor
 

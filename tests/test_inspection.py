@@ -192,7 +192,10 @@ def test_texts_say_the_numbers() -> None:
         ({"tasks": (), "forecast": None, "overlap": None}, "No forecast: nothing has been learned yet."),
         ({"forecast": None}, "new branches may use the protected directions"),
         ({"forecast": Forecast(None, "layer", 2, 0.0, 1)}, "No limit in sight: the last task took no direction"),
-        ({"forecast": Forecast(0, "layer", 6, 1.0, 1)}, "5 free directions, fewer than the rank 6 of a branch"),
+        (
+            {"forecast": Forecast(0, "layer", 6, 1.0, 1)},
+            "layer has 5 free directions, fewer than the rank 6 of a branch",
+        ),
         ({"overlap": None}, "this method keeps no branches of single tasks"),
     ],
 )

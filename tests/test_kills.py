@@ -239,8 +239,8 @@ def test_a_first_learning_killed_just_before_it_became_the_model_goes_on(
     code, _, err = lamella("learn", model, photos / "first", then, *words)
     assert (code, err) == (0, "")
     learner = Learner.load(model)
-    assert learner.backbone_copy
-    assert list(model.glob("backbone-*")) == [learner.backbone_copy], "what no version needs is swept up"
+    assert learner.model.backbone_copy
+    assert list(model.glob("backbone-*")) == [learner.model.backbone_copy], "what no version needs is swept up"
 
 
 @pytest.mark.parametrize("moment", [0, 0.5, 0.7, 0.99])

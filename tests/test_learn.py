@@ -366,10 +366,10 @@ def test_a_damaged_model_is_told_and_left_alone(lamella: Run, tmp_path: Path, ho
 
 
 def test_a_second_learner_is_told(lamella: Run, birds: Path, tmp_path: Path) -> None:
-    from lamella.common.locks import alone
+    from lamella.common.locks import exclusive_lock
 
     clean(birds)
-    with alone(tmp_path / "model", "busy"):
+    with exclusive_lock(tmp_path / "model", "busy"):
         code, _, err = lamella("learn", tmp_path / "model", birds, *TINY)
     assert (code, err.count("\n")) == (2, 1)
     assert err == f"lamella: another process is changing '{tmp_path / 'model'}'; wait for it to end\n"

@@ -16,9 +16,10 @@ from streams import QUICK, RESIDUAL, stream
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.files import read_json
 from lamella.data import resampling
+from lamella.data.transform import InputTransform
 from lamella.experiments.bench.growth import follow
 from lamella.experiments.bench.speed import measure_speed
 from lamella.experiments.bench.streams import synthetic_task
@@ -79,7 +80,7 @@ def new(name: str) -> Learner:
 
 def outcome(learner: Learner) -> Life:
     state = {key: tensor.cpu() for key, tensor in learner.method.state_dict().items()}
-    recall = Recall()
+    recall = FeatureCache()
     scores = [learner.evaluate(TASKS.test(0), TASKS[0].classes, recall=recall) for _ in range(2)]
     assert scores[0] == scores[1]
     return Life(state, learner.predict(TASKS.test(1)), scores[0])
@@ -202,7 +203,7 @@ def test_what_measures_a_learner_runs_there() -> None:
     with pretending():
         backbone = {"name": "test_vit", "weights": "random", "size": 32}
         assert set(measure_speed(backbone, "inflora", batch=4, images=8, repeats=1).phases) == {"float32", "bf16"}
-        costs = follow(new("linear-probe"), [synthetic_task(i, 8, 32) for i in range(2)])
+        costs = follow(new("linear-probe"), [synthetic_task(i, 8, InputTransform(32)) for i in range(2)])
         assert [cost["pass"] > 0 for cost in costs] == [True, True]
         assert rehearse(new("inflora"), TASKS[0], held_back=4).seconds > 0
         assert inspect(small("olora")).overlap is not None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, grow, merge, using, watch
 from lamella.backbones import Backbone
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.checksums import checksums
 from lamella.data.transform import plain_view
 from lamella.experiments.run import run
@@ -28,7 +28,7 @@ TASKS = 4
 PAIRS = TASKS * (TASKS + 1) // 2
 
 
-class Never(Recall):
+class Never(FeatureCache):
     """Remembers nothing at all."""
 
     def features(self, backbone: nn.Module, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def make(name: str) -> Any:
 
 
 @torch.no_grad()
-def read(method: Any, x: Tensor, recall: Recall) -> dict[str, Tensor]:
+def read(method: Any, x: Tensor, recall: FeatureCache) -> dict[str, Tensor]:
     with recall.reading(method.backbone):
         recall.turn_to(x)
         return dict(method.eval().readouts(x))
@@ -66,7 +66,7 @@ def read(method: Any, x: Tensor, recall: Recall) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_whole_matrix_is_the_same_to_the_last_bit(name: str) -> None:
     method, scenario = make(name), stream()
-    fit, recalls, first = fit_for(method), [Recall() for _ in range(3)], Recall()
+    fit, recalls, first = fit_for(method), [FeatureCache() for _ in range(3)], FeatureCache()
     x = images(6, 4, "test").batch(torch.arange(8), plain_view(method.backbone.transform))
     for i in range(3):
         fit.begin(str(i))
@@ -96,7 +96,7 @@ def test_the_whole_matrix_is_the_same_to_the_last_bit(name: str) -> None:
 )  # fmt: skip
 def test_a_pass_is_made_only_where_the_function_is_new(name: str, passes: int) -> None:
     method, scenario = make(name), stream(8, TASKS)
-    fit, recalls, made = fit_for(method), [Recall() for _ in range(TASKS)], 0
+    fit, recalls, made = fit_for(method), [FeatureCache() for _ in range(TASKS)], 0
     real = counted(method.backbone)
     for i in range(TASKS):
         fit.begin(str(i))
@@ -150,7 +150,7 @@ def half_learned() -> tuple[Backbone, tuple[Site, ...], Tensor]:
 
 
 @torch.no_grad()
-def turn(recall: Recall, backbone: Backbone, x: Tensor) -> Tensor:
+def turn(recall: FeatureCache, backbone: Backbone, x: Tensor) -> Tensor:
     with recall.reading(backbone):
         recall.turn_to(x)
         return backbone(x)
@@ -259,7 +259,7 @@ CHANGES: dict[str, Callable[[Backbone, tuple[Site, ...]], Any]] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_what_changes_the_function_is_noticed(change: Callable[[Backbone, tuple[Site, ...]], Any]) -> None:
     backbone, sites, x = half_learned()
-    recall, real = Recall(), counted(backbone)
+    recall, real = FeatureCache(), counted(backbone)
     before = turn(recall, backbone, x)
     assert torch.equal(turn(recall, backbone, x), before)
     assert len(real) == 1
@@ -280,9 +280,9 @@ def test_contents_are_read_once_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> No
         return checksums(tensors)
 
     monkeypatch.setattr("lamella.backbones.feature_cache.checksums", counting)
-    turn(Recall(lasting=False), backbone, x)
+    turn(FeatureCache(lasting=False), backbone, x)
     assert read == []
-    recall = Recall()
+    recall = FeatureCache()
     for passes in (1, 2):
         with torch.no_grad(), recall.reading(backbone):
             for part in x.split(2):
@@ -293,7 +293,7 @@ def test_contents_are_read_once_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_statistics_of_batch_norm_are_noticed() -> None:
     backbone = tiny_residual_backbone().eval()
-    x, recall = torch.randn(4, 3, 16, 16), Recall()
+    x, recall = torch.randn(4, 3, 16, 16), FeatureCache()
     before = turn(recall, backbone, x)
     assert recall.numbers == before.numel()
     backbone.train()(x + 1)
@@ -315,7 +315,7 @@ KEEPS: dict[str, Callable[[Backbone, tuple[Site, ...]], Any]] = {
 @pytest.mark.parametrize("keep", KEEPS.values(), ids=KEEPS.keys())
 def test_the_same_function_is_recalled(keep: Callable[[Backbone, tuple[Site, ...]], Any]) -> None:
     backbone, sites, x = half_learned()
-    recall, real = Recall(), counted(backbone)
+    recall, real = FeatureCache(), counted(backbone)
     before = turn(recall, backbone, x)
     keep(backbone, sites)
     real.clear()
@@ -325,7 +325,7 @@ def test_the_same_function_is_recalled(keep: Callable[[Backbone, tuple[Site, ...
 
 def test_branches_that_do_not_act_change_nothing() -> None:
     backbone, sites, x = half_learned()
-    recall, real = Recall(), counted(backbone)
+    recall, real = FeatureCache(), counted(backbone)
     with using(sites):
         plain = turn(recall, backbone, x)
     grow_another(backbone, sites)
@@ -356,7 +356,7 @@ def gated(backbone: Backbone, sites: tuple[Site, ...]) -> None:
 )
 def test_what_cannot_be_told_is_computed(within: Callable[..., AbstractContextManager[Any]]) -> None:
     backbone, sites, x = half_learned()
-    recall, real = Recall(), counted(backbone)
+    recall, real = FeatureCache(), counted(backbone)
     with torch.no_grad(), recall.reading(backbone):
         recall.turn_to(x)
         for _ in range(2):
@@ -379,7 +379,7 @@ def test_gates_strange_tensors_and_training_mode_are_computed(
     change: Callable[[Backbone, tuple[Site, ...]], Any],
 ) -> None:
     backbone, sites, x = half_learned()
-    recall, real = Recall(), counted(backbone)
+    recall, real = FeatureCache(), counted(backbone)
     change(backbone, sites)
     for _ in range(2):
         turn(recall, backbone, x)
@@ -388,7 +388,7 @@ def test_gates_strange_tensors_and_training_mode_are_computed(
 
 def test_images_that_do_not_count_their_changes_are_computed() -> None:
     backbone, _, _ = half_learned()
-    recall, real = Recall(), counted(backbone)
+    recall, real = FeatureCache(), counted(backbone)
     with torch.inference_mode():
         x = torch.zeros(2, 3, 32, 32)
         for _ in range(2):
@@ -398,7 +398,7 @@ def test_images_that_do_not_count_their_changes_are_computed() -> None:
 
 def test_precision_is_a_part_of_the_function() -> None:
     backbone, _, x = half_learned()
-    recall, real = Recall(), counted(backbone)
+    recall, real = FeatureCache(), counted(backbone)
     exact = turn(recall, backbone, x)
     with computing(x.device, "bf16"):
         assert not torch.equal(turn(recall, backbone, x), exact)
@@ -408,7 +408,7 @@ def test_precision_is_a_part_of_the_function() -> None:
 @torch.no_grad()
 def test_only_the_batch_at_hand_is_recalled_and_features_are_the_callers_own() -> None:
     backbone, _, x = half_learned()
-    recall, real = Recall(), counted(backbone)
+    recall, real = FeatureCache(), counted(backbone)
     plain = turn(Never(), backbone, x)
     real.clear()
     with recall.reading(backbone):
@@ -428,7 +428,7 @@ def test_only_the_batch_at_hand_is_recalled_and_features_are_the_callers_own() -
 @torch.no_grad()
 def test_batches_of_other_sizes_are_other_batches() -> None:
     backbone, _, x = half_learned()
-    recall = Recall()
+    recall = FeatureCache()
     for sizes in ([3, 1], [1, 1, 2], [2, 2]):
         with recall.reading(backbone):
             for part in x.split(sizes):
@@ -438,12 +438,12 @@ def test_batches_of_other_sizes_are_other_batches() -> None:
 
 def test_what_no_pass_asks_for_is_dropped() -> None:
     backbone, sites, x = half_learned()
-    recall = Recall()
+    recall = FeatureCache()
     for _ in range(5):
         turn(recall, backbone, x)
         add_to_a_weight(backbone, sites)
         assert recall.numbers == len(x) * backbone.width
-    brief = Recall(lasting=False)
+    brief = FeatureCache(lasting=False)
     with torch.no_grad(), brief.reading(backbone):
         for _ in range(3):
             brief.turn_to(x)

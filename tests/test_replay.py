@@ -12,7 +12,7 @@ from streams import Spy, build, fit_for, learn, learn_all, stream, tiny_residual
 from torch import Tensor
 
 from lamella.data.images import ImageSet
-from lamella.data.transform import plain_view
+from lamella.data.transform import InputTransform, plain_view
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.memory.exemplars import Exemplars
 from lamella.training.checkpoints import Checkpoints
@@ -115,7 +115,7 @@ def test_herding_stands_on_the_features_of_the_trained_model() -> None:
     method, task = make(memory=4), stream()[0]
     learn(method, 0, task)
     x = fit_for(method).features(task.train, method.features)
-    expected = Exemplars(16, total=4)
+    expected = Exemplars(InputTransform(16), total=4)
     expected.select(task.train, x, task.classes)
     assert method.exemplars.keys == expected.keys
 

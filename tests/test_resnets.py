@@ -13,7 +13,7 @@ from lamella.backbones.resnets import ResNet, block_names, check_split, forward_
 from lamella.common.files import tensors_to_bytes, write_atomic
 from lamella.common.randomness import generator
 from lamella.data.sources.load import load_source
-from lamella.data.transform import plain_view
+from lamella.data.transform import InputTransform, plain_view
 
 
 def draw(*shape: int) -> Tensor:
@@ -191,9 +191,9 @@ def test_a_network_that_does_more_than_its_layers_is_refused() -> None:
         with pytest.raises(
             ValueError, match=rf"a {type(model).__name__} does more .* cut before '{at}'; use a"
         ) as refusal:
-            check_split(model, at, 32)
+            check_split(model, at, InputTransform(32))
         assert "\n" not in str(refusal.value)
-    check_split(Shifted(0.0), "stage3.0", 32)
+    check_split(Shifted(0.0), "stage3.0", InputTransform(32))
 
 
 def test_the_check_of_a_cut_leaves_no_trace() -> None:
@@ -201,7 +201,7 @@ def test_the_check_of_a_cut_leaves_no_trace() -> None:
     model.get_submodule("stage2").eval()
     modes = [module.training for module in model.modules()]
     state, draws = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    check_split(model, "stage3", 20)
+    check_split(model, "stage3", InputTransform(20))
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), draws)

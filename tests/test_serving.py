@@ -49,7 +49,7 @@ from lamella.learner.learner import Learner, Prediction
 from lamella.learner.store.versions import load_manifest
 from lamella.serving.app import create_app
 from lamella.serving.batching import Batcher, Loaded
-from lamella.serving.connections import Prompt
+from lamella.serving.connections import IdleTimeout
 from lamella.serving.gate import Gate
 from lamella.serving.limits import Limits
 from lamella.serving.uploads import unpack
@@ -466,7 +466,9 @@ def test_a_body_of_unknown_length_or_without_end_is_cut_off() -> None:
 def port(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Of a server in a thread, which waits 0.3 s for a request to begin."""
     monkeypatch.setattr("lamella.serving.connections.SECONDS", 0.3)
-    config = uvicorn.Config(create_app(model, token=TOKEN, limits=LIMITS), http=Prompt, port=0, log_level="warning")
+    config = uvicorn.Config(
+        create_app(model, token=TOKEN, limits=LIMITS), http=IdleTimeout, port=0, log_level="warning"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -30,11 +30,11 @@ from colours import (
 )
 from fastapi.testclient import TestClient
 
-from lamella.common.locks import alone
+from lamella.common.locks import exclusive_lock
 from lamella.learner.store.versions import load_manifest, roll_back
 from lamella.serving.app import create_app
 from lamella.serving.limits import Limits
-from lamella.serving.uploads_kept import FOLDER, IMAGES, Sent, interrupted, take_in
+from lamella.serving.uploads_kept import FOLDER, IMAGES, Upload, interrupted, take_in
 from lamella.serving.worker import main, teach
 
 
@@ -63,7 +63,7 @@ def client(model: Path) -> Iterator[TestClient]:
         yield client
 
 
-def sent(model: Path, names: tuple[str, ...]) -> Sent:
+def sent(model: Path, names: tuple[str, ...]) -> Upload:
     """An archive of these colours, as a server takes it in."""
     made = take_in(model)
     made.images.rmdir()
@@ -150,7 +150,7 @@ def test_a_learning_may_not_take_for_ever(model: Path) -> None:
 
 def test_a_learning_waits_for_another_process_that_learns(model: Path) -> None:
     said: list[dict[str, Any]] = []
-    with alone(model, ""):
+    with exclusive_lock(model, ""):
         learning = threading.Thread(target=teach, args=(model, sent(model, NEW).folder, "new", said.append))
         learning.start()
         while not said and learning.is_alive():

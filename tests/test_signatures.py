@@ -371,7 +371,7 @@ def test_a_copied_model_has_gates_of_its_own() -> None:
 
 def test_a_layer_without_tokens_is_refused() -> None:
     _, sites, signatures = signed(1)
-    with pytest.raises(ValueError, match=r"shape \(4, 64\), not \(images, tokens, width\)"):
+    with pytest.raises(ValueError, match=r"shape \(4, 64\), not \(samples, tokens, width\)"):
         signatures.gate(sites[0], 0)(torch.zeros(4, 64))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lamella.data.images import TensorSet
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.methods import METHODS, WHOLE_STREAM
 from lamella.methods.parts.align import Aligned
 from lamella.methods.parts.calibrate import Calibrated
@@ -36,7 +36,7 @@ def sent_to_gpu(module: nn.Module, mode: FakeTensorMode) -> None:
             for name, tensor in table.items():
                 if tensor is not None:
                     table[name] = pretended(tensor, mode)
-        if isinstance(part, Growing):  # what it has fetched once, it has
+        if isinstance(part, Resizable):  # what it has fetched once, it has
             part.__dict__["_fetched"] = {
                 name: (own := getattr(part, name), own._version, numbers)
                 for name, (_, _, numbers) in part.__dict__.get("_fetched", {}).items()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lamella.adapters.branches import Adapted, Branch, Coefficient
 from lamella.adapters.layers import AdaptedConv2d, AdaptedLinear
 from lamella.adapters.sites import Site, adapt, module_key
+from lamella.adapters.tokens import counted
 
 __all__ = [
     "Adapted",
@@ -129,25 +130,39 @@ def using(sites: Sequence[Site], names: str | Sequence[str] | Mapping[str, Coeff
 
 
 @contextmanager
-def watch(sites: Sequence[Site], make: Callable[[Adapted], T]) -> Generator[dict[str, T]]:
-    """Within this context every layer of `sites` passes its inputs to an observer.
+def watch(sites: Sequence[Site], make: Callable[[Adapted], T], *, padding_too: bool = False) -> Generator[dict[str, T]]:
+    """Within this context every layer of `sites` shows its input to its own observer.
 
     Args:
-        sites: the sites. Several sites of one layer share one observer, because they have the same input.
-        make: builds the observer of a layer, a function that is called with each input `(n, ..., d_in)`.
+        sites: several sites of one layer share one observer, since they share the input.
+        make: builds an observer for a layer; it is called with each input `(n, ..., d_in)`, and where samples are
+            padded to one length with the tokens that count, `(k, d_in)`.
+        padding_too: show inputs as the layers have them, to observers that look at samples and not at single tokens;
+            see tokens.py for what tells padding from tokens.
 
     Yields:
         The observers by layer name.
     """
     layers = _layers(sites)
     observers = {name: make(layer) for name, layer in layers.items()}
+    shown = {name: seen if padding_too else _Counted(seen) for name, seen in observers.items()}
     for name, layer in layers.items():
-        layer.watchers.append(observers[name])
+        layer.watchers.append(shown[name])
     try:
         yield observers
     finally:
         for name, layer in layers.items():
-            layer.watchers.remove(observers[name])
+            layer.watchers.remove(shown[name])
+
+
+class _Counted:
+    """Shows an observer only the tokens that count."""
+
+    def __init__(self, observer: Callable[[Tensor], object]) -> None:
+        self.observer = observer
+
+    def __call__(self, x: Tensor) -> None:
+        self.observer(counted(x))
 
 
 def adapter_state(sites: Sequence[Site], name: str) -> dict[str, Tensor]:

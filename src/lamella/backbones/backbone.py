@@ -1,4 +1,4 @@
-"""A feature extractor with its width, its input transform and its named places for branches."""
+"""A feature extractor with its width, its transform of inputs and its named places for branches."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,12 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, adapt, watch
+from lamella.adapters.tokens import counting
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.backbones.roles import find_places, parse_roles, rows_of
-from lamella.data.transform import InputTransform
+from lamella.data.samples import Batch, Samples, Transform
+from lamella.data.transform import of_images
 
-__all__ = ["Backbone"]
+__all__ = ["MASK", "Backbone"]
+
+MASK = "attention_mask"
+"""Name of a batch's tensor (n, tokens) that is 0 where samples are padded, the usual one for networks of texts."""
 
 
 class _AllShown(Exception):
@@ -23,32 +28,33 @@ class _AllShown(Exception):
 
 
 class Backbone(nn.Module):
-    """A frozen pre-trained network that turns images into features.
+    """A frozen pre-trained network that turns samples into features. It alone looks into a batch of them.
 
     Attributes:
-        model: maps images (n, 3, size, size) to features (n, width); its keys are the original ones.
-        width: of the features. transform: how pixels become inputs. name: what it was loaded as.
+        model: maps what the transform makes of n samples, such as images (n, 3, size, size) or a `Batch`, to features
+            (n, width); its keys are the original ones.
+        width: of the features. transform: how raw samples become inputs. name: what it was loaded as.
         weights_sha256: of all weights as loaded.
         pool: "model", the model's own features, or "class+mean": the class token and the mean of the other tokens, side
             by side, twice as wide.
 
     Raises:
-        ValueError: pool "class+mean" and the model has no class token.
+        ValueError: pool "class+mean" and the model has no class token, or takes no images.
     """
 
-    def __init__(
-        self, model: nn.Module, *, name: str, width: int, transform: InputTransform, pool: str = "model"
-    ) -> None:
+    def __init__(self, model: nn.Module, *, name: str, width: int, transform: Transform, pool: str = "model") -> None:
         super().__init__()
         if pool not in ("model", "class+mean"):
             raise ValueError(f"pool '{pool}' is unknown; use 'model' or 'class+mean'")
         if pool == "class+mean" and not getattr(model, "has_class_token", False):
             raise ValueError(f"'{name}' has no class token, which pool 'class+mean' needs; use pool 'model'")
+        if pool == "class+mean":
+            of_images(transform, "pool 'class+mean'")
         self.pool = pool
         width = 2 * width if pool == "class+mean" else width
         self.model = model.eval().requires_grad_(False)
         self._calls: Counter[str] = Counter()
-        self.recall: Recall | None = None
+        self.recall: FeatureCache | None = None
         self.name = name
         self.width = width
         self.transform = transform
@@ -57,11 +63,34 @@ class Backbone(nn.Module):
             "".join(f"{k}:{v}\n" for k, v in sorted(self._digests.items())).encode()
         ).hexdigest()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, size, size) normalised images -> (n, width) features, before any head."""
+    def forward(self, x: Samples) -> Tensor:
+        """(n, width) features, before any head, of n samples as the transform gives them."""
         return self._features(x) if self.recall is None else self.recall.features(self, self._features, x)
 
-    def _features(self, x: Tensor) -> Tensor:
+    def run(self, x: Samples, model: nn.Module | None = None) -> Tensor:
+        """What the model makes of samples in one whole pass, or what a copy of it does that a method has trained."""
+        model = self.model if model is None else model
+        mask = self.tokens_that_count(x)
+        if mask is None:
+            return model(x)
+        with counting(mask):
+            return model(x)
+
+    def tokens_that_count(self, x: Samples) -> Tensor | None:
+        """(n, tokens) bool, False for padding, which is no input of a layer; None where there is none.
+
+        That is the batch's "attention_mask" where it has one. A network whose layers see other tokens than its batches
+        have needs a backbone that says which of those count.
+        """
+        return x[MASK].bool() if isinstance(x, Batch) and MASK in x.tensors else None
+
+    def example(self, n: int, generator: torch.Generator | None = None) -> Samples:
+        """Inputs of n samples on the backbone's device: blank ones, or drawn where there is a generator."""
+        return self.transform.example(n, generator).to(next(self.model.parameters()).device)
+
+    def _features(self, x: Samples) -> Tensor:
+        if isinstance(x, Batch):
+            return self.run(x)
         if self.pool == "model":
             alone = is_class_token(self.model) and others_are_unseen(self.model)
             return class_token_features(self.model, x) if alone else self.model(x)
@@ -70,8 +99,8 @@ class Backbone(nn.Module):
         return torch.cat([tokens[:, 0], tokens[:, model.num_prefix_tokens :].mean(1)], dim=1)
 
     @torch.no_grad()
-    def show(self, x: Tensor, sites: Sequence[Site]) -> None:
-        """Run images (n, 3, size, size) only as far as the input of the last of the sites' layers, for watchers.
+    def show(self, x: Samples, sites: Sequence[Site]) -> None:
+        """Run samples only as far as the input of the last of the sites' layers, for watchers.
 
         To the end where one of them is not from this backbone's `sites`: how often it is called is then not known.
         """
@@ -84,8 +113,8 @@ class Backbone(nn.Module):
             if not awaited:
                 raise _AllShown
 
-        with watch(sites, lambda _: count), suppress(_AllShown):
-            self.model(x)
+        with watch(sites, lambda _: count, padding_too=True), suppress(_AllShown):
+            self.run(x)
 
     def sites(self, *roles: str, blocks: int | None = None) -> tuple[Site, ...]:
         """Make the layers with these roles able to carry branches.
@@ -114,7 +143,7 @@ class Backbone(nn.Module):
                 f"'{self.name}' has no layer with the roles {list(roles)}"
                 + (f" in its first {blocks} blocks" if blocks else "")
                 + (f"; its roles are {', '.join(known)}" if known else "; `lamella layers` lists what there is")
-            )  # fmt: skip
+            )
         self._check_reached(found)
         return tuple(found)
 
@@ -131,23 +160,20 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def reached(self, sites: Sequence[Site]) -> Counter[str]:
-        """How often a forward pass of one blank image calls each of the sites' layers, those that it calls at all."""
+        """How often a forward pass of one blank sample calls each of the sites' layers, those that it calls at all."""
         seen: Counter[str] = Counter()
         names = {site.layer: site.name for site in sites}
-        device = next(self.model.parameters()).device
-        blank = torch.zeros(1, 3, self.transform.size, self.transform.size, device=device)
-        with watch(sites, lambda layer: lambda _: seen.update([names[layer]])):
-            self.model(blank)
+        with watch(sites, lambda layer: lambda _: seen.update([names[layer]]), padding_too=True):
+            self.run(self.example(1))
         return seen
 
     def used_weights(self) -> list[nn.Parameter]:
         """The parameters that the features depend on: some networks carry more, for heads that are not there."""
         weights = [p for n, p in self.model.named_parameters() if ".branches." not in n]
-        side = self.transform.size
         with torch.enable_grad():
             for weight in weights:
                 weight.requires_grad_(True)
-            features = self(torch.zeros(1, 3, side, side, device=weights[0].device))
+            features = self(self.example(1))
             slopes = torch.autograd.grad(features.sum(), weights, allow_unused=True)
         self.model.requires_grad_(False)
         return [w for w, slope in zip(weights, slopes, strict=True) if slope is not None]

@@ -1,6 +1,6 @@
-"""Features of images that come back, kept for as long as the backbone computes the very same function.
+"""Features of samples that come back, kept for as long as the backbone computes the very same function.
 
-An accuracy matrix asks for the same test images after every task. What a frozen backbone makes of them, or the plain
+An accuracy matrix asks for the same test samples after every task. What a frozen backbone makes of them, or the plain
 one that `color` takes its keys from, need not be computed again.
 
 No method says when that is. A function is told by the very objects that a forward pass reads: the modules, all that
@@ -25,16 +25,17 @@ from torch import Tensor, nn
 from lamella.adapters.branches import Adapted
 from lamella.backbones.class_token import has_hooks
 from lamella.common.checksums import checksums
+from lamella.data.samples import Samples, tensors_of
 
-__all__ = ["Recall"]
+__all__ = ["FeatureCache"]
 
 
-class Recall:
-    """Features of one set of images that is read several times in the same order, in the same batches.
+class FeatureCache:
+    """Features of one set of samples that is read several times in the same order, in the same batches.
 
     Args:
-        lasting: whether features outlast a pass, where they lie: images x width numbers for each function that the pass
-            asked for (twice that while the next pass runs); else they outlast no batch.
+        lasting: whether features outlast a pass, where they lie: samples x width numbers for each function that the
+            pass asked for (twice that while the next pass runs); else they outlast no batch.
     """
 
     def __init__(self, *, lasting: bool = True) -> None:
@@ -42,7 +43,9 @@ class Recall:
         self._kept: dict[_Function, dict[Hashable, Tensor]] = {}
         self._met: set[_Function] = set()
         self._sums: dict[Hashable, int] = {}
-        self._seen, self._batch, self._changes = 0, None, 0
+        self._seen = 0
+        self._batch: Samples | None = None
+        self._changes: list[int] = []
 
     @property
     def numbers(self) -> int:
@@ -51,7 +54,7 @@ class Recall:
 
     @contextmanager
     def reading(self, backbone: Any) -> Generator[None]:
-        """One pass over the images, in which the backbone answers from here where it can."""
+        """One pass over the samples, in which the backbone answers from here where it can."""
         self._seen, self._met, self._sums = 0, set(), {}
         before, backbone.recall = backbone.recall, self
         try:
@@ -60,17 +63,18 @@ class Recall:
             backbone.recall, self._batch = before, None
             self._kept = {f: kept for f, kept in self._kept.items() if f in self._met and self.lasting}
 
-    def turn_to(self, x: Tensor) -> None:
-        """The next batch (n, 3, size, size) of the pass."""
+    def turn_to(self, x: Samples) -> None:
+        """The next batch of the pass."""
         self._seen += len(x)
         # Inference tensors do not count their changes.
-        self._batch, self._changes = (None, 0) if x.is_inference() else (x, x._version)
+        counts = not any(tensor.is_inference() for tensor in tensors_of(x))
+        self._batch, self._changes = (x, _versions(x)) if counts else (None, [])
         if not self.lasting:
             self._kept = {}
 
-    def features(self, backbone: nn.Module, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """`compute(x)`, which is what `backbone` makes of images (n, 3, size, size): (n, width), the caller's own."""
-        at_hand = x is self._batch and x._version == self._changes
+    def features(self, backbone: nn.Module, compute: Callable[[Samples], Tensor], x: Samples) -> Tensor:
+        """`compute(x)`, which is what `backbone` makes of samples: (n, width), the caller's own."""
+        at_hand = x is self._batch and _versions(x) == self._changes
         function = (
             _function_of(backbone, x.device.type, self._contents) if at_hand and not torch.is_grad_enabled() else None
         )
@@ -78,7 +82,7 @@ class Recall:
             return compute(x)
         self._met.add(function)
         kept = self._kept.setdefault(function, {})
-        place = self._seen, x.shape, x.dtype, x.device
+        place = self._seen, *((t.shape, t.dtype, t.device) for t in tensors_of(x))
         if place not in kept:
             kept[place] = compute(x).clone()  # features may be a view of all tokens
         return kept[place].clone()
@@ -91,6 +95,11 @@ class Recall:
         new = {state: t for state, t in zip(states, tensors, strict=True) if state not in self._sums}
         self._sums |= zip(new, checksums(list(new.values())), strict=True)
         return [self._sums[state] for state in states]
+
+
+def _versions(x: Samples) -> list[int]:
+    """torch's count of changes to each tensor of a batch."""
+    return [tensor._version for tensor in tensors_of(x)]
 
 
 @dataclass(frozen=True)
@@ -109,8 +118,10 @@ def _function_of(module: nn.Module, device: str, contents: Callable[[list[Tensor
     objects: list[Any] = []
     tensors: list[Tensor] = []
     states: list[Hashable] = [
-        torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), torch.get_float32_matmul_precision()
-    ]  # fmt: skip
+        torch.is_autocast_enabled(device),
+        torch.get_autocast_dtype(device),
+        torch.get_float32_matmul_precision(),
+    ]
     for part in _acting_parts(module):
         own = vars(part)
         if part.training or has_hooks(part):

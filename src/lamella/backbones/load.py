@@ -90,7 +90,7 @@ def load_backbone(
 
 
 def _laid_out(model: nn.Module) -> nn.Module:
-    """Channels last where most of the work is convolutions: faster on a CPU, see benchmarks/memory_layout.py."""
+    """Channels last where most of the work is convolutions: faster on a CPU (`benchmarks/ratios.py memory-layout`)."""
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
     return model.to(memory_format=torch.channels_last) if convolutions > 1 else model
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.common.randomness import generator
+from lamella.data.samples import Transform
 
 __all__ = ["BLOCKS", "ResNet", "block_names", "check_split", "forward_from", "forward_until", "split", "use_small_stem"]
 
@@ -116,17 +117,19 @@ def split(model: nn.Module, at: str) -> tuple[nn.Sequential, nn.Sequential]:
 
 
 @torch.no_grad()
-def check_split(model: nn.Module, at: str, size: int) -> None:
+def check_split(model: nn.Module, at: str, transform: Transform) -> None:
     """Refuse a network that does more than run its children in their order: one random image must come out the same.
 
     Args:
-        at: as in `split`. size: side of the image in pixels.
+        model: a network.
+        at: as in `split`.
+        transform: whose examples the network takes.
 
     Raises:
         ValueError: trunk and tail are not the network, or it cannot be cut there at all.
     """
     trunk, tail = split(model, at)
-    x = torch.randn(1, 3, size, size, generator=generator(0, "split")).to(next(model.parameters()))
+    x = transform.example(1, generator(0, "split")).to(next(model.parameters()).device)
     modes = {module: module.training for module in model.modules()}
     model.eval()  # so that no statistic of batch norm moves
     try:

@@ -7,24 +7,44 @@ from typing import NamedTuple
 
 from torch import nn
 
-__all__ = ["ROLES", "Place", "find_places", "roles_of_name", "rows_of"]
+__all__ = ["ROLES", "LayerPlace", "find_places", "roles_of_name", "rows_of"]
 
 ROLES = ("query", "key", "value", "out", "mlp")
 
 # The last part of a layer's name -> its roles, in the order of the layer's output rows.
 _NAMES: dict[str, tuple[str, ...]] = {
-    "qkv": ("query", "key", "value"), "in_proj": ("query", "key", "value"),
+    "qkv": ("query", "key", "value"),
+    "in_proj": ("query", "key", "value"),
     "query_key_value": ("query", "key", "value"),
-    "q": ("query",), "q_proj": ("query",), "query": ("query",), "to_q": ("query",), "q_lin": ("query",),
-    "k": ("key",), "k_proj": ("key",), "key": ("key",), "to_k": ("key",), "k_lin": ("key",),
-    "v": ("value",), "v_proj": ("value",), "value": ("value",), "to_v": ("value",), "v_lin": ("value",),
+    "q": ("query",),
+    "q_proj": ("query",),
+    "query": ("query",),
+    "to_q": ("query",),
+    "q_lin": ("query",),
+    "k": ("key",),
+    "k_proj": ("key",),
+    "key": ("key",),
+    "to_k": ("key",),
+    "k_lin": ("key",),
+    "v": ("value",),
+    "v_proj": ("value",),
+    "value": ("value",),
+    "to_v": ("value",),
+    "v_lin": ("value",),
     "kv": ("key", "value"),
-    "proj": ("out",), "out_proj": ("out",), "o_proj": ("out",), "to_out": ("out",), "out_lin": ("out",),
-    "fc1": ("mlp",), "fc2": ("mlp",), "lin1": ("mlp",), "lin2": ("mlp",),
-}  # fmt: skip
+    "proj": ("out",),
+    "out_proj": ("out",),
+    "o_proj": ("out",),
+    "to_out": ("out",),
+    "out_lin": ("out",),
+    "fc1": ("mlp",),
+    "fc2": ("mlp",),
+    "lin1": ("mlp",),
+    "lin2": ("mlp",),
+}
 
 
-class Place(NamedTuple):
+class LayerPlace(NamedTuple):
     """A linear layer, the roles its output rows play in order, and the block it belongs to."""
 
     name: str
@@ -43,19 +63,19 @@ def roles_of_name(last: str) -> tuple[str, ...]:
     return _NAMES.get(last, ())
 
 
-def find_places(model: nn.Module) -> list[Place]:
+def find_places(model: nn.Module) -> list[LayerPlace]:
     """The layers with a known role, in the model's order. A block is counted by the first number in the name."""
-    places: list[Place] = []
+    places: list[LayerPlace] = []
     for name, layer in model.named_modules():
         roles = roles_of_name(name.rsplit(".", 1)[-1])
         number = re.search(r"\.(\d+)\.", f".{name}.")
         inside = re.search(r"attn|attention|mlp|intermediate|ffn", name)
         if roles and number and inside and isinstance(layer, nn.Linear):
-            places.append(Place(name, roles, int(number[1]), layer.in_features, layer.out_features))
+            places.append(LayerPlace(name, roles, int(number[1]), layer.in_features, layer.out_features))
     return places
 
 
-def rows_of(place: Place, wanted: Sequence[str]) -> slice | None:
+def rows_of(place: LayerPlace, wanted: Sequence[str]) -> slice | None:
     """The rows of a layer that play the wanted roles; None where it plays none of them.
 
     Raises:

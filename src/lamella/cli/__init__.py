@@ -2,6 +2,8 @@
 
 import os
 import sys
+import warnings
+from functools import partial
 from typing import Any
 
 import typer
@@ -23,7 +25,9 @@ def main() -> None:
     if not arguments or arguments in GROUPS:
         arguments = [*arguments, "--help"]
     try:
-        sys.exit(app(arguments, prog_name="lamella", standalone_mode=False))
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_say_warning, warnings.showwarning)
+            sys.exit(app(arguments, prog_name="lamella", standalone_mode=False))
     except USAGE_ERROR as error:
         _complain(f"{error.format_message().replace('Value error, ', '')} ({_help_command(arguments)} tells more)")
     except OWN_ERRORS as error:
@@ -32,6 +36,14 @@ def main() -> None:
         _complain(_one_line(error))
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted", code=130)
+
+
+def _say_warning(otherwise: Any, message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """A warning of Lamella's own kinds is one line, as an error is; others look as Python shows them."""
+    if category.__module__.partition(".")[0] == "lamella":
+        say(f"lamella: {message}", err=True)
+    else:
+        otherwise(message, category, *where)
 
 
 def _help_command(arguments: list[str]) -> str:

@@ -16,6 +16,7 @@ from lamella.cli.predict import predict
 from lamella.cli.report import report
 from lamella.cli.run import run, show
 from lamella.cli.serve import serve
+from lamella.cli.sweep import sweep
 from lamella.cli.versions import forget, history, rollback
 
 __all__ = ["app"]
@@ -61,6 +62,13 @@ _add(
     "lamella run cifar100-part method.rank=8 --seeds 3 --out runs/rank-8",
     "lamella run cifar100-part method.name=nearest-mean --out runs/nearest-mean",
     "lamella run digits --resume",
+)
+_add(
+    sweep,
+    "sweep",
+    "lamella sweep digits method.rank=2,4,8 method.name=inflora+align,olora --seeds 3 --processes 2 --out runs/ranks",
+    "lamella sweep my-sweep.toml --only olora,inflora --seeds 3",
+    "lamella sweep digits method.lr=5e-4,1e-3 scenario.validation=0.2 run.evaluate_on=validation --best final_accuracy",
 )
 _add(report, "report", "lamella report runs/digits", "lamella report runs/* --format markdown --html report.html")
 _add(show, "show", "lamella show digits", "lamella show digits method.rank=2 > my.toml")

@@ -102,7 +102,7 @@ def growth(
     from lamella.experiments.bench.streams import quick_learner, synthetic_task
 
     learner = quick_learner(_table(backbone, size), method, batch, {"device": device})
-    stream = (synthetic_task(i, images, learner.backbone.transform.size) for i in range(tasks))
+    stream = (synthetic_task(i, images, learner.backbone.transform) for i in range(tasks))
     with bars("growth", tasks) as advance:
         costs = follow(learner, stream, lambda i, cost: advance(1, ""))
     table = _titled(

@@ -72,10 +72,20 @@ def _roles(roles: Sequence[str], rows: Sequence[tuple[int, int]]) -> str:
 
 
 def _methods() -> dict[str, str]:
-    from lamella.methods import METHODS, WHOLE_STREAM
+    from lamella.methods import WHOLE_STREAM
+    from lamella.methods.registry import names
 
     at_once = " All tasks at once: the upper bound."
-    return {name: _first_line(method) + (at_once if name in WHOLE_STREAM else "") for name, method in METHODS.items()}
+    return {name: _about_method(name) + (at_once if name in WHOLE_STREAM else "") for name in names()}
+
+
+def _about_method(name: str) -> str:
+    from lamella.methods.registry import find
+
+    try:
+        return _first_line(find(name))
+    except ValueError as error:  # of a package that cannot be imported
+        return f"Cannot be used: {error}"
 
 
 def _data() -> dict[str, str]:

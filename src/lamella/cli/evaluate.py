@@ -45,9 +45,9 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps({"data": data, "part": part, **facts(measured)}, indent=2, ensure_ascii=False))
     else:
-        typer.echo(evaluation_text(measured, what).rstrip())
+        typer.echo(evaluation_text(measured, what, images.noun).rstrip())
     if html is not None:
-        write_atomic(html, evaluation_page(measured, str(model), what).encode())
+        write_atomic(html, evaluation_page(measured, str(model), what, images.noun).encode())
         say(f"page: {html}", err=True)
     if png is not None:
         from lamella.learner.inspection.figures import confusion_png

@@ -31,8 +31,10 @@ def inspect(
 
     if html is not None:
         check_file(html)
-    found = inspected(load(model), origins(model))
-    typer.echo(json.dumps(facts(found), indent=2, ensure_ascii=False) if as_json else inspection_text(found).rstrip())
+    opened = load(model)
+    found, noun = inspected(opened, origins(model)), opened.backbone.transform.noun
+    told = json.dumps(facts(found), indent=2, ensure_ascii=False) if as_json else inspection_text(found, noun).rstrip()
+    typer.echo(told)
     if html is not None:
-        write_atomic(html, inspection_page(found, str(model)).encode())
+        write_atomic(html, inspection_page(found, str(model), noun).encode())
         say(f"page: {html}", err=True)

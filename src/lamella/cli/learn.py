@@ -38,7 +38,9 @@ def learn(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Of a new model, with its parts; plain inflora has none.", metavar="NAME", show_default="inflora+align"
+            help="Of a new model, with its parts; plain inflora has none. FILE.py:CLASS is a method of your own.",
+            metavar="NAME",
+            show_default="inflora+align",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of a new model.", show_default="0")] = None,

@@ -26,7 +26,7 @@ def say_found(learning: "Learning") -> None:
     known = set(model.class_names.values())
     new = [name for name in task.class_names if name not in known]
     again = [name for name in task.class_names if name in known]
-    counted = f"{len(task.train)} images to learn from, {len(learning.held_out)} held out"
+    counted = f"{len(task.train)} {task.train.noun}s to learn from, {len(learning.held_out)} held back"
     say(f"{task.name}: {counted}; {len(new)} new classes")
     if new:
         say(f"  new: {_few(new)}")
@@ -72,7 +72,7 @@ def say_took(learning: "Learning", seconds: float, expected: "Expected | None") 
 
     task = learning.task
     names = ", ".join(task.class_names)
-    say(f"{learning.folder} learned {len(task.classes)} classes from {len(task.train)} images: {names}")
+    say(f"{learning.folder} learned {len(task.classes)} classes from {len(task.train)} {task.train.noun}s: {names}")
     peak = peak_bytes(learning.model.fit().device)
     memory = f" and {size(peak)} of memory" if peak else ""
     beside = f" (expected: about {duration(expected.seconds)})" if expected else ""
@@ -82,11 +82,12 @@ def say_took(learning: "Learning", seconds: float, expected: "Expected | None") 
 def say_known(learning: "Learning") -> None:
     """Print the accuracy on held-out samples of the new task, and the earlier accuracies of old tasks."""
     *old, new = learning.model.tasks
+    noun = learning.task.train.noun
     if new.held_back:
-        say(f"right on held-out images of these classes: {_right(new.held_back)}, all classes competing")
+        say(f"right on held-back {noun}s of these classes: {_right(new.held_back)}, all classes competing")
     measured = [(task.name, task.held_back) for task in old if task.held_back]
     if measured:
-        say("old tasks, each when it was learned (no image is kept of them, so they are not measured again):")
+        say(f"old tasks, each when it was learned (no {noun} is kept of them, so they are not measured again):")
         for name, held in measured:
             say(f"  {name}: {_right(held)}")
 

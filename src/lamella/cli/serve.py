@@ -53,7 +53,7 @@ def serve(
         import uvicorn
 
         from lamella.serving.app import create_app
-        from lamella.serving.connections import Prompt
+        from lamella.serving.connections import IdleTimeout
     except ImportError as error:
         raise ImportError(f"serving needs '{error.name}': pip install 'lamella[serve]'") from error
     from lamella.serving.limits import Limits
@@ -70,7 +70,7 @@ def serve(
     say(f"{model}, version {version}, {len(learner.class_names)} classes: {address}")
     config = uvicorn.Config(
         app,
-        http=Prompt,
+        http=IdleTimeout,
         log_level="warning",
         limit_concurrency=256,
         timeout_keep_alive=30,

@@ -40,12 +40,18 @@ def checksums(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def _on_cpu(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
+    return zlib.crc32(_flat(tensor).view(torch.uint8).numpy().data)
 
 
 def _on_accelerator(tensor: Tensor) -> Tensor:
-    """Sum all words weighted by position, as integers modulo 2^64. Returns a zero-dimensional tensor."""
-    words = tensor.detach().reshape(-1).view(_WORDS.get(tensor.element_size(), torch.int32))
+    """The sum of all words times the weights of their places, in whole numbers modulo 2^64: a tensor without axes."""
+    words = _flat(tensor).view(_WORDS.get(tensor.element_size(), torch.int32))
     places = torch.arange(1, len(words) + 1, device=tensor.device) * _GOLDEN
     weights = (places ^ (places >> 32)) * _MIX | 1  # odd, so that a change of one word always changes the product
     return (words * weights).sum()
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """All numbers side by side: a tensor of one number may keep the stride of the row that it was cut from."""
+    flat = tensor.detach().reshape(-1)
+    return flat if flat.stride() == (1,) else flat.clone(memory_format=torch.contiguous_format)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from lamella.common.files import claim_folder, refuse_links
 
-__all__ = ["alone"]
+__all__ = ["exclusive_lock"]
 
 
 @contextmanager
-def alone(folder: Path, busy: str) -> Iterator[None]:
-    """Lock a folder. The lock is released at the end of the context, or when the process ends.
+def exclusive_lock(folder: Path, busy: str) -> Iterator[None]:
+    """Hold `folder`, which is made where there is none; the hold dies with its process.
 
     Args:
         folder: the folder, which is created if it does not exist.

@@ -27,7 +27,7 @@ def bars(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
         progress.TimeRemainingColumn(),
         progress.TextColumn("{task.fields[note]}"),
     )
-    # Twice per second: the default, ten times, takes a noticeable share of a small model's training time.
+    # Drawn twice a second: rich's ten times take a noticeable share of a small model's training.
     silent_here = not console.Console().is_terminal
     with progress.Progress(*columns, transient=True, refresh_per_second=2, disable=silent_here) as display:
         bar = display.add_task(description, total=total, note="")

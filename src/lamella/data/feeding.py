@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lamella.common.randomness import generator
 from lamella.data.loading import Examples, batches
+from lamella.data.samples import Samples, Transform, View
 from lamella.data.sending import send
-from lamella.data.transform import Augmentation, InputTransform, View, augmented_view, plain_view
+from lamella.data.transform import Augmentation
 
 __all__ = ["Feed"]
 
@@ -18,29 +19,28 @@ class Feed:
     """Batches for a loop.
 
     Args:
-        transform: how images become inputs.
+        transform: how raw samples become inputs.
         seed: of every draw, together with the names that a pass is given.
-        device: where inputs and labels arrive, and where images are resampled.
+        device: where inputs and labels arrive, and where inputs are made.
 
     Attributes:
         waited: seconds in which the loop had nothing to compute with.
     """
 
-    def __init__(self, transform: InputTransform, *, seed: int, device: torch.device) -> None:
+    def __init__(self, transform: Transform, *, seed: int, device: torch.device) -> None:
         self.transform, self.seed, self.device = transform, seed, device
         self.waited = 0.0
 
     def view(self, n: int, augmentation: Augmentation | None, *names: str | int) -> View:
-        """How the images of a set of n become inputs in the pass of these names."""
+        """How the samples of a set of n become inputs in the pass of these names."""
         if augmentation is None:
-            return plain_view(self.transform, self.device)
-        draws = generator(self.seed, *names, "augment")
-        return augmented_view(self.transform, augmentation, n, draws, self.device)
+            return self.transform.view(self.device)
+        return self.transform.view(self.device, augmentation, n, generator(self.seed, *names, "augment"))
 
     def __call__(
         self, data: Examples, order: Tensor, sizes: int | Sequence[int], view: View
-    ) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Inputs (n, ...) and global class ids (n,) of each batch, in this order."""
+    ) -> Generator[tuple[Samples, Tensor], None, None]:
+        """Inputs of n samples and global class ids (n,) of each batch, in this order."""
         asked = time.monotonic()
         for x, y, _ in batches(data, order, sizes, view):
             here = send(x, self.device), send(y, self.device)

@@ -1,20 +1,20 @@
-"""Sets of labelled images: a storage of pixels, and which of its images, under which labels.
+"""Sets of labelled samples: images, as a storage of pixels and which of them, under which labels; and plain tensors.
 
 A set is cheap: subsets and joins share the storage and only carry positions. Pixels are read when asked for, and
 `keep_decoded` decodes them once into memory where they fit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from lamella.data.decoding import in_threads
-from lamella.data.loading import batches
-from lamella.data.transform import View
+from lamella.data.loading import Examples, batches
+from lamella.data.samples import Samples, View, concatenate_samples, tensors_of
 
 __all__ = [
     "EncodedBytes",
@@ -23,11 +23,18 @@ __all__ = [
     "PixelArray",
     "Pixels",
     "TensorSet",
+    "UNKNOWN_CLASS",
     "batches",
     "concatenate",
     "content_sha256",
     "data_sha256",
 ]
+
+
+AnySamples = TypeVar("AnySamples", bound=Samples)
+
+UNKNOWN_CLASS = -1
+"""The label of a sample whose class nobody has told."""
 
 
 class Pixels(Protocol):
@@ -156,6 +163,8 @@ class ImageSet:
         ValueError: the lengths differ, or a key comes twice.
     """
 
+    noun = "image"
+
     def __init__(self, storage: Pixels, labels: Tensor, keys: Sequence[str], positions: Tensor | None = None) -> None:
         self.storage = storage
         self.positions = torch.arange(len(storage)) if positions is None else positions
@@ -164,7 +173,13 @@ class ImageSet:
         if not len(self.positions) == len(self.labels) == len(self.keys):
             counts = f"{len(self.positions)} images, {len(self.labels)} labels and {len(self.keys)} keys"
             raise ValueError(f"every image needs one label and one key, but there are {counts}")
-        _check_keys(self.keys)
+        _check_keys(self.keys, self.noun)
+
+    @classmethod
+    def unlabelled(cls, storage: Pixels) -> Self:
+        """All images of a storage, whose classes are not known."""
+        n = len(storage)
+        return cls(storage, torch.full((n,), UNKNOWN_CLASS), [str(i) for i in range(n)])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -172,11 +187,26 @@ class ImageSet:
     def __repr__(self) -> str:
         return f"ImageSet({len(self)} images of {len(self.labels.unique())} classes)"
 
-    def subset(self, index: Tensor | Sequence[int]) -> "ImageSet":
+    def subset(self, index: Tensor | Sequence[int]) -> Self:
         """The images at these positions of this set, in this order; the storage is shared."""
         index = _as_index(index)
         keys = [self.keys[i] for i in index.tolist()]
-        return ImageSet(self.storage, self.labels[index], keys, self.positions[index])
+        return type(self)(self.storage, self.labels[index], keys, self.positions[index])
+
+    def relabelled(self, labels: Tensor) -> Self:
+        """The same images with other labels (n,)."""
+        return type(self)(self.storage, labels, self.keys, self.positions)
+
+    def concatenate(self, others: Sequence[Self]) -> Self:
+        """The images of this set and then those of the others; a storage that all share stays shared."""
+        sets = (self, *others)
+        labels, keys = torch.cat([part.labels for part in sets]), [key for part in sets for key in part.keys]
+        if all(part.storage is self.storage for part in sets):
+            return type(self)(self.storage, labels, keys, torch.cat([part.positions for part in sets]))
+        joined = _Joined([part.storage for part in sets])
+        starts = joined.starts.tolist()[:-1]
+        positions = torch.cat([part.positions + start for part, start in zip(sets, starts, strict=True)])
+        return type(self)(joined, labels, keys, positions)
 
     def pixels(self, index: Tensor | Sequence[int]) -> list[Tensor]:
         """The images at these positions: uint8 (3, h, w) each, of any sizes.
@@ -189,85 +219,108 @@ class ImageSet:
             return in_threads(self.storage.read, positions)
         return [self.storage.read(i) for i in positions]
 
-    def batch(self, index: Tensor | Sequence[int], view: View) -> Tensor:
+    def batch(self, index: Tensor | Sequence[int], view: Callable[[list[Tensor], Tensor], AnySamples]) -> AnySamples:
         """The images at these positions as a backbone wants them: (n, 3, size, size) float32, normalised."""
         index = _as_index(index)
         return view(self.pixels(index), index)
 
+    def identity(self, i: int) -> bytes:
+        """What the storage says of image i; of a file, size and time stand for its content."""
+        return self.storage.identity(int(self.positions[i]))
+
 
 class TensorSet:
-    """Labelled tensors (features, or synthetic inputs) with the manners of an ImageSet.
+    """Labelled samples that are what a network takes already: features, say, or inputs that were prepared before.
 
     Args:
-        x: (n, ...) inputs.
+        x: the inputs of n samples.
         labels: (n,) int64, global class ids.
         keys: a stable identity per sample; its position where left out.
+        noun: what one sample is called in messages.
     """
 
-    def __init__(self, x: Tensor, labels: Tensor, keys: Sequence[str] | None = None) -> None:
+    def __init__(self, x: Samples, labels: Tensor, keys: Sequence[str] | None = None, *, noun: str = "sample") -> None:
         if len(x) != len(labels):
             raise ValueError(f"every input needs one label, but there are {len(x)} inputs and {len(labels)} labels")
-        self.x = x
+        self.x, self.noun = x, noun
         self.labels = labels.to(torch.int64)
         self.keys = tuple(str(i) for i in range(len(x))) if keys is None else tuple(keys)
-        _check_keys(self.keys)
+        _check_keys(self.keys, noun)
+
+    @classmethod
+    def unlabelled(cls, x: Samples, *, noun: str = "sample") -> Self:
+        """Samples whose classes are not known."""
+        return cls(x, torch.full((len(x),), UNKNOWN_CLASS), noun=noun)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, index: Tensor | Sequence[int]) -> "TensorSet":
+    def subset(self, index: Tensor | Sequence[int]) -> Self:
+        """The samples at these positions of this set, in this order."""
         index = _as_index(index)
-        return TensorSet(self.x[index], self.labels[index], [self.keys[i] for i in index.tolist()])
+        keys = [self.keys[i] for i in index.tolist()]
+        return type(self)(self.x[index], self.labels[index], keys, noun=self.noun)
 
-    def batch(self, index: Tensor | Sequence[int], view: View | None = None) -> Tensor:
-        """The inputs at these positions; the view is for images and not used."""
+    def relabelled(self, labels: Tensor) -> Self:
+        """The same samples with other labels (n,)."""
+        return type(self)(self.x, labels, self.keys, noun=self.noun)
+
+    def concatenate(self, others: Sequence[Self]) -> Self:
+        """The samples of this set and then those of the others, whose inputs have the same shapes."""
+        sets = (self, *others)
+        labels, keys = torch.cat([part.labels for part in sets]), [key for part in sets for key in part.keys]
+        return type(self)(concatenate_samples([part.x for part in sets]), labels, keys, noun=self.noun)
+
+    def batch(self, index: Tensor | Sequence[int], view: View | None = None) -> Samples:
+        """The inputs at these positions; there is nothing left to do for a view."""
         return self.x[_as_index(index)]
 
+    def identity(self, i: int) -> bytes:
+        """Shapes and numbers."""
+        rows = [tensor[i].detach().cpu().contiguous() for tensor in tensors_of(self.x)]
+        return b"".join(f"{tuple(row.shape)} {row.dtype}".encode() + _bytes(row) for row in rows)
 
-AnySet = TypeVar("AnySet", ImageSet, TensorSet)
+
+AnySet = TypeVar("AnySet", bound=Examples)
 
 
 def concatenate(sets: Sequence[AnySet]) -> AnySet:
     """One set holding all, in order.
 
     Raises:
-        ValueError: there is no set, or a key comes twice.
+        ValueError: there is no set, they are of different kinds, or a key comes twice.
     """
     if not sets:
         raise ValueError("nothing to concatenate: give at least one set")
-    labels = torch.cat([part.labels for part in sets])
-    keys = [key for part in sets for key in part.keys]
-    first = sets[0]
-    if isinstance(first, TensorSet):
-        return TensorSet(torch.cat([part.x for part in sets]), labels, keys)  # pyright: ignore
-    if all(part.storage is first.storage for part in sets):  # pyright: ignore
-        return ImageSet(first.storage, labels, keys, torch.cat([part.positions for part in sets]))  # pyright: ignore
-    joined = _Joined([part.storage for part in sets])  # pyright: ignore
-    starts = joined.starts.tolist()
-    positions = torch.cat([part.positions + start for part, start in zip(sets, starts, strict=False)])  # pyright: ignore
-    return ImageSet(joined, labels, keys, positions)  # pyright: ignore
+    if kinds := {type(part).__name__ for part in sets} - {type(sets[0]).__name__}:
+        raise ValueError(f"a {type(sets[0]).__name__} and a {min(kinds)} cannot become one set")
+    return sets[0].concatenate(sets[1:])
 
 
 def _as_index(index: Tensor | Sequence[int]) -> Tensor:
     return torch.as_tensor(index, dtype=torch.int64, device="cpu")
 
 
-def _check_keys(keys: tuple[str, ...]) -> None:
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _check_keys(keys: tuple[str, ...], noun: str) -> None:
     if len(set(keys)) != len(keys):
         seen: set[str] = set()
         twice = next(key for key in keys if key in seen or seen.add(key))
-        raise ValueError(f"two images share the key {twice!r}; keys must differ, they decide the split")
+        raise ValueError(f"two {noun}s share the key {twice!r}; keys must differ, they decide the split")
 
 
-def data_sha256(data: ImageSet | TensorSet, class_names: Mapping[int, str]) -> str:
-    """SHA-256 over the sorted (key, class name) of every image: what the data are called, not their pixels."""
+def data_sha256(data: Examples, class_names: Mapping[int, str]) -> str:
+    """SHA-256 over the sorted (key, class name) of every sample: what the data are called, not their content."""
     named = (f"{key}\x1f{class_names[label]}" for key, label in zip(data.keys, data.labels.tolist(), strict=True))
     return sha256("\n".join(sorted(named)).encode()).hexdigest()
 
 
-def content_sha256(data: ImageSet) -> str:
-    """SHA-256 over key and identity of every image in its order; of files, size and time stand for their content."""
+def content_sha256(data: Examples) -> str:
+    """SHA-256 over key and identity of every sample in its order."""
     digest = sha256()
-    for key, i in zip(data.keys, data.positions.tolist(), strict=True):
-        digest.update(f"{key}\x1f".encode("utf-8", "surrogateescape") + data.storage.identity(i))
+    for i, key in enumerate(data.keys):
+        digest.update(f"{key}\x1f".encode("utf-8", "surrogateescape") + data.identity(i))
     return digest.hexdigest()

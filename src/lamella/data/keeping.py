@@ -9,7 +9,8 @@ from torch import Tensor
 from lamella.common.progress import Progress, silent
 from lamella.data.decoding import in_threads
 from lamella.data.disk_cache import cache_folder, on_disk
-from lamella.data.images import EncodedBytes, Files, ImageSet, PixelArray, TensorSet
+from lamella.data.images import EncodedBytes, Files, ImageSet, PixelArray
+from lamella.data.loading import Examples
 
 __all__ = ["Unreadable", "keep_decoded", "keep_readable"]
 
@@ -24,20 +25,18 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-def keep_decoded(
-    data: ImageSet | TensorSet, *, budget_bytes: int | None = None, progress: Progress = silent
-) -> ImageSet | TensorSet:
+def keep_decoded(data: Examples, *, budget_bytes: int | None = None, progress: Progress = silent) -> Examples:
     """The same set with its images decoded into memory as uint8, or on disk where they would not fit and LAMELLA_CACHE
     names a folder for them; else the set itself.
 
     Args:
-        data: any set; one whose pixels already lie in memory comes back as it is.
+        data: any set; one whose samples are no images, or lie decoded in memory, comes back as it is.
         budget_bytes: most bytes to use; the smaller of 2 GiB and a quarter of the free memory where left out.
 
     Raises:
         ValueError: an image cannot be decoded; the message names it.
     """
-    if isinstance(data, TensorSet) or not data.storage.encoded or len(data) == 0:
+    if not isinstance(data, ImageSet) or not data.storage.encoded or len(data) == 0:
         return data
     budget = _budget(budget_bytes)
     probe = torch.linspace(0, len(data) - 1, min(PROBE, len(data))).long()

@@ -1,25 +1,56 @@
-"""Batches of a set, the next one prepared while the current one is used."""
+"""Sets of labelled samples, and their batches, the next one prepared while the current one is used."""
 
 import queue
 import threading
 from collections.abc import Generator, Sequence
-from typing import Protocol
+from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
-from lamella.data.transform import View
+from lamella.data.samples import Samples, View
 
 __all__ = ["Examples", "batch_sizes", "batches", "step_sizes"]
 
 
+@runtime_checkable
 class Examples(Protocol):
-    """Labelled samples that can be read in batches: an ImageSet, a TensorSet."""
+    """A set of labelled samples: an ImageSet, a TensorSet, or one that holds samples of another kind.
+
+    Attributes:
+        labels: (n,) int64 global class ids; -1 where the class is not known.
+        keys: a stable identity of each sample; no two are equal.
+        noun: what one sample is called in messages, such as "image"; several are called by it with an "s".
+    """
 
     labels: Tensor
+    keys: tuple[str, ...]
+    noun: str
 
     def __len__(self) -> int: ...
 
-    def batch(self, index: Tensor, view: View) -> Tensor: ...
+    def subset(self, index: Tensor | Sequence[int]) -> Self:
+        """The samples at these positions of this set, in this order."""
+        ...
+
+    def relabelled(self, labels: Tensor) -> Self:
+        """The same samples with other labels (n,)."""
+        ...
+
+    def concatenate(self, others: Sequence[Self]) -> Self:
+        """One set that holds the samples of this one and then those of the others, in order.
+
+        Raises:
+            ValueError: a key comes twice.
+        """
+        ...
+
+    def batch(self, index: Tensor | Sequence[int], view: View) -> Samples:
+        """The samples at these positions as inputs; `view` makes them, where the set holds raw samples."""
+        ...
+
+    def identity(self, i: int) -> bytes:
+        """What is another one where the content of sample i has changed."""
+        ...
 
 
 def batch_sizes(n: int, size: int) -> list[int]:
@@ -45,7 +76,7 @@ def step_sizes(n: int, size: int, accumulate: int) -> list[list[int]]:
 
 def batches(
     data: Examples, order: Tensor, batch_size: int | Sequence[int], view: View
-) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+) -> Generator[tuple[Samples, Tensor, Tensor], None, None]:
     """The samples in this order, batch by batch; a thread reads one batch ahead.
 
     An error while reading is raised to the consumer at its place in the order. The thread ends with the iterator, also
@@ -55,10 +86,10 @@ def batches(
         data: the set.
         order: (k,) positions in the set; any subset, any order.
         batch_size: samples a batch, at least 1; the last batch may be smaller. Or the size of each batch, k in all.
-        view: how images become inputs.
+        view: how raw samples become inputs.
 
     Yields:
-        x (n, 3, size, size), labels (n,), and index (n,) of the samples in the set.
+        Inputs of n samples, labels (n,), and index (n,) of the samples in the set.
     """
     if isinstance(batch_size, int) and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -66,12 +97,12 @@ def batches(
     return _prefetched(data, order.split(sizes) if len(order) else (), view)
 
 
-Item = tuple[Tensor, Tensor, Tensor] | BaseException | None
+Item = tuple[Samples, Tensor, Tensor] | BaseException | None
 
 
 def _prefetched(
     data: Examples, chunks: tuple[Tensor, ...], view: View
-) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+) -> Generator[tuple[Samples, Tensor, Tensor], None, None]:
     ready: queue.Queue[Item] = queue.Queue(maxsize=1)
     stopped = threading.Event()
 

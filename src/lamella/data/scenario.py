@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lamella.common.randomness import generator
 from lamella.data.choices import choose_all, equal_sizes, given_sizes
-from lamella.data.images import ImageSet, TensorSet
-from lamella.data.splits import carve
+from lamella.data.loading import Examples
+from lamella.data.splits import stratified_split
 from lamella.data.tasks import Scenario, Source, Task
 
 __all__ = ["Scenario", "Source", "Task", "as_task", "class_incremental", "domain_incremental", "task_incremental"]
@@ -79,8 +79,8 @@ def domain_incremental(
         train = _where(source.train, source.train_domains == domain)
         if missing := sorted(set(classes) - set(train.labels.tolist())):
             raise ValueError(
-                f"domain {source.domain_names[domain]!r} of {source.name} has no training image of class "
-                f"{source.class_names[missing[0]]!r}; every domain needs every class: add images or leave it out"
+                f"domain {source.domain_names[domain]!r} of {source.name} has no training {train.noun} of class "
+                f"{source.class_names[missing[0]]!r}; every domain needs every class: add {train.noun}s or leave it out"
             )
         parts.append((source.domain_names[domain], classes, train, _where(source.test, source.test_domains == domain)))
     return _assemble("domain-incremental", source.class_names, parts, validation, seed)
@@ -92,7 +92,7 @@ def as_task(source: Source, *, name: str | None = None) -> Task:
     return Task(0, name or source.name, classes, tuple(source.class_names[i] for i in classes), source.train)
 
 
-Part = tuple[str, tuple[int, ...], "ImageSet | TensorSet", "ImageSet | TensorSet"]
+Part = tuple[str, tuple[int, ...], Examples, Examples]
 
 
 def _by_class(
@@ -111,7 +111,8 @@ def _by_class(
     cut = equal_sizes(count, tasks) if tasks is not None else given_sizes(count, sizes or ())
     present = set(source.train.labels.tolist())
     if missing := [source.class_names[label] for label in classes if label not in present]:
-        raise ValueError(f"class {missing[0]!r} of {source.name} has no training image; add some or remove the class")
+        noun = source.train.noun
+        raise ValueError(f"class {missing[0]!r} of {source.name} has no training {noun}; add some or remove the class")
     parts: list[Part] = []
     for members in torch.tensor(classes).split(cut):
         train = _where(source.train, torch.isin(source.train.labels, members))
@@ -127,7 +128,7 @@ def _assemble(kind: str, class_names: tuple[str, ...], parts: Sequence[Part], va
     for i, (name, classes, train, _) in enumerate(parts):
         kept, held = train, None
         if validation > 0:
-            keep, hold = carve(train.labels, train.keys, fraction=validation, seed=seed, name="validation")
+            keep, hold = stratified_split(train.labels, train.keys, fraction=validation, seed=seed, name="validation")
             kept, held = train.subset(keep), train.subset(hold) if len(hold) else None
         tasks.append(Task(i, name, classes, tuple(class_names[label] for label in classes), kept, held))
     return Scenario(kind, class_names, tasks, [test for *_, test in parts])
@@ -146,7 +147,7 @@ def _in_order(
     return choose_all(names, order, noun)
 
 
-def _where(data: ImageSet | TensorSet, mask: Tensor) -> ImageSet | TensorSet:
+def _where(data: Examples, mask: Tensor) -> Examples:
     return data.subset(mask.nonzero()[:, 0])
 
 

@@ -9,10 +9,12 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-__all__ = ["carve", "in_drawn_order"]
+__all__ = ["stratified_split", "in_drawn_order"]
 
 
-def carve(groups: Tensor, keys: Sequence[str], *, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
+def stratified_split(
+    groups: Tensor, keys: Sequence[str], *, fraction: float, seed: int, name: str
+) -> tuple[Tensor, Tensor]:
     """Split every group in two, by the hashes of the keys.
 
     A group of two or more gives at least one sample to either side; the only sample of a group is kept.

@@ -9,7 +9,8 @@ from hashlib import sha256
 
 from torch import Tensor
 
-from lamella.data.images import ImageSet, TensorSet, concatenate
+from lamella.data.images import concatenate
+from lamella.data.loading import Examples
 
 __all__ = ["Scenario", "Source", "Task"]
 
@@ -24,16 +25,16 @@ class Source:
         test: its test part.
         class_names: the name of class i at place i; no two are equal.
         domain_names: the name of domain i at place i; empty where there are no domains.
-        train_domains: (n,) int64, the domain of each training image, where there are domains.
+        train_domains: (n,) int64, the domain of each training sample, where there are domains.
         test_domains: (n,) int64, the same for the test part.
 
     Raises:
-        ValueError: two classes share a name, a label or domain has no name, or an image is in both parts.
+        ValueError: two classes share a name, a label or domain has no name, or a sample is in both parts.
     """
 
     name: str
-    train: ImageSet | TensorSet
-    test: ImageSet | TensorSet
+    train: Examples
+    test: Examples
     class_names: tuple[str, ...]
     domain_names: tuple[str, ...] = ()
     train_domains: Tensor | None = field(default=None, repr=False)
@@ -49,11 +50,12 @@ class Source:
         ):
             if len(data) and not 0 <= int(data.labels.min()) <= int(data.labels.max()) < len(names):
                 label = next(label for label in data.labels.tolist() if not 0 <= label < len(names))
-                raise ValueError(f"a {part} image of {self.name} has label {label}, but there are {len(names)} classes")
+                what = f"a {part} {data.noun} of {self.name}"
+                raise ValueError(f"{what} has label {label}, but there are {len(names)} classes")
             if bool(self.domain_names) != (domains is not None) or (domains is not None and len(domains) != len(data)):
-                raise ValueError(f"{self.name} with domains needs one domain for each {part} image")
+                raise ValueError(f"{self.name} with domains needs one domain for each {part} {data.noun}")
         if both := set(self.train.keys) & set(self.test.keys):
-            raise ValueError(f"{min(both)} of {self.name} is both a training and a test image")
+            raise ValueError(f"{min(both)} of {self.name} is both a training and a test {self.train.noun}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Task:
         name: of the task, for people.
         classes: global class ids, in the order they come.
         class_names: the name of each of `classes`.
-        train: training images, labelled with global class ids.
+        train: training samples, labelled with global class ids.
         validation: carved from the training part, where asked.
     """
 
@@ -73,8 +75,8 @@ class Task:
     name: str
     classes: tuple[int, ...]
     class_names: tuple[str, ...]
-    train: ImageSet | TensorSet
-    validation: ImageSet | TensorSet | None = None
+    train: Examples
+    validation: Examples | None = None
 
 
 class Scenario:
@@ -92,7 +94,7 @@ class Scenario:
         kind: str,
         class_names: tuple[str, ...],
         tasks: Sequence[Task],
-        tests: Sequence[ImageSet | TensorSet],
+        tests: Sequence[Examples],
     ) -> None:
         self.kind = kind
         self.class_names = class_names
@@ -101,7 +103,8 @@ class Scenario:
         self._tests = tuple(tests)
         for task, test in zip(tasks, tests, strict=True):
             if len(test) == 0:
-                raise ValueError(f"task {task.id} ({task.name}) has no test image; its accuracy cannot be measured")
+                which = f"task {task.id} ({task.name})"
+                raise ValueError(f"{which} has no test {test.noun}; its accuracy cannot be measured")
         self.split_sha256 = self._hash_split()
 
     def __len__(self) -> int:
@@ -114,7 +117,7 @@ class Scenario:
         sizes = ", ".join(str(len(task.classes)) for task in self._tasks)
         return f"Scenario({self.kind}, {len(self)} tasks of {sizes} classes)"
 
-    def test(self, i: int) -> ImageSet | TensorSet:
+    def test(self, i: int) -> Examples:
         """The test data of task i."""
         return self._tests[i]
 
@@ -126,13 +129,13 @@ class Scenario:
             name="all tasks",
             classes=self.class_order,
             class_names=tuple(self.class_names[label] for label in self.class_order),
-            train=_join([task.train for task in self._tasks]),
-            validation=_join(held) if held else None,
+            train=concatenate([task.train for task in self._tasks]),
+            validation=concatenate(held) if held else None,
         )
-        return Scenario(self.kind, self.class_names, [task], [_join(self._tests)])
+        return Scenario(self.kind, self.class_names, [task], [concatenate(self._tests)])
 
     def _hash_split(self) -> str:
-        """SHA-256 over the sorted (key, class name, part, task) of every image."""
+        """SHA-256 over the sorted (key, class name, part, task) of every sample."""
         lines = []
         for task, test in zip(self._tasks, self._tests, strict=True):
             for part, data in (("train", task.train), ("validation", task.validation), ("test", test)):
@@ -140,7 +143,3 @@ class Scenario:
                     names = (self.class_names[label] for label in data.labels.tolist())
                     lines += [f"{k}\x1f{n}\x1f{part}\x1f{task.id}" for k, n in zip(data.keys, names, strict=True)]
         return sha256("\n".join(sorted(lines)).encode()).hexdigest()
-
-
-def _join(sets: Sequence[ImageSet | TensorSet]) -> ImageSet | TensorSet:
-    return concatenate(list(sets))  # pyright: ignore[reportArgumentType]

@@ -2,27 +2,28 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lamella.data.resampling import SUPPORT, Axis, Choose, Resampler, Windows
+from lamella.data.samples import CPU, Transform
 from lamella.data.sending import send
 
-__all__ = ["Augmentation", "InputTransform", "View", "augmented_view", "plain_view"]
+__all__ = ["Augmentation", "ImageView", "InputTransform", "augmented_view", "of_images", "plain_view"]
 
-View = Callable[[list[Tensor], Tensor], Tensor]
-"""(pixels: uint8 (3, h, w) each; index (n,) of each sample in its set) -> (n, 3, size, size) float32, on its device."""
+ImageView = Callable[[list[Tensor], Tensor], Tensor]
+"""(pixels: uint8 (3, h, w) each; index (n,) of each image in its set) -> (n, 3, size, size) float32, on its device."""
 
-CPU = torch.device("cpu")
 TRIES = 10  # windows drawn per sample; the first that fits the image is taken (torchvision's rule)
 COLUMNS = 2 * TRIES + 3  # random numbers per sample: area and ratio of each try, top, left, flip
 
 
 @dataclass(frozen=True)
 class InputTransform:
-    """What a backbone expects as input.
+    """What a backbone of images expects as input; a `Transform`.
 
     Attributes:
         size: side of the square input, in pixels.
@@ -48,6 +49,33 @@ class InputTransform:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean and std are three numbers each, std above 0; got {self.mean} and {self.std}")
 
+    @property
+    def noun(self) -> str:
+        return "image"
+
+    def view(
+        self,
+        device: torch.device = CPU,
+        augmentation: Any = None,
+        n: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> "ImageView":
+        """`plain_view`, or with an `Augmentation` and a generator `augmented_view`."""
+        if augmentation is None:
+            return plain_view(self, device)
+        if generator is None:
+            raise ValueError("an augmentation needs a generator to draw from; give one")
+        return augmented_view(self, augmentation, n, generator, device)
+
+    def example(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """(n, 3, size, size): grey where there is no generator, else noise with the spread of normalised images."""
+        shape = n, 3, self.size, self.size
+        return torch.zeros(shape) if generator is None else torch.randn(shape, generator=generator)
+
+    def describe(self) -> dict[str, Any]:
+        """Size, mean, std, interpolation and crop."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -71,7 +99,7 @@ class Augmentation:
             raise ValueError(f"ratio must be two positive numbers, low <= high, not {self.ratio}")
 
 
-def plain_view(transform: InputTransform, device: torch.device = CPU) -> View:
+def plain_view(transform: InputTransform, device: torch.device = CPU) -> ImageView:
     """Resize the shorter side to size / crop, then cut the centre: the view for testing and for statistics.
 
     Args:
@@ -93,7 +121,7 @@ def augmented_view(
     n: int,
     generator: torch.Generator,
     device: torch.device = CPU,
-) -> View:
+) -> ImageView:
     """Random resized crop and flip: the view for one epoch over a set of n samples.
 
     One row of random numbers per sample is drawn here, at once; row i belongs to sample i, so what becomes of a sample
@@ -114,7 +142,22 @@ def augmented_view(
     return _view(transform, choose, device)
 
 
-def _view(transform: InputTransform, choose: Choose, device: torch.device) -> View:
+def of_images(transform: Transform, what: str) -> InputTransform:
+    """The transform of a backbone of images, for what works with images alone.
+
+    Args:
+        transform: of any backbone.
+        what: works with images alone; it begins the message.
+
+    Raises:
+        ValueError: the backbone takes samples of another kind.
+    """
+    if not isinstance(transform, InputTransform):
+        raise ValueError(f"{what} is for images, and this backbone takes {transform.noun}s")
+    return transform
+
+
+def _view(transform: InputTransform, choose: Choose, device: torch.device) -> ImageView:
     resample = Resampler(transform.size, transform.interpolation, device)
     mean, std = (torch.tensor(values)[:, None, None] for values in (transform.mean, transform.std))
     factor, shift = send(1 / (255 * std), device), send(mean / std, device)

@@ -270,7 +270,7 @@ def _weights(weights: npt.ArrayLike | None, tasks: int) -> npt.NDArray[np.float6
     if share.shape != (tasks,):
         raise ValueError(f"weights hold one number per task ({tasks}), but their shape is {share.shape}")
     if not np.isfinite(share).all() or (share < 0).any():
-        raise ValueError(f"weights are numbers of test images, 0 or more, but were given as {share.tolist()}")
+        raise ValueError(f"weights are numbers of test samples, 0 or more, but were given as {share.tolist()}")
     return share
 
 

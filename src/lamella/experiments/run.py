@@ -1,27 +1,30 @@
 """Runs a configuration: learn every task, test after each, and write everything to a run directory.
 
 OUT/config.toml     resolved configuration        OUT/results*.json   one per readout (see results.py)
-OUT/inputs.json     hashes of split and weights   OUT/.lock           held while a process runs
+OUT/inputs.json     hashes: split, weights, file  OUT/.lock           held while a process runs
+                    of an own method              OUT/log.jsonl       what happened when
 OUT/model/          the learner after the last finished task, and the scores so far
-OUT/checkpoints/    calls of the running task     OUT/log.jsonl       what happened when
+OUT/checkpoints/    calls of the running task
 """
 
 import json
 import time
 import tomllib
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.files import half_written, read_json, refuse_links, write_atomic, write_json
-from lamella.common.locks import alone
+from lamella.common.locks import exclusive_lock
 from lamella.common.progress import bars, silent
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
 from lamella.experiments.phases import phases_line
 from lamella.experiments.results import build_results, curve_so_far
 from lamella.learner.config.document import build_scenario, same_settings, to_toml, up_to_date
+from lamella.learner.config.own_methods import method_digests, name_in_table
 from lamella.learner.config.precision import as_in_runs, precision_line
 from lamella.learner.learner import Learner
 from lamella.learner.store.versions import VERSIONS, holds_model, load_manifest
@@ -30,7 +33,7 @@ from lamella.training.checkpoints import Checkpoints
 from lamella.training.compilation import check_compilable
 from lamella.training.precision import resolve_device
 
-__all__ = ["run"]
+__all__ = ["check_claim", "run"]
 
 
 def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool = False) -> Path:
@@ -51,9 +54,9 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
     """
     model = out / "model"
     refuse_links(model, model / VERSIONS, out / "checkpoints", out / "log.jsonl")
-    with alone(out, f"another process is running in '{out}'; wait for it or choose another --out"):
-        config = as_in_runs(config, [out])
-        _check_claim(out, config, resume)
+    with exclusive_lock(out, f"another process is running in '{out}'; wait for it or choose another --out"):
+        config = as_in_runs({**config, "method": name_in_table(config["method"], Path.cwd())}, [out])
+        check_claim(out, config, resume)
         for torn in half_written(out):
             torn.unlink()
         if not (out / "results.json").exists():
@@ -65,7 +68,12 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
     return out
 
 
-def _check_claim(out: Path, config: dict[str, Any], resume: bool) -> None:
+def check_claim(out: Path, config: Mapping[str, Any], resume: bool) -> None:
+    """Make sure that a run of `config` may begin or go on in `out`.
+
+    Raises:
+        FileExistsError, ValueError: as `run`.
+    """
     path, wanted = out / "config.toml", tomllib.loads(to_toml(config))
     if path.exists():
         if not resume:
@@ -74,6 +82,18 @@ def _check_claim(out: Path, config: dict[str, Any], resume: bool) -> None:
             raise ValueError(
                 f"'{out}' holds a run of another configuration (see its config.toml); choose another --out"
             )
+        _check_method_files(out, config)
+
+
+def _check_method_files(out: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to go on when the file of the user's own method is not what the run was started with."""
+    path, digests = out / "inputs.json", method_digests(config)
+    before = read_json(path).get("method_files", {}) if path.exists() else digests
+    if changed := [name for name, digest in digests.items() if before.get(name) != digest]:
+        raise ValueError(
+            f"the file of the method {changed[0]} has changed since '{out}' was started, so that run cannot go on; put "
+            "the file back as it was, or choose another --out"
+        )
 
 
 def _stored(path: Path) -> dict[str, Any]:
@@ -104,22 +124,25 @@ class _Run:
         self._check_inputs()
         self.learner.notes.setdefault("scores", [])
         self.tests: dict[int, Any] = {}
-        self.recalls: dict[int, Recall] = defaultdict(Recall)
+        self.recalls: dict[int, FeatureCache] = defaultdict(FeatureCache)
         self.checkpoints = Checkpoints(out / "checkpoints", float(config["fit"]["checkpoint_seconds"]))
         self.progress = silent if quiet else bars
 
     def _check_inputs(self) -> None:
-        """Make sure that images and weights are those that the run was started with."""
+        """Refuse to go on with other samples or weights than the run was started with."""
         path = self.out / "inputs.json"
         inputs = {"images": self.scenario.split_sha256, "weights": self.learner.backbone.weights_sha256}
         if not path.exists():
-            write_json(path, inputs)
+            files = method_digests(self.config)
+            write_json(path, inputs | ({"method_files": files} if files else {}))
             return
         before = read_json(path)
         if changed := [what for what, digest in inputs.items() if before[what] != digest]:
+            noun = self.tasks[0].train.noun
+            told = " and ".join(f"{noun}s" if what == "images" else what for what in changed)
             raise ValueError(
-                f"the {' and '.join(changed)} of '{self.out}' are not those it was started with (images added, removed "
-                "or renamed, another weights file), so it cannot be resumed; restore them, or choose another --out"
+                f"the {told} of '{self.out}' are not those it was started with ({noun}s added, removed or renamed, "
+                "another weights file), so it cannot go on; put them back, or choose another --out"
             )
 
     def finish(self) -> None:
@@ -138,7 +161,8 @@ class _Run:
         results = build_results(self.learner, self.scenario, stored_bytes=stored, whole_stream=self.whole)
         # The aligned readout is "results.json"; it is written last, because its presence means that all is done.
         for suffix, result in sorted(results.items(), reverse=True):
-            write_json(self.out / (f"results-{suffix}.json" if suffix else "results.json"), result)
+            name = f"results-{suffix.replace(':', '-')}.json" if suffix else "results.json"
+            write_json(self.out / name, result)
         if not self.quiet:
             counts = self.learner.parameter_counts()
             shares = (f"{part} {n:,} ({n / counts['backbone']:.1%})" for part, n in counts.items())
@@ -175,7 +199,7 @@ class _Run:
         return {key: list(score) for key, score in scores.items()}
 
     def _test(self, j: int) -> Any:
-        """Return the images that task j is scored on, decoded once if they fit into memory."""
+        """The samples that task j is scored on, decoded once where they fit into memory."""
         if j not in self.tests:
             self.tests[j] = keep_decoded(self._scored_part(j), progress=self.progress)
         return self.tests[j]

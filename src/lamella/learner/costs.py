@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lamella.learner.records import TaskRecord
 from lamella.learner.store.state import stored_bytes
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.methods.method import Method, MethodOnBase
 
 __all__ = ["costs_of_base", "parameter_counts"]
@@ -37,8 +37,8 @@ def parameter_counts(method: Method, plugins: Collection[str] = (), *, classifie
     """
     counts: Counter[str] = Counter()
     if isinstance(method, MethodOnBase):
-        beneath = classifier and not method.reads_features
-        counts.update(parameter_counts(method.base, {*plugins, *method.own_adapters}, classifier=beneath))
+        classifies = classifier and not method.reads_features
+        counts.update(parameter_counts(method.base, {*plugins, *method.own_adapters}, classifier=classifies))
     else:
         for name, tensor in method.backbone.model.named_parameters():
             adapter = name.partition(".branches.")[2].partition(".")[0]
@@ -53,7 +53,7 @@ def parameter_counts(method: Method, plugins: Collection[str] = (), *, classifie
 
 def _held(method: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield names and tensors of the method itself that predictions need, without its backbone and its base."""
-    for_training = [m for m in method.modules() if isinstance(m, Growing) and m.for_training]
+    for_training = [m for m in method.modules() if isinstance(m, Resizable) and m.for_training]
     training = {inner for outer in for_training for inner in outer.modules()}
     seen: set[int] = set()
     for path, module in method.named_modules():

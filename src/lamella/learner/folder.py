@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamella.common.locks import alone
+from lamella.common.locks import exclusive_lock
 from lamella.common.progress import Progress, silent
-from lamella.data.images import ImageSet, data_sha256
+from lamella.data.images import data_sha256
 from lamella.data.keeping import Unreadable
+from lamella.data.loading import Examples
 from lamella.data.scenario import Source, Task
 from lamella.data.sources.readable import load_readable
 from lamella.learner import forgetting
@@ -57,7 +58,7 @@ class Learning:
     folder: Path
     model: Model
     task: Task
-    held_out: ImageSet
+    held_out: Examples
     unreadable: Sequence[Unreadable]
     resumed: Resumed
     stored: TaskRecord | None = None
@@ -126,6 +127,7 @@ class ModelFolder:
             FileNotFoundError: there is no model, and `wanted` is None.
             ValueError: the folder holds something else, or a setting is unknown or differs from that of the model.
         """
+        wanted = wanted and wanted.with_files_named()
         if wanted is None or holds_model(self.path):
             model = load(self.path)
             for other in (wanted or Wanted()).differences(model.config):
@@ -157,7 +159,7 @@ class ModelFolder:
         with ExitStack() as stack:
             while True:
                 try:
-                    stack.enter_context(alone(self.path, busy))
+                    stack.enter_context(exclusive_lock(self.path, busy))
                     break
                 except BlockingIOError as error:
                     if waiting is None:

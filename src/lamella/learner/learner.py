@@ -7,13 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from lamella.backbones import Backbone
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.progress import Progress, silent
-from lamella.data.images import ImageSet, TensorSet
 from lamella.data.loading import Examples
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.learner.confidence import Confidence
 from lamella.learner.config.new_config import BACKBONE, METHOD, new_config
+from lamella.learner.config.own_methods import name_in_table
+from lamella.learner.config.wanted import Wanted
 from lamella.learner.export import export
 from lamella.learner.folder import learn_from
 from lamella.learner.forgetting import forget
@@ -42,7 +44,7 @@ class Learner:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.model = Model(config)
+        self.model = Model({**config, "method": name_in_table(config["method"], Path.cwd())})
 
     @classmethod
     def create(
@@ -58,10 +60,11 @@ class Learner:
         """Create a learner that has learned nothing yet.
 
         Args:
-            backbone: a name, a folder that `lamella export` or timm wrote, "NAME+FOLDER" for a backbone with a LoRA of
-                PEFT, or a table of the arguments of `load_backbone`.
-            method: a name, or a table {"name": ..., hyper-parameters}. The name includes the parts of the method and
-                its base, such as "inflora+align" (the default), "inflora" without alignment, or "dlc(wa)".
+            backbone: a name, a folder that `lamella export` or timm wrote, "NAME+FOLDER" for a name and a LoRA of PEFT,
+                or a table of `load_backbone`'s arguments.
+            method: a name, a class of a file such as "my_file.py:EMALoRA", or a table {"name": ..., hyper-parameters}.
+                The name says which parts the method carries and
+                on which base it learns: "inflora+align" (the default), "inflora" without alignment, "dlc(wa)".
             align: deprecated; write method="inflora+align" for True, and method="inflora" for False.
             seed: the seed of all random draws, 0 or more.
             augment: the augmentation of training images, as a table of the arguments of `Augmentation`.
@@ -80,19 +83,26 @@ class Learner:
         return learner
 
     @classmethod
-    def load(cls, folder: str | Path, version: int | None = None) -> "Learner":
-        """Load a learner from a model's folder.
+    def load(cls, folder: str | Path, version: int | None = None, *, method: str | None = None) -> "Learner":
+        """The learner that a model folder holds.
 
         Args:
-            folder: the model's folder.
-            version: the number of a version; None for the current one.
+            folder: of the model.
+            version: the number of an earlier version; the current one where left out.
+            method: its method, such as "my_file.py:EMALoRA"; needed where that is a class of a file of the user's own,
+                which runs. Without it such a model is only loaded if this process has named the file before, or the
+                environment variable LAMELLA_METHODS lists it.
 
         Raises:
-            FileNotFoundError: there is no model, or one of its files is missing.
-            ValueError: the model is damaged, was not written by Lamella, was written by a newer Lamella, or was learned
-                on other weights; or there is no such version.
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, foreign, newer, or was learned on other weights; or there is no such version; or
+                it has another method, or one of a file that was not named.
         """
-        return cls.of(load(Path(folder), version))
+        wanted = Wanted(method=method).with_files_named()
+        model = load(Path(folder), version)
+        for other in wanted.differences(model.config):
+            raise ValueError(f"'{folder}' is another model than was asked for: {other}")
+        return cls.of(model)
 
     def save(self, folder: str | Path, *, what: str = "", keep: int | None = None) -> int:
         """Save the learner as a new version in a model's folder. The folder is consistent at every moment.
@@ -233,28 +243,27 @@ class Learner:
         self.model.check_whole()
         forget(self.model, task)
 
-    def logits(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Compute the logits of inputs, `(n, classes seen)`, on the device of `x`.
+    def logits(self, x: Samples, task: int | None = None) -> Tensor:
+        """(n, classes seen) logits of n samples, on the device of x.
 
         Args:
-            x: inputs as the backbone's transform returns them, such as normalised images `(n, 3, size, size)`.
-            task: the number of the task that the samples belong to; None if it is not known.
+            x: samples as the backbone's transform gives them, such as normalised images (n, 3, size, size).
+            task: the number of the task that the samples are from, where it is given.
         """
         return self.model.logits(x, task)
 
-    def predict(self, images: Sequence[str | Path] | ImageSet | TensorSet, *, top: int = 5) -> list[Prediction]:
-        """Predict the classes of images, with confidences.
+    def predict(self, images: Sequence[str | Path] | Examples, *, top: int = 5) -> list[Prediction]:
+        """Class names with confidences for image files or a set of samples.
 
         Args:
-            images: the paths of image files or a set of images, at least one.
+            images: files, or a set of samples of any kind, whose labels are not looked at; at least one.
             top: how many classes a prediction names, at least 1.
 
         Returns:
             One prediction for each image.
 
         Raises:
-            ValueError: nothing has been learned yet, there is no image, or an image cannot be decoded (the message
-                names it).
+            ValueError: nothing was learned yet, there is no sample, or one cannot be read (it is named).
         """
         return predict(self.model, images, top=top)
 
@@ -264,7 +273,7 @@ class Learner:
         classes: Sequence[int],
         *,
         shared_classes: bool = False,
-        recall: Recall | None = None,
+        recall: FeatureCache | None = None,
         progress: Progress = silent,
         name: str = "test",
     ) -> dict[str, Score]:
@@ -288,7 +297,7 @@ class Learner:
         self.model.check_whole()
         unknown = sorted(set(data.labels.tolist()) - set(self.method.classes))
         if unknown or not len(data):
-            what = f"classes {unknown} were never learned" if unknown else "there is no image"
+            what = f"classes {unknown} were never learned" if unknown else f"there is no {data.noun}"
             raise ValueError(f"nothing can be scored: {what}; this learner knows {sorted(self.class_names.values())}")
         fit = self.fit(progress=progress)
         fit.begin(name)

@@ -11,8 +11,10 @@ from lamella.backbones import Backbone
 from lamella.common.progress import Progress, silent
 from lamella.common.version import __version__
 from lamella.data.loading import Examples
+from lamella.data.samples import Samples
 from lamella.learner.confidence import Confidence
 from lamella.learner.config.document import build_augmentation, build_backbone, build_method, method_name, up_to_date
+from lamella.learner.config.own_methods import method_digests, recognise_methods
 from lamella.learner.config.precision import choose
 from lamella.learner.costs import parameter_counts
 from lamella.learner.records import TaskRecord, tasks_from_json
@@ -105,8 +107,8 @@ class Model:
                 "stored model again (the files on disk are intact)"
             )
 
-    def logits(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Compute the logits of inputs, `(n, classes seen)`, on the device of `x`.
+    def logits(self, x: Samples, task: int | None = None) -> Tensor:
+        """(n, classes seen) logits of n samples, on the device of x.
 
         Args:
             x: inputs `(n, ...)` as the backbone's transform returns them.
@@ -128,7 +130,7 @@ class Model:
         logits: list[Tensor] = []
         typicality: list[Tensor] = []
 
-        def observe(x: Tensor, y: Tensor) -> None:
+        def observe(x: Samples, y: Tensor) -> None:
             for parts, values in zip((logits, typicality), self.method.logits_and_typicality(x), strict=True):
                 parts.append(values)
 
@@ -149,12 +151,15 @@ def save(model: Model, folder: Path, *, what: str, keep: int | None) -> int:
         "tasks": [task.to_json() for task in model.tasks],
         "notes": model.notes,
     }
+    if files := method_digests(model.config):
+        manifest["method_files"] = files
     return save_model(folder, learned_state(model.method), manifest, what=what, keep=keep)
 
 
 def load(folder: Path, version: int | None = None) -> Model:
     """Load a model from a folder. Arguments and errors are those of `Learner.load`."""
     state, manifest = load_model(folder, version)
+    recognise_methods(manifest["config"], manifest.get("method_files", {}))
     copy = manifest.get("backbone_copy")
     model = Model(up_to_date(manifest["config"]), backbone_copy=folder / copy if copy else None)
     if model.backbone.weights_sha256 != manifest["weights_sha256"]:

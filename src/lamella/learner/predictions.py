@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lamella.data.images import Files, ImageSet, TensorSet
+from lamella.data.images import Files, ImageSet
+from lamella.data.loading import Examples
+from lamella.data.transform import of_images
 from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram
 from lamella.learner.model import Model
 from lamella.learner.records import TaskRecord
@@ -16,7 +18,7 @@ __all__ = ["Prediction", "as_predictions", "held_out", "predict"]
 
 
 class Prediction(NamedTuple):
-    """The prediction for one image.
+    """What a sample looks like.
 
     Attributes:
         classes: the names of the most likely classes, best first.
@@ -32,17 +34,15 @@ class Prediction(NamedTuple):
     familiarity: float | None = None
 
 
-def predict(model: Model, images: Sequence[str | Path] | ImageSet | TensorSet, *, top: int) -> list[Prediction]:
-    """Predict the classes of images. Arguments and errors are those of `Learner.predict`."""
+def predict(model: Model, samples: Sequence[str | Path] | Examples, *, top: int) -> list[Prediction]:
+    """Class names with confidences; arguments and errors are those of `Learner.predict`."""
     model.check_whole()
     if not model.tasks:
         raise ValueError("this model has learned nothing yet; give it a task first")
-    if not len(images):
-        raise ValueError("there is no image to predict; give at least one")
-    if not isinstance(images, ImageSet | TensorSet):
-        paths = [Path(p) for p in images]
-        images = ImageSet(Files(paths), torch.zeros(len(paths)), [str(i) for i in range(len(paths))])
-    logits, typicality = model.read(images, model.fit(), "predict")
+    data = samples if isinstance(samples, Examples) else _files(model, samples)
+    if not len(data):
+        raise ValueError(f"there is no {data.noun} to predict; give at least one")
+    logits, typicality = model.read(data, model.fit(), "predict")
     return as_predictions(
         logits,
         typicality,
@@ -52,6 +52,11 @@ def predict(model: Model, images: Sequence[str | Path] | ImageSet | TensorSet, *
         sure=model.confidence,
         top=top,
     )
+
+
+def _files(model: Model, paths: Sequence[str | Path]) -> ImageSet:
+    of_images(model.backbone.transform, "a list of files")
+    return ImageSet.unlabelled(Files([Path(path) for path in paths]))
 
 
 def as_predictions(

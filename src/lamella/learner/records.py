@@ -118,7 +118,7 @@ def check_task(task: Task, class_names: Mapping[int, str]) -> None:
         class_names: the name of each known global class id.
 
     Raises:
-        ValueError: a class id or name stands for another class than before, or a class has no training sample.
+        ValueError: a class id or name means another class than before, or a class has no sample.
     """
     ids = {name: i for i, name in class_names.items()}
     for i, name in zip(task.classes, task.class_names, strict=True):
@@ -128,7 +128,8 @@ def check_task(task: Task, class_names: Mapping[int, str]) -> None:
             )
     counts = torch.bincount(task.train.labels, minlength=max(task.classes) + 1)
     if empty := [name for i, name in zip(task.classes, task.class_names, strict=True) if counts[i] == 0]:
-        raise ValueError(f"class '{empty[0]}' of task '{task.name}' has no training image; add some or leave it out")
+        noun = task.train.noun
+        raise ValueError(f"class '{empty[0]}' of task '{task.name}' has no training {noun}; add some or leave it out")
 
 
 def task_record(task: Task, method: Method, fit: Fit, seconds: float) -> TaskRecord:

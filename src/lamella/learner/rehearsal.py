@@ -1,8 +1,8 @@
-"""Estimates the time and memory that learning a task will take, by a trial on a few of its images.
+"""What learning a task will take, in seconds and bytes: measured on a few of its samples, before it is learned.
 
-A copy of the model, which is dropped afterwards, learns a few of the images. Each training call makes two steps, of
-which the second is timed. Each pass reads the few images. These times are scaled to all images and epochs. The time
-between the calls, for example for matrix decompositions, is used as measured.
+A learner that is thrown away afterwards learns a handful of the samples. Of each training call two steps are made, of
+which the second is timed, and of each pass one batch; what they took is scaled to all samples and epochs. What happens
+between the calls, such as decompositions, is not scaled: it is measured as it is.
 """
 
 import time
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
-from lamella.data.images import ImageSet
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.learner.model import Model
 from lamella.training.fit import Examples, Fit, Loss
@@ -24,7 +24,7 @@ __all__ = ["Expected", "rehearse"]
 
 CLASSES, PER_CLASS = 4, 4
 FIELDS = {field.name for field in fields(Training)}
-STEP = 16  # images in a step on a CPU, where time is proportional to images; a GPU uses the method's own batch size
+STEP = 16  # samples of a step on a CPU, where time goes with samples; a GPU gets the batches of the method
 
 
 class Expected(NamedTuple):
@@ -47,15 +47,13 @@ class _Rehearsal:
     """Wraps a training loop and stops each call as soon as it has been measured.
 
     Args:
-        fit: the wrapped loop.
-        sample: how many samples of the task the trial learns.
-        images: how many samples the task has.
+        fit: the loop.
+        sample: those samples of the task that are learned here.
+        count: how many the task has.
     """
 
-    def __init__(self, fit: Fit, sample: int, images: int) -> None:
-        self.fit = fit
-        self.sample = sample
-        self.images = images
+    def __init__(self, fit: Fit, sample: Examples, count: int) -> None:
+        self.fit, self.kind, self.sample, self.count = fit, type(sample), len(sample), count
         self.expected = self.spent = 0.0
         self.step_bytes = 0
 
@@ -75,12 +73,11 @@ class _Rehearsal:
         started = time.monotonic()
         settings = {key: options.pop(key) for key in FIELDS & options.keys()}
         recipe = replace(training or Training(), **settings)
-        batch_size = recipe.batch_size * recipe.accumulate
-        size = min(batch_size, len(data), batch_size if self.fit.device.type == "cuda" else STEP)
+        size = min(recipe.batch_size, len(data), recipe.batch_size if self.fit.device.type == "cuda" else STEP)
         ends: list[float] = []
         kept = 0
 
-        def measured(x: Tensor, y: Tensor) -> Tensor:
+        def measured(x: Samples, y: Tensor) -> Tensor:
             nonlocal kept
             with kept_for_backward(self.fit.module.parameters()) as bytes_so_far:
                 value = loss(x, y)
@@ -123,27 +120,25 @@ class _Rehearsal:
         self.spent += took
 
     def _scaled(self, count: int, data: Examples) -> int:
-        """Return how many images a call will have: those of the task and further ones, such as stored exemplars."""
-        of_task = isinstance(data, ImageSet) or count == self.sample
-        return count - self.sample + self.images if of_task and count >= self.sample else count
+        """How many samples this call will have: the task's and what comes with them, such as a memory."""
+        of_task = isinstance(data, self.kind) or count == self.sample
+        return count - self.sample + self.count if of_task and count >= self.sample else count
 
 
 def rehearse(model: Model, task: Task, held_back: int) -> Expected:
     """Estimate the costs of learning a task. The model must not be used afterwards.
 
     Args:
-        model: a copy of the model, which the trial changes.
-        task: the task.
-        held_back: how many held-out images will be predicted after the task is learned.
+        held_back: how many samples will be looked at when the task is learned.
     """
     short = _short(task)
     plain = model.fit()
-    plain.compile = False  # compiling would take longer than the trial itself
-    fit = _Rehearsal(plain, len(short.train), len(task.train))
+    plain.compile = False  # compiling takes longer than what is measured
+    fit = _Rehearsal(plain, short.train, len(task.train))
     fit.begin(str(len(model.tasks)))
     for _ in range(2):  # the first pass warms up, the second one is the measurement
         before = fit.expected
-        fit.scan(short.train, lambda x, y: model.backbone(x))
+        fit.scan(short.train, lambda x, _: model.backbone(x))
     of_held_back = (fit.expected - before) / len(task.train) * held_back
     fit.expected = fit.spent = 0.0
     now, started = bytes_now(fit.device), time.monotonic()
@@ -153,7 +148,7 @@ def rehearse(model: Model, task: Task, held_back: int) -> Expected:
 
 
 def _short(task: Task) -> Task:
-    """Return a task with a few images of a few of the classes."""
+    """A few samples of a few of the task's classes."""
     classes = task.classes[:CLASSES]
     chosen = [i for c in classes for i in (task.train.labels == c).nonzero()[:PER_CLASS, 0].tolist()]
     return replace(task, classes=classes, class_names=task.class_names[:CLASSES], train=task.train.subset(chosen))

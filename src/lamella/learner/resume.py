@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lamella.common.files import read_json, refuse_links, write_json
-from lamella.data.images import ImageSet, content_sha256, data_sha256
+from lamella.data.images import content_sha256, data_sha256
 from lamella.data.scenario import Task
 from lamella.learner.config.document import up_to_date
+from lamella.learner.config.own_methods import method_digests
 from lamella.learner.model import Model
 from lamella.learner.store.versions import VERSIONS, holds_model, load_manifest
 from lamella.training.checkpoints import Checkpoints
@@ -22,9 +23,10 @@ PLACE = "learning"
 """The folder within a model that holds the checkpoints of a learning."""
 NOTE = "what.json"
 CHANGES = {
-    "images": "it had other images",
-    "content": "the content of its images has changed",
+    "images": "it had other {noun}s",
+    "content": "the content of its {noun}s has changed",
     "config": "its backbone, method or settings were others",
+    "method_files": "the file of its method has changed",
     "version": "the model is another version now",
     "task": "it had another name",
 }
@@ -70,7 +72,8 @@ def resume(folder: Path, place: Path, model: Model, task: Task) -> Resumed:
     if left and _was_stored(left, what, model):
         checkpoints.clear()
         return Resumed(checkpoints, stored=True)
-    changed = [said for key, said in CHANGES.items() if left and left.get(key) != what[key]]
+    reasons = [said for key, said in CHANGES.items() if left and left.get(key) != what.get(key)]
+    changed = [reason.format(noun=task.train.noun) for reason in reasons]
     if changed:
         checkpoints.clear()
     goes_on = not changed and any(place.glob("task-*"))
@@ -130,6 +133,7 @@ def _what(folder: Path, model: Model, task: Task) -> dict[str, Any]:
         "version": current_version(folder),
         "tasks": len(model.tasks),
         "config": model.config,
+        **({"method_files": files} if (files := method_digests(model.config)) else {}),
         "images": data_sha256(task.train, names),
-        "content": content_sha256(task.train) if isinstance(task.train, ImageSet) else "",
+        "content": content_sha256(task.train),
     }

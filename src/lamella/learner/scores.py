@@ -1,4 +1,4 @@
-"""Counts of correctly classified test images, from which every accuracy is computed."""
+"""How many test samples of a task a method gets right: counts, from which every accuracy follows."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lamella.backbones.feature_cache import Recall
+from lamella.backbones.feature_cache import FeatureCache
+from lamella.data.samples import Samples
 from lamella.methods import Method
 from lamella.methods.shared.heads import only_columns
 from lamella.training.fit import Examples, Fit
@@ -16,7 +17,7 @@ __all__ = ["Score", "correct", "correct_given_task", "correct_task", "score_task
 
 
 class Score(NamedTuple):
-    """The counts over one task's test images.
+    """Counts over one task's test samples.
 
     Attributes:
         images: how many test images there are.
@@ -32,7 +33,7 @@ class Score(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """The share of images classified correctly among all classes seen, 0..1."""
+        """Share of samples whose class is right among all classes seen, 0..1."""
         return self.right / self.images
 
     @property
@@ -49,27 +50,24 @@ def score_task(
     *,
     shared_classes: bool,
     name: str,
-    recall: Recall | None = None,
+    recall: FeatureCache | None = None,
 ) -> dict[str, Score]:
-    """Score every readout of a method in one pass over a task's test images.
+    """One pass over a task's test samples; a score for each readout of the method.
 
     Args:
-        method: the method, which has learned at least the task's classes.
-        fit: the loop that reads the images.
-        data: the test images, labelled with global class ids.
-        task_classes: the global ids of the task's classes.
-        shared_classes: whether other tasks have these classes too. Then `right_task` has no meaning.
-        name: the name of the pass.
-        recall: a cache of the features of these images, from earlier calls; None keeps no features after their batch.
+        method: learned at least the task's classes. data: labelled with global class ids.
+        task_classes: global ids of the task's classes.
+        shared_classes: whether other tasks have these classes too, so that a choice of task has no meaning.
+        recall: of these samples alone, read by earlier calls; without one no features outlast their batch.
 
     Returns:
         The score of each readout by name. The name of the method's own prediction is "".
     """
-    recall = recall or Recall(lasting=False)
+    recall = recall or FeatureCache(lasting=False)
     parts: dict[str, list[Tensor]] = defaultdict(list)
     parts_given: list[Tensor] = []
 
-    def observe(x: Tensor, y: Tensor) -> None:  # the logits stay on their device, so that no batch waits for a copy
+    def observe(x: Samples, y: Tensor) -> None:  # leaves logits on their device, so that nothing waits for it
         recall.turn_to(x)
         for key, logits in method.readouts(x).items():
             parts[key].append(logits.float())

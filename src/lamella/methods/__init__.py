@@ -1,4 +1,4 @@
-"""Methods by name: one file each, and one line here."""
+"""The methods, by the names that a configuration uses. Each method has its own file, and one line here."""
 
 from collections.abc import Callable
 
@@ -47,4 +47,4 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 WHOLE_STREAM = frozenset({"joint"})
-"""Upper bounds: the runner gives them all tasks as one, once, at the end."""
+"""The methods that are upper bounds: the runner gives them all tasks as one, once, at the end."""

@@ -2,13 +2,13 @@
 
 Wistuba, Sivaprasad, Balles & Zappella, "Continual Learning with Low Rank Adaptation", 2023, arXiv 2311.17601.
 
-Nothing is shared, so nothing is forgotten: learning a task changes no tensor that older tasks use. What remains to be
-guessed is the task, and for that the centres of each task's features are enough.
+The tasks share no trained tensor, so learning a task changes nothing that older tasks use. What is left to predict is
+the task, and the centres of each task's features are enough for that.
 
     paper                       here
     LoRA of task t              adapter "task<t>", a branch each on the query and the value rows
     r                           rank
-    k                           clusters: k-means centres kept of a task
+    k                           clusters: the number of k-means centres that are kept of a task
     features for clustering     key_features: "plain" (the backbone alone), "first_task" (with task 0's expert: CoLoR++)
 
 A batch of mixed tasks costs two forward passes, whatever the number of tasks: one for the keys, and one in which every
@@ -17,16 +17,17 @@ expert acts with a coefficient for each image.
 Departures, and our choices where the paper leaves it open:
 - rank 16 where the paper's main setting has 64; it reports that small ranks lose little.
 - clusters defaults to two per class, for tasks of new classes; tasks that are domains of the same classes want 5.
-- Centres are taken after the task was trained, so that in "first_task" task 0 is keyed by its own expert, as all are.
-- A class that several tasks have is scored, in the hard choice, by the head of the chosen task if that task has it: its
-  expert goes with that head. Elsewhere the head that learned it last scores it, below the penalty.
+- Centres are computed after the task was trained. So with "first_task" the centres of task 0, too, are computed with
+  the expert of task 0.
+- A class that several tasks have is scored in the hard choice by the head of the chosen task, if that head has it: the
+  features are those of its expert. Otherwise the head that learned the class last scores it, minus the penalty.
 - `choice="soft"`: P(class) = sum_t w_t P_t(class), where w is the softmax of the negative distances to each task's
   nearest centre. The experts are mixed by the same w, so that this too is one pass.
 - The training settings are those of `seq-lora`.
 
-Features of old images do not drift: what alignment would measure on a task's own images is the step from an old
-expert to the new one, so it leaves old means where they are (`routed`). The soft choice gives a new expert some share
-in old images too; yet where tasks are apart it is a small one, and means moved by such a step would be further off.
+Features of old images do not drift. Alignment would measure the step from an old expert to the new one on the new
+task's images, so it leaves the old means where they are (`routed`). In the soft choice a new expert has some weight for
+old images too. It is small if tasks are well separated, and means that were moved by such a step would be further off.
 """
 
 import torch
@@ -37,8 +38,9 @@ from lamella.adapters.adapter import using
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator, named_seed
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.methods.shared.heads import OTHER_TASK_PENALTY, only_columns
 from lamella.methods.shared.own_heads import OwnHeads, factors
 from lamella.training.fit import Fit
@@ -48,7 +50,16 @@ __all__ = ["CoLoR", "TaskKeys", "cluster_centres"]
 
 
 def cluster_centres(points: Tensor, count: int, seed: int) -> Tensor:
-    """K-means centres (k, d) of points (n, d): `count` of them, fewer where fewer points differ."""
+    """Cluster points by k-means.
+
+    Args:
+        points: (n, d).
+        count: how many centres are wanted; at least 1.
+        seed: the seed of the start.
+
+    Returns:
+        (k, d) centres; k is `count`, or less if there are fewer distinct points.
+    """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
@@ -60,14 +71,15 @@ def cluster_centres(points: Tensor, count: int, seed: int) -> Tensor:
     return torch.from_numpy(found.cluster_centers_).to(points)
 
 
-class TaskKeys(Growing):
-    """Cluster centres of every task.
+class TaskKeys(Resizable):
+    """The cluster centres of every task.
 
     Attributes:
-        centres: (k of all tasks, d). tasks: (k of all tasks,) int64, whose centre each is.
+        centres: (k, d), the centres of all tasks.
+        tasks: (k,) int64, the task that each centre belongs to.
     """
 
-    growing = ("centres", "tasks")
+    resizable = ("centres", "tasks")
 
     centres: Tensor
     tasks: Tensor
@@ -78,36 +90,41 @@ class TaskKeys(Growing):
         self.register_buffer("tasks", torch.zeros(0, dtype=torch.int64))
 
     def add(self, centres: Tensor) -> None:
-        """Take in the centres (k, d) of the next task."""
+        """Append the centres (k, d) of the next task."""
         number = int(self.tasks.max()) + 1 if len(self.tasks) else 0
         self.centres = torch.cat([self.centres.to(centres), centres])
         self.tasks = torch.cat([self.tasks.to(centres.device), self.tasks.new_full((len(centres),), number)])
 
     def drop(self, number: int) -> None:
-        """Remove the centres of a task; later tasks move up."""
+        """Remove the centres of a task; the numbers of later tasks fall by one."""
         kept = self.tasks != number
         self.centres, tasks = self.centres[kept], self.tasks[kept]
         self.tasks = tasks - (tasks > number).long()
 
     def distances(self, features: Tensor, tasks: int) -> Tensor:
-        """(n, tasks) float64 distances of features (n, d) to the nearest centre of each task."""
-        # float64 and no product: centres may be much nearer to each other than to the origin.
+        """Return the (n, tasks) float64 distances of features (n, d) to the nearest centre of each task."""
+        # In float64 and without a matrix product, since centres may be much nearer to each other than to the origin.
         far = torch.cdist(features.double(), self.centres.double(), compute_mode="donot_use_mm_for_euclid_dist")
         nearest = far.new_full((len(far), tasks), torch.inf)
         return nearest.scatter_reduce(1, self.tasks.expand(len(far), -1), far, "amin")
 
 
 class CoLoR(OwnHeads):
-    """One expert and one head per task, and the centres that choose between them.
+    """One expert and one head per task, chosen by the nearest cluster centre.
 
     Args:
-        backbone: its layers of the roles in `sites` are adapted.
-        seed: of all draws.
-        lora: see `LoRA`; an expert of each task.
-        training: see `Training`; of an expert and its head.
-        clusters: centres kept of a task; where left out, two per class.
-        key_features: "plain" or "first_task".
-        choice: "hard" (the nearest centre's task) or "soft" (a mixture).
+        backbone: the feature extractor; the layers of the roles in `sites` are adapted.
+        seed: the seed of every random draw.
+        lora: the form of the branches that are the expert of a task; see `LoRA`.
+        training: how the expert and the head of a task are trained; see `Training`.
+        clusters: how many cluster centres are kept of each task; at least 1. If left out, two for each of its classes.
+        key_features: the features that are clustered: "plain" (those of the backbone without experts) or "first_task"
+            (those of the backbone with the expert of the first task: CoLoR++).
+        choice: how an image finds its expert: "hard" (it is that of the nearest centre) or "soft" (all experts are
+            mixed, with weights that fall with the distance to their nearest centres).
+
+    Raises:
+        ValueError: a value is not allowed.
     """
 
     routed = True
@@ -133,23 +150,28 @@ class CoLoR(OwnHeads):
         self.choice = choice
         self.keys = TaskKeys(backbone.width)
 
-    def choose_task(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n,) number of the task whose centre is nearest, among those that have classes of `task` if it is given."""
+    def choose_task(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
+        """Return (n,) the number of the task with the nearest centre.
+
+        Args:
+            x: (n, 3, size, size) normalised images.
+            task: global class ids; if given, only tasks that have one of them are considered.
+        """
         return self._closeness(x, task).argmax(1)
 
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) features of each image's expert (of the mixed experts in the soft choice)."""
+    def features(self, x: Samples) -> Tensor:
+        """(n, d) features of the chosen expert of each image, or of the mixed experts if the choice is "soft"."""
         return self._experts(x, self._weights(self._closeness(x, None)))
 
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes): logits of the chosen task's head, far below them those of classes that task does not have."""
+    def predict(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) logits of the chosen task's head; those of classes that this head lacks are far below them."""
         return only_columns(self._read(x, task)[1], self.classes, task)
 
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, d) features of each image's expert and (n, classes) logits, from the same two passes."""
+    def features_and_logits(self, x: Samples) -> tuple[Tensor, Tensor]:
+        """(n, d) features of the chosen experts and (n, classes) logits, from the same two forward passes."""
         return self._read(x, None)
 
-    def _read(self, x: Tensor, task: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+    def _read(self, x: Samples, task: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
         closeness = self._closeness(x, task)
         features = self._experts(x, self._weights(closeness))
         head = self._chosen_head if self.choice == "hard" else self._mixed_heads
@@ -161,7 +183,7 @@ class CoLoR(OwnHeads):
         expert = f"task{number}"
         branches = self.lora.grow(self.sites, expert, generator(self.seed, "expert", number))
 
-        def features(x: Tensor) -> Tensor:
+        def features(x: Samples) -> Tensor:
             with using(self.sites, expert):
                 return self.backbone(x)
 
@@ -174,10 +196,13 @@ class CoLoR(OwnHeads):
         return (f"task{task}",)
 
     def forget(self, number: int) -> None:
-        """Drop a task's expert, head and centres; no other tensor knew of the task.
+        """Remove a task's expert, head and centres; no other tensor depends on the task.
+
+        Args:
+            number: the place of the task in the order of learning, from 0.
 
         Raises:
-            ValueError: other tasks are keyed by its expert.
+            ValueError: the expert of this task computes the features of all centres.
         """
         if self.key_features == "first_task" and number == 0 and len(self.heads) > 1:
             raise ValueError("the expert of the first task makes the keys of all others (key_features 'first_task')")
@@ -188,30 +213,30 @@ class CoLoR(OwnHeads):
         self.heads.drop(number)
         self.keys.drop(number)
 
-    def _key(self, x: Tensor) -> Tensor:
-        """(n, d) features by which tasks are told apart."""
+    def _key(self, x: Samples) -> Tensor:
+        """(n, d) features in which the nearest centre is looked for."""
         with using(self.sites, "task0" if self.key_features == "first_task" else ()):
             return self.backbone(x)
 
-    def _closeness(self, x: Tensor, task: tuple[int, ...] | None) -> Tensor:
-        """(n, tasks) negative distances; tasks without any of the given classes are ruled out."""
+    def _closeness(self, x: Samples, task: tuple[int, ...] | None) -> Tensor:
+        """(n, tasks) negative distances; tasks without any of the given classes are excluded."""
         closeness = -self.keys.distances(self._key(x), len(self.heads))
         able = None if task is None else [t for t, ids in enumerate(self._ids()) if set(ids) & set(task)]
         return only_columns(closeness, range(len(self.heads)), able)
 
     def _weights(self, closeness: Tensor) -> Tensor:
-        """(n, tasks) float32: how much each expert acts on each image."""
+        """(n, tasks) float32 weights of the experts for each image; each row sums to 1."""
         if self.choice == "soft":
             return closeness.softmax(1).float()
         return F.one_hot(closeness.argmax(1), closeness.shape[1]).float()
 
-    def _experts(self, x: Tensor, weights: Tensor) -> Tensor:
-        """(n, d): one forward pass, in which each image has its own coefficients of the experts."""
+    def _experts(self, x: Samples, weights: Tensor) -> Tensor:
+        """(n, d) features from one forward pass, in which the experts are weighted for each image."""
         with using(self.sites, {f"task{t}": w for t, w in enumerate(weights.unbind(1))}):
             return self.backbone(x)
 
     def _logits(self, features: Tensor) -> Tensor:
-        """(n, tasks, classes): every head's logits, -inf for classes that it does not have."""
+        """(n, tasks, classes) logits of every head, -inf for classes that a head does not have."""
         position = {c: i for i, c in enumerate(self.classes)}
         logits = features.new_full((len(features), len(self.heads), len(position)), -torch.inf, dtype=torch.float32)
         for t, ids in enumerate(self._ids()):

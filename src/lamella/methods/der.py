@@ -4,8 +4,9 @@ Yan, Xie & He, "DER: Dynamically Expandable Representation for Class Incremental
 Not Dark Experience Replay, which shares the short name. Public code read for the form without pruning and its settings:
 PyCIL (github.com/G-U-N/PyCIL), whose DER has neither masks nor pruning.
 
-Old extractors never change, so what they tell of old classes stays. The new one is pushed to tell what they do not: an
-auxiliary classifier that sees only its features names the new classes, and calls everything old by one name.
+Old extractors never change, so their features of old classes stay. The new extractor is trained to add what the old
+ones lack: an auxiliary classifier reads its features alone. It separates the new classes from each other and from all
+old classes together, which are one class to it.
 
     paper                       here
     Phi_t, F_t                  features: those of all extractors side by side; the newest extractor
@@ -25,34 +26,35 @@ Departures (from the paper [p], from PyCIL's code [c]):
 - The first task has no auxiliary loss and no alignment [c]; its rate, weight decay and shares of epochs are those of
   later ones.
 - A new extractor starts as a copy of the last one [c].
-- New columns and rows start as torch's linear layer does by default. Of classes that come back the new rows count, as
-  new ones.
+- New columns and rows start as torch's linear layer does by default. A class that comes back gets a new row, which
+  replaces its old one and counts as new.
 """
 
 import torch
 from torch import Tensor, nn
 
+from lamella.data.samples import Samples
 from lamella.methods.shared.expanding import Expanding
 
 __all__ = ["DER"]
 
 
 class DER(Expanding):
-    """One extractor a task, with PyCIL's settings for CIFAR-100.
+    """One extractor for each task, with PyCIL's settings for CIFAR-100.
 
     Args:
-        backbone: of any kind; the first task's extractor, copied for later ones.
-        seed: of all draws.
-        training: see `Training`; of the newest extractor and all heads.
-        kept: images of old classes; see `Kept`.
-        auxiliary_weight: of the auxiliary classifier's loss; at least 0.
-        align: whether new rows are scaled to the mean length of old ones after training.
+        backbone: the feature extractor of the first task, of any kind; later tasks get copies of it.
+        seed: the seed of every random draw.
+        training: how the newest extractor and all heads are trained; see `Training`.
+        kept: how many images of old classes are kept, and which; see `Kept`.
+        auxiliary_weight: the factor of the auxiliary classifier's loss; at least 0, and 0 leaves the loss out.
+        align: whether the classifier rows of new classes are scaled after training to the mean length of the old ones.
 
     Attributes:
-        extractors: those of the second and later tasks.
+        extractors: the extractors of the second and later tasks.
 
     Raises:
-        ValueError: a backbone that joins the class token and the mean of the others.
+        ValueError: a value is not allowed, or the backbone joins the class token and the mean of the other tokens.
     """
 
     copies = "extractors"
@@ -61,12 +63,12 @@ class DER(Expanding):
     def first(self) -> nn.Module:
         return self.backbone.model
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Samples) -> Tensor:
         """(n, t d) features of all extractors, oldest first."""
-        return torch.cat([extractor(x) for extractor in (self.first(), *self.extractors)], dim=1)
+        return torch.cat([self.backbone.run(x, one) for one in (self.first(), *self.extractors)], dim=1)
 
     def trained(self, newest: nn.Module) -> tuple[list[nn.Parameter], list[nn.Module]]:
-        """The parameters of the newest extractor that its features depend on; statistics of the others stay too."""
+        """Return the used parameters of the newest extractor, and this extractor, whose statistics alone may move."""
         used = {id(weight) for weight in self.backbone.used_weights()}
         pairs = zip(self.first().parameters(), newest.parameters(), strict=True)
         return [own for original, own in pairs if id(original) in used], [newest]

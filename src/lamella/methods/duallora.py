@@ -1,12 +1,12 @@
-"""DualLoRA, a reconstruction: one adapter that old tasks cannot feel, one that is gated by the image.
+"""DualLoRA, a reconstruction: an adapter that leaves old tasks alone, and one that each image scales for itself.
 
 "Replay-Free Continual Low-Rank Adaptation with Dynamic Memory", arXiv 2411.00623, v4 (2026); v1 (2024) was called "Dual
 Low-Rank Adaptation for Continual Learning with Pre-Trained Models". Sony AI and UT Austin.
 
-**Reconstruction**: we know the abstracts and summaries by others, neither the paper's equations nor any code. What they
-say: two adapters work in parallel in each layer, an orthogonal one for stability and a residual one, which lives on
-task-specific bases, for plasticity; at test time the residual one is scaled by the similarity of the image to the
-bases; these also predict the task with a confidence, by which the outputs are calibrated; one pass, no old images.
+**Reconstruction**: we know the abstracts and summaries by others, but neither the paper's equations nor any code. They
+say: each layer has two parallel adapters, an orthogonal one for stability and a residual one for plasticity, which uses
+bases of its task. At test time the residual adapter is scaled by the similarity of the image to the bases. The bases
+also predict the task with a confidence, which calibrates the outputs. There is one forward pass, and no old image.
 
     y = W x + O x + sum_i gamma_i(x) R_i x
     O = B A, A Psi = 0              adapter "orthogonal": (W + B A) x = W x for x in span Psi; merged after the task
@@ -16,17 +16,18 @@ bases; these also predict the task with a confidence, by which the outputs are c
 
 Prior work: the protected directions are GPM's (Saha, Garg & Roy, ICLR 2021); heads and training settings InfLoRA's.
 
-Departures: each of these is our choice, because the paper's was not to be had.
+Departures: each of these is our own choice, because we could not read that of the paper.
 - Adapters on key and value rows, rank 10 each (`sites`, `rank`, `residual_rank`); O is merged, R never.
 - Bases come from class tokens (a summary says so), by energy of raw features, from all training images (`basis`,
-  `energy`, `horizon`). Where class tokens meet, as before the first block, later blocks are empty. Tokens of patches
-  stay free to move; `basis="tokens"` holds them too, and old features drift far less (docs/results.md).
+  `energy`, `horizon`). If all images have the same class token, as before the first block, later blocks are empty. The
+  tokens of patches may drift; `basis="tokens"` protects them too, and old features drift far less (docs/results.md).
 - R_t reads the block that the newest finished task added (`residual`); there is none in the first task.
-- A is projected after each step, and its gradient before: under Adam a projected gradient alone leaks.
-- R_t is gated by the block of task t itself, known only after its training, which therefore has gamma_t = 1; earlier
-  R_i keep their gates, through which no gradient flows (`gate`). An empty block leaves its gate open.
-- The similarity is always that of the class token at each layer, one number an image, whatever `basis` is.
-- Scores, confidence and the term added to the logits (`calibration`, `temperature`).
+- A is projected after each step, and its gradient before it. With Adam, projected gradients alone are not enough.
+- R_t is scaled by the similarity to the block of task t. This block is known only after the training of task t, so
+  gamma_t = 1 while it is trained. The earlier R_i keep their gates, through which no gradient flows (`gate`). An empty
+  block has gamma = 1.
+- The similarity is always that of the class token at each layer, one number for each image, whatever `basis` is.
+- The scores, the confidence and the term that is added to the logits (`calibration`, `temperature`).
 - Each task trains a head on its own classes only; a class that comes back belongs to the last task that had it.
 """
 
@@ -41,6 +42,7 @@ from lamella.adapters.adapter import Branch, merge
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.inputs import Inputs, check_basis, gather
 from lamella.memory.signatures import Calibration, Signature, Signatures, protected_share
@@ -51,27 +53,33 @@ from lamella.training.recipe import LoRA, Training
 __all__ = ["DualLoRA"]
 
 Allowed = list[tuple[Branch, Callable[[Tensor], Tensor]]]
-"""Branches, each with the projection that the rows of its A are held to."""
+"""Branches, each with the projection that is applied to the rows of its A."""
 
 
 class DualLoRA(OwnHeads):
-    """An orthogonal adapter, gated residual adapters, and calibrated heads.
+    """Orthogonal and residual adapters, the latter scaled for each image, and calibrated heads.
 
     Args:
-        backbone: a transformer with a class token; its layers of the roles in `sites` are adapted.
-        seed: of all draws.
-        lora: see `LoRA`; `rank` is that of O, less where fewer directions are free.
-        training: see `Training`; of the adapters and the task's head.
-        residual_rank: of each R; less where the block that it reads has fewer directions.
-        orthogonal: whether there is an O.
-        residual: what R_t reads: "prev" (the newest block), "all_prev", or "none" for no R.
-        gate: "normalised", "cosine" (rho as it is) or "off".
-        calibration: beta; 0 leaves the logits as they are.
-        temperature: tau.
-        basis: "class_token", "tokens" or "attention_pooled".
-        energy: the share of the inputs' energy to protect after the first task, 0..1.
-        horizon: the number of tasks T, with which the share grows as energy + (1 - energy) t / T; "auto" is that of the
-            scenario. The share is constant where left out.
+        backbone: a transformer with a class token; the layers of the roles in `sites` are adapted.
+        seed: the seed of every random draw.
+        lora: the form of the branches; see `LoRA`. `rank` is the rank of O on each layer; O is narrower on layers with
+            fewer free directions.
+        training: how the adapters and the task's head are trained; see `Training`.
+        residual_rank: the rank of each R, at least 1; R is narrower where its block has fewer directions.
+        orthogonal: whether each task trains an orthogonal adapter O.
+        residual: the directions that R_t reads: "prev" (the block of the task before), "all_prev" (the blocks of all
+            tasks before), or "none" (there is no R).
+        gate: how R is scaled for each image: "normalised" (by rho / rho_bar, at most 1), "cosine" (by rho) or "off"
+            (not at all).
+        calibration: beta, the weight of the predicted task in the logits; at least 0, and 0 leaves the logits as they
+            are.
+        temperature: tau, the temperature of the softmax over the task scores; above 0.
+        basis: the vectors that the protected directions are computed from: "class_token", "tokens" (all tokens) or
+            "attention_pooled" (for each attention head, what the class token reads).
+        energy: the share of the inputs' energy that is protected after the first task; above 0, at most 1.
+        horizon: the number T of tasks that are expected, at least 1, or "auto" for the number of tasks of the scenario.
+            The share then grows with the number t of learned tasks as energy + (1 - energy) t / T. If left out, the
+            share is constant.
     """
 
     merges = True
@@ -112,12 +120,12 @@ class DualLoRA(OwnHeads):
         self.basis = basis
         self.energy = energy
         self.horizon = horizon
-        self.free_rank = lora.rank if orthogonal else None  # R_t is kept away from nothing
+        self.free_rank = lora.rank if orthogonal else None  # R_t does not need free directions
         self.signatures = Signatures(self.sites, gate)
-        self.register_load_state_dict_post_hook(_attach_gates)  # branches that come from a file come without
+        self.register_load_state_dict_post_hook(_attach_gates)  # branches that are loaded have no gates yet
 
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, d) features and (n, classes) logits of one pass: all heads, calibrated by the predicted task."""
+    def features_and_logits(self, x: Samples) -> tuple[Tensor, Tensor]:
+        """(n, d) features and (n, classes) logits of all heads, calibrated by the predicted task, from one pass."""
         if self.calibration == 0:
             features = self.features(x)
             return features, self.heads(features)
@@ -135,8 +143,8 @@ class DualLoRA(OwnHeads):
     def protected(self) -> dict[str, Signature]:
         return {layer: self.signatures[layer] for layer in dict.fromkeys(site.name for site in self.sites)}
 
-    def choose_task(self, x: Tensor) -> Tensor:
-        """(n,) the task that each image is most likely from, in the order of learning."""
+    def choose_task(self, x: Samples) -> Tensor:
+        """Return (n,) the number of the task that each image is most likely from, in the order of learning."""
         self.signatures.reading(self.features, x)
         return self.signatures.scores().argmax(1)
 
@@ -155,14 +163,14 @@ class DualLoRA(OwnHeads):
         _attach_gates(self)
 
     def _inputs(self, task: Task, fit: Fit, name: str) -> dict[str, Inputs]:
-        # What the attention reads is checked behind the layers.
+        # The whole network runs, because "attention_pooled" is checked against what comes after the layers.
         show = self.features if self.basis == "attention_pooled" else lambda x: self.backbone.show(x, self.sites)
         with gather(self.backbone.model, self.sites, self.basis) as inputs:
             fit.scan(task.train, lambda x, y: show(x), name=name)
         return inputs
 
     def _grow_orthogonal(self, number: int) -> Allowed:
-        """O: rows of A outside of everything protected, on each layer where anything is free."""
+        """Add O: the rows of its A lie outside of all protected directions. Layers without free directions get none."""
         open_sites = [(site, s) for site in self.sites if (s := self.signatures[site.name]).dimension < s.width]
         open_sites = open_sites if self.orthogonal else []
         ranks = [min(self.lora.rank, s.width - s.dimension) for _, s in open_sites]
@@ -171,7 +179,7 @@ class DualLoRA(OwnHeads):
         return [(branch, s.outside) for branch, (_, s) in zip(branches, open_sites, strict=True)]
 
     def _grow_residual(self, number: int) -> Allowed:
-        """R_t: A = C Phi^T with C drawn as LoRA draws, on each layer where Phi has a direction."""
+        """Add R_t: A = C Phi^T with a random C as in LoRA. Layers where Phi has no direction get none."""
         reads = [(site, self._reads(site.name, number)) for site in self.sites]
         reads = [(site, Phi) for site, Phi in reads if Phi.shape[1]]
         ranks = [min(self.residual_rank, Phi.shape[1]) for _, Phi in reads]
@@ -184,7 +192,7 @@ class DualLoRA(OwnHeads):
         return [(branch, _onto(Phi)) for branch, (_, Phi) in zip(branches, reads, strict=True)]
 
     def _reads(self, layer: str, number: int) -> Tensor:
-        """Phi (d, k): the directions that R_t reads on this layer."""
+        """Return Phi (d, k), the directions that R_t reads on this layer."""
         signature = self.signatures[layer]
         if self.residual == "all_prev":
             return signature.basis
@@ -209,7 +217,7 @@ def _project_gradients(constrained: Allowed) -> None:
 
 
 def _attach_gates(method: DualLoRA, _: object = None) -> None:
-    """Gate each residual branch by the signature of the task that it was trained in."""
+    """Scale each residual branch by the similarity to the signature of its own task."""
     for site in method.sites if method.gate != "off" else ():
         for task in range(method.signatures.tasks):
             for branch in site.layer.of(f"residual-{task}"):

@@ -7,7 +7,7 @@ Rebuffi, Kolesnikov, Sperl & Lampert, "iCaRL: Incremental Classifier and Represe
     phi                         features
     P_y, K, m = K / t           exemplars of class y, memory, Exemplars.quota
     mu_y                        means: of the class's exemplars, computed anew after each task (algorithm 1)
-    q_i^y                       outputs of a frozen copy of the model from before the task (algorithm 3)
+    q_i^y                       outputs of a frozen copy of the model as it was before the task (algorithm 3)
     p_k                         herding (algorithm 4); the first chosen stay longest (algorithm 5)
 
 All features are scaled to length 1, and so are their means: the nearest mean is the one of the largest cosine.
@@ -18,8 +18,8 @@ Departures (from the paper [p], from PyCIL's code [c]):
 - 170 epochs from a rate of 0.1 [c], against 70 from 2.0 [p]; the code's first task has 200, with a weight decay of
   5e-4 [c].
 - Class means are those of the exemplars alone; some codes add mirrored copies of them.
-- A class that comes back gets new exemplars out of the new images and the kept ones; its new row is held to the answers
-  of the old one. Without a memory the trained classifier predicts, and there is only distillation.
+- A class that comes back gets new exemplars out of the new images and the kept ones. Its new row is distilled from the
+  outputs of its old row. If no images are kept, the trained heads classify, and only distillation is left.
 """
 
 from dataclasses import replace
@@ -29,9 +29,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Kept
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.methods.shared.classifier import PYCIL, FromScratch
 from lamella.methods.shared.distillation import distillation, frozen_copy
 from lamella.methods.shared.heads import cosine_scores
@@ -41,18 +42,21 @@ from lamella.training.recipe import Training
 __all__ = ["ICaRL"]
 
 
-class ICaRL(Growing, FromScratch):
-    """Distillation with exemplars, whose means classify.
+class ICaRL(Resizable, FromScratch):
+    """Training with exemplars and distillation, and classification by the nearest mean of exemplars.
 
     Args:
-        backbone: of any kind; all of it is trained.
-        seed: of all draws.
-        training: see `Training`; of the backbone and all heads.
-        kept: images of old classes; see `Kept`. A reservoir will not do.
-        temperature: of the distillation; above 1 it softens the outputs compared.
+        backbone: the feature extractor, of any kind; all of its weights are trained.
+        seed: the seed of every random draw.
+        training: how the backbone and all heads are trained; see `Training`.
+        kept: how many images of old classes are kept, and which; see `Kept`. "reservoir" is not allowed.
+        temperature: T, the temperature of the distillation; above 0. Above 1 it softens the outputs of both models.
+
+    Raises:
+        ValueError: a value is not allowed.
     """
 
-    growing = ("means",)
+    resizable = ("means",)
     means: Tensor
 
     def __init__(
@@ -71,7 +75,7 @@ class ICaRL(Growing, FromScratch):
         self.register_buffer("means", torch.zeros(0, backbone.width))
 
     def classify(self, features: Tensor) -> Tensor:
-        """(n, classes) cosines with the means of exemplars, -1..1; logits of the classifier without a memory."""
+        """(n, classes) cosines with the means of exemplars, -1..1; the logits of the heads if no images are kept."""
         return cosine_scores(features, self.means) if len(self.means) else self.heads(features)
 
     def linear_classifier(self) -> nn.Linear:
@@ -84,7 +88,7 @@ class ICaRL(Growing, FromScratch):
         data = self.exemplars.join(task.train, task.classes)
         self.heads.grow(task.classes)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             logits = self.heads(self.features(x))
             new = F.cross_entropy(logits, self.heads.columns(y))
             return new + distillation(logits[:, :known], teacher(x), self.temperature) if known else new
@@ -94,7 +98,7 @@ class ICaRL(Growing, FromScratch):
         self.means = self._means(fit)
 
     def _means(self, fit: Fit) -> Tensor:
-        """(classes, d) mean of each class's exemplars, features of length 1; none where there is no memory."""
+        """(classes, d) mean of the unit-length features of each class's exemplars; empty if no images are kept."""
         if not len(self.exemplars):
             return self.means
         held = self.exemplars.as_set()

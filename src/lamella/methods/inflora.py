@@ -1,10 +1,10 @@
-"""InfLoRA: a low-rank branch per task inside a subspace that old inputs do not reach.
+"""InfLoRA: a low-rank branch for each task, in a subspace that is orthogonal to the inputs of old tasks.
 
 Liang & Li, "InfLoRA: Interference-Free Low-Rank Adaptation for Continual Learning", CVPR 2024, arXiv 2404.00228.
 Authors' code: github.com/liangyanshuo/InfLoRA. Prior: GPM (Saha et al. 2021), DualGPM (Liang & Li, CVPR 2023).
 
-With A fixed, training B moves W only within the span of A's rows (Proposition 1). Rows orthogonal to old tasks'
-inputs cannot disturb them; rows along the new task's inputs let it learn.
+With A fixed, training B changes W only within the span of A's rows (Proposition 1). Rows that are orthogonal to the
+inputs of old tasks do not change their outputs; rows along the inputs of the new task let it learn.
 
     paper                       here
     B_t (r x d_in, fixed)       branch.A: reduces. The paper and the code use opposite letters; ours are Hu et al.'s
@@ -18,12 +18,12 @@ Departures (from the paper [p], from the authors' code [c]):
 - Energy counts squared singular values of G [c], not those of the inputs [p]; `energy_of="data"` is the paper's. The
   published figures need the code's rule: with it about a dozen of 768 directions are protected at 0.95, else hundreds.
 - The first task keeps one direction fewer than the rule of later tasks would [c].
-- When the first task needs more than half the directions the complement is stored as meant; the code stores the wrong
-  space [c].
-- Where fewer directions than `rank` are free, the branch is that much narrower; the code's surplus rows leave the free
-  space [c].
+- If the first task needs more than half of the directions, the complement is stored, as the paper intends; the code
+  stores the wrong space [c].
+- If fewer directions than `rank` are free, the branch has a smaller rank; the additional rows of the code leave the
+  free space [c].
 - Bases are made orthonormal again after each update, A is projected once more after its design [c].
-- Branches are merged after each task [p]; the code multiplies all of them out at every pass [c].
+- Branches are merged after each task [p]; the code computes the products of all branches in every pass [c].
 - `horizon=None`: the number of tasks is unknown, and the threshold stays at `energy`.
 """
 
@@ -52,9 +52,10 @@ class EnergyRule:
     """Which directions of a task's inputs are protected from then on (DualGPM, with the code's or the paper's energy).
 
     Attributes:
-        energy: the share to protect in the first task, 0..1.
-        energy_of: "moment" counts squared singular values of the second moment, "data" its singular values.
-        horizon: number of tasks T; the share grows as energy + (1 - energy) t / T, and is constant without it.
+        energy: the share that is protected after the first task; above 0, at most 1.
+        energy_of: what counts as energy: "moment" (the squared singular values of the second moment) or "data" (its
+            singular values, which are the squared ones of the inputs).
+        horizon: the number T of tasks with which the share grows as energy + (1 - energy) t / T; constant without it.
     """
 
     energy: float
@@ -69,7 +70,7 @@ class EnergyRule:
         return protected_share(self.energy, task, self.horizon)
 
     def spectrum(self, G: Tensor, space: Subspace) -> tuple[Tensor, Tensor]:
-        """Free directions of G (d, d), most energetic first, and the share of G's energy that each carries."""
+        """Return the free directions of G (d, d), most energetic first, and the share of G's energy in each."""
         if self.energy_of == "moment":
             U, s = left_singular(space.outside(G))
             return U, s**2 / (G**2).sum()
@@ -91,20 +92,27 @@ class EnergyRule:
 
 
 class InfLoRA(OwnHeads):
-    """InfLoRA, by default as the authors' code runs it on CIFAR-100.
+    """InfLoRA, by default with the settings of the authors' code for CIFAR-100.
 
     Args:
-        backbone: its layers of the roles in `sites` are adapted.
-        seed: of all draws.
-        lora: see `LoRA`; a branch of each task. InfLoRA-b5 has `blocks=5`.
-        training: see `Training`; of B and the task's head.
-        energy: the share of the inputs' energy that is protected after the first task, 0..1.
-        horizon: the number of tasks T, with which the share grows as energy + (1 - energy) t / T; "auto" is that of the
-            scenario. The share is constant where left out.
-        energy_of: "moment" (the authors' code) or "data" (the paper): whose singular values are counted.
-        design: "moment" or "inputs": whose left singular vectors A takes.
-        statistics_images: so many of the task's images, drawn anew before and after training, give the second moments;
-            all of them where left out.
+        backbone: the feature extractor; the layers of the roles in `sites` are adapted.
+        seed: the seed of every random draw.
+        lora: the form of each task's branches; see `LoRA`. InfLoRA-b5 has `blocks=5`.
+        training: how the task's B and head are trained; see `Training`.
+        energy: the share of the inputs' energy that is protected after the first task; above 0, at most 1.
+        horizon: the number T of tasks that are expected, at least 1, or "auto" for the number of tasks of the scenario.
+            The share then grows with the number t of learned tasks as energy + (1 - energy) t / T. If left out, the
+            share is constant.
+        energy_of: the matrix whose squared singular values count as energy: "moment" (the second moment of the inputs,
+            as in the authors' code) or "data" (the inputs themselves, as in the paper).
+        design: the matrix whose leading left singular vectors become the rows of A: "moment" (the free part of the
+            second moment of the inputs, as in the authors' code) or "inputs" (the free part of the inputs, as in the
+            paper).
+        statistics_images: how many random images of the task the second moments are computed from, before and again
+            after training; at least 1. If left out, all of its images are used.
+
+    Raises:
+        ValueError: a value is not allowed.
     """
 
     merges = True
@@ -147,7 +155,7 @@ class InfLoRA(OwnHeads):
         return {layer: self._space(layer) for layer in dict.fromkeys(site.name for site in self.sites)}
 
     def _moments(self, task: Task, fit: Fit, name: str) -> dict[str, Tensor]:
-        """G = mean over tokens of x x^T for each adapted layer, over the task's augmented training images."""
+        """Return by layer G, the mean of x x^T over all tokens x of the task's augmented training images."""
         images = task.train
         if self.statistics_images is not None:
             order = torch.randperm(len(images), generator=generator(self.seed, name, len(self.heads)))
@@ -157,7 +165,7 @@ class InfLoRA(OwnHeads):
         return {layer: observer.mean for layer, observer in observers.items()}
 
     def _grow_designed(self, moments: dict[str, Tensor]) -> list[Branch]:
-        """Branches whose A spans the leading free directions of the task's inputs, rows of norm 1 / sqrt 3."""
+        """Add branches whose A has the leading free directions of the task's inputs as rows, of norm 1 / sqrt 3."""
         designs = [self._design(moments[site.name], self._space(site.name)) for site in self.sites]
         open_sites = [(site, U) for site, U in zip(self.sites, designs, strict=True) if U.shape[1]]
         if not open_sites:
@@ -169,7 +177,7 @@ class InfLoRA(OwnHeads):
         return branches
 
     def _design(self, G: Tensor, space: Subspace) -> Tensor:
-        """(d, at most rank) orthonormal free directions."""
+        """Return (d, k) orthonormal free directions of the inputs, k at most `rank`, the most energetic ones."""
         G = G.double()
         free = space.outside(G) if self.design == "moment" else space.outside(space.outside(G).T)
         U, s = left_singular(free)

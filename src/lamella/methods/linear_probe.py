@@ -1,4 +1,4 @@
-"""A linear head a task on frozen features: what training the heads alone gives.
+"""A linear head for each task on frozen features: the reference that trains nothing but heads.
 
 The usual linear evaluation (for instance Chen et al., SimCLR, ICML 2020, arXiv 2002.05709, section 4.2) turned into a
 stream: each task trains its own head on its own classes, as the low-rank methods here do.
@@ -19,12 +19,12 @@ __all__ = ["LinearProbe"]
 
 
 class LinearProbe(OwnHeads):
-    """One linear head a task, trained on cached features.
+    """One linear head for each task, trained on features that are computed once.
 
     Args:
-        backbone: of any kind; it stays as it is.
-        seed: of all draws.
-        training: see `Training`; of the task's head.
+        backbone: the feature extractor, of any kind; it is not changed.
+        seed: the seed of every random draw.
+        training: how the task's head is trained; see `Training`.
     """
 
     def __init__(
@@ -42,7 +42,11 @@ class LinearProbe(OwnHeads):
         self.train_head(task, fit, data=data, features=_as_they_are)
 
     def forget(self, number: int) -> None:
-        """Drop a task's head; no other tensor knew of the task."""
+        """Remove a task's head; no other tensor depends on the task.
+
+        Args:
+            number: the place of the task in the order of learning, from 0.
+        """
         self.heads.drop(number)
 
 

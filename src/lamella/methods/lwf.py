@@ -1,4 +1,4 @@
-"""LwF: while new classes are learned, old heads go on answering the new images as they did before. No image is kept.
+"""LwF: while new classes are learned, the old heads keep their outputs on the new images. No image is kept.
 
 Li & Hoiem, "Learning without Forgetting", ECCV 2016, arXiv 1606.09282. Public code read for the form without
 given tasks and for settings: PyCIL (github.com/G-U-N/PyCIL).
@@ -6,7 +6,7 @@ given tasks and for settings: PyCIL (github.com/G-U-N/PyCIL).
     paper                       here
     theta_s                     the backbone, trained from its start
     theta_o, theta_n            the heads of older tasks, the task's own head
-    Y_o                         outputs of old heads, by a frozen copy of the model from before the task
+    Y_o                         outputs of the old heads of a frozen copy of the model as it was before the task
     L_new                       cross-entropy among the task's classes
     L_old, T                    distillation over all older classes, with `temperature`
     lambda_o                    strength
@@ -19,8 +19,8 @@ Departures (from the paper [p], from PyCIL's code [c]):
 - Y_o is computed anew for each augmented image [c], not once before training [p]; no warm-up of the new head alone [c].
 - L_old spans all older classes as one softmax [c], not one for each older task [p].
 - The first task has the rate, weight decay and shares of epochs of later ones; the code's differ somewhat [c].
-- Heads start as torch's linear layers do by default [c]. A class that comes back gets a new row, held to the old one's
-  answers.
+- Heads start as torch's linear layers do by default [c]. A class that comes back gets a new row, which is distilled
+  from the outputs of the old row.
 """
 
 from dataclasses import replace
@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.methods.shared.classifier import PYCIL, FromScratch
 from lamella.methods.shared.distillation import distillation, frozen_copy
@@ -39,14 +40,17 @@ __all__ = ["LwF"]
 
 
 class LwF(FromScratch):
-    """Fine-tuning of all weights that distils the older heads, with PyCIL's settings for CIFAR-100.
+    """Fine-tuning of all weights with distillation of the older heads, with PyCIL's settings for CIFAR-100.
 
     Args:
-        backbone: of any kind; all of it is trained.
-        seed: of all draws.
-        training: see `Training`; of the backbone and all heads.
-        strength: lambda_o, the weight of distillation; at least 0.
-        temperature: T; above 1 it softens the outputs compared.
+        backbone: the feature extractor, of any kind; all of its weights are trained.
+        seed: the seed of every random draw.
+        training: how the backbone and all heads are trained; see `Training`.
+        strength: lambda_o, the weight of the distillation loss; at least 0, and 0 is plain fine-tuning.
+        temperature: T, the temperature of the distillation; above 0. Above 1 it softens the outputs of both models.
+
+    Raises:
+        ValueError: a value is not allowed.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class LwF(FromScratch):
         teacher = frozen_copy(nn.Sequential(self.backbone, self.heads))
         head = self.heads.grow(task.classes)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             features = self.features(x)
             new = F.cross_entropy(head(features), head.columns(y))
             if not known:

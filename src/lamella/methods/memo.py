@@ -3,8 +3,8 @@
 Zhou, Wang, Ye & Zhan, "A Model or 603 Exemplars: Towards Memory-Efficient Class-Incremental Learning", ICLR 2023,
 arXiv 2205.13218. Public code read for the form and its settings: PyCIL (github.com/G-U-N/PyCIL).
 
-Layers near the input change little from task to task and are much alike, those near the output are not. So DER's whole
-extractor for each task (arXiv 2103.16788) is more than is needed, and what is saved can be spent on exemplars.
+Layers near the input change little from task to task, layers near the output change much. So a whole extractor for each
+task, as in DER (arXiv 2103.16788), is more than is needed, and the memory that is saved can hold more exemplars.
 
     paper                       here
     generalized blocks phi_g    trunk: the layers before `cut`, shared
@@ -16,14 +16,14 @@ extractor for each task (arXiv 2103.16788) is more than is needed, and what is s
 Stored after t tasks with c classes: one trunk, t tails, c (t d + 1) numbers of the classifier, and the exemplars.
 
 Departures and choices ([c]: as PyCIL's code has it):
-- The trunk is trained on in every task, as the code's configuration says [c], so that old tails, which are frozen, see
-  inputs that move.
+- The trunk is trained in every task, as in the code's configuration [c]. So the inputs of the old tails, which are
+  frozen, change.
 - The classifier's new rows are aligned after training (Zhao et al., CVPR 2020) [c]; `align=False` leaves them.
 - The first task has no auxiliary loss and no alignment [c]; its rate, weight decay and shares of epochs are those of
   later ones.
 - A new tail starts as a copy of the last one [c].
-- New columns and rows start as torch's linear layer does by default. Of classes that come back the new rows count, as
-  new ones.
+- New columns and rows start as torch's linear layer does by default. A class that comes back gets a new row, which
+  replaces its old one and counts as new.
 """
 
 from dataclasses import replace
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.backbones.resnets import block_names, check_split, split
+from lamella.data.samples import Samples
 from lamella.memory.exemplars import Kept
 from lamella.methods.shared.classifier import PYCIL
 from lamella.methods.shared.expanding import Expanding
@@ -43,22 +44,22 @@ __all__ = ["MEMO"]
 
 
 class MEMO(Expanding):
-    """A shared trunk and one tail a task, with PyCIL's settings for CIFAR-100.
+    """A shared trunk and one tail for each task, with PyCIL's settings for CIFAR-100.
 
     Args:
-        backbone: a residual network; trunk and first tail.
-        seed: of all draws.
-        training: see `Training`; of trunk, newest tail and all heads.
-        kept: images of old classes; see `Kept`.
-        auxiliary_weight: of the auxiliary classifier's loss; at least 0.
-        align: whether new rows are scaled to the mean length of old ones after training.
-        cut: the stage or block where tails begin, such as "stage3" or "layer4.1"; the last stage where left out.
+        backbone: a residual network, which is cut into the trunk and the tail of the first task.
+        seed: the seed of every random draw.
+        training: how the trunk, the newest tail and all heads are trained; see `Training`.
+        kept: how many images of old classes are kept, and which; see `Kept`.
+        auxiliary_weight: the factor of the auxiliary classifier's loss; at least 0, and 0 leaves the loss out.
+        align: whether the classifier rows of new classes are scaled after training to the mean length of the old ones.
+        cut: the stage or block where the tails begin, such as "stage3" or "layer4.1". If left out, the last stage.
 
     Attributes:
-        tails: those of the second and later tasks; the first is the backbone's own.
+        tails: the tails of the second and later tasks; the first tail is part of the backbone.
 
     Raises:
-        ValueError: the backbone has no stages of convolutions, or no such stage or block.
+        ValueError: a value is not allowed, or the backbone has no stages of convolutions, or no such stage or block.
     """
 
     copies = "tails"
@@ -76,22 +77,23 @@ class MEMO(Expanding):
         align: bool = True,
         cut: str | None = None,
     ) -> None:
+        cut = cut or block_names(backbone.model)[-1].split(".")[0]  # refuses a network without stages before all else
         super().__init__(
             backbone, seed=seed, training=training, kept=kept, auxiliary_weight=auxiliary_weight, align=align
         )
-        self.cut = cut or block_names(backbone.model)[-1].split(".")[0]
-        check_split(backbone.model, self.cut, backbone.transform.size)  # refuses what cannot be cut there
+        self.cut = cut
+        check_split(backbone.model, self.cut, backbone.transform)  # refuses what cannot be cut there
 
     def first(self) -> nn.Module:
         return split(self.backbone.model, self.cut)[1]
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Samples) -> Tensor:
         """(n, t d) features of all tails, oldest first."""
         trunk, first = split(self.backbone.model, self.cut)
         shared = trunk(x)
         return torch.cat([tail(shared) for tail in (first, *self.tails)], dim=1)
 
     def trained(self, newest: nn.Module) -> tuple[list[nn.Parameter], list[nn.Module]]:
-        """The trunk and the newest tail; statistics of old tails stay."""
+        """Return the weights of the trunk and the newest tail, and these two; statistics of old tails stay."""
         modules = [split(self.backbone.model, self.cut)[0], newest]
         return [weight for module in modules for weight in module.parameters()], modules

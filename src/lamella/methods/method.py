@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lamella.adapters.adapter import Adapted, Site
 from lamella.backbones import Backbone
-from lamella.data.images import ImageSet, TensorSet
+from lamella.data.loading import Examples
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Exemplars
 from lamella.memory.signatures import Signature
@@ -18,8 +19,8 @@ from lamella.training.fit import Fit
 
 __all__ = ["STATISTICS_GO_ON", "Method", "MethodOnBase"]
 
-STATISTICS_GO_ON = "their statistics take in the new images beside the old ones"
-"""What a method that classifies by class statistics makes of more images of a class."""
+STATISTICS_GO_ON = "their statistics take in the new {noun}s beside the old ones"
+"""What a method that classifies by class statistics makes of more samples of a class."""
 
 
 class Method(nn.Module, ABC):
@@ -44,18 +45,18 @@ class Method(nn.Module, ABC):
                 loss = lambda x, y: F.cross_entropy(head(self.features(x)), head.columns(y))
                 fit(task.train, loss, head.parameters(), epochs=self.epochs, lr=0.01, batch_size=64)
 
-    In the shapes below n is the number of images in a batch, d the width of the features, and "classes" the number of
+    In the shapes below n is the number of samples in a batch, d the width of the features, and "classes" the number of
     classes seen so far.
 
     Attributes:
         backbone: The feature extractor, which a method may adapt or train.
         seed: The number from which all random draws are made, together with their names.
         heads: The linear heads of all tasks, where the method has such heads; the defaults use them.
-        exemplars: The images that are kept of old tasks, where the method keeps any; the defaults use them.
+        exemplars: The samples that are kept of old tasks, where the method keeps any; the defaults use them.
         base: The method that this one is built on; None for a method that stands alone. See `MethodOnBase`.
         sites: Where the method's adapters sit; empty where it has none.
-        routed: Whether experts are chosen for each image. Then a given task changes the features, and the experts of
-            old tasks stay as they are, so that images of a new task cannot show how features of old ones drift.
+        routed: Whether experts are chosen for each sample. Then a given task changes the features, and the experts of
+            old tasks stay as they are, so that samples of a new task cannot show how features of old ones drift.
         widens: Whether the features get wider with each task.
         changes_backbone: Whether the backbone's own weights are trained.
         merges: Whether adapters are folded into the weights of the layers in `sites`.
@@ -106,15 +107,16 @@ class Method(nn.Module, ABC):
         )
 
     def what_more_images_do(self) -> str:
-        """What becomes of a class that comes back with more images, as the end of a sentence about them."""
+        """What becomes of a class that comes back with more samples, as the end of a sentence about them."""
+        noun = self.backbone.transform.noun
         if isinstance(self._modules.get("exemplars"), Exemplars):
-            return "learned anew from these images and those that the memory has of them"
+            return f"learned anew from these {noun}s and those that the memory has of them"
         if isinstance(self._modules.get("heads"), Heads):
-            return "learned anew from these images alone: what their earlier images taught no longer counts for them"
-        return STATISTICS_GO_ON
+            return f"learned anew from these {noun}s alone: what their earlier {noun}s taught no longer counts for them"
+        return STATISTICS_GO_ON.format(noun=noun)
 
-    def with_exemplars(self, data: ImageSet | TensorSet) -> ImageSet | TensorSet:
-        """The data and all images that the method keeps of old tasks, as one set; `data` where it keeps none."""
+    def with_exemplars(self, data: Examples) -> Examples:
+        """The data and all samples that the method keeps of old tasks, as one set; `data` where it keeps none."""
         exemplars = self._modules.get("exemplars")
         return exemplars.join(data) if isinstance(exemplars, Exemplars) else data
 
@@ -125,30 +127,34 @@ class Method(nn.Module, ABC):
         """Global class ids in the order of the columns of `predict`: the order in which they were first learned."""
         return self._heads("classes").classes
 
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) features of normalised images (n, 3, size, size), on which the method classifies."""
+    def features(self, x: Samples) -> Tensor:
+        """(n, d) features of n samples, as the backbone takes them, on which the method classifies."""
         return self.backbone(x)
 
     def classify(self, features: Tensor) -> Tensor:
         """(n, classes) finite logits of features (n, d)."""
         return self._heads("classify")(features)
 
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, d) features and (n, classes) logits of images, from one forward pass where that can be."""
+    def features_and_logits(self, x: Samples) -> tuple[Tensor, Tensor]:
+        """(n, d) features and (n, classes) logits of samples, from one forward pass where that can be."""
         features = self.features(x)
         return features, self._logits(features, x)
 
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes) finite logits of images (n, 3, size, size); those of an image do not depend on its batch.
+    def predict(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) finite logits of n samples; those of a sample do not depend on its batch.
 
         Args:
-            x: Normalised images.
+            x: Samples as the backbone takes them, such as normalised images (n, 3, size, size).
             task: The global ids of the classes to choose from, where the test names them; all others then fall far
                 below these. All classes compete where it is left out.
         """
-        return only_columns(self.features_and_logits(x)[1], self.classes, task)
+        # Not always by `features_and_logits`, whose default asks `predict` where a class overrides that: such a class
+        # may call this default.
+        whole = type(self).features_and_logits is not Method.features_and_logits
+        logits = self.features_and_logits(x)[1] if whole else self.classify(self.features(x))
+        return only_columns(logits, self.classes, task)
 
-    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
+    def readouts(self, x: Samples) -> Mapping[str, Tensor]:
         """All classifications that one training gives, from one forward pass, each (n, classes).
 
         They are named by what was taken off: "" is the method's own prediction, "base" that of what it is built on,
@@ -156,13 +162,13 @@ class Method(nn.Module, ABC):
         """
         return {"": self.predict(x)}
 
-    def features_and_readouts(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def features_and_readouts(self, x: Samples) -> tuple[Tensor, Mapping[str, Tensor]]:
         """(n, d) features and all `readouts`, from one forward pass."""
         features, logits = self.features_and_logits(x)
         return features, {"": logits}
 
-    def logits_and_typicality(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, classes) logits, and (n,) scores that are low for images like none that were learned; one forward pass.
+    def logits_and_typicality(self, x: Samples) -> tuple[Tensor, Tensor]:
+        """(n, classes) logits, and (n,) scores that are low for samples like none that were learned; one forward pass.
 
         By default the negative energy, the log of the sum of exponentiated logits (Liu et al., NeurIPS 2020, arXiv
         2010.03759).
@@ -213,8 +219,8 @@ class Method(nn.Module, ABC):
         """By layer, the directions of its inputs that old tasks use and that new ones are kept away from."""
         return {}
 
-    def _logits(self, features: Tensor, x: Tensor) -> Tensor:
-        """(n, classes) of images whose features are known: by `predict` where the class writes that, for `classify`."""
+    def _logits(self, features: Tensor, x: Samples) -> Tensor:
+        """(n, classes) of samples with these features: by `predict` where the class writes that, else by `classify`."""
         return self.classify(features) if type(self).predict is Method.predict else self.predict(x)
 
     def _has_heads_on_the_backbone(self) -> bool:
@@ -268,7 +274,7 @@ class MethodOnBase(Method):
     def classes(self) -> tuple[int, ...]:
         return self.base.classes
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Samples) -> Tensor:
         """(n, d) features of the base."""
         return self.base.features(x)
 
@@ -284,10 +290,10 @@ class MethodOnBase(Method):
     def protected(self) -> Mapping[str, Subspace | Signature]:
         return self.base.protected()
 
-    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
+    def readouts(self, x: Samples) -> Mapping[str, Tensor]:
         return self.features_and_readouts(x)[1]
 
-    def features_and_readouts(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def features_and_readouts(self, x: Samples) -> tuple[Tensor, Mapping[str, Tensor]]:
         features, base = self.base.features_and_readouts(x)
         return features, self.with_own(self._logits(features, x), base)
 

@@ -3,7 +3,7 @@
 Mensink et al., "Distance-Based Image Classification", TPAMI 2013; as a baseline for pre-trained models: Zhou et al.,
 "Revisiting Class-Incremental Learning with Pre-Trained Models" (SimpleCIL), IJCV 2024, arXiv 2303.07338.
 
-Departures: none. A class that comes back moves its mean by counts.
+Departures: none. If a class comes back, its mean is that of all its images.
 """
 
 from torch import Tensor
@@ -19,7 +19,12 @@ __all__ = ["NearestMean"]
 
 
 class NearestMean(Method):
-    """Cosine with the mean feature of each class."""
+    """Classification by the cosine between an image's features and the mean features of each class.
+
+    Args:
+        backbone: the feature extractor, of any kind; it is not changed.
+        seed: the seed of every random draw; this method makes none.
+    """
 
     def __init__(self, backbone: Backbone, *, seed: int = 0) -> None:
         super().__init__()

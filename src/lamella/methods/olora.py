@@ -1,4 +1,4 @@
-"""O-LoRA: a low-rank branch per task, pushed by a penalty to read directions that no older branch reads.
+"""O-LoRA: a low-rank branch for each task, with a penalty on reading directions that an older branch reads.
 
 Wang et al., "Orthogonal Subspace Learning for Language Model Continual Learning", Findings of EMNLP 2023,
 arXiv 2310.14152. Authors' code: github.com/cmnfriend/O-LoRA. Not OLoRA (arXiv 2406.01775), a start for LoRA by QR.
@@ -19,12 +19,12 @@ Departures (from the paper [p], from the authors' code [c]):
 - The default sums |O|, as the code does; `penalty="squared"` is the paper's. The published weight 0.5 belongs to |O|.
 - lambda_2, a weight of the norms of the new A's and B's in the paper's appendix, is not here; it is 0 in the first
   scripts of the code.
-- Branches are merged after each task, not after the last [p]; the code multiplies all of them out at every pass [c].
-  What is computed is the same.
-- Sites are key and value with one A, as in this package's other methods, so that a table compares like with like. The
-  paper's are `sites=("query", "value")`.
-- Images and a head per task, not text, with the training settings of `seq-lora`. Scale 1 and no dropout; the code's are
-  `alpha=32` at rank 8 and `dropout=0.1` [c].
+- Branches are merged after each task, not after the last [p]; the code computes the products of all branches in every
+  pass [c]. The result is the same.
+- The sites are key and value with one A, as in this package's other methods, so that a table compares equal conditions.
+  The paper's are `sites=("query", "value")`.
+- Images and a head for each task, not text, with the training settings of `seq-lora`. Scale 1 and no dropout; the code
+  has `alpha=32` at rank 8 and `dropout=0.1` [c].
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.methods.shared.own_heads import OwnHeads, factors
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
@@ -46,14 +46,14 @@ from lamella.training.recipe import LoRA, Training
 __all__ = ["OLoRA", "ReadRows"]
 
 
-class ReadRows(Growing):
-    """Rows of the A's that older tasks trained on one site.
+class ReadRows(Resizable):
+    """The rows of the A's that older tasks trained on one site.
 
     Attributes:
-        rows: (older tasks * rank, d_in).
+        rows: (older tasks * rank, d_in), in the order of learning.
     """
 
-    growing = ("rows",)
+    resizable = ("rows",)
     for_training = True
     rows: Tensor
 
@@ -62,11 +62,11 @@ class ReadRows(Growing):
         self.register_buffer("rows", torch.zeros(0, width))
 
     def add(self, A: Tensor) -> None:
-        """Take in a trained A (rank, d_in)."""
+        """Append the rows of a trained A (rank, d_in)."""
         self.rows = torch.cat([self.rows.to(A), A.detach()])
 
     def overlap(self, A: Tensor) -> Tensor:
-        """(older tasks * rank, rank) inner products with the rows of A (rank, d_in)."""
+        """Return the (older tasks * rank, rank) inner products with the rows of A (rank, d_in)."""
         # Autocast would round them to bfloat16, and the penalty is about products that are nearly zero.
         with torch.autocast(A.device.type, enabled=False):
             return self.rows @ A.T
@@ -76,12 +76,16 @@ class OLoRA(OwnHeads):
     """O-LoRA, with the authors' weight of the penalty and this package's settings for images.
 
     Args:
-        backbone: its layers of the roles in `sites` are adapted.
-        seed: of all draws.
-        lora: see `LoRA`; a branch of each task.
-        training: see `Training`; of the branch and the task's head.
-        orthogonality: lambda_1, at least 0.
-        penalty: "absolute" (the authors' code) or "squared" (the paper).
+        backbone: the feature extractor; the layers of the roles in `sites` are adapted.
+        seed: the seed of every random draw.
+        lora: the form of each task's branches; see `LoRA`.
+        training: how the task's branches and head are trained; see `Training`.
+        orthogonality: lambda_1, the weight of the penalty; at least 0, and 0 leaves the penalty out.
+        penalty: what is summed over the inner products of new and old rows of A: "absolute" (their absolute values, as
+            in the authors' code) or "squared" (their squares, as in the paper).
+
+    Raises:
+        ValueError: a value is not allowed.
     """
 
     merges = True
@@ -114,7 +118,11 @@ class OLoRA(OwnHeads):
         merge(self.sites, "new")  # W <- W + B A
 
     def penalties(self, branches: Sequence[Branch]) -> Tensor | float:
-        """lambda_1 sum L(A_i, A_t), for the new branches in the order of the sites; 0 where there is no older one."""
+        """Return lambda_1 sum L(A_i, A_t); 0 for the first task.
+
+        Args:
+            branches: the new branches, in the order of the sites.
+        """
         total: Tensor | float = 0.0
         for site, branch in zip(self.sites, branches, strict=True):
             read = self._read(site)

@@ -38,8 +38,9 @@ from torch import Tensor
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.methods.method import Method
 from lamella.methods.shared.heads import Heads
 from lamella.methods.shared.own_heads import factors, with_head
@@ -52,7 +53,14 @@ RIDGES = tuple(10.0**power for power in range(-8, 9))
 
 
 def best_ridge(h: Tensor, y: Tensor, h_held: Tensor, y_held: Tensor) -> float:
-    """The lambda of RIDGES whose solution on h (n, M), y (n, c) has the least squared error on the held-out images."""
+    """Return the lambda of RIDGES whose solution has the smallest squared error on held-out images.
+
+    Args:
+        h: (n, M), the projected features of the other images.
+        y: (n, c), their one-hot targets.
+        h_held: (m, M), the projected features of the held-out images.
+        y_held: (m, c), their one-hot targets.
+    """
     # h_held (h^T h + l)^-1 h^T y = h_held h^T (h h^T + l)^-1 y: the smaller matrix is decomposed once for every l.
     if len(h) > h.shape[1]:
         K, left, right = h.T @ h, h_held, h.T @ y
@@ -64,20 +72,24 @@ def best_ridge(h: Tensor, y: Tensor, h_held: Tensor, y_held: Tensor) -> float:
     return RIDGES[errors.index(min(errors))]
 
 
-class RanPAC(Growing, Method):
-    """Random projections and a ridge solution over all classes.
+class RanPAC(Resizable, Method):
+    """Random projections of features, and a ridge regression over all classes.
 
     Args:
-        backbone: its layers of the roles in `sites` are adapted to the first task.
-        seed: of all draws.
-        lora: see `LoRA`; of the first task.
-        training: see `Training`; of that LoRA and a head, which is then thrown away.
-        projections: M; learning needs M x M and images x M numbers in float64, and M x M are stored: 32 MB for 2000.
-        ridge: lambda; chosen anew with each task where left out.
-        adapt: "first-task" (a LoRA trained on the first task, then frozen) or "none".
+        backbone: the feature extractor; the layers of the roles in `sites` are adapted to the first task.
+        seed: the seed of every random draw.
+        lora: the form of the branches that are trained on the first task; see `LoRA`.
+        training: how these branches and a head are trained on the first task; see `Training`. The head is then removed.
+        projections: M, the number of random projections; at least 1. M x M numbers in float64 are stored, 32 MB for
+            2000; learning a task of n images needs n x M more.
+        ridge: lambda, the strength of the regularisation; above 0. If left out, each task chooses one.
+        adapt: how the backbone is adapted: "first-task" (a LoRA is trained on the first task, then frozen) or "none".
+
+    Raises:
+        ValueError: a value is not allowed.
     """
 
-    growing = ("ids", "Q", "solution")
+    resizable = ("ids", "Q", "solution")
 
     ids: Tensor
     projection: Tensor
@@ -113,8 +125,8 @@ class RanPAC(Growing, Method):
         self.adapt = adapt
         self.sites = lora.attach(backbone) if adapt == "first-task" else ()
         W = torch.randn(backbone.width, projections, dtype=torch.float64, generator=generator(seed, "ranpac", "W"))
-        self.register_buffer("projection", W, persistent=False)  # drawn again, not stored;
-        self.register_buffer("check", W.mean(0))  # this tells whether it came out as it was
+        self.register_buffer("projection", W, persistent=False)  # not stored but drawn again;
+        self.register_buffer("check", W.mean(0))  # tells on loading whether the draw is the same
         self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("chosen", torch.ones((), dtype=torch.float64))
         self.register_buffer("G", torch.zeros(projections, projections, dtype=torch.float64))
@@ -126,11 +138,11 @@ class RanPAC(Growing, Method):
         return self.known("ids")
 
     def classify(self, features: Tensor) -> Tensor:
-        """(n, classes) regression scores: about 1 for the class, 0 for the others."""
+        """(n, classes) regression scores: about 1 for the right class, 0 for the others."""
         return (self.project(features) @ self.solution).to(torch.promote_types(features.dtype, torch.float32))
 
     def project(self, features: Tensor) -> Tensor:
-        """(n, d) -> (n, M) float64: relu(f W). Matrix products in float64 are beyond autocast's reach."""
+        """Return relu(f W), (n, M) float64, for features f (n, d). Autocast leaves products in float64 alone."""
         return F.relu(features.double() @ self.projection)
 
     def learn(self, task: Task, fit: Fit) -> None:
@@ -148,18 +160,18 @@ class RanPAC(Growing, Method):
         self.solution = torch.cholesky_solve(self.Q, torch.linalg.cholesky(self.G + level)).contiguous()
 
     def _adapt(self, task: Task, fit: Fit) -> None:
-        """Train a LoRA and a head on the first task; the LoRA stays, the head goes."""
+        """Train a LoRA and a head on the first task; only the LoRA is kept."""
         branches = self.lora.grow(self.sites, "first", generator(self.seed, "lora"))
         head = Heads(self.backbone.width, self.recipe.head_start, self.seed).grow(task.classes).to(self.G.device)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))
 
         training = self.recipe.of_task(0)
         fit(task.train, loss, with_head(factors(branches), head, training), training)
 
     def _chosen(self, h: Tensor, y: Tensor, task: int) -> float:
-        """Lambda: as given, or chosen on a random fifth of the task's own training images, the others teaching."""
+        """Return lambda: the given one, or the one that is best on a random fifth of the task's training images."""
         if self.ridge is not None or len(h) < 5:
             return float(self.chosen) if self.ridge is None else self.ridge
         order = torch.randperm(len(h), generator=generator(self.seed, "ranpac", "held out", task)).to(h.device)

@@ -1,4 +1,4 @@
-"""Experience replay: all weights are trained on the new images together with a few kept of each old class.
+"""Experience replay: all weights are trained on the new images and on a few kept images of each old class.
 
 Rolnick, Ahuja, Schwarz, Lillicrap & Wayne, "Experience Replay for Continual Learning", NeurIPS 2019, arXiv 1811.11682;
 Chaudhry et al., "On Tiny Episodic Memories in Continual Learning", 2019, arXiv 1902.10486. Public code read for the
@@ -17,7 +17,7 @@ Departures (from the papers [p], from PyCIL's code [c]):
 - The memory is filled when a task is finished [c], not while images stream by [p]; herding by default [c].
 - 170 epochs with falls at 0.47 and 0.705 of them, as for the other methods with exemplars; the code has 70, with falls
   at 30 and 50, and for the first task 200 with a weight decay of 5e-4 [c].
-- Of a class that comes back the row learned last counts.
+- A class that comes back gets a new row in the classifier, which replaces its old one.
 """
 
 from dataclasses import replace
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Kept
 from lamella.methods.shared.classifier import PYCIL, FromScratch
@@ -36,13 +37,13 @@ __all__ = ["Replay"]
 
 
 class Replay(FromScratch):
-    """All weights, trained on new images and kept ones.
+    """Training of all weights on the new images and the kept ones.
 
     Args:
-        backbone: of any kind; all of it is trained.
-        seed: of all draws.
-        training: see `Training`; of the backbone and all heads.
-        kept: images of old classes; see `Kept`.
+        backbone: the feature extractor, of any kind; all of its weights are trained.
+        seed: the seed of every random draw.
+        training: how the backbone and all heads are trained; see `Training`.
+        kept: how many images of old classes are kept, and which; see `Kept`.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Replay(FromScratch):
         data = self.exemplars.join(task.train, task.classes)
         self.heads.grow(task.classes)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             return F.cross_entropy(self.heads(self.features(x)), self.heads.columns(y))
 
         self.train_weights(fit, data, loss, self.backbone.used_weights())

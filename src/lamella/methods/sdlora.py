@@ -1,24 +1,25 @@
-"""SD-LoRA: directions of old tasks stay, the magnitudes of all of them keep training.
+"""SD-LoRA: the directions of old tasks are frozen, and every task trains the magnitudes of all directions.
 
 Wu et al., "SD-LoRA: Scalable Decoupled Low-Rank Adaptation for Class Incremental Learning", ICLR 2025,
 arXiv 2501.13198. Authors' code: github.com/WuYichen-97/SD-Lora-CL.
 
 A layer's update after task t is the sum over i <= t of alpha_i (B_i A_i) / (|B_i|_F |A_i|_F). Task t trains its own
-pair and every alpha; the directions of tasks i < t are frozen. There is nothing to choose at test time: one pass.
+pair and every alpha; the directions of tasks i < t are frozen. A prediction needs one pass, and no choice of a task.
 
     paper                       here
     A_i B_i, their product      branch.B @ branch.A: A reduces, B expands
-    direction of task i         branches "task{i}-{site}", each scaled to |B| |A| = 1 once its task is over
-    alpha_i                     alphas[i]: one value a site, or one for all
+    direction of task i         branches "task{i}-{site}", each scaled to |B| |A| = 1 after its task
+    alpha_i                     alphas[i]: one value for each site, or one for all sites
 
 As the authors' code has it: the norm is the product |B| |A|, not |B A|; a pair is not normalised while its own task
 trains, since B starts at zero and has no direction yet, but its alpha trains beside it; alpha starts at 0.8; the rank
 is 10; the classes of each task compete among themselves.
 
 Departures (from the authors' code [c]):
-- `magnitudes="carried"`: every site has its own alpha, which takes up the norm of its pair when the task ends and goes
-  on from there, so that normalising changes no output. The code has one alpha a task for all layers, and starts all of
-  them again at 0.8 with each task, which scales old updates anew: `magnitudes="restarted"` [c].
+- `magnitudes="carried"`: every site has its own alpha. When the task ends, the alpha is multiplied by the norm of its
+  pair, so that normalising the pair changes no output, and later tasks train it from this value. The code has one alpha
+  for each task and all layers, and sets all of them back to 0.8 before each task, which changes the old updates:
+  `magnitudes="restarted"` [c].
 - Sites are key and value, like the other LoRA methods here; the code's are sites = ["query", "value"] [c].
 - Adam, 5e-4 and InfLoRA's schedule, like the others; the code trains with SGD, momentum 0.9, a constant rate of about
   0.01, batches of 128 for 20 epochs [c]. The configuration `sdlora-cifar100-10` has the code's settings.
@@ -36,6 +37,7 @@ from lamella.adapters.adapter import Branch, using
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.methods.shared.own_heads import OwnHeads, factors
 from lamella.training.fit import Fit
@@ -45,15 +47,20 @@ __all__ = ["SDLoRA"]
 
 
 class SDLoRA(OwnHeads):
-    """A direction per task and site, and a magnitude for each that all later tasks train.
+    """A direction for each task and site, which is then frozen, and magnitudes that all later tasks train.
 
     Args:
-        backbone: its layers of the roles in `sites` are adapted.
-        seed: of all draws.
-        lora: see `LoRA`; a pair of each task.
-        training: see `Training`; of the pair, the magnitudes and the task's head.
-        magnitudes: "carried" (one a site, going on from task to task) or "restarted" (one a task, the authors' code).
-        magnitude_start: of a new task's magnitudes; not 0.
+        backbone: the feature extractor; the layers of the roles in `sites` are adapted.
+        seed: the seed of every random draw.
+        lora: the form of each task's pairs A, B; see `LoRA`.
+        training: how the task's pairs and head, and all magnitudes, are trained; see `Training`.
+        magnitudes: which magnitudes there are: "carried" (one for each task and site, whose training continues from
+            task to task) or "restarted" (one for each task, set back to `magnitude_start` before each task, as in the
+            authors' code).
+        magnitude_start: the magnitudes of a new task before training; not 0.
+
+    Raises:
+        ValueError: a value is not allowed.
     """
 
     removed: ClassVar[dict[str, Any]] = {"rank_reduction": []}
@@ -76,8 +83,8 @@ class SDLoRA(OwnHeads):
         self.magnitude_start = magnitude_start
         self.alphas = nn.ParameterList()
 
-    def features(self, x: Tensor) -> Tensor:
-        """(n, d) features under all directions so far, each with its magnitude."""
+    def features(self, x: Samples) -> Tensor:
+        """(n, d) features of the backbone with all directions so far, each with its magnitude."""
         with using(self.sites, {_name(t, k): a[k % len(a)] for t, a in enumerate(self.alphas) for k in self._numbers}):
             return self.backbone(x)
 
@@ -95,21 +102,21 @@ class SDLoRA(OwnHeads):
         return tuple(_name(task, k) for k in self._numbers)
 
     def _grow(self, number: int) -> list[Branch]:
-        """The pairs of a new task: an adapter for each site, so that each site can have its own magnitude."""
+        """Add the pairs of a new task, one adapter for each site, so that each site can have its own magnitude."""
         draws = generator(self.seed, "sdlora", number)
         return [
             branch for k, site in enumerate(self.sites) for branch in self.lora.grow([site], _name(number, k), draws)
         ]
 
     def _start(self) -> nn.Parameter:
-        """Magnitudes of a task before they are trained, (sites,) or (1,)."""
+        """Return the untrained magnitudes of a task, (sites,) or (1,)."""
         count = len(self.sites) if self.magnitudes == "carried" else 1
         weight = self.sites[0].layer.weight
         return nn.Parameter(torch.full((count,), self.magnitude_start, device=weight.device), requires_grad=False)
 
     @torch.no_grad()
     def _normalise(self, pairs: Sequence[Branch]) -> None:
-        """Scale each newest pair to |B| |A| = 1 and let its magnitude take the factor, so that no output changes."""
+        """Scale each newest pair to |B| |A| = 1 and multiply its magnitude by the factor, so that no output changes."""
         norms = torch.stack([branch.A.norm() * branch.B.norm() for branch in pairs]).float()
         norms = torch.where(norms > 0, norms, 1.0)  # a pair that learned nothing has no direction
         for branch, norm in zip(pairs, norms, strict=True):

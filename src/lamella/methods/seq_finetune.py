@@ -1,7 +1,7 @@
-"""Sequential fine-tuning: every weight of the backbone, task after task, with nothing against forgetting.
+"""Sequential fine-tuning: all weights are trained on task after task, and nothing prevents forgetting.
 
 The classic demonstration of forgetting: McCloskey & Cohen, "Catastrophic Interference in Connectionist Networks",
-1989. Changes the backbone, so all of it is stored.
+1989. The method changes the backbone, so a stored model contains all of it.
 
 Departures: each task trains its own head on its own classes; eval mode (no dropout, frozen batch-norm statistics).
 """
@@ -16,12 +16,12 @@ __all__ = ["SeqFinetune"]
 
 
 class SeqFinetune(OwnHeads):
-    """All weights, trained on.
+    """Training of all weights on task after task.
 
     Args:
-        backbone: of any kind; all of it is trained.
-        seed: of all draws.
-        training: see `Training`; of the backbone, and with its `head_lr` of the task's head.
+        backbone: the feature extractor, of any kind; all of its weights are trained.
+        seed: the seed of every random draw.
+        training: how the backbone, and with `head_lr` the task's head, are trained; see `Training`.
     """
 
     changes_backbone = True

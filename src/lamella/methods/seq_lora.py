@@ -1,13 +1,14 @@
-"""Sequential LoRA: one adapter, trained on task after task, with nothing against forgetting.
+"""Sequential LoRA: one adapter is trained on task after task, and nothing prevents forgetting.
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685. The honest lower
-reference of every LoRA method for continual learning. Given all tasks as one it is `joint`, the upper bound.
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685. This is the lower
+reference, which every LoRA method for continual learning should exceed. Given all tasks as one it is `joint`, the upper
+bound.
 
     paper           here
     r               rank
-    alpha / r       alpha / rank; 1 where `alpha` is left out, as InfLoRA's code has it
+    alpha / r       alpha / rank; 1 if `alpha` is left out, as in InfLoRA's code
 
-Departures: the sites are key and value, InfLoRA's; each task trains its own head on its own classes.
+Departures: the sites are key and value, as in InfLoRA; each task trains its own head on its own classes.
 """
 
 from lamella.backbones import Backbone
@@ -21,13 +22,13 @@ __all__ = ["SeqLoRA"]
 
 
 class SeqLoRA(OwnHeads):
-    """One LoRA, trained on.
+    """One LoRA, trained on task after task.
 
     Args:
-        backbone: its layers of the roles in `sites` are adapted.
-        seed: of all draws.
-        lora: see `LoRA`; the one adapter.
-        training: see `Training`; of the adapter and the task's head.
+        backbone: the feature extractor; the layers of the roles in `sites` are adapted.
+        seed: the seed of every random draw.
+        lora: the form of the adapter; see `LoRA`.
+        training: how the adapter and the task's head are trained; see `Training`.
     """
 
     def __init__(

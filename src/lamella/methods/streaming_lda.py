@@ -27,7 +27,9 @@ class StreamingLDA(Method):
     """Fisher's linear discriminant on frozen features.
 
     Args:
-        shrinkage: 0..1, towards a multiple of the identity.
+        backbone: the feature extractor, of any kind; it is not changed.
+        seed: the seed of every random draw; this method makes none.
+        shrinkage: the share of a multiple of the identity in the covariance; above 0, at most 1.
     """
 
     def __init__(self, backbone: Backbone, *, seed: int = 0, shrinkage: float = 0.1) -> None:

@@ -1,10 +1,10 @@
-"""WA: distillation with exemplars, then the rows of new classes are made as long on average as those of old ones.
+"""WA: training with exemplars and distillation, then new classifier rows are scaled to the length of old ones.
 
 Zhao et al., "Maintaining Discrimination and Fairness in Class Incremental Learning", CVPR 2020, arXiv 1911.07053.
 Public code read for settings: PyCIL (github.com/G-U-N/PyCIL).
 
-A network trained on many new images and few old ones ends with longer weight rows for the new classes, and so prefers
-them. Distillation keeps old classes apart from each other; the one factor gamma takes the preference away.
+A network that is trained on many new images and few old ones gets longer weight rows for the new classes, so it prefers
+them. Distillation keeps the old classes apart from each other; the factor gamma removes the preference for new ones.
 
     paper                       here
     L_CE                        cross-entropy over all classes seen, on the task's images and the exemplars
@@ -16,9 +16,11 @@ them. Distillation keeps old classes apart from each other; the one factor gamma
 
 Departures (from the paper [p], from PyCIL's code [c]):
 - The code does not clip weights, and has L_CE + 2 L_KD at any number of classes [c]: `positive_weights=False`,
-  `strength=2`. The paper's lambda wants the paper's clipping: new classes keep their lead without (docs/results.md).
+  `strength=2`. The paper's lambda needs the paper's clipping; without it new classes are still preferred
+  (docs/results.md).
 - The first task has the rate, weight decay and shares of epochs of later ones; the code's differ somewhat [c].
-- Heads start as torch's linear layers do by default. Of classes that come back the new rows count, and as new ones.
+- Heads start as torch's linear layers do by default. A class that comes back gets a new row, which replaces its old one
+  and counts as new.
 """
 
 from dataclasses import replace
@@ -28,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Kept
 from lamella.methods.shared.classifier import PYCIL, FromScratch, align_new_rows
@@ -39,16 +42,20 @@ __all__ = ["WA"]
 
 
 class WA(FromScratch):
-    """Replay with distillation, clipping and weight alignment; schedule and memory are PyCIL's for CIFAR-100.
+    """Replay with distillation, weight clipping and weight alignment, with PyCIL's schedule and memory for CIFAR-100.
 
     Args:
-        backbone: of any kind; all of it is trained.
-        seed: of all draws.
-        training: see `Training`; of the backbone and all heads.
-        kept: images of old classes; see `Kept`.
-        strength: a fixed weight of L_KD beside L_CE (PyCIL: 2); where left out, the weights are lambda and 1 - lambda.
-        temperature: T; above 1 it softens the outputs compared.
-        positive_weights: whether the heads' weights are kept from falling below 0.
+        backbone: the feature extractor, of any kind; all of its weights are trained.
+        seed: the seed of every random draw.
+        training: how the backbone and all heads are trained; see `Training`.
+        kept: how many images of old classes are kept, and which; see `Kept`.
+        strength: a fixed weight of L_KD beside L_CE; at least 0. PyCIL has 2. If left out, the weights are lambda and
+            1 - lambda, as in the paper.
+        temperature: T, the temperature of the distillation; above 0. Above 1 it softens the outputs of both models.
+        positive_weights: whether negative weights of the heads are set to 0 after each step.
+
+    Raises:
+        ValueError: a value is not allowed.
     """
 
     def __init__(
@@ -78,7 +85,7 @@ class WA(FromScratch):
         share = len(older) / len(self.classes)  # lambda
         weights = (1 - share, share) if self.strength is None else (1.0, self.strength)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             logits = self.heads(self.features(x))
             right = F.cross_entropy(logits, self.heads.columns(y))
             if not known:

@@ -11,10 +11,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from lamella.common.version import __version__
-from lamella.serving.gate import Gate
+from lamella.serving.gate import RequestGate
 from lamella.serving.learning import add_learning
 from lamella.serving.limits import Limits
-from lamella.serving.measures import Measured
+from lamella.serving.measures import MeasuredRequests
 from lamella.serving.schemas import ELSEWHERE, FAULTS, ClassRow, Health, Predicted, Predictions, TaskRow
 from lamella.serving.service import Service
 
@@ -64,8 +64,8 @@ def create_app(model: Path, *, token: str, limits: Limits | None = None, hosts: 
     _add_predicting(app, service)
     add_learning(app, service)
     _add_faults(app)
-    app.add_middleware(Gate, token=token, limits=service.limits, hosts=hosts)
-    app.add_middleware(Measured, measures=service.measures)
+    app.add_middleware(RequestGate, token=token, limits=service.limits, hosts=hosts)
+    app.add_middleware(MeasuredRequests, measures=service.measures)
     return app
 
 

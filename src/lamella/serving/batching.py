@@ -127,7 +127,7 @@ class Batcher:
     def _answer(self, batch: Sequence[_Request], loaded: Loaded) -> None:
         try:
             x = torch.cat([request.x for request in batch])
-            images = TensorSet(x, torch.zeros(len(x), dtype=torch.int64))
+            images = TensorSet.unlabelled(x, noun="image")
             predictions = iter(loaded.learner.predict(images, top=max(request.top for request in batch)))
             self.observe(len(x))
             answers = [[_first(next(predictions), r.top) for _ in range(len(r.x))] for r in batch]

@@ -5,12 +5,12 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["Prompt"]
+__all__ = ["IdleTimeout"]
 
 SECONDS = 30.0
 
 
-class Prompt(H11Protocol):
+class IdleTimeout(H11Protocol):
     """Closes a connection on which no request begins within 30 seconds.
 
     Without this, a client could open many idle connections and keep other clients out. A request has begun when its

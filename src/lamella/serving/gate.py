@@ -17,14 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lamella.serving.limits import MB, Limits
 
-__all__ = ["Gate"]
+__all__ = ["RequestGate"]
 
 READING = ("GET", "HEAD", "OPTIONS")
 OPEN = ("/predict",)
 """The POST routes that change nothing. Every other one needs the token, also a route that is added later."""
 
 
-class Gate:
+class RequestGate:
     """Middleware that refuses requests which may not reach the application.
 
     Args:

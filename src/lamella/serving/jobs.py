@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lamella.serving.job import Job
-from lamella.serving.uploads_kept import Sent
+from lamella.serving.uploads_kept import Upload
 
 __all__ = ["Jobs"]
 
@@ -55,7 +55,7 @@ class Jobs:
         """Give up a claim for which no job was started."""
         self._busy.release()
 
-    def start(self, sent: Sequence[Sent]) -> Job:
+    def start(self, sent: Sequence[Upload]) -> Job:
         """Learn the uploads, one after the other. Call `claim` first.
 
         Args:
@@ -92,7 +92,7 @@ class Jobs:
     def _learning(self) -> int | None:
         return next((job.id for job in self.known.values() if job.state == "learning"), None)
 
-    def _noted(self, sent: Sent) -> Job:
+    def _noted(self, sent: Upload) -> Job:
         self._count += 1
         job = self.known[self._count] = Job(
             self._count, sent.note["name"], sent.note["images"], sent.note["ignored"], sent.note["starts"]
@@ -101,7 +101,7 @@ class Jobs:
             del self.known[old]
         return job
 
-    def _run(self, jobs: Sequence[Job], sent: Sequence[Sent]) -> None:
+    def _run(self, jobs: Sequence[Job], sent: Sequence[Upload]) -> None:
         for job, one in zip(jobs, sent, strict=True):
             over = False
             started = time.monotonic()
@@ -115,7 +115,7 @@ class Jobs:
                 self._busy.release()
             job.state = "failed" if job.error else "done"
 
-    def _learn(self, job: Job, sent: Sent) -> bool:
+    def _learn(self, job: Job, sent: Upload) -> bool:
         """Run a job. Returns whether it has ended, by success or failure; False if the server closes before."""
         while True:
             if job.id in self._stopped:
@@ -139,7 +139,7 @@ class Jobs:
                 job.error = f"the learning ended early; the log of the server may say why; {AS_BEFORE}"
                 return True
 
-    def _begin(self, job: Job, sent: Sent) -> "subprocess.Popen[str] | None":
+    def _begin(self, job: Job, sent: Upload) -> "subprocess.Popen[str] | None":
         """Start the training process; None if the server is closing."""
         with self._starting:
             if self._closed:

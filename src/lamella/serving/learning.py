@@ -11,7 +11,7 @@ from fastapi.security import HTTPBearer
 from lamella.serving.job import Job
 from lamella.serving.schemas import FAULTS, FOREIGN, Problem
 from lamella.serving.uploads import unpack
-from lamella.serving.uploads_kept import Sent, take_in
+from lamella.serving.uploads_kept import Upload, take_in
 
 if TYPE_CHECKING:
     from lamella.serving.service import Service
@@ -73,7 +73,7 @@ def add_learning(app: FastAPI, service: "Service") -> None:
         return replace(_known(service, id))
 
 
-def _taken_in(service: "Service", archive: UploadFile, name: str) -> Sent:
+def _taken_in(service: "Service", archive: UploadFile, name: str) -> Upload:
     """Unpack an archive into the model's folder.
 
     Raises:

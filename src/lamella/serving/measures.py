@@ -6,7 +6,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Measured", "Measures"]
+__all__ = ["MeasuredRequests", "Measures"]
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -50,7 +50,7 @@ class Measures:
         return generate_latest(self.registry)
 
 
-class Measured:
+class MeasuredRequests:
     """Middleware that counts every request.
 
     Args:

@@ -11,7 +11,7 @@ from lamella.learner.learner import Learner
 from lamella.learner.store.versions import load_manifest
 from lamella.serving.batching import Batcher, Loaded
 
-__all__ = ["Follower", "load"]
+__all__ = ["ModelWatcher", "load"]
 
 FAULTS = (OSError, ValueError)
 log = logging.getLogger("lamella.serve")
@@ -32,7 +32,7 @@ def load(folder: Path) -> Loaded:
     return Loaded(Learner.load(folder, version), version, manifest)
 
 
-class Follower:
+class ModelWatcher:
     """Watches the model's folder in a thread and gives new versions to a batcher.
 
     Args:

@@ -11,17 +11,17 @@ from fastapi import HTTPException, UploadFile
 from torch import Tensor
 
 from lamella.data.decoding import decode
-from lamella.data.transform import plain_view
+from lamella.data.transform import ImageView, of_images
 from lamella.serving.batching import Answer, Batcher
 from lamella.serving.limits import Limits
 from lamella.serving.uploads import check_image
 
-__all__ = ["Desk"]
+__all__ = ["PredictionQueue"]
 
 READERS = min(4, os.cpu_count() or 1)  # each may hold one decoded photo of up to 150 MB
 
 
-class Desk:
+class PredictionQueue:
     """Queues the images of requests and returns their predictions.
 
     Args:
@@ -81,7 +81,13 @@ class Desk:
             pixels = decode(content, f"'{name}'")
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        return plain_view(self.batcher.loaded.learner.backbone.transform)([pixels], torch.zeros(1, dtype=torch.int64))
+        return self._view()([pixels], torch.zeros(1, dtype=torch.int64))
+
+    def _view(self) -> ImageView:
+        try:
+            return of_images(self.batcher.loaded.learner.backbone.transform, "a request with files").view()
+        except ValueError as error:
+            raise HTTPException(415, str(error)) from None
 
     def close(self) -> None:
         self._readers.shutdown(cancel_futures=True)

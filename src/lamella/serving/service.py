@@ -7,8 +7,8 @@ from lamella.serving.batching import Batcher
 from lamella.serving.jobs import Jobs
 from lamella.serving.limits import Limits
 from lamella.serving.measures import Measures
-from lamella.serving.model_watcher import Follower, load
-from lamella.serving.predicting import Desk
+from lamella.serving.model_watcher import ModelWatcher, load
+from lamella.serving.predicting import PredictionQueue
 from lamella.serving.uploads_kept import check_places, interrupted
 
 __all__ = ["Service"]
@@ -39,8 +39,8 @@ class Service:
             learning=lambda: float(self.learning is not None),
         )
         self.batcher = Batcher(loaded, observe=self.measures.images.observe)
-        self.desk = Desk(self.batcher, limits)
-        self.follower = Follower(model, self.batcher)
+        self.desk = PredictionQueue(self.batcher, limits)
+        self.follower = ModelWatcher(model, self.batcher)
         self.jobs = Jobs(model, self.follower.catch_up, seconds=limits.learn_seconds)
 
     @property

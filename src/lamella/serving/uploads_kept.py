@@ -22,14 +22,14 @@ from filelock import FileLock, Timeout
 from lamella.common.files import read_json, refuse_links, write_json
 from lamella.learner.store.versions import VERSIONS, load_manifest
 
-__all__ = ["CHECKPOINTS", "IMAGES", "Sent", "check_places", "interrupted", "take_in", "tasks_before"]
+__all__ = ["CHECKPOINTS", "IMAGES", "Upload", "check_places", "interrupted", "take_in", "tasks_before"]
 
 FOLDER, IMAGES, CHECKPOINTS, NOTE = "sent", "images", "learning", "sent.json"
 TIME = re.compile(r"\d+-[0-9a-f]{4}")
 """The names of the folders of uploads. Any other folder is left alone."""
 
 
-class Sent:
+class Upload:
     """One upload, locked by this process.
 
     Args:
@@ -82,7 +82,7 @@ class Sent:
         self._hold.release()
 
 
-def take_in(model: Path) -> Sent:
+def take_in(model: Path) -> Upload:
     """Create an empty upload.
 
     Args:
@@ -98,7 +98,7 @@ def take_in(model: Path) -> Sent:
     folder = model / FOLDER / f"{time.time_ns()}-{token_hex(2)}"
     (folder / IMAGES).mkdir(parents=True)
     folder.chmod(0o700)
-    sent = Sent(folder)
+    sent = Upload(folder)
     sent.note["tasks"] = tasks
     return sent
 
@@ -124,7 +124,7 @@ def _archives(model: Path) -> list[Path]:
     return found
 
 
-def interrupted(model: Path) -> list[Sent]:
+def interrupted(model: Path) -> list[Upload]:
     """Return the uploads that no server has locked, oldest first. Incomplete ones are deleted.
 
     Args:
@@ -133,10 +133,10 @@ def interrupted(model: Path) -> list[Sent]:
     Raises:
         ValueError: a folder or file that Lamella makes there is a symbolic link.
     """
-    found: list[Sent] = []
+    found: list[Upload] = []
     for folder in _archives(model):
         try:
-            sent = Sent(folder)
+            sent = Upload(folder)
         except (Timeout, OSError):  # another server holds the lock, or the folder is read-only
             continue
         if (folder / NOTE).exists():

@@ -34,7 +34,7 @@ def teach(model: Path, sent: Path, name: str, say: Say) -> TaskRecord:
 
     Args:
         model: the model's folder.
-        sent: the folder of an upload (`Sent`).
+        sent: the folder of an upload (`Upload`).
         name: the name of the task.
         say: a function that sends one message to the server.
 

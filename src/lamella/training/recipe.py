@@ -1,7 +1,8 @@
 """Recipes: how a method trains, and which low-rank branches it trains.
 
-A method takes them as keyword arguments, and a configuration table spells out their fields: `[method] epochs = 5` sets
-the field `epochs` of the method's `training`. So every method that trains understands the same keys.
+A method takes a recipe as a keyword argument. In a configuration the fields of the recipe are keys of the method's own
+table: `[method] epochs = 5` sets the field `epochs` of the method's `training`. So all methods that train have the same
+keys.
 """
 
 import math
@@ -21,29 +22,31 @@ __all__ = ["LoRA", "Training"]
 
 @dataclass(frozen=True)
 class Training:
-    """How long, how fast and by which optimiser a method trains.
+    """How a method trains: for how long, at which learning rates, with which optimiser.
 
-    The training loop has no use for `head_lr`, `first_epochs` and `head_start`: methods go by them.
+    The methods themselves apply `head_lr`, `first_epochs` and `head_start`; the training loop does not use them.
 
     Args:
-        epochs: how often each example of a task is seen; at least 1.
-        lr: the learning rate; above 0.
-        head_lr: the learning rate of the classifier; `lr` where left out.
-        batch_size: examples in a batch; at least 1.
-        optimizer: "adam", "adamw" or "sgd".
-        momentum: of "sgd", from 0 to below 1; the other optimisers have no use for it.
-        weight_decay: how strongly weights are drawn towards 0; at least 0.
-        schedule: how the learning rates fall from epoch to epoch: "constant", "cosine" (half a cosine towards 0),
-            "milestones", "inflora" (InfLoRA's cosine) or "inflora-code" (the same, as its authors' code runs it).
-        milestones: shares of the epochs, such as [0.5, 0.75], at which the learning rates fall to a tenth under the
-            schedule "milestones".
-        clip: the largest norm of all gradients together; longer ones are shortened to it. No limit where left out.
-        accumulate: batches whose gradients make one step of the optimiser; at least 1. It computes what a batch so many
-            times as large would, in the memory of one.
-        first_epochs: the epochs of the first task; `epochs` where left out.
-        head_start: how the rows of new classes begin in a classifier: "uniform" as torch's linear layers do, or "zero".
-            On features of large norm a uniform start is noise that a few steps do not remove, and whose gradients
-            disturb what is trained below.
+        epochs: how many times each example of a task is used; at least 1.
+        lr: the learning rate at the start; above 0.
+        head_lr: the learning rate of the classifier; above 0. If left out, it is `lr`.
+        batch_size: the number of examples in a batch; at least 1.
+        optimizer: the optimiser: "adam", "adamw" or "sgd".
+        momentum: the momentum of "sgd", from 0 to below 1; the other optimisers ignore it.
+        weight_decay: the weight decay of the optimiser; at least 0.
+        schedule: how the learning rates fall from epoch to epoch: "constant" (they do not), "cosine" (half a cosine
+            towards 0), "milestones" (in steps, see `milestones`), "inflora" (the cosine of InfLoRA's paper) or
+            "inflora-code" (that cosine as the authors' code runs it, one epoch late).
+        milestones: the points at which the schedule "milestones" divides the learning rates by ten, as shares of the
+            epochs within (0, 1], such as [0.5, 0.75]. No other schedule takes them.
+        clip: the largest norm of all gradients together; above 0. Longer gradients are scaled down to it. If left out,
+            there is no limit.
+        accumulate: over how many batches the gradients are averaged before the optimiser makes a step; at least 1. The
+            step is that of one batch with all these examples, in the memory of a single batch.
+        first_epochs: how many times each example of the first task is used; at least 1. If left out, it is `epochs`.
+        head_start: the initial weights of a classifier for new classes: "uniform" (random, as in torch's linear layers)
+            or "zero". If features have a large norm, uniform weights are noise that a few steps do not remove, and
+            their gradients disturb the layers below.
 
     Raises:
         ValueError: a number is out of its range, the optimiser or the schedule is unknown, or milestones are given to
@@ -88,11 +91,19 @@ class Training:
             )
 
     def of_task(self, number: int) -> "Training":
-        """The recipe of task `number`, counted from 0, in which `epochs` is right for the first one too."""
+        """Return the recipe for one task, in which `epochs` is the number of epochs of this task.
+
+        Args:
+            number: the place of the task in the order of learning, from 0.
+        """
         return self if number or self.first_epochs is None else replace(self, epochs=self.first_epochs)
 
     def factor(self, epoch: int) -> float:
-        """What the learning rates are multiplied by in this epoch, counted from 0."""
+        """Return the factor of the learning rates in an epoch, 0..1.
+
+        Args:
+            epoch: the number of the epoch, from 0.
+        """
         schedule = milestone_schedule(self.milestones) if self.schedule == "milestones" else SCHEDULES[self.schedule]
         return schedule(epoch, self.epochs)
 
@@ -102,11 +113,12 @@ class LoRA:
     """Which layers carry low-rank branches, and of which form: dW = (alpha / rank) B A.
 
     Args:
-        rank: of a branch; at least 1.
-        alpha: the update is multiplied by alpha / rank; above 0. Where left out it is multiplied by 1.
-        sites: the roles of the layers that carry branches, such as "query", "value", or "key+value", which share one A.
-        blocks: how many of the first blocks are adapted; all of them where left out.
-        dropout: the share of a branch's inputs that is zeroed while it is trained, from 0 to below 1.
+        rank: the rank of a branch; at least 1.
+        alpha: the update is multiplied by alpha / rank; above 0. If left out, the update is multiplied by 1.
+        sites: the roles of the layers that carry branches, such as "query" and "value". Roles that are joined by a plus
+            sign, such as "key+value", share one A.
+        blocks: how many blocks are adapted, counted from the input; at least 1. If left out, all of them are.
+        dropout: the share of a branch's inputs that is set to zero at random while it is trained; from 0 to below 1.
 
     Raises:
         ValueError: a number is out of its range, or no site is named.
@@ -132,7 +144,13 @@ class LoRA:
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def attach(self, backbone: Backbone) -> tuple[Site, ...]:
-        """Make the layers of a backbone able to carry the branches; its outputs stay as they are.
+        """Make the layers of a backbone able to carry branches, which does not change its outputs.
+
+        Args:
+            backbone: its layers of the roles in `sites` are replaced in place.
+
+        Returns:
+            The sites, where branches can be added.
 
         Raises:
             ValueError: the backbone has no layers of these roles.
@@ -150,9 +168,12 @@ class LoRA:
         *,
         rank: int | Sequence[int] | None = None,
     ) -> list[Branch]:
-        """Add an adapter of this form; the other arguments and the errors are those of `adapters.adapter.grow`.
+        """Add an adapter of this form to sites. The errors are those of `adapters.adapter.grow`.
 
         Args:
-            rank: of the branches where it is not the recipe's: one number, or one for each site.
+            sites: where the branches of the adapter sit.
+            name: the name of the adapter.
+            generator: draws the start of each A; A is zero without it.
+            rank: the rank of the branches, one number or one for each site; that of the recipe if left out.
         """
         return grow(sites, name, self.rank if rank is None else rank, scale=self.scale, generator=generator)

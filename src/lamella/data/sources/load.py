@@ -15,8 +15,10 @@ __all__ = ["PATTERNS", "SOURCES", "load_source"]
 HUB = "hf:"
 FILES = (".csv", ".tsv", ".npz")
 KEEPING: dict[str, Callable[..., Source]] = {
-    "domains": keep_domains, "classes": keep_classes, "per_class": keep_per_class,
-}  # fmt: skip
+    "domains": keep_domains,
+    "classes": keep_classes,
+    "per_class": keep_per_class,
+}
 """Options of every data set: which part of it to keep."""
 
 SOURCES = {

@@ -10,7 +10,7 @@ from lamella.common.checks import did_you_mean
 from lamella.data.choices import choose_some
 from lamella.data.images import ImageSet
 from lamella.data.scenario import Source
-from lamella.data.splits import carve, in_drawn_order
+from lamella.data.splits import in_drawn_order, stratified_split
 
 __all__ = ["divide", "keep_classes", "keep_domains", "keep_per_class"]
 
@@ -145,6 +145,6 @@ def _make_split(
                 "add images, remove the class, or give a test part"
             )
     groups = data.labels if domains is None else domains * len(class_names) + data.labels
-    _, held = carve(groups, data.keys, fraction=fraction, seed=seed, name="test")
+    _, held = stratified_split(groups, data.keys, fraction=fraction, seed=seed, name="test")
     is_test[held] = True
     return is_test

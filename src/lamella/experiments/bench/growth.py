@@ -16,7 +16,7 @@ from lamella.training.footprint import peak_bytes
 
 __all__ = ["follow", "slope"]
 
-PROBE = 64  # the number of images in a timed prediction
+PROBE = 64  # samples of a prediction that is timed
 
 
 def follow(
@@ -36,8 +36,7 @@ def follow(
     """
     device = learner.fit().device
     plain = build_backbone(learner.config).to(device)
-    size = plain.transform.size
-    x = torch.randn(PROBE, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    x = plain.example(PROBE, torch.Generator().manual_seed(0))
     costs: list[dict[str, float]] = []
     for i, task in enumerate(tasks):
         started = time.perf_counter()

@@ -23,12 +23,12 @@ AS_KEPT = "training, with the blocks that the allocator keeps"
 
 def _forward(learner: Learner, batch: int) -> None:
     fit = learner.fit()
-    images = synthetic_task(0, 2 * batch, learner.backbone.transform.size).train
+    images = synthetic_task(0, 2 * batch, learner.backbone.transform).train
     fit.scan(images, lambda x, y: learner.backbone(x), batch_size=batch)
 
 
 def _train(learner: Learner, batch: int, steps: int = 2) -> None:
-    learner.learn(synthetic_task(0, steps * batch, learner.backbone.transform.size))
+    learner.learn(synthetic_task(0, steps * batch, learner.backbone.transform))
 
 
 FORMS: dict[str, Callable[[Learner, int], None]] = {"frozen forward": _forward, "training": _train, AS_KEPT: _train}
@@ -42,7 +42,7 @@ def measure_memory(
     precision: str = "float32",
     device: str = "auto",
 ) -> dict[str, int]:
-    """Measure the peak memory of each variant above that of the loaded model, and the "activations" of one step.
+    """Peak bytes of each form, above those of the loaded model; and "activations", what autograd keeps of one step.
 
     Args:
         backbone: a table of the arguments of `load_backbone`.

@@ -62,7 +62,7 @@ def measure_speed(
     repeats: int = 3,
     device: str = "auto",
 ) -> Speed:
-    """Learn synthetic tasks in each precision in turn. The first round is not counted.
+    """Learn `repeats` tasks in each precision, in turn, after one that does not count.
 
     Args:
         backbone: a table of the arguments of `load_backbone`.
@@ -80,7 +80,7 @@ def measure_speed(
     rounds: dict[str, list[dict[str, float]]] = {precision: [] for precision in learners}
     for number in range(1 + repeats):
         for precision, learner in learners.items():
-            found = _one_round(learner, plain, synthetic_task(number, images, plain.transform.size))
+            found = _one_round(learner, plain, synthetic_task(number, images, plain.transform))
             if number:
                 rounds[precision].append(found)
     units = [found[FORWARD] for found in rounds["float32"]]

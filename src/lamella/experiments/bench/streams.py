@@ -1,6 +1,7 @@
 """Synthetic tasks and quickly trained learners for benchmarks."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,10 +9,13 @@ import torch
 from lamella.common.options import options_of
 from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray
+from lamella.data.samples import Transform
 from lamella.data.scenario import Task
+from lamella.data.transform import of_images
 from lamella.learner.config.method_tables import with_parts
+from lamella.learner.config.own_methods import name_in_full
 from lamella.learner.learner import Learner
-from lamella.methods import METHODS
+from lamella.methods.registry import find
 
 __all__ = ["quick_learner", "short_method", "synthetic_task"]
 
@@ -27,14 +31,14 @@ def short_method(name: str, *, batch: int, epochs: int = 1) -> dict[str, Any]:
     Raises:
         ValueError: the name has the wrong form or an unknown part.
     """
-    table = with_parts({"name": name})
+    table = with_parts({"name": name_in_full(name, Path.cwd())})
     if "base" in table:
         table["base"] |= _short(table["base"]["name"], batch, epochs)
     return table | _short(table["name"], batch, epochs)
 
 
 def _short(name: str, batch: int, epochs: int) -> dict[str, Any]:
-    known = options_of(METHODS[name]) if name in METHODS else {}
+    known = options_of(find(name))
     return {key: value for key, value in (("epochs", epochs), ("batch_size", batch)) if key in known}
 
 
@@ -53,17 +57,18 @@ def quick_learner(backbone: Mapping[str, Any], method: str, batch: int, fit: Map
     return Learner.create(backbone=backbone, method=short_method(method, batch=batch), fit=fit)
 
 
-def synthetic_task(number: int, images: int, pixels: int) -> Task:
-    """Create a task of two classes, 2 number and 2 number + 1. Its images are noise around one colour for each class.
+def synthetic_task(number: int, images: int, transform: Transform) -> Task:
+    """Task `number` with classes 2 number and 2 number + 1: noise around a colour of the class's own.
 
     Args:
-        number: the number of the task, from 0.
-        images: the number of images, at least 2.
-        pixels: the side length of the square images.
+        number: of the task.
+        images: of the task, at least one of each class.
+        transform: of the backbone, in whose size the images are.
 
     Raises:
-        ValueError: there are fewer than two images.
+        ValueError: fewer than two images, or a backbone that takes other samples.
     """
+    pixels = of_images(transform, "a benchmark").size
     if images < 2:
         raise ValueError(f"a task of two classes needs at least 2 images, not {images}")
     draws = generator(0, "bench", number)

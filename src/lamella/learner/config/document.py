@@ -23,11 +23,23 @@ from lamella.learner.config.method_tables import (
     switch_methods,
 )
 from lamella.learner.config.overrides import changes_of, parse_override, put
+from lamella.learner.config.own_methods import name_changes, name_in_table, plain_names
 
 __all__ = [
-    "build_augmentation", "build_backbone", "build_method", "build_scenario", "complete", "describe_config",
-    "load_config", "method_name", "readout_names", "same_settings", "shipped_configs", "to_toml", "up_to_date",
-]  # fmt: skip
+    "build_augmentation",
+    "build_backbone",
+    "build_method",
+    "build_scenario",
+    "complete",
+    "describe_config",
+    "load_config",
+    "method_name",
+    "readout_names",
+    "same_settings",
+    "shipped_configs",
+    "to_toml",
+    "up_to_date",
+]
 
 SECTIONS = ("scenario", "backbone", "method", "augment", "fit", "run")
 SCENARIOS: dict[str, Callable[..., Scenario]] = {
@@ -68,7 +80,9 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict
     Args:
         name_or_path: a shipped configuration's name, or a TOML file.
         overrides: such as "method.rank=8"; values are TOML, bare words are text, "method.rank=" goes back to the
-            default and "method.align=false" takes the part away. With another "method.name" the file's keys that the
+            default and "method.align=false" takes the part away. A method of the user's own, "my_file.py:EMALoRA", is
+            looked for from the current folder, and where the TOML file names it, from the folder of that file; the
+            Python file is run. With another "method.name" the file's keys that the
             new method does not know, and its parts, are left out; `run.dropped` lists them. An override that changes a
             value of a section but [run] makes `run.selection` "not stated", unless that is overridden too, and
             `run.overrides` lists it; overrides.py says which settings of [fit] do not count.
@@ -81,13 +95,15 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict
         ValueError: not TOML, an unknown key or name, or a value of the wrong type.
     """
     document = _read(name_or_path)
-    changes = [parse_override(text, SECTIONS) for text in overrides]
+    changes = name_changes([parse_override(text, SECTIONS) for text in overrides], Path.cwd())
     _check_sections(document)
     document.setdefault("scenario", {})
     alone = deepcopy(document)
     switch_methods(document, dict(changes))
     for path, value in changes:
         put(document, path, value)
+    if "method" in document:
+        document["method"] = name_in_table(document["method"], Path.cwd())
     config = complete(document)
     run = config["run"]
     before, after = _file_alone(alone, run["seed"]), config
@@ -185,9 +201,12 @@ def _read(name_or_path: str | Path) -> dict[str, Any]:
         hint = near_matches(str(name_or_path), shipped)
         raise FileNotFoundError(f"no configuration '{name_or_path}': neither a file nor shipped; {hint}")
     try:
-        return tomllib.loads(path.read_text())
+        document = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"'{path}' is not a TOML file: {error}") from error
+    if "method" in document:
+        document["method"] = name_in_table(document["method"], path.absolute().parent)
+    return document
 
 
 def _file_alone(document: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -201,7 +220,10 @@ def _file_alone(document: dict[str, Any], seed: int) -> dict[str, Any]:
 
 def _by_full_name(config: dict[str, Any]) -> dict[str, Any]:
     """A complete configuration with its method's parts and base in its name, so that to change them is to change it."""
-    return {**config, "method": {**config["method"], "name": method_name(config)}} if config else {}
+    if not config:
+        return {}
+    name = " ".join([method_name(config), *plain_names(config)])  # plain names have the folders of own files
+    return {**config, "method": {**config["method"], "name": name}}
 
 
 def _check_sections(document: Mapping[str, Any]) -> None:

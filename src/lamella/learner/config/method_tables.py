@@ -14,18 +14,18 @@ which order parts are carried:
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lamella.backbones import Backbone
 from lamella.common.options import Option, arguments, check_table, completed, near_matches, options_of
+from lamella.learner.config.own_methods import NAME
 from lamella.methods import METHODS, WHOLE_STREAM, Method
 from lamella.methods.parts import PARTS
+from lamella.methods.registry import find, is_own, names, shown
 from lamella.training.schedules import FORMER_NAMES
 
 __all__ = ["build_method", "complete_method", "method_name", "readout_names", "switch_methods", "with_parts"]
-
-NAME = re.compile(r"([^+()]+)(?:\(([^+()]+)\))?((?:\+[^+()]+)*)")
 
 
 class MethodName(NamedTuple):
@@ -104,7 +104,7 @@ SCHEDULING = ("schedule", "milestones")
 
 
 def method_name(config: Mapping[str, Any]) -> str:
-    """The method with its parts.
+    """The method with its parts, and of a file of the user's own without its folders.
 
     >>> method_name({"method": {"name": "inflora", "rank": 10, "align": {}}})
     'inflora+align'
@@ -126,11 +126,12 @@ def readout_names(config: Mapping[str, Any]) -> list[str]:
     table = config["method"]
     parts = [part for part in table if part in PARTS]
     carried = ["+".join([_plain_name(table), *parts[:n]]) for n in range(len(parts), -1, -1)]
-    return carried + ([table["base"]["name"]] if "base" in table else [])
+    return carried + ([shown(table["base"]["name"])] if "base" in table else [])
 
 
 def _plain_name(table: Mapping[str, Any]) -> str:
-    return f"{table['name']}({table['base']['name']})" if "base" in table else table["name"]
+    name = shown(table["name"])
+    return f"{name}({shown(table['base']['name'])})" if "base" in table else name
 
 
 def switch_methods(document: dict[str, Any], changes: Mapping[tuple[str, ...], Any]) -> None:
@@ -167,9 +168,9 @@ def complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[
         ValueError: an unknown or missing key, an unknown name, or a value of the wrong type.
     """
     table = with_parts(table)
-    resolved = _complete_plain("method", table, scenario, METHODS)
+    resolved = _complete_plain("method", table, scenario)
     if _takes_base(resolved["name"]):
-        resolved["base"] = _complete_plain("method.base", resolved["base"], scenario, _bases())
+        resolved["base"] = _complete_plain("method.base", resolved["base"], scenario)
     for part in (key for key in table if key in PARTS and table[key] is not False):
         inner = {} if table[part] is True else table[part]
         check_table("method", {part: inner}, {part: Option(dict)})
@@ -191,7 +192,7 @@ def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:
 def _switch_method(document: dict[str, Any], where: str, table: dict[str, Any], name: Any) -> None:
     if name == table.get("name"):
         return
-    options = _keywords(_method(name))
+    options = _keywords(find(name))
     known = {"name"} | options.keys() | ({"base"} if _takes_base(name) else set())
     dropped = [key for key in table if key not in known or (key in SCHEDULING and not _fits(table, options))]
     _drop(document, where, table, dropped)
@@ -230,23 +231,23 @@ def _up_to_date(where: str, table: Mapping[str, Any], build: Callable[..., Any])
     return own
 
 
-def _complete_plain(
-    where: str, table: Mapping[str, Any], scenario: Mapping[str, Any], names: Collection[str]
-) -> dict[str, Any]:
+def _complete_plain(where: str, table: Mapping[str, Any], scenario: Mapping[str, Any]) -> dict[str, Any]:
     """A method's own table without its parts, which only the outermost one may have."""
+    outermost = where == "method"
     if "name" not in table:
-        raise ValueError(f"[{where}] lacks 'name'; set {where}.name to one of {', '.join(names)}")
-    if where == "method.base" and re.search(r"[+()]", str(table["name"])):
+        allowed = names() if outermost else _bases()
+        raise ValueError(f"[{where}] lacks 'name'; set {where}.name to one of {', '.join(allowed)}")
+    name = str(table["name"])
+    if not outermost and not is_own(name) and re.search(r"[+()]", name):
         raise ValueError(
             f"method.base.name = '{table['name']}' should be a name alone; parts belong to the whole method, as in "
             "method.name = 'dlc(wa)+align'"
         )
-    if table["name"] in METHODS and table["name"] not in names:
-        raise ValueError(f"{where}.name = '{table['name']}' cannot be a base; {near_matches(table['name'], names)}")
-    options = _keywords(_method(table["name"]))
-    outermost = where == "method"
+    if not outermost and (name in WHOLE_STREAM or _takes_base(table["name"])):
+        raise ValueError(f"{where}.name = '{name}' cannot be a base; {near_matches(name, _bases())}")
+    options = _keywords(find(table["name"]))
     own = {key: value for key, value in table.items() if not (outermost and key in PARTS)}
-    own = _up_to_date(where, own, _method(table["name"]))
+    own = _up_to_date(where, own, find(table["name"]))
     if "horizon" in options and own.get("horizon") == "auto":
         own["horizon"] = _count_tasks(scenario)
     tables = {part: Option(dict, None) for part in PARTS} if outermost else {}
@@ -262,7 +263,7 @@ def _complete_plain(
 
 def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed: int, **base: Method) -> Method:
     """One method without its parts."""
-    build = METHODS[table["name"]]
+    build = find(table["name"])
     own = {key: value for key, value in table.items() if key not in ("name", "base", *PARTS)}
     method = build(backbone, **base, seed=seed, **arguments(where, own, _keywords(build)))
     if not isinstance(method, Method):
@@ -270,9 +271,9 @@ def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed:
     return method
 
 
-def _takes_base(name: str) -> bool:
+def _takes_base(name: Any) -> bool:
     """Whether this method learns on top of another one, which [method.base] names."""
-    return "base" in inspect.signature(_method(name)).parameters
+    return "base" in inspect.signature(find(name)).parameters
 
 
 def _bases() -> list[str]:
@@ -291,12 +292,6 @@ def _count_tasks(scenario: Mapping[str, Any]) -> int:
     raise ValueError(
         "method.horizon = 'auto' needs the number of tasks; set scenario.tasks, or method.horizon to a number"
     )
-
-
-def _method(name: Any) -> Callable[..., Method]:
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; {near_matches(str(name), METHODS)}")
-    return METHODS[name]
 
 
 def _keywords(build: Callable[..., Any]) -> dict[str, Option]:

@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lamella.backbones.from_folder import backbone_table
 from lamella.learner.config.document import complete, method_name
 from lamella.learner.config.method_tables import with_parts
+from lamella.learner.config.own_methods import name_in_table
 
 __all__ = ["BACKBONE", "METHOD", "new_config"]
 
@@ -27,7 +29,8 @@ def new_config(
     fit: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Complete, without a stream of tasks; arguments and errors are those of `Learner.create`."""
-    table: dict[str, Any] = dict(method) if isinstance(method, Mapping) else {"name": method}
+    given = dict(method) if isinstance(method, Mapping) else {"name": method}
+    table: dict[str, Any] = name_in_table(given, Path.cwd())
     config = complete(
         {
             "backbone": _backbone_table(backbone),

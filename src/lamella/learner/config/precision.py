@@ -15,7 +15,7 @@ from lamella.learner.config.document import to_toml
 from lamella.training.measured_precision import faster_precision
 from lamella.training.precision import resolve_device
 
-__all__ = ["AUTO", "as_chosen", "as_in_runs", "choose", "precision_line"]
+__all__ = ["AUTO", "as_chosen", "as_in_runs", "choose", "measured_on", "precision_line"]
 
 AUTO = "auto"
 
@@ -61,12 +61,13 @@ def as_in_runs(config: Mapping[str, Any], runs: Iterable[Path]) -> dict[str, Any
         except ValueError:  # no TOML: whoever wants to go on there is told
             continue
         found = as_chosen(config, stored)
-        if found != config and _measured_on(stored) == _measured_on(config):
+        if found != config and measured_on(stored) == measured_on(config):
             return found
     return dict(config)
 
 
-def _measured_on(config: Mapping[str, Any]) -> str:
+def measured_on(config: Mapping[str, Any]) -> str:
+    """What the faster precision depends on; configurations that agree in it share one answer."""
     backbone = {key: value for key, value in config.get("backbone", {}).items() if key != "seed"}
     return to_toml({"device": config["fit"]["device"], "backbone": backbone})
 

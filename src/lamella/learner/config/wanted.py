@@ -1,13 +1,16 @@
 """What a caller wants a model to be made of."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lamella.learner.config.method_tables import method_name, with_parts
 from lamella.learner.config.new_config import BACKBONE, METHOD, new_config
 from lamella.learner.config.overrides import parse_override, put
+from lamella.learner.config.own_methods import PLACES, name_in_full, plain_names
 from lamella.learner.config.precision import AUTO
+from lamella.methods.registry import find, is_own
 
 __all__ = ["Wanted"]
 
@@ -30,6 +33,17 @@ class Wanted:
     method: str | None = None
     seed: int | None = None
     settings: tuple[str, ...] = ()
+
+    def with_files_named(self) -> "Wanted":
+        """The same with the absolute paths of the user's own files, which are run and may be used from now on.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a file cannot be run, or has no such method.
+        """
+        here = Path.cwd()
+        method = None if self.method is None else name_in_full(self.method, here)
+        return replace(self, method=method, settings=tuple(_with_file_named(each, here) for each in self.settings))
 
     def config(self) -> dict[str, Any]:
         """The complete configuration of a new model.
@@ -66,6 +80,11 @@ class Wanted:
                 yield f"{'.'.join(path)} is {found!r}, not {value!r}"
 
 
+def _with_file_named(setting: str, folder: Path) -> str:
+    path, value = parse_override(setting, SECTIONS)
+    return f"{'.'.join(path)}={name_in_full(value, folder)}" if path in PLACES and isinstance(value, str) else setting
+
+
 def _other_method(config: Mapping[str, Any], name: str | None, asked: Mapping[tuple[str, ...], Any]) -> Iterator[str]:
     """The method where it is asked for by another name; with a setting such as method.align=true, a part counts too."""
     if name is None:
@@ -77,8 +96,18 @@ def _other_method(config: Mapping[str, Any], name: str | None, asked: Mapping[tu
     own = config["method"]
     table = {key: value for key, value in with_parts(tables["method"]).items() if value is not False}
     base = table.pop("base", {})
-    if table["name"] == own["name"]:  # a base that is not named may be any
-        base = own.get("base", {}) | base
-    wanted = method_name({"method": table | ({"base": base} if "name" in base else {})})
-    if wanted != method_name(config):
-        yield f"method.name is {method_name(config)!r}, not {wanted!r}"
+    if _same(table["name"], own["name"]):
+        table["name"] = own["name"]
+        base = own.get("base", {}) | base  # a base that is not named may be any
+    if "base" in own and _same(base.get("name"), own["base"]["name"]):
+        base["name"] = own["base"]["name"]
+    wanted = {"method": table | ({"base": base} if "name" in base else {})}
+    if (method_name(wanted), plain_names(wanted)) != (method_name(config), plain_names(config)):
+        alike = method_name(wanted) == method_name(config)  # but for the folders of files
+        yield f"method.name is {method_name(config)!r}, not {name if alike else method_name(wanted)!r}"
+
+
+def _same(name: Any, other: str) -> bool:
+    """Whether two plain names are of one method; the file of a method may have moved."""
+    own = isinstance(name, str) and is_own(name) and is_own(other)
+    return name == other or (own and find(name) is find(other))

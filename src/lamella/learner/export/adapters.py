@@ -8,17 +8,17 @@ from torch import nn
 from lamella.common.files import write_json
 from lamella.learner.export.check import compare
 from lamella.learner.export.describe import description, metadata
-from lamella.learner.export.network import beneath
+from lamella.learner.export.network import base_of
 from lamella.learner.model import Model
 from lamella.learner.store.state import learned_state, restore_state
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.methods import Method
 
 __all__ = ["export_adapters"]
 
 
 def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
-    """Write learned.safetensors and learned.json, which says what each tensor is; no image of a memory is among them.
+    """Write learned.safetensors and learned.json, which says what each tensor is; nothing of a memory is among them.
 
     Branches are named LAYER.branches.ADAPTER.NUMBER.A and .B: the weight's rows `extent` get `factor` * B A.
     """
@@ -37,15 +37,15 @@ def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
     write_json(folder / "learned.json", described | {"tensors": listed})
 
     fresh = Model(model.config, backbone_copy=model.backbone_copy)
-    again = beneath(fresh.method.eval(), _readout(model.method, method))
+    again = base_of(fresh.method.eval(), _readout(model.method, method))
     restore_state(again, state | load_file(folder / "learned.safetensors"))
-    found = compare(method.predict, again.eval().predict, model.backbone.transform.size)
+    found = compare(method.predict, again.eval().predict, model.backbone)
     return [str(found), f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers"]
 
 
 def _of_no_use(method: nn.Module) -> tuple[str, ...]:
     """Prefixes of what a prediction does not need: memories of images, and what only training reads."""
-    training = [name for name, m in method.named_modules() if isinstance(m, Growing) and m.for_training]
+    training = [name for name, m in method.named_modules() if isinstance(m, Resizable) and m.for_training]
     return tuple(f"{name}." for name in training)
 
 

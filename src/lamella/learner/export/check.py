@@ -1,29 +1,32 @@
-"""Whether an export computes what the model computes: their logits on the same random images."""
+"""Whether an export computes what the model computes: their logits on the same random samples."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lamella.backbones import Backbone
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 
-__all__ = ["BATCHES", "TOLERANCE", "Check", "compare", "random_images"]
+__all__ = ["BATCHES", "TOLERANCE", "Check", "compare", "random_samples"]
 
 TOLERANCE = 1e-4
 """Largest difference of logits that is allowed, as a share of the largest logit."""
 BATCHES = (1, 5)
-"""Numbers of images that are tried at once."""
+"""Numbers of samples that are tried at once."""
 
-Logits = Callable[[Tensor], Tensor]
+Logits = Callable[[Any], Tensor]
 
 
 class Check(NamedTuple):
-    """Largest difference between two models' logits, and the largest logit, over so many images."""
+    """Largest difference between two models' logits, and the largest logit, over so many samples."""
 
     difference: float
     largest: float
-    images: int
+    samples: int
+    noun: str = "sample"
 
     @property
     def allowed(self) -> float:
@@ -31,28 +34,29 @@ class Check(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"largest difference of logits {self.difference:.1e} on {self.images} random images, "
+            f"largest difference of logits {self.difference:.1e} on {self.samples} random {self.noun}s, "
             f"logits up to {self.largest:.3g}; allowed {self.allowed:.1e}"
         )
 
 
-def random_images(count: int, size: int) -> Tensor:
-    """(count, 3, size, size): images as a backbone sees them, normalised."""
-    return torch.randn(count, 3, size, size, generator=generator(0, "export", count))
+def random_samples(backbone: Backbone, count: int) -> Samples:
+    """Inputs of so many samples as a backbone sees them, drawn at random."""
+    return backbone.example(count, generator(0, "export", count))
 
 
 @torch.no_grad()
-def compare(own: Logits, exported: Logits, size: int) -> Check:
-    """Compare two functions from images (n, 3, size, size) to logits (n, classes).
+def compare(own: Logits, exported: Logits, backbone: Backbone) -> Check:
+    """Compare two functions from samples, as the backbone takes them, to logits (n, classes).
 
     Raises:
         RuntimeError: they differ by more than the tolerance.
     """
-    pairs = [(own(x).float().cpu(), exported(x).float().cpu()) for x in (random_images(n, size) for n in BATCHES)]
+    pairs = [(own(x).float().cpu(), exported(x).float().cpu()) for x in (random_samples(backbone, n) for n in BATCHES)]
     if odd := [(tuple(a.shape), tuple(b.shape)) for a, b in pairs if a.shape != b.shape]:
         raise RuntimeError(f"the export gives logits of the shape {odd[0][1]}, the model of {odd[0][0]}")
     difference = max(float((a - b).abs().max()) for a, b in pairs)
-    found = Check(difference, max(float(a.abs().max()) for a, _ in pairs), sum(BATCHES))
+    largest = max(float(a.abs().max()) for a, _ in pairs)
+    found = Check(difference, largest, sum(BATCHES), backbone.transform.noun)
     if not found.difference <= found.allowed:  # also where it is not a number
         raise RuntimeError(f"the export does not compute what the model computes, so it was not kept: {found}")
     return found

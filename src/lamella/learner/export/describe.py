@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from lamella.backbones import bundled
 from lamella.backbones.resnets import BLOCKS
 from lamella.common.version import __version__
+from lamella.data.transform import of_images
 from lamella.learner.model import Model
 from lamella.methods import Method
 
@@ -34,7 +34,7 @@ def description(model: Model, method: Method, classes: Sequence[int]) -> dict[st
     own = method is model.method
     return {
         "class_names": [model.class_names[i] for i in classes],
-        "transform": asdict(model.backbone.transform),
+        "transform": model.backbone.transform.describe(),
         "tasks": [task.name for task in model.tasks],
         "method": model.name,
         "readout": "" if own else type(method).__name__,
@@ -58,6 +58,7 @@ def architecture(model: Model) -> tuple[str, dict[str, Any]]:
     """
     import timm
 
+    size = of_images(model.backbone.transform, "a network of timm").size
     table, name = model.config["backbone"], model.backbone.name
     if model.backbone.pool != "model" or table["stem"] != "model" or name in BLOCKS:
         what = f"'{name}'" if name in BLOCKS else f"'{name}' with another pool or stem"
@@ -65,7 +66,7 @@ def architecture(model: Model) -> tuple[str, dict[str, Any]]:
     if name == bundled.NAME:
         return "vit_tiny_patch16_224", {k: v for k, v in bundled.ARCHITECTURE.items() if k != "num_classes"}
     fixed_size = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
-    return name, {"img_size": model.backbone.transform.size} if fixed_size and table.get("size") else {}
+    return name, {"img_size": size} if fixed_size and table.get("size") else {}
 
 
 def new_timm_model(model: Model, classes: int, base: dict[str, Tensor]) -> tuple[nn.Module, str]:
@@ -91,13 +92,22 @@ def new_timm_model(model: Model, classes: int, base: dict[str, Tensor]) -> tuple
 def timm_config(model: Model, described: dict[str, Any]) -> dict[str, Any]:
     """A config.json as timm reads it from a folder."""
     name, options = architecture(model)
-    transform, names = model.backbone.transform, described["class_names"]
+    transform, names = of_images(model.backbone.transform, "a network of timm"), described["class_names"]
     cfg = {
-        "input_size": [3, transform.size, transform.size], "interpolation": transform.interpolation,
-        "crop_pct": transform.crop, "crop_mode": "center", "mean": list(transform.mean), "std": list(transform.std),
+        "input_size": [3, transform.size, transform.size],
+        "interpolation": transform.interpolation,
+        "crop_pct": transform.crop,
+        "crop_mode": "center",
+        "mean": list(transform.mean),
+        "std": list(transform.std),
         "num_classes": len(names),
-    }  # fmt: skip
+    }
     return {
-        "architecture": name, "num_classes": len(names), "num_features": model.backbone.width,
-        "model_args": options, "label_names": names, "pretrained_cfg": cfg, "lamella": described,
-    }  # fmt: skip
+        "architecture": name,
+        "num_classes": len(names),
+        "num_features": model.backbone.width,
+        "model_args": options,
+        "label_names": names,
+        "pretrained_cfg": cfg,
+        "lamella": described,
+    }

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-__all__ = ["draft"]
+__all__ = ["atomic_output"]
 
 
 @contextmanager
-def draft(out: Path) -> Generator[Path]:
+def atomic_output(out: Path) -> Generator[Path]:
     """A place to write to, a file or a folder, that becomes `out` when the context ends without an error.
 
     Raises:

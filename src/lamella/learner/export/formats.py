@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamella.common.options import near_matches
+from lamella.data.transform import of_images
 from lamella.learner.export.adapters import export_adapters
-from lamella.learner.export.drafts import draft
-from lamella.learner.export.network import beneath
+from lamella.learner.export.drafts import atomic_output
+from lamella.learner.export.network import base_of
 from lamella.learner.export.onnx_graph import export_onnx
 from lamella.learner.export.peft_folder import export_peft, export_peft_tasks
 from lamella.learner.export.timm_folder import export_timm
@@ -46,9 +47,11 @@ def export(model: Model, format: str, out: str | Path, *, readout: str = "", per
         raise ValueError(f"per-task exports are folders of PEFT, not of format '{format}'; leave out --per-task")
     if not model.tasks:
         raise ValueError("this model has learned nothing yet; give it a task first")
-    method = beneath(model.method.eval(), readout)
+    if format != "adapters":
+        of_images(model.backbone.transform, f"format {format}")
+    method = base_of(model.method.eval(), readout)
     write = export_peft_tasks if per_task else FORMATS[format]
-    with draft(Path(out)) as place, _on_the_cpu(model):
+    with atomic_output(Path(out)) as place, _on_the_cpu(model):
         return write(model, method, place)
 
 

@@ -1,7 +1,7 @@
 """A learned method taken apart: one network with fixed weights, and one linear classifier on its features.
 
 The method says what its linear classifier is. Which branches act, and with what coefficients, is seen in one of its own
-predictions; where they differ from image to image, or the images pass through more than once, there is no such network.
+predictions; where they differ from sample to sample, or samples pass through more than once, there is no such network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from lamella.adapters.adapter import Site, watch
 from lamella.adapters.branches import Adapted, Branch, Coefficient
 from lamella.backbones import Backbone
-from lamella.learner.export.check import random_images
+from lamella.data.samples import Samples
+from lamella.learner.export.check import random_samples
 from lamella.methods import Method
 
-__all__ = ["Acting", "Fixed", "acting_branches", "adapted_layers", "beneath", "fixed", "update"]
+__all__ = ["ActingBranch", "Fixed", "acting_branches", "adapted_layers", "base_of", "fixed", "update"]
 
 
-class Acting(NamedTuple):
+class ActingBranch(NamedTuple):
     """A branch of an adapter and the number that it is multiplied by in every prediction."""
 
     adapter: str
@@ -35,12 +36,12 @@ class Fixed(nn.Module):
         super().__init__()
         self.backbone, self.classifier = backbone, classifier
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, size, size) -> (n, classes)."""
+    def forward(self, x: Samples) -> Tensor:
+        """(n, classes) logits of n samples, as the backbone takes them."""
         return self.classifier(self.backbone(x))
 
 
-def beneath(method: Method, readout: str) -> Method:
+def base_of(method: Method, readout: str) -> Method:
     """The method whose prediction a readout is: itself for "", what it is built on for "base".
 
     Raises:
@@ -77,30 +78,30 @@ def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
 
 
 @torch.no_grad()
-def acting_branches(method: Method) -> dict[str, list[Acting]]:
+def acting_branches(method: Method) -> dict[str, list[ActingBranch]]:
     """For each layer that can carry branches, those that act in every prediction.
 
     Raises:
-        ValueError: which act, or how much, depends on the image.
+        ValueError: which act, or how much, depends on the sample.
     """
     layers = adapted_layers(method.backbone.model)
     passes: dict[Adapted, list[Any]] = {layer: [] for layer in layers.values()}
     sites = [Site(name, layer, slice(0, layer.weight.shape[0])) for name, layer in layers.items()]
-    with watch(sites, lambda layer: lambda x: passes[layer].append(layer.acting)):
-        method.predict(random_images(2, method.backbone.transform.size))
+    with watch(sites, lambda layer: lambda x: passes[layer].append(layer.acting), padding_too=True):
+        method.predict(random_samples(method.backbone, 2))
     if any(len(seen) > 1 for seen in passes.values()):
-        raise _per_image(method)
+        raise _per_sample(method)
     chosen = {name: passes[layer][0] if passes[layer] else {} for name, layer in layers.items()}
     return {name: _acting(method, layer, chosen[name]) for name, layer in layers.items()}
 
 
-def _acting(method: Method, layer: Adapted, chosen: Mapping[str, Coefficient] | None) -> list[Acting]:
+def _acting(method: Method, layer: Adapted, chosen: Mapping[str, Coefficient] | None) -> list[ActingBranch]:
     coefficients = dict.fromkeys(layer.branches, 1.0) if chosen is None else chosen
     found = [(name, branch, c) for name, c in coefficients.items() for branch in layer.of(name)]
     numbers = [(name, branch, _number(c)) for name, branch, c in found if branch.gate is None]
-    acting = [Acting(name, branch, number) for name, branch, number in numbers if number is not None]
+    acting = [ActingBranch(name, branch, number) for name, branch, number in numbers if number is not None]
     if len(acting) < len(found):
-        raise _per_image(method)
+        raise _per_sample(method)
     return acting
 
 
@@ -110,14 +111,15 @@ def _number(coefficient: Coefficient) -> float | None:
     return None if callable(coefficient) else coefficient
 
 
-def _per_image(method: Method) -> ValueError:
+def _per_sample(method: Method) -> ValueError:
+    noun = method.backbone.transform.noun
     return ValueError(
-        f"{type(method).__name__} weighs its adapters anew for each image, so they cannot become part of the weights; "
+        f"{type(method).__name__} weighs its adapters anew for each {noun}, so they cannot become part of the weights; "
         "export the graph with --format onnx"
     )
 
 
-def update(shape: Sequence[int], acting: Sequence[Acting]) -> Tensor:
+def update(shape: Sequence[int], acting: Sequence[ActingBranch]) -> Tensor:
     """What branches add to a weight of this shape, in float64."""
     total = torch.zeros(*shape, dtype=torch.float64)
     for _, branch, coefficient in acting:
@@ -134,5 +136,5 @@ def _classifier(method: Method) -> nn.Linear:
     try:
         return method.linear_classifier()
     except ValueError as error:
-        beneath = "" if method.base is None else ", or what the method is built on with --readout base"
-        raise ValueError(f"{error}; export the graph with --format onnx{beneath}") from None
+        further = "" if method.base is None else ", or what the method is built on with --readout base"
+        raise ValueError(f"{error}; export the graph with --format onnx{further}") from None

@@ -7,16 +7,18 @@ batch.
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lamella.learner.export.check import compare, random_images
+from lamella.backbones import Backbone
+from lamella.data.transform import of_images
+from lamella.learner.export.check import compare, random_samples
 from lamella.learner.export.describe import description, metadata, needed
-from lamella.learner.export.network import fixed
+from lamella.learner.export.network import Fixed, fixed
 from lamella.learner.model import Model
 from lamella.methods import Method
 
@@ -33,18 +35,22 @@ def export_onnx(model: Model, method: Method, file: Path) -> list[str]:
     """
     onnx, runtime = needed("onnx", "export"), needed("onnxruntime", "export")
     needed("onnxscript", "export")
-    size = model.backbone.transform.size
+    size = of_images(model.backbone.transform, "format onnx").size
     try:
         network = fixed(method)
     except ValueError:
-        graph, how = _image_by_image(method, size), "the graph runs image after image"
+        graph, how = _image_by_image(method), "the graph runs image after image"
     else:
-        graph, how = _batches(network, size), "the graph runs whole batches"
+        graph, how = _batches(network), "the graph runs whole batches"
     onnx.helper.set_model_props(graph, metadata(description(model, method, method.classes)))
     onnx.save_model(graph, file)
 
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    found = compare(method.predict, lambda x: torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0]), size)
+
+    def exported(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0])
+
+    found = compare(method.predict, exported, model.backbone)
     return [
         str(found),
         how,
@@ -52,16 +58,21 @@ def export_onnx(model: Model, method: Method, file: Path) -> list[str]:
     ]
 
 
-def _batches(network: nn.Module, size: int) -> Any:
+def _images(backbone: Backbone, count: int) -> Tensor:
+    return cast(Tensor, random_samples(backbone, count))
+
+
+def _batches(network: Fixed) -> Any:
     shapes = {"x": {0: torch.export.Dim("n")}}
-    return _converted(network, random_images(2, size), INPUT, OUTPUT, dynamic_shapes=shapes)
+    return _converted(network, _images(network.backbone, 2), INPUT, OUTPUT, dynamic_shapes=shapes)
 
 
-def _image_by_image(method: Method, size: int) -> Any:
+def _image_by_image(method: Method) -> Any:
     """A model whose one node is a Scan over the images, its body the graph of one image."""
     from onnx import TensorProto, helper
 
-    model = _converted(_traced(method, size), random_images(1, size), "batch_of_one", "logits_of_one")
+    image = _images(method.backbone, 1)
+    model = _converted(_traced(method, image), image, "batch_of_one", "logits_of_one")
     one, axis = model.graph, helper.make_tensor("batch_axis", TensorProto.INT64, [1], [0])
     classes = one.output[0].type.tensor_type.shape.dim[1].dim_value
 
@@ -73,9 +84,9 @@ def _image_by_image(method: Method, size: int) -> Any:
         *one.node,
         helper.make_node("Squeeze", ["logits_of_one", axis.name], ["row"]),
     ]
-    body = helper.make_graph(nodes, "one_image", [floats("image", 3, size, size)], [floats("row", classes)])
+    body = helper.make_graph(nodes, "one_image", [floats("image", *image.shape[1:])], [floats("row", classes)])
     scan = helper.make_node("Scan", [INPUT], [OUTPUT], num_scan_inputs=1, body=body)
-    inputs, outputs = [floats(INPUT, "n", 3, size, size)], [floats(OUTPUT, "n", classes)]
+    inputs, outputs = [floats(INPUT, "n", *image.shape[1:])], [floats(OUTPUT, "n", classes)]
     graph = helper.make_graph([scan], "prediction", inputs, outputs, [*one.initializer, axis])
     return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
@@ -89,11 +100,10 @@ def _converted(module: nn.Module, x: Tensor, input: str, output: str, **options:
     return program.model_proto
 
 
-def _traced(method: Method, size: int) -> nn.Module:
+def _traced(method: Method, x: Tensor) -> nn.Module:
     """The method's prediction for one image as plain tensor operations; all that it has learned is constant."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    x = random_images(1, size)
     with torch.no_grad():
         method.predict(x)  # what is solved once and kept, such as discriminants, is no part of the graph
         with _InPlainOperations():

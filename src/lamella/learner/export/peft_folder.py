@@ -11,7 +11,7 @@ from lamella.adapters.adapter import Site, using
 from lamella.common.files import write_json
 from lamella.learner.export.check import compare
 from lamella.learner.export.describe import architecture, description, metadata, needed, new_timm_model, timm_config
-from lamella.learner.export.network import Acting, Fixed, acting_branches, adapted_layers, fixed, update
+from lamella.learner.export.network import ActingBranch, Fixed, acting_branches, adapted_layers, fixed, update
 from lamella.learner.model import Model
 from lamella.methods import Method
 from lamella.methods.shared.heads import Head, linear_layer
@@ -94,7 +94,7 @@ def export_peft_tasks(model: Model, method: Method, folder: Path) -> list[str]:
     return lines
 
 
-def _tasks_apart(method: Method, learned: int) -> dict[int, dict[str, list[Acting]]]:
+def _tasks_apart(method: Method, learned: int) -> dict[int, dict[str, list[ActingBranch]]]:
     """By task, then by layer, the branches of that task alone."""
     layers = adapted_layers(method.backbone.model)
     every = {name for layer in layers.values() for name in layer.branches}
@@ -103,7 +103,7 @@ def _tasks_apart(method: Method, learned: int) -> dict[int, dict[str, list[Actin
     if folded or not all(own.values()) or every != set().union(*own.values()):
         raise ValueError(f"{type(method).__name__} keeps no adapter for each task; leave out --per-task")
     acting = (
-        {n: [Acting(a, b, 1.0) for a in layer.branches for b in layer.of(a)] for n, layer in layers.items()}
+        {n: [ActingBranch(a, b, 1.0) for a in layer.branches for b in layer.of(a)] for n, layer in layers.items()}
         if method.routed
         else acting_branches(method)
     )
@@ -123,10 +123,11 @@ def _differences(method: Method, network: Fixed, loaded: nn.Module) -> Differenc
     acting, own = acting_branches(method), method.backbone.model.state_dict()
     return {
         key.removesuffix(".weight"): (
-            own[key].double() - before[key].double() + update(before[key].shape, acting.get(key[:-7], [])), before[key]
+            own[key].double() - before[key].double() + update(before[key].shape, acting.get(key[:-7], [])),
+            before[key],
         )
         for key in changed
-    }  # fmt: skip
+    }
 
 
 class _Adapter:
@@ -154,9 +155,16 @@ class _Adapter:
         ranks = {name: len(pair.A) for name, pair in pairs.items()}
         largest = max(ranks.values())
         config = LoraConfig(
-            r=largest, lora_alpha=largest, target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks,
-            lora_dropout=0.0, bias="none", modules_to_save=[head], inference_mode=True,
-        )  # fmt: skip
+            r=largest,
+            lora_alpha=largest,
+            target_modules=list(ranks),
+            rank_pattern=ranks,
+            alpha_pattern=ranks,
+            lora_dropout=0.0,
+            bias="none",
+            modules_to_save=[head],
+            inference_mode=True,
+        )
         tensors = {f"{name}.lora_{letter}.weight": t for name, p in pairs.items() for letter, t in p._asdict().items()}
         tensors |= {f"{head}.{key}": value.contiguous() for key, value in self.classifier.state_dict().items()}
         tensors = {f"base_model.model.{key}": value for key, value in tensors.items()}
@@ -169,7 +177,7 @@ class _Adapter:
             model.load_state_dict(load_file(folder / "base.safetensors"), strict=False)
 
         plain = PeftModel.from_pretrained(model, str(folder)).eval()
-        found = compare(own, plain, self.model.backbone.transform.size)
+        found = compare(own, plain, self.model.backbone)
         return [str(found), f"rank {_range(ranks.values())} on {len(ranks)} layers", self._how_to_load(described)]
 
     def _pairs(self, merges: int) -> dict[str, Pair]:

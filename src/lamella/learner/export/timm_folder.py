@@ -33,7 +33,7 @@ def export_timm(model: Model, method: Method, folder: Path) -> list[str]:
 
     plain, _ = new_timm_model(model, count, {})
     plain.load_state_dict(load_file(folder / "model.safetensors"))
-    found = compare(method.predict, plain, model.backbone.transform.size)
+    found = compare(method.predict, plain, model.backbone)
     name, options = architecture(model)
     given = "".join(f", {key}={value!r}" for key, value in options.items())
     return [

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
-from lamella.data.images import ImageSet, TensorSet, data_sha256
+from lamella.data.images import data_sha256
+from lamella.data.loading import Examples
 from lamella.data.sources.load import load_source
 from lamella.learner.model import Model
 from lamella.learner.predictions import Prediction, predict
 
-__all__ = ["BINS", "Bin", "Counted", "Evaluation", "Measured", "evaluate", "images_to_measure"]
+__all__ = ["BINS", "Bin", "Counted", "Evaluation", "MeasuredSamples", "evaluate", "images_to_measure"]
 
 BINS = 15
 
@@ -119,7 +120,7 @@ class Evaluation:
         return self.right / self.images
 
 
-class Measured(NamedTuple):
+class MeasuredSamples(NamedTuple):
     """The images for an evaluation.
 
     Attributes:
@@ -128,12 +129,12 @@ class Measured(NamedTuple):
         part: a short text that says which part of the data the images are.
     """
 
-    images: ImageSet | TensorSet
+    images: Examples
     class_names: tuple[str, ...]
     part: str
 
 
-def images_to_measure(data: str, learned: Collection[str]) -> Measured:
+def images_to_measure(data: str, learned: Collection[str]) -> MeasuredSamples:
     """Return the test part of a data set. If it has none, return all images that the model did not learn from.
 
     Args:
@@ -149,19 +150,17 @@ def images_to_measure(data: str, learned: Collection[str]) -> Measured:
     except ValueError:  # the data set has its own test part and no such option, or it cannot be read at all
         whole = load_source(data)
     if len(whole.test):
-        return Measured(whole.test, whole.class_names, "its test part")
+        return MeasuredSamples(whole.test, whole.class_names, "its test part")
     try:
         split = load_source(data)
     except ValueError:  # a class has only one image, so none can be held out, and `lamella learn` refused it too
-        return Measured(whole.train, whole.class_names, "all of it")
+        return MeasuredSamples(whole.train, whole.class_names, "all of it")
     if data_sha256(split.train, dict(enumerate(split.class_names))) in learned:
-        return Measured(split.test, split.class_names, "its held-out part")
-    return Measured(whole.train, whole.class_names, "all of it")
+        return MeasuredSamples(split.test, split.class_names, "its held-out part")
+    return MeasuredSamples(whole.train, whole.class_names, "all of it")
 
 
-def evaluate(
-    model: Model, images: ImageSet | TensorSet, class_names: Sequence[str], *, unknown_below: float = 0.05
-) -> Evaluation:
+def evaluate(model: Model, images: Examples, class_names: Sequence[str], *, unknown_below: float = 0.05) -> Evaluation:
     """Predict the class of every image and compare it with the label.
 
     Args:
@@ -178,7 +177,7 @@ def evaluate(
     labels: list[int] = images.labels.tolist()
     names = [class_names[label] for label in labels]
     if not known.intersection(names):
-        there = ", ".join(sorted(set(names))[:5]) or "no image"
+        there = ", ".join(sorted(set(names))[:5]) or f"no {images.noun}"
         raise ValueError(
             f"none of the classes in the data was learned, so nothing can be measured: {there}; "
             f"this model knows {', '.join(sorted(known)[:5]) or 'nothing yet'}"

@@ -96,7 +96,7 @@ def _confusion(figure: "Figure", evaluation: "Evaluation", between: str) -> None
     axes = figure.add_subplot()
     shares = 100 * counts / counts.sum(1, keepdims=True).clip(1)
     _heat_map(axes, shares, [_short(n) for n in rows], [_short(n) for n in columns], between, most=100)
-    axes.set(xlabel="predicted class (% of each class's images)", ylabel="class")
+    axes.set(xlabel="predicted class (% of each true class)", ylabel="class")
 
 
 def _confusion_height(evaluation: "Evaluation") -> float:

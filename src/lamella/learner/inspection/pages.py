@@ -16,8 +16,8 @@ ROOM = "lamella.learner.inspection"
 __all__ = ["evaluation_page", "inspection_page"]
 
 
-def inspection_page(inspection: "Inspection", title: str) -> str:
-    """Render the facts of a model. Every name on the page is escaped."""
+def inspection_page(inspection: "Inspection", title: str, noun: str = "image") -> str:
+    """Render the facts of a model, whose samples are called by the noun. Every name on the page is escaped."""
     from markupsafe import Markup
 
     from lamella.learner.inspection.figures import draw_overlap, draw_spaces
@@ -29,6 +29,7 @@ def inspection_page(inspection: "Inspection", title: str) -> str:
         ROOM,
         "inspection.html.j2",
         title=title,
+        noun=noun,
         model=inspection,
         words=words,
         forecast=format_forecast(inspection),
@@ -39,8 +40,8 @@ def inspection_page(inspection: "Inspection", title: str) -> str:
     )
 
 
-def evaluation_page(evaluation: "Evaluation", title: str, data: str) -> str:
-    """Render an evaluation. Every name on the page is escaped."""
+def evaluation_page(evaluation: "Evaluation", title: str, data: str, noun: str = "image") -> str:
+    """Render an evaluation of samples that are called by the noun. Every name on the page is escaped."""
     from markupsafe import Markup
 
     from lamella.learner.inspection.figures import MOST_CELLS, draw_calibration, draw_confusion
@@ -50,6 +51,7 @@ def evaluation_page(evaluation: "Evaluation", title: str, data: str) -> str:
         ROOM,
         "evaluation.html.j2",
         title=title,
+        noun=noun,
         data=data,
         measured=evaluation,
         words=words,

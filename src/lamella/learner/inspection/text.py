@@ -32,15 +32,20 @@ def facts(of: Any) -> Any:
     return {name: facts(getattr(of, name)) for name in names}
 
 
-def inspection_text(model: "Inspection") -> str:
-    """Format the tasks, the free directions with a forecast, and the overlap of tasks."""
+def inspection_text(model: "Inspection", noun: str = "image") -> str:
+    """Format the tasks, the free directions with a forecast, and the overlap of tasks.
+
+    Args:
+        model: the facts of a model.
+        noun: what one of its samples is called.
+    """
     parameters = ", ".join(f"{part} {words.count(n)}" for part, n in model.parameters.items())
     head = (
         f"{model.method} on {printable(model.backbone)} (weights {model.weights_sha256[:12]})\n"
         f"{_many(len(model.tasks), 'task')}, {_many(len(model.classes), 'class', 'es')}; "
         f"confidence at temperature {model.temperature:.3g}\nnumbers: {parameters}\n"
     )
-    parts = [head, _ledger(model)]
+    parts = [head, _ledger(model, noun)]
     if model.spaces:
         parts.append(_spaces(model))
     parts.append(format_forecast(model) + "\n")
@@ -83,26 +88,32 @@ def explain_no_overlap(model: "Inspection") -> str:
     return "The overlap of tasks is not known: this method keeps no branches of single tasks."
 
 
-def evaluation_text(measured: "Evaluation", data: str) -> str:
-    """Format accuracy, calibration and unknown images, by task and by class."""
+def evaluation_text(measured: "Evaluation", data: str, noun: str = "image") -> str:
+    """Format accuracy, calibration and unknown samples, by task and by class.
+
+    Args:
+        measured: an evaluation.
+        data: what was measured on.
+        noun: what one of its samples is called.
+    """
     lines = [
-        f"{words.number(measured.accuracy)} % right of {_many(measured.images, 'image')} ({printable(data)})",
+        f"{words.number(measured.accuracy)} % right of {_many(measured.images, noun)} ({printable(data)})",
         f"mean confidence {words.number(measured.confidence)} %, "
         f"expected calibration error {words.number(measured.calibration_error)} points ({len(measured.bins)} bins)",
     ]
     if measured.unknown_below is None:
-        lines.append("unknown images: not known, because no images were held out when this model learned")
+        lines.append(f"unknown {noun}s: not known, because no {noun}s were held out when this model learned")
     else:
         share = words.number(measured.unknown / measured.images)
         lines.append(f"called unknown (familiarity below {measured.unknown_below}): {share} %")
-    parts = ["\n".join(lines) + "\n", _counted(measured, "task")]
+    parts = ["\n".join(lines) + "\n", _counted(measured, noun, "task")]
     worst = sorted(measured.classes, key=lambda line: line.accuracy)[:MOST_CLASSES]
     hidden = len(measured.classes) - len(worst)
-    parts.append(_counted(measured, "class", {line.name for line in worst}))
+    parts.append(_counted(measured, noun, "class", {line.name for line in worst}))
     if hidden:
         parts.append(f"the {len(worst)} worst of {len(measured.classes)} classes; --html and --json have all\n")
     if measured.strangers:
-        parts.append(_strangers(measured))
+        parts.append(_strangers(measured, noun))
     return "\n".join(parts)
 
 
@@ -111,8 +122,8 @@ def format_images(task: "LearnedTask") -> str:
     return words.count(task.images) + (f" ({words.count(task.unreadable)} unreadable)" if task.unreadable else "")
 
 
-def _ledger(model: "Inspection") -> str:
-    heads = ("task", "learned", "version", "classes", "images", "time", "state", "data", "held out", "T")
+def _ledger(model: "Inspection", noun: str) -> str:
+    heads = ("task", "learned", "version", "classes", f"{noun}s", "time", "state", "data", "held out", "T")
     rows: list[Sequence[str]] = []
     for task in model.tasks:
         origin = task.origin
@@ -154,22 +165,22 @@ def _overlap(model: "Inspection", overlap: "Overlap") -> str:
     return plain_table((f"overlap, % (chance: {chance})", *names), rows)
 
 
-def _counted(measured: "Evaluation", what: str, shown: set[str] | None = None) -> str:
+def _counted(measured: "Evaluation", noun: str, what: str, shown: set[str] | None = None) -> str:
     rows: list[Sequence[str]] = []
     for line in measured.tasks if what == "task" else measured.classes:
         if shown is None or line.name in shown:
             shares = [words.number(n / line.images) for n in (line.right, line.right_task)]
             flagged = words.NOTHING if measured.unknown_below is None else words.number(line.unknown / line.images)
             rows.append((line.name, str(line.images), *shares, flagged))
-    return plain_table((what, "images", "right %", "right task %", "called unknown %"), rows)
+    return plain_table((what, f"{noun}s", "right %", "right task %", "called unknown %"), rows)
 
 
-def _strangers(measured: "Evaluation") -> str:
+def _strangers(measured: "Evaluation", noun: str) -> str:
     rows: list[Sequence[str]] = []
     for line in measured.strangers:
         flagged = words.NOTHING if measured.unknown_below is None else words.number(line.unknown / line.images)
         rows.append((line.name, str(line.images), flagged, line.taken_for))
-    return plain_table(("never learned", "images", "called unknown %", "mostly taken for"), rows)
+    return plain_table(("never learned", f"{noun}s", "called unknown %", "mostly taken for"), rows)
 
 
 def _named(classes: Sequence[str]) -> str:

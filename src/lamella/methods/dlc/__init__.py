@@ -1,1 +1,1 @@
-"""DLC: a plugin of LoRA lanes per task beside a base method."""
+"""DLC: a low-rank plugin for each task on top of a base method."""

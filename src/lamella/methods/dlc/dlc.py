@@ -1,4 +1,4 @@
-"""DLC: a low-rank plugin per task near the classifier, on top of any replay or distillation method.
+"""DLC: a low-rank plugin for each task near the classifier, on top of any replay or distillation method.
 
 Xu, Xu, Zhao, Shen & Yang, "Pushing the Limits of Distillation-Based Continual Learning via Classifier-Proximal
 Lightweight Plugins", 2026, arXiv 2512.03537 (v3; v1: "Parameter-Efficient Augment Plugin for Class-Incremental
@@ -6,12 +6,12 @@ Learning"). This is a reconstruction: the abstracts of v1 to v3 and short summar
 code. Convolutional LoRA: Aleem et al., "ConvLoRA and AdaBN Based Domain Adaptation via Self-Training", 2024, arXiv
 2402.04964.
 
-A base method, named by the table [method.base] with its own settings, learns each task as it would alone, from scratch
-and with its exemplars. Then the base is frozen, and a plugin is trained that corrects its features for this task.
-Without plugins the model is the base, bit for bit; plugin_files.py takes them out, into files, and puts them back.
+A base method learns each task as it would alone, from scratch and with its exemplars. The table [method.base] names it
+and has its settings. Then the base is frozen, and a plugin is trained that corrects its features for this task. Without
+plugins the model is the base, bit for bit.
 
     symbol                      here
-    f_0(x; theta_t)             the base's features, lane "" of the tails
+    f_0(x; theta_t)             the base's features: the lane "" of the tails
     Delta_i = B A               adapter "plugin-i" on the layers named, scale 1
     f_i = f(x; theta_t + Delta_i)  lane "plugin-i"
     g(x) = sigmoid(V f_0 + b)   WeightingUnit: V and b
@@ -26,18 +26,18 @@ Probable (a third party's summary): ConvLoRA, a frozen base in a second phase, s
 Departures (ours, where the public text is silent; each is a setting unless it says "always"):
 - Layers and rank: the two convolutions of the last block, rank 2, ConvLoRA's "kernel" factorisation, scale 1 (always).
 - The first task has a plugin too. Batch norm in a plugin's path is the base's, frozen (always).
-- Old plugins are frozen and ride on the base's later weights. Classifier and unit are trained on as a whole with every
-  task (always).
-- Gates: a sigmoid of the base's features, not supervised; V = 0 and b = 2 at the start (always but for the sigmoid).
+- Old plugins are frozen, and are used with the later weights of the base. The whole classifier and the whole unit are
+  trained in every task (always).
+- Gates: a sigmoid of the base's features (a setting), not supervised, with V = 0 and b = 2 at the start (always).
 - Aggregation by concatenation, as DER and MEMO do (always); new columns and rows of the classifier start as torch's
   linear layers do. Summing, one plugin for all tasks and supervised gates were worse (docs/log.md).
-- Loss: cross-entropy over all classes, and an auxiliary classifier of the new plugin's features, all old classes as
-  one, which is thrown away (both as in DER and MEMO).
-- Old classes have fewer images: each class is weighed by the inverse of its images, which is what class-balanced
-  sampling does on average, yet all images are seen. `balance="align"` scales the rows of new classes at the end
-  instead, as WA does; with few exemplars that leaves the classifier far off (docs/log.md).
-- Phase 2: SGD, 60 epochs, rate 0.01 (at 0.1 gates close for good, docs/log.md) falling to 0 on a cosine, weight decay
-  2e-4, of classifiers 5e-4.
+- Loss: cross-entropy over all classes, and that of an auxiliary classifier of the new plugin's features, to which all
+  old classes are one. It is removed after training (both as in DER and MEMO).
+- Old classes have fewer images, so each class is weighted by the inverse of its number of images. On average that is
+  class-balanced sampling, but all images are seen. `balance="align"` scales the rows of new classes at the end instead,
+  as WA does; with few exemplars the classifier is then much worse (docs/log.md).
+- Phase 2: SGD, 60 epochs, a learning rate of 0.01 that falls to 0 on a cosine (at 0.1 gates close and stay closed,
+  docs/log.md), a weight decay of 2e-4, and of 5e-4 for the classifiers.
 - The base chooses exemplars with its own features (always).
 - The trunk ends before the block of the first layer with a plugin (always).
 """
@@ -52,6 +52,7 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.methods.dlc.plugins import Tails, check_base
 from lamella.methods.dlc.weighting import WeightingUnit, aggregated
@@ -66,30 +67,33 @@ __all__ = ["DLC"]
 
 
 class DLC(MethodOnBase):
-    """A base method, and one plugin a task beside it.
+    """A base method, and one plugin for each task.
 
     Args:
-        backbone: a residual network, the base's own.
-        base: the method that trains it, as [method.base] names it; it learns exactly as it would alone.
-        layers: which convolutions carry plugins: "last-conv", "last-block", "last-stage", "last-two-stages", or
-            patterns of layer names.
-        seed: of all draws.
-        training: see `Training`; of phase 2, the plugin, the unit and the classifiers.
-        rank: of a plugin's branches; at least 1.
-        factorisation: "kernel" (ConvLoRA) or "conv".
-        gate: "sigmoid", "softmax", or "fixed" at 1.
-        auxiliary_weight: of the auxiliary classifier's loss; at least 0.
-        balance: "weights" (each class counts the same in the loss), "align" (rows of new classes scaled to the length
-            of old ones) or "none".
-        head_weight_decay: of the classifiers, in place of `weight_decay`.
+        backbone: a residual network; that of the base.
+        base: the method that trains the backbone, as [method.base] names it; it learns exactly as it would alone.
+        seed: the seed of every random draw.
+        training: how the plugin, the weighting unit and the classifiers are trained in phase 2; see `Training`.
+        layers: which convolutions carry plugins, a list of "last-conv", "last-block", "last-stage", "last-two-stages"
+            and patterns of layer names such as "layer4.*.conv2".
+        rank: the rank of a plugin's branches; at least 1.
+        factorisation: how a branch is factorised: "kernel" (the kernel as one matrix, as in ConvLoRA) or "conv" (a
+            k x k convolution into `rank` channels, then a 1 x 1 convolution).
+        gate: how the features of a plugin are weighted for each image: "sigmoid" (each plugin for itself), "softmax"
+            (the weights of all plugins sum to 1), or "fixed" (all weights are 1).
+        auxiliary_weight: the factor of the auxiliary classifier's loss; at least 0, and 0 leaves the loss out.
+        balance: how classes with few images are treated: "weights" (each class has the same weight in the loss),
+            "align" (the classifier rows of new classes are scaled to the mean length of old ones) or "none".
+        head_weight_decay: the weight decay of the classifiers; at least 0. That of the plugin and the weighting unit is
+            `weight_decay`.
 
     Attributes:
         heads: the classifier of the aggregated features.
         unit: the weighting unit.
-        tails: the backbone, cut.
+        tails: the backbone, cut into the trunk and the tail.
 
     Raises:
-        ValueError: an unknown setting, or a base or backbone that cannot carry plugins.
+        ValueError: a value is not allowed, or the base or the backbone cannot carry plugins.
     """
 
     own_calls = ("plugin",)
@@ -146,61 +150,41 @@ class DLC(MethodOnBase):
         return self.heads.classes
 
     @property
-    def learned_plugins(self) -> tuple[str, ...]:
-        """The name of each plugin learned, whether or not it is in place."""
-        return tuple(f"plugin-{i}" for i in range(len(self.heads)))
-
-    @property
     def plugins(self) -> tuple[str, ...]:
-        """The names of the plugins in place: a lane, a gate and columns of the classifier each."""
-        return tuple(name for name in self.learned_plugins if self.tails.has(name))
+        """The names of the plugins. Each has a lane, a gate and columns of the classifier."""
+        return tuple(f"plugin-{i}" for i in range(len(self.heads)))
 
     @property
     def own_adapters(self) -> tuple[str, ...]:
         return self.plugins
 
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes): the trunk once, the tail without and with each plugin, gates, and the classifier."""
+    def predict(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) logits from one pass through the trunk, and one through the tail for each plugin and without."""
         return only_columns(self.logits(x), self.classes, task)
 
-    def logits(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """(n, classes); the base's where all plugins are taken out.
+    def logits(self, x: Samples) -> Tensor:
+        """(n, classes) logits among all classes."""
+        return self.heads(self.features(x))
 
-        Args:
-            gates: (n, t) in place of the unit's, such as `oracle_gates`.
-        """
-        if self.learned_plugins and not self.plugins:
-            return self.base.predict(x)
-        return self.heads(self.features(x, gates))
-
-    def features(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """(n, d) features of the base and, weighed by their gates, of all plugins."""
+    def features(self, x: Samples) -> Tensor:
+        """(n, d) features of the base and of all plugins, which are weighted by their gates, side by side."""
         features = self.tails(self.tails.trunk(x), ["", *self.plugins])
-        return aggregated(features, self.unit(features) if gates is None else gates)
+        return aggregated(features, self.unit(features))
 
-    def oracle_gates(self, labels: Tensor) -> Tensor:
-        """(n, t) gates of one who knows each image's task: 1 for its own plugin, 0 for all others."""
-        last = {c: i for i in range(len(self.heads)) for c in self.heads[i].classes}
-        own = torch.tensor([last[c] for c in self.classes], device=labels.device)[self.heads.columns(labels)]
-        places = [self.learned_plugins.index(name) for name in self.plugins]
-        return (own[:, None] == torch.tensor(places, device=labels.device)).float()
-
-    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
+    def readouts(self, x: Samples) -> Mapping[str, Tensor]:
         return self.with_own(self.logits(x), self.base.readouts(x))
 
-    def features_and_readouts(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def features_and_readouts(self, x: Samples) -> tuple[Tensor, Mapping[str, Tensor]]:
         return self.features(x), self.readouts(x)
 
     def adapters_of(self, task: int) -> tuple[str, ...]:
         return tuple(name for name in self.plugins if name == f"plugin-{task}")
 
     def learn(self, task: Task, fit: Fit) -> None:
-        if missing := [name for name in self.learned_plugins if name not in self.plugins]:
-            raise ValueError(f"'{missing[0]}' is taken out, so no task can be learned beside it; put it back first")
         self.eval()
         data = self.base.with_exemplars(task.train)
-        self.base.learn(task, fit)  # phase 1: the base, unaware of plugins
-        self.eval()  # phase 2: the base stands still, its batch-norm statistics too
+        self.base.learn(task, fit)  # phase 1: the base learns without plugins
+        self.eval()  # phase 2: the base is frozen, its batch-norm statistics too
 
         number = len(self.heads)
         auxiliary = self._grow(task, number)
@@ -208,7 +192,7 @@ class DLC(MethodOnBase):
         device = self.heads[0].weight.device
         weight = inverse_shares(data.labels, self.classes).to(device) if self.balance == "weights" else None
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             with torch.no_grad():
                 z = self.tails.trunk(x)
                 fixed = self.tails(z, ["", *frozen])
@@ -230,7 +214,7 @@ class DLC(MethodOnBase):
             align_new_rows(self.heads)
 
     def _grow(self, task: Task, number: int) -> Head | None:
-        """Plugin, gate, and rows and columns of the classifier for a task; the auxiliary classifier of its plugin."""
+        """Add plugin, gate, rows and columns of the classifier for a task; return the plugin's auxiliary classifier."""
         device, width = self.unit.weight.device, self.backbone.width
         self.tails.grow(f"plugin-{number}", generator(self.seed, "plugin", number))
         self.unit.grow()

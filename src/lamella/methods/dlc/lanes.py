@@ -1,12 +1,12 @@
 """Convolutions that compute several lanes at once: every image once for each plugin, and once without any.
 
-What plugins do not touch (batch norm in eval mode, shortcuts, pooling) sees a larger batch, and in an adapted
-convolution the base weight sees it too, while the low-rank parts are one convolution with a group a lane. In a narrow
-layer, where those parts are as dear as the weight, each group has its whole kernel instead.
+All lanes are one batch. Layers without plugins (batch norm in eval mode, shortcuts, pooling) and the base weight of an
+adapted convolution process this batch as any other. The low-rank parts are one convolution with a group for each lane.
+In a narrow layer these parts cost as much as the weight; there each group has its own whole kernel instead.
 
-For that a branch of either factorisation is taken as two convolutions, k x k into few channels and 1 x 1 out of them.
-"kernel" branches are such a pair as well: B A, viewed as (c_out, c_in k k), is B, viewed as (c_out, k r k), times k
-copies of A along a diagonal, (k r k, c_in k k).
+A branch of either factorisation is computed as two convolutions, k x k into few channels and 1 x 1 out of them. That is
+also possible for "kernel" branches: B A, viewed as (c_out, c_in k k), is B, viewed as (c_out, k r k), times k copies of
+A along a diagonal, (k r k, c_in k k).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,15 @@ __all__ = ["LanedConv2d", "as_two_convolutions"]
 
 
 def as_two_convolutions(branch: Branch, kernel: int) -> tuple[Tensor, Tensor]:
-    """A branch's update of a k x k convolution as a k x k one (q, c_in, k, k), then a 1 x 1 one (c_out, q, 1, 1)."""
+    """Return the kernels of two convolutions that together are a branch's update of a k x k convolution.
+
+    Args:
+        branch: the branch, of either factorisation.
+        kernel: k, the side of the kernel.
+
+    Returns:
+        (q, c_in, k, k), and (c_out, q, 1, 1), which includes the scale of the branch.
+    """
     if branch.A.ndim == 4:
         return branch.A, branch.B * branch.scale
     reduce = torch.block_diag(*[branch.A] * kernel)
@@ -31,19 +39,20 @@ def as_two_convolutions(branch: Branch, kernel: int) -> tuple[Tensor, Tensor]:
 
 
 class LanedConv2d(AdaptedConv2d):
-    """A convolution whose batch may hold every image several times, once a lane, each with its own adapter.
+    """A convolution whose batch has every image once for each lane. Each lane has its own adapter.
 
     Attributes:
-        lanes: the adapter of each lane; a name that this layer does not carry leaves the base weight alone. Without
-            lanes it is an adapted convolution like any other.
-        shared: the tail's input, equal in all lanes, whose base part is therefore computed once.
+        lanes: the name of the adapter of each lane; in a lane whose adapter this layer lacks only the base weight acts.
+            Without lanes this is an adapted convolution like any other.
+        shared: the input of the tail. It is equal in all lanes, so the base part of a layer that reads it is computed
+            once.
     """
 
     lanes: tuple[str, ...] = ()
     shared: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """(n, c_in, h, w), or (n lanes, c_in, h, w) with the lanes of an image beside each other -> c_out channels."""
+        """(n, c_in, h, w) -> (n, c_out, h', w'); with lanes the first size is n x lanes, those of an image adjacent."""
         if not self.lanes:
             return super().forward(input)
         x = input.unflatten(0, (-1, len(self.lanes)))
@@ -60,20 +69,25 @@ class LanedConv2d(AdaptedConv2d):
         return y.flatten(0, 1)
 
     def _narrow(self) -> bool:
-        """Whether the low-rank part is so wide beside the weight that a whole kernel for each lane is cheaper."""
+        """Return whether a whole kernel for each lane costs less than the low-rank parts."""
         k = self.weight.shape[-1]
         channels = [b.rank * (k if b.A.ndim == 2 else 1) for name in self.lanes for b in self.of(name)]
         return 4 * max(channels, default=0) >= self.weight.shape[0]
 
     def _merged(self, x: Tensor) -> Tensor:
-        """(n, lanes, c_out, h', w'): every lane with its own whole kernel, as one grouped convolution."""
+        """(n, lanes, c_out, h', w') outputs: every lane with its own whole kernel, as one grouped convolution."""
         deltas = [sum(b.delta(self.weight.shape) for b in self.of(name)) for name in self.lanes]
         kernel = torch.cat([self.weight + delta for delta in deltas])
         y = self._grouped(x.flatten(1, 2), kernel, len(self.lanes)).unflatten(1, (len(self.lanes), -1))
         return y if self.bias is None else y + self.bias[:, None, None]
 
     def _updates(self, x: Tensor, names: Sequence[str]) -> Tensor:
-        """(n, t, c_out, h', w') of the t adapters, from an input each (n, t, c_in, h, w) or one for all."""
+        """(n, t, c_out, h', w') updates of t adapters.
+
+        Args:
+            x: (n, t, c_in, h, w), or (n, c_in, h, w) if the input is the same for all adapters.
+            names: the names of the adapters.
+        """
         pairs = [[as_two_convolutions(b, self.weight.shape[-1]) for b in self.of(name)] for name in names]
         A = torch.cat([a for pair in pairs for a, _ in pair])
         B = torch.cat([torch.cat([b for _, b in pair], 1) for pair in pairs])

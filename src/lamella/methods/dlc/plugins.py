@@ -1,12 +1,12 @@
-"""Plugins of a residual network: where they sit, and the tails that they tune.
+"""Plugins of a residual network: where they sit, and the tails that they adapt.
 
-A plugin is an adapter on convolutions near the classifier. The network is cut before the block of the first of them:
-the trunk runs once, and its output goes through the tail once for each plugin and once without any, the lanes. All
-lanes run as one batch (lanes.py); on a CPU many images go through the tails in parts that stay within its caches.
-benchmarks/dlc_tails.py compares the batch with loops.
+A plugin is an adapter on convolutions near the classifier. The network is cut before the block of the first of them.
+The trunk runs once; its output goes through the tail once for each plugin and once without any. These passes are the
+lanes, and they run as one batch (lanes.py). On a CPU a large batch is divided into parts that fit into its caches.
+`benchmarks/ratios.py dlc-tails` compares the batch with loops.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -14,10 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lamella.adapters.adapter import Branch, Site, adapt, adapter_state, grow, using
+from lamella.adapters.adapter import Site, adapt, grow, using
 from lamella.backbones import Backbone
 from lamella.backbones.resnets import block_names, check_split, split
 from lamella.common.checks import check_one_of
+from lamella.data.samples import Samples
 from lamella.methods.dlc.lanes import LanedConv2d
 from lamella.methods.method import Method
 
@@ -25,14 +26,18 @@ __all__ = ["FORMS", "LAYERS", "Tails", "check_base", "plugin_layers"]
 
 LAYERS = ("last-conv", "last-block", "last-stage", "last-two-stages")
 FORMS = ("batched", "loop")
-AT_ONCE = 3 * 2**18  # numbers that enter the tails together on a CPU: as float32 3 MiB
+AT_ONCE = 3 * 2**18  # the most numbers that enter the tails at once on a CPU: 3 MiB as float32
 
 
 def check_base(base: Method, backbone: Backbone) -> None:
-    """Refuse a base whose features are not those of the one network that plugins would tune.
+    """Refuse a base whose features do not come from the one network that plugins would adapt.
+
+    Args:
+        base: the base method.
+        backbone: the backbone that the plugins are for.
 
     Raises:
-        ValueError: it is on another backbone, or has several networks or experts.
+        ValueError: the base was built on another backbone, or has several networks or experts.
     """
     name = type(base).__name__
     if base.backbone is not backbone:
@@ -42,10 +47,12 @@ def check_base(base: Method, backbone: Backbone) -> None:
 
 
 def plugin_layers(model: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Names of the convolutions that carry plugins; those of shortcuts only where a pattern names them.
+    """Return the names of the convolutions that carry plugins, in the order of the network.
 
     Args:
-        wanted: words of LAYERS, or patterns of layer names such as "layer4.*.conv2".
+        model: the residual network.
+        wanted: words of LAYERS, or patterns of layer names such as "layer4.*.conv2". Convolutions of shortcuts are
+            found by patterns only.
 
     Raises:
         ValueError: the network has no stages of blocks, or an entry matches no convolution of them.
@@ -72,19 +79,23 @@ def plugin_layers(model: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 class Tails:
-    """A residual network as one trunk and, for each plugin, a tail. Any other pass through it sees no plugin.
+    """A residual network, cut into a trunk and a tail that runs once for each plugin.
+
+    No plugin acts in any other pass through the network.
 
     Args:
-        backbone: its model gets layers that can carry plugins; its outputs and keys stay as they are.
-        wanted: which convolutions, as in `plugin_layers`.
-        rank, factorisation: of each plugin's branches.
+        backbone: its model gets layers that can carry plugins; its outputs and its keys stay as they are.
+        wanted: which convolutions carry plugins, as in `plugin_layers`.
+        rank: the rank of each plugin's branches; at least 1.
+        factorisation: how a branch is factorised, "kernel" or "conv".
 
     Attributes:
-        sites: where plugins sit. at: the block before which the network is cut.
+        sites: where plugins sit.
+        at: the name of the block before which the network is cut.
 
     Raises:
-        ValueError: no such layers, a layer carries adapters of another method, or the network cannot be cut.
-        TypeError: a layer can carry adapters of another method, whose sites would lead nowhere.
+        ValueError: there are no such layers, a layer carries adapters of another method, or the network cannot be cut.
+        TypeError: a layer can already carry adapters of another method, whose sites would become invalid.
     """
 
     def __init__(self, backbone: Backbone, wanted: Sequence[str], rank: int = 2, factorisation: str = "kernel") -> None:
@@ -92,8 +103,8 @@ class Tails:
         names = plugin_layers(model, wanted)
         self.model, self.rank, self.factorisation = model, rank, factorisation
         self.at = next(block for block in block_names(model) if names[0].startswith(f"{block}."))
-        check_split(model, self.at, backbone.transform.size)
-        # In the first block every convolution may meet the input that all lanes share.
+        check_split(model, self.at, backbone.transform)
+        # Every convolution of the first block may read the input that is the same in all lanes.
         children = model.get_submodule(self.at).named_children()
         first = [f"{self.at}.{n}" for n, m in children if isinstance(m, nn.Conv2d) and m.groups == 1]
         self._laned = adapt(model, list(dict.fromkeys([*first, *names])), convolution=LanedConv2d)
@@ -103,21 +114,21 @@ class Tails:
                 raise ValueError(f"layer '{name}' carries adapters of another method, so plugins cannot be told apart")
             layer.acting = {}
 
-    def trunk(self, x: Tensor) -> Tensor:
-        """Images (n, 3, size, size) -> what enters the tails (n, c, h, w)."""
+    def trunk(self, x: Samples) -> Tensor:
+        """Images (n, 3, size, size) -> the input of the tails (n, c, h, w)."""
         return split(self.model, self.at)[0](x)
 
     def __call__(self, z: Tensor, lanes: Sequence[str], form: str = "batched") -> Tensor:
-        """The features of each lane, (n, len(lanes), d).
+        """Compute the features of each lane, (n, len(lanes), d).
 
         Args:
-            z: (n, c, h, w) from the trunk.
-            lanes: adapter names; "", or a plugin that is not there, is the plain model.
-            form: "batched", all lanes as one batch, or "loop", a lane after the other, the plain form that tests and
-                benchmarks compare with; equal up to rounding.
+            z: (n, c, h, w), the output of the trunk.
+            lanes: the plugin of each lane; "", or a name that no plugin has, means the plain model.
+            form: "batched" (all lanes as one batch) or "loop" (one lane after the other). Tests and benchmarks compare
+                the two; they are equal up to rounding.
 
         Raises:
-            ValueError: an unknown form.
+            ValueError: the form is unknown.
         """
         check_one_of("form", form, FORMS)
         if form == "loop":
@@ -136,66 +147,15 @@ class Tails:
             return split(self.model, self.at)[1](repeated).unflatten(0, (-1, len(lanes)))
 
     def grow(self, name: str, generator: torch.Generator) -> None:
-        """Add a plugin, which changes nothing yet: its A is drawn, its B zero."""
+        """Add a plugin with a random A and a zero B, so that it changes nothing yet."""
         grow(self.sites, name, self.rank, generator=generator, factorisation=self.factorisation)
 
     def has(self, name: str) -> bool:
-        """Whether any layer carries a plugin of this name."""
+        """Return whether any layer carries a plugin of this name."""
         return any(name in site.layer.branches for site in self.sites)
 
-    def detach(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Take plugins out; returns their tensors by the keys of the model.
-
-        Raises:
-            ValueError: no plugin of a name is in place.
-        """
-        state: dict[str, Tensor] = {}
-        for name in names:
-            if not self.has(name):
-                raise ValueError(f"no plugin '{name}' is in place, so it cannot be taken out")
-            state |= adapter_state(self.sites, name)
-            for site in self.sites:
-                if name in site.layer.branches:
-                    site.layer.branches.pop(name)
-        return state
-
-    def attach(self, state: Mapping[str, Tensor]) -> None:
-        """Put plugins back that `detach` returned, or add those of a file.
-
-        Raises:
-            ValueError: a plugin is in place already, or is for other layers, or of another rank or factorisation.
-        """
-        names = dict.fromkeys(key.partition(".branches.")[2].partition(".")[0] for key in state)
-        wanted: dict[str, torch.Size] = {}
-        for name in names:
-            if self.has(name):
-                raise ValueError(f"plugin '{name}' is in place already; take it out before you put another one there")
-            wanted |= self._shapes(name)
-        odd = [key for key in (*state, *wanted) if key not in wanted or key not in state]
-        if odd:
-            what = "has no place" if odd[0] in state else "is missing"
-            raise ValueError(
-                f"'{odd[0]}' {what}: plugins here sit on {', '.join(s.name for s in self.sites)}, on all of them"
-            )
-        for key, shape in wanted.items():
-            if state[key].shape != shape:
-                raise ValueError(
-                    f"'{key}' has the shape {tuple(state[key].shape)}, but a plugin of rank {self.rank} in the "
-                    f"'{self.factorisation}' factorisation has {tuple(shape)} there; it belongs to another model"
-                )
-        self.model.load_state_dict(self.model.state_dict() | dict(state))
-
-    def _shapes(self, name: str) -> dict[str, torch.Size]:
-        """The shape of each tensor of a plugin, by the keys of the model."""
-        shapes: dict[str, torch.Size] = {}
-        for site in self.sites:
-            A, B = site.layer.new_factors(self.rank, site.rows, self.factorisation)
-            branch = Branch(A, B, site.rows).state_dict(prefix=f"{site.name}.branches.{name}.0.")
-            shapes |= {key: value.shape for key, value in branch.items()}
-        return shapes
-
     def factors(self, names: Sequence[str]) -> list[nn.Parameter]:
-        """What is trained of these plugins."""
+        """Return the trained tensors of these plugins, A and B of each branch."""
         branches = [b for site in self.sites for name in names for b in site.layer.of(name)]
         return [factor for branch in branches for factor in (branch.A, branch.B)]
 

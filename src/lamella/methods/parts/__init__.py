@@ -1,4 +1,4 @@
-"""Parts that any method can carry, by the name of their table within [method]."""
+"""The parts that any method can have, by the names of their tables within [method]."""
 
 from collections.abc import Callable
 

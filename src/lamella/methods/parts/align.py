@@ -1,8 +1,8 @@
-"""Alignment: heads that were never trained against each other, made comparable, without any old image.
+"""Alignment: makes heads comparable that were never trained against each other, without any old image.
 
-A replay-free method trains each task's head alone, so that in the end most errors are a wrong task. This part keeps of
-every class the mean and the count of its features, and one shared scatter; it moves them along as the features drift,
-and classifies with them.
+A replay-free method trains the head of each task alone, so in the end most errors are a wrong task. This part keeps the
+mean of the features of every class, the number of its images, and one shared scatter. It moves means and scatter as the
+features drift, and classifies with them.
 
 Sources: Fisher's discriminant in streaming form: Hayes & Kanan, CVPR-W 2020, arXiv 1909.01520. Heads re-fitted on
 samples of class Gaussians: Zhang et al., SLCA, ICCV 2023, arXiv 2303.05118. Drift of stored means: Yu et al., "Semantic
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.methods.method import STATISTICS_GO_ON, Method, MethodOnBase
@@ -39,23 +40,30 @@ __all__ = ["Aligned"]
 
 
 class Aligned(MethodOnBase):
-    """A method whose classes are told apart by drift-compensated class statistics of its features.
+    """A method on top of another one, which classifies by drift-compensated class statistics of the features.
 
     Args:
         base: any method whose features keep their width; it learns exactly as it would alone.
-        seed: of all draws.
-        shrinkage: l, 0..1.
-        ridge: of the drift map, above 0.
-        drift: "affine", "mean" or "none".
-        own_covariance: 0..1, the share of each class's own covariance (Friedman 1989); 0 keeps the shared one only,
-            else d x d numbers are kept of every class. For classes of about equally many images: where one has few, its
-            own covariance is narrow by chance, and it is chosen too seldom.
-        own_covariance_prior: instead, for classes of unequal counts, the number of images that the shared covariance
-            stands for: a class of so many images has half of its own. 9 times the usual count is a share of 0.1 there.
-        head: "lda" (shrinkage discriminant) or "refit" (one linear head trained on samples of the class Gaussians).
-        samples: of each class, on which the re-fitted head is trained.
-        epochs: of the re-fitted head.
-        lr: the learning rate of the re-fitted head, trained by SGD with momentum on a cosine.
+        seed: the seed of every random draw.
+        shrinkage: l, the share of a multiple of the identity in the shared covariance; above 0, at most 1.
+        ridge: the strength of the regularisation of the drift map; above 0.
+        drift: how the statistics of old classes follow the drift of the features: "affine" (by an affine map), "mean"
+            (by a shift) or "none" (they do not).
+        own_covariance: the share of each class's own covariance in its Gaussian (Friedman 1989); from 0 to below 1. At
+            0 all classes have the shared covariance, else d x d numbers are stored for each class. It suits classes
+            with about equal numbers of images: the own covariance of a class with few images is narrow by chance, so
+            that this class is predicted too rarely.
+        own_covariance_prior: used in place of `own_covariance` if the classes have unequal numbers of images; above 0.
+            A class with this number of images has equal shares of its own and of the shared covariance, classes with
+            more images a larger share of their own.
+        head: how images are classified: "lda" (a linear discriminant with the shrunk covariance) or "refit" (a linear
+            head that is trained on samples of the class Gaussians).
+        samples: how many samples of each class the re-fitted head is trained on; at least 1.
+        epochs: how many times the re-fitted head sees each sample; at least 1.
+        lr: the learning rate of the re-fitted head at the start; above 0. It falls towards 0 on a cosine.
+
+    Raises:
+        ValueError: a value is not allowed, or the features of the base widen with each task.
     """
 
     own_calls = ("align-",)
@@ -86,7 +94,7 @@ class Aligned(MethodOnBase):
             raise ValueError(f"own_covariance {own_covariance} must be within [0, 1), and 0 for head 'refit'")
         if own_covariance_prior is not None and (own_covariance_prior <= 0 or own_covariance or head == "refit"):
             raise ValueError(
-                f"own_covariance_prior {own_covariance_prior} must be above 0, in images; leave it out beside "
+                f"own_covariance_prior {own_covariance_prior} must be above 0, in samples; leave it out beside "
                 "own_covariance and for head 'refit'"
             )
         self.shrinkage = shrinkage
@@ -109,7 +117,7 @@ class Aligned(MethodOnBase):
 
     @property
     def quadratic(self) -> bool:
-        """Whether each class has a covariance of its own."""
+        """Whether each class has its own covariance."""
         return self.own_covariance > 0 or self.own_covariance_prior is not None
 
     def classify(self, features: Tensor) -> Tensor:
@@ -121,7 +129,7 @@ class Aligned(MethodOnBase):
             return self.statistics.quadratic_discriminant(features, self.shrinkage, *shares)
         return self.statistics.linear_discriminant(features, self.shrinkage)
 
-    def logits_and_typicality(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def logits_and_typicality(self, x: Samples) -> tuple[Tensor, Tensor]:
         """(n, classes) scores, and (n,) the negative squared Mahalanobis distance to the nearest class mean.
 
         Lee et al., NeurIPS 2018, arXiv 1807.03888.
@@ -137,11 +145,11 @@ class Aligned(MethodOnBase):
         return linear_layer(*self.statistics.hyperplanes(self.shrinkage))
 
     def what_more_images_do(self) -> str:
-        return STATISTICS_GO_ON
+        return STATISTICS_GO_ON.format(noun=self.backbone.transform.noun)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
-        # The experts of a routed method stay as they are: what the new task's images would show is no drift.
+        # The experts of a routed method do not change, so the new task's images would show a drift that is none.
         moves = self.drift != "none" and len(self.classes) > 0 and not self.routed
         before = fit.features(task.train, self.features, name="align-before") if moves else None
         self.base.learn(task, fit)

@@ -1,20 +1,20 @@
-"""Task calibration: the task of an image, guessed while its features are computed, has a say in its class.
+"""Task calibration: predicts the task of an image in the same forward pass, and weights the classes by it.
 
-A replay-free method trains each task's head alone, so that in the end most errors are a wrong task. This part tells an
-image's task by its class token within the same forward pass, and adds beta * confidence * log P(task) to the logit of
-each class. No old image is kept. P(task) comes from one of two scores:
+A replay-free method trains the head of each task alone, so in the end most errors are a wrong task. This part predicts
+the task of an image from its class token, in the forward pass that computes the features, and adds beta * confidence *
+log P(task) to the logit of each class. No old image is kept. P(task) comes from one of two scores:
 
     "signature"     the directions that each task's class tokens added at each layer (DualLoRA)
-    "gaussian"      class means and one covariance of the class tokens that enter the last block, moved along as they
-                    drift: P(task) is the sum over its classes of the discriminant's P(class); logits become
-                    log P(class | task) first, so that at full confidence the sum is the log of a product
+    "gaussian"      class means and one covariance of the class tokens that enter the last block, moved as they drift:
+                    P(task) is the sum of the discriminant's P(class) over its classes. The logits are first changed
+                    to log P(class | task), so that at full confidence the sum is the log of a product
 
-Source: the predicted task identity of DualLoRA (arXiv 2411.00623) as this library reconstructs it. Formulas and symbols
-are in signatures.py; methods/duallora.py says what is certain about the paper. The "gaussian" score is ours, from the
-statistics of alignment (see align.py for their sources).
+Source: the predicted task identity of DualLoRA (arXiv 2411.00623), as this library reconstructs it. The formulas and
+symbols are in signatures.py; methods/duallora.py says what is certain about the paper. The "gaussian" score is our own
+and uses the statistics of alignment (see align.py for their sources).
 
-Departures: the signatures are taken on the finished model of their task, whatever the base method changes later; where
-the base changes the inputs of old tasks, old signatures age. The paper has this within DualLoRA only.
+Departures: the signatures of a task are computed after it was learned, and are not updated when the base changes later.
+If the base changes the inputs of old tasks, old signatures become less exact. The paper uses this in DualLoRA only.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,10 +25,11 @@ from torch import Tensor
 
 from lamella.adapters.adapter import watch
 from lamella.common.checks import check_one_of
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.memory.inputs import Inputs, check_basis, gather
-from lamella.memory.resizable import Growing
+from lamella.memory.resizable import Resizable
 from lamella.memory.signatures import Calibration, Signatures, protected_share
 from lamella.methods.method import Method, MethodOnBase
 from lamella.methods.parts.drift import affine_drift, check_ridge
@@ -38,25 +39,30 @@ from lamella.training.fit import Fit
 __all__ = ["Calibrated"]
 
 
-class Calibrated(Growing, MethodOnBase):
+class Calibrated(Resizable, MethodOnBase):
     """A method whose logits are calibrated by the predicted task.
 
     Args:
-        base: any method on a transformer with a class token; it learns exactly as it would alone. Its own adapted
-            layers are read, else the key and value layers of its backbone.
-        seed: of all draws.
-        score: "signature" or "gaussian".
-        strength: beta; 0 leaves the logits as they are.
-        temperature: tau; where left out, 0.1 for signatures and 1 for Gaussians.
-        energy: the share of the class tokens' energy that signatures keep, 0..1.
-        shrinkage: of the Gaussians' covariance, as in alignment.
-        ridge: of the Gaussians' drift map, as in alignment.
+        base: any method on a transformer with a class token; it learns exactly as it would alone.
+        seed: the seed of every random draw.
+        score: how tasks are recognised: "signature" (by the directions of their class tokens in the adapted layers of
+            the base, or in the key and value layers if it has none) or "gaussian" (by Gaussians of the class tokens
+            that enter the last block).
+        strength: beta, the weight of the predicted task in the logits; at least 0, and 0 leaves the logits as they are.
+        temperature: tau, the temperature of the softmax over the task scores; above 0. If left out, it is 0.1 for
+            signatures and 1 for Gaussians.
+        energy: the share of the class tokens' energy that signatures keep; above 0, at most 1.
+        shrinkage: the share of a multiple of the identity in the covariance of the Gaussians; above 0, at most 1.
+        ridge: the strength of the regularisation of the Gaussians' drift map; above 0.
 
     Attributes:
-        taught: (classes, 2) int64, global class ids and the last task that had each.
+        taught: (classes, 2) int64, each global class id and the last task that had this class.
+
+    Raises:
+        ValueError: a value is not allowed, or the backbone has no class token.
     """
 
-    growing = ("taught",)
+    resizable = ("taught",)
     own_calls = ("calibrate-",)
     taught: Tensor
 
@@ -95,23 +101,23 @@ class Calibrated(Growing, MethodOnBase):
         self.statistics = ClassGaussians(self.watched[0].layer.weight.shape[1] if score == "gaussian" else 0)
         self.register_buffer("taught", torch.zeros(0, 2, dtype=torch.int64))
 
-    def predict(self, x: Tensor, task: tuple[int, ...] | None = None) -> Tensor:
-        """(n, classes) logits of the base, calibrated, in one of its passes."""
+    def predict(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
+        """(n, classes) calibrated logits of the base, from one pass of the base."""
         if self.strength == 0:
             return self.base.predict(x, task)
         logits, scores = self._read(lambda images: self.base.predict(images, task), x)
         return only_columns(self._calibrated(logits, scores), self.classes, task)
 
-    def readouts(self, x: Tensor) -> Mapping[str, Tensor]:
+    def readouts(self, x: Samples) -> Mapping[str, Tensor]:
         base, scores = self._read(self.base.readouts, x)
         return self.with_own(self._calibrated(base[""], scores), base)
 
-    def features_and_readouts(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def features_and_readouts(self, x: Samples) -> tuple[Tensor, Mapping[str, Tensor]]:
         (features, base), scores = self._read(self.base.features_and_readouts, x)
         return features, self.with_own(self._calibrated(base[""], scores), base)
 
-    def choose_task(self, x: Tensor) -> Tensor:
-        """(n,) the task that each image is most likely from, in the order of learning."""
+    def choose_task(self, x: Samples) -> Tensor:
+        """Return (n,) the number of the task that each image is most likely from, in the order of learning."""
         return self._read(self.base.predict, x)[1].argmax(1)
 
     def learn(self, task: Task, fit: Fit) -> None:
@@ -134,31 +140,32 @@ class Calibrated(Growing, MethodOnBase):
         self.taught = torch.tensor(list(last.items()), device=self.taught.device)
 
     def _last(self) -> dict[int, int]:
-        """The last task that had each class, by global class id."""
+        """Return the last task that had each class, by global class id."""
         return dict(self.known("taught"))
 
     def _inputs(self, task: Task, fit: Fit, name: str) -> dict[str, Inputs]:
         batches = 0
 
-        def observe(x: Tensor, y: Tensor) -> None:
+        def observe(x: Samples, y: Tensor) -> None:
             nonlocal batches
             self.base.predict(x)
             for seen in inputs.values():
                 _check_inputs(seen.tokens[-1], x)
-                del seen.tokens[batches:-1]  # a routed base passes its images through more than once: the last counts
+                del seen.tokens[batches:-1]  # a routed base passes its images several times; the last pass counts
             batches += 1
 
         with gather(self.backbone.model, self.watched) as inputs:
             fit.scan(task.train, observe, name=name)
         return inputs
 
-    def _read(self, forward: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, Tensor]:
-        """What `forward` makes of images x, and from the same pass the task scores (n, T)."""
+    def _read(self, forward: Callable[[Samples], Any], x: Samples) -> tuple[Any, Tensor]:
+        """Return the result of `forward` for images x, and the task scores (n, T) from the same pass."""
         if self.score == "signature":
             result = self.signatures.reading(forward, x)
             scores = self.signatures.scores()
         else:
-            with watch(self.watched, lambda _: Inputs(self.statistics.scatter.shape[0], "class_token")) as inputs:
+            width = self.statistics.scatter.shape[0]
+            with watch(self.watched, lambda _: Inputs(width, "class_token"), padding_too=True) as inputs:
                 result = forward(x)
             h = inputs[self.watched[0].name].tokens[-1]
             of_class, last = self.statistics.linear_discriminant(h, self.shrinkage), self._last()
@@ -168,7 +175,7 @@ class Calibrated(Growing, MethodOnBase):
         return result, scores
 
     def _calibrated(self, logits: Tensor, scores: Tensor) -> Tensor:
-        """(n, classes): the logits, as log P(class | task) with Gaussians, and what the scores say of each task."""
+        """Return (n, classes) logits plus the term of the tasks; with Gaussians the logits are log P(class | task)."""
         if self.strength == 0:
             return logits
         last = self._last()
@@ -181,10 +188,10 @@ class Calibrated(Growing, MethodOnBase):
         return logits + self.calibration.term(scores, owners)
 
 
-def _check_inputs(seen: Tensor, x: Tensor) -> None:
-    """Refuse a base whose layers see other inputs than one an image."""
+def _check_inputs(seen: Tensor, x: Samples) -> None:
+    """Refuse a base whose layers do not read exactly one input for each image."""
     if len(seen) != len(x):
         raise RuntimeError(
-            f"the base passed {len(seen)} inputs through its layers for {len(x)} images, so tasks cannot be told; "
+            f"the base passed {len(seen)} inputs through its layers for {len(x)} samples, so tasks cannot be told; "
             "calibration needs one pass over the batch"
         )

@@ -1,4 +1,4 @@
-"""How features moved while a task was learned, seen on that task's own images before and after."""
+"""The drift of features while a task was learned, estimated on the task's images before and after."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,13 @@ __all__ = ["Drift", "affine_drift", "check_ridge", "mean_drift"]
 
 
 class Drift(NamedTuple):
-    """f -> f + (f - source) W + shift. W: (d, d). source, shift: (d,)."""
+    """The map f -> f + (f - source) W + shift of features.
+
+    Attributes:
+        W: (d, d).
+        source: (d,).
+        shift: (d,).
+    """
 
     W: Tensor
     source: Tensor
@@ -17,16 +23,25 @@ class Drift(NamedTuple):
 
 
 def check_ridge(ridge: float) -> None:
-    """Refuse a ridge that is not positive, before anything is learned."""
+    """Refuse a ridge that is not positive.
+
+    Raises:
+        ValueError: `ridge` is not positive.
+    """
     if not ridge > 0:
         raise ValueError(f"ridge {ridge} must be above 0; 0.03 to 3 works well")
 
 
 def affine_drift(before: Tensor, after: Tensor, ridge: float) -> Drift:
-    """The affine map from features before (n, d) to after (n, d), ridge-regularised towards no change.
+    """Fit an affine map from features before to features after, ridge-regularised towards no change.
 
     W minimises |(Y - y) - (X - x)(I + W)|^2 + k |W|^2 with k = ridge x the mean diagonal of the centred Gram matrix:
-    W = (Xc^T Xc + k I)^-1 Xc^T (Yc - Xc). One image leaves W zero: a pure shift.
+    W = (Xc^T Xc + k I)^-1 Xc^T (Yc - Xc). With a single image W is zero, so the map is a shift.
+
+    Args:
+        before: X, (n, d).
+        after: Y, (n, d), of the same images.
+        ridge: the strength of the regularisation; above 0.
 
     Raises:
         ValueError: `ridge` is not positive.
@@ -44,6 +59,11 @@ def affine_drift(before: Tensor, after: Tensor, ridge: float) -> Drift:
 
 
 def mean_drift(before: Tensor, after: Tensor) -> Drift:
-    """Only the shift of the mean."""
+    """Return the shift of the mean as a map.
+
+    Args:
+        before: (n, d).
+        after: (n, d), of the same images.
+    """
     x, y = before.double().mean(0), after.double().mean(0)
     return Drift(torch.zeros(len(x), len(x), dtype=x.dtype, device=x.device), x, y - x)

@@ -1,1 +1,1 @@
-"""What several methods share: heads, the growing classifier, distillation."""
+"""Modules that several methods use: heads, growing classifiers, distillation."""

@@ -1,4 +1,4 @@
-"""One growing classifier, all heads trained side by side: what the methods share that have one."""
+"""The base class of methods that train whole networks, all heads together, and functions for their classifiers."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
@@ -19,17 +19,17 @@ __all__ = ["PYCIL", "FromScratch", "align_new_rows", "inverse_shares", "new_or_o
 
 
 PYCIL = Training(lr=0.1, optimizer="sgd", momentum=0.9, weight_decay=2e-4, schedule="milestones")
-"""What PyCIL's configurations for training from scratch have in common; epochs and milestones are each method's own."""
+"""The common settings of PyCIL's configurations for training from scratch, without epochs and milestones."""
 
 
 class FromScratch(Method):
     """A method that trains whole networks under one classifier over all classes.
 
     Args:
-        backbone: of any kind; all of it is trained.
-        seed: of all draws.
-        training: how a task is trained; kept as `recipe`, for torch's modules have a `training` of their own.
-        kept: which images of old classes are kept; a method that keeps none leaves it out.
+        backbone: the feature extractor, of any kind; all of its weights are trained.
+        seed: the seed of every random draw.
+        training: how a task is trained; stored as `recipe`, because torch's modules have an attribute `training`.
+        kept: how many images of old classes are kept, and which; a method that keeps none leaves it out.
     """
 
     changes_backbone = True
@@ -42,7 +42,7 @@ class FromScratch(Method):
         self.recipe = training
         self.heads = Heads(backbone.width, training.head_start, seed)
         if kept is not None:
-            self.exemplars = kept.none_yet(backbone.transform.size, seed)
+            self.exemplars = kept.none_yet(backbone.transform, seed)
 
     def train_weights(
         self,
@@ -57,14 +57,16 @@ class FromScratch(Method):
     ) -> None:
         """Train weights and the classifier above them; the task's own head is the last of `heads`.
 
+        The method is in evaluation mode before and after.
+
         Args:
-            fit: the loop.
-            data: the task's images, and those that are kept.
-            loss: to be lowered.
-            weights: those below the classifier.
-            classifier: with the recipe's learning rate of heads; `heads` where left out.
-            moving: the modules in training mode, whose batch-norm statistics follow the images as the weights do; all
-                of the method's where left out. The method is in evaluation mode before and after.
+            fit: the training loop.
+            data: the task's images and the kept images.
+            loss: the function to minimise.
+            weights: the trained weights below the classifier.
+            classifier: the trained classifier, which has the recipe's learning rate of heads; `heads` if left out.
+            moving: the modules that are in training mode, so that their batch-norm statistics are updated; the whole
+                method if left out.
             after_step: called after each step.
         """
         for module in moving or (self,):
@@ -77,12 +79,15 @@ class FromScratch(Method):
 
 @torch.no_grad()
 def align_new_rows(heads: Heads) -> float:
-    """Scale the last head's rows so that they are on average as long as the rows of all other classes.
+    """Scale the rows of the last head so that their mean length is that of the rows of all other classes.
 
-    Weight alignment: Zhao et al., CVPR 2020, arXiv 1911.07053. Biases stay. Without other classes nothing changes.
+    This is weight alignment: Zhao et al., CVPR 2020, arXiv 1911.07053. Biases stay as they are.
+
+    Args:
+        heads: the classifier; its last head is changed in place.
 
     Returns:
-        The factor, gamma = mean |w_old| / mean |w_new|.
+        The factor, gamma = mean |w_old| / mean |w_new|; 1 if there are no other classes.
     """
     new = heads[-1]
     every = [cast(Head, head) for head in heads.heads]
@@ -96,13 +101,13 @@ def align_new_rows(heads: Heads) -> float:
 
 
 def widened(heads: Heads, width: int, generator: torch.Generator | None = None) -> Heads:
-    """The same heads for features that have gone on growing: old columns are kept, new ones drawn.
+    """Return the same heads for wider features: old columns are kept, and new ones are added.
 
     Heads that are added later start as those of `heads` do.
 
     Args:
-        heads: the classifier as it is.
-        width: of the features, at least that of `heads`.
+        heads: the classifier; it is not changed.
+        width: the new width of the features, at least that of `heads`.
         generator: draws the new columns as torch does; they are zero without it.
     """
     wide = Heads(width).to(heads.here.device)
@@ -111,23 +116,35 @@ def widened(heads: Heads, width: int, generator: torch.Generator | None = None) 
         new = wide.grow(old.classes, generator)
         new.weight.data[:, : heads.width] = old.weight
         new.bias.data.copy_(old.bias)
-    wide.start, wide.seed = heads.start, heads.seed  # not before: new columns are the generator's, or zero
+    wide.start, wide.seed = heads.start, heads.seed  # only now, since new columns are drawn by the generator or zero
     return wide
 
 
 def start_draws(heads: Heads, *names: str | int) -> torch.Generator | None:
-    """Draws of a uniform start, filed under these names; None where these heads start from zero."""
+    """Return the generator with these names for a uniform start; None if these heads start from zero."""
     return named_generator(heads.seed, *names) if heads.start == "uniform" else None
 
 
 def new_or_old(labels: Tensor, classes: Sequence[int]) -> Tensor:
-    """Targets (n,) of an auxiliary classifier: 1 + position among the new `classes`, and 0 for every other label."""
+    """Return the targets (n,) of an auxiliary classifier, to which all old classes are one.
+
+    Args:
+        labels: (n,) global class ids.
+        classes: the new classes. The target of a label is 1 + its position among them, and 0 for every other label.
+    """
     match = labels[:, None] == torch.tensor(list(classes), device=labels.device)
     return torch.where(match.any(1), match.long().argmax(1) + 1, 0)
 
 
 def inverse_shares(labels: Tensor, classes: Sequence[int]) -> Tensor:
-    """Weights (classes,) with which each class counts the same, 1 on average over images; 0 where one has no image.
+    """Return weights of classes with which each class counts the same; their mean over all images is 1.
+
+    Args:
+        labels: (n,) global class ids.
+        classes: the classes that weights are wanted for.
+
+    Returns:
+        (classes,); 0 for a class without images.
 
     >>> inverse_shares(torch.tensor([0, 0, 0, 1, 2, 2]), [0, 1, 2, 3]).tolist()
     [0.6666666865348816, 2.0, 1.0, 0.0]

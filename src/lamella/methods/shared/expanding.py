@@ -1,4 +1,4 @@
-"""Networks that get a copy of themselves, or of their last layers, with each task: what DER and MEMO share."""
+"""The base class of methods that copy their network, or its last layers, for each task: DER and MEMO."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.exemplars import Kept
 from lamella.methods.shared.classifier import PYCIL, FromScratch, align_new_rows, new_or_old, start_draws, widened
@@ -23,18 +24,19 @@ class Expanding(FromScratch):
     """One classifier on the features of all copies side by side, and an auxiliary one on those of the newest.
 
     Args:
-        backbone: the first copy is of its own layers.
-        seed: of all draws.
+        backbone: the feature extractor; its own layers serve the first task.
+        seed: the seed of every random draw.
         training: how a task is trained.
-        kept: which images of old classes are kept.
-        auxiliary_weight: of the auxiliary classifier's loss; at least 0.
-        align: whether new rows are scaled to the mean length of old ones after training.
+        kept: how many images of old classes are kept, and which.
+        auxiliary_weight: the factor of the auxiliary classifier's loss; at least 0, and 0 leaves the loss out.
+        align: whether the classifier rows of new classes are scaled after training to the mean length of the old ones.
 
     Attributes:
-        copies: the name of the attribute that holds the copies of the second and later tasks.
+        copies: the name of the attribute that has the copies of the second and later tasks.
 
     Raises:
-        ValueError: the backbone joins the class token and the mean of the others, or a weight is below 0.
+        ValueError: the backbone joins the class token and the mean of the other tokens, or `auxiliary_weight` is below
+            0.
     """
 
     widens = True
@@ -60,11 +62,18 @@ class Expanding(FromScratch):
         setattr(self, self.copies, nn.ModuleList())
 
     def first(self) -> nn.Module:
-        """The layers of the backbone that are copied for the second task."""
+        """Return the layers of the backbone that are copied for the second task."""
         raise NotImplementedError
 
     def trained(self, newest: nn.Module) -> tuple[Iterable[Tensor], Sequence[nn.Module]]:
-        """What a task trains beside the classifiers: weights, and the modules whose batch-norm statistics move."""
+        """Return what a task trains besides the classifiers.
+
+        Args:
+            newest: the layers of this task.
+
+        Returns:
+            The trained weights, and the modules whose batch-norm statistics are updated.
+        """
         raise NotImplementedError
 
     def learn(self, task: Task, fit: Fit) -> None:
@@ -76,7 +85,7 @@ class Expanding(FromScratch):
         auxiliary = Head(d, range(len(task.classes) + 1), start_draws(self.heads, "auxiliary", number))
         auxiliary = auxiliary.to(self.heads.here.device)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Samples, y: Tensor) -> Tensor:
             features = self.features(x)
             every = F.cross_entropy(self.heads(features), self.heads.columns(y))
             if number == 0:
@@ -91,7 +100,7 @@ class Expanding(FromScratch):
         self.exemplars.refill(data, self.features, fit, task.classes)
 
     def _newest(self) -> nn.Module:
-        """The layers of the backbone for the first task; for others a new copy of the last ones, with its columns."""
+        """Return the layers for a new task: the backbone's own ones, or a copy of the last ones, with new columns."""
         if not len(self.heads):
             return self.first()
         later = cast(nn.ModuleList, getattr(self, self.copies))

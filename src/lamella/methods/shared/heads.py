@@ -1,4 +1,4 @@
-"""Growing classifiers: one linear head a task, of any size; classes may come back."""
+"""Growing classifiers: one linear head for each task, with any number of classes; classes may come back."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -11,15 +11,17 @@ from lamella.common.randomness import generator as named_generator
 __all__ = ["OTHER_TASK_PENALTY", "Head", "Heads", "cosine_scores", "linear_layer", "only_columns"]
 
 OTHER_TASK_PENALTY = 1e4
-"""How far classes that are ruled out fall below all others: large, yet finite, so that they keep their order."""
+"""How far excluded classes fall below all others: large, but finite, so that they keep their order."""
 
 
 class Head(nn.Module):
     """A linear classifier of one task's classes.
 
     Attributes:
-        weight: (classes, d). bias: (classes,).
-        classes: the global ids of its rows. ids: the same (classes,) int64, on its device.
+        weight: (classes, d).
+        bias: (classes,).
+        classes: the global class ids of the rows.
+        ids: the same as a tensor, (classes,) int64, on the device of the head.
     """
 
     ids: Tensor
@@ -27,7 +29,7 @@ class Head(nn.Module):
     def __init__(self, width: int, classes: Sequence[int], generator: torch.Generator | None = None) -> None:
         super().__init__()
         start = torch.zeros(len(classes), width + 1)
-        if generator is not None:  # torch's own start of a linear layer, U(-1, 1) / sqrt(d)
+        if generator is not None:  # as in torch's linear layers, U(-1, 1) / sqrt(d)
             start.uniform_(-(width**-0.5), width**-0.5, generator=generator)
         self.weight = nn.Parameter(start[:, :-1].contiguous(), requires_grad=False)
         self.bias = nn.Parameter(start[:, -1].contiguous(), requires_grad=False)
@@ -39,10 +41,14 @@ class Head(nn.Module):
         return nn.functional.linear(features, self.weight, self.bias)
 
     def columns(self, labels: Tensor) -> Tensor:
-        """Column of each label (n,) in this head's output.
+        """Return the column (n,) of each label in this head's output.
+
+        Args:
+            labels: (n,) global class ids.
 
         Raises:
-            ValueError: a label is not the head's. On an accelerator its column is -1, which no loss takes.
+            ValueError: the head does not have a label. On an accelerator the column is -1 instead, which every loss
+                refuses.
         """
         return _columns(labels, self.ids, "this head's classes")
 
@@ -51,12 +57,13 @@ class Heads(nn.Module):
     """All heads so far. A class that comes back is scored by the head that learned it last.
 
     Args:
-        width: d. seed: of uniform starts.
-        start: how a head begins: "zero", or "uniform", torch's own start of a linear layer, U(-1, 1) / sqrt(d). On
-            features of large norm a uniform start is noise that a short training does not remove.
+        width: d, the number of features.
+        start: the initial weights of a head: "zero", or "uniform", U(-1, 1) / sqrt(d) as in torch's linear layers. If
+            features have a large norm, uniform weights are noise that a short training does not remove.
+        seed: the seed of uniform weights.
 
     Raises:
-        ValueError: an unknown start.
+        ValueError: the start is unknown.
     """
 
     here: Tensor
@@ -67,7 +74,7 @@ class Heads(nn.Module):
             raise ValueError(f"head_start '{start}' is unknown; use 'uniform' (torch's own) or 'zero'")
         self.width, self.start, self.seed = width, start, seed
         self.heads = nn.ModuleList()
-        self.register_buffer("here", torch.zeros(0), persistent=False)  # on whose device new heads are made
+        self.register_buffer("here", torch.zeros(0), persistent=False)  # new heads are put on its device
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -82,17 +89,18 @@ class Heads(nn.Module):
 
     @property
     def _rows(self) -> list[int]:
-        """The class of each row of all heads; one that came back is in several."""
+        """The class of each row of all heads; a class that came back has several rows."""
         return [i for head in self.heads for i in cast(Head, head).classes]
 
     def grow(self, classes: Sequence[int], generator: torch.Generator | None = None) -> Head:
         """Add a head on the device of the others.
 
         Args:
-            classes: global ids. generator: draws a uniform start; else the start is that of these heads.
+            classes: the global ids of its classes.
+            generator: draws uniform initial weights; without it the head starts as `start` says.
 
         Raises:
-            ValueError: no classes, or one named twice.
+            ValueError: there are no classes, or one is there twice.
         """
         if not classes or len(set(classes)) != len(classes):
             raise ValueError(f"a head needs distinct classes, got {list(classes)}")
@@ -103,20 +111,23 @@ class Heads(nn.Module):
         return head
 
     def drop(self, task: int) -> None:
-        """Remove a task's head; those of later tasks move up."""
+        """Remove a task's head; the numbers of later heads fall by one."""
         self.heads = nn.ModuleList(head for number, head in enumerate(self.heads) if number != task)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(n, d) -> (n, len(classes)): each class's logit from the last head that has it."""
+        """(n, d) -> (n, len(classes)), the logit of each class from the last head that has it."""
         logits = torch.cat([head(features) for head in self.heads], dim=1)
         position = {c: i for i, c in enumerate(self._rows)}
         return logits if len(position) == logits.shape[1] else logits[:, [position[c] for c in self.classes]]
 
     def columns(self, labels: Tensor) -> Tensor:
-        """Column of each label (n,) in the output of all heads side by side.
+        """Return the column (n,) of each label in the output of all heads side by side.
+
+        Args:
+            labels: (n,) global class ids.
 
         Raises:
-            ValueError: a label is of no head. On an accelerator its column is -1, which no loss takes.
+            ValueError: no head has a label. On an accelerator the column is -1 instead, which every loss refuses.
         """
         came_back = len(self.classes) < len(self._rows)
         rows = torch.cat([cast(Head, head).ids for head in self.heads])
@@ -124,7 +135,7 @@ class Heads(nn.Module):
         return _columns(labels, ids, "the classes of these heads,")
 
     def as_linear(self) -> nn.Linear:
-        """All heads side by side as one layer, rows in the order of `classes`."""
+        """Return all heads as one linear layer, with rows in the order of `classes`."""
         every = [cast(Head, head) for head in self.heads]
         row = {i: (head, k) for head in every for k, i in enumerate(head.classes)}  # the last head that has a class
         chosen = [row[i] for i in self.classes]
@@ -140,10 +151,10 @@ class Heads(nn.Module):
 
 
 def _columns(labels: Tensor, ids: Tensor, what: str) -> Tensor:
-    """Position in `ids` (c,) of each label (n,); `what` names the ids in the error."""
+    """Return the position (n,) of each label (n,) in `ids` (c,); `what` names the ids in the error message."""
     match = labels[:, None] == ids
     known = match.any(1)
-    # Only the CPU is asked: a training step must not wait for an accelerator, where the loss fails on a column of -1.
+    # This is checked on the CPU only. A training step must not wait for an accelerator; there the loss refuses -1.
     if labels.device.type == "cpu" and not known.all():
         strangers = sorted(set(labels[~known].tolist()))
         raise ValueError(f"labels {strangers} are not among {what} {ids.tolist()}")
@@ -151,7 +162,7 @@ def _columns(labels: Tensor, ids: Tensor, what: str) -> Tensor:
 
 
 def linear_layer(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """The linear layer with this weight (classes, d) and bias (classes,), in float32 on the CPU."""
+    """Return the linear layer with this weight (classes, d) and bias (classes,), in float32 on the CPU."""
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     layer.weight.data.copy_(weight)
     layer.bias.data.copy_(bias)
@@ -159,25 +170,26 @@ def linear_layer(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def only_columns(logits: Tensor, classes: Sequence[int], allowed: Sequence[int] | None) -> Tensor:
-    """Rule out every class that is not allowed by a large finite penalty; None allows all.
+    """Exclude every class that is not allowed, by a large finite penalty.
 
     Args:
-        logits: (n, len(classes)), columns in the order of `classes` (global ids).
-        allowed: global ids that may be chosen, for a test that names the task.
+        logits: (n, len(classes)).
+        classes: the global class ids of the columns.
+        allowed: the global class ids that may be chosen, for a test that names the task; None allows all.
     """
     if allowed is None:
         return logits
     able = set(allowed)
     ruled_out = torch.tensor([c not in able for c in classes], device=logits.device)
-    # Discriminant scores can be wider apart than any constant.
+    # The differences of discriminant scores can exceed any constant.
     spread = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)
     return logits - (OTHER_TASK_PENALTY + spread) * ruled_out
 
 
 def cosine_scores(features: Tensor, means: Tensor) -> Tensor:
-    """Cosine of features (n, d) with class means (c, d): (n, c) in -1..1, in float32 at least."""
+    """Return the cosines (n, c), -1..1, of features (n, d) with class means (c, d), at least in float32."""
     unit = nn.functional.normalize
     wide = torch.promote_types(features.dtype, torch.float32)
-    # Autocast would round to bfloat16, whose steps near 1 are wider than the cosines of two classes are apart.
+    # Autocast would round to bfloat16, whose steps near 1 exceed the differences between the cosines of two classes.
     with torch.autocast(features.device.type, enabled=False):
         return unit(features.to(wide), dim=1) @ unit(means.to(wide), dim=1).T

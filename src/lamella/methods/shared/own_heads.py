@@ -1,4 +1,4 @@
-"""One head a task, trained on the task's own classes together with what lies below it."""
+"""The base class of methods that train one head for each task, on the task's own classes alone."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,9 +22,9 @@ class OwnHeads(Method):
 
     Args:
         backbone: the feature extractor.
-        seed: of all draws.
-        training: how a task is trained; kept as `recipe`, for torch's modules have a `training` of their own.
-        lora: the branches; a method that has none leaves it out.
+        seed: the seed of every random draw.
+        training: how a task is trained; stored as `recipe`, because torch's modules have an attribute `training`.
+        lora: the form of the branches; a method that has none leaves it out.
     """
 
     lora: LoRA
@@ -46,26 +46,26 @@ class OwnHeads(Method):
         weights: Iterable[Tensor] = (),
         *,
         data: Examples | None = None,
-        features: Callable[[Tensor], Tensor] | None = None,
+        features: Callable[[Any], Tensor] | None = None,
         penalty: Callable[[], Tensor | float] | None = None,
         **hooks: Any,
     ) -> None:
-        """Give a task its head; train it, and weights below it, by cross-entropy among the task's classes.
+        """Add a head for a task; train it, and weights below it, by cross-entropy among the task's classes.
 
         Args:
-            task: to be learned.
-            fit: the loop.
-            weights: what is trained beside the head, at the recipe's learning rate.
-            data: what it is trained on; the task's images where left out.
-            features: what the head classifies; the method's features where left out.
-            penalty: gives a number that is added to the loss of each batch.
-            hooks: `before_step` and `after_step` of the loop.
+            task: the task to learn.
+            fit: the training loop.
+            weights: what is trained besides the head, with the recipe's learning rate.
+            data: the training data; the task's samples if left out.
+            features: computes the features that the head classifies; those of the method if left out.
+            penalty: returns a number that is added to the loss of each batch.
+            hooks: `before_step` and `after_step` of the training loop.
         """
         training = self.recipe.of_task(len(self.heads))
         head = self.heads.grow(task.classes)
         features = features or self.features
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:  # only this task's classes compete
+        def loss(x: Any, y: Tensor) -> Tensor:  # only this task's classes compete
             value = F.cross_entropy(head(features(x)), head.columns(y))
             return value if penalty is None else value + penalty()
 
@@ -73,11 +73,11 @@ class OwnHeads(Method):
 
 
 def factors(branches: Iterable[Branch]) -> list[nn.Parameter]:
-    """A and B of each branch, in their order: what is trained where both are."""
+    """Return A and B of each branch, in the order of the branches."""
     return [factor for branch in branches for factor in (branch.A, branch.B)]
 
 
 def with_head(weights: Iterable[Tensor], head: nn.Module, training: Training) -> list[dict[str, Any]]:
-    """Weights and a head as groups of an optimiser, the head with its own learning rate where the recipe has one."""
+    """Return the optimiser groups of weights and a head; the head has the recipe's `head_lr`, if there is one."""
     own = {} if training.head_lr is None else {"lr": training.head_lr}
     return [{"params": list(weights)}, {"params": list(head.parameters()), **own}]

@@ -1,45 +1,34 @@
-"""One adapted layer, forwards and backwards, in several forms of the same update: which is the cheapest here?
+"""One adapted layer, forwards and backwards, in several forms of the same update."""
 
-    OMP_NUM_THREADS=1 python benchmarks/branch_forms.py
-
-A layer of width d -> 3 d whose last two thirds of rows (keys and values) carry a branch of rank 10 that trains its B;
-1.00 is the frozen layer. "as shipped" adds B A x to the rows in place and hands the gradient on. "slice": the same by
-autograd. "padded": B with zeros in the other rows, as it was before. "dense": W + B A anew in each step, by autograd.
-"in the weight": W + B A anew in each step, yet the gradient of B from A x, without the dense one. All take turns in one
-process; medians of the ratios within a round, in processor time, and the largest relative difference of B's gradient
-from the padded form's.
-"""
-
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import typer
-from rich.table import Table
 from torch import Tensor, nn
 
+from forms.case import Case, Form, Seconds
 from lamella.adapters.adapter import adapt, grow
 from lamella.common.randomness import generator
-from lamella.common.timing import interleaved, ratio
-from lamella.experiments.bench.shown import show
 
 RANK = 10
 SHAPES = ((32, 65, 192), (8, 197, 768))  # images, tokens, width: ViT-Tiny at 128 pixels, ViT-B/16 at 224
 
 
-def main(repeats: int = 25) -> None:
-    """Time all forms."""
-    table = Table("form", *(f"{d} wide, {n} x {tokens} tokens" for n, tokens, d in SHAPES), "difference")
-    columns = [_measure(*shape, repeats) for shape in SHAPES]
-    for form in columns[0]:
-        worst = max(column[form][1] for column in columns)
-        table.add_row(form, *(f"{column[form][0]:.2f}" for column in columns), f"{worst:.0e}")
-    show(table, "branch-forms")
+def branch_forms(small: bool = False) -> Iterator[Case]:
+    """One layer of width d -> 3 d whose last two thirds of rows carry a branch that trains its B; 1.00 is frozen.
+
+    "As shipped" adds B A x to the rows in place and hands the gradient on. "Slice": the same by autograd. "Padded": B
+    with zeros in the other rows. "Dense": W + B A anew in each step, by autograd. "In the weight": W + B A anew in each
+    step, yet the gradient of B from A x, without the dense one. The difference is that of B's gradient from the padded
+    form's.
+    """
+    for n, tokens, d in ((2, 3, 16),) if small else SHAPES:
+        yield _case(n, tokens, d)
 
 
-def _measure(n: int, tokens: int, d: int, repeats: int) -> dict[str, tuple[float, float]]:
+def _case(n: int, tokens: int, d: int) -> Case:
     draw = lambda *shape: torch.randn(shape, generator=generator(0, "layer", *shape))  # noqa: E731
     x, g = draw(n, tokens, d).requires_grad_(), draw(n, tokens, 3 * d)
     layer = nn.Linear(d, 3 * d)
@@ -48,14 +37,14 @@ def _measure(n: int, tokens: int, d: int, repeats: int) -> dict[str, tuple[float
     A, B = branch.A, branch.B.requires_grad_(True)
     B.data.copy_(draw(2 * d, RANK))
     padded = lambda M: F.pad(M, (0, 0, d, 0))  # noqa: E731
-    forms: dict[str, Callable[[], Tensor]] = {
+    forms: dict[str, Any] = {
         "frozen": lambda: F.linear(x, W, b),
         "as shipped": lambda: model(x),
         "slice": lambda: _into_slice(F.linear(x, W, b), F.linear(F.linear(x, A), B), d),
         "padded": lambda: F.linear(x, W, b).add_(F.linear(F.linear(x, A), padded(B))),
         "dense": lambda: F.linear(x, W + padded(B @ A), b),
         "in the weight": lambda: _InTheWeight.apply(x, W, b, A, B),
-    }  # type: ignore[dict-item]
+    }
     gradients: dict[str, Tensor | None] = {}
 
     def both_ways(form: str) -> None:
@@ -63,11 +52,14 @@ def _measure(n: int, tokens: int, d: int, repeats: int) -> dict[str, tuple[float
         forms[form]().backward(g)
         gradients[form] = B.grad
 
-    seconds = interleaved({form: partial(both_ways, form) for form in forms}, repeats, processor=True)
-    exact = gradients["padded"]
-    assert exact is not None
-    apart = {form: 0.0 if G is None else float((G - exact).norm() / exact.norm()) for form, G in gradients.items()}
-    return {form: (ratio(own, seconds["frozen"]), apart[form]) for form, own in seconds.items()}
+    def notes(seconds: Seconds) -> dict[str, dict[str, str]]:
+        exact = gradients["padded"]
+        assert exact is not None
+        apart = {form: float((G - exact).norm() / exact.norm()) for form, G in gradients.items() if G is not None}
+        return {form: {"difference": f"{away:.0e}"} for form, away in apart.items()}
+
+    turns: dict[str, Form] = {form: partial(both_ways, form) for form in forms}
+    return Case(f"{d} wide, {n} x {tokens} tokens", turns, "frozen", n, notes=notes)
 
 
 def _into_slice(y: Tensor, update: Tensor, start: int) -> Tensor:
@@ -89,7 +81,3 @@ class _InTheWeight(torch.autograd.Function):
         W, z = ctx.saved_tensors
         (g,) = gradients
         return g @ W, None, None, None, (z @ g.flatten(0, -2)[:, -ctx.rows :]).T
-
-
-if __name__ == "__main__":
-    typer.run(main)

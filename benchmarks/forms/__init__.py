@@ -1,0 +1,1 @@
+"""The forms that `ratios.py` compares: a file for each kind of computation."""

@@ -1,0 +1,79 @@
+"""Which tokens of the pass under way count: padding, which brings samples to one length, is no input of any layer.
+
+A backbone says it once a pass. Who looks at the inputs of layers meanwhile sees the tokens that count and no others, so
+what is learned of them does not depend on how long the other samples of a batch happen to be.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["counted", "counting", "first_counted"]
+
+
+class _Mask:
+    """A mask (n, tokens), and what follows from it, computed once a pass."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    @cached_property
+    def places(self) -> Tensor:
+        """(k,) of the tokens that count, all samples one after the other."""
+        return self.mask.flatten().nonzero()[:, 0]
+
+    @cached_property
+    def first(self) -> Tensor:
+        """(n,) place of each sample's first token that counts."""
+        return self.mask.int().argmax(1)
+
+
+_MASK: ContextVar[_Mask | None] = ContextVar("lamella_tokens_that_count", default=None)
+
+
+@contextmanager
+def counting(mask: Tensor) -> Generator[None]:
+    """Within this context, which is one forward pass, only some tokens count.
+
+    Args:
+        mask: (n, tokens) bool, True for those that count; each sample has one at least.
+    """
+    before = _MASK.set(_Mask(mask))
+    try:
+        yield
+    finally:
+        _MASK.reset(before)
+
+
+def counted(x: Tensor) -> Tensor:
+    """The tokens that count of a layer's input; all of it where nothing was said of them, or where it has no tokens.
+
+    Args:
+        x: (n, tokens, d), (n tokens, d), or (n, d) behind the place where tokens became one vector a sample.
+
+    Returns:
+        (k, d) where some tokens may not count, else x.
+
+    Raises:
+        RuntimeError: x has other tokens than the mask, so that nobody knows which of them count.
+    """
+    known = _MASK.get()
+    if known is None or x.shape[:-1] == known.mask.shape[:1]:
+        return x
+    flat = x.flatten(0, -2)
+    if x.shape[:-1] != known.mask.shape and x.shape[:-1] != (known.mask.numel(),):
+        raise RuntimeError(
+            f"a layer has an input of the shape {tuple(x.shape)}, but the batch has {tuple(known.mask.shape)} samples "
+            "and tokens, so it is not known which of its rows are padding; adapt other layers"
+        )
+    return flat[known.places]
+
+
+def first_counted(x: Tensor) -> Tensor:
+    """(n, tokens, d) -> (n, d): each sample's first token that counts."""
+    known = _MASK.get()
+    return x[:, 0] if known is None else x[torch.arange(len(x), device=x.device), known.first]

@@ -1,0 +1,65 @@
+"""Every benchmark script runs, on the smallest input that it takes; what it measures is no test's business."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamella.experiments.sweep.plan import read_sweep
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Imports a script by its name; it runs in a folder of its own."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.chdir(tmp_path)
+    return importlib.import_module
+
+
+def comparisons() -> list[str]:
+    """Read without importing: collecting tests should stay quick."""
+    text = (BENCHMARKS / "ratios.py").read_text(encoding="utf-8")
+    return [line.split('"')[1] for line in text.splitlines() if ": Comparison(" in line]
+
+
+@pytest.mark.parametrize("name", comparisons())
+def test_a_comparison_prints_a_table_and_keeps_its_times(
+    script: Any, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    script("ratios").app([name, "--tiny", "--out", "times.json"], standalone_mode=False)
+    found = json.loads(Path("times.json").read_text())
+    assert found["setting"]["torch"]
+    assert found["cases"]
+    for case in found["cases"]:
+        assert case["unit"] in case["seconds"]
+        assert {len(seconds) for seconds in case["seconds"].values()} == {3}
+    assert name in capsys.readouterr().out
+
+
+def test_the_script_of_comparisons_has_all_of_them(script: Any) -> None:
+    assert list(script("ratios").COMPARISONS) == comparisons()
+
+
+def test_predicting(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    script("predicting").main(method="nearest-mean", backbone="test_vit", size=32, images=3, classes=2, rounds=2)
+    assert "predict / plain" in capsys.readouterr().out
+
+
+def test_serving(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("fastapi")
+    script("serving").main(backbone="test_vit", size=32, images=3, clients=2, rounds=1)
+    assert "served / alone" in capsys.readouterr().out
+
+
+def test_unknown(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    script("unknown").main(["method.name=nearest-mean", "backbone.weights=random", "scenario.tasks=2"])
+    assert "area under the ROC curve" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", sorted((BENCHMARKS / "sweeps").glob("*.toml")), ids=lambda file: file.stem)
+def test_a_sweep_file_plans_its_runs(file: Path) -> None:
+    assert read_sweep(file).trials()
