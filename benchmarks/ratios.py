@@ -58,7 +58,7 @@ COMPARISONS = {
     "duallora-inference": Comparison(duallora_inference, 25, SMALL | {"tasks": 2}),
     "dlc-tails": Comparison(dlc_tails, 15, {"plugins": [2], "batch": [4], "small": True}),
     "evaluation-cost": Comparison(evaluation_cost, 5, {"methods": "nearest-mean,inflora", "tasks": 2, "images": 8}),
-    "input-cost": Comparison(input_cost, 7, {"images": 2}),
+    "input-cost": Comparison(input_cost, 7, {"images": 2, "photos": False}),
 }
 
 app = typer.Typer(add_completion=False, help=str(__doc__).partition("\n")[0], rich_markup_mode=None)

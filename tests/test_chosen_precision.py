@@ -283,7 +283,7 @@ def test_a_model_keeps_the_choice_of_its_first_learning(
     code, text, error = lamella(*command)
     assert (code, clock.asked) == (0, 0), error
     assert "precision: bf16 (measured: a step in bf16 took 0.50" in text
-    assert "starts anew" not in text
+    assert "starts again" not in text
     assert load_manifest(model)["config"]["fit"]["precision"] == "bf16"
     for asked in ("fit.precision=auto", "fit.precision=bf16"):
         assert lamella("learn", model, photos, asked)[0] == 0
@@ -306,7 +306,7 @@ def test_what_was_chosen_for_another_backbone_is_not_taken_over(
     assert code == 0, error
     assert clock.asked
     assert "precision: float32 (measured: a step in bf16 took 2.00" in text
-    assert "starts anew: its backbone, method or settings were others" in text
+    assert "starts again: its backbone, method or settings were others" in text
 
 
 def test_a_model_that_was_made_with_a_given_precision_was_not_measured(

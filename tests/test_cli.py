@@ -95,7 +95,7 @@ def test_version(lamella: Run) -> None:
         (["learn", "nowhere", "no-data/"], "no-data/"),
         (["show", "digits", "run.seed=-1"], "0 or more"),
         (["list", "foo"], "'foo' is not one of"),
-        (["layers", "resnet18"], "can carry branches"),
+        (["layers", "resnet18"], "can have branches"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
@@ -135,7 +135,7 @@ def test_an_interrupted_run_says_how_it_goes_on(
     replace_run(monkeypatch, KeyboardInterrupt())
     code, _, err = lamella("run", config, "--out", tmp_path / "out")
     assert code == 130
-    assert err == f"lamella: interrupted; this goes on: lamella run {config} --out {tmp_path / 'out'} --resume\n"
+    assert err == f"lamella: interrupted; resume with: lamella run {config} --out {tmp_path / 'out'} --resume\n"
 
 
 def test_list(lamella: Run) -> None:
@@ -335,7 +335,7 @@ def test_an_interrupted_learning_goes_on_to_the_same_model(
     monkeypatch.setattr(Checkpoints, "due", lambda self: True)
     code, _, err = lamella("learn", cut, photos, "--method", "seq-lora")
     assert code == 130
-    assert "the same command goes on" in err
+    assert "the same command resumes" in err
     assert not (cut / "lamella.json").exists()
     noted = cut / "learning" / "what.json"
     what = json.loads(noted.read_text())
@@ -343,7 +343,7 @@ def test_an_interrupted_learning_goes_on_to_the_same_model(
     noted.write_text(json.dumps(what))  # as a version without that option would have left it
     code, out, _ = lamella("learn", cut, photos, "--method", "seq-lora")
     assert code == 0
-    assert "goes on with the learning of photos" in out
+    assert "resumes the interrupted learning of photos" in out
     assert calls > 5
     first, second = load_model(whole)[0], load_model(cut)[0]
     assert first.keys() == second.keys()
@@ -370,5 +370,5 @@ def test_what_was_stored_before_a_kill_is_not_learned_twice_and_other_images_sta
     (photos / "dark" / "0.png").rename(photos / "dark" / "other.png")
     code, out, _ = lamella("learn", model, photos)
     assert code == 0
-    assert "gives up the interrupted learning of photos" in out
+    assert "discards the interrupted learning of photos" in out
     assert len(json.loads(lamella("history", model, "--json")[1])) == 2

@@ -46,7 +46,7 @@ def test_an_interrupted_learning_goes_on_to_what_it_would_have_come_to(
 ) -> None:
     code, out, _ = lamella("learn", files / "model", files / "second.npz")
     assert code == 0
-    assert "goes on with the learning of second that was interrupted" in out
+    assert "resumes the interrupted learning of second" in out
     expected = torch.tensor(EXPECTED["learned on"])
     torch.testing.assert_close(logits(files / "model", files / "second.npz"), expected, rtol=1e-3, atol=1e-3)
 

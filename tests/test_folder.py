@@ -104,7 +104,7 @@ def test_one_way_goes_on_where_another_was_killed(archives: list[Path], tmp_path
     killed_after(2, lambda: in_python(model, archives[0], lamella))
     code, out, _ = lamella("learn", model, archives[0], "--backbone", "test_vit", "--method", "seq-lora", *SETTINGS)
     assert code == 0
-    assert "goes on with the learning of 0 that was interrupted" in out
+    assert "resumes the interrupted learning of 0" in out
     assert state(model) == state(whole)
 
 

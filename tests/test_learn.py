@@ -140,7 +140,7 @@ def test_learning_names_what_it_leaves_out_and_the_ledger_says_what_was_learned(
     assert not model.exists()
     code, out, err = lamella("learn", model, birds, "--method", "nearest-mean")
     assert code == 0, err
-    assert "16 images to learn from, 4 held back; 2 new classes" in out
+    assert "16 images to learn from, 4 held out; 2 new classes" in out
     assert "left out, cannot be read: 6 files" in out
     assert sum(f"    {name}: " in out for name in BAD) == 5
     assert "and 1 more" in out
@@ -275,13 +275,13 @@ def test_an_interrupted_learning_whose_images_changed_is_given_up_with_the_reaso
     for path in (birds / "owl").iterdir():
         paint(path, 99)
     code, out, _ = lamella("learn", model, birds)
-    assert (code, "starts anew: the content of its images has changed" in out) == (0, True)
+    assert (code, "starts again: the content of its images has changed" in out) == (0, True)
     interrupt()
     paint(birds / "owl" / "new.png", 99)
-    assert "starts anew: it had other images" in lamella("learn", model, birds)[1]
+    assert "starts again: it had other images" in lamella("learn", model, birds)[1]
     interrupt()
     assert lamella("rollback", model, "--to", 2)[0] == 0
-    assert "starts anew: the model is another version now" in lamella("learn", model, birds)[1]
+    assert "starts again: the model is another version now" in lamella("learn", model, birds)[1]
 
 
 def test_an_interrupted_learning_is_not_taken_for_stored_after_another_change_of_the_model(

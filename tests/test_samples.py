@@ -221,7 +221,7 @@ def test_what_is_for_images_says_so() -> None:
 def test_a_server_of_another_kind_takes_no_files() -> None:
     fastapi, predicting = pytest.importorskip("fastapi"), pytest.importorskip("lamella.serving.predicting")
     batcher = SimpleNamespace(loaded=SimpleNamespace(learner=new("nearest-mean")))
-    desk, content = predicting.Desk(batcher, Limits()), io.BytesIO()
+    desk, content = predicting.PredictionQueue(batcher, Limits()), io.BytesIO()
     Image.new("RGB", (4, 4)).save(content, "png")
     with pytest.raises(fastapi.HTTPException) as refusal:
         desk._prepare(content.getvalue(), "a.png")

@@ -17,14 +17,14 @@ SIDES = ((32, 32, 0), (32, 128, 0), (128, 128, 0), (256, 224, 0), (500, 224, 0),
 FORWARD = "ViT-Tiny forward"
 
 
-def input_cost(images: int = 16, device: str = "cpu") -> Iterator[Case]:
+def input_cost(images: int = 16, device: str = "cpu", photos: bool = True) -> Iterator[Case]:
     """An image resampled, or cropped at random; 1.00 is ViT-Tiny's frozen forward pass.
 
     On a GPU the way through the CPU and the way on the device stand beside each other.
     """
     there = resolve_device(device)
     places = {"": there} if there.type == "cpu" else {" on the CPU": torch.device("cpu"), " on the device": there}
-    for side, size, step in SIDES:
+    for side, size, step in SIDES if photos else SIDES[:2]:
         draws = generator(0, "images", side)
         pixels = [_noise(side - step * (i % 16), side, draws) for i in range(images)]
         transform = InputTransform(size)

@@ -1,1 +1,1 @@
-"""Low-rank branches on the layers of a model: the layers, where branches attach, grow, act and merge."""
+"""Low-rank branches on the layers of a model: how they attach, grow, act and merge."""

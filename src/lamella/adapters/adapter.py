@@ -1,16 +1,17 @@
-"""Low-rank branches on the layers of a model we did not write: adapt, grow, using, watch, merge.
+"""Operations on low-rank adapters of any model: adapt, grow, using, watch, merge.
 
-`adapt`, which makes sites of layers, is from `sites.py`; here is what is done with adapters on them.
+`adapt` is defined in `sites.py`; it turns layers into sites, which can have branches. An adapter is the set of all
+branches of one name.
 
 A branch is a pair (A, B) on some output rows of one layer: `dW[rows] = scale * B @ A`. A reduces, B expands (Hu et
-al., "LoRA", ICLR 2022, arXiv 2106.09685; PEFT's letters). `adapted.py` has the layers that carry them.
+al., "LoRA", ICLR 2022, arXiv 2106.09685; the letters are those of PEFT). `layers.py` has the layers that carry them.
 
-Guards against the three ways a branch can go wrong:
+Three ways in which a branch can fail are prevented:
 
 1. *Silent bypass*: a model that reads `layer.weight` itself never calls the layer. `adapt` takes exact torch types
    only (a subclass may do anything with its weight), and `fit` raises when a trained tensor receives no gradient.
-2. *Batch norm*: statistics move in train mode although every parameter is frozen. Methods put frozen phases in eval
-   mode.
+2. *Batch norm*: in train mode its statistics change although every parameter is frozen. Methods use eval mode for
+   frozen phases.
 3. *Rounding*: `merge` folds in float32 and refuses weights that are not dense floats.
 """
 
@@ -55,26 +56,26 @@ def grow(
     generator: torch.Generator | None = None,
     factorisation: str = "conv",
 ) -> list[Branch]:
-    """Add an adapter: one branch of this name on every site, whose B is zero, so that nothing changes yet.
+    """Add an adapter: one branch of this name on every site. Its B is zero, so the outputs do not change yet.
 
     Args:
-        sites: where; several sites of one layer give it several branches.
-        name: the adapter's name, without dots.
-        rank: of every branch, or one for each site; at least 1.
-        scale: constant factor of the update.
-        generator: draws A as LoRA does (Kaiming uniform with a = sqrt 5: U(-1, 1) / sqrt(fan in)); zeros without it,
-            for methods that design A themselves.
-        factorisation: of convolutions, "conv" or "kernel".
+        sites: the sites. Several sites of one layer give this layer several branches.
+        name: the name of the adapter, without dots.
+        rank: the rank of every branch, or a list with one rank for each site; at least 1.
+        scale: a constant factor of the update.
+        generator: draws A as LoRA does (Kaiming uniform with a = sqrt 5: U(-1, 1) / sqrt(fan in)). None leaves A zero,
+            for methods that compute A themselves.
+        factorisation: the factorisation of convolutions, "conv" or "kernel"; see `AdaptedConv2d`.
 
     Returns:
         The new branches, in the order of `sites`.
 
     Raises:
-        ValueError: the name is taken or cannot be one, a rank is below 1, or there is not one for each site.
+        ValueError: the name exists already or is not allowed, a rank is below 1, or the number of ranks is wrong.
     """
     ranks = [rank] * len(sites) if isinstance(rank, int) else list(rank)
     if "." in name or not name or hasattr(nn.ModuleDict(), name):
-        raise ValueError(f"adapter name {name!r} must be non-empty, without dots, and no word of torch's modules")
+        raise ValueError(f"adapter name {name!r} must be non-empty, without dots, and no attribute of torch's modules")
     if len(ranks) != len(sites):
         raise ValueError(f"{len(ranks)} ranks were given for {len(sites)} sites; give one number, or one for each site")
     if any(name in site.layer.branches for site in sites):
@@ -101,15 +102,15 @@ def _layers(sites: Iterable[Site]) -> dict[str, Adapted]:
 
 @contextmanager
 def using(sites: Sequence[Site], names: str | Sequence[str] | Mapping[str, Coefficient] = ()) -> Generator[None]:
-    """Within this context only the named adapters act (none given: the plain model).
+    """Within this context only the named adapters are active. Without names, the model acts as if it had no adapters.
 
     Args:
-        sites: whose layers are set.
-        names: adapter names, or a mapping from names to coefficients: a number, a tensor `(n,)` with one value a
-            sample, or a callable of the layer's input that returns one.
+        sites: the sites whose layers are affected.
+        names: adapter names, or a mapping from names to coefficients. A coefficient is a number, a tensor `(n,)` with
+            one value per sample, or a function of the layer's input that returns one of these.
 
     Raises:
-        ValueError: no site carries an adapter of that name.
+        ValueError: no site has an adapter of that name.
     """
     names = [names] if isinstance(names, str) else names
     chosen: Mapping[str, Coefficient] = names if isinstance(names, Mapping) else dict.fromkeys(names, 1.0)
@@ -140,7 +141,7 @@ def watch(sites: Sequence[Site], make: Callable[[Adapted], T], *, padding_too: b
             see tokens.py for what tells padding from tokens.
 
     Yields:
-        Observers by layer name, filled as forward passes happen.
+        The observers by layer name.
     """
     layers = _layers(sites)
     observers = {name: make(layer) for name, layer in layers.items()}
@@ -165,7 +166,7 @@ class _Counted:
 
 
 def adapter_state(sites: Sequence[Site], name: str) -> dict[str, Tensor]:
-    """The tensors of adapter `name` under their state-dict keys: what is written to disk before a merge."""
+    """Return copies of the tensors of adapter `name` under their state-dict keys, to save them before a merge."""
     return {
         f"{site}.branches.{name}.{key}": value.detach().clone()
         for site, layer in _layers(sites).items()
@@ -176,11 +177,15 @@ def adapter_state(sites: Sequence[Site], name: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merge(sites: Sequence[Site], name: str) -> None:
-    """Fold adapter `name` into the weights, in float32 at least, and remove its branches.
+    """Add the update of adapter `name` to the weights, computed in float32 or better, and remove its branches.
+
+    Args:
+        sites: the sites of the adapter.
+        name: the name of the adapter.
 
     Raises:
-        ValueError: no such adapter, or a branch has a gate (its update differs from sample to sample).
-        TypeError: a weight is not a dense floating-point tensor (a quantised model keeps its branches).
+        ValueError: there is no such adapter, or a branch has a gate, so its update differs between samples.
+        TypeError: a weight is not a dense floating-point tensor, as in a quantised model.
     """
     layers = {n: layer for n, layer in _layers(sites).items() if name in layer.branches}
     if not layers:
@@ -189,8 +194,8 @@ def merge(sites: Sequence[Site], name: str) -> None:
         weight = layer.weight
         if weight.dtype not in _MERGEABLE or weight.layout != torch.strided or type(weight.data) is not Tensor:
             raise TypeError(
-                f"layer '{site}' has a {weight.dtype} weight; only dense floating-point weights can take a branch in, "
-                "so keep the branches beside it"
+                f"layer '{site}' has a {weight.dtype} weight; only dense floating-point weights can be merged "
+                "with a branch, so keep the branches"
             )
         if any(branch.gate is not None for branch in layer.of(name)):
             raise ValueError(f"adapter '{name}' is gated on layer '{site}', so it cannot become part of the weight")

@@ -1,8 +1,8 @@
-"""Branches, and what all layers that carry them share: which act, how much, and who watches the input.
+"""Branches, and the base class of all layers that have them.
 
-A layer that carries branches is its own torch class, refined: it keeps the very same `weight` and `bias` Parameters,
-so the keys of the model's state dict do not change, and the keys of an adapter are exactly those with `.branches.` in
-them. `adapted.py` has the two layers, `lowrank.py` the verbs.
+A layer with branches is a subclass of its torch class. It keeps the same `weight` and `bias` Parameters, so the keys of
+the model's state dict do not change. The keys of adapters are exactly those that contain `.branches.`. `layers.py` has
+the two concrete layers, `adapter.py` the operations on adapters.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,45 +15,54 @@ from torch import Tensor, nn
 __all__ = ["Acting", "Adapted", "Branch", "Coefficient"]
 
 Coefficient = float | Tensor | Callable[[Tensor], Tensor]
-"""What a branch is multiplied by: a number, one value a sample `(n,)`, or a function of the layer's input."""
+"""The factor of a branch: a number, a tensor `(n,)` with one value per sample, or a function of the layer's input."""
 
 
 class Branch(nn.Module):
     """One pair (A, B) on some output rows of one layer.
 
     Attributes:
-        A: reduces. Linear: `(rank, d_in)`. Convolution: `(rank, c_in, k, k)` in the "conv" factorisation,
-            `(rank * k, c_in * k)` in the "kernel" one.
-        B: expands, zero at the start. Linear: `(d_rows, rank)`. Convolution: `(c_rows, rank, 1, 1)` or
-            `(c_rows * k, rank * k)`.
-        rows: the slice of output rows (channels) it writes to.
+        A: the factor that reduces. For a linear layer `(rank, d_in)`. For a convolution `(rank, c_in, k, k)` in the
+            "conv" factorisation and `(rank * k, c_in * k)` in the "kernel" factorisation.
+        B: the factor that expands, initially zero. For a linear layer `(d_rows, rank)`. For a convolution
+            `(c_rows, rank, 1, 1)` or `(c_rows * k, rank * k)`.
+        rows: the slice of output rows (channels) that the branch changes.
         scale: a constant factor of the update.
-        gate: an optional coefficient that belongs to the branch and is saved with it when it is a module.
+        gate: an optional coefficient that belongs to the branch. If it is a module, it is saved with the branch.
     """
 
     def __init__(self, A: Tensor, B: Tensor, rows: slice, scale: float = 1.0) -> None:
         super().__init__()
         self.A = nn.Parameter(A, requires_grad=False)
         self.B = nn.Parameter(B, requires_grad=False)
-        self.rows, self.scale = rows, float(scale)
-        # They travel as tensors, so that an adapter file describes itself; a forward pass never reads these, which
-        # would make an accelerator wait.
+        self.rows = rows
+        self.scale = float(scale)
+        # Rows and scale are also stored as tensors, so that an adapter file is complete. A forward pass does not read
+        # these tensors, because that would make the CPU wait for an accelerator.
         self.register_buffer("extent", torch.tensor([rows.start, rows.stop], dtype=torch.int64))
         self.register_buffer("factor", torch.tensor(self.scale, dtype=torch.float64))
         self.gate: Coefficient | None = None
 
     @property
     def rank(self) -> int:
+        """The first dimension of A: the rank, or rank * k in the "kernel" factorisation."""
         return self.A.shape[0]
 
     def delta(self, weight_shape: Sequence[int]) -> Tensor:
-        """The update of the weight's rows, `(rows, *weight_shape[1:])`, in the precision of A and B."""
+        """Compute the update of the weight's rows, `(rows, *weight_shape[1:])`, in the precision of A and B."""
         product = self.B.flatten(1) @ self.A.flatten(1)
         return self.scale * product.reshape(-1, *weight_shape[1:])
 
 
 class Acting(NamedTuple):
-    """A branch with its coefficient for the input at hand, and the output rows that its B holds."""
+    """An active branch for one input of the layer.
+
+    Attributes:
+        branch: the branch.
+        rows: start and stop of the output rows that `B` covers.
+        B: the rows of the branch's B.
+        coefficient: a number, or a tensor with one value per sample.
+    """
 
     branch: Branch
     rows: tuple[int, int]
@@ -61,7 +70,7 @@ class Acting(NamedTuple):
     coefficient: float | Tensor
 
     def within(self, rows: slice) -> "Acting":
-        """What it does to these output rows alone, counted from the first of them; B is empty where it does nothing."""
+        """Restrict the branch to some output rows, counted from the first of them. B is empty if none is covered."""
         start, stop = max(self.rows[0], rows.start), min(self.rows[1], rows.stop)
         stop = max(start, stop)
         B = self.B[start - self.rows[0] : stop - self.rows[0]]
@@ -69,7 +78,7 @@ class Acting(NamedTuple):
 
 
 def _value(coefficient: Coefficient, x: Tensor) -> float | Tensor:
-    """What a coefficient is for the layer input x: a number, or a tensor with one value a sample."""
+    """Evaluate a coefficient for the layer input x: a number, or a tensor with one value per sample."""
     value = coefficient(x) if callable(coefficient) else coefficient
     if isinstance(value, Tensor) and value.shape not in ((), (1,), (len(x),)):
         raise ValueError(
@@ -80,11 +89,15 @@ def _value(coefficient: Coefficient, x: Tensor) -> float | Tensor:
 
 
 class Adapted(nn.Module):
-    """What `AdaptedLinear` and `AdaptedConv2d` share: their branches, which of them act, and who watches the input.
+    """The base class of `AdaptedLinear` and `AdaptedConv2d`: branches, which of them are active, and watchers.
 
     Attributes:
-        dropout: the share of the input that branches do not see while they are trained, from 0 to below 1.
-        draws: the generator that chooses it, on the layer's device; None outside of training, where nothing is dropped.
+        weight: the weight of the layer.
+        branches: the branches by adapter name.
+        acting: the active adapters with their coefficients; None if all are active with coefficient 1.
+        watchers: functions that are called with each input.
+        dropout: the dropout rate of the branches' input during training, from 0 to below 1.
+        draws: the generator of the dropout masks, on the layer's device; None outside of training, without dropout.
     """
 
     weight: Tensor
@@ -93,7 +106,7 @@ class Adapted(nn.Module):
     draws: torch.Generator | None = None
 
     def carry(self) -> None:
-        """Start without branches; called once the layer holds its weight."""
+        """Initialise without branches. Called once, after the layer has its weight."""
         self.branches = nn.ModuleDict()
         self.acting: Mapping[str, Coefficient] | None = None
         self.watchers: list[Callable[[Tensor], None]] = []
@@ -106,18 +119,18 @@ class Adapted(nn.Module):
 
     @property
     def chosen(self) -> Mapping[str, Coefficient]:
-        """The adapters that act on layers that carry them, in their order, with their coefficients."""
-        # Sorted, so that the sum over branches is bit-equal after a reload, which may bring them in another order.
+        """The active adapters with their coefficients, in a fixed order."""
+        # Sorted, so that the sum over branches is bit-equal after loading, which may change the order of the branches.
         return dict.fromkeys(sorted(self.branches), 1.0) if self.acting is None else self.acting
 
     @property
     def observed(self) -> bool:
-        """Whether anyone sees the input: a watcher, or a coefficient that is a function of it."""
+        """Whether a watcher or a coefficient depends on the input."""
         gated = any(branch.gate is not None for name in self.chosen for branch in self.of(name))
         return bool(self.watchers) or gated or any(callable(c) for c in self.chosen.values())
 
     def _dropped(self, x: Tensor) -> Tensor:
-        """The input as branches see it: in training a share of it is zero, and the rest is that much larger."""
+        """Apply dropout to the input of the branches: in training, a share is zero and the rest is scaled up."""
         if not self.dropout or self.draws is None:
             return x
         kept = torch.empty_like(x).bernoulli_(1 - self.dropout, generator=self.draws)
@@ -132,7 +145,7 @@ class Adapted(nn.Module):
         return list(cast(Iterable[Branch], self.branches[name])) if name in self.branches else []
 
     def _acting(self, x: Tensor) -> list[Acting]:
-        """Branches that act on this input, those of equal rows beside each other."""
+        """Return the active branches for this input, sorted by rows."""
         found: list[Acting] = []
         for name, coefficient in self.chosen.items():
             for branch in self.of(name):
@@ -142,17 +155,17 @@ class Adapted(nn.Module):
         return sorted(found, key=lambda a: a.rows)
 
     def _add(self, y: Tensor, x: Tensor, acting: list[Acting]) -> Tensor:
-        raise NotImplementedError  # abstract: the two layers below say how their branches compute
+        raise NotImplementedError  # each concrete layer computes its branches in its own way
 
     def new_factors(self, rank: int, rows: slice, factorisation: str) -> tuple[Tensor, Tensor]:
-        """Fresh (A, B) of zeros for `rank` and `rows`, in the shapes that `Branch` describes."""
+        """Create (A, B) of zeros for `rank` and `rows`, in the shapes that `Branch` describes."""
         raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Carry the branches that `state_dict` holds, so that an adapter file restores itself.
+        """Create the branches that `state_dict` holds, then load it.
 
-        A branch that has the same place and the shapes of the file stays the same object and takes the numbers of the
-        file, so who holds it, as `grow` returned it, holds what was loaded. The others are built anew.
+        A branch with the same position and shapes as in the file stays the same object and receives the stored numbers,
+        so a reference to it, as `grow` returned it, stays valid. The other branches are created anew.
         """
         mine = f"{prefix}branches."
         held = {tuple(key[len(mine) :].split(".")[:2]) for key in state_dict if key.startswith(mine)}
@@ -168,7 +181,7 @@ class Adapted(nn.Module):
 
 
 class _Stored(NamedTuple):
-    """A branch as a state dict describes it."""
+    """A branch as stored in a state dict."""
 
     A: Tensor
     B: Tensor
@@ -181,7 +194,7 @@ class _Stored(NamedTuple):
         return cls(state[prefix + "A"], state[prefix + "B"], slice(start, stop), float(state[prefix + "factor"]))
 
     def fitted(self, own: Branch | None) -> Branch | None:
-        """`own` with the stored scale if it can take the stored numbers in as they are; None if it cannot."""
+        """Return `own` with the stored scale if the stored numbers can be loaded into it unchanged; else None."""
         if own is None or own.rows != self.rows:
             return None
         if any(o.shape != s.shape or o.dtype != s.dtype for o, s in ((own.A, self.A), (own.B, self.B))):
@@ -190,6 +203,6 @@ class _Stored(NamedTuple):
         return own
 
     def empty(self, device: torch.device) -> Branch:
-        """A new branch, into which the stored numbers can be loaded."""
+        """Create a branch into which the stored numbers can be loaded."""
         A, B = (torch.empty_like(stored, device=device) for stored in (self.A, self.B))
         return Branch(A, B, self.rows, self.scale).to(device)

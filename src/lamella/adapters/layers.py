@@ -1,6 +1,7 @@
-"""The two layers that carry branches, a linear one and a convolution: how branches compute.
+"""The two layers that can have branches: linear and convolution.
 
-All acting branches of a layer are one wider branch: their A's stacked, and the B's of equal rows side by side.
+All active branches of a layer are computed as one wider branch: the A's are stacked, and the B's of equal rows are
+concatenated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,12 @@ __all__ = ["AdaptedConv2d", "AdaptedLinear"]
 
 
 def _scaled(z: Tensor, acting: Sequence[Acting], channel_dim: int) -> Tensor:
-    """Multiply the reduced activations of the stacked branches by their coefficients and scales, all at once.
+    """Multiply the reduced activations of the stacked branches by their coefficients and scales.
 
     Args:
-        z: channels first and then samples (`channel_dim` 0), or samples and then channels (1).
+        z: the activations, `(channels, samples, ...)` or `(samples, channels, ...)`.
+        acting: the active branches, in the order of their channels.
+        channel_dim: the position of the channels in `z`, 0 or 1.
     """
     if all(not isinstance(a.coefficient, Tensor) and a.coefficient * a.branch.scale == 1.0 for a in acting):
         return z
@@ -31,7 +34,7 @@ def _scaled(z: Tensor, acting: Sequence[Acting], channel_dim: int) -> Tensor:
 
 
 def _rows_of_factors(acting: Acting, z: Tensor, samples: int) -> Tensor:
-    """(rank, samples): what each row of a branch's z is multiplied by."""
+    """Return the factor of each row and sample of a branch's z, (rank, samples)."""
     factor, shape = acting.coefficient * acting.branch.scale, (acting.branch.rank, samples)
     return factor.reshape(-1).expand(shape) if isinstance(factor, Tensor) else z.new_full(shape, factor)
 
@@ -48,14 +51,15 @@ def _by_rows(acting: Sequence[Acting]) -> Iterator[tuple[slice, list[Acting]]]:
 class _AddToRows(torch.autograd.Function):
     """y[..., rows] += (B z)^T in place, for y (..., d_out), z (rank, all other positions of y) and B (rows, rank).
 
-    Autograd's own write to a slice copies the whole gradient of y, once for each slice; this passes it on. Only
-    products whose *first* matrix has few rows are formed: where the second has few columns they take several times as
-    long.
+    For a write to a slice, autograd copies the whole gradient of y, once for each slice. This function passes the
+    gradient on without a copy. In all products the *first* matrix has few rows: products in which the second matrix has
+    few columns take several times as long.
     """
 
     @staticmethod
     def forward(y: Tensor, z: Tensor, B: Tensor, start: int) -> Tensor:
-        y.view(-1, y.shape[-1])[:, start : start + len(B)].addmm_(z.T, B.T)  # never into a copy of y, as by flatten
+        # `view` fails where `flatten` would silently return a copy of y.
+        y.view(-1, y.shape[-1])[:, start : start + len(B)].addmm_(z.T, B.T)
         return y
 
     @staticmethod
@@ -73,14 +77,17 @@ class _AddToRows(torch.autograd.Function):
 
 
 class AdaptedLinear(Adapted, nn.Linear):
-    """`nn.Linear` whose output also receives the acting branches: `y[rows] += coefficient * scale * B A x`."""
+    """`nn.Linear` that adds the active branches to its output: `y[rows] += coefficient * scale * B A x`."""
 
     def forward_parts(self, input: Tensor, *parts: tuple[slice, slice]) -> list[Tensor]:
-        """Only some output rows of some tokens: `forward(input)[:, tokens, rows]` for each part.
+        """Compute only some output rows of some tokens: `forward(input)[:, tokens, rows]` for each part.
 
         Args:
-            input: (n, tokens, d_in); watchers and coefficients that are functions of it see it whole.
-            parts: (tokens, rows) each; rows with both ends.
+            input: `(n, tokens, d_in)`. Watchers and coefficients that depend on the input receive all of it.
+            parts: pairs of slices (tokens, rows). The slice of rows has a start and a stop.
+
+        Returns:
+            `(n, tokens of the part, rows of the part)` for each part.
         """
         self._show(input)
         acting = self._acting(input)
@@ -109,16 +116,16 @@ class AdaptedLinear(Adapted, nn.Linear):
 
 
 def _per_sample(coefficient: float | Tensor) -> float | Tensor:
-    """Shaped to multiply images (n, c, h, w)."""
+    """Reshape a coefficient so that it multiplies activations (n, c, h, w)."""
     return coefficient.reshape(-1, 1, 1, 1) if isinstance(coefficient, Tensor) else coefficient
 
 
 class AdaptedConv2d(Adapted, nn.Conv2d):
-    """`nn.Conv2d` with branches in one of two factorisations, which reach different sets of updates.
+    """`nn.Conv2d` with branches in one of two factorisations, which can represent different sets of updates.
 
-    "conv" (cloneofsimo, PEFT): A is a k x k convolution into `rank` channels, B a 1 x 1 convolution.
-    "kernel" (loralib, ConvLoRA): `B @ A`, `(c_out k, rank k) @ (rank k, c_in k)`, viewed as the kernel; a coefficient
-    scales the whole update.
+    "conv" (cloneofsimo, PEFT): A is a k x k convolution to `rank` channels, B a 1 x 1 convolution.
+    "kernel" (loralib, ConvLoRA): the product `B @ A`, `(c_out k, rank k) @ (rank k, c_in k)`, is reshaped to a kernel.
+    A coefficient scales the whole update.
     """
 
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
@@ -141,7 +148,7 @@ class AdaptedConv2d(Adapted, nn.Conv2d):
         return y
 
     def _kernels(self, x: Tensor, group: list[Acting]) -> Tensor:
-        """Summed updates of "kernel" branches on the same rows: one convolution if no coefficient is per sample."""
+        """Sum the outputs of "kernel" branches on the same rows, in one convolution if no coefficient is per sample."""
         deltas = [a.branch.delta(self.weight.shape) for a in group]
         if all(not isinstance(a.coefficient, Tensor) or a.coefficient.numel() == 1 for a in group):
             scaled = [a.coefficient * d for a, d in zip(group, deltas, strict=True)]

@@ -1,4 +1,4 @@
-"""Sites: layers of a model we did not write that can carry low-rank branches, and how they become able to."""
+"""Sites: the layers of any model that can have low-rank branches, and how layers are prepared for them."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -15,7 +15,13 @@ __all__ = ["Site", "adapt", "module_key"]
 
 
 class Site(NamedTuple):
-    """A layer that can carry branches, and the slice of its output rows that they write to."""
+    """A layer that can have branches.
+
+    Attributes:
+        name: the name of the layer in the model.
+        layer: the layer.
+        rows: the slice of its output rows that the branches of this site change.
+    """
 
     name: str
     layer: Adapted
@@ -23,17 +29,17 @@ class Site(NamedTuple):
 
 
 def module_key(name: str) -> str:
-    """The name of a layer as a key of a `ModuleDict`, which has no dots."""
+    """Convert the name of a layer to a key of a `ModuleDict`, which may not contain dots."""
     return name.replace(".", "/")
 
 
 def _refine(name: str, layer: nn.Module, convolution: type[AdaptedConv2d]) -> Adapted:
-    """The same layer in a class that can carry branches, holding the same Parameter objects."""
+    """Convert a layer to the class that can have branches, with the same Parameter objects."""
     if isinstance(layer, Adapted):
         if isinstance(layer, AdaptedConv2d) and not isinstance(layer, convolution):
             raise TypeError(
-                f"layer '{name}' is of the class {type(layer).__name__} already, and others hold its sites, so it "
-                f"cannot become {convolution.__name__}; load the backbone anew"
+                f"layer '{name}' is of the class {type(layer).__name__} already, and sites refer to it, so it cannot "
+                f"become {convolution.__name__}; load the backbone again"
             )
         return layer
     with torch.device("meta"):
@@ -69,13 +75,13 @@ def adapt(
     *,
     convolution: type[AdaptedConv2d] = AdaptedConv2d,
 ) -> tuple[Site, ...]:
-    """Make the layers whose names match able to carry branches; outputs and state-dict keys stay as they are.
+    """Prepare the layers whose names match for branches. Outputs and state-dict keys do not change.
 
     Args:
-        model: any module; matching layers are replaced in place by refined ones that share their Parameters.
-        patterns: layer names, `*` and `?` allowed: `"blocks.*.attn.qkv"`.
-        rows: the output rows that branches of these sites will write to, all by default.
-        convolution: what convolutions become.
+        model: any module. Matching layers are replaced in place by layers that share their Parameters.
+        patterns: layer names, which may contain `*` and `?`, such as `"blocks.*.attn.qkv"`.
+        rows: the output rows that branches of these sites change; by default all.
+        convolution: the class that convolutions are converted to.
 
     Returns:
         One site per matching layer, in the model's order.
@@ -83,7 +89,7 @@ def adapt(
     Raises:
         ValueError: a pattern matches no layer, or `rows` lies outside a layer's output.
         TypeError: a matching layer is not exactly `nn.Linear` or an ungrouped `nn.Conv2d`, or it is a convolution that
-            became another class before.
+            was converted to another class before.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     every = {n: m for n, m in model.named_modules() if n and ".branches" not in n}
@@ -95,7 +101,7 @@ def adapt(
     matching = [name for name in every if any(fnmatchcase(name, pattern) for pattern in patterns)]
     refined = {name: _refine(name, every[name], convolution) for name in matching}
     sites = tuple(Site(name, layer, _checked_rows(name, layer, rows)) for name, layer in refined.items())
-    # A layer may hang in the model under several names; all of them must lead to the refined one.
+    # A layer may have several names in the model; all of them must refer to the new layer.
     replacing = {every[name]: layer for name, layer in refined.items() if layer is not every[name]}
     for alias, layer in list(model.named_modules(remove_duplicate=False)):
         if layer in replacing:
@@ -107,5 +113,5 @@ def _checked_rows(name: str, layer: Adapted, rows: slice) -> slice:
     d_out = layer.weight.shape[0]
     start, stop, step = rows.indices(d_out)
     if step != 1 or start >= stop or (rows.stop or 0) > d_out:
-        raise ValueError(f"rows {rows} of layer '{name}' must be a plain range within its {d_out} output rows")
+        raise ValueError(f"rows {rows} of layer '{name}' must be a range with step 1 within its {d_out} output rows")
     return slice(start, stop)

@@ -1,4 +1,4 @@
-"""The command line: one small file per command; nothing heavy is imported before a command needs it."""
+"""The command line, with one file per command. Heavy libraries are imported only when a command needs them."""
 
 import os
 import sys
@@ -13,15 +13,14 @@ from lamella.cli.output import say
 
 __all__ = ["app", "main"]
 
-USAGE_ERROR: Any = typer.BadParameter.__mro__[
-    1
-]  # every mistake in options and arguments; typer exports only this child
+# The base class of all errors in options and arguments. Typer exports only its subclass BadParameter.
+USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
 OWN_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 GROUPS = [[group.name] for group in app.registered_groups]
 
 
 def main() -> None:
-    """Run the command line; a mistake is one line on stderr and exit code 2, a traceback only with LAMELLA_DEBUG=1."""
+    """Run the command line. An error is one line on stderr and exit code 2; LAMELLA_DEBUG=1 adds a traceback."""
     arguments = sys.argv[1:]
     if not arguments or arguments in GROUPS:
         arguments = [*arguments, "--help"]
@@ -56,7 +55,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = str(error) or type(error).__name__
-    # These two may also be a fault of ours, which nobody can report without knowing where it happened.
+    # These two may also be a bug in Lamella; a report of it needs the traceback.
     return f"{text} (LAMELLA_DEBUG=1 shows where)" if isinstance(error, (TypeError, RuntimeError)) else text
 
 

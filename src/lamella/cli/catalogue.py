@@ -1,4 +1,4 @@
-"""`lamella list` and `lamella layers`: what there is."""
+"""`lamella list` and `lamella layers`: the known methods, data sets, backbones and configurations, and layers."""
 
 import inspect
 import json
@@ -40,7 +40,7 @@ def layers(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """List the layers that can carry branches.
+    """List the layers that can have branches.
 
     Each with its roles (query, key, value ...) and their output rows.
     Nothing is downloaded: the layers are the same with random weights.
@@ -49,7 +49,7 @@ def layers(
 
     rows = describe_layers(backbone)
     if not rows:
-        raise ValueError(f"no layer of '{backbone}' has a known role, so none can carry branches; take a ViT of timm's")
+        raise ValueError(f"no layer of '{backbone}' has a known role, so none can have branches; use a ViT of timm")
     if as_json:
         typer.echo(json.dumps([row._asdict() for row in rows], indent=2))
         return
@@ -119,7 +119,7 @@ def _first_line(thing: Any) -> str:
 
 
 def _print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Left-aligned columns, never cut, so that a pipe gets whole names."""
+    """Print left-aligned columns. Cells are never truncated, so a pipe receives complete names."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

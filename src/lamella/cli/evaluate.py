@@ -1,4 +1,4 @@
-"""`lamella evaluate`: how good a model is on given images."""
+"""`lamella evaluate`: measure a model on labelled images."""
 
 import json
 from pathlib import Path
@@ -22,8 +22,9 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled images.
 
-    Accuracy by class and task, calibration, confusion; classes it never learned show whether it calls them unknown.
-    Where DATA has a test part, that is measured; where it was learned from, what was held back.
+    Reports accuracy by class and task, calibration, and confusion, and whether classes it never learned are called
+    unknown. If DATA has a test part, only that is measured. If the model learned from DATA, only the held-out images
+    are.
     """
     from lamella.common.files import write_atomic
     from lamella.common.page import check_file

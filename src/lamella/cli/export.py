@@ -1,4 +1,4 @@
-"""`lamella export`: a model in the form of another tool."""
+"""`lamella export`: write a model in the format of another tool."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,9 +21,9 @@ def export(
         bool, typer.Option("--per-task", help="With peft: a folder for each task, where tasks are kept apart.")
     ] = False,
 ) -> None:
-    """Write a model in a form that needs no Lamella.
+    """Write a model in a format that can be used without Lamella.
 
-    The export is loaded again and compared with the model on random images; one that differs is not kept.
+    The export is loaded again and compared with the model on random images. It is deleted if it differs.
     """
     from lamella.learner.export import export as write
     from lamella.learner.model import load

@@ -1,4 +1,4 @@
-"""`lamella inspect`: what a model says of itself."""
+"""`lamella inspect`: show the facts of a model."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,8 @@ def inspect(
 ) -> None:
     """Show what a model has learned, and how much still fits.
 
-    The ledger of its tasks, the directions each layer has left, a forecast, and how alike the tasks are.
+    Lists its tasks, the free directions of each layer, a forecast of how many tasks still fit, and the overlap of
+    tasks.
     """
     from lamella.common.files import write_atomic
     from lamella.common.page import check_file

@@ -1,4 +1,4 @@
-"""`lamella learn`: a model directory that grows task by task."""
+"""`lamella learn`: teach the model in a folder its next task."""
 
 import time
 from pathlib import Path
@@ -50,14 +50,14 @@ def learn(
 ) -> None:
     """Teach a model the classes of DATA.
 
-    They become its next task; the first use creates the model. Old data is not needed, and not kept.
+    They become its next task. The first use creates the model. Earlier data is not needed, and no data is kept.
     """
     from lamella.common.progress import bars
     from lamella.data.sources.readable import load_readable
     from lamella.learner.config.wanted import Wanted
     from lamella.learner.folder import ModelFolder
 
-    # What can fail does so before hours of training: unreadable images, a folder that cannot be written.
+    # Check first what would fail after hours of training: unreadable images, a folder that cannot be written.
     source, unreadable = load_readable(data)
     if strict and unreadable:
         first = f"the first is {unreadable[0].key}: {unreadable[0].reason}"
@@ -75,5 +75,5 @@ def learn(
             say_took(learning, time.monotonic() - started, expected)
             say_known(learning)
     except KeyboardInterrupt:
-        say(f"'{model}' is as it was before; the same command goes on where this one stopped", err=True)
+        say(f"'{model}' is unchanged; the same command resumes where this one stopped", err=True)
         raise

@@ -1,4 +1,4 @@
-"""What `lamella learn` says: before it trains what it found and what that will take, and afterwards what came of it."""
+"""The messages of `lamella learn`: the data and the expected costs before training, and the result afterwards."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 __all__ = ["say_expected", "say_found", "say_known", "say_resumed", "say_took"]
 
-SHOWN = 5  # unreadable files named
-NAMES = 8  # classes named in a line
+SHOWN = 5  # the largest number of unreadable files in a list
+NAMES = 8  # the largest number of classes in a line
 
 
 def say_found(learning: "Learning") -> None:
-    """The samples, classes and unreadable files; what the method will do with them."""
+    """Print the samples, the classes and the unreadable files, and how the method treats known classes."""
     from lamella.learner.config.precision import precision_line
 
     model, task, unreadable = learning.model, learning.task, learning.unreadable
@@ -42,18 +42,18 @@ def say_found(learning: "Learning") -> None:
 
 
 def say_resumed(learning: "Learning") -> None:
-    """What becomes of an interrupted learning that was found."""
+    """Print whether an interrupted learning is resumed or discarded."""
     name, resumed = learning.task.name, learning.resumed
     if learning.stored:
         say(f"{name} had been learned and stored already when its learning was interrupted")
     if resumed.given_up:
-        say(f"gives up the interrupted learning of {resumed.given_up.replace(': ', ' and starts anew: ', 1)}")
+        say(f"discards the interrupted learning of {resumed.given_up.replace(': ', ' and starts again: ', 1)}")
     if resumed.goes_on:
-        say(f"goes on with the learning of {name} that was interrupted")
+        say(f"resumes the interrupted learning of {name}")
 
 
 def say_expected(learning: "Learning") -> "Expected":
-    """What learning will take on this machine."""
+    """Measure and print the expected time and memory of learning on this machine."""
     from lamella.common.words import duration, size
     from lamella.learner.rehearsal import rehearse
 
@@ -66,7 +66,7 @@ def say_expected(learning: "Learning") -> "Expected":
 
 
 def say_took(learning: "Learning", seconds: float, expected: "Expected | None") -> None:
-    """What was learned, and what it took beside what was expected."""
+    """Print what was learned, with its time and memory next to the expected ones."""
     from lamella.common.words import duration, size
     from lamella.training.footprint import peak_bytes
 
@@ -80,7 +80,7 @@ def say_took(learning: "Learning", seconds: float, expected: "Expected | None") 
 
 
 def say_known(learning: "Learning") -> None:
-    """How good the model is: on held-out samples of the new task, and what was measured of old ones in their time."""
+    """Print the accuracy on held-out samples of the new task, and the earlier accuracies of old tasks."""
     *old, new = learning.model.tasks
     noun = learning.task.train.noun
     if new.held_back:

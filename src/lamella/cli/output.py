@@ -1,4 +1,4 @@
-"""What commands say to people, in which names of any kind may stand."""
+"""Printing of messages that may contain untrusted names."""
 
 import typer
 
@@ -8,6 +8,11 @@ __all__ = ["say"]
 
 
 def say(line: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print one line, which no name of a file, a task or a class within it can break, and none can command the
-    terminal."""
+    """Print one line. Line breaks and control characters in it, for example in file names, are escaped.
+
+    Args:
+        line: the text.
+        err: whether to print on standard error.
+        nl: whether to end the line.
+    """
     typer.echo(printable(line), err=err, nl=nl)

@@ -1,4 +1,4 @@
-"""`lamella predict`: what images show."""
+"""`lamella predict`: name the classes of images."""
 
 import csv
 import io
@@ -30,27 +30,27 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line for each image.")] = False,
     unknown: Annotated[
-        bool, typer.Option("--unknown", help="Call images unknown that are as strange as one known image in twenty.")
+        bool, typer.Option("--unknown", help="Call an image unknown if it looks stranger than 19 of 20 known images.")
     ] = False,
 ) -> None:
     """Name the class of each image.
 
-    With confidences, the task that taught the class, and how familiar the image is.
+    The output has confidences, the task that taught the class, and how familiar the image is.
     """
     if as_json and as_csv:
-        raise ValueError("--json and --csv are two forms; choose one")
+        raise ValueError("--json and --csv cannot be combined; choose one")
     files = _files(paths)
     from lamella.learner.learner import Learner
 
     learner = Learner.load(model)
     if unknown and not learner.confidence.records:
-        raise ValueError(f"'{model}' had no images held back, so it cannot tell what is unknown; leave out --unknown")
+        raise ValueError(f"'{model}' has no held-out images, so it cannot tell what is unknown; leave out --unknown")
     predictions = learner.predict(files, top=top)
     rows = [_row(path, prediction, unknown) for path, prediction in zip(files, predictions, strict=True)]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     elif as_csv:
-        # Bytes: names of files need not be UTF-8, and whoever reads the list wants to find them.
+        # Written as bytes, because file names need not be valid UTF-8 and must stay unchanged.
         typer.echo(_csv(rows).encode(errors="surrogateescape"), nl=False)
     else:
         for row in rows:
@@ -58,10 +58,11 @@ def predict(
 
 
 def _files(paths: Sequence[str]) -> list[Path]:
-    """Every image file that is meant, in order.
+    """List the image files that the paths name, in order.
 
     Raises:
-        FileNotFoundError: there is no such path. ValueError: a folder has no image.
+        FileNotFoundError: a path does not exist.
+        ValueError: a folder has no image.
     """
     from lamella.data.sources.folders import list_images
 

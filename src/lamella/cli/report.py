@@ -12,18 +12,20 @@ __all__ = ["report"]
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run directories, or folders of them.")],
-    format: Annotated[Literal["table", "markdown", "csv", "json"], typer.Option(help="Form of the output.")] = "table",
+    format: Annotated[
+        Literal["table", "markdown", "csv", "json"], typer.Option(help="Format of the output.")
+    ] = "table",
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page as well.", metavar="FILE")] = None,
     across_splits: Annotated[
         bool, typer.Option("--across-splits", help="Pool seeds whose class order or split differs.")
     ] = False,
     costs: Annotated[
-        bool, typer.Option("--costs", help="Columns of trained parameters, stored bytes and time of learning too.")
+        bool, typer.Option("--costs", help="Also show trained parameters, stored bytes and training time.")
     ] = False,
 ) -> None:
     """Compare finished runs in a table.
 
-    Accuracies are means over seeds, with their spread, for each method and scenario.
+    Accuracies are means over seeds with standard deviations, for each method and scenario.
     """
     from lamella.experiments.report import load_results, render_table, write_html
 

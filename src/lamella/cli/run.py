@@ -24,13 +24,13 @@ def run(
         typer.Option(min=1, help="Run seeds 0 to N-1, each in its own folder seed-0, seed-1 ...", metavar="N"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/<configuration>")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stood.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Run a method over a stream of tasks.
 
-    The run directory gets the resolved configuration, results, a log, and the model. A run that was interrupted, in any
-    way and at any moment, goes on with --resume to the same results.
+    The run directory receives the resolved configuration, the results, a log, and the model. A run that was interrupted
+    in any way and at any moment resumes with --resume and gives the same results.
     """
     folder = out or Path("runs") / Path(config).stem
     planned = _plan(config, overrides or [], seeds, folder)
@@ -41,7 +41,8 @@ def run(
     from lamella.experiments.run import run as run_config
     from lamella.learner.config.precision import as_in_runs
 
-    refuse_links(*(path for path, _ in planned if path != folder))  # seeds: only their parent was named by the user
+    # With several seeds, the user named only the parent of their folders.
+    refuse_links(*(path for path, _ in planned if path != folder))
     for path, settings in planned:
         if (path / "results.json").exists():
             typer.echo(f"{path}: finished already", err=True)
@@ -50,7 +51,7 @@ def run(
             run_config(settings, path, resume=resume, quiet=quiet)
         except KeyboardInterrupt as error:
             command = shlex.join(["lamella", *(a for a in sys.argv[1:] if a != "--resume"), "--resume"])
-            typer.echo(f"lamella: interrupted; this goes on: {command}", err=True)
+            typer.echo(f"lamella: interrupted; resume with: {command}", err=True)
             raise typer.Exit(130) from error
     typer.echo(render_table(load_results([path for path, _ in planned]), "table"))
     typer.echo(f"results: {folder}")
@@ -67,7 +68,7 @@ def show(config: Config, overrides: Overrides = None) -> None:
 
 
 def _plan(config: str, overrides: list[str], seeds: int | None, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Each run directory and its settings; a mistake in any of them shows before the first starts."""
+    """Return each run directory with its settings. An error in any of them is raised before the first run starts."""
     from lamella.learner.config.document import load_config, method_name
 
     if seeds is None:
@@ -86,7 +87,5 @@ def _check_free(path: Path, *, resume: bool) -> None:
     if (path / "results.json").exists():
         raise ValueError(f"'{path}' holds a finished run; choose another --out, or remove it first")
     if path.is_dir():
-        raise ValueError(
-            f"'{path}' is not empty; go on with --resume if it holds an interrupted run, or choose another --out"
-        )
+        raise ValueError(f"'{path}' is not empty; add --resume if it holds an interrupted run, or choose another --out")
     raise ValueError(f"'{path}' is a file; choose another --out")

@@ -1,4 +1,4 @@
-"""`lamella serve`: a model over HTTP, which can learn while it serves."""
+"""`lamella serve`: serve a model over HTTP, which can learn while it answers."""
 
 import ipaddress
 import os
@@ -32,7 +32,7 @@ def serve(
     ] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(help="Another name that the server goes by, such as a proxy's; repeatable.", metavar="NAME"),
+        typer.Option(help="Another host name of this server, such as that of a proxy; repeatable.", metavar="NAME"),
     ] = None,
     max_upload: Annotated[float, typer.Option(min=0.001, help="MB of an archive to learn from.", metavar="MB")] = 512,
     max_files: Annotated[int, typer.Option(min=1, help="Files in an archive.")] = 5000,
@@ -40,11 +40,11 @@ def serve(
 ) -> None:
     """Serve a model: predictions, and new classes while it runs.
 
-    With a page of its own at the address it prints, and a description of all requests at /docs.
+    The printed address shows a page for the browser; /docs describes all requests.
     """
     loopback = is_loopback(host)
     if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
-        raise ValueError("a token is one or more letters, digits and signs of ASCII without spaces; give such a one")
+        raise ValueError("a token must be one or more printable ASCII characters without spaces; choose another one")
     if token is None and not loopback:
         raise ValueError(
             f"'{host}' can be reached from other machines, so a token is needed: set LAMELLA_TOKEN or give --token"
@@ -64,7 +64,8 @@ def serve(
     app = create_app(model, token=key, limits=limits, hosts=known_as(host, allow_host or []))
     learner, version, _ = app.state.service.batcher.loaded
     shown = f"[{host}]" if ":" in host else host
-    # What follows # stays in the browser. A token of the user's own is not shown: terminals are logged.
+    # The browser does not send what follows "#". A token that the user chose is not shown, because terminals may be
+    # logged.
     address = f"http://{shown}:{listening.getsockname()[1]}/" + ("" if token else f"#token={key}")
     say(f"{model}, version {version}, {len(learner.class_names)} classes: {address}")
     config = uvicorn.Config(
@@ -79,7 +80,7 @@ def serve(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address; of names, only "localhost" is known to be so."""
+    """Whether only this machine can reach an address. The only name that is recognised is "localhost"."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -87,7 +88,7 @@ def is_loopback(host: str) -> bool:
 
 
 def known_as(host: str, others: Sequence[str]) -> set[str]:
-    """Names that clients may call the server by; any, thus none here, where other machines reach it and none is given.
+    """Return the host names that clients may use. Empty allows all: if other machines reach it and no name is given.
 
     >>> sorted(known_as("127.0.0.1", ["Lamella.example"])), known_as("0.0.0.0", [])
     (['127.0.0.1', '::1', 'lamella.example', 'localhost'], set())

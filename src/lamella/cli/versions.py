@@ -16,7 +16,7 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")
 def history(model: Model, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the versions of a model.
 
-    Every `lamella learn` makes one; none is ever changed. The star marks the one in use.
+    Every `lamella learn` adds a version, and no version is ever changed. A star marks the current one.
     """
     from lamella.learner.folder import ModelFolder
 
@@ -42,7 +42,7 @@ def rollback(
 ) -> None:
     """Use an earlier version of a model again.
 
-    No version is lost: `lamella rollback --to` the newest one undoes this.
+    All versions are kept; `lamella rollback --to` with the newest one undoes this.
     """
     from lamella.learner.folder import ModelFolder
 
@@ -53,15 +53,17 @@ def rollback(
 
 def forget(
     model: Model,
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Name of a task: the last, or any where none share.")],
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="Name of a task: the last one, or any if the tasks share nothing.")
+    ],
     purge: Annotated[
         bool, typer.Option("--purge", help="Also remove every stored version that has learned the task.")
     ] = False,
 ) -> None:
     """Make a model forget a task, exactly.
 
-    The last one: the new version is the one from before it. An earlier one: only where tasks share nothing (color,
-    linear-probe), and what is theirs is dropped; else it is refused, with the reason.
+    For the last task, the model returns to the version before it. An earlier task can be forgotten only if the tasks
+    share nothing (color, linear-probe); then its own part is dropped. Otherwise the command refuses and says why.
     """
     from lamella.learner.folder import ModelFolder
 

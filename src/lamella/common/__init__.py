@@ -1,1 +1,1 @@
-"""What every room uses: draws by name, whole files, locks, checked options, words and numbers for people."""
+"""Helpers of all rooms: random draws by name, atomic files, locks, checked options, formatting of numbers."""

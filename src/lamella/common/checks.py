@@ -1,4 +1,4 @@
-"""Checks of what a caller passes, and what to quote of an error that others raised."""
+"""Checks of arguments, and short texts for error messages."""
 
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
@@ -7,17 +7,22 @@ __all__ = ["check_one_of", "did_you_mean", "first_line"]
 
 
 def check_one_of(what: str, value: str, allowed: Iterable[str]) -> None:
-    """Refuse a value that is not among those allowed.
+    """Check that a value is allowed.
+
+    Args:
+        what: what the value is, for the message.
+        value: the value.
+        allowed: the allowed values.
 
     Raises:
-        ValueError: names both.
+        ValueError: the value is not allowed; the message names it and the allowed ones.
     """
     if value not in (known := tuple(allowed)):
         raise ValueError(f"{what} '{value}' is unknown; use one of {', '.join(known)}")
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says in its first line; its type where it says nothing.
+    """Return the first line of an error's message; the name of its type if the message is empty.
 
     >>> first_line(OSError("no network\\nTraceback ...")), first_line(EOFError())
     ('no network', 'EOFError')
@@ -26,7 +31,7 @@ def first_line(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
-    """The end of a message about an unknown word: the known ones that look like it, or nothing.
+    """Suggest similar known words, as the end of a message about an unknown word; "" if there are none.
 
     >>> did_you_mean("cifra10", ["cifar10", "mnist"])
     "; did you mean 'cifar10'?"

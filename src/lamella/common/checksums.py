@@ -1,7 +1,7 @@
-"""Checksums of tensors, which tell any change of their content.
+"""Checksums of tensors, which reveal any change of their content.
 
-Torch counts the changes of a tensor, but neither those made through `tensor.data` nor the steps of fused optimisers. A
-checksum reads the content itself, so it sees them all.
+Torch has a version counter for each tensor, but it misses changes through `tensor.data` and by fused optimisers. A
+checksum reads the content itself, so it reveals these too.
 """
 
 import zlib
@@ -19,16 +19,16 @@ _WORDS = {1: torch.uint8, 2: torch.int16}  # by bytes of an element; larger elem
 
 
 def checksums(tensors: Sequence[Tensor]) -> list[int]:
-    """A number for each tensor, which depends on every bit of it and on where that bit stands.
+    """Compute a checksum for each tensor, which depends on every bit and its position.
 
-    A change of a single number always changes the checksum. Any other change, such as a permutation, leaves it as it
-    was with a probability of about one in four thousand million.
+    A change of a single number always changes the checksum. Any other change, such as a permutation, is missed with a
+    probability of about one in four thousand million.
 
-    On a CPU it is the CRC-32 of the bytes. On an accelerator it is a sum that is computed there, and the device is
-    waited for once; so the checksums of equal tensors on devices of different kinds differ.
+    On a CPU it is the CRC-32 of the bytes. On an accelerator it is a sum that is computed there, with one
+    synchronisation for all tensors. Checksums of equal tensors on different kinds of devices therefore differ.
 
     Args:
-        tensors: dense ones of any shape, strides and type, with or without gradients.
+        tensors: dense tensors of any shape, strides and dtype, with or without gradients.
 
     Returns:
         The checksums, in the order of `tensors`.
@@ -47,7 +47,7 @@ def _on_accelerator(tensor: Tensor) -> Tensor:
     """The sum of all words times the weights of their places, in whole numbers modulo 2^64: a tensor without axes."""
     words = _flat(tensor).view(_WORDS.get(tensor.element_size(), torch.int32))
     places = torch.arange(1, len(words) + 1, device=tensor.device) * _GOLDEN
-    weights = (places ^ (places >> 32)) * _MIX | 1  # odd, so that no change of one word is multiplied away
+    weights = (places ^ (places >> 32)) * _MIX | 1  # odd, so that a change of one word always changes the product
     return (words * weights).sum()
 
 

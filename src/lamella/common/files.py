@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written to a temporary name, flushed to the disk, then renamed."""
+"""Atomic files: written under a temporary name, flushed to the disk, then renamed."""
 
 import json
 import os
@@ -26,14 +26,18 @@ __all__ = [
 ]
 
 HALF_WRITTEN = re.compile(r"\.(.+\.)?[0-9a-f]{8}\.part")
-"""Names of the temporary files of this module."""
+"""The pattern of the names of temporary files of this module."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Put `content` at `path` so that a reader, or a crash at any moment, sees the old file or the new one.
+    """Write a file atomically: a reader, also after a crash at any moment, finds either the old or the new content.
+
+    Args:
+        path: the file. Its folder is created if it does not exist.
+        content: the new content.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; the old file is untouched.
+        OSError: the folder cannot be written, or the disk is full. The old file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{token_hex(4)}.part"
@@ -50,10 +54,13 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def claim_folder(folder: Path) -> None:
-    """Make sure that `folder` exists and can be written, before hours of work want to be stored there.
+    """Create a folder if necessary and make sure that it can be written, before hours of work that is stored there.
+
+    Args:
+        folder: the folder.
 
     Raises:
-        ValueError: it cannot, and why.
+        ValueError: the folder cannot be written; the message says why.
     """
     probe = folder / f".{token_hex(4)}.part"
     try:
@@ -65,21 +72,21 @@ def claim_folder(folder: Path) -> None:
 
 
 def half_written(folder: Path) -> list[Path]:
-    """Temporary files below `folder` that a kill left behind; files of other programs are not among them."""
+    """List the temporary files of this module below `folder`, which a killed process has left behind."""
     return [file for file in folder.rglob(".*.part") if HALF_WRITTEN.fullmatch(file.name) and not file.is_dir()]
 
 
 def refuse_links(*places: Path) -> None:
-    """Make sure that none of these places is a symbolic link, before Lamella writes or deletes there.
+    """Make sure that none of the paths is a symbolic link, before Lamella writes or deletes there.
 
-    The folder of a model or of a run may come from a stranger, and archives keep links: `MODEL/sent` could lead to any
-    folder of the user. The folder that the user named may itself be a link, so it is not among the places.
+    The folder of a model or a run may come from an untrusted archive, which can contain links: `MODEL/sent` could point
+    to any folder of the user. The folder that the user names may itself be a link, so it is not passed here.
 
     Args:
-        places: files and folders that Lamella makes within that folder, outer ones first; they need not exist.
+        places: files and folders that Lamella makes inside that folder, parents first. They need not exist.
 
     Raises:
-        ValueError: one of them is a link.
+        ValueError: one of them is a symbolic link.
     """
     for place in places:
         if place.is_symlink():
@@ -90,7 +97,7 @@ def refuse_links(*places: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; not every file system allows opening a folder, and then there is nothing to do."""
+    """Make a rename durable. Systems other than POSIX cannot open a folder; there, this does nothing."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -101,16 +108,21 @@ def _sync_folder(folder: Path) -> None:
 
 
 def json_to_bytes(value: Any) -> bytes:
-    """The text of a JSON file."""
+    """Encode a value as the content of a JSON file."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
     write_atomic(path, json_to_bytes(value))
 
 
 def read_json(path: Path) -> Any:
-    """Raises ValueError, naming the file, where it is not JSON."""
+    """Read a JSON file.
+
+    Raises:
+        ValueError: the file is not valid JSON; the message names it.
+    """
     try:
         return json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -118,7 +130,12 @@ def read_json(path: Path) -> Any:
 
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> bytes:
-    """The safetensors form of `tensors`; `notes` travel as JSON in its header."""
+    """Encode tensors in the format of safetensors.
+
+    Args:
+        tensors: the tensors by name.
+        notes: JSON values that are stored in the header.
+    """
     from safetensors.torch import save
 
     plain = {name: t.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
@@ -126,18 +143,34 @@ def tensors_to_bytes(tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | N
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> str:
-    """Write atomically; returns the SHA-256 of the file's content."""
+    """Write a safetensors file atomically.
+
+    Args:
+        path: the file.
+        tensors: the tensors by name.
+        notes: JSON values that are stored in the header.
+
+    Returns:
+        The SHA-256 of the file's content, as hexadecimal digits.
+    """
     content = tensors_to_bytes(tensors, notes)
     write_atomic(path, content)
     return sha256(content).hexdigest()
 
 
 def read_tensors(path: Path, expected_sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and notes of a safetensors file.
+    """Read a safetensors file that Lamella wrote.
+
+    Args:
+        path: the file.
+        expected_sha256: the checksum of its content; None checks nothing.
+
+    Returns:
+        The tensors by name, and the notes.
 
     Raises:
-        FileNotFoundError: it is missing.
-        ValueError: it is damaged, or its checksum is not the expected one.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is damaged, or its checksum is not the expected one.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -1,4 +1,4 @@
-"""One process at a time in a folder that changes."""
+"""A lock that lets only one process at a time change a folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +14,12 @@ def exclusive_lock(folder: Path, busy: str) -> Iterator[None]:
     """Hold `folder`, which is made where there is none; the hold dies with its process.
 
     Args:
-        busy: what is said where another process holds it.
+        folder: the folder, which is created if it does not exist.
+        busy: the message of the error if another process holds the lock.
 
     Raises:
-        BlockingIOError: another process holds it.
-        ValueError: it cannot be written, or its lock is a symbolic link.
+        BlockingIOError: another process holds the lock.
+        ValueError: the folder cannot be written, or its lock file is a symbolic link.
     """
     from filelock import FileLock, Timeout
 

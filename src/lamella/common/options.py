@@ -1,8 +1,8 @@
-"""Tables of a configuration file as keyword arguments: which keys there are, of which type, with which default.
+"""Tables of a configuration file as keyword arguments: the keys, their types and their defaults.
 
-The signature of what a table builds is the only list of its keys, so a new argument needs no second declaration. An
-argument that is a dataclass, such as `training: Training = Training(epochs=20)`, has no key of its own: each of its
-fields is one, with the default that the argument's default has there.
+The keys of a table are read from the signature of what it builds, so a new argument needs no second declaration. An
+argument that is a dataclass, such as `training: Training = Training(epochs=20)`, has no key of its own. Instead, each
+of its fields is a key, whose default is the value in the default of the argument.
 """
 
 import inspect
@@ -31,9 +31,9 @@ class Option:
     """One key of a table.
 
     Attributes:
-        annotation: the type of its values.
-        default: its value where the table leaves it out; `REQUIRED` where it may not.
-        recipe: the argument whose field the key is, and the default of that argument; None of an argument's own key.
+        annotation: the type of the value.
+        default: the value if the table does not have the key; `REQUIRED` if it must have it.
+        recipe: for a key that is a field of a dataclass, the name and the default of that argument; else None.
     """
 
     annotation: Any
@@ -46,15 +46,19 @@ class Mismatch(Exception):
 
 
 def options_of(build: Callable[..., Any], *, without: Collection[str] = ()) -> dict[str, Option]:
-    """The keyword-only arguments of `build`, or all fields if it is a dataclass.
+    """Return the options of a table by key: the keyword-only arguments of `build`, or its fields if it is a dataclass.
 
-    Of an argument that is a dataclass itself, each field is a key.
+    An argument that is itself a dataclass is replaced by its fields.
+
+    Args:
+        build: the function or class that the table builds.
+        without: the names of arguments that are left out.
 
     >>> sorted(options_of(sorted))
     ['key', 'reverse']
 
     Raises:
-        TypeError: two of them have the same key, or an argument that is a dataclass has no default.
+        TypeError: two arguments have the same key, or an argument that is a dataclass has no default.
     """
     kinds = {inspect.Parameter.KEYWORD_ONLY}
     if hasattr(build, "__dataclass_fields__"):
@@ -72,7 +76,7 @@ def options_of(build: Callable[..., Any], *, without: Collection[str] = ()) -> d
 
 
 def _fields(argument: inspect.Parameter) -> dict[str, Option]:
-    """The keys of an argument that is a dataclass."""
+    """Return the options of an argument that is a dataclass."""
     if argument.default is REQUIRED:
         raise TypeError(f"the argument '{argument.name}' is a dataclass, so its keys need the defaults of an instance")
     default = argument.default
@@ -84,7 +88,7 @@ def _fields(argument: inspect.Parameter) -> dict[str, Option]:
 
 
 def near_matches(name: str, allowed: Collection[str]) -> str:
-    """What to write instead of an unknown `name`.
+    """Suggest what to write instead of an unknown name.
 
     >>> near_matches("rnak", ["rank", "epochs"])
     "did you mean 'rank'? allowed: epochs, rank"
@@ -95,10 +99,12 @@ def near_matches(name: str, allowed: Collection[str]) -> str:
 
 
 def check_table(where: str, table: Mapping[str, Any], options: Mapping[str, Option]) -> None:
-    """Compare the keys and values of a table with what may stand there.
+    """Check the keys and values of a table.
 
     Args:
-        where: the table's place in the configuration, such as "method.align".
+        where: the path of the table in the configuration, such as "method.align".
+        table: the table.
+        options: its allowed keys.
 
     Raises:
         ValueError: a key is unknown or missing, or a value has the wrong type.
@@ -113,21 +119,31 @@ def check_table(where: str, table: Mapping[str, Any], options: Mapping[str, Opti
 
 
 def completed(where: str, table: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
-    """The checked table with the default of every key that it leaves out, where TOML can write it (it knows no None).
+    """Check a table and add the default of every missing key, except defaults such as None that TOML cannot express.
 
-    Keys come in the order of the options, so that two ways of writing the same give the same.
+    The keys of the result are in the order of the options, so equal tables give equal results.
+
+    Args:
+        where: the path of the table in the configuration.
+        table: the table.
+        options: its allowed keys.
 
     Raises:
-        ValueError: as `check_table`, or a recipe refuses a value.
+        ValueError: a key is unknown or missing, or a value is refused.
     """
     check_table(where, table, options)
-    arguments(where, table, options)  # a recipe refuses values that do not fit together
+    arguments(where, table, options)  # a recipe refuses values that contradict each other
     full = {key: table.get(key, option.default) for key, option in options.items()}
     return {key: _plain(value) for key, value in full.items() if key in table or _is_plain(value)}
 
 
 def arguments(where: str, table: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
-    """The table as keyword arguments: lists become tuples where the annotation asks for one, and recipes are built.
+    """Convert a table to keyword arguments. Lists become tuples if the annotation is a tuple, and recipes are built.
+
+    Args:
+        where: the path of the table in the configuration.
+        table: the table, whose keys are among `options`.
+        options: its allowed keys.
 
     Raises:
         ValueError: a value has the wrong type, or a recipe refuses it.
@@ -208,7 +224,7 @@ def _as_sequence(value: Any, origin: type, inner: tuple[Any, ...]) -> list[Any] 
 
 
 def _describe(annotation: Any) -> str:
-    """An annotation in words, for people who read TOML and not Python."""
+    """Describe an annotation in words, for users who write TOML and not Python."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(a) for a in inner if a is not type(None))

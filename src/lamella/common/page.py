@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else: no network, light and dark, on a phone as on a desk."""
+"""Self-contained HTML pages, without network access, in a light and a dark style, for phones and desktops."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -10,22 +10,25 @@ __all__ = ["check_file", "render"]
 
 
 def check_file(path: Path) -> None:
-    """Refuse, before anything is drawn, a path that a page cannot be written to.
+    """Check, before a page is drawn, that its path is not a folder.
+
+    Args:
+        path: the file to write.
 
     Raises:
-        IsADirectoryError: it is a folder.
+        IsADirectoryError: the path is a folder.
     """
     if path.is_dir():
         raise IsADirectoryError(f"'{path}' is a folder; name a file in it, such as '{path / 'report.html'}'")
 
 
 def render(room: str, template: str, **content: Any) -> str:
-    """The text of an HTML page in the style that all pages share.
+    """Render an HTML page in the common style.
 
     Args:
         room: the package that holds the template, such as "lamella.experiments.report".
-        template: the name of its file there.
-        content: what the template shows; every text in it is escaped.
+        template: the file name of the template.
+        content: the variables of the template; every text in them is escaped.
     """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -39,5 +42,5 @@ def render(room: str, template: str, **content: Any) -> str:
 
 
 def _showable(value: Any) -> Any:
-    """Text without signs that a page may not hold, or that turn the direction of what comes after them."""
+    """Escape characters that a page may not contain or that change the direction of the text after them."""
     return "\n".join(map(printable, value.split("\n"))) if type(value) is str else value

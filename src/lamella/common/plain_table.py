@@ -1,4 +1,4 @@
-"""A table for the terminal."""
+"""Plain-text tables for the terminal."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -8,11 +8,18 @@ from lamella.common.printable import printable
 __all__ = ["plain_table"]
 
 WIDEST = 200
-"""Characters beyond which cells are folded."""
+"""The maximal width of a table in characters; wider cells are folded."""
 
 
 def plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """As wide as it needs to be, each cell as it is given: nothing in it is markup, nor can it command the terminal."""
+    """Format a table, as wide as its cells need.
+
+    Cells are printed literally: they are not read as markup, and control characters are escaped.
+
+    Args:
+        heads: the heading of each column.
+        rows: the cells of each row.
+    """
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Progress bars on the terminal, or silence."""
+"""Progress bars on the terminal, or none."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,17 +6,18 @@ from contextlib import AbstractContextManager, contextmanager
 __all__ = ["Progress", "bars", "silent"]
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
-"""`progress(description, total)` opens a bar; calling what it yields with (steps, note) advances it."""
+"""`progress(description, total)` opens a bar and yields a function; calling it with (steps, note) advances the bar."""
 
 
 @contextmanager
 def silent(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """Show no progress bar."""
     yield lambda steps, note="": None
 
 
 @contextmanager
 def bars(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A bar of rich's that disappears when done, so that a long run leaves only its lines; none in a file or pipe."""
+    """Show a progress bar of rich that disappears when done; none if the output is a file or a pipe."""
     from rich import console, progress
 
     columns = (

@@ -1,4 +1,4 @@
-"""Matplotlib figures as SVG that lives inside a page: its ids are its own, its colours are the page's."""
+"""Matplotlib figures as SVG inside an HTML page, with unique ids and the colours of the page."""
 
 import io
 import re
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 5.4
-"""Inches. Narrow, so that the text stays readable where the page shrinks the picture to a phone's width."""
+"""The width in inches. It is small, so that the text stays readable on a phone, where the page shrinks the figure."""
 INK = "#010203"
-"""Stands for the page's text colour; in the page it becomes `var(--ink)`, which differs in light and dark."""
+"""A placeholder for the text colour of the page, `var(--ink)`, which differs between the light and the dark style."""
 GRID = "#010204"
 CARD = "#010206"
-"""Stands for what lies behind a figure."""
+"""A placeholder for the background colour of a figure."""
 SERIES = tuple(f"#01{i:02x}05" for i in range(1, 8))
-"""Stand for the page's seven series colours, `var(--series-1)` and on; chosen there for colour blindness."""
+"""Placeholders for the seven series colours, `var(--series-1)` and so on, which are safe for colour blindness."""
 VARIABLES: Mapping[str, str] = {
     INK: "var(--ink)",
     GRID: "var(--grid)",
@@ -32,7 +32,7 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lamella",
-    "text.parse_math": False,  # names are text, a dollar sign in one is a dollar sign
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign, not a formula
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
@@ -54,7 +54,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def drawing(width: float, height: float) -> "Iterator[Figure]":
-    """A figure of `width` x `height` inches in the page's style, without a window system or global state."""
+    """Create a figure of `width` x `height` inches in the style of the page, without a window or global state."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -68,12 +68,12 @@ def drawing(width: float, height: float) -> "Iterator[Figure]":
 
 
 def to_svg(figure: "Figure", name: str, title: str) -> str:
-    """The figure as one `<svg>` element for an HTML page; call it while `drawing` is open.
+    """Convert a figure to an `<svg>` element for an HTML page. Call it inside the context of `drawing`.
 
     Args:
-        figure: what was drawn.
-        name: unique on the page; starts every id inside.
-        title: what a screen reader says.
+        figure: the figure.
+        name: a prefix for all ids of the figure, unique on the page.
+        title: the description for screen readers.
     """
     page = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -92,7 +92,7 @@ def to_svg(figure: "Figure", name: str, title: str) -> str:
 
 
 def _own(key: str, value: str, name: str) -> str:
-    """An attribute with ids that start with the figure's name, and the page's colours and font."""
+    """Convert an attribute: ids get the prefix, colours and fonts become those of the page."""
     if key == "id":
         return f"{name}-{value}"
     if key == f"{{{_XLINK}}}href":

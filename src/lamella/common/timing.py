@@ -1,4 +1,4 @@
-"""Times that can be compared on a busy machine: all forms take turns, and ratios are taken round by round."""
+"""Comparable times on a busy machine: all variants are measured in turn, and ratios are computed within each round."""
 
 import statistics
 import time
@@ -12,13 +12,17 @@ __all__ = ["interleaved", "ratio", "ratio_text"]
 def interleaved(
     forms: Mapping[str, Callable[[], object]], repeats: int = 7, warm: int = 1, *, processor: bool = False
 ) -> dict[str, list[float]]:
-    """Seconds of each form, `repeats` times in turn, after `warm` rounds that do not count.
-
-    Work on a GPU is waited for.
+    """Measure the seconds of several variants in turn. Each measurement waits for work on a GPU to finish.
 
     Args:
-        processor: seconds of the processor instead of those by the clock: other work on the machine disturbs them
-            less, and they do not see work on a GPU.
+        forms: the variants by name.
+        repeats: how many rounds are measured, at least 1.
+        warm: how many rounds before them are not measured.
+        processor: whether to measure processor time instead of wall-clock time. Other work on the machine disturbs it
+            less, but it does not include work on a GPU.
+
+    Returns:
+        The seconds of each round by variant.
     """
     clock = time.process_time if processor else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in forms}
@@ -34,7 +38,7 @@ def interleaved(
 
 
 def ratio(ours: Sequence[float], other: Sequence[float]) -> float:
-    """Median of the ratios of times taken in the same round.
+    """Return the median of the ratios of times in the same round.
 
     >>> ratio([2.0, 9.0, 4.0], [1.0, 3.0, 2.0])
     2.0
@@ -43,7 +47,7 @@ def ratio(ours: Sequence[float], other: Sequence[float]) -> float:
 
 
 def ratio_text(ours: Sequence[float], other: Sequence[float]) -> str:
-    """The same with the middle half of the ratios, of two rounds or more.
+    """Format the median and the quartiles of the ratios, from two or more rounds.
 
     >>> ratio_text([2.0, 9.0, 4.0], [1.0, 3.0, 2.0])
     '2.00 (2.00 to 3.00)'

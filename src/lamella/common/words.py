@@ -1,4 +1,4 @@
-"""Numbers written for reading: percent, durations, counts, sizes, and a dash for nothing."""
+"""Formats numbers for reading: percentages, durations, counts and sizes, and a dash for a missing value."""
 
 __all__ = ["MINUS", "NOTHING", "count", "duration", "number", "size"]
 
@@ -7,7 +7,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def number(fraction: float, *, signed: bool = False) -> str:
-    """A fraction as percent with one decimal and a real minus sign.
+    """Format a fraction as a percentage with one decimal and a typographic minus sign.
 
     >>> number(0.7224), number(0.05, signed=True), number(-0.00001)
     ('72.2', '+5.0', '0.0')
@@ -17,7 +17,7 @@ def number(fraction: float, *, signed: bool = False) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them.
+    """Format seconds as seconds, minutes or hours.
 
     >>> duration(4.26), duration(95), duration(7500)
     ('4.3 s', '1 min 35 s', '2 h 5 min')
@@ -31,7 +31,7 @@ def duration(seconds: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """A number with thousands set apart.
+    """Format a number with separators of thousands.
 
     >>> count(1234567.0)
     '1,234,567'
@@ -40,7 +40,7 @@ def count(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes with a decimal unit.
+    """Format bytes with a decimal unit.
 
     >>> size(512), size(23_400_000)
     ('512 B', '23.4 MB')

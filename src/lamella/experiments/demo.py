@@ -15,13 +15,18 @@ DEMO: tuple[tuple[str, ...], ...] = (
     ("method.name=nearest-mean", "method.align=false"),
     ("method.name=joint", "method.align=false"),
 )
-"""Overrides of the shipped configuration "digits": InfLoRA with alignment, and what to see it beside."""
+"""Overrides of the configuration "digits": InfLoRA with alignment, and three methods to compare it with."""
 
 
 def demo(out: Path, *, quiet: bool = False) -> Path:
-    """Run Split Digits with four methods under `out` and write a report; returns the path of the HTML page.
+    """Run Split Digits with four methods and write a report. Finished runs are kept, so a second call only shows them.
 
-    Runs that are there already are kept, so that a second call only shows them.
+    Args:
+        out: the folder of the runs and the report.
+        quiet: whether to hide progress.
+
+    Returns:
+        The path of the HTML page.
     """
     from lamella.experiments.report import write_report
     from lamella.learner.config.document import method_name

@@ -1,7 +1,7 @@
-"""Reading the result files of runs: what is missing, broken, foreign or newer is refused by name.
+"""Reads the result files of runs. Files that are missing, damaged, foreign or too new are refused by name.
 
-The helpers at the end check one field each. They raise KeyError where a field that must be there is not, and
-ValueError where its content is of another kind; `read_result` puts the name of the file before that.
+The functions at the end check one field each. They raise KeyError if a required field is missing, and ValueError if its
+content has the wrong type. `read_result` adds the name of the file to the message.
 """
 
 import math
@@ -55,7 +55,7 @@ class Result:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """What the command line changed of the configuration, such as "method.rank=8"; none where it is not told."""
+        """The changes of the configuration on the command line, such as "method.rank=8"; empty if not recorded."""
         run = self.config.get("run")
         told = run.get("overrides") if isinstance(run, Mapping) else None
         return tuple(map(str, told)) if isinstance(told, list) else ()
@@ -97,7 +97,7 @@ def _result_files(given: Path) -> list[Path]:
     files = sorted(file for file in given.rglob("results*.json") if file.is_file())
     if not files:
         raise FileNotFoundError(
-            f"no results*.json in '{given}' or below; a run writes it when it ends (go on with a stopped one: --resume)"
+            f"no results*.json in '{given}' or below; a run writes it at its end (--resume an interrupted one)"
         )
     return files
 

@@ -1,4 +1,4 @@
-"""A configuration becomes a run directory: learn every task, test after each, resume anywhere, write down everything.
+"""Runs a configuration: learn every task, test after each, and write everything to a run directory.
 
 OUT/config.toml     resolved configuration        OUT/results*.json   one per readout (see results.py)
 OUT/inputs.json     hashes: split, weights, file  OUT/.lock           held while a process runs
@@ -37,16 +37,20 @@ __all__ = ["check_claim", "run"]
 
 
 def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool = False) -> Path:
-    """Run `config` to its end; returns the run directory.
+    """Run a configuration to its end.
 
     Args:
-        config: complete, as `config.load_config` gives it.
-        out: the run directory. resume: go on with what is there; a finished run is left as it is.
+        config: the complete configuration, as `config.load_config` returns it.
+        out: the run directory.
+        resume: whether to continue a run that is there. A finished run is not changed.
+        quiet: whether to hide progress.
+
+    Returns:
+        The run directory.
 
     Raises:
-        FileExistsError: `out` holds a run and `resume` was not asked for.
-        ValueError: `out` holds a run of another configuration, or one of the run's own places in it is a
-            symbolic link.
+        FileExistsError: `out` holds a run, and `resume` is False.
+        ValueError: `out` holds a run of another configuration, or a file or folder of the run is a symbolic link.
     """
     model = out / "model"
     refuse_links(model, model / VERSIONS, out / "checkpoints", out / "log.jsonl")
@@ -56,7 +60,7 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
         for torn in half_written(out):
             torn.unlink()
         if not (out / "results.json").exists():
-            job = _Run(config, out, quiet)  # before the folder is taken: a wrong setting may be corrected there
+            job = _Run(config, out, quiet)  # before the folder is claimed, so that a wrong setting can be corrected
             write_atomic(out / "config.toml", to_toml(job.config).encode())
             if "measured" in job.config["fit"] and not quiet:
                 print(precision_line(job.config))
@@ -100,10 +104,11 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 class _Run:
-    """One run under way."""
+    """A run in progress."""
 
     def __init__(self, config: dict[str, Any], out: Path, quiet: bool) -> None:
-        self.out, self.quiet = out, quiet
+        self.out = out
+        self.quiet = quiet
         self.scenario: Scenario = build_scenario(config)
         self.whole = config["method"]["name"] in WHOLE_STREAM
         self.tasks = (
@@ -111,9 +116,9 @@ class _Run:
         )
         model = out / "model"
         self.learner = Learner.load(model) if holds_model(model) else Learner(config)
-        # What an older version stored may claim a selection that overrides had falsified.
+        # An older version of Lamella may have stored a selection that the overrides contradict.
         self.learner.config["run"] = config["run"]
-        self.config = self.learner.config  # its precision may have been chosen by measuring
+        self.config = self.learner.config  # the learner may have measured and chosen a precision
         if self.config["fit"]["compile"]:
             check_compilable(self.learner.method, resolve_device(self.config["fit"]["device"]))
         self._check_inputs()
@@ -147,11 +152,11 @@ class _Run:
                 record = self.learner.learn(task, checkpoints=self.checkpoints, progress=self.progress)
                 self._save()
                 self._log("learned", task=i, **record.to_json())
-                # Only now: on resume, what is there belongs to the task that was interrupted.
+                # Only now: when a run is resumed, the checkpoints belong to the interrupted task.
                 self.checkpoints.clear()
             if i >= len(self.learner.notes["scores"]):
                 self._evaluate(i)
-        self.checkpoints.clear()  # a kill may have come between storing the last task and forgetting its calls
+        self.checkpoints.clear()  # the process may have been killed after storing the last task and before clearing
         stored = load_manifest(self.out / "model")["state"]["bytes"]
         results = build_results(self.learner, self.scenario, stored_bytes=stored, whole_stream=self.whole)
         # The aligned readout is "results.json"; it is written last, because its presence means that all is done.
@@ -167,7 +172,7 @@ class _Run:
         self._log("finished", final_accuracy=results[""]["final_accuracy"])
 
     def _evaluate(self, i: int) -> None:
-        """Score the model after task i on the tasks it knows (on all, where later tasks share its classes)."""
+        """Score the model after task i on the learned tasks, or on all tasks if they share their classes."""
         started = time.monotonic()
         shared = self.scenario.kind == "domain-incremental"
         last = len(self.scenario) if self.whole or shared else i + 1

@@ -1,1 +1,1 @@
-"""What is kept of old tasks: subspaces, class Gaussians, signatures of inputs, exemplars."""
+"""What methods store about old tasks: subspaces, class Gaussians, signatures of inputs, exemplars."""

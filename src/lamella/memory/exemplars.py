@@ -1,4 +1,4 @@
-"""A memory of images: a few of each old class, as compact as the backbone sees them, with where they came from."""
+"""A memory of images: a few of each old class, in the size that the backbone takes, with their original keys."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,12 +19,12 @@ from lamella.training.fit import Fit
 __all__ = ["Exemplars", "Kept"]
 
 CHOICES = ("herding", "random", "reservoir")
-CHUNK = 64  # images read at once: photos are large before they are resized
+CHUNK = 64  # images that are read at once; photos are large before they are resized
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Which images of old classes a method keeps.
+    """How many images of old classes a method keeps, and which.
 
     Args:
         memory: the number of images that are kept of all classes together, shared out evenly; 0 keeps none.
@@ -40,32 +40,40 @@ class Kept:
     choose: str = "herding"
 
     def none_yet(self, transform: Transform, seed: int) -> "Exemplars":
-        """An empty memory for what a backbone takes."""
+        """Return an empty memory.
+
+        Args:
+            transform: the input transform of the backbone.
+            seed: the seed of random choices.
+        """
         return Exemplars(transform, total=self.memory, per_class=self.memory_per_class, choose=self.choose, seed=seed)
 
 
 class Exemplars(Resizable):
-    """Images kept of old tasks, in their order of choice within each class.
+    """The images that are kept of old tasks. Those of each class are in the order in which they were chosen.
 
     Args:
-        transform: of the backbone, in whose size images are stored.
-        total: images of all classes together, shared out evenly; 0 keeps none.
-        per_class: images of each class however many classes there are; `total` has no say then.
-        choose: "herding" (those whose mean is closest to the class's), "random", or "reservoir": an even draw from all
-            images ever seen, whatever their class (Vitter 1985), so a rare class may have none.
-        seed: of random choices.
+        transform: the input transform of the backbone, in whose size images are stored.
+        total: the number of images of all classes together, shared out evenly; 0 keeps none.
+        per_class: the number of images of each class; if given, it replaces `total`.
+        choose: which images are kept: "herding" (those whose mean feature is closest to that of their class), "random"
+            (a random choice within each class), or "reservoir" (a uniform random choice among all images so far,
+            whatever their class; Vitter 1985). A reservoir may have no image of a rare class.
+        seed: the seed of random choices.
 
     Attributes:
-        images: (m, 3, size, size) uint8, not augmented. labels: (m,) int64, global class ids.
-        sources: (bytes,) uint8, the images' original keys as JSON. seen: () int64, images a reservoir was offered.
+        images: (m, 3, size, size) uint8, not augmented.
+        labels: (m,) int64, global class ids.
+        sources: (bytes,) uint8, the original keys of the images as JSON.
+        seen: () int64, the number of images that a reservoir chose from so far.
 
     Raises:
-        ValueError: an unknown choice, no limit or a negative one, or a reservoir with a limit for each class; or there
-            is anything to keep, and the backbone takes samples of another kind.
+        ValueError: the choice is unknown, there is no limit or a negative one, a reservoir has a limit for each class,
+            or images shall be kept but the backbone takes samples of another kind.
     """
 
     for_training = True
-    still_in_training = True  # so that `fit` does not write the images again with each of its checkpoints
+    still_in_training = True  # so that checkpoints of `fit` do not contain the images
     resizable = ("images", "labels", "sources")
     images: Tensor
     labels: Tensor
@@ -112,18 +120,21 @@ class Exemplars(Resizable):
 
     @property
     def bytes(self) -> int:
-        """Of the images' pixels."""
+        """The number of bytes of all pixels."""
         return self.images.numel()
 
     def counts(self) -> dict[int, int]:
-        """Images of each class."""
+        """Return the number of images of each class."""
         return {c: int((self.labels == c).sum()) for c in self.classes}
 
     def quota(self, classes: int) -> int:
-        """Images each of so many classes may keep; 0 where the memory is meant to be empty.
+        """Return how many images each class may keep; 0 if the memory keeps none.
+
+        Args:
+            classes: the number of classes.
 
         Raises:
-            ValueError: there is not one image for each class.
+            ValueError: the memory is too small for one image of each class.
         """
         if self.per_class is not None or not self.total:
             return self.per_class or 0
@@ -136,33 +147,37 @@ class Exemplars(Resizable):
         return share
 
     def quota_with(self, classes: Sequence[int]) -> int:
-        """Images each class may keep once there are these classes too, some of which may be known."""
+        """Return how many images each class may keep when these classes are added; some may already be known."""
         return self.quota(len({*self.classes, *classes}))
 
     def join(self, data: Examples, classes: Sequence[int] = ()) -> Examples:
-        """What a task is trained on: `data` and all images kept; `data` itself where none are.
+        """Return the training data of a task: `data` and all kept images, or `data` itself if there are none.
 
         Args:
-            classes: of the task.
+            data: the task's own data.
+            classes: global ids of the task's classes.
 
         Raises:
-            ValueError: the memory is too small for these classes too, which is better known before training.
+            ValueError: the memory is too small for these classes. This is checked here, before anything is trained.
         """
         self.quota_with(classes)
         return concatenate([_images(data), self.as_set()]) if len(self) else data
 
     def as_set(self) -> ImageSet:
-        """The images kept, on the CPU, with keys of their own: "exemplar/i/KEY" for the image that was KEY."""
+        """Return the kept images, on the CPU. The key of an image with the original key KEY is "exemplar/i/KEY"."""
         keys = [f"exemplar/{i}/{key}" for i, key in enumerate(self.keys)]
         return ImageSet(PixelArray(self.images.cpu()), self.labels.cpu(), keys)
 
     def refill(self, data: Examples, extract: Callable[[Tensor], Tensor], fit: Fit, classes: Sequence[int]) -> None:
-        """`select` at the end of a task, by features that are computed only where herding needs them.
+        """Choose images at the end of a task, with features that are computed only if herding needs them.
 
-        They are filed: a task that is resumed chooses the same images, also on a machine that rounds differently.
+        The features are stored in the checkpoints. So a resumed task chooses the same images, even on a machine that
+        rounds differently.
 
         Args:
-            data: what the task was trained on (`join`). extract: images (n, 3, size, size) -> features (n, d).
+            data: the training data of the task, from `join`.
+            extract: images (n, 3, size, size) -> features (n, d).
+            fit: computes the features.
             classes: global ids of the task's classes.
         """
         herds = self.choose == "herding" and self.quota_with(classes) > 0
@@ -170,16 +185,17 @@ class Exemplars(Resizable):
 
     @torch.no_grad()
     def select(self, data: Examples, features: Tensor | None, classes: Sequence[int]) -> None:
-        """Keep images of a finished task, and as many fewer of older classes as the memory asks for.
+        """Keep images of a finished task, and remove images of older classes to make room for them.
 
         Args:
-            data: the task's images, alone or with those kept joined to them (`join`): a class that comes back is then
-                chosen anew from both.
-            features: (n, d), one for each image of `data`; only herding needs them.
+            data: the task's images, alone or from `join` together with the kept ones. With the kept ones, the images of
+                a class that comes back are chosen among the old and the new ones.
+            features: (n, d), one row for each image of `data`; only herding needs them.
             classes: global ids of the task's classes.
 
         Raises:
-            ValueError: there is not one image for each class, or `data` holds no images, or herding has no features.
+            ValueError: the memory is too small for one image of each class, `data` are not images, or herding gets no
+                features.
         """
         quota = self.quota_with(classes)
         if not (self.total if self.choose == "reservoir" else quota):
@@ -189,7 +205,7 @@ class Exemplars(Resizable):
         keys = [own.get(key, key) for key in data.keys]
         if self.choose == "reservoir":
             return self._sample([i for i, key in enumerate(data.keys) if key not in own], data)
-        twice = {key: i for i, key in reversed(list(enumerate(keys)))}  # an image may be kept and come back too
+        twice = {key: i for i, key in reversed(list(enumerate(keys)))}  # a kept image may come back too
         first = torch.tensor([twice[key] == i for i, key in enumerate(keys)])
         chosen: list[int] = []
         for label in classes:
@@ -200,7 +216,7 @@ class Exemplars(Resizable):
         self.shrink(quota)
 
     def _order(self, candidates: Tensor, features: Tensor | None, label: int, count: int) -> Tensor:
-        """Which of the candidates (n,), positions in the data, to keep, best first."""
+        """Return the positions among the candidates (n,) of those to keep, best first."""
         if self.choose == "random":
             return torch.randperm(len(candidates), generator=generator(self.seed, "exemplars", label))[:count]
         if features is None:
@@ -209,9 +225,9 @@ class Exemplars(Resizable):
         return herding(unit, count).cpu()
 
     def _sample(self, offered: Sequence[int], data: ImageSet) -> None:
-        """Offer images one by one to a reservoir: each image ever offered is kept with the same probability."""
+        """Offer images one by one to a reservoir, which keeps each image with the same probability."""
         room, seen = self.total or 0, int(self.seen)
-        slots: list[tuple[bool, int]] = [(False, i) for i in range(len(self))]  # (is new, where it lies)
+        slots: list[tuple[bool, int]] = [(False, i) for i in range(len(self))]  # (whether it is new, its position)
         draws = torch.rand(len(offered), dtype=torch.float64, generator=generator(self.seed, "exemplars", seen))
         order = torch.randperm(len(offered), generator=generator(self.seed, "exemplars", seen, "order"))
         for draw, i in zip(draws.tolist(), order.tolist(), strict=True):
@@ -225,7 +241,7 @@ class Exemplars(Resizable):
         self.seen.fill_(seen)
 
     def shrink(self, per_class: int) -> None:
-        """Keep the first chosen of each class, at most so many."""
+        """Keep at most `per_class` images of each class, those that were chosen first."""
         places = [(self.labels == label).nonzero()[:per_class, 0] for label in self.classes]
         self._keep(torch.cat(places).sort().values.tolist() if places else [])
 
@@ -244,7 +260,7 @@ class Exemplars(Resizable):
         self.labels = torch.cat([self.labels, data.labels[index].to(self.labels.device)])
 
     def _compact(self, pixels: list[Tensor]) -> Tensor:
-        """(n, 3, size, size) uint8: the shorter side resized, the centre cut; images of that size as they are."""
+        """Return (n, 3, size, size) uint8 images: the centre, after the shorter side was resized to `size`."""
         if all(image.shape[1:] == (self.size, self.size) for image in pixels):
             return torch.stack([image.cpu() for image in pixels]) if pixels else self.images[:0].cpu()
         view = plain_view(InputTransform(self.size, (0.0,) * 3, (1.0,) * 3))
@@ -262,11 +278,18 @@ def _encode(keys: Sequence[str]) -> Tensor:
 
 
 def herding(features: Tensor, count: int) -> Tensor:
-    """Indices (min(count, n),) of the features (n, d) that stand best for the mean of all, in order of choice.
+    """Choose features whose mean is close to the mean of all.
 
-    Each next one brings the mean of those chosen closest to the mean of all: p_k = argmin |mu - (x + p_1 + ... +
+    Each step brings the mean of the chosen ones closest to the mean of all: p_k = argmin |mu - (x + p_1 + ... +
     p_{k-1}) / k|, without repeats (Rebuffi et al., "iCaRL", CVPR 2017, arXiv 1611.07725, algorithm 4; after Welling,
     "Herding Dynamical Weights to Learn", ICML 2009).
+
+    Args:
+        features: (n, d).
+        count: how many are chosen; all if there are fewer.
+
+    Returns:
+        (min(count, n),) int64 indices, in the order of choice.
     """
     x = features.double()
     mean, total = x.mean(0), torch.zeros_like(x.sum(0))

@@ -1,4 +1,4 @@
-"""What is kept of old tasks' features: counts, means and scatters of classes."""
+"""Class statistics of features: counts, means and scatters, and the discriminants that they give."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,17 +12,18 @@ __all__ = ["ClassGaussians", "shrunk"]
 
 
 class ClassGaussians(Resizable):
-    """Counts, means and within-class scatter of features, exact under any split into batches.
+    """Counts, means and within-class scatter of features, which do not depend on the split into batches.
 
     Args:
-        width: d. per_class: whether each class keeps a scatter of its own besides the shared one.
+        width: d, the number of features.
+        per_class: whether each class has its own scatter besides the shared one.
 
     Attributes:
-        ids: (c,) int64 global class ids, in the order of first sight.
-        counts: (c,) int64 images seen of each class.
+        ids: (c,) int64 global class ids, in the order in which they were first added.
+        counts: (c,) int64, the number of images of each class.
         means: (c, d) float64.
         scatter: (d, d) float64, within-class scatter summed over all classes.
-        scatters: (c, d, d) float32, that of each class; (0, d, d) without `per_class`.
+        scatters: (c, d, d) float32, the scatter of each class; (0, d, d) without `per_class`.
     """
 
     resizable = ("ids", "counts", "means", "scatters")
@@ -36,7 +37,7 @@ class ClassGaussians(Resizable):
     def __init__(self, width: int, *, per_class: bool = False) -> None:
         super().__init__()
         self.per_class = per_class
-        # float64: sums over years of tasks must not lose the small directions that shrinkage weighs.
+        # In float64, because sums over many tasks must not lose the directions of small variance.
         self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("means", torch.zeros(0, width, dtype=torch.float64))
@@ -50,13 +51,15 @@ class ClassGaussians(Resizable):
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, classes: Sequence[int]) -> None:
-        """Take in features (n, d) with their global class ids (n,).
+        """Add the features of images to the statistics.
 
         Args:
-            classes: ids to take in, old and new; new ones are appended in this order.
+            features: (n, d).
+            labels: (n,) global class ids.
+            classes: the classes whose images are added, known or new; new ones are appended in this order.
 
         Raises:
-            ValueError: a class has no image among them.
+            ValueError: a class has no image.
         """
         if self.means.device != features.device:
             self.to(features.device)
@@ -94,11 +97,12 @@ class ClassGaussians(Resizable):
 
     @torch.no_grad()
     def move(self, W: Tensor, source: Tensor, shift: Tensor) -> None:
-        """Follow a drift of the features: m -> m + (m - source) W + shift, scatter -> (I + W)^T scatter (I + W).
+        """Move the statistics with the features: m -> m + (m - source) W + shift, S -> (I + W)^T S (I + W).
 
         Args:
-            W: (d, d), zero for a pure shift.
-            source, shift: (d,), where the map is anchored and how far that point went.
+            W: (d, d); zero if all features moved by the same shift.
+            source: (d,), the point where the map is anchored.
+            shift: (d,), how far this point moved.
         """
         self._solved = {}
         W, source, shift = (t.to(self.means) for t in (W, source, shift))
@@ -109,36 +113,42 @@ class ClassGaussians(Resizable):
 
     @property
     def covariance(self) -> Tensor:
-        """(d, d): within-class scatter over the number of images seen; zero for singletons only."""
+        """(d, d), the within-class scatter divided by the number of images; zero if no class has two images."""
         return self.scatter / self.counts.sum().clamp_min(1)
 
     def linear_discriminant(self, features: Tensor, shrinkage: float) -> Tensor:
-        """Scores (n, c) of Fisher's linear discriminant with equal priors and the shrunk shared covariance.
+        """Return the scores (n, c) of Fisher's linear discriminant with equal priors and the shrunk shared covariance.
 
         score_c(f) = mu_c^T S^-1 f - mu_c^T S^-1 mu_c / 2; streaming form: Hayes & Kanan, "Lifelong Machine Learning
         with Deep Streaming Linear Discriminant Analysis", CVPR-W 2020, arXiv 1909.01520.
+
+        Args:
+            features: (n, d).
+            shrinkage: as in `shrunk`.
         """
         weight, offset = self._kept(self._hyperplanes, shrinkage)
-        # Not narrower than float32: scores share a large offset, whose rounding would decide between classes.
+        # At least float32: the scores have a large common offset, whose rounding could otherwise decide the class.
         return (features.to(weight) @ weight - offset).to(torch.promote_types(features.dtype, torch.float32))
 
     def hyperplanes(self, shrinkage: float) -> tuple[Tensor, Tensor]:
-        """Weight (c, d) and bias (c,), float64, with which `linear_discriminant` is a linear layer."""
+        """Return the weight (c, d) and the bias (c,), float64, of `linear_discriminant` as a linear layer."""
         weight, offset = self._kept(self._hyperplanes, shrinkage)
         return weight.T, -offset
 
     def quadratic_discriminant(
         self, features: Tensor, shrinkage: float, own: float, prior: float | None = None
     ) -> Tensor:
-        """Scores (n, c): log-likelihoods under a Gaussian per class, up to a constant, equal priors.
+        """Return the scores (n, c): log-likelihoods under a Gaussian for each class, up to a constant, equal priors.
 
-        Each class's covariance is (1 - a) x the shrunk shared one + a x its own (regularised discriminant analysis:
-        Friedman, JASA 1989). Needs `per_class`.
+        The covariance of a class is (1 - a) x the shrunk shared one + a x its own (regularised discriminant analysis:
+        Friedman, JASA 1989). This needs `per_class`.
 
         Args:
-            own: a, 0..1, of every class.
-            prior: nu, in images; where given, in place of `own`: a = n_c / (n_c + nu), so that a class that has few
-                images, whose own covariance is narrow by chance, leans on the shared one.
+            features: (n, d).
+            shrinkage: as in `shrunk`.
+            own: a, the same for every class; 0..1.
+            prior: nu, a number of images; above 0. If given, `own` is ignored and a = n_c / (n_c + nu). So the
+                covariance of a class with few images, whose own one is narrow by chance, is mostly the shared one.
         """
         roots, volumes = self._kept(self._whitened, shrinkage, own, prior)
         wide = features.to(roots)
@@ -147,31 +157,36 @@ class ClassGaussians(Resizable):
         return scores.to(torch.promote_types(features.dtype, torch.float32))
 
     def distance(self, features: Tensor, shrinkage: float) -> Tensor:
-        """(n,) squared Mahalanobis distance of features (n, d) to the nearest class mean, shrunk shared covariance."""
+        """Return (n,) squared Mahalanobis distances to the nearest class mean, by the shrunk shared covariance.
+
+        Args:
+            features: (n, d).
+            shrinkage: as in `shrunk`.
+        """
         root, _ = self._kept(self._shared_root, shrinkage)
         wide = features.to(root)
         return torch.cdist(wide @ root.T, self.means @ root.T).amin(1).square()
 
     def _shared_root(self, shrinkage: float) -> tuple[Tensor, Tensor]:
-        """The inverse Cholesky factor (d, d) of the shared covariance."""
+        """Return the inverse Cholesky factor (d, d) of the shrunk shared covariance, and the factor."""
         L = torch.linalg.cholesky(shrunk(self.covariance, shrinkage))
         identity = torch.eye(len(L), dtype=L.dtype, device=L.device)
         return torch.linalg.solve_triangular(L, identity, upper=False), L
 
     def _kept(self, solve: Callable[..., tuple[Tensor, Tensor]], *settings: float | None) -> tuple[Tensor, Tensor]:
-        """What `solve` makes of the statistics, until they change or move to another device."""
+        """Return the result of `solve`, which is cached until the statistics change or move to another device."""
         key = solve.__name__, *settings, self.means.device
         if key not in self._solved:
             self._solved[key] = solve(*settings)
         return self._solved[key]
 
     def _hyperplanes(self, shrinkage: float) -> tuple[Tensor, Tensor]:
-        """S^-1 mu_c (d, c) and mu_c^T S^-1 mu_c / 2 (c,)."""
+        """Return S^-1 mu_c (d, c) and mu_c^T S^-1 mu_c / 2 (c,)."""
         weight = torch.linalg.solve(shrunk(self.covariance, shrinkage), self.means.T)
         return weight, (self.means * weight.T).sum(1) / 2
 
     def _whitened(self, shrinkage: float, own: float, prior: float | None) -> tuple[Tensor, Tensor]:
-        """Inverse Cholesky factors (c, d, d) of the classes' covariances and their log-determinants (c,)."""
+        """Return inverse Cholesky factors (c, d, d) of the classes' covariances, and their log-determinants (c,)."""
         shared = shrunk(self.covariance, shrinkage)
         identity = torch.eye(len(shared), dtype=shared.dtype, device=shared.device)
         roots, volumes = [], []
@@ -188,7 +203,11 @@ class ClassGaussians(Resizable):
 
 
 def shrunk(covariance: Tensor, amount: float) -> Tensor:
-    """(1 - amount) S + amount * mean(diag S) I; the identity where S is zero (nothing but singletons).
+    """Return (1 - amount) S + amount * mean(diag S) I; the identity if S is zero.
+
+    Args:
+        covariance: S, (d, d).
+        amount: the share of the multiple of the identity; above 0, at most 1.
 
     Raises:
         ValueError: `amount` is not within (0, 1].
@@ -197,5 +216,5 @@ def shrunk(covariance: Tensor, amount: float) -> Tensor:
         raise ValueError(f"shrinkage {amount} is outside (0, 1]; 0.05 to 0.3 works well")
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     level = covariance.diagonal().mean()
-    # No number stays none, so that what is made of it fails.
+    # NaN stays NaN, so that later computations fail.
     return torch.where(level <= 0, identity, (1 - amount) * covariance + amount * level * identity)

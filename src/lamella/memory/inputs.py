@@ -1,4 +1,4 @@
-"""Layer inputs of one pass over a task: class tokens, all tokens, or what the class token's attention reads."""
+"""Collects layer inputs in one pass over a task: class tokens, all tokens, or what the class token attends to."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -14,31 +14,36 @@ from lamella.memory.subspace import SecondMoment
 __all__ = ["BASES", "Inputs", "check_basis", "class_token", "gather"]
 
 BASES = ("class_token", "tokens", "attention_pooled")
-"""Whose directions make a signature: the class token, all tokens, or what the class token's attention reads (a head
-each)."""
+"""The vectors whose directions make a signature: the class token, all tokens, or, for each attention head, the mean of
+the tokens weighted by the class token's attention."""
 
 
 class Inputs:
-    """What one layer's inputs were in one pass over a task."""
+    """The inputs of one layer in one pass over a task.
+
+    Args:
+        width: d, the number of the layer's inputs.
+        basis: one of BASES.
+    """
 
     def __init__(self, width: int, basis: str) -> None:
         self.basis, self.tokens = basis, []
         self.others = SecondMoment(width)
 
     def __call__(self, x: Tensor) -> None:
-        # A copy: the view would keep every token of the batch alive.
+        # A copy, because a view would keep all tokens of the batch in memory.
         self.tokens.append(class_token(x).to(torch.float32, copy=True))
         if self.basis == "tokens":
             self.others(counted(x))
 
     @property
     def class_tokens(self) -> Tensor:
-        """(n, d)."""
+        """(n, d), one for each sample of the pass."""
         return torch.cat(self.tokens)
 
     @property
     def moment(self) -> Tensor:
-        """(d, d) float64, mean of h h^T over the vectors that the basis is made of."""
+        """(d, d) float64, the mean of h h^T over the vectors that `basis` names."""
         if self.basis != "class_token":
             return self.others.mean.double()
         H = self.class_tokens.double()
@@ -47,13 +52,18 @@ class Inputs:
 
 @contextmanager
 def gather(model: nn.Module, sites: Sequence[Site], basis: str = "class_token") -> Generator[dict[str, Inputs]]:
-    """Within this context the inputs of every layer are collected, by its name, for `Signatures.extend`.
+    """Collect the inputs of the layers of sites, for `Signatures.extend`.
 
     Args:
-        model: what the sites are in. basis: one of BASES.
+        model: the network that the sites are in.
+        sites: the sites whose layers are read.
+        basis: one of BASES.
+
+    Yields:
+        The inputs by the name of the layer, which every pass within the context adds to.
 
     Raises:
-        ValueError: an unknown basis, or a model that does not show its attention.
+        ValueError: the basis is unknown, the model has no class token, or its attention cannot be read.
     """
     check_basis(model, sites, basis)
     hooks: list[Any] = []
@@ -69,10 +79,15 @@ def gather(model: nn.Module, sites: Sequence[Site], basis: str = "class_token") 
 
 
 def check_basis(model: nn.Module, sites: Sequence[Site], basis: str) -> None:
-    """Refuse, before anything is learned, what cannot be collected from this model.
+    """Refuse a basis that cannot be collected from this model, before anything is learned.
+
+    Args:
+        model: the network that the sites are in.
+        sites: the sites whose layers would be read.
+        basis: one of BASES.
 
     Raises:
-        ValueError: an unknown basis, a model without class token, or one that does not show its attention.
+        ValueError: the basis is unknown, the model has no class token, or its attention cannot be read.
     """
     if basis not in BASES:
         raise ValueError(f"basis '{basis}' is unknown; use {', '.join(map(repr, BASES))}")
@@ -88,10 +103,10 @@ def check_basis(model: nn.Module, sites: Sequence[Site], basis: str) -> None:
 
 
 def _pool(name: str, attention: Any, layer: Adapted, seen: SecondMoment) -> list[Any]:
-    """Hooks that show `seen` what the class token's attention reads of the layer's inputs: sum_j a_j x_j, a head each.
+    """Register hooks that pass sum_j a_j x_j to `seen`: for each head, what the class token attends to in the inputs.
 
-    The attention is computed again from queries and keys. That it is the model's own (no position bias, no gate) is
-    checked on every batch against the input of the output projection.
+    The attention a is computed again from queries and keys. Every batch is checked against the input of the output
+    projection, since the model may compute its attention in another way, with a position bias or a gate.
     """
     mixed: list[Tensor] = []
 
@@ -116,7 +131,7 @@ def _pool(name: str, attention: Any, layer: Adapted, seen: SecondMoment) -> list
 
 
 def class_token(x: Tensor) -> Tensor:
-    """(n, tokens, d) -> (n, d), the first token of each sample that is no padding."""
+    """(n, tokens, d) -> (n, d), the first token of each sample that is not padding."""
     if x.ndim != 3:
         raise ValueError(f"a layer's input has shape {tuple(x.shape)}, not (samples, tokens, width): no class token")
     return first_counted(x)

@@ -1,4 +1,4 @@
-"""Modules whose tensors get longer from task to task, and that restore themselves from a file of any length."""
+"""Modules whose tensors grow from task to task, and that load tensors of any size."""
 
 from typing import Any, ClassVar
 
@@ -9,22 +9,22 @@ __all__ = ["Resizable"]
 
 
 class Resizable(nn.Module):
-    """Loads tensors of other sizes than it holds.
+    """A module that can load tensors of other sizes than its own.
 
     Attributes:
-        growing: names of its buffers and parameters that take the size, and the type, they have in the file; on loading
-            they stay on the device on which they are. A grown parameter is frozen, as all are between two trainings.
-        for_training: whether the module is of use to training alone, so that predictions do not need it.
+        resizable: the names of the buffers and parameters that take the size and the type of the loaded tensor. They
+            stay on their device, and a loaded parameter is frozen, as all parameters are outside of training.
+        for_training: whether only training needs the module, so that predictions work without it.
     """
 
     resizable: ClassVar[tuple[str, ...]] = ()
     for_training: ClassVar[bool] = False
 
     def known(self, name: str) -> tuple[Any, ...]:
-        """A growing buffer of whole numbers as Python has them, fetched from its device once: fetching waits for it."""
+        """Return a growing buffer of whole numbers as Python numbers, cached, since reading waits for the device."""
         fetched: dict[str, tuple[Tensor, int, tuple[Any, ...]]] = self.__dict__.setdefault("_fetched", {})
         tensor = getattr(self, name)
-        changes = 0 if tensor.is_inference() else tensor._version  # a call that goes on is restored in place
+        changes = 0 if tensor.is_inference() else tensor._version  # a resumed call restores it in place
         if name not in fetched or fetched[name][0] is not tensor or fetched[name][1] != changes:
             fetched[name] = tensor, changes, tuple(tensor.tolist())
         return fetched[name][2]

@@ -1,8 +1,8 @@
-"""What layers remember of each task's inputs, by which an image is recognised as one of a task.
+"""Signatures of tasks: directions of layer inputs by which the task of an image is recognised.
 
-A task's signature is the block of directions that its inputs added to those of earlier tasks. From the share of an
-image's class token within each block follow a gate (how much this image belongs to a task) and a task's probability,
-both within the one forward pass that computes the features.
+The signature of a task is the block of directions that its inputs added to those of earlier tasks. The share of an
+image's class token within each block gives a gate (how similar the image is to the task) and the probability of the
+task, both in the forward pass that computes the features.
 
     Psi_t = [Phi_1 | .. | Phi_t]                    Signature.basis, orthonormal (GPM: Saha, Garg & Roy, ICLR 2021)
     Phi_i                                           Signature.block(i)
@@ -29,14 +29,19 @@ from lamella.memory.subspace import orthonormal
 __all__ = ["Calibration", "Signature", "Signatures", "protected_share"]
 
 FLOOR = 1e-4
-"""A mean similarity below this tells tasks apart no more: the block is empty."""
+"""A block whose mean similarity is below this counts as empty."""
 
 ROUNDING = 1e-7
-"""A direction with a smaller share of the energy than this is rounding."""
+"""A direction with a smaller share of the energy than this is due to rounding."""
 
 
 def protected_share(energy: float, task: int, horizon: int | None) -> float:
-    """energy + (1 - energy) task / horizon, or `energy` where the number of tasks is unknown.
+    """Return the share of energy to protect, energy + (1 - energy) task / horizon.
+
+    Args:
+        energy: the share after the first task; above 0, at most 1.
+        task: the number of tasks before this one.
+        horizon: the expected number of tasks, at least 1; if None, the share is always `energy`.
 
     Raises:
         ValueError: `energy` is not within (0, 1], or `horizon` below 1.
@@ -49,12 +54,12 @@ def protected_share(energy: float, task: int, horizon: int | None) -> float:
 
 
 class Signature(Resizable):
-    """What one layer remembers of each task's inputs.
+    """The signatures of all tasks in one layer.
 
     Attributes:
-        basis: (d, K), orthonormal columns, a block of them a task.
+        basis: (d, K), orthonormal columns, a block of columns for each task.
         owner: (K,) int64, the task of each column.
-        level: (T,), mean similarity of each task's own images; 0 where its block is empty.
+        level: (T,), the mean similarity of each task's own images to its block; 0 if the block is empty.
     """
 
     resizable = ("basis", "owner", "level")
@@ -75,7 +80,7 @@ class Signature(Resizable):
 
     @property
     def dimension(self) -> int:
-        """K, 0..d."""
+        """K, the number of directions of all tasks, 0..d."""
         return self.basis.shape[1]
 
     @property
@@ -83,23 +88,23 @@ class Signature(Resizable):
         return len(self.level)
 
     def block(self, task: int) -> Tensor:
-        """Phi: (d, k), the directions that `task` added; none of them where it brought nothing new."""
+        """Return Phi (d, k), the directions that a task added; k is 0 if it added none."""
         return self.basis[:, self.owner == task]
 
     def outside(self, rows: Tensor) -> Tensor:
-        """The part of rows (n, d) that no task reached."""
+        """Return the part of rows (n, d) that is orthogonal to all blocks."""
         basis = self.basis.to(rows)
         return rows - (rows @ basis) @ basis.T
 
     def new_directions(self, moment: Tensor, share: float) -> Tensor:
-        """(d, k): the fewest directions that, with those held, carry this share of the inputs' energy.
+        """Return (d, k), the fewest directions that together with the known ones have this share of the energy.
 
-        With H the inputs as columns and H' = H - Psi Psi^T H: the leading left singular vectors of H', as few as
-        |H|^2 - |H'|^2 + sum of their squared singular values >= share |H|^2 asks for (GPM).
+        With the inputs as columns of H and H' = H - Psi Psi^T H, they are the leading left singular vectors of H', as
+        few as possible with |H|^2 - |H'|^2 + sum of their squared singular values >= share |H|^2 (GPM).
 
         Args:
-            moment: (d, d), mean of h h^T, whose eigenvalues are those squared singular values over n.
-            share: 0..1.
+            moment: (d, d), the mean of h h^T over n inputs; n times its eigenvalues are the squared singular values.
+            share: the share of the inputs' energy, 0..1.
         """
         G = moment.double()
         values, vectors = torch.linalg.eigh(self.outside(self.outside(G).T))
@@ -107,16 +112,17 @@ class Signature(Resizable):
         reached = 1 - shares.sum() + torch.cat([shares.new_zeros(1), shares.cumsum(0)])
         wanted = int((reached < share - 1e-12).sum())
         count = min(wanted, int((shares > ROUNDING).sum()), self.width - self.dimension)
-        # Projected once more: what is left of the held directions would grow with the number of tasks.
+        # Projected once more, since the remaining parts of known directions would add up over the tasks.
         return orthonormal(self.outside(vectors.flip(1)[:, :count].T).T).to(self.basis.dtype).contiguous()
 
     @torch.no_grad()
     def extend(self, moment: Tensor, share: float, class_tokens: Tensor) -> None:
-        """Take in the next task.
+        """Add the block of the next task.
 
         Args:
-            moment: (d, d), mean of h h^T over the vectors to be protected. share: of their energy, see above.
-            class_tokens: (n, d), of the task's own training images: they set its level.
+            moment: (d, d), the mean of h h^T over the vectors to protect.
+            share: the share of their energy to protect, 0..1.
+            class_tokens: (n, d), the class tokens of the task's own training images, which give its level.
         """
         new = self.new_directions(moment, share)
         if self.basis.device != new.device:
@@ -129,7 +135,7 @@ class Signature(Resizable):
 
     @torch.no_grad()
     def similarity(self, h: Tensor) -> Tensor:
-        """rho: (n, d) -> (n, T) in 0..1, the cosine between h and the span of each block. One product for all tasks."""
+        """Return rho (n, T), 0..1, the cosine between h (n, d) and the span of each block."""
         with torch.autocast(h.device.type, enabled=False):
             h = h.to(self.basis)
             of_task = (self.owner[:, None] == torch.arange(self.tasks, device=h.device)).to(h)
@@ -137,15 +143,20 @@ class Signature(Resizable):
             return (energy.sqrt() / h.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
 
     def normalised(self, rho: Tensor) -> Tensor:
-        """rho / rho_bar: (n, T) -> (n, T), about 1 on a task's own images; 1 where its block is empty ."""
+        """Return rho / rho_bar, (n, T) -> (n, T): about 1 on a task's own images, and 1 if its block is empty."""
         return torch.where(self.level > FLOOR, rho / self.level.clamp_min(FLOOR), 1.0)
 
 
 class Reader:
-    """Reads one layer's input once a forward pass, for all gates of its branches and for the task scores.
+    """Reads the input of one layer once in each forward pass, for all gates of its branches and for the task scores.
+
+    Args:
+        signature: the signatures of the layer.
+        gate: "normalised" (gates are rho / rho_bar, at most 1) or "cosine" (gates are rho).
 
     Attributes:
-        rho: (n, T), similarities of the latest input. gates: (n, T), the same as coefficients, 0..1.
+        rho: (n, T), the similarities of the latest input.
+        gates: (n, T), the gates that follow from them, 0..1.
     """
 
     def __init__(self, signature: Signature, gate: str) -> None:
@@ -155,7 +166,8 @@ class Reader:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> None:
-        # The input by identity, and weakly: a batch is read once, and never kept alive nor mistaken for a later one.
+        # A weak reference recognises the input by identity. It does not keep a batch in memory, and a later batch at
+        # the same address is not mistaken for it.
         latest, basis = self._read
         if latest is not None and latest() is x and basis is self.signature.basis:
             return
@@ -165,7 +177,12 @@ class Reader:
 
 
 class Gate:
-    """The coefficient (n,) of a branch: how much each image belongs to a task."""
+    """The coefficient (n,) of a branch: the similarity of each image to a task.
+
+    Args:
+        reader: reads the inputs of the layer.
+        task: the number of the task.
+    """
 
     def __init__(self, reader: Reader, task: int) -> None:
         self.reader, self.task = reader, task
@@ -179,7 +196,8 @@ class Signatures(nn.Module):
     """The signatures of all layers of some sites.
 
     Args:
-        sites: whose layers are read. gate: "normalised" (rho / rho_bar, at most 1) or "cosine" (rho).
+        sites: the sites whose layers are read.
+        gate: "normalised" (gates are rho / rho_bar, at most 1) or "cosine" (gates are rho).
     """
 
     def __init__(self, sites: Sequence[Site], gate: str = "normalised") -> None:
@@ -199,31 +217,39 @@ class Signatures(nn.Module):
         return next(iter(self.readers.values())).signature.tasks
 
     def gate(self, site: Site, task: int) -> Gate:
-        """For a branch of this site: the share of each image that belongs to `task`."""
+        """Return the gate of a branch of this site: the similarity of each image to a task."""
         return Gate(self.readers[site.layer], task)
 
     def extend(self, inputs: Mapping[str, Inputs], share: float) -> None:
-        """Take in the next task's inputs by layer."""
+        """Add the blocks of the next task.
+
+        Args:
+            inputs: its inputs, by the name of the layer.
+            share: the share of their energy to protect, 0..1.
+        """
         for name, seen in inputs.items():
             self[name].extend(seen.moment, share, seen.class_tokens)
 
     def reading(self, forward: Callable[[Samples], Any], x: Samples) -> Any:
-        """What `forward` makes of samples x, in one pass, while every layer is read for `scores`."""
+        """Return `forward(x)` for samples x; meanwhile every layer is read for `scores`."""
         with watch(self.sites, lambda layer: self.readers[layer], padding_too=True):
             return forward(x)
 
     def scores(self) -> Tensor:
-        """s: (n, T) of the latest batch, the mean over the layers; about 1 for an own task."""
+        """Return the scores s (n, T) of the latest batch, the mean over the layers; about 1 for the right task."""
         return torch.stack([r.signature.normalised(r.rho) for r in self.readers.values()]).mean(0)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Task scores as a term that is added to the logits.
+    """Turns task scores into a term that is added to the logits.
 
     Attributes:
-        strength: beta; 0 adds nothing.
+        strength: beta, at least 0; 0 adds nothing.
         temperature: tau, above 0.
+
+    Raises:
+        ValueError: a value is not allowed.
     """
 
     strength: float
@@ -236,12 +262,17 @@ class Calibration:
             raise ValueError(f"temperature {self.temperature} must be above 0; 0.1 is usual")
 
     def probabilities(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """log pi (n, T) and conf (n,), by how much the best task leads the second; 0 where there is only one."""
+        """Return log pi (n, T) and conf (n,), the lead of the best task over the second; 0 if there is only one."""
         log_pi = (scores / self.temperature).log_softmax(1)
         best = log_pi.exp().topk(min(2, log_pi.shape[1]), dim=1).values
         return log_pi, best[:, 0] - best[:, -1]
 
     def term(self, scores: Tensor, task_of: Sequence[int]) -> Tensor:
-        """beta conf log pi of each class's task: scores (n, T) -> (n, classes); `task_of` names the task of each."""
+        """Return beta conf log pi of the task of each class, (n, classes).
+
+        Args:
+            scores: (n, T).
+            task_of: the task of each class.
+        """
         log_pi, confidence = self.probabilities(scores)
         return self.strength * confidence[:, None] * log_pi[:, torch.tensor(task_of, device=log_pi.device)]

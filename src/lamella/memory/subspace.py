@@ -1,8 +1,8 @@
-"""Subspaces of layer inputs: what old tasks' inputs span, and what is left.
+"""Subspaces of layer inputs: the directions that old tasks use, and those that are free.
 
 Gradient projection memory (GPM; Saha, Garg & Roy, ICLR 2021, arXiv 2103.09762) keeps an orthonormal basis of the
 directions that carry most of the energy of old inputs. DualGPM (Liang & Li, CVPR 2023/2024, arXiv 2404.00228) keeps the
-complement instead once that is smaller, so that memory never exceeds half the width.
+complement instead once that is smaller, so that at most half as many vectors as inputs are stored.
 """
 
 import torch
@@ -14,9 +14,13 @@ __all__ = ["SecondMoment", "Subspace", "leading", "left_singular", "numerical_ra
 
 
 class SecondMoment(nn.Module):
-    """A running mean of x x^T over tokens, kept as (sum, count) so that parts add up exactly.
+    """The mean of x x^T over tokens, stored as sum and count so that parts can be added exactly.
 
-    Call it with inputs `(..., d)`; an optional mask `(...)` leaves padding out. Uncentred, accumulated in float32.
+    Call it with inputs `(..., d)` and optionally with a mask `(...)`, which is false for padding. The mean is not
+    subtracted, and sums are in float32.
+
+    Args:
+        width: d, the number of inputs.
     """
 
     total: Tensor
@@ -37,13 +41,13 @@ class SecondMoment(nn.Module):
         self.count += len(tokens)
 
     def add(self, other: "SecondMoment") -> None:
-        """Take in another part's observations."""
+        """Add the observations of another part."""
         self.total += other.total.to(self.total.device)
         self.count += other.count.to(self.count.device)
 
     @property
     def mean(self) -> Tensor:
-        """(d, d), symmetric, positive semi-definite.
+        """The second moment (d, d), symmetric and positive semi-definite.
 
         Raises:
             ValueError: nothing was observed.
@@ -54,11 +58,11 @@ class SecondMoment(nn.Module):
 
 
 def leading(moment: Tensor, rank: int) -> Tensor:
-    """The left singular vectors of the largest singular values.
+    """Return the left singular vectors of the largest singular values.
 
     Args:
         moment: (d, d), symmetric or not.
-        rank: how many, at most d.
+        rank: how many vectors, at most d.
 
     Returns:
         (d, rank), orthonormal columns, largest first.
@@ -67,10 +71,10 @@ def leading(moment: Tensor, rank: int) -> Tensor:
 
 
 def left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors (d, d) and singular values (d,) of a square matrix, largest first.
+    """Return the left singular vectors (d, d) and singular values (d,) of a square matrix, largest first.
 
-    Through the symmetric eigenproblem of M M^T in float64: several times faster than a singular value decomposition
-    and, in this precision, as exact as float32 inputs allow.
+    They are computed from the eigenvectors of M M^T in float64. That is several times faster than a singular value
+    decomposition and, in this precision, as exact as float32 inputs allow.
     """
     M = matrix.double()
     values, vectors = torch.linalg.eigh(M @ M.T)
@@ -78,12 +82,18 @@ def left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def numerical_rank(values: Tensor, reference: float | Tensor, tolerance: float = 1e-5) -> int:
-    """How many singular values (largest first) stand out of the rounding noise of something of size `reference`."""
+    """Count the singular values that are above rounding noise.
+
+    Args:
+        values: singular values, largest first.
+        reference: the norm of the matrix before any subtraction.
+        tolerance: values up to this share of `reference` are noise.
+    """
     return int((values > tolerance * reference).sum())
 
 
 def project_out(x: Tensor, basis: Tensor) -> Tensor:
-    """Remove from the columns of x (d, n) what lies in the span of the orthonormal columns of `basis` (d, k).
+    """Subtract from the columns of x (d, n) their projections on the orthonormal columns of `basis` (d, k).
 
     >>> project_out(torch.tensor([[3.0], [4.0]]), torch.tensor([[1.0], [0.0]])).squeeze(1)
     tensor([0., 4.])
@@ -92,11 +102,14 @@ def project_out(x: Tensor, basis: Tensor) -> Tensor:
 
 
 class Subspace(Resizable):
-    """A growing subspace of R^d, stored by whichever of its basis and its complement's basis is smaller.
+    """A growing subspace of R^d. Stored is its basis or that of its complement, whichever is smaller.
+
+    Args:
+        width: d.
 
     Attributes:
-        vectors: (d, k), orthonormal columns; at most d / 2 of them.
-        complement: whether `vectors` span what is *not* in the subspace.
+        vectors: (d, k), orthonormal columns; k is at most d / 2.
+        complement: whether `vectors` span the complement of the subspace.
     """
 
     resizable = ("vectors",)
@@ -119,16 +132,16 @@ class Subspace(Resizable):
 
     @property
     def dimension(self) -> int:
-        """Of the subspace itself, 0..d."""
+        """The dimension of the subspace, 0..d."""
         stored = self.vectors.shape[1]
         return self.width - stored if self.complement else stored
 
     def inside(self, x: Tensor) -> Tensor:
-        """The part of the columns of x (d, n) within the subspace."""
+        """Return the projection of the columns of x (d, n) on the subspace."""
         return project_out(x, self._stored(x)) if self.complement else self._onto_stored(x)
 
     def outside(self, x: Tensor) -> Tensor:
-        """The part of the columns of x (d, n) that the subspace does not reach."""
+        """Return the part of the columns of x (d, n) that is orthogonal to the subspace."""
         return self._onto_stored(x) if self.complement else project_out(x, self._stored(x))
 
     def _stored(self, x: Tensor) -> Tensor:
@@ -138,10 +151,10 @@ class Subspace(Resizable):
         return self._stored(x) @ (self._stored(x).T @ x)
 
     def extend(self, directions: Tensor) -> None:
-        """Take in the span of `directions` (d, n); columns that bring nothing new, or lean on others, add nothing.
+        """Add the span of `directions` (d, n), which may be linearly dependent or already in the subspace.
 
-        The stored basis is made orthonormal again each time (its error would grow 40-fold in five tasks), and storage
-        switches to the complement as soon as the basis would exceed half the width; it never switches back.
+        The stored basis is made orthonormal again each time, because its error would grow 40-fold in five tasks. Once
+        the basis has more than d / 2 vectors, the complement is stored instead.
         """
         new = self._new(directions)
         if new.shape[1] == 0:
@@ -159,11 +172,11 @@ class Subspace(Resizable):
             self.vectors = basis
 
     def _new(self, directions: Tensor) -> Tensor:
-        """(d, k): orthonormal columns that span what `directions` add to the subspace."""
+        """Return (d, k) orthonormal columns that span what `directions` add to the subspace."""
         directions = directions.double()
         if directions.shape[1] == 0:
             return directions.to(self.vectors)
-        # A QR decomposition would fill up a lower rank with arbitrary directions; singular values show it.
+        # If the rank is lower, a QR decomposition would add arbitrary directions; singular values show the rank.
         U, s, _ = torch.linalg.svd(self.outside(directions), full_matrices=False)
         rank = numerical_rank(s, float(torch.linalg.matrix_norm(directions, 2)))
         return U[:, :rank].to(self.vectors)
@@ -174,10 +187,10 @@ def _gram(columns: Tensor) -> Tensor:
 
 
 def orthonormal(columns: Tensor) -> Tensor:
-    """The same span with columns orthonormal to double precision; (d, k) -> (d, k), contiguous.
+    """Return orthonormal columns with the same span, (d, k) -> (d, k), computed in float64.
 
-    Contiguous, because a product with the same numbers in another order of memory rounds differently, and what comes
-    back from a file is contiguous.
+    The result is contiguous, as tensors from a file are: a product with the same numbers in another memory layout
+    rounds differently.
     """
     if columns.shape[1] == 0:
         return columns

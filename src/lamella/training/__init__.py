@@ -1,1 +1,1 @@
-"""The one training loop and the one pass without training: precision, checkpoints, optimisers, schedules."""
+"""The training loop, and the pass without training: precision, checkpoints, optimisers, schedules."""

@@ -1,4 +1,4 @@
-"""Where a call of `fit` stands, and its saved form, from which the call goes on after a kill."""
+"""The state of a call of `fit`, and its stored form, from which the call is resumed after a kill."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,13 @@ __all__ = ["Place", "ScanCall", "TrainingCall"]
 
 
 class Place(NamedTuple):
-    """Under which name a call's position is filed; nowhere without checkpoints."""
+    """Where the state of a call is stored.
+
+    Attributes:
+        checkpoints: the files; None stores nothing.
+        task: the name of the task.
+        call: the name of the call within the task.
+    """
 
     checkpoints: Checkpoints | None
     task: str
@@ -32,7 +38,7 @@ class Place(NamedTuple):
 
 
 class Stopwatch:
-    """Seconds spent in a call, over all processes that worked on it."""
+    """Measures the seconds spent in a call, over all processes that worked on it."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -45,19 +51,19 @@ class Stopwatch:
 
 
 class TrainingCall:
-    """All that a call of `fit` changes: tensors, the optimiser's state, and the position within the epochs.
+    """Everything that a call of `fit` changes: tensors, the optimiser's state, and the position within the epochs.
 
-    The tensors are those that it trains; the module's buffers, less those of a memory; and of the module's other
-    parameters those whose content is not what it was when the call began, since `before_step` and `after_step` may
-    change any of them, a slow average of trained ones say, or a weight of the backbone. Contents are compared by
-    checksum, so a change through `tensor.data`, which torch does not count, is seen too. They are read when the call
-    begins and whenever a checkpoint is due; without checkpoints they are not read. A tensor that is neither a parameter
-    nor a buffer is not filed.
+    A checkpoint contains the trained tensors, and the module's buffers except those of a memory. It also contains the
+    other parameters whose content has changed since the call began: `before_step` and `after_step` may change any of
+    them, for example an average of trained parameters, or a weight of the backbone. Contents are compared by checksum,
+    so a change through `tensor.data`, which torch does not count, is found too. Checksums are computed when the call
+    begins and when a checkpoint is due, and not at all without checkpoints. Tensors that are neither parameters nor
+    buffers are not stored.
 
     Args:
-        place: where the call is filed.
+        place: where the call is stored.
         module: the method.
-        tensors: what is trained, in the order of the optimiser's groups.
+        tensors: the trained tensors, in the order of the optimiser's groups.
         engine: the optimiser of these tensors.
     """
 
@@ -75,7 +81,12 @@ class TrainingCall:
         self._restored_whole = False
 
     def advance(self, loss: Tensor | float, n: int) -> None:
-        """One step is done: `loss` is the mean over its n examples."""
+        """Count a finished step, and store a checkpoint if one is due.
+
+        Args:
+            loss: the mean loss over the examples of the step.
+            n: the number of examples.
+        """
         self.step += 1
         self._total = self._total + loss * n
         self._count += n
@@ -83,13 +94,13 @@ class TrainingCall:
             self._save(with_optimizer=True)
 
     def next_epoch(self) -> float:
-        """Close the epoch; returns its mean loss."""
+        """Close the epoch and return its mean loss."""
         self.losses.append(float(self._total) / max(self._count, 1))
         self.epoch, self.step, self._total, self._count = self.epoch + 1, 0, 0.0, 0
         return self.losses[-1]
 
     def finish(self) -> float:
-        """File the result; returns the seconds the call took."""
+        """Store the result and return the seconds that the call took."""
         if not self._restored_whole:
             self._watch.read()
             self._save(with_optimizer=False)
@@ -117,7 +128,11 @@ class TrainingCall:
 
     @torch.no_grad()
     def restore(self, epochs: int) -> None:
-        """Go to where a saved call stood, if one was saved."""
+        """Restore the stored state, if there is one.
+
+        Args:
+            epochs: the number of epochs of the call; a call that was stored after the last of them is finished.
+        """
         found = self.place.load()
         if found is None:
             return
@@ -133,7 +148,7 @@ class TrainingCall:
             if key.startswith("optimizer."):
                 _, i, entry = key.split(".", 2)
                 tensor = self.tensors[int(i)]
-                # Adam counts its steps on the CPU whatever device it works on.
+                # Adam keeps its step counter on the CPU, on whichever device its tensors are.
                 self.engine.state[tensor][entry] = value if value.ndim == 0 else value.to(tensor.device)
         self.epoch, self.step, self.losses = position["epoch"], position["step"], position["losses"]
         self._total, self._count, self._watch.seconds = position["total"], position["count"], position["seconds"]
@@ -141,17 +156,18 @@ class TrainingCall:
 
 
 class _Untrained:
-    """The parameters of a module that a call does not train, and which of them are not as they were when it began."""
+    """The parameters of a module that a call does not train, compared with their content when the call began."""
 
     def __init__(self, module: nn.Module, trained: Sequence[Tensor]) -> None:
         self._module, self._trained = module, {id(t) for t in trained}
         self._before = self._read()
 
     def changed(self) -> dict[str, Tensor]:
-        """Those whose content is another, by name.
+        """Return the parameters whose content has changed, by name.
 
         Raises:
-            RuntimeError: one was added, removed or put in another form, which a saved call cannot give back.
+            RuntimeError: a parameter was added, was removed, or has another shape or type, which no checkpoint can
+                restore.
         """
         now = self._read()
         if moved := now.keys() ^ self._before.keys():
@@ -163,19 +179,24 @@ class _Untrained:
         return {form[0]: found[form[0]] for form, content in now.items() if content != self._before[form]}
 
     def _read(self) -> dict[tuple[str, torch.Size, torch.dtype], int]:
-        """The checksum of each, by its name, shape and type."""
+        """Return the checksum of each parameter, by its name, shape and type."""
         mine = {(n, p.shape, p.dtype): p for n, p in self._module.named_parameters() if id(p) not in self._trained}
         return dict(zip(mine, checksums(list(mine.values())), strict=True))
 
 
 def _moving_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """All buffers but those of modules that say of themselves that they are `still_in_training`."""
+    """Return all buffers, except those of modules whose attribute `still_in_training` is true."""
     still = {id(b) for m in module.modules() if getattr(m, "still_in_training", False) for b in m.buffers()}
     return [(name, b) for name, b in module.named_buffers() if id(b) not in still]
 
 
 class ScanCall:
-    """How many examples a scan has seen, and the buffers of the modules it fills."""
+    """The state of a pass without training: the number of finished examples, and the buffers that it fills.
+
+    Args:
+        place: where the call is stored.
+        keep: the modules whose buffers the pass fills, by name; nothing is stored without them.
+    """
 
     def __init__(self, place: Place, keep: Mapping[str, nn.Module]) -> None:
         self.place = place
@@ -189,7 +210,7 @@ class ScanCall:
             self._save()
 
     def finish(self) -> float:
-        """File the result; returns the seconds the call took."""
+        """Store the result and return the seconds that the call took."""
         if self._buffers:
             self._save()
         return self._watch.read()

@@ -1,4 +1,4 @@
-"""Where an interrupted call of `fit` goes on: one atomic file per (task, named call)."""
+"""Checkpoints, from which interrupted calls of `fit` are resumed: one atomic file for each call of a task."""
 
 import shutil
 import time
@@ -14,7 +14,12 @@ __all__ = ["Checkpoints"]
 
 
 class Checkpoints:
-    """Files of the running task's calls under `folder`, at most one every `seconds` for a call that is under way.
+    """The checkpoint files of the calls of the current task.
+
+    Args:
+        folder: the folder of the files.
+        seconds: the shortest time between two checkpoints of a running call; at least 0, and 0 stores one after every
+            batch.
 
     Raises:
         ValueError: `seconds` is below 0, or `folder` or the folder of a task in it is a symbolic link.
@@ -43,10 +48,10 @@ class Checkpoints:
         return read_tensors(path) if path.exists() else None
 
     def clear(self) -> None:
-        """Forget every call: the task they belong to is finished and stored.
+        """Remove the checkpoints of all calls, because their task is finished and stored.
 
-        What else lies in the folder tells whose calls they are, so it goes last: a kill on the way leaves no calls of
-        which nobody knows that they were finished.
+        The other files in the folder say which task the calls belong to, so they are removed last. Then a kill in
+        between leaves no checkpoints whose task is unknown.
         """
         for calls in self.folder.glob("task-*"):
             shutil.rmtree(calls, ignore_errors=True)

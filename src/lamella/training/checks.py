@@ -1,4 +1,4 @@
-"""What a training call refuses, before it starts and while it runs."""
+"""Checks of a training call, before it starts and while it runs."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,11 @@ __all__ = ["check_examples", "check_gradients", "check_loss"]
 
 
 def check_examples(task: str, examples: int) -> None:
-    """Before anything is trained.
+    """Check, before anything is trained, that there are examples.
+
+    Args:
+        task: the name of the task, for the message.
+        examples: the number of examples.
 
     Raises:
         ValueError: there are no examples.
@@ -19,11 +23,15 @@ def check_examples(task: str, examples: int) -> None:
 
 
 def check_gradients(module: nn.Module, tensors: Sequence[Tensor]) -> None:
-    """After the first backward pass: every trained tensor takes part.
+    """Check, after the first backward pass, that every trained tensor has a gradient.
+
+    Args:
+        module: the method, which the names of tensors are taken from.
+        tensors: the trained tensors.
 
     Raises:
-        RuntimeError: one has no gradient; the message has its name in the module, or tells that the module has no such
-            tensor.
+        RuntimeError: a tensor has no gradient. The message has its name in the module, or says that the module has no
+            such tensor.
     """
     idle = [t for t in tensors if t.grad is None]
     if not idle:
@@ -44,10 +52,15 @@ def check_gradients(module: nn.Module, tensors: Sequence[Tensor]) -> None:
 
 
 def check_loss(task: str, epoch: int, mean: float) -> None:
-    """After each epoch.
+    """Check, after each epoch, that its mean loss is finite.
+
+    Args:
+        task: the name of the task, for the message.
+        epoch: the number of the epoch, for the message.
+        mean: the mean loss.
 
     Raises:
-        RuntimeError: its mean loss is not finite.
+        RuntimeError: the mean loss is not finite.
     """
     if not math.isfinite(mean):
         raise RuntimeError(f"the loss of task {task} became {mean} in epoch {epoch}; a lower learning rate may help")

@@ -1,8 +1,8 @@
-"""Blocks of a network compiled while it is trained, once for all tasks.
+"""Compiles the blocks of a network for training, once for all tasks.
 
-What changes from task to task, the branches of adapted layers, stays outside the compiled code, and so does every batch
-of another size: nothing is compiled anew, and what is computed does not depend on what came before. All blocks of one
-shape share the code that the first of them was compiled to.
+The branches of adapted layers change from task to task, so they run outside of the compiled code, as do batches of
+other sizes. So nothing is compiled a second time, and results do not depend on earlier tasks. All blocks of one shape
+share the compiled code.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -19,16 +19,21 @@ from lamella.common.checks import first_line
 __all__ = ["check_compilable", "compiled_blocks", "repeated_blocks"]
 
 BACKEND = "inductor"
-FORMS = 4  # of one block: with and without gradients, in either precision; torch would give up at 8 in all
+FORMS = 4  # versions of a block: with and without gradients, in both precisions; the default limit for all blocks is 8
 
 
 @contextmanager
 def compiled_blocks(network: nn.Module, batch_size: int) -> Generator[None]:
-    """Within it the repeated blocks of `network` run compiled for batches of this size.
+    """Run the repeated blocks of a network compiled, within the context.
+
+    Args:
+        network: the network; its blocks are as before after the context.
+        batch_size: the size of the batches that are compiled for; other batches run uncompiled.
 
     Raises:
         ValueError: the network has no repeated blocks.
-        RuntimeError: within it, at the first batch: they cannot be compiled, for want of a compiler say.
+        RuntimeError: the blocks cannot be compiled, for example because there is no compiler. This is raised at the
+            first batch.
     """
     from torch._dynamo import config  # takes a second to import
     from torch._dynamo.exc import BackendCompilerFailed
@@ -37,7 +42,7 @@ def compiled_blocks(network: nn.Module, batch_size: int) -> Generator[None]:
     if not blocks:
         raise ValueError("fit.compile: the network has no sequence of equal blocks to compile; leave it out")
     layers: list[Any] = [layer for block in blocks for layer in block.modules() if isinstance(layer, Adapted)]
-    # Methods, and no functions that know their module: of a network that is copied meanwhile, the copy gets its own.
+    # Bound methods, because a copy of the network must call its own modules; a closure would call the original ones.
     for layer in layers:
         layer.forward = MethodType(torch.compiler.disable(type(layer).forward), layer)
     for block in blocks:
@@ -50,14 +55,19 @@ def compiled_blocks(network: nn.Module, batch_size: int) -> Generator[None]:
         raise RuntimeError(f"fit.compile: the blocks cannot be compiled here ({reason}); leave it out") from error
     finally:
         for module in (*blocks, *layers):
-            del module.forward  # the class has it
+            del module.forward  # back to that of the class
 
 
 def check_compilable(network: nn.Module, device: torch.device) -> None:
-    """Refuse at once what would fail in the first step, by compiling a sum on this device.
+    """Compile a sum on a device, so that an error comes now and not in the first training step.
+
+    Args:
+        network: the network whose blocks would be compiled.
+        device: the device that would train it.
 
     Raises:
-        ValueError: the network has no repeated blocks. RuntimeError: nothing can be compiled here.
+        ValueError: the network has no repeated blocks.
+        RuntimeError: nothing can be compiled here.
     """
     with compiled_blocks(network, 1):
         torch.compile(_plus_one, backend=BACKEND)(torch.zeros(2, device=device))
@@ -68,7 +78,9 @@ def _plus_one(x: Tensor) -> Tensor:
 
 
 def repeated_blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The members of every sequence of composite modules of one type that holds no such sequence itself.
+    """Yield the repeated blocks of a network.
+
+    They are the members of every sequence of modules of one type that have submodules, and no such sequence within.
 
     >>> [type(b).__name__ for b in repeated_blocks(nn.Sequential(nn.Sequential(nn.ReLU()), nn.Sequential(nn.Tanh())))]
     ['Sequential', 'Sequential']

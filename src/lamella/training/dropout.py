@@ -1,4 +1,4 @@
-"""Dropout on the inputs of low-rank branches, drawn by name: the same in a training that was interrupted."""
+"""Dropout on the inputs of low-rank branches, with draws that are the same after an interruption."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -13,10 +13,14 @@ __all__ = ["dropping"]
 
 @contextmanager
 def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int], object]]:
-    """Within this context the branches in `module` drop the share of their inputs that their layers name.
+    """Apply dropout to the branches in a module, within the context.
+
+    Args:
+        module: its adapted layers say which share of the inputs is dropped.
+        device: where the random numbers are drawn.
 
     Yields:
-        What the draws start from: it is called with a seed before each step.
+        A function that sets the seed of the draws; call it before each step.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, Adapted) and layer.dropout]
     draws = torch.Generator(device) if layers else None

@@ -1,7 +1,7 @@
 """The only training loop.
 
-A method receives `fit` as an argument and keeps the mathematics; device, precision, progress, randomness, checkpoints
-and what is trainable are decided here. `fit` trains exactly the tensors it is given, for exactly that call.
+A method gets `fit` as an argument and contains the mathematics. Device, precision, progress, randomness, checkpoints
+and which tensors are trainable are decided here. `fit` trains exactly the tensors that it is given, in this call only.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,13 +27,13 @@ from lamella.training.recipe import Training
 __all__ = ["Examples", "Fit", "Loss"]
 
 Loss = Callable[[Any, Tensor], Tensor]
-"""(inputs of n samples, global class ids (n,)) -> scalar to minimise."""
+"""(inputs of n samples, global class ids (n,)) -> the scalar to minimise."""
 
 
 class Fit(Passes):
-    """The loop that a method's `learn(task, fit)` calls.
+    """The training loop that a method's `learn(task, fit)` calls.
 
-    Its arguments, and its passes without training, are those of `Passes`.
+    `Passes` describes the arguments, and the passes without training.
     """
 
     def __call__(
@@ -49,29 +49,29 @@ class Fit(Passes):
         name: str = "train",
         **settings: Any,
     ) -> list[float]:
-        """Train `params` to lower `loss` over `data`; nothing else changes, nothing stays trainable.
+        """Train `params` to minimise `loss` on `data`. Nothing else changes, and nothing is trainable afterwards.
 
         Args:
-            data: reshuffled every epoch; the last, smaller batch is used too. A single example that is left over joins
-                the batch before it: batch norm knows no statistics of one value.
+            data: the training data, shuffled in every epoch. The last batch may be smaller; if it would be a single
+                example, the example joins the batch before it, because batch norm needs more than one value.
             loss: (inputs (n, ...), global class ids (n,)) -> the mean over these examples.
-            params: tensors, or optimiser groups `{"params": [...], "lr": ...}`.
-            training: how it trains; `Training()` where left out.
-            augment: whether images are augmented.
-            before_step: called between backward and the optimiser's step, before gradients are clipped.
-            after_step: called after the optimiser's step. What it and `before_step` change of the module's parameters
-                and buffers is part of every checkpoint, whether it is trained or not.
-            name: of this call within the task; draws and checkpoints are filed under it.
-            settings: fields of `Training`, in place of those of `training`: `epochs=3, lr=1e-3`.
+            params: the tensors to train, or optimiser groups `{"params": [...], "lr": ...}`.
+            training: the recipe; `Training()` if left out.
+            augment: whether samples are augmented.
+            before_step: called after each backward pass of a step, before gradients are clipped and applied.
+            after_step: called after each step of the optimiser. Checkpoints contain all parameters and buffers of the
+                module that `before_step` and `after_step` change, trained or not.
+            name: the name of this call within the task, under which draws and checkpoints are found.
+            settings: fields of `Training` that replace those of `training`, such as `epochs=3, lr=1e-3`.
 
         Returns:
             The mean loss of each epoch.
 
         Raises:
             RuntimeError: a tensor got no gradient from the first batch (the model bypasses its layer), or the loss is
-                not finite any more.
-            ValueError: no data, no tensors, or a value that `Training` refuses.
-            TypeError: a setting that `Training` does not have.
+                not finite.
+            ValueError: there are no data or no tensors, or `Training` refuses a value.
+            TypeError: `Training` does not have a setting.
         """
         recipe = replace(training or Training(), **settings)
         check_examples(self.task, len(data))
@@ -101,7 +101,7 @@ class Fit(Passes):
         return saved.losses
 
     def _epoch(self, job: "_Job") -> None:
-        """One epoch from where `job.saved` stands, with checkpoints when they are due."""
+        """Train the rest of the current epoch, with checkpoints when they are due."""
         saved, engine = job.saved, job.engine
         named = (self.task, saved.place.call, saved.epoch)
         order = torch.randperm(len(job.data), generator=generator(self.seed, *named, "order"))
@@ -128,7 +128,7 @@ class Fit(Passes):
 
 @dataclass
 class _Job:
-    """What a call of `fit` was given, and what it works with."""
+    """The arguments of a call of `fit`, and the objects that it works with."""
 
     data: Examples
     loss: Loss
@@ -143,7 +143,7 @@ class _Job:
     advance: Callable[[int, str], None]
 
     def step(self, module: nn.Module) -> None:
-        """Change the tensors by the gradients that they have now."""
+        """Apply the current gradients to the tensors."""
         if not self.saved.checked:
             check_gradients(module, self.saved.tensors)
             self.saved.checked = True

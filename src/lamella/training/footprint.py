@@ -1,4 +1,4 @@
-"""Bytes: what this process takes of memory, and what autograd keeps for a backward pass."""
+"""Memory in bytes: that of this process, and that which autograd keeps for a backward pass."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -12,13 +12,14 @@ __all__ = ["bytes_now", "kept_for_backward", "peak_bytes"]
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most so far: on a GPU what torch has allocated there, else what the process has had in memory.
+    """Return the peak memory so far; 0 if the system does not report it.
 
-    0 where the system does not say.
+    Args:
+        device: on a GPU, the memory that torch has allocated there counts, else the memory of the process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if found := _status("VmHWM"):  # not getrusage, whose peak a child process takes over from its parent
+    if found := _status("VmHWM"):  # not getrusage, since a child process inherits its peak from the parent
         return found
     try:
         import resource
@@ -29,7 +30,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def bytes_now(device: torch.device) -> int:
-    """As `peak_bytes`, but at this moment; the peak where the system does not say."""
+    """Return the memory in use now, of the kind of `peak_bytes`; the peak if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _status("VmRSS") or peak_bytes(device)
@@ -37,10 +38,13 @@ def bytes_now(device: torch.device) -> int:
 
 @contextmanager
 def kept_for_backward(own: Iterable[Tensor]) -> Iterator[Callable[[], int]]:
-    """Count the bytes of the storages that autograd keeps of what is computed meanwhile, those of `own` left out.
+    """Count the bytes of the storages that autograd keeps of computations within the context.
+
+    Args:
+        own: tensors whose storages are not counted.
 
     Yields:
-        A function that tells the bytes so far.
+        A function that returns the number of bytes so far.
     """
     known = {tensor.untyped_storage().data_ptr() for tensor in own}
     kept: dict[int, int] = {}
@@ -56,7 +60,7 @@ def kept_for_backward(own: Iterable[Tensor]) -> Iterator[Callable[[], int]]:
 
 
 def _status(name: str) -> int:
-    """A figure that Linux gives of the process, in bytes; 0 where there is none."""
+    """Return an entry of the status file of the process on Linux, in bytes; 0 if there is none."""
     path = Path("/proc/self/status")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)

@@ -1,4 +1,4 @@
-"""Which precision computes a training step faster on this machine."""
+"""Measures which precision computes a training step faster on this machine."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,21 +17,21 @@ from lamella.training.precision import PRECISIONS, computing
 __all__ = ["faster_precision"]
 
 CLEARLY = 0.9
-"""Of float32's time: with more than that, bf16 is not worth its rounding."""
+"""bf16 is chosen if it takes less than this share of float32's time; a smaller gain does not justify its rounding."""
 FEWEST, BATCH = 2, 32
-"""Samples of the first step, and the most where the method has no batches."""
+"""The number of samples of the first step, and the largest number if the method has no batches."""
 LONG = 0.25
-"""Seconds of a step that is not timed with still more images: small networks gain from bf16 with large batches only."""
+"""If a step takes this many seconds, larger batches are not timed. Small networks need them to gain from bf16."""
 ROUNDS = 3
 
 
 def faster_precision(backbone: Backbone, device: torch.device, batch: int | None) -> tuple[str, str]:
-    """The faster precision, and what was measured, in words.
+    """Return the faster precision, and the measurement in words.
 
     Args:
-        backbone: as loaded; it is left as it was.
-        device: that would train it.
-        batch: samples of a training step; where left out, `BATCH`.
+        backbone: the backbone, before anything is learned; it is not changed.
+        device: the device that would train it.
+        batch: the number of samples of a training step; `BATCH` if None.
     """
     try:
         seconds = _step_seconds(backbone, device, batch or BATCH)
@@ -42,12 +42,20 @@ def faster_precision(backbone: Backbone, device: torch.device, batch: int | None
 
 
 def _step_seconds(backbone: Backbone, device: torch.device, batch: int) -> dict[str, list[float]]:
-    """Of forward and backward through the activations of all blocks, by precision, with at most `batch` samples.
+    """Time forward and backward passes through all blocks in each precision.
+
+    Args:
+        backbone: the backbone.
+        device: the device that computes.
+        batch: the largest number of samples.
+
+    Returns:
+        The seconds of each step, by precision.
 
     Raises:
-        RuntimeError: a step fails, or nothing early in the network can be trained.
+        RuntimeError: a step fails, or the network has no bias that could be trained.
     """
-    # By the clock, small steps on a machine with other work say little.
+    # Processor time, since other work on the machine would distort the wall-clock time of small steps.
     on_cpu = device.type == "cpu"
     timed = partial(interleaved, warm=0, processor=on_cpu)
     longest = LONG * torch.get_num_threads() if on_cpu else LONG
@@ -61,7 +69,7 @@ def _step_seconds(backbone: Backbone, device: torch.device, batch: int) -> dict[
         with torch.enable_grad(), trainable([early]):
             while n < batch and min(timed(_steps(backbone, early, n), 2)["float32"]) < longest:
                 n = min(2 * n, batch)
-            # Warm by now; where there was no smaller step, one cold round of three does not move a median.
+            # The loop above was the warm-up. If there was none, one cold round of three does not change a median.
             return timed(_steps(backbone, early, n), ROUNDS)
     finally:
         backbone.to(before)
@@ -73,7 +81,7 @@ def _steps(backbone: Backbone, early: Tensor, samples: int) -> dict[str, Callabl
 
 
 def _step(backbone: Backbone, x: Samples, early: Tensor, precision: str) -> Tensor:
-    """The gradient of an early weight: forward, and backward through all that comes behind it."""
+    """Return the gradient of an early weight, from a forward pass and a backward pass through all later layers."""
     with computing(x.device, precision):
         loss = backbone(x).float().square().mean()
     return torch.autograd.grad(loss, early)[0]

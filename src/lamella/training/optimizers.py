@@ -1,4 +1,4 @@
-"""Optimisers by name, and what they train."""
+"""Optimisers by name, their groups, and the tensors that they train."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -21,13 +21,24 @@ Group = dict[str, Any]
 def build_optimizer(
     name: str, groups: Sequence[Group], *, weight_decay: float, momentum: float
 ) -> torch.optim.Optimizer:
-    """The optimiser of this name, one of OPTIMIZERS, over groups that keep theirs; `momentum` is SGD's alone."""
+    """Return an optimiser.
+
+    Args:
+        name: one of OPTIMIZERS.
+        groups: the groups of tensors; the dictionaries are copied.
+        weight_decay: for groups that do not have their own.
+        momentum: that of "sgd"; the others ignore it.
+    """
     own = {"momentum": momentum} if name == "sgd" else {}
     return OPTIMIZERS[name]([dict(group) for group in groups], weight_decay=weight_decay, **own)
 
 
 def parameter_groups(params: Iterable[Tensor] | Iterable[Group], lr: float) -> list[Group]:
-    """Tensors as one group, or the groups that have any; the learning rate is `lr` where a group names none.
+    """Return the optimiser groups of tensors, without empty ones.
+
+    Args:
+        params: tensors, which become one group, or groups.
+        lr: the learning rate of groups that do not have their own.
 
     Raises:
         ValueError: there are no tensors.
@@ -44,7 +55,7 @@ def parameter_groups(params: Iterable[Tensor] | Iterable[Group], lr: float) -> l
 
 @contextmanager
 def trainable(tensors: Sequence[Tensor]) -> Generator[None]:
-    """Within it these tensors take gradients; afterwards none does, and none holds one."""
+    """Make tensors trainable within the context; afterwards none is, and none has a gradient."""
     for tensor in tensors:
         tensor.requires_grad_(True)
     try:

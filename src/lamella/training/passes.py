@@ -1,4 +1,4 @@
-"""A pass without training, and what it shares with the training loop: device, precision, names of calls, records."""
+"""Passes without training, and what they share with the training loop: device, precision, names of calls, records."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -25,16 +25,18 @@ class Passes:
 
     Args:
         module: the method; buffers that training may move (batch-norm statistics) are part of every checkpoint.
-        transform: how raw samples become inputs. augmentation: of training samples, None for none.
-        seed: of every draw, together with the task and the name of the call.
-        device: "auto", "cpu", "cuda". precision: "float32" or "bf16" (autocast; statistics stay float32).
+        transform: turns raw samples into inputs.
+        augmentation: the augmentation of training samples; None for none.
+        seed: the seed of every random draw, together with the task and the name of the call.
+        device: "auto" (a GPU if there is one), "cpu" or "cuda".
+        precision: "float32" or "bf16" (autocast; statistics stay in float32).
         compile: whether training runs compiled blocks; see compilation.py.
-        checkpoints: where interrupted calls go on; None keeps nothing.
+        checkpoints: where the state of calls is stored, so that they can be resumed; None stores nothing.
         progress: opens a progress bar.
-        scan_batch_size: samples per forward pass where nothing is trained.
+        scan_batch_size: the number of samples in a forward pass without training; at least 1.
 
     Raises:
-        ValueError: an unknown precision or device, or compiled training of samples of many lengths.
+        ValueError: the precision or the device is unknown, or samples of many lengths should be trained compiled.
     """
 
     def __init__(
@@ -69,7 +71,11 @@ class Passes:
         self.begin("0")
 
     def begin(self, task: str) -> None:
-        """A new task: call names start over, and so do the records: seconds, trained tensors, seconds without data."""
+        """Begin a task: the names of calls start again, and the records (seconds, trained tensors) are empty.
+
+        Args:
+            task: the name of the task.
+        """
         self.task = task
         self._names: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
@@ -79,7 +85,7 @@ class Passes:
 
     @property
     def waited(self) -> float:
-        """Seconds of this task in which nothing could be computed, because samples were not there."""
+        """The seconds of this task in which nothing was computed, because samples were not loaded yet."""
         return self.feed.waited
 
     def scan(
@@ -92,14 +98,16 @@ class Passes:
         batch_size: int | None = None,
         name: str = "scan",
     ) -> None:
-        """One pass over `data` in its own order without training.
+        """Pass over data in their order, without training.
 
         Args:
-            observe: called with the inputs of n samples and global class ids (n,), gradients off.
+            data: the samples.
+            observe: called for each batch with the inputs of n samples and global class ids (n,), without gradients.
             augment: whether samples are augmented as in training.
-            keep: the modules whose buffers `observe` fills. Given them, an interrupted pass goes on where it stood
-                and a finished one is restored; without, it is simply repeated.
-            batch_size: samples per forward pass.
+            keep: the modules whose buffers `observe` fills, by name. With them an interrupted pass is resumed and a
+                finished one is restored; without them the pass is repeated.
+            batch_size: the number of samples in a forward pass; `scan_batch_size` if left out.
+            name: the name of this call within the task.
         """
         place, size = self._place(self._call(name)), batch_size or self.scan_batch_size
         self._scan(place, data, observe, augment, keep or {}, size, name)
@@ -127,17 +135,23 @@ class Passes:
                     observe(x, y)
                 saved.advance(len(y))
                 advance(1, "")
-            wait_for(self.device)  # its seconds are of this call, not of the next
+            wait_for(self.device)  # so that its time counts for this call
             self.seconds[place.call] = saved.finish()
 
     def features(
         self, data: Examples, extract: Callable[[Any], Tensor], *, keep: bool = False, name: str = "features"
     ) -> Tensor:
-        """What `extract` makes of each example: (n, d) float32, in the order of `data`, no augmentation.
+        """Compute the features of each example, without augmentation.
 
         Args:
-            keep: whether they are filed once they are there. What is decided by them is then decided alike when the
-                task is resumed, also on a machine that rounds differently; without, they are computed anew.
+            data: the examples.
+            extract: the inputs of n samples -> features (n, d).
+            keep: whether the features are stored in a checkpoint. Then a resumed task makes the same decisions from
+                them, even on a machine that rounds differently. Otherwise they are computed again.
+            name: the name of this call within the task.
+
+        Returns:
+            (n, d) float32, in the order of `data`.
         """
         place = self._place(self._call(name))
         filed = place.load() if keep else None
@@ -148,7 +162,7 @@ class Passes:
         parts: list[Tensor] = []
 
         def observe(x: Samples, y: Tensor) -> None:
-            # A copy: features are often a view of all tokens, which it would keep alive.
+            # A copy, because features are often a view of all tokens, which would stay in memory.
             parts.append(extract(x).to(torch.float32, copy=True))
 
         self._scan(place, data, observe, False, {}, self.scan_batch_size, name)
@@ -158,7 +172,7 @@ class Passes:
         return features
 
     def _call(self, name: str) -> str:
-        """A name of its own for each call within the task: "train", then "train-1"."""
+        """Return a unique name for each call within the task: "train", then "train-1"."""
         number = self._names.get(name, 0)
         self._names[name] = number + 1
         return f"{name}-{number}" if number else name

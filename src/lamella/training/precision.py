@@ -1,4 +1,4 @@
-"""On which device a model computes, in which precision, and with which attention."""
+"""The device, the precision and the kind of attention that a model computes with."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,13 @@ PRECISIONS = ("float32", "bf16")
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto" is the first accelerator, else the CPU.
+    """Return a device by name.
+
+    Args:
+        name: "auto" (a GPU if there is one, else the CPU), "cpu", "cuda", or a GPU by number such as "cuda:1".
 
     Raises:
-        ValueError: the named device is not there.
+        ValueError: the device is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,14 +28,19 @@ def resolve_device(name: str) -> torch.device:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until what is queued there is done."""
+    """Wait until the queued work of a device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def computing(device: torch.device, precision: str) -> Iterator[None]:
-    """Forward passes within it run in this precision: "float32", or "bf16" (autocast; statistics stay float32)."""
+    """Run forward passes within the context in a precision.
+
+    Args:
+        device: the device that computes.
+        precision: "float32" or "bf16" (autocast; statistics stay in float32).
+    """
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         if device.type == "cpu" and precision == "bf16":
             with _attention_as_products():
@@ -43,10 +51,10 @@ def computing(device: torch.device, precision: str) -> Iterator[None]:
 
 @contextmanager
 def _attention_as_products() -> Iterator[None]:
-    """Attention as two matrix products: torch's fused kernel is slow in bfloat16 on a CPU, above all backwards.
+    """Compute attention as two matrix products, since torch's fused kernel is slow in bfloat16 on a CPU.
 
-    `benchmarks/ratios.py precision` has the figures. The flag keeps the products in bfloat16; it is named after CUDA
-    and holds for the CPU too.
+    This matters most in the backward pass; `benchmarks/ratios.py precision` measures it. The flag keeps the products in
+    bfloat16. It is named after CUDA, but it applies to the CPU too.
     """
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)

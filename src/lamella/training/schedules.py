@@ -1,4 +1,4 @@
-"""Learning-rate schedules: (epoch, epochs) -> factor of the learning rate, 0..1."""
+"""Learning-rate schedules: (epoch from 0, number of epochs) -> factor of the learning rate, 0..1."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ def inflora(epoch: int, epochs: int) -> float:
 
 
 def inflora_code(epoch: int, epochs: int) -> float:
-    """The same as the authors' code runs it: its first two epochs share the first value, the last is never reached.
+    """InfLoRA's cosine as the authors' code runs it, one epoch late: the last value is never reached.
 
     >>> [round(inflora_code(e, 5), 3) for e in range(5)]
     [1.0, 1.0, 0.925, 0.713, 0.394]
@@ -35,10 +35,10 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "inflora": inflora,
     "inflora-code": inflora_code,
 }
-"""The schedules that need nothing but the epoch; "milestones" has numbers of its own: `milestone_schedule`."""
+"""The schedules without further numbers; for "milestones", which has some, see `milestone_schedule`."""
 
 FORMER_NAMES = {"as_meant": "inflora", "as_run": "inflora-code"}
-"""What schedules were called in configurations of version 0.1."""
+"""The names of schedules in configurations of version 0.1, and their names now."""
 
 
 def named_schedule(name: str) -> str:
@@ -46,7 +46,7 @@ def named_schedule(name: str) -> str:
 
 
 def check_milestones(milestones: Sequence[float]) -> None:
-    """Milestones are shares of the epochs.
+    """Check that milestones are shares of the epochs.
 
     Raises:
         ValueError: a milestone is not within (0, 1].
@@ -56,7 +56,10 @@ def check_milestones(milestones: Sequence[float]) -> None:
 
 
 def milestone_schedule(milestones: Sequence[float]) -> Callable[[int, int], float]:
-    """The rate falls to a tenth at each milestone, a share of the epochs; none leaves it constant.
+    """Return a schedule that divides the learning rate by ten at each milestone.
+
+    Args:
+        milestones: shares of the epochs, within (0, 1]; without any the learning rate is constant.
 
     >>> schedule = milestone_schedule((0.5, 0.75))
     >>> [round(schedule(e, 8), 3) for e in range(8)]

@@ -1,1 +1,1 @@
-"""What learning costs on this machine: `lamella bench speed`, `memory` and `growth`."""
+"""Measures the costs of learning on this machine: `lamella bench speed`, `memory` and `growth`."""

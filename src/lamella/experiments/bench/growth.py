@@ -1,4 +1,4 @@
-"""What each task of a long stream costs: time, bytes of what was learned, and the time of a prediction."""
+"""The costs of each task of a long stream: time, bytes of the learned state, and the time of a prediction."""
 
 import statistics
 import time
@@ -22,15 +22,17 @@ PROBE = 64  # samples of a prediction that is timed
 def follow(
     learner: Learner, tasks: Iterable[Task], each: Callable[[int, dict[str, float]], None] = lambda i, cost: None
 ) -> list[dict[str, float]]:
-    """Learn every task; what it cost.
+    """Learn tasks and measure the costs of each.
 
     Args:
-        each: called after each task.
+        learner: the learner.
+        tasks: the tasks.
+        each: called with the number and the costs of each task after it is learned.
 
     Returns:
-        For each task "bytes" of all that has been learned, "seconds_per_image" of learning, "peak" memory of the
-        process in bytes, and "pass", the time of a prediction as a multiple of a plain forward pass of the same
-        backbone, measured beside it.
+        For each task the "bytes" of all that has been learned, the "seconds_per_image" of learning, the "peak" memory
+        of the process in bytes, and "pass", the time of a prediction as a multiple of a plain forward pass of the same
+        backbone. Both passes are timed in turn.
     """
     device = learner.fit().device
     plain = build_backbone(learner.config).to(device)
@@ -56,7 +58,7 @@ def follow(
 
 
 def slope(values: list[float]) -> float:
-    """Of the least-squares line over the second half of a stream, per task.
+    """Return the slope per task of the least-squares line over the second half of a stream.
 
     >>> slope([9.0, 9.0, 1.0, 3.0])
     2.0

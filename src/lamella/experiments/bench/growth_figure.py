@@ -1,4 +1,4 @@
-"""What each task of a long stream costs, as curves."""
+"""Draws the costs of each task of a long stream as curves."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ PANELS = {
     "bytes": ("learned (kB)", 1e-3),
     "pass": ("prediction / plain forward pass", 1.0),
 }
-"""Figure of `follow` -> what it is called, and the factor to its unit."""
+"""The label of each value of `follow`, and the factor that converts it to the unit of the label."""
 
 
 def growth_png(costs: Sequence[Mapping[str, float]]) -> bytes:
-    """A panel for each figure of `follow`, on light paper."""
+    """Draw a panel for each value of `follow` as a PNG file with a white background."""
     with drawing(11, 2.6) as figure:
         for axis, (key, (label, factor)) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
             axis.plot(range(1, len(costs) + 1), [factor * cost[key] for cost in costs], color=INK, linewidth=1.2)

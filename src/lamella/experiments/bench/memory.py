@@ -1,8 +1,8 @@
-"""Peak memory of a training step, beside what it cannot do without: a frozen forward pass and the activations.
+"""The peak memory of a training step, next to its lower bound: a frozen forward pass and the activations.
 
-Each form runs in a process of its own, because a peak cannot be taken back. On a CPU it is the process's memory above
-what it took once the model was loaded, on a GPU what torch has allocated above that. glibc keeps freed blocks of some
-megabytes for later ones and so holds far more than is in use; GIVEN_BACK makes it return them, at a price in time.
+Each variant runs in its own process, because a peak cannot be reset. The peak is counted above the memory after loading
+the model: on a CPU the memory of the process, on a GPU the memory that torch has allocated. glibc keeps freed blocks of
+some megabytes and so holds much more memory than is in use. GIVEN_BACK makes it return them, which takes some time.
 """
 
 import multiprocessing
@@ -45,14 +45,21 @@ def measure_memory(
     """Peak bytes of each form, above those of the loaded model; and "activations", what autograd keeps of one step.
 
     Args:
-        batch: images of the forward pass and of a training step, which is the only one of a task with one epoch.
+        backbone: a table of the arguments of `load_backbone`.
+        method: the name of the method with its parts.
+        batch: the number of images in a batch, at least 2.
+        precision: the precision of the training loop.
+        device: "cpu", "cuda" or "auto".
+
+    Returns:
+        The bytes of each variant. "activations" are the bytes that autograd keeps for the backward pass.
 
     Raises:
-        ValueError: an unknown backbone or method.
-        RuntimeError: a form ended without an answer, as where memory runs out.
+        ValueError: the backbone or the method is unknown.
+        RuntimeError: a variant ended without a result, for example because memory ran out.
     """
     setting = (dict(backbone), method, batch, {"precision": precision, "device": device})
-    quick_learner(*setting)  # a wrong setting shows here, in one line
+    quick_learner(*setting)  # a wrong setting raises here, with a short message
     return {form: _in_a_process(form, setting) for form in (*FORMS, "activations")}
 
 
@@ -66,7 +73,7 @@ def _in_a_process(form: str, setting: tuple[Any, ...]) -> int:
     try:
         return ours.recv()
     except EOFError as error:
-        raise RuntimeError(f"'{form}' ended without an answer; try smaller batches than {setting[2]}") from error
+        raise RuntimeError(f"'{form}' ended without a result; try smaller batches than {setting[2]}") from error
     finally:
         child.join()
 
@@ -95,7 +102,7 @@ def _answer(answers: Any, form: str, backbone: dict[str, Any], method: str, batc
 
 
 def kept_activations(learner: Learner, batch: int) -> int:
-    """Bytes that autograd keeps for the backward pass of one training step, the model's own tensors left out."""
+    """Count the bytes that autograd keeps for the backward pass of one step, without the model's own tensors."""
     with kept_for_backward(learner.method.state_dict().values()) as kept:
         _train(learner, batch, steps=1)
     return kept()

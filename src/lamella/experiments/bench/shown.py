@@ -1,4 +1,4 @@
-"""A benchmark's table: printed, and written down as JSON."""
+"""Prints the table of a benchmark and writes it as JSON."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,14 @@ __all__ = ["show"]
 
 
 def show(table: "Table", name: str, *, out: Path = Path("runs/benchmarks"), width: int = 120) -> None:
-    """Print the table, and write its title and each row, by column, to OUT/NAME.json."""
+    """Print a table, and write its title and rows to OUT/NAME.json.
+
+    Args:
+        table: the table.
+        name: the name of the benchmark.
+        out: the folder of the JSON file.
+        width: the width of the printed table in characters.
+    """
     from rich.console import Console
 
     Console(width=width).print(table)

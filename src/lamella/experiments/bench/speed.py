@@ -1,4 +1,4 @@
-"""Each phase of learning, and a prediction, beside the frozen forward pass over the same images."""
+"""Times each phase of learning and a prediction, relative to a frozen forward pass over the same images."""
 
 import statistics
 import time
@@ -20,7 +20,12 @@ FORWARD, PREDICTION = "frozen forward", "prediction"
 
 @dataclass(frozen=True)
 class Phase:
-    """Milliseconds an image (and an epoch, where it trains), and times the frozen forward pass in float32."""
+    """The time of one phase.
+
+    Attributes:
+        milliseconds: the time per image, and per epoch if the phase trains.
+        ratio: the time as a multiple of the frozen forward pass in float32.
+    """
 
     milliseconds: float
     ratio: float
@@ -28,14 +33,19 @@ class Phase:
 
 @dataclass(frozen=True)
 class Speed:
-    """By precision: each phase, and the share of learning in which it waited for images."""
+    """The result of the measurement.
+
+    Attributes:
+        phases: by precision and name, the time of each phase.
+        waited: by precision, the share of learning in which the computation waited for images, 0..1.
+    """
 
     phases: dict[str, dict[str, Phase]]
     waited: dict[str, float]
 
     @property
     def fastest(self) -> str:
-        """The precision in which a task is learned in the least time."""
+        """The precision with the shortest time of learning."""
         whole = {
             precision: sum(p.milliseconds for name, p in phases.items() if name not in (FORWARD, PREDICTION))
             for precision, phases in self.phases.items()
@@ -55,11 +65,15 @@ def measure_speed(
     """Learn `repeats` tasks in each precision, in turn, after one that does not count.
 
     Args:
-        backbone: a table of `load_backbone`'s arguments. method: a name, with parts as in "inflora+align".
-        batch: images a training step. images: of each task, synthetic ones of the backbone's own size.
+        backbone: a table of the arguments of `load_backbone`.
+        method: the name of the method with its parts, such as "inflora+align".
+        batch: the number of images in a training step, at least 2.
+        images: the number of images of each task, at least 2.
+        repeats: the number of counted rounds, at least 1.
+        device: "cpu", "cuda" or "auto".
 
     Raises:
-        ValueError: a setting that `quick_learner` refuses.
+        ValueError: a setting is refused by `quick_learner`.
     """
     learners = {p: quick_learner(backbone, method, batch, {"precision": p, "device": device}) for p in PRECISIONS}
     plain = build_backbone(learners["float32"].config).to(learners["float32"].fit().device)
@@ -85,7 +99,7 @@ def measure_speed(
 
 
 def _one_round(learner: Learner, plain: Backbone, task: Task) -> dict[str, float]:
-    """Seconds an image of each phase, and the share of learning that waited for images."""
+    """Measure the seconds per image of each phase, and the share of learning that waited for images."""
     n = len(task.train)
     record = learner.learn(task)
     fit = learner.fit()

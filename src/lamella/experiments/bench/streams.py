@@ -1,4 +1,4 @@
-"""What benchmarks learn: tasks that need no data, and learners that are quick to train."""
+"""Synthetic tasks and quickly trained learners for benchmarks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +21,15 @@ __all__ = ["quick_learner", "short_method", "synthetic_task"]
 
 
 def short_method(name: str, *, batch: int, epochs: int = 1) -> dict[str, Any]:
-    """The [method] table of a name, which may have parts and a base; what trains nothing has no epochs to set.
+    """Return the [method] table of a method with few epochs.
+
+    Args:
+        name: the name of the method, which may have parts and a base.
+        batch: the batch size.
+        epochs: the number of epochs, if the method trains.
 
     Raises:
-        ValueError: it is not written as a name, or has an unknown part.
+        ValueError: the name has the wrong form or an unknown part.
     """
     table = with_parts({"name": name_in_full(name, Path.cwd())})
     if "base" in table:
@@ -38,10 +43,16 @@ def _short(name: str, batch: int, epochs: int) -> dict[str, Any]:
 
 
 def quick_learner(backbone: Mapping[str, Any], method: str, batch: int, fit: Mapping[str, Any]) -> Learner:
-    """A learner of one epoch, in batches of this size.
+    """Create a learner that trains for one epoch.
+
+    Args:
+        backbone: a table of the arguments of `load_backbone`.
+        method: the name of the method with its parts.
+        batch: the batch size.
+        fit: the options of the training loop.
 
     Raises:
-        ValueError: an unknown backbone or method, or one that cannot learn on this backbone.
+        ValueError: the backbone or the method is unknown, or the method cannot learn on this backbone.
     """
     return Learner.create(backbone=backbone, method=short_method(method, batch=batch), fit=fit)
 

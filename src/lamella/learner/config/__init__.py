@@ -1,1 +1,1 @@
-"""Configurations: documents, overrides, names of methods, and the objects they describe."""
+"""Configurations: TOML documents, overrides, names of methods, and the objects that they describe."""

@@ -1,8 +1,8 @@
-"""Configuration: a TOML file and overrides in, a checked plain dictionary out, and the objects it describes.
+"""Turns a TOML file and overrides into a checked dictionary, and a checked dictionary into objects.
 
-Sections are [scenario] [backbone] [method] [augment] [fit] [run]; parts of a method are tables within it, such as
-[method.align], and so is the method that another one learns on top of, [method.base]. Nothing below this layer sees a
-configuration: builders pass plain arguments on.
+The sections are [scenario] [backbone] [method] [augment] [fit] [run]. The parts of a method are tables within [method],
+such as [method.align]. So is the method that another one is built on, [method.base]. The rooms below this one get
+plain arguments and never a configuration.
 """
 
 import tomllib
@@ -52,7 +52,7 @@ FIT = {
     "precision": Option(Literal["float32", "bf16", "auto"], "float32"),
     "compile": Option(bool, False),
     "checkpoint_seconds": Option(float, 60.0),
-    "measured": Option(str, None),  # written where "auto" was resolved; last, as the learner puts it there
+    "measured": Option(str, None),  # added where "auto" was resolved; it is last, as in stored configurations
 }
 NOT_STATED = "not stated"
 RUN = {
@@ -65,34 +65,35 @@ RUN = {
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configurations that come with the package, by name."""
+    """Return the files of the configurations that come with the package, by name."""
     return {path.stem: path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))}
 
 
 def describe_config(path: Path) -> str:
-    """The first line of a configuration's header."""
+    """Return the first line of a configuration file, which is a comment that describes it."""
     return path.read_text().partition("\n")[0].removeprefix("#").strip()
 
 
 def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read, override, check and complete a configuration.
 
+    If an override changes the method, the keys of the file that the new method does not know, and its parts, are left
+    out; `run.dropped` lists them. If an override changes a value outside of [run], `run.selection` becomes "not
+    stated", unless it is overridden too, and `run.overrides` lists the override; overrides.py says which settings of
+    [fit] are exempt. If a method is a class in a Python file of the user, such as "my_file.py:EMALoRA", the file is
+    run. A relative path starts at the current folder in an override, and at the folder of the TOML file in that file.
+
     Args:
-        name_or_path: a shipped configuration's name, or a TOML file.
-        overrides: such as "method.rank=8"; values are TOML, bare words are text, "method.rank=" goes back to the
-            default and "method.align=false" takes the part away. A method of the user's own, "my_file.py:EMALoRA", is
-            looked for from the current folder, and where the TOML file names it, from the folder of that file; the
-            Python file is run. With another "method.name" the file's keys that the
-            new method does not know, and its parts, are left out; `run.dropped` lists them. An override that changes a
-            value of a section but [run] makes `run.selection` "not stated", unless that is overridden too, and
-            `run.overrides` lists it; overrides.py says which settings of [fit] do not count.
+        name_or_path: the name of a shipped configuration, or the path of a TOML file.
+        overrides: overrides such as "method.rank=8". Values are TOML, and bare words are text. "method.rank=" sets the
+            default, and "method.align=false" removes the part.
 
     Returns:
-        A dictionary of plain tables with every default filled in, which TOML can write.
+        A dictionary of plain tables with every default filled in, which can be written as TOML.
 
     Raises:
-        FileNotFoundError: no such configuration.
-        ValueError: not TOML, an unknown key or name, or a value of the wrong type.
+        FileNotFoundError: there is no such configuration.
+        ValueError: the file is not TOML, a key or a name is unknown, or a value has the wrong type.
     """
     document = _read(name_or_path)
     changes = name_changes([parse_override(text, SECTIONS) for text in overrides], Path.cwd())
@@ -115,10 +116,13 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict
 
 
 def complete(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Check every section and fill in its defaults; [scenario] may be absent, where there is no stream to cut.
+    """Check every section and fill in its defaults.
+
+    Args:
+        document: the sections by name. [scenario] may be absent, if there is no data set to split into tasks.
 
     Raises:
-        ValueError: an unknown or missing key, an unknown name, or a value of the wrong type.
+        ValueError: a key is unknown or missing, a name is unknown, or a value has the wrong type.
     """
     _check_sections(document)
     given: dict[str, Any] = {section: deepcopy(document.get(section, {})) for section in SECTIONS}
@@ -138,9 +142,9 @@ def complete(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def up_to_date(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the default of every option that came later: what it was used with.
+    """Return a stored configuration, completed with the defaults of all options that were added later.
 
-    As it is where an option is unknown, of a newer version say.
+    It is returned unchanged if an option is unknown, for example because a newer version stored it.
     """
     try:
         return complete(stored)
@@ -149,10 +153,14 @@ def up_to_date(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def same_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a stored configuration and another one ask for the same, by whatever overrides each of them came about.
+    """Return whether two configurations have the same settings, whatever overrides they were made with.
 
-    Versions before `run.overrides` left `run.selection` as it was in the file, whatever was overridden; so where only
-    `wanted` has such a list, what the two say of their selection is not compared.
+    Versions without `run.overrides` did not change `run.selection` when something was overridden. So if only `wanted`
+    has such a list, `run.selection` is not compared.
+
+    Args:
+        stored: a stored configuration.
+        wanted: the configuration to compare it with.
     """
     told = [config.get("run", {}) for config in (stored, wanted)]
     apart = {"overrides", "selection"} if "overrides" in told[1] and "overrides" not in told[0] else {"overrides"}
@@ -161,14 +169,14 @@ def same_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 
 def to_toml(config: Mapping[str, Any]) -> str:
-    """The text of a configuration, which `load_config` reads back to the same."""
+    """Return a configuration as TOML, which `load_config` reads back to the same."""
     import tomli_w
 
     return tomli_w.dumps(config)
 
 
 def build_scenario(config: Mapping[str, Any]) -> Scenario:
-    """Load the data set of [scenario] and cut it into tasks."""
+    """Load the data set of [scenario] and split it into tasks."""
     from lamella.data.sources.load import load_source
 
     table, kind = config["scenario"], config["scenario"]["kind"]
@@ -180,12 +188,12 @@ def build_scenario(config: Mapping[str, Any]) -> Scenario:
 
 
 def build_backbone(config: Mapping[str, Any]) -> Backbone:
-    """The frozen backbone of [backbone]."""
+    """Load the backbone of [backbone], with frozen weights."""
     return load_backbone(**arguments("backbone", config["backbone"], _backbone_options()))
 
 
 def build_augmentation(config: Mapping[str, Any]) -> Augmentation | None:
-    """What happens to training images, or None where [augment] is absent or switched off."""
+    """Return the augmentation of [augment]; None if `enabled` is false."""
     if not config["augment"]["enabled"]:
         return None
     table = {k: v for k, v in config["augment"].items() if k != "enabled"}
@@ -210,7 +218,7 @@ def _read(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def _file_alone(document: dict[str, Any], seed: int) -> dict[str, Any]:
-    """What a file says without its overrides, for the same seed; empty where it is nothing complete."""
+    """Complete a file without overrides, for the same seed; return {} if that is not possible."""
     document["run"] = {"seed": seed}  # the rest of [run] may need an override, as evaluate_on = "validation" does
     try:
         return complete(document)
@@ -219,7 +227,7 @@ def _file_alone(document: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def _by_full_name(config: dict[str, Any]) -> dict[str, Any]:
-    """A complete configuration with its method's parts and base in its name, so that to change them is to change it."""
+    """Return a complete configuration with its method's parts and base in its name, so that their changes count."""
     if not config:
         return {}
     name = " ".join([method_name(config), *plain_names(config)])  # plain names have the folders of own files
@@ -235,7 +243,7 @@ def _check_sections(document: Mapping[str, Any]) -> None:
 
 
 def _complete_backbone(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    """Random weights are another draw for each seed of the run; weights of a file have no use for it."""
+    """Complete [backbone]; random weights depend on the seed of the run, weights of a file do not."""
     drawn = {"seed": run["seed"]} if table.get("weights") == "random" else {}
     return completed("backbone", {**drawn, **table}, _backbone_options())
 
@@ -265,12 +273,12 @@ def _backbone_options() -> dict[str, Option]:
 
 
 def _augment_options(table: Mapping[str, Any]) -> dict[str, Option]:
-    """A table that says anything is meant to act."""
+    """Return the options of [augment], which is enabled by default if the table has any key."""
     return {"enabled": Option(bool, bool(table))} | options_of(Augmentation)
 
 
 def _source_options(source: str) -> dict[str, Option]:
-    """What loaders take, without defaults: `load_source` knows which of it this one takes."""
+    """Return the options of all loaders, without defaults; `load_source` checks which ones this source has."""
     from lamella.data.sources.folders import load_folder
     from lamella.data.sources.hub import load_hub
     from lamella.data.sources.load import HUB, load_source

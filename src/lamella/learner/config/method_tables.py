@@ -1,12 +1,13 @@
 """[method] of a configuration: its parts, such as [method.align], its base, [method.base], their names and defaults.
 
-The outermost method alone may have parts. A method that learns on top of another one has the keyword `base`. What older
-versions wrote stays readable: former names of schedules, and options that a method or part lists as `removed`.
+Only the outermost method may have parts. A method that is built on another one has the keyword argument `base`.
+Configurations of older versions can be read: schedules may have their former names, and tables may have options that a
+method or a part lists as `removed`.
 
-A method with its base and its parts has one spelling everywhere, NAME(BASE)+PART+PART, as in "inflora+align" or
-"dlc(wa)+align". A part that is neither in the name nor a table is not carried: "inflora" is without alignment. What is
-stored keeps the name and the tables apart (`with_parts`), so that files of every version are alike. Two rules decide in
-which order parts are carried:
+A method with its base and its parts is written NAME(BASE)+PART+PART everywhere, as in "inflora+align" or
+"dlc(wa)+align". A method has only the parts that are in its name or have a table: "inflora" has no alignment. Stored
+configurations have the name alone, and a table for each part (`with_parts`), as in all versions. Two rules give the
+order of the parts:
 
 1. The parts of the name come first, in the order of the name.
 2. Parts that only have a table come after them, in the order of their tables.
@@ -29,7 +30,13 @@ __all__ = ["build_method", "complete_method", "method_name", "readout_names", "s
 
 
 class MethodName(NamedTuple):
-    """What a name such as "dlc(wa)+align" says: the method, the base it learns on, or None, and its parts."""
+    """The pieces of a name such as "dlc(wa)+align".
+
+    Attributes:
+        method: the method itself.
+        base: the method that it is built on; None if the name has none.
+        parts: the parts, in the order of the name.
+    """
 
     method: str
     base: str | None
@@ -37,14 +44,13 @@ class MethodName(NamedTuple):
 
 
 def parse_name(text: str) -> MethodName:
-    """Take the name of a method with its base and its parts to pieces.
+    """Split the name of a method into the method, its base and its parts.
 
     >>> parse_name("dlc(wa)+align")
     MethodName(method='dlc', base='wa', parts=('align',))
 
     Raises:
-        ValueError: it is not written as a name, has a part that is unknown or there twice, or a base where the method
-            takes none.
+        ValueError: the text is not a name, a part is unknown or there twice, or the method has no base.
     """
     if not (match := NAME.fullmatch(text)):
         raise ValueError(
@@ -63,7 +69,7 @@ def parse_name(text: str) -> MethodName:
 
 
 def with_parts(table: Mapping[str, Any]) -> dict[str, Any]:
-    """[method] in the form that is stored: the name alone, and a table for the base and for each part that it had.
+    """Return [method] in the stored form: the name alone, and a table for the base and for each part.
 
     >>> with_parts({"name": "inflora+align", "rank": 8})
     {'name': 'inflora', 'rank': 8, 'align': {}}
@@ -71,7 +77,7 @@ def with_parts(table: Mapping[str, Any]) -> dict[str, Any]:
     {'name': 'dlc', 'base': {'memory': 200, 'name': 'wa'}, 'align': {}}
 
     Raises:
-        ValueError: as `parse_name`; or a table contradicts the name.
+        ValueError: the name is not valid, see `parse_name`, or a table contradicts it.
     """
     given = table.get("name")
     if not isinstance(given, str):
@@ -100,11 +106,11 @@ def _named_base(given: str, base: str, table: Any) -> dict[str, Any]:
 
 
 SCHEDULING = ("schedule", "milestones")
-"""Keys that are right together only."""
+"""Keys whose values are valid only together."""
 
 
 def method_name(config: Mapping[str, Any]) -> str:
-    """The method with its parts, and of a file of the user's own without its folders.
+    """Return the name of the method with its base and its parts, without the folders of Python files.
 
     >>> method_name({"method": {"name": "inflora", "rank": 10, "align": {}}})
     'inflora+align'
@@ -116,7 +122,7 @@ def method_name(config: Mapping[str, Any]) -> str:
 
 
 def readout_names(config: Mapping[str, Any]) -> list[str]:
-    """The method, and what is left when its parts are taken off one by one, the last first, and then its base.
+    """Return the names of all readouts: the method, then without its parts one by one from the last, then its base.
 
     >>> readout_names({"method": {"name": "inflora", "calibrate": {}, "align": {}}})
     ['inflora+calibrate+align', 'inflora+calibrate', 'inflora']
@@ -135,14 +141,15 @@ def _plain_name(table: Mapping[str, Any]) -> str:
 
 
 def switch_methods(document: dict[str, Any], changes: Mapping[tuple[str, ...], Any]) -> None:
-    """Leave out what a file says of its own method, and of its base, where the command line names another one.
+    """Remove the settings of a file that do not fit if the command line names another method or another base.
 
-    A name on the command line says which parts there are: those of the file that it does not have are left out, unless
-    the command line says something of them too, as in `method.name=inflora method.align.ridge=1`.
+    The name on the command line decides which parts the method has. Other parts of the file are removed, unless the
+    command line has settings of them, as in `method.name=inflora method.align.ridge=1`.
 
     Args:
-        document: as read; its [method] is put into the form that is stored. What is left out goes to `run.dropped`.
-        changes: values of the command line by their places, such as ("method", "name").
+        document: the document of the file, which is changed in place: [method] gets the stored form, and `run.dropped`
+            lists what was removed.
+        changes: the values of the command line by their paths, such as ("method", "name").
     """
     given = with_parts(document.get("method", {}))
     table = document["method"] = {key: v for key, v in given.items() if not (key in PARTS and v is False)}
@@ -159,13 +166,14 @@ def switch_methods(document: dict[str, Any], changes: Mapping[tuple[str, ...], A
 
 
 def complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[str, Any]:
-    """Check [method] and fill in its defaults, also those of its base and its parts.
+    """Check [method] and fill in its defaults, and those of its base and its parts.
 
     Args:
-        scenario: the checked [scenario], whose number of tasks `horizon = "auto"` asks for; empty where there is none.
+        table: the table [method].
+        scenario: the checked [scenario], whose number of tasks replaces `horizon = "auto"`; empty if there is none.
 
     Raises:
-        ValueError: an unknown or missing key, an unknown name, or a value of the wrong type.
+        ValueError: a key is unknown or missing, a name is unknown, or a value has the wrong type.
     """
     table = with_parts(table)
     resolved = _complete_plain("method", table, scenario)
@@ -180,7 +188,15 @@ def complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[
 
 
 def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:
-    """The method of [method] on this backbone, on its base if it has one, carried by its parts in their order."""
+    """Build the method of [method].
+
+    Args:
+        config: a complete configuration.
+        backbone: the backbone of the method.
+
+    Returns:
+        The method, built on its base if it has one, with its parts on top in their order.
+    """
     table, seed = config["method"], config["run"]["seed"]
     base = {"base": _build_plain("method.base", table["base"], backbone, seed)} if "base" in table else {}
     method = _build_plain("method", table, backbone, seed, **base)
@@ -206,17 +222,17 @@ def _drop(document: dict[str, Any], where: str, table: dict[str, Any], dropped: 
 
 
 def _fits(table: Mapping[str, Any], options: Mapping[str, Option]) -> bool:
-    """Whether a table's schedule and milestones are right together, each by another method's default where left out."""
+    """Return whether a table's schedule and milestones fit together, with the defaults of these options."""
     defaults = {key: options[key].default for key in SCHEDULING if key in options}
     schedule, milestones = (table.get(key, defaults.get(key)) for key in SCHEDULING)
     return schedule == "milestones" or not milestones
 
 
 def _up_to_date(where: str, table: Mapping[str, Any], build: Callable[..., Any]) -> dict[str, Any]:
-    """A table of an older version as this one writes it.
+    """Convert the table of an older version to this one.
 
     Raises:
-        ValueError: an option that is not there any more had another value than the one that is computed now.
+        ValueError: an option that was removed has another value than the one that is used now.
     """
     removed: Mapping[str, Any] = getattr(build, "removed", {})
     for key in table.keys() & removed.keys():
@@ -232,7 +248,7 @@ def _up_to_date(where: str, table: Mapping[str, Any], build: Callable[..., Any])
 
 
 def _complete_plain(where: str, table: Mapping[str, Any], scenario: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's own table without its parts, which only the outermost one may have."""
+    """Complete the table of one method without its parts, which only the outermost method may have."""
     outermost = where == "method"
     if "name" not in table:
         allowed = names() if outermost else _bases()
@@ -262,7 +278,7 @@ def _complete_plain(where: str, table: Mapping[str, Any], scenario: Mapping[str,
 
 
 def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed: int, **base: Method) -> Method:
-    """One method without its parts."""
+    """Build one method without its parts."""
     build = find(table["name"])
     own = {key: value for key, value in table.items() if key not in ("name", "base", *PARTS)}
     method = build(backbone, **base, seed=seed, **arguments(where, own, _keywords(build)))
@@ -272,7 +288,7 @@ def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed:
 
 
 def _takes_base(name: Any) -> bool:
-    """Whether this method learns on top of another one, which [method.base] names."""
+    """Return whether the method is built on another one, which [method.base] names."""
     return "base" in inspect.signature(find(name)).parameters
 
 
@@ -295,5 +311,5 @@ def _count_tasks(scenario: Mapping[str, Any]) -> int:
 
 
 def _keywords(build: Callable[..., Any]) -> dict[str, Option]:
-    """The hyper-parameters of a method or part; its seed is the run's."""
+    """Return the hyper-parameters of a method or a part, without the seed, which is that of the run."""
     return options_of(build, without={"seed"})

@@ -1,4 +1,4 @@
-"""The configuration of a learner that is made without a file: a backbone, a method, and little else."""
+"""The configuration of a new model that is made without a TOML file."""
 
 import warnings
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from lamella.learner.config.own_methods import name_in_table
 __all__ = ["BACKBONE", "METHOD", "new_config"]
 
 BACKBONE = "fractal-vit-micro"
-"""The backbone of a learner for which none is named: it comes with the package."""
+"""The default backbone of a new model, which comes with the package."""
 
 METHOD = "inflora+align"
-"""The method of a learner for which none is named."""
+"""The default method of a new model."""
 
 
 def new_config(
@@ -28,7 +28,7 @@ def new_config(
     augment: Mapping[str, Any] | None = None,
     fit: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Complete, without a stream of tasks; arguments and errors are those of `Learner.create`."""
+    """Return a complete configuration without [scenario]; arguments and errors are those of `Learner.create`."""
     given = dict(method) if isinstance(method, Mapping) else {"name": method}
     table: dict[str, Any] = name_in_table(given, Path.cwd())
     config = complete(
@@ -49,11 +49,11 @@ def new_config(
 
 
 def _with_align(table: dict[str, Any], align: bool) -> dict[str, Any]:
-    """What the deprecated argument `align` asks for; a table of the part that is there stays as it is."""
+    """Return [method] with or without the part, as the deprecated argument says; an existing table of it stays."""
     if align:
         plain = with_parts(table)
         return plain if "align" in plain else {**plain, "align": {}}
-    if table == {"name": METHOD}:  # which the caller need not have written
+    if table == {"name": METHOD}:  # the default, which the caller may not have written
         return {"name": METHOD.partition("+")[0]}
     return table if "align" in table else {**table, "align": False}
 

@@ -1,4 +1,4 @@
-"""Changes to a configuration from the command line: "method.rank=8"."""
+"""Overrides of a configuration from the command line, such as "method.rank=8"."""
 
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
@@ -9,16 +9,16 @@ from lamella.common.options import near_matches
 __all__ = ["changes_of", "parse_override", "put"]
 
 SELECTED = ("scenario", "backbone", "method", "augment", "fit")
-"""The sections that `run.selection` speaks of: what was tried, and what was chosen."""
+"""The sections that `run.selection` is about, the text that says how the settings were chosen."""
 OF_THE_MACHINE = {("fit", "device"), ("fit", "compile"), ("fit", "checkpoint_seconds")}
-"""Settings of these sections that leave a selection as it stands, since the same thing is computed with them: on which
-device, how fast, and filed how often. `fit.precision` is not one of them: bf16 computes other numbers. Neither are
-`scenario.root` and `backbone.weights`: other images or weights may lie there. The seed of a run, which is in [run],
-leaves the selection as it stands too: what was chosen is the setting, for every seed."""
+"""Settings in these sections that do not affect `run.selection`, since they do not change what is computed: the device,
+compilation, and how often checkpoints are stored. `fit.precision` is not one of them, since bf16 gives other numbers.
+Neither are `scenario.root` and `backbone.weights`, where other images or weights may be. The seed, which is in [run],
+does not affect the selection either: the settings are chosen for every seed."""
 
 
 def parse_override(text: str, sections: Collection[str]) -> tuple[tuple[str, ...], Any]:
-    """Where a value goes, and the value: TOML, a bare word, or None where nothing stands.
+    """Split an override into the path of the key and the value: TOML, a bare word as text, or None if it is empty.
 
     >>> parse_override("method.rank=8", ["method"])
     (('method', 'rank'), 8)
@@ -26,7 +26,7 @@ def parse_override(text: str, sections: Collection[str]) -> tuple[tuple[str, ...
     (('method', 'optimizer'), 'sgd')
 
     Raises:
-        ValueError: it is no assignment, or names no section.
+        ValueError: the text is not an assignment, or the section is unknown.
     """
     key, equals, value = text.partition("=")
     path = tuple(key.strip().split("."))
@@ -48,7 +48,16 @@ def _parse_value(text: str) -> Any:
 
 
 def put(document: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Put an overriding value in its place; None takes the key away."""
+    """Set a value in a document; None removes the key.
+
+    Args:
+        document: changed in place.
+        path: the keys from the section to the value.
+        value: the value; True for a part keeps a table that is already there.
+
+    Raises:
+        ValueError: a key on the way is a value and not a table.
+    """
     table = document
     for depth, key in enumerate(path[:-1], 1):
         inner = table.get(key)
@@ -62,14 +71,15 @@ def put(document: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def changes_of(overrides: Sequence[str], before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Those of the overrides that give a value which the file has not, and so may falsify how it says it was selected.
+    """Return the overrides that change a setting of the file, so that its `run.selection` may be wrong.
 
     >>> changes_of(["fit.precision=bf16", "fit.device=cpu"], {}, {"fit": {"precision": "bf16", "device": "cpu"}})
     ['fit.precision=bf16']
 
     Args:
-        before, after: the complete configuration without and with the overrides; `before` is empty where the file alone
-            is none.
+        overrides: the overrides as text.
+        before: the complete configuration without them; empty if the file alone is not complete.
+        after: the complete configuration with them.
     """
     last = {parse_override(text, [*SELECTED, "run"])[0]: text.strip() for text in overrides}
     counted = {path: text for path, text in last.items() if path[0] in SELECTED and path not in OF_THE_MACHINE}
@@ -77,7 +87,7 @@ def changes_of(overrides: Sequence[str], before: Mapping[str, Any], after: Mappi
 
 
 def _effect(config: Mapping[str, Any], path: tuple[str, ...]) -> tuple[Any, ...]:
-    """The value at a place, and what else is decided by giving one: a value in [augment] switches the table on."""
+    """Return the value at a path, and for [augment] whether it is enabled, since any of its values enables it."""
     switched = [_value(config, ("augment", "enabled"))] if path[0] == "augment" else []
     return (_value(config, path), *switched)
 

@@ -1,7 +1,7 @@
-"""Methods of the user's own files, where a caller names them: "my_file.py:EMALoRA+align".
+"""Methods in Python files of the user, in names that the caller wrote: "my_file.py:EMALoRA+align".
 
-A name that the caller wrote is read here once: the file is run, and the name gets its absolute path, under which the
-configuration is stored. Names in stored configurations do not come this way, since nobody has named their files.
+These functions run the file, and replace its path in the name by the absolute path, which is then stored with the
+configuration. Names in stored configurations are not passed to them, since the caller has not named those files.
 """
 
 import re
@@ -23,17 +23,17 @@ __all__ = [
 
 PLAIN = rf"{OWN_FILE}|[^+()]+"
 NAME = re.compile(rf"({PLAIN})(?:\(({PLAIN})\))?((?:\+[^+()]+)*)")
-"""A method, in brackets the base it learns on, and its parts after plus signs."""
+"""A method, in brackets the base that it is built on, and its parts after plus signs."""
 PLACES = (("method", "name"), ("method", "base", "name"))
-"""Where a configuration names a method."""
+"""The paths of the names of methods in a configuration."""
 
 
 def name_in_full(name: str, folder: Path) -> str:
-    """A name with the absolute paths of the files in it, which are run; any other name as it is.
+    """Run the files in a name, and return the name with their absolute paths; other names are not changed.
 
     Args:
-        name: with its base and its parts.
-        folder: where relative paths start.
+        name: the name of a method, with its base and its parts.
+        folder: the folder that relative paths start from.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -46,7 +46,7 @@ def name_in_full(name: str, folder: Path) -> str:
 
 
 def name_in_table(table: Any, folder: Path) -> Any:
-    """[method] with the names of its method and its base in full; arguments and errors as of `name_in_full`."""
+    """Return [method] with the full names of its method and its base; errors are those of `name_in_full`."""
     if not isinstance(table, Mapping):
         return table
     named = {key: name_in_full(v, folder) if key == "name" and isinstance(v, str) else v for key, v in table.items()}
@@ -54,30 +54,30 @@ def name_in_table(table: Any, folder: Path) -> Any:
 
 
 def name_changes(changes: Iterable[tuple[tuple[str, ...], Any]], folder: Path) -> list[tuple[tuple[str, ...], Any]]:
-    """Overrides with the names of methods in full; arguments and errors as of `name_in_full`."""
+    """Return overrides with the full names of methods; errors are those of `name_in_full`."""
     return [(p, name_in_full(v, folder) if p in PLACES and isinstance(v, str) else v) for p, v in changes]
 
 
 def plain_names(config: Mapping[str, Any]) -> Sequence[str]:
-    """The names of the method of a complete configuration and of its base, without parts."""
+    """Return the names of the method of a complete configuration and of its base, without parts."""
     table = config.get("method", {})
     return [str(t["name"]) for t in (table, table.get("base")) if isinstance(t, Mapping) and "name" in t]
 
 
 def method_digests(config: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of the files that the method and its base come from, by their full names; mostly empty."""
+    """Return the SHA-256 of the files of the method and its base, by full name; empty if they are in no file."""
     return digests(plain_names(config))
 
 
 def recognise_methods(config: Mapping[str, Any], recorded: Mapping[str, str]) -> None:
-    """Find the files of a stored configuration's method among those that the caller has named.
+    """Find the files of a stored configuration's method among those that may be used.
 
     Args:
-        config: as it is stored.
-        recorded: `method_digests` of when it was stored.
+        config: the stored configuration.
+        recorded: the result of `method_digests` when it was stored.
 
     Raises:
-        ValueError: a file was not named, so that nothing says that its code may be run.
+        ValueError: the caller has not named a file, and `LAMELLA_METHODS` does not list it, so it must not be run.
     """
     for name in plain_names(config):
         if is_own(name):

@@ -1,8 +1,8 @@
 """`fit.precision = "auto"`: the faster precision for a backbone on this machine, measured once and then kept.
 
-Results depend on the precision, so "auto" is a question and never a setting that anything is learned with. A learner
-answers it when it is made: `precision` becomes "float32" or "bf16", and `fit.measured` says why. Both are stored with
-the configuration, and whoever asks again for the same gets the stored answer.
+Results depend on the precision, so nothing is learned with "auto". When a model is made, "float32" or "bf16" takes its
+place, and `fit.measured` says why. Both are stored with the configuration. Later calls with "auto" use the stored
+precision.
 """
 
 import tomllib
@@ -21,13 +21,14 @@ AUTO = "auto"
 
 
 def choose(config: Mapping[str, Any], backbone: Backbone) -> dict[str, Any]:
-    """The configuration with the precision that is faster here where it asks for "auto", else as it is.
+    """Return a configuration in which the precision "auto" is replaced by the faster one; others are not changed.
 
     Args:
-        config: complete. backbone: the one it describes, before anything is learned; it is left as it was.
+        config: a complete configuration.
+        backbone: the backbone of the configuration, before anything is learned; it is not changed.
 
     Raises:
-        ValueError: the device is not there.
+        ValueError: the device is not available.
     """
     fit = config["fit"]
     if fit["precision"] != AUTO:
@@ -39,7 +40,7 @@ def choose(config: Mapping[str, Any], backbone: Backbone) -> dict[str, Any]:
 
 
 def as_chosen(config: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with what was measured for another one, where it asks for "auto" or for what was chosen then.
+    """Return a configuration with the precision of a stored one, if it has "auto" or the same precision.
 
     >>> stored = {"fit": {"precision": "bf16", "measured": "a step in bf16 took 0.52 of float32's time"}}
     >>> as_chosen({"fit": {"precision": "auto"}}, stored) == stored
@@ -52,13 +53,18 @@ def as_chosen(config: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str,
 
 
 def as_in_runs(config: Mapping[str, Any], runs: Iterable[Path]) -> dict[str, Any]:
-    """`config` with the choice of the first of these run directories that made one on this backbone and device."""
+    """Return a configuration with the precision that was chosen in a run on the same backbone and device.
+
+    Args:
+        config: a complete configuration.
+        runs: run directories; the first one with such a choice counts.
+    """
     for path in (run / "config.toml" for run in runs):
         if not path.is_file():
             continue
         try:
             stored = tomllib.loads(path.read_text())
-        except ValueError:  # no TOML: whoever wants to go on there is told
+        except ValueError:  # not TOML, which an attempt to resume this run reports
             continue
         found = as_chosen(config, stored)
         if found != config and measured_on(stored) == measured_on(config):
@@ -67,13 +73,13 @@ def as_in_runs(config: Mapping[str, Any], runs: Iterable[Path]) -> dict[str, Any
 
 
 def measured_on(config: Mapping[str, Any]) -> str:
-    """What the faster precision depends on; configurations that agree in it share one answer."""
+    """Return the settings that the faster precision depends on; configurations with equal ones share a choice."""
     backbone = {key: value for key, value in config.get("backbone", {}).items() if key != "seed"}
     return to_toml({"device": config["fit"]["device"], "backbone": backbone})
 
 
 def precision_line(config: Mapping[str, Any]) -> str:
-    """What was chosen, and why.
+    """Return a line that says which precision was chosen, and why.
 
     >>> precision_line({"fit": {"precision": "bf16", "measured": "a step in bf16 took 0.52 of float32's time"}})
     "precision: bf16 (measured: a step in bf16 took 0.52 of float32's time)"

@@ -1,4 +1,4 @@
-"""What a caller wants a model to be made of."""
+"""The settings that a caller wants for a model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,18 +15,18 @@ from lamella.methods.registry import find, is_own
 __all__ = ["Wanted"]
 
 SECTIONS = ("backbone", "method", "augment", "fit")
-"""Of a configuration that has no stream of tasks; the settings of a new model are in them."""
+"""The sections that the settings of a model may be in, which has no [scenario]."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a new model is made of; an existing one must have been made of the same.
+    """The settings for a new model. An existing model must have been made with the same ones.
 
     Attributes:
-        backbone: a name as for `Learner.create`; None where it was left out.
-        method: a name with its parts, such as "inflora+align"; None where it was left out.
-        seed: of every draw; None where it was left out.
-        settings: such as "method.epochs=5".
+        backbone: the name of the backbone, as for `Learner.create`; None if it was left out.
+        method: the name of the method with its parts, such as "inflora+align"; None if it was left out.
+        seed: the seed of every random draw; None if it was left out.
+        settings: further settings, such as "method.epochs=5".
     """
 
     backbone: str | None = None
@@ -35,7 +35,7 @@ class Wanted:
     settings: tuple[str, ...] = ()
 
     def with_files_named(self) -> "Wanted":
-        """The same with the absolute paths of the user's own files, which are run and may be used from now on.
+        """Run the Python files of the user in the names, and return the same with their absolute paths.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -46,13 +46,13 @@ class Wanted:
         return replace(self, method=method, settings=tuple(_with_file_named(each, here) for each in self.settings))
 
     def config(self) -> dict[str, Any]:
-        """The complete configuration of a new model.
+        """Return the complete configuration of a new model.
 
         Raises:
             ValueError: a name or a setting is unknown.
         """
         changes = [parse_override(setting, SECTIONS) for setting in self.settings]
-        # Nobody wrote the name that stands by default, so method.align=false may take its part away.
+        # The caller did not write the default name, so method.align=false may remove its part.
         default = {} if ("method", "name") in dict(changes) else with_parts({"name": METHOD})
         tables: dict[str, Any] = {
             "backbone": {"name": self.backbone or BACKBONE},
@@ -65,12 +65,16 @@ class Wanted:
         return new_config(**tables, seed=self.seed or 0)
 
     def differences(self, config: Mapping[str, Any]) -> Iterator[str]:
-        """What is wanted and not so in the configuration of an existing model, in words."""
+        """Describe in words each setting in which an existing model differs.
+
+        Args:
+            config: the complete configuration of the existing model.
+        """
         asked: dict[tuple[str, ...], Any] = {("backbone", "name"): self.backbone, ("run", "seed"): self.seed}
         asked |= dict(parse_override(setting, SECTIONS) for setting in self.settings)
         yield from _other_method(config, asked.pop(("method", "name"), self.method), asked)
         if asked.get(("fit", "precision")) == AUTO and "measured" in config["fit"]:
-            asked.pop(("fit", "precision"))  # it was answered when the model was made
+            asked.pop(("fit", "precision"))  # it was replaced when the model was made
         for path, value in asked.items():
             found: Any = config
             for key in path:
@@ -86,7 +90,7 @@ def _with_file_named(setting: str, folder: Path) -> str:
 
 
 def _other_method(config: Mapping[str, Any], name: str | None, asked: Mapping[tuple[str, ...], Any]) -> Iterator[str]:
-    """The method where it is asked for by another name; with a setting such as method.align=true, a part counts too."""
+    """Describe the method if it differs; settings such as method.align=true add a part to the wanted name."""
     if name is None:
         return
     tables: dict[str, Any] = {"method": {"name": name}}
@@ -108,6 +112,6 @@ def _other_method(config: Mapping[str, Any], name: str | None, asked: Mapping[tu
 
 
 def _same(name: Any, other: str) -> bool:
-    """Whether two plain names are of one method; the file of a method may have moved."""
+    """Return whether two plain names mean the same method; its file may have moved."""
     own = isinstance(name, str) and is_own(name) and is_own(other)
     return name == other or (own and find(name) is find(other))

@@ -1,4 +1,4 @@
-"""A learned model in forms that others read without Lamella: timm, PEFT, ONNX, plain tensors. Each is checked."""
+"""Exports of a model that can be used without Lamella: for timm, PEFT and ONNX, or as plain tensors."""
 
 from lamella.learner.export.formats import FORMATS, export
 

@@ -1,4 +1,4 @@
-"""The raw tensors that a model has learned, for people who want the numbers only."""
+"""Export of the raw tensors that a model has learned."""
 
 from pathlib import Path
 
@@ -18,9 +18,17 @@ __all__ = ["export_adapters"]
 
 
 def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
-    """Write learned.safetensors and learned.json, which says what each tensor is; nothing of a memory is among them.
+    """Write learned.safetensors and learned.json, which describes each tensor. Memories of images are not exported.
 
-    Branches are named LAYER.branches.ADAPTER.NUMBER.A and .B: the weight's rows `extent` get `factor` * B A.
+    Branches are named LAYER.branches.ADAPTER.NUMBER.A and .B; `factor` * B A is added to the weight's rows `extent`.
+
+    Args:
+        model: the model.
+        method: its method, or one that this is built on.
+        folder: the folder to write.
+
+    Returns:
+        Lines with the result of the check and the size of the export.
     """
     from safetensors.torch import load_file, save_file
 
@@ -44,7 +52,7 @@ def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
 
 
 def _of_no_use(method: nn.Module) -> tuple[str, ...]:
-    """Prefixes of what a prediction does not need: memories of images, and what only training reads."""
+    """Return the prefixes of tensors that predictions do not need, since only training reads them."""
     training = [name for name, m in method.named_modules() if isinstance(m, Resizable) and m.for_training]
     return tuple(f"{name}." for name in training)
 

@@ -1,4 +1,4 @@
-"""Whether an export computes what the model computes: their logits on the same random samples."""
+"""Checks that an export computes the same logits as the model, on random samples."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,15 +13,22 @@ from lamella.data.samples import Samples
 __all__ = ["BATCHES", "TOLERANCE", "Check", "compare", "random_samples"]
 
 TOLERANCE = 1e-4
-"""Largest difference of logits that is allowed, as a share of the largest logit."""
+"""The largest allowed difference of logits, as a share of the largest logit."""
 BATCHES = (1, 5)
-"""Numbers of samples that are tried at once."""
+"""The sizes of the batches that are compared."""
 
 Logits = Callable[[Any], Tensor]
 
 
 class Check(NamedTuple):
-    """Largest difference between two models' logits, and the largest logit, over so many samples."""
+    """The result of a comparison.
+
+    Attributes:
+        difference: the largest difference between the logits.
+        largest: the largest absolute value of a logit of the model.
+        samples: the number of samples.
+        noun: the word for a sample, such as "image".
+    """
 
     difference: float
     largest: float
@@ -40,16 +47,21 @@ class Check(NamedTuple):
 
 
 def random_samples(backbone: Backbone, count: int) -> Samples:
-    """Inputs of so many samples as a backbone sees them, drawn at random."""
+    """Return the inputs of `count` random samples, as a backbone takes them."""
     return backbone.example(count, generator(0, "export", count))
 
 
 @torch.no_grad()
 def compare(own: Logits, exported: Logits, backbone: Backbone) -> Check:
-    """Compare two functions from samples, as the backbone takes them, to logits (n, classes).
+    """Compare two functions from samples to logits (n, classes).
+
+    Args:
+        own: the prediction of the model.
+        exported: the prediction of the export.
+        backbone: makes the samples.
 
     Raises:
-        RuntimeError: they differ by more than the tolerance.
+        RuntimeError: the logits differ by more than the tolerance.
     """
     pairs = [(own(x).float().cpu(), exported(x).float().cpu()) for x in (random_samples(backbone, n) for n in BATCHES)]
     if odd := [(tuple(a.shape), tuple(b.shape)) for a, b in pairs if a.shape != b.shape]:
@@ -57,6 +69,6 @@ def compare(own: Logits, exported: Logits, backbone: Backbone) -> Check:
     difference = max(float((a - b).abs().max()) for a, b in pairs)
     largest = max(float(a.abs().max()) for a, _ in pairs)
     found = Check(difference, largest, sum(BATCHES), backbone.transform.noun)
-    if not found.difference <= found.allowed:  # also where it is not a number
+    if not found.difference <= found.allowed:  # NaN is refused too
         raise RuntimeError(f"the export does not compute what the model computes, so it was not kept: {found}")
     return found

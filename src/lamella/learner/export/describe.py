@@ -1,4 +1,4 @@
-"""What an export says of itself: class names, the input transform, and the network as timm names it."""
+"""The description in an export: class names, the input transform, and the name of the network in timm."""
 
 import json
 from collections.abc import Sequence
@@ -18,10 +18,14 @@ __all__ = ["architecture", "description", "metadata", "needed", "new_timm_model"
 
 
 def needed(module: str, extra: str) -> Any:
-    """A package that only this export needs.
+    """Import a package that only some exports need.
+
+    Args:
+        module: the name of the package.
+        extra: the extra of Lamella that installs it.
 
     Raises:
-        RuntimeError: it is not installed.
+        RuntimeError: the package is not installed.
     """
     try:
         return import_module(module)
@@ -30,7 +34,13 @@ def needed(module: str, extra: str) -> Any:
 
 
 def description(model: Model, method: Method, classes: Sequence[int]) -> dict[str, Any]:
-    """Class names in the order of the logits, the transform, the temperature of the softmax, and what it comes from."""
+    """Describe an export: class names in the order of the logits, transform, temperature of the softmax, and origin.
+
+    Args:
+        model: the model.
+        method: its method, or one that this is built on.
+        classes: the global class ids, in the order of the logits.
+    """
     own = method is model.method
     return {
         "class_names": [model.class_names[i] for i in classes],
@@ -46,15 +56,15 @@ def description(model: Model, method: Method, classes: Sequence[int]) -> dict[st
 
 
 def metadata(described: dict[str, Any]) -> dict[str, str]:
-    """The same as a file's metadata, which is text: text as it is, all else as JSON."""
+    """Return a description as the metadata of a file, which are text: other values become JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in described.items()}
 
 
 def architecture(model: Model) -> tuple[str, dict[str, Any]]:
-    """Name and arguments with which `timm.create_model` builds the backbone.
+    """Return the name and the arguments with which `timm.create_model` builds the backbone.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: timm cannot build it.
     """
     import timm
 
@@ -70,13 +80,15 @@ def architecture(model: Model) -> tuple[str, dict[str, Any]]:
 
 
 def new_timm_model(model: Model, classes: int, base: dict[str, Tensor]) -> tuple[nn.Module, str]:
-    """timm's own model with a classifier that has its start, and the name of that classifier.
+    """Return timm's model with an untrained classifier, and the name of the classifier in it.
 
     Args:
-        base: weights of all else.
+        model: the model.
+        classes: the number of classes.
+        base: the other weights, by key.
 
     Raises:
-        ValueError: its classifier is not one linear layer.
+        ValueError: timm cannot build the backbone, or its classifier is not one linear layer.
     """
     import timm
 
@@ -90,7 +102,12 @@ def new_timm_model(model: Model, classes: int, base: dict[str, Tensor]) -> tuple
 
 
 def timm_config(model: Model, described: dict[str, Any]) -> dict[str, Any]:
-    """A config.json as timm reads it from a folder."""
+    """Return the content of a config.json that timm reads from a folder.
+
+    Args:
+        model: the model.
+        described: its `description`.
+    """
     name, options = architecture(model)
     transform, names = of_images(model.backbone.transform, "a network of timm"), described["class_names"]
     cfg = {

@@ -1,4 +1,4 @@
-"""Exports that are whole or not there: written beside their place, then moved."""
+"""Atomic exports: they are written to a temporary folder, then moved to their place."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ __all__ = ["atomic_output"]
 
 @contextmanager
 def atomic_output(out: Path) -> Generator[Path]:
-    """A place to write to, a file or a folder, that becomes `out` when the context ends without an error.
+    """Yield a temporary path for a file or a folder, which is moved to `out` if the context ends without an error.
 
     Raises:
         ValueError: `out` exists already.

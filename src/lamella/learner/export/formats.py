@@ -1,4 +1,4 @@
-"""The formats by name, and what all of them share: a readout is chosen, a draft is written, checked, and moved."""
+"""The export formats by name, and the steps of every export: write to a temporary path, check, then move."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -28,17 +28,21 @@ FORMATS: dict[str, Export] = {
 
 
 def export(model: Model, format: str, out: str | Path, *, readout: str = "", per_task: bool = False) -> list[str]:
-    """Write a learned model to `out`, a file for "onnx" and a folder for the others; all of it, or nothing.
+    """Export a model and check the export. If anything fails, nothing is written.
 
     Args:
-        readout: "" for the model's own prediction, "base" for that of what it is built on ("base.base", and so on).
-        per_task: of "peft": a folder for each task, where the method keeps its tasks apart.
+        model: the model, which has learned a task.
+        format: one of FORMATS.
+        out: the path to write, a file for "onnx" and a folder for the other formats; it must not exist.
+        readout: the prediction to export: "" (that of the model), "base" (that of the method it is built on),
+            "base.base", and so on.
+        per_task: whether each task gets its own folder; only for "peft", and for methods with an adapter for each task.
 
     Returns:
-        What was found by the check, and how to load the export, line by line.
+        Lines with the result of the check, and how to load the export.
 
     Raises:
-        ValueError: nothing was learned, `out` exists, or the model cannot take this form (and why).
+        ValueError: nothing was learned, `out` exists, or the model cannot be exported in this format.
         RuntimeError: a package is missing, or the export does not compute what the model computes.
     """
     if format not in FORMATS:
@@ -57,7 +61,7 @@ def export(model: Model, format: str, out: str | Path, *, readout: str = "", per
 
 @contextmanager
 def _on_the_cpu(model: Model) -> Generator[None]:
-    """Where exports are written and compared, so that they do not depend on an accelerator's rounding."""
+    """Move a model to the CPU within the context, so that exports do not depend on an accelerator's rounding."""
     device = next(model.method.parameters()).device
     model.method.cpu()
     try:

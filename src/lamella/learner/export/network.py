@@ -1,7 +1,7 @@
-"""A learned method taken apart: one network with fixed weights, and one linear classifier on its features.
+"""Converts a learned method into one network with fixed weights and a linear classifier on its features.
 
-The method says what its linear classifier is. Which branches act, and with what coefficients, is seen in one of its own
-predictions; where they differ from sample to sample, or samples pass through more than once, there is no such network.
+The method gives its linear classifier. The branches that act, and their coefficients, are observed in one prediction.
+The conversion is not possible if they differ from sample to sample, or if samples pass through the network repeatedly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,13 @@ __all__ = ["ActingBranch", "Fixed", "acting_branches", "adapted_layers", "base_o
 
 
 class ActingBranch(NamedTuple):
-    """A branch of an adapter and the number that it is multiplied by in every prediction."""
+    """A branch that acts in every prediction.
+
+    Attributes:
+        adapter: the name of its adapter.
+        branch: the branch.
+        coefficient: the number that it is multiplied by.
+    """
 
     adapter: str
     branch: Branch
@@ -30,7 +36,12 @@ class ActingBranch(NamedTuple):
 
 
 class Fixed(nn.Module):
-    """A method as one network: a backbone without branches, and a linear classifier."""
+    """One network with fixed weights: a backbone without branches, and a linear classifier.
+
+    Args:
+        backbone: the feature extractor.
+        classifier: the linear classifier on its features.
+    """
 
     def __init__(self, backbone: Backbone, classifier: nn.Linear) -> None:
         super().__init__()
@@ -42,7 +53,11 @@ class Fixed(nn.Module):
 
 
 def base_of(method: Method, readout: str) -> Method:
-    """The method whose prediction a readout is: itself for "", what it is built on for "base".
+    """Return the method whose prediction is a readout.
+
+    Args:
+        method: the method of the model.
+        readout: "" for the method itself, "base" for the one it is built on, "base.base" for the next, and so on.
 
     Raises:
         ValueError: there is no such readout.
@@ -57,10 +72,10 @@ def base_of(method: Method, readout: str) -> Method:
 
 
 def fixed(method: Method) -> Fixed:
-    """The method as one network with fixed weights; its predictions are the same up to rounding.
+    """Convert a method into one network with fixed weights; predictions are the same up to rounding.
 
     Raises:
-        ValueError: it is none, and why.
+        ValueError: the method is not one network with a linear classifier.
     """
     acting = acting_branches(method)
     classifier = _classifier(method)
@@ -79,10 +94,10 @@ def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
 
 @torch.no_grad()
 def acting_branches(method: Method) -> dict[str, list[ActingBranch]]:
-    """For each layer that can carry branches, those that act in every prediction.
+    """Return for each adapted layer the branches that act in every prediction.
 
     Raises:
-        ValueError: which act, or how much, depends on the sample.
+        ValueError: the branches that act, or their coefficients, depend on the sample.
     """
     layers = adapted_layers(method.backbone.model)
     passes: dict[Adapted, list[Any]] = {layer: [] for layer in layers.values()}
@@ -120,7 +135,12 @@ def _per_sample(method: Method) -> ValueError:
 
 
 def update(shape: Sequence[int], acting: Sequence[ActingBranch]) -> Tensor:
-    """What branches add to a weight of this shape, in float64."""
+    """Return the sum that branches add to a weight, in float64.
+
+    Args:
+        shape: the shape of the weight.
+        acting: the branches.
+    """
     total = torch.zeros(*shape, dtype=torch.float64)
     for _, branch, coefficient in acting:
         total[branch.rows] += coefficient * deepcopy(branch).cpu().double().delta(shape)
@@ -128,10 +148,10 @@ def update(shape: Sequence[int], acting: Sequence[ActingBranch]) -> Tensor:
 
 
 def _classifier(method: Method) -> nn.Linear:
-    """The method's linear classifier on the CPU.
+    """Return the method's linear classifier on the CPU.
 
     Raises:
-        ValueError: it has none; the message says why, and which other export there is.
+        ValueError: it has none; the message says why, and names another export.
     """
     try:
         return method.linear_classifier()

@@ -1,8 +1,8 @@
-"""A prediction as one ONNX graph for batches of any size.
+"""Export of the prediction as one ONNX graph for batches of any size.
 
-One network with a linear classifier becomes a plain graph. Any other method is traced on one image, with whatever it
-chooses for that image in the graph, and the graph runs image after image in a Scan: a prediction does not depend on its
-batch.
+One network with a linear classifier becomes a plain graph. Any other method is traced on one image, including the
+choices that it makes for an image, and the graph runs image after image in a Scan. That gives the same result, since a
+prediction does not depend on the other images of its batch.
 """
 
 import warnings
@@ -68,7 +68,7 @@ def _batches(network: Fixed) -> Any:
 
 
 def _image_by_image(method: Method) -> Any:
-    """A model whose one node is a Scan over the images, its body the graph of one image."""
+    """Return an ONNX model whose only node is a Scan over the images, with the graph for one image as its body."""
     from onnx import TensorProto, helper
 
     image = _images(method.backbone, 1)
@@ -93,7 +93,7 @@ def _image_by_image(method: Method) -> Any:
 
 def _converted(module: nn.Module, x: Tensor, input: str, output: str, **options: Any) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about itself
+        warnings.simplefilter("ignore")  # warnings of the exporter about its own code
         program: Any = torch.onnx.export(
             module, (x,), input_names=[input], output_names=[output], dynamo=True, verbose=False, **options
         )
@@ -101,17 +101,17 @@ def _converted(module: nn.Module, x: Tensor, input: str, output: str, **options:
 
 
 def _traced(method: Method, x: Tensor) -> nn.Module:
-    """The method's prediction for one image as plain tensor operations; all that it has learned is constant."""
+    """Trace the method's prediction for one image as plain tensor operations; everything learned is constant."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     with torch.no_grad():
-        method.predict(x)  # what is solved once and kept, such as discriminants, is no part of the graph
+        method.predict(x)  # fills caches, such as solved discriminants, which then are constants in the graph
         with _InPlainOperations():
             return make_fx(lambda x: method.predict(x), tracing_mode="real")(x)
 
 
 class _InPlainOperations(TorchFunctionMode):
-    """Functions that cannot be traced, or that ONNX lacks, as operations that can."""
+    """Replaces functions that cannot be traced, or that ONNX lacks, by operations that can."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         plain = {F.one_hot: _one_hot, torch.cdist: _distances}.get(func, func)

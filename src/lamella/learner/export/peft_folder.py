@@ -1,4 +1,4 @@
-"""Folders that plain PEFT loads: the change of the weights as LoRA, exact in its numerical rank, and the classifier."""
+"""Export as folders that PEFT loads: the change of the weights as LoRA in its numerical rank, and the classifier."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,24 +19,32 @@ from lamella.methods.shared.heads import Head, linear_layer
 __all__ = ["export_peft", "export_peft_tasks", "low_rank"]
 
 Differences = Mapping[str, tuple[Tensor, Tensor]]
-"""By layer, the change of its weight (float64), and the weight as loaded."""
+"""By layer, the change of its weight (float64), and the original weight."""
 
 
 class Pair(NamedTuple):
-    """A change of a weight: B (d_out, rank) times A (rank, d_in)."""
+    """The change B A of a weight.
+
+    Attributes:
+        A: (rank, d_in).
+        B: (d_out, rank).
+    """
 
     A: Tensor
     B: Tensor
 
 
 def low_rank(change: Tensor, weight: Tensor, merges: int = 1) -> Pair:
-    """The factors of a change of a float32 weight, in its numerical rank.
+    """Factorise the change of a float32 weight, in its numerical rank.
 
-    Singular values count that are above what rounding leaves: adding to the weight `merges` times rounds each entry by
-    up to eps / 2 of itself, a random matrix whose norm is about eps / sqrt 12 x rms x (sqrt m + sqrt n) x sqrt(merges).
+    Singular values above the rounding noise count. Each addition to the weight rounds its entries by up to eps / 2 of
+    their size. After `merges` additions that is a random matrix whose norm is about eps / sqrt 12 x rms x
+    (sqrt m + sqrt n) x sqrt(merges).
 
     Args:
-        change, weight: (m, n). merges: how often a change was added.
+        change: (m, n).
+        weight: (m, n).
+        merges: how many times a change was added to the weight.
     """
     D = change.double()
     rms = weight.double().square().mean().sqrt()
@@ -48,11 +56,11 @@ def low_rank(change: Tensor, weight: Tensor, merges: int = 1) -> Pair:
 
 
 def export_peft(model: Model, method: Method, folder: Path) -> list[str]:
-    """Write the whole change since the backbone was loaded, and the classifier, as one adapter.
+    """Write one adapter with the whole change of the backbone since it was loaded, and the classifier.
 
     Raises:
         ValueError: the model is not one network with a linear classifier, timm does not build that network, or its
-            weights changed in ways that LoRA does not hold.
+            weights changed in ways that LoRA cannot express.
         RuntimeError: PEFT is not installed.
     """
     needed("peft", "peft")
@@ -65,10 +73,10 @@ def export_peft(model: Model, method: Method, folder: Path) -> list[str]:
 
 
 def export_peft_tasks(model: Model, method: Method, folder: Path) -> list[str]:
-    """Write an adapter and a classifier for each task, which the method keeps apart: folders task0, task1, ...
+    """Write an adapter and a classifier for each task, in the folders task0, task1, ...
 
     Raises:
-        ValueError: the method folds its tasks into one weight, or as for `export_peft`.
+        ValueError: the method has no adapter for each task, or as for `export_peft`.
         RuntimeError: PEFT is not installed.
     """
     needed("peft", "peft")
@@ -95,7 +103,11 @@ def export_peft_tasks(model: Model, method: Method, folder: Path) -> list[str]:
 
 
 def _tasks_apart(method: Method, learned: int) -> dict[int, dict[str, list[ActingBranch]]]:
-    """By task, then by layer, the branches of that task alone."""
+    """Return by task, then by layer, the branches of this task alone.
+
+    Raises:
+        ValueError: the method has no adapter for each task.
+    """
     layers = adapted_layers(method.backbone.model)
     every = {name for layer in layers.values() for name in layer.branches}
     own = {t: set(method.adapters_of(t)) & every for t in range(learned)}
@@ -119,7 +131,7 @@ def _differences(method: Method, network: Fixed, loaded: nn.Module) -> Differenc
             f"{type(method).__name__} changed '{strange[0]}' too, and {len(changed)} tensors in all, which LoRA on "
             "linear layers does not hold; use --format timm"
         )
-    # Branches that stand beside their weight are taken in float64, before they are rounded into it.
+    # Branches that are not merged are added in float64, so that they are not rounded to the precision of the weight.
     acting, own = acting_branches(method), method.backbone.model.state_dict()
     return {
         key.removesuffix(".weight"): (
@@ -131,20 +143,32 @@ def _differences(method: Method, network: Fixed, loaded: nn.Module) -> Differenc
 
 
 class _Adapter:
-    """One folder for PEFT.
+    """Writes one folder for PEFT.
 
     Args:
-        loaded: the backbone as it was loaded, which users load too.
+        model: the model.
+        loaded: the original network of the backbone, which users of the export load too.
+        differences: the changes of its weights.
+        classifier: the linear classifier.
     """
 
     def __init__(self, model: Model, loaded: nn.Module, differences: Differences, classifier: nn.Linear) -> None:
         self.model, self.loaded, self.differences, self.classifier = model, loaded, differences, classifier
 
     def write(self, folder: Path, described: dict[str, Any], own: Callable[[Tensor], Tensor], merges: int) -> list[str]:
-        """Write adapter_config.json, adapter_model.safetensors, config.json, and base.safetensors where it is needed.
+        """Write adapter_config.json, adapter_model.safetensors, config.json, and base.safetensors if it is needed.
+
+        Args:
+            folder: the folder to write.
+            described: the description of the export.
+            own: the prediction that the export is compared with.
+            merges: how many times a change was added to the weights.
+
+        Returns:
+            Lines with the result of the check, the ranks, and how to load the adapter.
 
         Raises:
-            ValueError: no weight changed, or one by more than a low rank.
+            ValueError: no weight changed, or the change of a weight has no low rank.
         """
         from peft import LoraConfig, PeftModel
         from safetensors.torch import load_file, save_file
@@ -194,7 +218,7 @@ class _Adapter:
         return pairs
 
     def _base_is_ours(self) -> bool:
-        """Whether timm cannot download the weights that the adapter belongs to."""
+        """Return whether timm cannot download the weights that the adapter belongs to."""
         table = self.model.config["backbone"]
         return table["weights"] != "pretrained" or "adapter" in table or table["name"] != architecture(self.model)[0]
 

@@ -1,4 +1,4 @@
-"""A folder that plain timm loads: merged weights under timm's own keys, and its config.json."""
+"""Export as a folder that timm loads: merged weights under timm's own keys, and its config.json."""
 
 from pathlib import Path
 
