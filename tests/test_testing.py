@@ -252,6 +252,11 @@ class NoSeed(Sound):
         super().__init__(backbone)
 
 
+class OnABase(Sound):
+    def __init__(self, backbone: Backbone, *, base: Method, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+
+
 class NoLearn(Method):
     pass
 
@@ -263,6 +268,7 @@ class NoLearn(Method):
         (NoDefault, "'rank' of NoDefault lacks an annotation or a default"),
         (NoAnnotation, "'rank' of NoAnnotation lacks an annotation or a default"),
         (NoSeed, "takes no seed; add 'seed: int = 0'"),
+        (OnABase, "learns on top of another method; hand check_method a function that builds both"),
         (NoLearn, "NoLearn does not write learn"),
         (nn.Linear, "Linear does not derive from lamella.Method"),
         (lambda backbone, seed: backbone, "is a Backbone; derive its class from lamella.Method"),

@@ -69,6 +69,11 @@ def _of_class(kind: Any) -> Build:
 def _check_constructor(kind: type[Method]) -> None:
     """Whether the hyper-parameters can be keys of [method]: keyword-only, annotated, with defaults, seed among them."""
     parameters = list(inspect.signature(kind).parameters.values())
+    if "base" in {parameter.name for parameter in parameters}:
+        raise MethodCheckError(
+            f"{kind.__name__} learns on top of another method; hand check_method a function that builds both: lambda "
+            f"backbone, seed: {kind.__name__}(base=..., seed=seed)"
+        )
     for parameter in parameters[1:]:
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             raise MethodCheckError(
