@@ -301,7 +301,7 @@ class TwoCrops(Method):
 
 def test_a_method_that_asks_more_than_one_input_an_image_is_refused() -> None:
     method = Calibrated(TwoCrops(tiny_backbone()))
-    with pytest.raises(RuntimeError, match="passed 24 inputs through its layers for 12 images"):
+    with pytest.raises(RuntimeError, match="passed 24 inputs through its layers for 12 samples"):
         method.learn(task(0, (0, 1)), fit_for(method))
 
 

@@ -178,7 +178,7 @@ def test_small_networks_are_timed_with_the_methods_batch_and_slow_ones_with_less
     sizes: list[int] = []
     steps = measured_precision._steps  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setattr(
-        measured_precision, "_steps", lambda b, d, e, images: (sizes.append(images), steps(b, d, e, images))[1]
+        measured_precision, "_steps", lambda b, e, samples: (sizes.append(samples), steps(b, e, samples))[1]
     )
     clock.float32 = [0.001]
     choose(asks() | {"method": {"base": {"batch_size": 12}}}, tiny_backbone())
