@@ -30,6 +30,7 @@ add_module_names = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # else what autodoc finds, such as fields of named tuples, would be there twice
 
 html_theme = "furo"
 html_title = f"Lamella {version}"
