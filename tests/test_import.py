@@ -163,7 +163,7 @@ def test_a_model_stands_alone_when_the_files_it_was_made_of_are_gone(tmp_path: P
     for place in (model, tmp_path / "elsewhere"):
         assert len(list(place.glob("backbone-*"))) == 1, "one copy for all versions"
         assert torch.equal(Learner.load(place).logits(x), again.logits(x))
-    assert export(again, "adapters", tmp_path / "numbers")
+    assert export(again.model, "adapters", tmp_path / "numbers")
 
 
 def test_a_copy_that_is_missing_or_changed_is_told(tmp_path: Path) -> None:

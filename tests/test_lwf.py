@@ -65,7 +65,7 @@ def test_distillation_keeps_its_precision_under_autocast() -> None:
     assert torch.allclose(narrow, distillation(student, teacher, 2.0), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("columns", "temperature", "message"), [(3, 0.0, "above 0"), (2, 2.0, "same images")])
+@pytest.mark.parametrize(("columns", "temperature", "message"), [(3, 0.0, "above 0"), (2, 2.0, "same samples")])
 def test_what_cannot_be_distilled_is_refused(columns: int, temperature: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         distillation(draw(4, 3), draw(4, columns), temperature)

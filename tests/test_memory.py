@@ -66,7 +66,7 @@ def test_any_split_gives_what_the_whole_gives(parts: list[list[int]]) -> None:
 def test_a_class_without_an_image_is_refused_and_nothing_is_taken_in() -> None:
     x, labels = labelled({0: 3})
     s = ClassGaussians(D)
-    with pytest.raises(ValueError, match="class 4 has no image"):
+    with pytest.raises(ValueError, match="class 4 has no sample"):
         s.add(x, labels, (0, 4))
     assert s.classes == ()
     assert float(s.scatter.abs().max()) == 0
