@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from streams import learn_all, stream, tiny_backbone
+from streams import build, learn_all, stream, tiny_backbone
 
 from lamella.backbones import Backbone, load_backbone
 from lamella.learner.learner import Learner
-from lamella.methods import METHODS
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050"])
@@ -62,7 +61,7 @@ def test_weights_that_do_nothing_are_not_trained() -> None:
     backbone = Backbone(WithSpare(), name="spare", width=4, transform=tiny_backbone().transform)
     assert {id(p) for p in backbone.used_weights()} == {id(p) for p in backbone.model.used.parameters()}
     assert not any(p.requires_grad for p in backbone.parameters())
-    method = METHODS["seq-finetune"](backbone, epochs=1, batch_size=8)
+    method = build("seq-finetune", backbone=backbone, epochs=1, batch_size=8)
     before = backbone.model.spare.weight.clone()
     learn_all(method, stream(4, 2))
     assert torch.equal(backbone.model.spare.weight, before)

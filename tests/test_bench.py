@@ -19,6 +19,7 @@ from lamella.experiments.bench.memory import AS_KEPT, kept_activations, measure_
 from lamella.experiments.bench.speed import Phase, Speed, measure_speed
 from lamella.experiments.bench.streams import quick_learner, synthetic_task
 from lamella.experiments.phases import phase_shares, phases_line
+from lamella.learner.records import TaskRecord
 from lamella.training.footprint import kept_for_backward
 
 TINY = {"name": "test_vit", "weights": "random", "size": 32}
@@ -125,10 +126,14 @@ def test_a_slope_is_that_of_the_second_half() -> None:
     assert slope([1.0, 1.0]) == 0.0
 
 
+def record(seconds: dict[str, float], waited: float = 0.0) -> TaskRecord:
+    return TaskRecord("digits", (0, 1), 20, seconds, trainable_parameters=5, waited=waited)
+
+
 def test_phases_of_one_name_count_together() -> None:
     tasks = [
-        {"seconds": {"train": 5.0, "gather": 1.0, "gather-1": 2.0, "total": 9.0}, "waited": 0.5},
-        {"seconds": {"train": 1.0, "total": 1.0}},  # of a model from before waiting was counted
+        record({"train": 5.0, "gather": 1.0, "gather-1": 2.0, "total": 9.0}, waited=0.5),
+        record({"train": 1.0, "total": 1.0}),  # of a model from before waiting was counted
     ]
     shares, waited = phase_shares(tasks, evaluation=10.0)
     assert shares == {"evaluation": 0.5, "train": 0.3, "gather": 0.15, "other": 0.05}

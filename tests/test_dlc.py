@@ -614,7 +614,7 @@ def test_a_base_or_backbone_that_cannot_carry_plugins_is_refused_at_once() -> No
     with pytest.raises(ValueError, match="no stages of convolutions"):
         configured(DLC, vit, build("replay", backbone=vit))
     adapt(other := tiny_residual_backbone(), "*.stage3.0.conv2")
-    with pytest.raises(TypeError, match=r"layer 'stage3.0.conv2' is of the class AdaptedConv2d already, and others"):
+    with pytest.raises(TypeError, match=r"layer 'stage3.0.conv2' is of the class AdaptedConv2d already, and sites"):
         Tails(other, ["last-conv"])
     Tails(backbone, ["last-conv"]).grow("other", generator(0, "other"))
     with pytest.raises(ValueError, match=r"layer 'stage3.0.conv2' carries adapters of another method"):

@@ -564,7 +564,7 @@ def test_other_machines_need_a_token(taught: Path) -> None:
         with pytest.raises(ValueError, match="can be reached from other machines, so a token is needed"):
             serve(taught, host=host, token=None)
     for token in ("", "two words", "tökén", "line\n"):
-        with pytest.raises(ValueError, match="a token is one or more letters"):
+        with pytest.raises(ValueError, match="a token must be one or more printable"):
             serve(taught, token=token)
 
 

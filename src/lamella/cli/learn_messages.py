@@ -26,7 +26,7 @@ def say_found(learning: "Learning") -> None:
     known = set(model.class_names.values())
     new = [name for name in task.class_names if name not in known]
     again = [name for name in task.class_names if name in known]
-    counted = f"{len(task.train)} {task.train.noun}s to learn from, {len(learning.held_out)} held back"
+    counted = f"{len(task.train)} {task.train.noun}s to learn from, {len(learning.held_out)} held out"
     say(f"{task.name}: {counted}; {len(new)} new classes")
     if new:
         say(f"  new: {_few(new)}")
@@ -84,7 +84,7 @@ def say_known(learning: "Learning") -> None:
     *old, new = learning.model.tasks
     noun = learning.task.train.noun
     if new.held_back:
-        say(f"right on held-back {noun}s of these classes: {_right(new.held_back)}, all classes competing")
+        say(f"right on held-out {noun}s of these classes: {_right(new.held_back)}, all classes competing")
     measured = [(task.name, task.held_back) for task in old if task.held_back]
     if measured:
         say(f"old tasks, each when it was learned (no {noun} is kept of them, so they are not measured again):")
