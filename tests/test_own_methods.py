@@ -352,6 +352,9 @@ def test_a_file_that_moved_is_known_by_its_content(stored: Path, own: Path, tmp_
     learner.learn(TASKS[1])
     learner.save(stored)
     assert load_manifest(stored)["method_files"].keys() == {f"{own}:Means"}
+    own.write_text(OWN.replace("sharpness: float = 1.0", "sharpness: float = 7.0"))
+    assert load_config("digits", ["method.name=own.py:Means"])["method"]["sharpness"] == 7.0, "what is there counts"
+    own.unlink()
     forget_what_was_named()
     moved.write_text(OWN + "\n# another content\n")
     with pytest.raises(ValueError, match="which is not there; name the same file"):

@@ -101,6 +101,7 @@ def name_file(name: str, folder: Path) -> str:
             f"there is no file '{path}' for the method '{name}'; relative paths start at '{folder}'"
         )
     full = f"{path}:{_class_name(name)}"
+    _moved.pop(path, None)
     _use(path)
     class_of(full)
     return full
