@@ -19,7 +19,7 @@ from lamella.data import resampling
 from lamella.data.feeding import Feed
 from lamella.data.images import ImageSet, PixelArray, TensorSet
 from lamella.data.sending import send
-from lamella.data.transform import Augmentation, InputTransform, View, augmented_view, plain_view
+from lamella.data.transform import Augmentation, ImageView, InputTransform, augmented_view, plain_view
 
 CPU, META, CUDA = torch.device("cpu"), torch.device("meta"), torch.device("cuda")
 TRANSFORM = InputTransform(40, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop=0.9)
@@ -40,7 +40,7 @@ SETS = {
 }
 
 
-def views(n: int, device: torch.device) -> dict[str, View]:
+def views(n: int, device: torch.device) -> dict[str, ImageView]:
     draws = torch.Generator().manual_seed(5)
     return {
         "plain": plain_view(TRANSFORM, device),
