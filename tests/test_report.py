@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lamella.common import words as number_words
 from lamella.experiments.metrics import (
     DEFINITIONS,
     METRICS,
@@ -77,7 +78,7 @@ def write(folder: Path, *contents: dict[str, Any]) -> Path:
 
 
 def test_doctests_hold():
-    for module in (summary, words):
+    for module in (summary, number_words):
         outcome = doctest.testmod(module)
         assert outcome.attempted > 0
         assert outcome.failed == 0
