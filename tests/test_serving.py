@@ -50,7 +50,7 @@ from lamella.learner.store.versions import load_manifest
 from lamella.serving.app import create_app
 from lamella.serving.batching import Batcher, Loaded
 from lamella.serving.connections import IdleTimeout
-from lamella.serving.gate import Gate
+from lamella.serving.gate import RequestGate
 from lamella.serving.limits import Limits
 from lamella.serving.uploads import unpack
 
@@ -439,7 +439,7 @@ def through_the_gate(headers: list[tuple[bytes, bytes]], body: Iterator[bytes], 
 
     scope = {"type": "http", "method": "POST", "path": "/learn", "headers": headers}
     try:
-        asyncio.run(Gate(reader, token=TOKEN, limits=limits)(scope, receive, send))  # type: ignore[arg-type]
+        asyncio.run(RequestGate(reader, token=TOKEN, limits=limits)(scope, receive, send))  # type: ignore[arg-type]
     except HTTPException as refusal:
         return refusal.status_code
     return statuses[0]
