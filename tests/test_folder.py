@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import Run
 
-from lamella import Learner
+from lamella import Learner, load_source
 from lamella.common.files import write_json
 from lamella.common.locks import exclusive_lock
 from lamella.learner.config.wanted import Wanted
@@ -133,6 +134,56 @@ def test_a_learner_is_not_stored_over_another_model(archives: list[Path], tmp_pa
     with pytest.raises(ValueError, match="exists and is no model"):
         stranger.learn_from(archives[1], folder=tmp_path / "photos")
     assert stranger.tasks == []
+    assert load_manifest(model)["version"] == 1
+
+
+def rewritten(model: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what the current version of a model says, as if another version of lamella had stored it."""
+    path = model / "versions" / f"{load_manifest(model)['version']}.json"
+    version, pointer = json.loads(path.read_text()), json.loads((model / "lamella.json").read_text())
+    change(version)
+    path.write_text(json.dumps(version))
+    pointer["versions"][path.stem] = sha256(path.read_bytes()).hexdigest()
+    write_json(model / "lamella.json", pointer)
+
+
+def test_a_model_that_was_stored_before_an_option_was_there_learns_on_in_python(
+    archives: list[Path], tmp_path: Path, lamella: Run
+) -> None:
+    model = tmp_path / "model"
+    by_command(model, archives[0], lamella)
+    rewritten(model, lambda version: version["config"]["method"].pop("accumulate"))
+    in_python(model, archives[1], lamella)
+    assert load_manifest(model)["version"] == 2
+
+
+def test_the_last_task_is_forgotten_where_an_older_version_wrote_the_record_of_the_one_before(
+    archives: list[Path], tmp_path: Path, lamella: Run
+) -> None:
+    model = tmp_path / "model"
+    by_command(model, archives[0], lamella)
+    rewritten(model, lambda version: [version["tasks"][0].pop(key) for key in ("directions", "waited")])
+    by_command(model, archives[1], lamella)
+    assert ModelFolder(model).forget("1").as_in == 1
+
+
+def test_a_model_that_another_process_has_just_made_of_something_else_is_refused(
+    archives: list[Path], tmp_path: Path, lamella: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, plain = tmp_path / "model", ModelFolder.held
+
+    def held(self: ModelFolder, waiting: Any = None) -> Any:
+        monkeypatch.undo()
+        by_command(model, archives[0], lamella)
+        return plain(self, waiting)
+
+    monkeypatch.setattr(ModelFolder, "held", held)
+    other = Wanted("test_vit", "olora", None, SETTINGS)
+    with (
+        pytest.raises(ValueError, match=r"method\.name is 'seq-lora', not 'olora'"),
+        ModelFolder(model).learning(load_source(str(archives[1])), wanted=other),
+    ):
+        pass
     assert load_manifest(model)["version"] == 1
 
 

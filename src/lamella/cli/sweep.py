@@ -79,7 +79,7 @@ def _plan(config: str, changes: list[str], seeds: int | None, only: str) -> "tup
 
     plan = read_sweep(config)
     plan = replace(plan, overrides=changes, seeds=seeds or plan.seeds)
-    plan = plan.only(only.split(",")) if only else plan
+    plan = plan.only(name.strip() for name in only.split(",")) if only else plan
     return plan, plan.trials()
 
 

@@ -16,6 +16,7 @@ from lamella.data.loading import Examples
 from lamella.data.scenario import Source, Task
 from lamella.data.sources.readable import load_readable
 from lamella.learner import forgetting
+from lamella.learner.config.document import up_to_date
 from lamella.learner.config.precision import as_chosen
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.learning import learn
@@ -207,7 +208,7 @@ class ModelFolder:
             if model is not None:
                 self._check_is_here(model)
             elif self.version != version:  # another process has changed the model meanwhile
-                opened = self.open()
+                opened = self.open(wanted)
             task, held_out = as_next_task(source, opened)
             resumed = resume(self.path, place or self.path / PLACE, opened, task)
             stored = opened.tasks[-1] if resumed.stored else _learned_since(opened, task, since)
@@ -222,7 +223,8 @@ class ModelFolder:
         model.check_whole()
         if holds_model(self.path):
             manifest = load_manifest(self.path)
-            if tasks_from_json(manifest["tasks"]) != model.tasks or manifest["config"] != model.config:
+            config = up_to_date(manifest["config"])  # as `load` gave it to the model
+            if tasks_from_json(manifest["tasks"]) != model.tasks or config != model.config:
                 raise ValueError(
                     f"'{self.path}' holds another model than this learner, or has learned more than it; continue with "
                     "Learner.load of that folder, or choose a new folder"
@@ -271,8 +273,8 @@ class ModelFolder:
             BlockingIOError: another process holds the lock.
         """
         with self.held():
-            records = load_manifest(self.path)["tasks"]
-            names = [record["name"] for record in records]
+            records = tasks_from_json(load_manifest(self.path)["tasks"])
+            names = [record.name for record in records]
             if task not in names:
                 learned = ", ".join(names) or "nothing"
                 raise ValueError(f"'{self.path}' has learned no task '{task}'; it has learned {learned}")
@@ -288,8 +290,8 @@ class ModelFolder:
             drop_versions(self.path, having if purge else [])
             return Forgotten(as_in, tuple(having), purge)
 
-    def _tasks_of(self, version: Version) -> object:
-        return load_manifest(self.path, version.number)["tasks"]
+    def _tasks_of(self, version: Version) -> list[TaskRecord]:
+        return tasks_from_json(load_manifest(self.path, version.number)["tasks"])
 
 
 def learn_from(model: Model, data: str | Path, *, folder: Path | None, progress: Progress) -> TaskRecord:

@@ -57,7 +57,8 @@ def find(name: Any) -> Callable[..., Method]:
     if name in METHODS:
         return METHODS[name]
     if not given:
-        raise ValueError(f"unknown method {name!r}; {near_matches(str(name), names())}")
+        hint = "write FILE.py:CLASS for a method of your own; " if str(name).endswith((".py", ".py:")) else ""
+        raise ValueError(f"unknown method {name!r}; {hint}{near_matches(str(name), names())}")
     return _loaded(given[0])
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-__all__ = ["FORMER_NAMES", "SCHEDULES", "check_milestones", "milestone_schedule", "named_schedule"]
+__all__ = ["FORMER_NAMES", "SCHEDULES", "check_milestones", "milestone_schedule"]
 
 
 def constant(epoch: int, epochs: int) -> float:
@@ -39,10 +39,6 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
 
 FORMER_NAMES = {"as_meant": "inflora", "as_run": "inflora-code"}
 """The names of schedules in configurations of version 0.1, and their names now."""
-
-
-def named_schedule(name: str) -> str:
-    return FORMER_NAMES.get(name, name)
 
 
 def check_milestones(milestones: Sequence[float]) -> None:

@@ -56,7 +56,7 @@ class Wanted:
         default = {} if ("method", "name") in dict(changes) else with_parts({"name": METHOD})
         tables: dict[str, Any] = {
             "backbone": {"name": self.backbone or BACKBONE},
-            "method": {"name": self.method} if self.method else default,
+            "method": default if self.method is None else {"name": self.method},
             "augment": {},
             "fit": {},
         }
