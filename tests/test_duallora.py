@@ -481,7 +481,7 @@ def test_one_training_step_lowers_the_loss_of_the_tasks_own_head_only() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"rank": 0}, "rank 0 is too small"),
+        ({"rank": 0}, "rank is 0; it must be a whole number"),
         ({"residual": "next"}, "residual 'next' is unknown; use one of prev, all_prev, none"),
         ({"gate": "raw"}, "gate 'raw' is unknown"),
         ({"basis": "patches"}, "basis 'patches' is unknown"),

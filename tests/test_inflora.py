@@ -357,7 +357,7 @@ def test_the_threshold_grows_with_a_horizon_and_is_constant_without() -> None:
         ({"energy_of": "inputs"}, "energy_of 'inputs' is unknown"),
         ({"horizon": 0}, "horizon 0 is too small"),
         ({"design": "data"}, "design 'data' is unknown"),
-        ({"rank": 0}, "rank 0 is too small"),
+        ({"rank": 0}, "rank is 0; it must be a whole number"),
         ({"statistics_images": 0}, "statistics_images 0 is too small"),
     ],
 )

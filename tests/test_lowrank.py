@@ -191,6 +191,8 @@ def test_growing_refuses_a_taken_name_and_bad_ranks() -> None:
         grow([site], "a", 2)
     with pytest.raises(ValueError, match="rank 0"):
         grow([site], "b", 0)
+    with pytest.raises(ValueError, match="rank 9999999 is too large; the widest of these layers has"):
+        grow([site], "b", 9999999)
     with pytest.raises(ValueError, match="2 ranks were given for 1 sites"):
         grow([site], "b", [1, 2])
     with pytest.raises(ValueError, match="no factorisation 'kernel'"):
@@ -735,8 +737,9 @@ def test_any_ranks_rows_and_batches_equal_the_explicit_weight(data: st.DataObjec
     for i in range(data.draw(st.integers(0, 4))):
         start = data.draw(st.integers(0, d_out - 1))
         rows = slice(start, data.draw(st.integers(start + 1, d_out)))
+        rank = data.draw(st.integers(1, max(d_in, d_out)))
         scale, c = data.draw(st.sampled_from([1.0, 0.3, -2.0])), data.draw(st.sampled_from([1.0, 0.0, -1.0, 0.5]))
-        (branch,) = fill(grow(adapt(model, "0", rows), f"n{i}", data.draw(st.integers(1, 12)), scale=scale), f"n{i}")
+        (branch,) = fill(grow(adapt(model, "0", rows), f"n{i}", rank, scale=scale), f"n{i}")
         weight[rows] += c * scale * branch.B.double() @ branch.A.double()
         coefficients[f"n{i}"] = c
     sites = adapt(model, "0")

@@ -345,7 +345,7 @@ def test_a_file_that_moved_is_known_by_its_content(stored: Path, own: Path, tmp_
     moved = tmp_path / "new" / "renamed.py"
     moved.parent.mkdir()
     own.rename(moved)
-    with pytest.raises(ValueError, match=r"is in the file '.*own.py', which is not there; name the same file"):
+    with pytest.raises(ValueError, match=r"is in the file '.*own.py', which is not there, and no file"):
         Learner.load(stored)
     learner = Learner.load(stored, method="new/renamed.py:Means")
     assert learner.config["method"]["name"] == f"{own}:Means", "the model stays what it is"
@@ -357,7 +357,7 @@ def test_a_file_that_moved_is_known_by_its_content(stored: Path, own: Path, tmp_
     own.unlink()
     forget_what_was_named()
     moved.write_text(OWN + "\n# another content\n")
-    with pytest.raises(ValueError, match="which is not there; name the same file"):
+    with pytest.raises(ValueError, match="which is not there, and no file"):
         Learner.load(stored, method="new/renamed.py:Means")
 
 

@@ -73,10 +73,13 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
-        ({"first_epochs": 0}, "first_epochs is 0; it must be at least 1"),
-        ({"batch_size": -1}, "batch_size is -1; it must be at least 1"),
-        ({"accumulate": 0}, "accumulate is 0; it must be at least 1"),
+        ({"epochs": 0}, "epochs is 0; it must be a whole number of at least 1"),
+        ({"first_epochs": 0}, "first_epochs is 0; it must be a whole number of at least 1"),
+        ({"batch_size": -1}, "batch_size is -1; it must be a whole number of at least 1"),
+        ({"accumulate": 0}, "accumulate is 0; it must be a whole number of at least 1"),
+        ({"epochs": "3"}, "epochs is '3'; it must be a whole number of at least 1"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; it must be a whole number of at least 1"),
+        ({"lr": "fast"}, "lr is 'fast'; it must be a number"),
         ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
         ({"lr": math.nan}, "lr is nan; it must be above 0"),
         ({"head_lr": -1.0}, "head_lr is -1.0; it must be above 0"),
@@ -97,7 +100,10 @@ def test_a_training_that_cannot_be_is_refused_in_one_line(wrong: dict[str, Any],
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"rank": 0}, "rank 0 is too small"),
+        ({"rank": 0}, "rank is 0; it must be a whole number of at least 1"),
+        ({"rank": 2.0}, "rank is 2.0; it must be a whole number of at least 1"),
+        ({"sites": "query"}, r"sites is 'query'; it must be a list of roles such as \['query', 'value'\]"),
+        ({"sites": ()}, r"sites is \(\); it must be a list of roles"),
         ({"alpha": 0.0}, "alpha is 0.0; it must be above 0"),
         ({"dropout": 1.0}, r"dropout is 1.0; it must be within \[0, 1\)"),
     ],
@@ -317,7 +323,7 @@ def test_a_table_its_completion_and_what_it_builds_say_the_same(table: dict[str,
 
 
 def test_a_value_that_a_recipe_refuses_is_refused_when_the_table_is_read() -> None:
-    with pytest.raises(ValueError, match="epochs is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="epochs is 0; it must be a whole number of at least 1"):
         completed("method", {"epochs": 0}, options_of(Toy, without={"seed"}))
     with pytest.raises(ValueError, match=r"method\.clip = 'small' should be a number"):
         completed("method", {"clip": "small"}, options_of(Toy, without={"seed"}))

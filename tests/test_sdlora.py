@@ -221,7 +221,7 @@ def test_a_pair_that_learned_nothing_is_no_nan() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, r"rank 0 is too small"),
+        ({"rank": 0}, "rank is 0; it must be a whole number"),
         ({"magnitudes": "none"}, r"magnitudes 'none' is unknown; use one of carried, restarted"),
         ({"magnitude_start": 0.0}, r"magnitude_start is 0, so the new pair would get no gradient"),
     ],

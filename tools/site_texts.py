@@ -102,7 +102,7 @@ FLOORS = (
     ("experiments", "serving", "testing"),
     ("cli",),
 )
-"""The rooms from the lowest floor up, as tests/test_house.py has them."""
+"""The rooms from the lowest floor to the highest; tests/test_house.py checks that imports go down them."""
 
 
 def rooms() -> str:

@@ -71,7 +71,8 @@ def grow(
         The new branches, in the order of `sites`.
 
     Raises:
-        ValueError: the name exists already or is not allowed, a rank is below 1, or the number of ranks is wrong.
+        ValueError: the name exists already or is not allowed, a rank is below 1 or above the width of every
+            layer, or the number of ranks is wrong.
     """
     ranks = [rank] * len(sites) if isinstance(rank, int) else list(rank)
     if "." in name or not name or hasattr(nn.ModuleDict(), name):
@@ -82,6 +83,9 @@ def grow(
         raise ValueError(f"there is an adapter '{name}' already; merge it or choose another name")
     if min(ranks, default=1) < 1:
         raise ValueError(f"rank {min(ranks)} is too small; a branch needs a rank of at least 1")
+    widest = max((max(site.layer.weight.flatten(1).shape) for site in sites), default=0)
+    if max(ranks, default=0) > widest:
+        raise ValueError(f"rank {max(ranks)} is too large; the widest of these layers has {widest} inputs or outputs")
     grown: list[Branch] = []
     for site, r in zip(sites, ranks, strict=True):
         A, B = site.layer.new_factors(r, site.rows, factorisation)

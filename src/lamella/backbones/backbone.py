@@ -33,8 +33,10 @@ class Backbone(nn.Module):
     Attributes:
         model: maps what the transform makes of n samples, such as images (n, 3, size, size) or a `Batch`, to features
             (n, width); its keys are the original ones.
-        width: of the features. transform: how raw samples become inputs. name: what it was loaded as.
-        weights_sha256: of all weights as loaded.
+        width: the number of features of a sample.
+        transform: how raw samples become inputs.
+        name: the name that it was loaded by.
+        weights_sha256: the SHA-256 of all weights as they were loaded.
         pool: "model", the model's own features, or "class+mean": the class token and the mean of the other tokens, side
             by side, twice as wide.
 

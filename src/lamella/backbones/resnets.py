@@ -49,10 +49,11 @@ class ResNet(nn.Module):
     """Layers conv1, bn1, act1, stage1.0 ... stage3.4, pool; the children run in their order.
 
     Args:
-        blocks: a stage. widths: channels of each stage.
+        blocks: the number of blocks in each stage.
+        widths: the number of channels of each stage.
 
     Attributes:
-        num_features: of the features, the last stage's channels.
+        num_features: the number of features, which is the number of channels of the last stage.
     """
 
     def __init__(self, blocks: int = 5, widths: Sequence[int] = (16, 32, 64)) -> None:

@@ -24,7 +24,8 @@ class MappedPixels:
     """Pixels in one file that is mapped into memory; the system keeps what is read often.
 
     Args:
-        path: the pixels of all images, one after the other. shapes: (h, w) of each.
+        path: the file with the pixels of all images, one after the other.
+        shapes: the height and the width of each image.
     """
 
     encoded = False

@@ -16,7 +16,8 @@ def phase_shares(tasks: Sequence[TaskRecord], evaluation: float = 0.0) -> tuple[
     Calls of one name within a task ("gather", "gather-1") count together; what no call accounts for is "other".
 
     Args:
-        tasks: a learner's records. evaluation: seconds of testing.
+        tasks: the records of a learner's tasks.
+        evaluation: the seconds of testing.
 
     >>> seconds = {"train": 6.0, "scan": 1.0, "scan-1": 1.0, "total": 10.0}
     >>> phase_shares([TaskRecord("digits", (0, 1), 20, seconds, trainable_parameters=5, waited=1.0)], 10.0)

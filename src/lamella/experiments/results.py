@@ -30,6 +30,8 @@ readouts; trainable_parameters is null where a model was learned by an older ver
 import math
 import platform
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from importlib.metadata import version
 from typing import Any
 
@@ -42,22 +44,34 @@ from lamella.experiments.results_files import SCHEMA
 from lamella.learner.config.document import readout_names
 from lamella.learner.costs import costs_of_base
 from lamella.learner.learner import Learner
+from lamella.learner.scores import Score
 
-__all__ = ["build_results", "curve_so_far"]
+__all__ = ["build_results", "curve_so_far", "read_row", "stored_row"]
 
-Row = list[dict[str, list[int]]]
-"""Scores (see scores.Score) of each task's test images by readout, after one task."""
+Row = list[dict[str, Score]]
+"""The scores of each task's test samples by readout, after one task."""
+
+
+def read_row(stored: Sequence[Mapping[str, Sequence[int]]]) -> Row:
+    """Read the scores after one task, which a run keeps as lists of counts."""
+    return [{key: Score(*counts) for key, counts in scores.items()} for scores in stored]
+
+
+def stored_row(row: Row) -> list[dict[str, list[int]]]:
+    """Return the scores after one task as a run keeps them: lists of counts, which `read_row` reads."""
+    return [{key: list(astuple(score)) for key, score in scores.items()} for scores in row]
 
 
 def curve_so_far(row: Row, task: int, *, task_given: bool) -> float:
     """Accuracy over all test images of tasks 0..task; `task_given`: among the classes of each image's own task."""
     seen = [scores[""] for scores in row[: task + 1]]
-    return sum(s[2 if task_given else 1] for s in seen) / sum(s[0] for s in seen)
+    right = sum(score.right_given_task if task_given else score.right for score in seen)
+    return right / sum(score.images for score in seen)
 
 
 def build_results(learner: Learner, scenario: Scenario, *, stored_bytes: int, whole_stream: bool) -> dict[str, Any]:
     """Result files by suffix: "" for the method's own prediction, else the name of a further readout's method."""
-    rows: list[Row] = [entry["row"] for entry in learner.notes["scores"]]
+    rows = [read_row(entry["row"]) for entry in learner.notes["scores"]]
     common = _common(learner, scenario, stored_bytes)
     names = readout_names(learner.config)
     results = {}
@@ -72,10 +86,11 @@ def build_results(learner: Learner, scenario: Scenario, *, stored_bytes: int, wh
 
 def _measures(rows: list[Row], key: str, scenario: Scenario, whole_stream: bool) -> dict[str, Any]:
     given = scenario.kind == "task-incremental"
-    aware = _matrix(rows, key, 2, len(scenario), whole_stream)
-    matrix = aware if given else _matrix(rows, key, 1, len(scenario), whole_stream)
-    sizes = [scores[key][0] for scores in rows[-1]]
-    chosen = [scores[key][3] for scores in rows[-1]]
+    last = [scores[key] for scores in rows[-1]]
+    sizes = [score.images for score in last]
+    aware = _matrix(rows, key, lambda score: score.task_aware_accuracy, len(scenario), whole_stream)
+    plain = _matrix(rows, key, lambda score: score.accuracy, len(scenario), whole_stream)
+    matrix = aware if given else plain
     chance = [1 / len(scenario[j].classes) for j in range(len(scenario))]
     shared = scenario.kind == "domain-incremental"
     return {
@@ -86,7 +101,7 @@ def _measures(rows: list[Row], key: str, scenario: Scenario, whole_stream: bool)
         "backward_transfer": _number(metrics.backward_transfer(matrix)),
         "forward_transfer": _number(metrics.forward_transfer(matrix, chance)) if shared and not whole_stream else None,
         "task_aware_accuracy": None if shared else _number(metrics.final_accuracy(aware, sizes)),
-        "task_choice_accuracy": None if shared or given else sum(chosen) / sum(sizes),
+        "task_choice_accuracy": None if shared or given else sum(score.right_task for score in last) / sum(sizes),
         "matrix": _nulls(matrix),
         "task_aware_matrix": _nulls(aware),
         "curve": [_number(a) for a in metrics.accuracy_curve(matrix, sizes)],
@@ -94,12 +109,14 @@ def _measures(rows: list[Row], key: str, scenario: Scenario, whole_stream: bool)
     }
 
 
-def _matrix(rows: list[Row], key: str, count: int, tasks: int, whole_stream: bool) -> np.ndarray:
-    """R (tasks, tasks) of count number `count` of each score; an upper bound has only its last row."""
+def _matrix(
+    rows: Sequence[Row], key: str, accuracy: Callable[[Score], float], tasks: int, whole_stream: bool
+) -> np.ndarray:
+    """Return R (tasks, tasks), the accuracy of each score of a readout; an upper bound has only its last row."""
     matrix = np.full((tasks, tasks), math.nan)
     for i, row in enumerate(rows):
         for j, scores in enumerate(row):
-            matrix[tasks - 1 if whole_stream else i, j] = scores[key][count] / scores[key][0]
+            matrix[tasks - 1 if whole_stream else i, j] = accuracy(scores[key])
     return matrix
 
 

@@ -22,11 +22,12 @@ from lamella.common.progress import bars, silent
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
 from lamella.experiments.phases import phases_line
-from lamella.experiments.results import build_results, curve_so_far
+from lamella.experiments.results import build_results, curve_so_far, stored_row
 from lamella.learner.config.document import build_scenario, same_settings, to_toml, up_to_date
 from lamella.learner.config.own_methods import method_digests, name_in_table
 from lamella.learner.config.precision import as_in_runs, precision_line
 from lamella.learner.learner import Learner
+from lamella.learner.scores import Score
 from lamella.learner.store.versions import VERSIONS, holds_model, load_manifest
 from lamella.methods import WHOLE_STREAM
 from lamella.training.checkpoints import Checkpoints
@@ -177,7 +178,7 @@ class _Run:
         shared = self.scenario.kind == "domain-incremental"
         last = len(self.scenario) if self.whole or shared else i + 1
         row = [self._score(i, j, shared) for j in range(last)]
-        self.learner.notes["scores"].append({"row": row, "seconds": time.monotonic() - started})
+        self.learner.notes["scores"].append({"row": stored_row(row), "seconds": time.monotonic() - started})
         self._save()
         given = self.scenario.kind == "task-incremental"
         accuracy = curve_so_far(row, last - 1 if self.whole else i, task_given=given)
@@ -187,8 +188,8 @@ class _Run:
             done = f"{self.learner.name}: {i + 1}/{len(self.tasks)} tasks"
             print(f"{done}, accuracy so far {100 * accuracy:.1f} % ({seconds:.0f} s)")
 
-    def _score(self, i: int, j: int, shared: bool) -> dict[str, list[int]]:
-        scores = self.learner.evaluate(
+    def _score(self, i: int, j: int, shared: bool) -> dict[str, Score]:
+        return self.learner.evaluate(
             self._test(j),
             self.scenario[j].classes,
             shared_classes=shared,
@@ -196,7 +197,6 @@ class _Run:
             progress=self.progress,
             name=f"{i}, test on {j}",
         )
-        return {key: list(score) for key, score in scores.items()}
 
     def _test(self, j: int) -> Any:
         """The samples that task j is scored on, decoded once where they fit into memory."""

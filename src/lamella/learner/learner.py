@@ -216,8 +216,10 @@ class Learner:
 
         Args:
             data: a folder of class folders, a CSV file, an archive, or the name of a data set.
-            folder: the folder of this learner's model. The folder is locked while learning, an interrupted learning is
-                resumed by the next call, and the result is stored there as a new version. None learns in memory only.
+            folder: the folder of this learner's model. With it, no other process can change the model meanwhile, and
+                what was learned is stored there as a new version. An interrupted learning is resumed by a new call for
+                the same data with `Learner.load(folder)`, or, if nothing was stored yet, with a new learner of the
+                same settings; the learner at hand is half trained then. Without a folder, nothing is stored.
             progress: opens a progress bar.
 
         Returns:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from lamella.training.fit import Examples, Fit
 __all__ = ["Score", "correct", "correct_given_task", "correct_task", "score_task"]
 
 
-class Score(NamedTuple):
+@dataclass(frozen=True)
+class Score:
     """Counts over one task's test samples.
 
     Attributes:
@@ -55,10 +56,13 @@ def score_task(
     """One pass over a task's test samples; a score for each readout of the method.
 
     Args:
-        method: learned at least the task's classes. data: labelled with global class ids.
-        task_classes: global ids of the task's classes.
+        method: has learned at least the classes of the task.
+        fit: the loop whose pass reads the samples.
+        data: the samples, labelled with global class ids.
+        task_classes: the global ids of the task's classes.
         shared_classes: whether other tasks have these classes too, so that a choice of task has no meaning.
-        recall: of these samples alone, read by earlier calls; without one no features outlast their batch.
+        name: the name of the pass.
+        recall: keeps the features of these samples from earlier calls. Without it, no feature is kept.
 
     Returns:
         The score of each readout by name. The name of the method's own prediction is "".
@@ -85,7 +89,7 @@ def score_task(
         given = torch.cat(parts_given).cpu() if method.routed and key == "" else logits
         right = [correct(logits, target), correct_given_task(given, target, own), correct_task(logits, own)]
         scores[key] = Score(len(target), *(int(r.sum()) for r in right))
-    return {key: s._replace(right_task=-1) for key, s in scores.items()} if shared_classes else scores
+    return {key: replace(s, right_task=-1) for key, s in scores.items()} if shared_classes else scores
 
 
 def correct(logits: Tensor, target: Tensor) -> Tensor:

@@ -251,7 +251,8 @@ def _refusal(name: str) -> str:
         start, place = f"loading this runs the method '{method}' of the file '{path}'; if you trust it, name it", path
     else:
         start = (
-            f"the method '{method}' of this is in the file '{path}', which is not there; name the same file elsewhere"
+            f"the method '{method}' of this is in the file '{path}', which is not there, and no file that you named "
+            "has the content that it had; name the same file elsewhere"
         )
         place = Path("FOLDER", path.name)
     return (

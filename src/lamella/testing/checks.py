@@ -63,9 +63,8 @@ def nothing_stays_trainable(trial: Trial) -> None:
     left = [name for name, p in trial.learned.method.named_parameters() if p.requires_grad or p.grad is not None]
     if left:
         raise MethodCheckError(
-            f"'{left[0]}' is still trainable, or has a gradient, after learning; hand what trains to fit, which "
-            "freezes "
-            "it again, and set requires_grad to False where you set it to True"
+            f"'{left[0]}' is still trainable, or has a gradient, after learning; hand what trains to fit, "
+            "which freezes it again, and set requires_grad to False where you set it to True"
         )
 
 
@@ -84,8 +83,7 @@ def the_backbone_changes_only_where_the_method_says_so(trial: Trial) -> None:
     if not moved and (method.changes_backbone or method.merges):
         raise MethodCheckError(
             "the class says that it changes weights of the backbone (changes_backbone or merges), but learning left "
-            "all "
-            "as they were; leave that out"
+            "all as they were; leave that out"
         )
 
 
@@ -102,8 +100,8 @@ def a_prediction_does_not_depend_on_its_batch(trial: Trial) -> None:
         if not apart <= 2e-5:
             raise MethodCheckError(
                 f"logits of images that are predicted {how} differ from those in a batch by {apart:.1e} of the "
-                "largest; "
-                "predict may use no statistics of its batch, such as batch norm in train mode or a mean over images"
+                "largest; predict may use no statistics of its batch, such as batch norm in train mode or a mean over "
+                "images"
             )
 
 
@@ -169,8 +167,7 @@ def all_state_is_registered(trial: Trial) -> None:
         if place not in found or not torch.equal(found[place], tensor):
             raise MethodCheckError(
                 f"learning left a tensor in 'self.{place}', which state_dict does not have, so it is lost on saving "
-                "and "
-                f"at a kill: {STATE}; a list of modules or parameters is an nn.ModuleList or nn.ParameterList"
+                f"and at a kill: {STATE}; a list of modules or parameters is an nn.ModuleList or nn.ParameterList"
             )
 
 
@@ -180,8 +177,7 @@ def every_stored_tensor_is_contiguous(trial: Trial) -> None:
     if loose:
         raise MethodCheckError(
             f"'{loose[0]}' is not contiguous in memory; register tensor.contiguous(), or else it rounds otherwise "
-            "after "
-            "coming back from a file"
+            "after coming back from a file"
         )
 
 

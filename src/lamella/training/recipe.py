@@ -8,6 +8,7 @@ keys.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -72,9 +73,9 @@ class Training:
         check_one_of("head_start", self.head_start, ("uniform", "zero"))
         check_one_of("schedule", self.schedule, (*SCHEDULES, "milestones"))
         for name in ("epochs", "first_epochs", "batch_size", "accumulate"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+            _check_count(name, getattr(self, name))
+        for name in ("lr", "head_lr", "clip", "momentum", "weight_decay"):
+            _check_number(name, getattr(self, name))
         for name in ("lr", "head_lr", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -131,8 +132,10 @@ class LoRA:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank {self.rank} is too small; a branch needs a rank of at least 1")
+        _check_count("rank", self.rank)
+        _check_count("blocks", self.blocks)
+        if isinstance(self.sites, str) or not self.sites:
+            raise ValueError(f"sites is {self.sites!r}; it must be a list of roles such as ['query', 'value']")
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise ValueError(f"alpha is {self.alpha}; it must be above 0, or left out for a scale of 1")
         if not 0 <= self.dropout < 1:
@@ -177,3 +180,13 @@ class LoRA:
             rank: the rank of the branches, one number or one for each site; that of the recipe if left out.
         """
         return grow(sites, name, self.rank if rank is None else rank, scale=self.scale, generator=generator)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError(f"{name} is {value!r}; it must be a number")

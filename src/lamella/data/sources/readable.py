@@ -23,7 +23,8 @@ def load_readable(data: str | Path, **options: Any) -> tuple[Source, list[Unread
     A split is made after that, so that it is the one of the same data with the unreadable files removed.
 
     Args:
-        data, options: as for `load_source`, a fraction for testing aside.
+        data: the name or the place of the data, as for `load_source`.
+        options: the other arguments of `load_source`, but for the fraction of test samples.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: as `load_source`.

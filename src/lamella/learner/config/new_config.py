@@ -59,5 +59,9 @@ def _with_align(table: dict[str, Any], align: bool) -> dict[str, Any]:
 
 
 def _backbone_table(backbone: str | Mapping[str, Any]) -> dict[str, Any]:
-    given = {"name": backbone} if isinstance(backbone, str) else dict(backbone)
+    given = dict(backbone) if isinstance(backbone, Mapping) else {"name": backbone}
+    if not isinstance(given.get("name"), str):
+        raise ValueError(
+            f"backbone is {backbone!r}; give a name such as '{BACKBONE}', a folder, or a table with a 'name'"
+        )
     return backbone_table(given["name"]) | {key: value for key, value in given.items() if key != "name"}
