@@ -18,10 +18,10 @@ from streams import stream
 from lamella import Learner, Method, load_config
 from lamella.experiments.bench.streams import short_method
 from lamella.experiments.run import run
+from lamella.learner.config import own_files, registry
 from lamella.learner.config.document import complete, method_name, readout_names, to_toml
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.store.versions import load_manifest, load_model
-from lamella.methods import own_files, registry
 from lamella.methods.nearest_mean import NearestMean
 from lamella.testing import check_method
 from lamella.testing.trial import Killed

@@ -72,15 +72,15 @@ def _roles(roles: Sequence[str], rows: Sequence[tuple[int, int]]) -> str:
 
 
 def _methods() -> dict[str, str]:
+    from lamella.learner.config.registry import names
     from lamella.methods import WHOLE_STREAM
-    from lamella.methods.registry import names
 
     at_once = " All tasks at once: the upper bound."
     return {name: _about_method(name) + (at_once if name in WHOLE_STREAM else "") for name in names()}
 
 
 def _about_method(name: str) -> str:
-    from lamella.methods.registry import find
+    from lamella.learner.config.registry import find
 
     try:
         return _first_line(find(name))

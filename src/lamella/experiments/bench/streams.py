@@ -14,8 +14,8 @@ from lamella.data.scenario import Task
 from lamella.data.transform import of_images
 from lamella.learner.config.method_tables import with_parts
 from lamella.learner.config.own_methods import name_in_full
+from lamella.learner.config.registry import find
 from lamella.learner.learner import Learner
-from lamella.methods.registry import find
 
 __all__ = ["quick_learner", "short_method", "synthetic_task"]
 

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 from lamella.backbones import Backbone
 from lamella.common.options import Option, arguments, check_table, completed, near_matches, options_of
 from lamella.learner.config.own_methods import NAME
+from lamella.learner.config.registry import find, is_own, names, shown
 from lamella.methods import METHODS, WHOLE_STREAM, Method
 from lamella.methods.parts import PARTS
-from lamella.methods.registry import find, is_own, names, shown
 from lamella.training.schedules import FORMER_NAMES
 
 __all__ = ["build_method", "complete_method", "method_name", "readout_names", "switch_methods", "with_parts"]

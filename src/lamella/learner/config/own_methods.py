@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamella.methods.registry import OWN_FILE, digests, is_own, name_file, recognise
+from lamella.learner.config.registry import OWN_FILE, digests, is_own, name_file, recognise
 
 __all__ = [
     "NAME",

@@ -10,7 +10,7 @@ from lamella.learner.config.new_config import BACKBONE, METHOD, new_config
 from lamella.learner.config.overrides import parse_override, put
 from lamella.learner.config.own_methods import PLACES, name_in_full, plain_names
 from lamella.learner.config.precision import AUTO
-from lamella.methods.registry import find, is_own
+from lamella.learner.config.registry import find, is_own
 
 __all__ = ["Wanted"]
 

@@ -2,7 +2,7 @@
 
 "inflora"               a method of Lamella, or one that was added to METHODS in this process
 "their-name"            an entry point of an installed package, in the group "lamella.methods"
-"my_file.py:EMALoRA"    a class in a file of the user; see own_files.py
+"my_file.py:EMALoRA"    a class in a file of the user; see `own_files`
 """
 
 from collections.abc import Callable
@@ -12,8 +12,7 @@ from typing import Any
 
 from lamella.common.checks import first_line
 from lamella.common.options import near_matches
-from lamella.methods import METHODS, Method
-from lamella.methods.own_files import (
+from lamella.learner.config.own_files import (
     OWN_FILE,
     MethodFileChanged,
     checked,
@@ -24,6 +23,7 @@ from lamella.methods.own_files import (
     recognise,
     shown,
 )
+from lamella.methods import METHODS, Method
 
 __all__ = [
     "GROUP",
