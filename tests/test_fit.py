@@ -125,7 +125,7 @@ def test_hooks_around_the_step_see_the_gradient_and_the_new_value() -> None:
     ("wrong", "message"),
     [
         ({"optimizer": "adm"}, "use one of adam, adamw, sgd"),
-        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"epochs": 0}, "epochs is 0; it must be a whole number of at least 1"),
         ({"params": []}, "no tensors to train"),
     ],
 )
