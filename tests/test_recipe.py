@@ -76,6 +76,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
         ({"epochs": 0}, "epochs is 0; it must be a whole number of at least 1"),
         ({"first_epochs": 0}, "first_epochs is 0; it must be a whole number of at least 1"),
         ({"batch_size": -1}, "batch_size is -1; it must be a whole number of at least 1"),
+        ({"min_steps": 0}, "min_steps is 0; it must be a whole number of at least 1"),
         ({"accumulate": 0}, "accumulate is 0; it must be a whole number of at least 1"),
         ({"epochs": "3"}, "epochs is '3'; it must be a whole number of at least 1"),
         ({"batch_size": 2.5}, "batch_size is 2.5; it must be a whole number of at least 1"),
@@ -131,6 +132,13 @@ def test_the_first_task_may_have_epochs_of_its_own() -> None:
     assert (training.of_task(0).epochs, training.of_task(1).epochs) == (9, 5)
     assert (training.of_task(0).factor(4), training.of_task(1).factor(4)) == (1.0, 0.1)
     assert Training(epochs=5).of_task(0).epochs == 5
+
+
+@pytest.mark.parametrize(("min_steps", "steps"), [(None, 10), (7, 10), (11, 15), (20, 20)])
+def test_epochs_are_added_until_there_are_enough_steps(min_steps: int | None, steps: int) -> None:
+    data, training = points(), Training(epochs=2, lr=0.05, batch_size=8, min_steps=min_steps)
+    _, sizes = trained(training, data)
+    assert len(sizes) == steps, "whole epochs of 5 steps"
 
 
 def test_fit_takes_a_recipe_or_keywords_or_keywords_in_place_of_fields() -> None:

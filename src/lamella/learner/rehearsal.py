@@ -91,14 +91,14 @@ class _Rehearsal:
             if len(ends) == 2:
                 raise _Enough
 
-        short = replace(recipe, epochs=2, batch_size=size, accumulate=1)
+        short = replace(recipe, epochs=2, batch_size=size, accumulate=1, min_steps=None)
         try:
             self.fit(data, measured, params, short, after_step=after, **options)
         except _Enough:
             pass
         total = self._scaled(len(data), data)
         self.step_bytes = max(self.step_bytes, kept * min(recipe.batch_size, total) // size)
-        self.expected += (ends[-1] - ends[-2]) / size * total * recipe.epochs
+        self.expected += (ends[-1] - ends[-2]) / size * total * recipe.of_examples(total).epochs
         self.spent += time.monotonic() - started
         return [0.0] * recipe.epochs
 

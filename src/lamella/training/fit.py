@@ -73,8 +73,8 @@ class Fit(Passes):
             ValueError: there are no data or no tensors, or `Training` refuses a value.
             TypeError: `Training` does not have a setting.
         """
-        recipe = replace(training or Training(), **settings)
         check_examples(self.task, len(data))
+        recipe = replace(training or Training(), **settings).of_examples(len(data))
         call = self._call(name)
         self.module.to(self.device)
         groups = parameter_groups(params, recipe.lr)

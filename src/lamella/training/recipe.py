@@ -15,6 +15,7 @@ import torch
 from lamella.adapters.adapter import Branch, Site, grow
 from lamella.backbones.backbone import Backbone
 from lamella.common.checks import check_one_of
+from lamella.data.loading import step_sizes
 from lamella.training.optimizers import OPTIMIZERS
 from lamella.training.schedules import SCHEDULES, check_milestones, milestone_schedule
 
@@ -45,6 +46,8 @@ class Training:
         accumulate: over how many batches the gradients are averaged before the optimiser makes a step; at least 1. The
             step is that of one batch with all these examples, in the memory of a single batch.
         first_epochs: how many times each example of the first task is used; at least 1. If left out, it is `epochs`.
+        min_steps: the smallest number of steps of the optimiser in one call; at least 1. If the epochs make fewer, because
+            there are few examples, epochs are added until there are as many. If left out, there is no smallest number.
         head_start: the initial weights of a classifier for new classes: "uniform" (random, as in torch's linear layers)
             or "zero". If features have a large norm, uniform weights are noise that a few steps do not remove, and
             their gradients disturb the layers below.
@@ -66,13 +69,14 @@ class Training:
     clip: float | None = None
     accumulate: int = 1
     first_epochs: int | None = None
+    min_steps: int | None = None
     head_start: str = "uniform"
 
     def __post_init__(self) -> None:
         check_one_of("optimizer", self.optimizer, OPTIMIZERS)
         check_one_of("head_start", self.head_start, ("uniform", "zero"))
         check_one_of("schedule", self.schedule, (*SCHEDULES, "milestones"))
-        for name in ("epochs", "first_epochs", "batch_size", "accumulate"):
+        for name in ("epochs", "first_epochs", "batch_size", "accumulate", "min_steps"):
             _check_count(name, getattr(self, name))
         for name in ("lr", "head_lr", "clip", "momentum", "weight_decay"):
             _check_number(name, getattr(self, name))
@@ -98,6 +102,18 @@ class Training:
             number: the place of the task in the order of learning, from 0.
         """
         return self if number or self.first_epochs is None else replace(self, epochs=self.first_epochs)
+
+    def of_examples(self, count: int) -> "Training":
+        """Return the recipe for so many examples, in which `epochs` is the number that `min_steps` needs.
+
+        >>> Training(epochs=2, batch_size=10, min_steps=30).of_examples(50).epochs
+        6
+
+        Args:
+            count: the number of examples; at least 1.
+        """
+        steps = len(step_sizes(count, self.batch_size, self.accumulate))
+        return replace(self, epochs=max(self.epochs, math.ceil((self.min_steps or 1) / steps)))
 
     def factor(self, epoch: int) -> float:
         """Return the factor of the learning rates in an epoch, 0..1.

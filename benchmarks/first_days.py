@@ -1,0 +1,135 @@
+"""`lamella learn` with nothing but data, day after day, beside three lines that train no backbone.
+
+    LAMELLA_DATA=DIR python benchmarks/first_days.py
+    LAMELLA_DATA=DIR python benchmarks/first_days.py --stream clothing --validation method.lr=1e-3
+
+DIR holds cifar100_part.npz, caltech101.npz, the unpacked folder clothing/ and, where timm's hub cannot be reached,
+vit_tiny_patch16_224/. Every day brings classes that no earlier day had. A fifth of its training images is held back, as
+`lamella learn` does, and the rest is learned. After each day the test images of all classes so far are classified by
+
+    learned         the model as `lamella learn` makes it, or with the settings that are given
+    nearest means   the nearest class mean of the frozen backbone's features
+    LDA             Fisher's discriminant of these features, as the method streaming-lda has it
+    regression      scikit-learn's logistic regression on these features, standardised, of all images so far: the only
+                    line that needs the images of earlier days
+
+All four see the same training images. With --validation the test images are left alone: a quarter of the training
+images takes their place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from lamella import Learner
+from lamella.common.files import write_json
+from lamella.data.loading import Examples
+from lamella.data.scenario import Scenario, Source, class_incremental
+from lamella.data.sources.load import load_source
+from lamella.data.splits import stratified_split
+from lamella.learner.config.wanted import Wanted
+from lamella.memory.gaussians import ClassGaussians
+from lamella.methods.shared.heads import cosine_scores
+
+STREAMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "clothing": ({"name_or_path": "clothing", "per_class": 40}, {"tasks": 5}),
+    "caltech101": ({"name_or_path": "caltech101.npz"}, {"sizes": [11] + 9 * [10]}),
+    "cifar100-part": ({"name_or_path": "cifar100-part"}, {"tasks": 10}),
+    "digits": ({"name_or_path": "digits"}, {"tasks": 5}),
+}
+"""By name: the arguments of `load_source`, and how its classes are cut into days."""
+LINES = ("learned", "nearest means", "LDA", "regression")
+
+
+def main(
+    settings: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...")] = None,
+    stream: Annotated[list[str] | None, typer.Option(help="One of them; repeatable.")] = None,
+    seed: int = 0,
+    validation: bool = False,
+    per_class: Annotated[int | None, typer.Option(help="Training images of each class, instead of the usual.")] = None,
+    days: Annotated[int | None, typer.Option(help="Stop after this day.")] = None,
+    out: Path = Path("runs/first-days"),
+) -> None:
+    """Learn, and classify the test images after each day."""
+    wanted = Wanted(seed=seed, settings=tuple(settings or ()))
+    for name in stream or STREAMS:
+        rows = follow(days_of(name, per_class, validation), Learner(wanted.config()), days)
+        write_json(out / f"{name}{'-validation' if validation else ''}.json", {"settings": settings, "days": rows})
+        show(name + (", validation" if validation else ""), rows)
+
+
+def days_of(name: str, per_class: int | None, validation: bool) -> Scenario:
+    """Return the stream, with a fifth of each day's training images held back."""
+    loading, cut = STREAMS[name]
+    source = load_source(**loading | ({} if per_class is None else {"per_class": per_class}))
+    return class_incremental(without_test(source) if validation else source, **cut, validation=0.2)
+
+
+def without_test(source: Source) -> Source:
+    """Return a source whose test part is a quarter of the training part."""
+    keep, hold = stratified_split(source.train.labels, source.train.keys, fraction=0.25, seed=0, name="selection")
+    return replace(source, train=source.train.subset(keep), test=source.train.subset(hold))
+
+
+def follow(scenario: Scenario, learner: Learner, days: int | None) -> list[dict[str, float]]:
+    """Learn day by day, and return the accuracies after each of them, in per cent."""
+    frozen, fit = Learner(learner.config).backbone, learner.model.fit()
+    statistics = ClassGaussians(frozen.width)
+    seen: list[tuple[Tensor, Tensor]] = []
+    tests: list[tuple[Tensor, Tensor]] = []
+    rows: list[dict[str, float]] = []
+    for day in range(len(scenario) if days is None else days):
+        task = scenario[day]
+        learner.learn(task, held_back=task.validation)
+        seen.append((fit.features(task.train, frozen), task.train.labels))
+        tests.append((fit.features(scenario.test(day), frozen), scenario.test(day).labels))
+        statistics.add(*seen[-1], task.classes)
+        x, y = together(tests)
+        guesses = (
+            torch.cat([classes_by(learner, scenario.test(i)) for i in range(day + 1)]),
+            statistics.ids[cosine_scores(x, statistics.means.float()).argmax(1)],
+            statistics.ids[statistics.linear_discriminant(x, 0.1).argmax(1)],
+            regression(*together(seen), x),
+        )
+        rows.append({line: 100 * float((own == y).float().mean()) for line, own in zip(LINES, guesses, strict=True)})
+        print(f"day {day + 1}: " + ", ".join(f"{line} {value:.1f}" for line, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def together(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Join the features and the labels of several days."""
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def classes_by(learner: Learner, images: Examples) -> Tensor:
+    """Return the class id that the model gives each image."""
+    ids = {name: i for i, name in learner.class_names.items()}
+    return torch.tensor([ids[guess.classes[0]] for guess in learner.predict(images, top=1)])
+
+
+def regression(x: Tensor, y: Tensor, test: Tensor) -> Tensor:
+    """Fit a logistic regression on features and labels, and return the classes of other features."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x.numpy(), y.numpy())
+    return torch.from_numpy(model.predict(test.numpy()))
+
+
+def show(title: str, rows: Sequence[dict[str, float]]) -> None:
+    """Print a table with a row for each day."""
+    table = Table("day", *LINES, title=title)
+    for day, row in enumerate(rows, 1):
+        table.add_row(str(day), *(f"{row[line]:.1f}" for line in LINES))
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
