@@ -370,6 +370,7 @@ def test_the_command_prints_the_check(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_example_learns_folders_and_its_exports_say_what_its_model_says(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     example = Path(__file__).parents[1] / "examples" / "export.py"
