@@ -33,22 +33,24 @@ from torch import Tensor
 
 from lamella import Learner
 from lamella.common.files import write_json
-from lamella.data.loading import Examples
 from lamella.data.scenario import Scenario, Source, class_incremental
 from lamella.data.sources.load import load_source
 from lamella.data.splits import stratified_split
+from lamella.learner.confidence import UNKNOWN
 from lamella.learner.config.wanted import Wanted
+from lamella.learner.predictions import Prediction
 from lamella.memory.gaussians import ClassGaussians
 from lamella.methods.shared.heads import cosine_scores
 
-STREAMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "clothing": ({"name_or_path": "clothing", "per_class": 40}, {"tasks": 5}),
-    "caltech101": ({"name_or_path": "caltech101.npz"}, {"sizes": [11] + 9 * [10]}),
-    "cifar100-part": ({"name_or_path": "cifar100-part"}, {"tasks": 10}),
-    "digits": ({"name_or_path": "digits"}, {"tasks": 5}),
+STREAMS: dict[str, tuple[str, int | None, dict[str, Any]]] = {
+    "clothing": ("clothing", 40, {"tasks": 5}),
+    "caltech101": ("caltech101.npz", None, {"sizes": [11] + 9 * [10]}),
+    "cifar100-part": ("cifar100-part", None, {"tasks": 10}),
+    "digits": ("digits", None, {"tasks": 5}),
 }
-"""By name: the arguments of `load_source`, and how its classes are cut into days."""
+"""By name: the data set, how many training images of each class are used, and how its classes are cut into days."""
 LINES = ("learned", "nearest means", "LDA", "regression")
+BINS = 10
 
 
 def main(
@@ -70,8 +72,8 @@ def main(
 
 def days_of(name: str, per_class: int | None, validation: bool) -> Scenario:
     """Return the stream, with a fifth of each day's training images held back."""
-    loading, cut = STREAMS[name]
-    source = load_source(**loading | ({} if per_class is None else {"per_class": per_class}))
+    data, usual, cut = STREAMS[name]
+    source = load_source(data, per_class=per_class or usual)
     return class_incremental(without_test(source) if validation else source, **cut, validation=0.2)
 
 
@@ -82,7 +84,7 @@ def without_test(source: Source) -> Source:
 
 
 def follow(scenario: Scenario, learner: Learner, days: int | None) -> list[dict[str, float]]:
-    """Learn day by day, and return the accuracies after each of them, in per cent."""
+    """Learn day by day, and return what is measured after each of them, in per cent."""
     frozen, fit = Learner(learner.config).backbone, learner.model.fit()
     statistics = ClassGaussians(frozen.width)
     seen: list[tuple[Tensor, Tensor]] = []
@@ -95,26 +97,44 @@ def follow(scenario: Scenario, learner: Learner, days: int | None) -> list[dict[
         tests.append((fit.features(scenario.test(day), frozen), scenario.test(day).labels))
         statistics.add(*seen[-1], task.classes)
         x, y = together(tests)
-        guesses = (
-            torch.cat([classes_by(learner, scenario.test(i)) for i in range(day + 1)]),
-            statistics.ids[cosine_scores(x, statistics.means.float()).argmax(1)],
-            statistics.ids[statistics.linear_discriminant(x, 0.1).argmax(1)],
-            regression(*together(seen), x),
+        guesses = [guess for i in range(day + 1) for guess in learner.predict(scenario.test(i), top=1)]
+        names = [learner.class_names[label] for label in y.tolist()]
+        right = torch.tensor([guess.classes[0] == name for guess, name in zip(guesses, names, strict=True)])
+        lines = (
+            right,
+            statistics.ids[cosine_scores(x, statistics.means.float()).argmax(1)] == y,
+            statistics.ids[statistics.linear_discriminant(x, 0.1).argmax(1)] == y,
+            regression(*together(seen), x) == y,
         )
-        rows.append({line: 100 * float((own == y).float().mean()) for line, own in zip(LINES, guesses, strict=True)})
-        print(f"day {day + 1}: " + ", ".join(f"{line} {value:.1f}" for line, value in rows[-1].items()), flush=True)
+        row = {line: 100 * float(own.float().mean()) for line, own in zip(LINES, lines, strict=True)}
+        row["calibration error"] = 100 * calibration_error(torch.tensor([g.confidences[0] for g in guesses]), right)
+        if day == len(scenario) // 2 - 1:
+            later = [g for i in range(day + 1, len(scenario)) for g in learner.predict(scenario.test(i), top=1)]
+            row |= separation(guesses, later)
+        rows.append(row)
+        print(f"day {day + 1}: " + ", ".join(f"{name} {value:.1f}" for name, value in row.items()), flush=True)
     return rows
+
+
+def calibration_error(confidence: Tensor, right: Tensor) -> float:
+    """Return the expected calibration error, 0..1: over bins of equal count, the mean of |accuracy - confidence|."""
+    order = confidence.argsort()
+    parts = zip(confidence[order].tensor_split(BINS), right[order].float().tensor_split(BINS), strict=True)
+    return sum(len(c) * abs(float(c.mean() - r.mean())) for c, r in parts if len(c)) / len(order)
+
+
+def separation(known: Sequence[Prediction], never: Sequence[Prediction]) -> dict[str, float]:
+    """Return how well familiarity tells images of learned classes from those of classes that come later."""
+    own, other = (torch.tensor([g.familiarity for g in part], dtype=torch.float64) for part in (known, never))
+    below = (other[:, None] < own).double().mean() + (other[:, None] == own).double().mean() / 2
+    flagged = [float((part < UNKNOWN).double().mean()) for part in (own, other)]
+    names = ("area under the curve", "known called unknown", "new called unknown")
+    return {name: 100 * value for name, value in zip(names, (float(below), *flagged), strict=True)}
 
 
 def together(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Join the features and the labels of several days."""
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
-
-
-def classes_by(learner: Learner, images: Examples) -> Tensor:
-    """Return the class id that the model gives each image."""
-    ids = {name: i for i, name in learner.class_names.items()}
-    return torch.tensor([ids[guess.classes[0]] for guess in learner.predict(images, top=1)])
 
 
 def regression(x: Tensor, y: Tensor, test: Tensor) -> Tensor:
@@ -125,10 +145,11 @@ def regression(x: Tensor, y: Tensor, test: Tensor) -> Tensor:
 
 def show(title: str, rows: Sequence[dict[str, float]]) -> None:
     """Print a table with a row for each day."""
-    table = Table("day", *LINES, title=title)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table("day", *names, title=title)
     for day, row in enumerate(rows, 1):
-        table.add_row(str(day), *(f"{row[line]:.1f}" for line in LINES))
-    Console(width=100).print(table)
+        table.add_row(str(day), *(f"{row[name]:.1f}" if name in row else "" for name in names))
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,13 @@ def test_unknown(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "area under the ROC curve" in capsys.readouterr().out
 
 
+def test_first_days(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["method.name=nearest-mean", "backbone.weights=random"]
+    script("first_days").main(settings, stream=["digits"], per_class=6, days=2, validation=True, out=Path("days"))
+    assert len(json.loads(Path("days/digits-validation.json").read_text())["days"]) == 2
+    assert "area under the curve" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("file", sorted((BENCHMARKS / "sweeps").glob("*.toml")), ids=lambda file: file.stem)
 def test_a_sweep_file_plans_its_runs(file: Path) -> None:
     assert read_sweep(file).trials()

@@ -35,7 +35,17 @@ def inputs(method: Any, n: int = 8) -> Tensor:
     return images(6, 4, "test").batch(torch.arange(n), plain_view(method.backbone.transform))
 
 
-@pytest.fixture(scope="module", params=NAMES)
+OFTEN = {"inflora", "duallora", "color", "ranpac", "nearest-mean", "replay"}
+"""The methods whose form with alignment is checked every time; the others, by `pytest -m slow`."""
+
+
+def often(name: str) -> Any:
+    base, *parts = name.split("+")
+    seldom = parts == ["align"] and base not in OFTEN
+    return pytest.param(name, marks=pytest.mark.slow) if seldom else name
+
+
+@pytest.fixture(scope="module", params=[often(name) for name in NAMES])
 def trial(request: pytest.FixtureRequest) -> tuple[str, Trial]:
     """A method, and the tasks that the checks let it learn."""
     return request.param, Trial(lambda seed: make(request.param, seed))

@@ -110,15 +110,6 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, method: s
     assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "killed"))
 
 
-@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
-def test_a_kill_at_a_random_moment_changes_nothing(tmp_path: Path) -> None:
-    settings = [s for s in SETTINGS if "tasks" not in s] + ["scenario.tasks=2", "method.epochs=1"]
-    seconds = run_whole(tmp_path / "whole", settings)
-    hits = kill_and_resume(tmp_path / "killed", settings, 1, 1, seconds)
-    assert hits == 1
-    assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "killed"))
-
-
 def quick(*extra: str) -> dict[str, Any]:
     return load_config("digits", ["backbone.weights=random", "method.name=nearest-mean", "fit.device=cpu", *extra])
 

@@ -46,8 +46,8 @@ class Training:
         accumulate: over how many batches the gradients are averaged before the optimiser makes a step; at least 1. The
             step is that of one batch with all these examples, in the memory of a single batch.
         first_epochs: how many times each example of the first task is used; at least 1. If left out, it is `epochs`.
-        min_steps: the smallest number of steps of the optimiser in one call; at least 1. If the epochs make fewer, because
-            there are few examples, epochs are added until there are as many. If left out, there is no smallest number.
+        min_steps: the smallest number of steps of the optimiser in one call; at least 1. If the epochs make fewer,
+            because there are few examples, epochs are added until there are as many. If left out, there is none.
         head_start: the initial weights of a classifier for new classes: "uniform" (random, as in torch's linear layers)
             or "zero". If features have a large norm, uniform weights are noise that a few steps do not remove, and
             their gradients disturb the layers below.
