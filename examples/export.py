@@ -24,7 +24,7 @@ def write_folder(out: Path, digits: set[int]) -> Path:
     return out
 
 
-learner = Learner.create(method={"name": "inflora+align", "epochs": 2, "lr": 2e-3, "batch_size": 32})
+learner = Learner.create(backbone="fractal-vit-micro")
 for day, digits in (("monday", {0, 1}), ("tuesday", {2, 3})):
     record = learner.learn_from(write_folder(Path(day), digits))
     if held := record.held_back:

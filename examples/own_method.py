@@ -78,7 +78,7 @@ class EMALoRA(Method):
 
 def main() -> None:
     digits = class_incremental(load_source("digits"), tasks=5)
-    learner = Learner.create(method=f"{__file__}:EMALoRA")
+    learner = Learner.create(backbone="fractal-vit-micro", method=f"{__file__}:EMALoRA")
     for task in digits:
         learner.learn(task)
     test = digits.joined().test(0)

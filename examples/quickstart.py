@@ -3,7 +3,7 @@
 from lamella import Learner, class_incremental, load_source
 
 digits = class_incremental(load_source("digits"), tasks=5)
-learner = Learner.create(method={"name": "inflora+align", "epochs": 2, "lr": 2e-3, "batch_size": 32})
+learner = Learner.create(backbone="fractal-vit-micro")  # comes with the package; the default is for photographs
 for task in digits:
     learner.learn(task)  # sees the training images of this task only
     print("learned", task.name)

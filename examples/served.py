@@ -45,7 +45,7 @@ def archive(task: Any, images: int) -> bytes:
     return file.getvalue()
 
 
-learner = Learner.create(method="nearest-mean")
+learner = Learner.create(backbone="fractal-vit-micro", method="nearest-mean")
 learner.learn(digits[0])
 learner.save("served-model")
 

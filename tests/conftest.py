@@ -25,6 +25,12 @@ def real_data() -> Path:
     return Path(root)
 
 
+@pytest.fixture(autouse=True)
+def _starts_with_the_bundled_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New models start with the bundled backbone, because the weights of the photo backbone may not be at hand."""
+    monkeypatch.setattr("lamella.learner.config.new_config.PHOTOS", "small-images")
+
+
 @pytest.fixture
 def lamella(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Call the command line in this process: (exit code, stdout, stderr)."""

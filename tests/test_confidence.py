@@ -1,6 +1,7 @@
 """Confidence: the temperature that fits, and a familiarity that known images have evenly."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import build, images, learn_all, stream
 
+from lamella import Learner
 from lamella.common.randomness import generator
+from lamella.data.scenario import Scenario
 from lamella.data.transform import plain_view
-from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram
+from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram, of_records
+from lamella.learner.held_back import LIMIT, HeldBack
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.methods.parts import Aligned
 
@@ -24,50 +28,52 @@ def test_the_temperature_that_labels_were_drawn_with_is_found(temperature: float
     assert fitted_temperature(logits, labels) == pytest.approx(temperature, rel=0.15)
 
 
-def test_it_fits_better_than_its_neighbours() -> None:
-    draws = generator(0, "logits")
-    logits, labels = torch.randn(300, 4, generator=draws) * 7, torch.randint(4, (300,), generator=draws)
-    labels[:200] = logits[:200].argmax(1)
-    T, spread = fitted_temperature(logits, labels), 1 / 302
-
-    def entropy(T: float) -> float:
-        log_p = (logits.double() / T).log_softmax(1)
-        return float(-((1 - spread) * log_p[torch.arange(300), labels] + spread * log_p.mean(1)).mean())
-
-    assert entropy(T) < min(entropy(0.99 * T), entropy(1.01 * T))
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.integers(2, 12), st.floats(0.01, 1e4), st.integers(0, 1000))
+def test_the_mean_confidence_is_the_accuracy_by_laplaces_rule(n: int, classes: int, unit: float, seed: int) -> None:
+    draws = generator(seed, "logits")
+    logits = torch.randn(n, classes, generator=draws, dtype=torch.float64) * unit
+    labels = torch.where(torch.rand(n, generator=draws) < 0.6, logits.argmax(1), 0)
+    T, right = fitted_temperature(logits, labels), int((logits.argmax(1) == labels).sum())
+    sure = float((logits / T).softmax(1).amax(1).mean())
+    assert sure == pytest.approx(max((right + 1) / (n + 2), 1 / classes + 0.05 * (1 - 1 / classes)), abs=1e-6)
 
 
-def test_where_all_is_right_it_stays_above_zero_and_where_nothing_is_told_it_is_one() -> None:
-    logits = torch.eye(3).repeat(5, 1) * 20
-    T = fitted_temperature(logits, torch.arange(3).repeat(5))
-    sure = (logits / T).softmax(1).amax(1)
-    # n = 15 right of 15, by Laplace's rule: the true class has 1 - 1/17 + 1/51 of the target.
-    assert sure.mean().item() == pytest.approx(1 - 2 / 51, abs=1e-6)
+def test_one_image_that_is_wrong_by_far_does_not_flatten_the_others() -> None:
+    logits = torch.tensor([[9.0, 0, 0], [0, 8, 0], [0, 0, 7], [900, 0, 0]])
+    T = fitted_temperature(logits, torch.tensor([0, 1, 2, 1]))
+    assert (logits / T).softmax(1).amax(1).mean().item() == pytest.approx(4 / 6, abs=1e-6)
     assert fitted_temperature(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)) == 1
 
 
 def test_known_images_have_every_familiarity_equally_often() -> None:
     held, new = (torch.randn(n, generator=generator(n, "scores")) for n in (3000, 2000))
-    sure = Confidence([HeldOut(3000, 0, 1.0, histogram(held))])
-    familiarity = sure.familiarity(new)
-    assert familiarity is not None
-    for level in (0.05, 0.3, 0.8):
-        assert float((familiarity < level).double().mean()) == pytest.approx(level, abs=0.03)
-    assert sure.familiarity(torch.tensor([-99.0, 99.0])).tolist() == [0, 1]  # type: ignore[union-attr]
+    for sure in (Confidence(1.0, held), of_records([HeldOut(3000, 0, 1.0, histogram(held))])):
+        familiarity = sure.familiarity(new)
+        assert familiarity is not None
+        for level in (0.05, 0.3, 0.8):
+            assert float((familiarity < level).double().mean()) == pytest.approx(level, abs=0.03)
+        assert sure.familiarity(torch.tensor([-99.0, 99.0])).tolist() == [1 / 3001, 1]  # type: ignore[union-attr]
 
 
-def test_familiarity_is_of_all_tasks_and_the_temperature_of_the_newest_that_say_enough() -> None:
+def test_the_strangest_of_few_has_the_lowest_familiarity_that_there_is() -> None:
+    sure = Confidence(1.0, torch.tensor([3.0, 1.0, 2.0]))
+    assert sure.familiarity(torch.tensor([0.0, 1.0, 2.5, 9.0])).tolist() == [0.25, 0.5, 0.75, 1]  # type: ignore[union-attr]
+    assert sure.lowest == 0.25
+    nothing = Confidence()
+    assert (nothing.temperature, nothing.images, nothing.familiarity(torch.zeros(2))) == (1, 0, None)
+
+
+def test_records_alone_give_the_temperature_of_the_newest_that_say_enough_and_the_newest_typicality() -> None:
     record = HeldOut(10, 0, 2.0, histogram(torch.full((10,), 5.0)))
     other = HeldOut(30, 0, 32.0, histogram(torch.arange(30.0) + 100))
-    sure = Confidence([record, other])
-    assert sure.temperature == 32
-    assert Confidence([other, record]).temperature == pytest.approx(2 ** (1 / 4) * 32 ** (3 / 4))
-    assert Confidence([record] * 9 + [replace(other, images=20), record]).temperature == pytest.approx(
+    sure = of_records([record, other])
+    assert (sure.temperature, sure.images) == (32, 30)
+    assert of_records([other, record]).temperature == pytest.approx(2 ** (1 / 4) * 32 ** (3 / 4))
+    assert of_records([record] * 9 + [replace(other, images=20), record]).temperature == pytest.approx(
         2 ** (1 / 3) * 32 ** (2 / 3)
     )
-    assert sure.familiarity(torch.tensor([4.0, 5.0, 200.0])).tolist() == [0, 0.25, 1]  # type: ignore[union-attr]
-    nothing = Confidence([])
-    assert (nothing.temperature, nothing.familiarity(torch.zeros(2))) == (1, None)
+    assert of_records([HeldOut(3, 3)]).images == 0
 
 
 def test_the_distance_is_mahalanobis_to_the_nearest_mean() -> None:
@@ -90,3 +96,57 @@ def test_alignment_says_how_near_features_are_and_other_methods_their_energy() -
     assert float(method.logits_and_typicality(x + 9)[1].max()) < float(typicality.min())
     base = method.base
     torch.testing.assert_close(base.logits_and_typicality(x)[1], base.predict(x).logsumexp(1))
+
+
+def taught(method: str, tasks: int = 3) -> tuple[Learner, Scenario]:
+    scenario = stream(classes=6, tasks=3, per_class=12, validation=0.25)
+    backbone = {"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0}
+    learner = Learner.create(backbone=backbone, method={"name": method, **SHORT.get(method, {})})
+    for i in range(tasks):
+        learner.learn(scenario[i], held_back=scenario[i].validation)
+    return learner, scenario
+
+
+SHORT = {"inflora+align": {"epochs": 2, "lr": 3e-3, "batch_size": 8}, "seq-lora": {"epochs": 2}}
+
+
+def test_features_of_held_back_images_move_as_the_statistics_do() -> None:
+    learner, scenario = taught("inflora+align", tasks=2)
+    method, held = learner.method, learner.model.held_back
+    assert held.tasks.tolist() == [0] * 6 + [1] * 6
+    assert isinstance(method, Aligned)
+    before, means = held.features[:6].clone(), method.statistics.means.clone()
+    learner.learn(scenario[2])
+    moved = held.features[:6]
+    assert not torch.equal(moved, before)
+    drift = method._moved
+    assert drift is not None
+    torch.testing.assert_close(moved, drift(before).float())
+    torch.testing.assert_close(method.statistics.means[:4], drift(means))
+
+
+def test_frozen_features_stay_and_those_that_nobody_can_follow_go() -> None:
+    frozen, _ = taught("nearest-mean")
+    assert frozen.model.held_back.tasks.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    own_heads, _ = taught("seq-lora")
+    assert own_heads.model.held_back.tasks.tolist() == [2] * 6
+    assert own_heads.confidence.images == 6
+
+
+def test_a_stored_model_is_as_sure_as_before_and_forgets_with_its_tasks(tmp_path: Path) -> None:
+    learner, scenario = taught("inflora+align")
+    learner.save(tmp_path / "model")
+    again = Learner.load(tmp_path / "model")
+    assert (again.confidence.temperature, again.confidence.images) == (learner.confidence.temperature, 18)
+    assert again.predict(scenario.test(0)) == learner.predict(scenario.test(0))
+    linear, _ = taught("linear-probe")
+    linear.forget(linear.tasks[1].name)
+    assert linear.model.held_back.tasks.tolist() == [0] * 6 + [1] * 6
+
+
+def test_no_class_has_more_than_its_share() -> None:
+    held = HeldBack()
+    for task in range(3):
+        held.add(torch.arange(3.0 * LIMIT).view(-1, 3), torch.full((LIMIT,), task), task)
+    assert torch.bincount(held.labels).tolist() == [LIMIT // 3] * 3
+    assert torch.equal(held.features[0], torch.arange(3.0)), "the first of each class stay"

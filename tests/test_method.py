@@ -16,7 +16,7 @@ from lamella.data.images import TensorSet
 from lamella.data.transform import plain_view
 from lamella.learner.costs import costs_of_base
 from lamella.learner.records import TaskRecord
-from lamella.methods.method import MethodOnBase
+from lamella.methods.on_base import MethodOnBase
 from lamella.methods.parts import PARTS, Aligned, Calibrated
 from lamella.methods.shared.heads import Head, Heads
 

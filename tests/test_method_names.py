@@ -22,7 +22,6 @@ from lamella.learner.config.document import (
     up_to_date,
 )
 from lamella.learner.config.method_tables import with_parts
-from lamella.learner.config.new_config import METHOD
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.store.versions import load_manifest
 from lamella.methods import METHODS
@@ -152,11 +151,14 @@ def test_every_door_understands_the_same_name(name: str, tmp_path: Path, lamella
 
 
 def test_without_a_name_inflora_carries_alignment_and_by_its_name_it_does_not() -> None:
-    assert method_name(Wanted().config()) == METHOD
-    assert Learner.create(backbone=TINY).name == METHOD == "inflora+align"
+    assert method_name(Wanted().config()) == "inflora+align"
+    assert Learner.create(backbone=TINY).name == "inflora+align"
     assert Learner.create(backbone=TINY, method="inflora").name == "inflora"
     assert Learner.create(backbone=TINY, method={"name": "inflora", "rank": 2}).name == "inflora"
-    assert Learner.create(backbone=TINY, method="inflora+align").config == Learner.create(backbone=TINY).config
+    assert (
+        Learner.create(backbone=TINY, method="inflora+align").config["method"]
+        == complete({"backbone": TINY, "method": {"name": "inflora+align"}})["method"]
+    )
     assert method_name(load_config("digits")) == "inflora+align"
     assert method_name(load_config("digits", ["method.name=inflora"])) == "inflora"
 

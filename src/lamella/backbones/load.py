@@ -13,7 +13,7 @@ from lamella.backbones import bundled
 from lamella.backbones.backbone import Backbone
 from lamella.backbones.peft_lora import add_peft_lora
 from lamella.backbones.resnets import BLOCKS, ResNet, use_small_stem
-from lamella.backbones.weight_files import load_strict, read_state, weights_file
+from lamella.backbones.weight_files import WeightsNotFound, load_strict, read_state, weights_file
 from lamella.common.checks import first_line
 from lamella.common.randomness import named_seed
 from lamella.data.transform import InputTransform
@@ -118,7 +118,7 @@ def _build_resnet(name: str, weights: str, size: int | None) -> tuple[nn.Module,
         root = os.environ.get("LAMELLA_DATA")
         path = next(iter(sorted(Path(root, "resnet_cifar10").glob(f"{name}-*.th"))), None) if root else None
         if path is None:
-            raise FileNotFoundError(
+            raise WeightsNotFound(
                 f"no weights of '{name}' were found; put {name}-*.th into a folder 'resnet_cifar10' under "
                 "$LAMELLA_DATA, pass weights=PATH, or weights='random'"
             )
@@ -170,7 +170,7 @@ def _from_hub(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module
     except TypeError as error:
         raise ValueError(f"backbone '{name}' does not take {options} ({error})") from error
     except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
+        raise WeightsNotFound(
             f"the weights of '{name}' could not be had from timm's hub ({first_line(error)}); put them into a folder "
             f"'{name}' under $LAMELLA_DATA, pass weights=PATH, or weights='random'"
         ) from error

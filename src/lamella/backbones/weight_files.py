@@ -10,7 +10,12 @@ from torch import nn
 
 from lamella.common.checks import first_line
 
-__all__ = ["CLASSIFIERS", "load_strict", "read_state", "weights_file"]
+__all__ = ["CLASSIFIERS", "WeightsNotFound", "load_strict", "read_state", "weights_file"]
+
+
+class WeightsNotFound(FileNotFoundError):
+    """The weights of a backbone are neither here nor could they be downloaded."""
+
 
 CLASSIFIERS = ("head.", "fc.", "classifier.")
 """How the keys of classifiers begin, which no backbone here has."""

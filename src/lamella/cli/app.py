@@ -79,7 +79,7 @@ _add(
     "learn",
     "lamella learn model photos/           # photos/CLASS/*.jpg; the first use creates the model",
     "lamella learn model more-photos/      # the second task; the first is not needed any more",
-    "lamella learn model photos/ method.epochs=5 --backbone vit_tiny_patch16_224",
+    "lamella learn model scans/ --bundled    # digits and other small images; needs no download",
 )
 _add(predict, "predict", "lamella predict model photo.jpg", "lamella predict model photos/ --top 3 --json")
 _add(

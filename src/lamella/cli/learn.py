@@ -13,6 +13,12 @@ __all__ = ["learn"]
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
 
+UNTRAINED = "streaming-lda"
+OTHERS = (
+    "or choose another backbone with --backbone NAME or FOLDER; --bundled takes the one of the package, which is for "
+    "digits and other small images"
+)
+
 
 def learn(
     model: Model,
@@ -32,9 +38,13 @@ def learn(
         typer.Option(
             help="Of a new model; also a FOLDER of timm or `lamella export`, or NAME+FOLDER with a LoRA of PEFT.",
             metavar="NAME",
-            show_default="fractal-vit-micro",
+            show_default="vit_tiny_patch16_224",
         ),
     ] = None,
+    bundled: Annotated[
+        bool,
+        typer.Option("--bundled", help="Take the small backbone of the package: for digits and other small images."),
+    ] = False,
     method: Annotated[
         str | None,
         typer.Option(
@@ -43,6 +53,17 @@ def learn(
             show_default="inflora+align",
         ),
     ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="The settings of a new model: a configuration of `lamella list configs`, or a TOML file.",
+            metavar="NAME",
+            show_default="photos",
+        ),
+    ] = None,
+    no_train: Annotated[
+        bool, typer.Option("--no-train", help="Leave the backbone as it is: short for --method streaming-lda.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Of a new model.", show_default="0")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse DATA with files that cannot be read, instead of leaving them out.")
@@ -50,10 +71,12 @@ def learn(
 ) -> None:
     """Teach a model the classes of DATA.
 
-    They become its next task. The first use creates the model. Earlier data is not needed, and no data is kept.
+    They become its next task. The first use creates the model. Earlier data is not needed, and no image is kept.
     """
+    from lamella.backbones.weight_files import WeightsNotFound
     from lamella.common.progress import bars
     from lamella.data.sources.readable import load_readable
+    from lamella.learner.config.new_config import BUNDLED
     from lamella.learner.config.wanted import Wanted
     from lamella.learner.folder import ModelFolder
 
@@ -62,7 +85,17 @@ def learn(
     if strict and unreadable:
         first = f"the first is {unreadable[0].key}: {unreadable[0].reason}"
         raise ValueError(f"{len(unreadable)} files of '{data}' cannot be read, {first}; replace or remove them")
-    wanted = Wanted(backbone, method, seed, tuple(settings or ()))
+    if bundled and backbone:
+        raise ValueError(f"--bundled and --backbone {backbone} are two backbones; leave one of them out")
+    if no_train and method:
+        raise ValueError(f"--no-train and --method {method} are two methods; leave one of them out")
+    wanted = Wanted(
+        BUNDLED if bundled else backbone,
+        UNTRAINED if no_train else method,
+        seed,
+        tuple(settings or ()),
+        config,
+    )
     try:
         with ModelFolder(model).learning(source, unreadable, wanted=wanted) as learning:
             say_found(learning)
@@ -74,6 +107,8 @@ def learn(
             learning.run(progress=bars)
             say_took(learning, time.monotonic() - started, expected)
             say_known(learning)
+    except WeightsNotFound as error:
+        raise FileNotFoundError(f"{error}; {OTHERS}") from error
     except KeyboardInterrupt:
         say(f"'{model}' is unchanged; the same command resumes where this one stopped", err=True)
         raise

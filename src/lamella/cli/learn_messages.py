@@ -8,6 +8,7 @@ from lamella.cli.output import say
 if TYPE_CHECKING:
     from lamella.learner.confidence import HeldOut
     from lamella.learner.folder import Learning
+    from lamella.learner.model import Model
     from lamella.learner.rehearsal import Expected
 
 __all__ = ["say_expected", "say_found", "say_known", "say_resumed", "say_took"]
@@ -23,6 +24,8 @@ def say_found(learning: "Learning") -> None:
     model, task, unreadable = learning.model, learning.task, learning.unreadable
     if not model.tasks and "measured" in model.config["fit"]:
         say(precision_line(model.config))
+    if not model.tasks:
+        say(f"new model: {model.name} on {_backbone(model)}")
     known = set(model.class_names.values())
     new = [name for name in task.class_names if name not in known]
     again = [name for name in task.class_names if name in known]
@@ -39,6 +42,15 @@ def say_found(learning: "Learning") -> None:
             say(f"    {file.key}: {file.reason}")
         if len(unreadable) > SHOWN:
             say(f"    and {len(unreadable) - SHOWN} more")
+
+
+def _backbone(model: "Model") -> str:
+    from lamella.backbones.bundled import NAME
+
+    bundled = ", which is bundled: for digits and other small images, not for photographs"
+    size = model.backbone.transform.describe().get("size")
+    at = f" at {size} pixels" if size else ""
+    return f"{model.backbone.name}{at}{bundled if model.backbone.name == NAME else ''}"
 
 
 def say_resumed(learning: "Learning") -> None:

@@ -43,7 +43,7 @@ def predict(
     from lamella.learner.learner import Learner
 
     learner = Learner.load(model)
-    if unknown and not learner.confidence.records:
+    if unknown and not learner.confidence.images:
         raise ValueError(f"'{model}' has no held-out images, so it cannot tell what is unknown; leave out --unknown")
     predictions = learner.predict(files, top=top)
     rows = [_row(path, prediction, unknown) for path, prediction in zip(files, predictions, strict=True)]

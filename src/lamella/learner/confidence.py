@@ -1,11 +1,11 @@
-"""Calibrated confidences and the familiarity of an image, both computed from held-out images.
+"""Calibrated confidences and the familiarity of an image, both computed from held-back images.
 
-Some images are held out while a task is learned. They are predicted once and then dropped; only statistics are kept.
+Some images are held back while a task is learned: the model is not trained on them.
 
     temperature     T, so that softmax(logits / T) is calibrated (Guo et al., ICML 2017, arXiv 1706.04599)
-    typicality      a score that is low for images unlike all learned ones; see `Method.logits_and_typicality`
-    familiarity     0..1, the share of held-out images whose typicality is at most as high. With a threshold of 0.05,
-                    one in twenty images of known classes is called unknown.
+    typicality      a score that is low for images unlike all learned ones; see `Method.typicality`
+    familiarity     above 0, at most 1: the rank of an image's typicality among those of the held-back images. With a
+                    threshold of 0.05, one in twenty images of known classes is called unknown.
 """
 
 import math
@@ -16,30 +16,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["UNKNOWN", "Confidence", "HeldOut", "fitted_temperature", "histogram"]
+__all__ = ["ENOUGH", "UNKNOWN", "Confidence", "HeldOut", "fitted_temperature", "histogram", "of_records"]
 
 UNKNOWN = 0.05
 """The familiarity below which an image is called unknown. So is one in twenty images of known classes."""
 BINS = 64
 ENOUGH = 30
-"""The number of images that a temperature is estimated from, if there are as many."""
+"""The number of held-back images from which a temperature is well estimated."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The statistics of the held-out samples of a task.
+    """What was measured on the held-back samples of a task, just after it was learned.
 
     Attributes:
-        images: how many samples were held out, at least 1.
-        right: how many of them were classified correctly among all classes, just after the task was learned.
-        temperature: the temperature that fits them best, above 0; see `fitted_temperature`.
-        typicality: the `histogram` of their typicality.
+        images: how many samples were held back, at least 1.
+        right: how many of them were classified correctly among all classes.
+        temperature: the temperature that fits them, above 0; see `fitted_temperature`. None where the features of
+            held-back samples are kept, so that it is computed anew after every task.
+        typicality: the `histogram` of their typicality; None likewise.
     """
 
     images: int
     right: int
-    temperature: float
-    typicality: Mapping[str, Any]
+    temperature: float | None = None
+    typicality: Mapping[str, Any] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -47,39 +48,85 @@ class HeldOut:
         return self.right / self.images
 
 
-def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Fit the temperature T that minimises the cross-entropy of softmax(logits / T).
-
-    The cross-entropy is convex in 1 / T, so bisection finds the minimum. The share 1 / (n + 2) of each label is spread
-    over all classes (Laplace's rule), so that T stays above 0 even if every sample is classified correctly.
+class Confidence:
+    """The confidence and familiarity of predictions.
 
     Args:
-        logits: `(n, c)`, with n and c at least 1.
-        labels: `(n,)` int64, the column of each sample's class.
+        temperature: T, above 0.
+        typicality: (n,) the typicality of held-back samples, in any order; None if there are none.
+
+    Attributes:
+        temperature: as above.
+        images: the number of held-back samples.
+    """
+
+    def __init__(self, temperature: float = 1.0, typicality: Tensor | None = None) -> None:
+        self.temperature = temperature
+        self._known = None if typicality is None else typicality.double().cpu().sort().values
+
+    @property
+    def images(self) -> int:
+        return 0 if self._known is None else len(self._known)
+
+    @property
+    def lowest(self) -> float:
+        """The lowest familiarity that a sample can have, 1 / (n + 1)."""
+        return 1 / (self.images + 1)
+
+    def familiarity(self, typicality: Tensor) -> Tensor | None:
+        """Return the familiarity of samples, (n,) above 0 and at most 1; None if no samples were held back.
+
+        It is (r + 1) / (n + 1), where r of n held-back samples are at most as typical. An image like these has every
+        such value with the same probability (a conformal p-value).
+
+        Args:
+            typicality: (n,), the typicality of the samples.
+        """
+        if self._known is None or not len(self._known):
+            return None
+        ranks = torch.searchsorted(self._known, typicality.double().cpu(), right=True)
+        return (ranks + 1).double() / (len(self._known) + 1)
+
+
+def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Fit the temperature T at which the mean confidence is the accuracy.
+
+    The confidence of a sample is the largest of softmax(logits / T), whose mean falls as T rises, so bisection finds T.
+    The accuracy is estimated by Laplace's rule, (right + 1) / (n + 2), so that few samples cannot lead to certainty.
+    A single sample that is wrong by a large margin counts as one error, whatever the margin is.
+
+    Args:
+        logits: (n, c), with n and c at least 1.
+        labels: (n,) int64, the column of each sample's class.
 
     Returns:
         The temperature, above 0; 1 if all logits of each sample are equal.
     """
-    z = logits.double() - logits.double().mean(1, keepdim=True)
-    n, spread = len(z), 1 / (len(z) + 2)
-    wanted = (1 - spread) * z[torch.arange(n), labels] + spread * z.mean(1)
-    if float(z.abs().max()) == 0:
+    z = logits.double() - logits.double().amax(1, keepdim=True)
+    unit = float(-z.min())
+    if unit == 0:
         return 1.0
-    low, high = -20.0, 20.0  # bounds on log(1 / T), with logits in units of their standard deviation
-    unit = float(z.std())
+    n, classes = z.shape
+    right = int((logits.argmax(1) == labels).sum())
+    # Below, no temperature gives such a mean confidence: that of guessing is 1 / classes.
+    wanted = max((right + 1) / (n + 2), 1 / classes + (1 - 1 / classes) * LEAST)
+    low, high = -30.0, 30.0  # bounds on log T, with T in units of the largest difference of logits
     for _ in range(60):
         middle = (low + high) / 2
-        p = (z * (math.exp(middle) / unit)).softmax(1)
-        too_sharp = ((p * z).sum(1) - wanted).mean() > 0
-        low, high = (low, middle) if too_sharp else (middle, high)
-    return unit * math.exp(-(low + high) / 2)
+        too_sure = float((z / (unit * math.exp(middle))).softmax(1).amax(1).mean()) > wanted
+        low, high = (middle, high) if too_sure else (low, middle)
+    return unit * math.exp((low + high) / 2)
+
+
+LEAST = 0.05
+"""How far the mean confidence stays above that of guessing, as a share of the way to certainty."""
 
 
 def histogram(scores: Tensor) -> dict[str, Any]:
     """Summarise scores by their range and by the counts of bins of equal width.
 
     Args:
-        scores: `(n,)`, n at least 1.
+        scores: (n,), n at least 1.
 
     Returns:
         The "low" and "high" end of the range, and the "counts".
@@ -89,49 +136,30 @@ def histogram(scores: Tensor) -> dict[str, Any]:
     return {"low": low, "high": high, "counts": [int(c) for c in counts]}
 
 
-class Confidence:
-    """The confidence and familiarity of predictions, from the held-out samples of all tasks.
+def of_records(records: Sequence[HeldOut]) -> Confidence:
+    """Return the confidence of a model whose held-back features are not kept, from the records of its tasks.
+
+    The temperature is the geometric mean of those of the newest tasks with `ENOUGH` samples together, weighted by
+    samples. The typicality is that of the newest task, because it has another scale after every task.
 
     Args:
-        records: the statistics of the tasks that had held-out samples, oldest first.
+        records: of the tasks that had held-back samples, oldest first.
     """
-
-    def __init__(self, records: Sequence[HeldOut]) -> None:
-        self.records = list(records)
-
-    @property
-    def temperature(self) -> float:
-        """The temperature of the newest task, whose samples were classified among all classes; 1 without samples.
-
-        If that task had fewer than `ENOUGH` held-out samples, further tasks are included until there are as many. The
-        result is then the geometric mean of their temperatures, weighted by samples.
-        """
-        images, sum_ = 0, 0.0
-        for record in reversed(self.records):
-            images, sum_ = images + record.images, sum_ + record.images * math.log(record.temperature)
-            if images >= ENOUGH:
-                break
-        return math.exp(sum_ / images) if images else 1.0
-
-    def familiarity(self, typicality: Tensor) -> Tensor | None:
-        """Return the familiarity of samples, `(n,)` in 0..1; None if no samples were held out.
-
-        Args:
-            typicality: `(n,)`, the typicality of the samples.
-        """
-        if not self.records:
-            return None
-        images = sum(r.images for r in self.records)
-        return torch.stack([_at_or_below(r.typicality, typicality) for r in self.records]).sum(0) / images
+    told = [record for record in records if record.temperature is not None and record.typicality is not None]
+    images, sum_ = 0, 0.0
+    for record in reversed(told):
+        images, sum_ = images + record.images, sum_ + record.images * math.log(record.temperature or 1.0)
+        if images >= ENOUGH:
+            break
+    return Confidence(math.exp(sum_ / images), _spread(told[-1].typicality or {})) if images else Confidence()
 
 
-def _at_or_below(held: Mapping[str, Any], scores: Tensor) -> Tensor:
-    """Count how many scores of a histogram are at most as high, `(n,)`. Within a bin, interpolate linearly."""
-    counts, x = torch.tensor(held["counts"], dtype=torch.float64), scores.double().cpu()
-    below = torch.cat([torch.zeros(1, dtype=torch.float64), counts.cumsum(0)])
-    width = (held["high"] - held["low"]) / len(counts)
-    if width == 0:
-        return torch.where(x >= held["low"], below[-1], below[0])
-    place = ((x - held["low"]) / width).clamp(0, len(counts))
-    bin_ = place.long().clamp(max=len(counts) - 1)
-    return below[bin_] + counts[bin_] * (place - bin_)
+def _spread(held: Mapping[str, Any]) -> Tensor:
+    """Return scores with this histogram: those of a bin are evenly spread over it."""
+    width = (held["high"] - held["low"]) / len(held["counts"])
+    parts = [
+        held["low"] + width * (bin_ + (torch.arange(count, dtype=torch.float64) + 0.5) / count)
+        for bin_, count in enumerate(held["counts"])
+        if count
+    ]
+    return torch.cat(parts)

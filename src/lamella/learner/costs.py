@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lamella.learner.records import TaskRecord
 from lamella.learner.store.state import stored_bytes
 from lamella.memory.resizable import Resizable
-from lamella.methods.method import Method, MethodOnBase
+from lamella.methods.method import Method
+from lamella.methods.on_base import MethodOnBase
 
 __all__ = ["costs_of_base", "parameter_counts"]
 

@@ -13,7 +13,7 @@ from lamella.data.loading import Examples
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.learner.confidence import Confidence
-from lamella.learner.config.new_config import BACKBONE, METHOD, new_config
+from lamella.learner.config.new_config import new_config
 from lamella.learner.config.own_methods import name_in_table
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.export import export
@@ -50,8 +50,8 @@ class Learner:
     def create(
         cls,
         *,
-        backbone: str | Mapping[str, Any] = BACKBONE,
-        method: str | Mapping[str, Any] = METHOD,
+        backbone: str | Mapping[str, Any] | None = None,
+        method: str | Mapping[str, Any] | None = None,
         align: bool | None = None,
         seed: int = 0,
         augment: Mapping[str, Any] | None = None,
@@ -61,10 +61,12 @@ class Learner:
 
         Args:
             backbone: a name, a folder that `lamella export` or timm wrote, "NAME+FOLDER" for a name and a LoRA of PEFT,
-                or a table of `load_backbone`'s arguments.
+                or a table of `load_backbone`'s arguments. If left out, that of the configuration `photos`: timm's
+                ViT-Tiny. "fractal-vit-micro" is bundled and needs no download, for digits and other small images.
             method: a name, a class of a file such as "my_file.py:EMALoRA", or a table {"name": ..., hyper-parameters}.
-                The name says which parts the method carries and
-                on which base it learns: "inflora+align" (the default), "inflora" without alignment, "dlc(wa)".
+                The name says which parts the method carries and on which base it learns: "inflora+align", "inflora"
+                without alignment, "dlc(wa)". If left out, method and augmentation are those of `lamella learn`: of the
+                configuration `photos`, or of `small-images` with the bundled backbone.
             align: deprecated; write method="inflora+align" for True, and method="inflora" for False.
             seed: the seed of all random draws, 0 or more.
             augment: the augmentation of training images, as a table of the arguments of `Augmentation`.
@@ -193,7 +195,8 @@ class Learner:
         Args:
             task: the classes and training samples.
             held_back: held-out samples of the task's classes, which the model is not trained on. They calibrate the
-                confidence of predictions. Only their statistics are kept, in the record.
+                confidence of predictions. Their features are kept where the method can follow how
+                features drift; their number and how many were right stand in the record.
             checkpoints: where training saves its state, so that it can be resumed; None saves nothing.
             progress: opens a progress bar.
 

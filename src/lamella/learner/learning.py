@@ -8,7 +8,6 @@ from lamella.data.keeping import keep_decoded
 from lamella.data.loading import Examples
 from lamella.data.scenario import Task
 from lamella.learner.model import Model
-from lamella.learner.predictions import held_out
 from lamella.learner.records import TaskRecord, check_task, task_record
 from lamella.training.checkpoints import Checkpoints
 
@@ -34,9 +33,9 @@ def learn(
     model.method.learn(task, fit)
     model.half_learned = ""
     model.class_names |= dict(zip(task.classes, task.class_names, strict=True))
+    model.follow_drift()
     record = task_record(task, model.method, fit, time.monotonic() - started)
-    model.tasks.append(record)
     if held_back is not None and len(held_back):
-        logits, typicality = model.read(held_back, fit, "held-back")
-        record.held_back = held_out(logits, typicality, held_back.labels, model.method.classes)
+        record.held_back = model.hold_back(held_back, fit)
+    model.tasks.append(record)
     return record

@@ -1,6 +1,6 @@
 """The state of a learner: a backbone, a method, the class names, and the records of the learned tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from lamella.common.progress import Progress, silent
 from lamella.common.version import __version__
 from lamella.data.loading import Examples
 from lamella.data.samples import Samples
-from lamella.learner.confidence import Confidence
+from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram, of_records
 from lamella.learner.config.document import build_augmentation, build_backbone, build_method, method_name, up_to_date
 from lamella.learner.config.own_methods import method_digests, recognise_methods
 from lamella.learner.config.precision import choose
 from lamella.learner.costs import parameter_counts
+from lamella.learner.held_back import HeldBack
 from lamella.learner.records import TaskRecord, tasks_from_json
 from lamella.learner.store.kept_backbone import from_copy, keep_backbone
 from lamella.learner.store.state import learned_state, restore_state
@@ -42,6 +43,7 @@ class Model:
         method: the method that learns on the backbone.
         class_names: the name of each global class id.
         tasks: the record of each learned task, oldest first.
+        held_back: the features of held-back samples of these tasks, where the method can follow them.
         notes: JSON values that a run stores with the model, such as its scores.
         half_learned: the name of a task whose learning failed; else "". The model must then be loaded again before it
             can be used.
@@ -56,8 +58,10 @@ class Model:
         self.method: Method = build_method(self.config, self.backbone)
         self.class_names: dict[int, str] = {}
         self.tasks: list[TaskRecord] = []
+        self.held_back = HeldBack()
         self.notes: dict[str, Any] = {}
         self.half_learned = ""
+        self._confidence: Confidence | None = None  # of the held-back samples; None until it is computed
 
     @property
     def name(self) -> str:
@@ -66,8 +70,25 @@ class Model:
 
     @property
     def confidence(self) -> Confidence:
-        """The confidence of predictions, computed from the held-out samples."""
-        return Confidence([task.held_back for task in self.tasks if task.held_back is not None])
+        """The confidence of predictions, computed from the held-back samples as the method classifies them now."""
+        if not len(self.held_back):
+            return of_records([task.held_back for task in self.tasks if task.held_back is not None])
+        if self._confidence is None:
+            logits, typicality = self.classified()
+            self._confidence = Confidence(fitted_temperature(logits, self.columns(self.held_back.labels)), typicality)
+        return self._confidence
+
+    def classified(self) -> tuple[Tensor, Tensor]:
+        """The logits (n, classes) and the typicality (n,) of the held-back samples as the method is now, on the CPU."""
+        features = self.held_back.features.to(next(self.method.parameters()).device)
+        with torch.no_grad():
+            logits = self.method.eval().classify(features)
+            return logits.float().cpu(), self.method.typicality(features, logits).float().cpu()
+
+    def columns(self, labels: Tensor) -> Tensor:
+        """The columns of the logits that belong to these global class ids, (n,)."""
+        column = {c: i for i, c in enumerate(self.method.classes)}
+        return torch.tensor([column[label] for label in labels.tolist()])
 
     def new_backbone(self) -> Backbone:
         """Build the backbone as it is before anything is learned."""
@@ -127,16 +148,51 @@ class Model:
             fit: the loop that reads them.
             name: the name of the pass.
         """
-        logits: list[Tensor] = []
-        typicality: list[Tensor] = []
+        logits, typicality = scanned(data, fit, name, self.method.eval().logits_and_typicality)
+        return logits.float(), typicality.float()
 
-        def observe(x: Samples, y: Tensor) -> None:
-            for parts, values in zip((logits, typicality), self.method.logits_and_typicality(x), strict=True):
-                parts.append(values)
+    def follow_drift(self) -> None:
+        """Move the kept features as those of the method have moved in the task that it has just learned."""
+        self.held_back.follow(self.method)
+        self._confidence = None
 
-        self.method.eval()
-        fit.scan(data, observe, name=name)
-        return torch.cat([part.float().cpu() for part in logits]), torch.cat([p.float().cpu() for p in typicality])
+    def hold_back(self, data: Examples, fit: Fit) -> HeldOut:
+        """Classify samples of the newest task that were held back, keep their features, and return what was measured.
+
+        Args:
+            data: the samples, with global class ids.
+            fit: the loop that reads them.
+        """
+        wanted, method = self.columns(data.labels), self.method.eval()
+        if method.by_features:
+            (features,) = scanned(data, fit, "held-back", lambda x: (method.features(x),))
+            self.held_back.add(features, data.labels, len(self.tasks))
+            self._confidence = None
+            logits = method.classify(features.to(next(method.parameters()).device)).cpu()
+            return HeldOut(len(wanted), int((logits.argmax(1) == wanted).sum()))
+        logits, typicality = self.read(data, fit, "held-back")
+        right = int((logits.argmax(1) == wanted).sum())
+        return HeldOut(len(wanted), right, fitted_temperature(logits, wanted), histogram(typicality))
+
+
+def scanned(
+    data: Examples, fit: Fit, name: str, compute: Callable[[Samples], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """Compute some tensors of every sample, and return each of them for all samples, on the CPU.
+
+    Args:
+        data: the samples. Their labels are ignored.
+        fit: the loop that reads them.
+        name: the name of the pass.
+        compute: inputs of n samples -> tensors (n, ...).
+    """
+    parts: list[tuple[Tensor, ...]] = []
+
+    def observe(x: Samples, y: Tensor) -> None:
+        parts.append(tuple(value.clone() for value in compute(x)))
+
+    fit.scan(data, observe, name=name)
+    return tuple(torch.cat(values).cpu() for values in zip(*parts, strict=True))
 
 
 def save(model: Model, folder: Path, *, what: str, keep: int | None) -> int:
@@ -153,7 +209,8 @@ def save(model: Model, folder: Path, *, what: str, keep: int | None) -> int:
     }
     if files := method_digests(model.config):
         manifest["method_files"] = files
-    return save_model(folder, learned_state(model.method), manifest, what=what, keep=keep)
+    state = learned_state(model.method) | model.held_back.tensors()
+    return save_model(folder, state, manifest, what=what, keep=keep)
 
 
 def load(folder: Path, version: int | None = None) -> Model:
@@ -167,6 +224,7 @@ def load(folder: Path, version: int | None = None) -> Model:
             f"'{folder}' was learned on other weights of {model.backbone.name} than the ones found here; "
             "put the original weights back"
         )
+    model.held_back = HeldBack.taken_from(state)
     restore_state(model.method, state)
     model.class_names = {int(i): str(name) for i, name in manifest["class_names"]}
     model.tasks = tasks_from_json(manifest["tasks"])

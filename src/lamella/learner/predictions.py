@@ -1,20 +1,19 @@
-"""Predictions of a model, and the statistics of held-out samples."""
+"""Predictions of a model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from lamella.data.images import Files, ImageSet
 from lamella.data.loading import Examples
 from lamella.data.transform import of_images
-from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram
+from lamella.learner.confidence import Confidence
 from lamella.learner.model import Model
 from lamella.learner.records import TaskRecord
 
-__all__ = ["Prediction", "as_predictions", "held_out", "predict"]
+__all__ = ["Prediction", "as_predictions", "predict"]
 
 
 class Prediction(NamedTuple):
@@ -25,7 +24,8 @@ class Prediction(NamedTuple):
         confidences: the confidence of each of them, 0..1. Over all learned classes they sum to 1. They are calibrated
             if samples were held out while tasks were learned.
         task: the name of the task that taught the first class.
-        familiarity: the share of held-out samples that looked at least as strange, 0..1; None if none were held out.
+        familiarity: the rank of the sample among held-back ones, above 0 and at most 1: about this share of them looked
+            at least as strange. None if none were held back.
     """
 
     classes: tuple[str, ...]
@@ -93,18 +93,3 @@ def as_predictions(
         names = tuple(class_names[i] for i in ids)
         predictions.append(Prediction(names, tuple(confidence), task_of[ids[0]], familiar))
     return predictions
-
-
-def held_out(logits: Tensor, typicality: Tensor, labels: Tensor, classes: Sequence[int]) -> HeldOut:
-    """Compute the statistics of the held-out samples of the newest task.
-
-    Args:
-        logits: `(n, classes)`, n at least 1.
-        typicality: `(n,)`.
-        labels: `(n,)`, global class ids.
-        classes: the global id of each column of `logits`.
-    """
-    column = {c: i for i, c in enumerate(classes)}
-    wanted = torch.tensor([column[label] for label in labels.tolist()])
-    right = int((logits.argmax(1) == wanted).sum())
-    return HeldOut(len(wanted), right, fitted_temperature(logits, wanted), histogram(typicality))

@@ -17,7 +17,7 @@ from lamella.memory.subspace import Subspace
 from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.training.fit import Fit
 
-__all__ = ["STATISTICS_GO_ON", "Method", "MethodOnBase"]
+__all__ = ["STATISTICS_GO_ON", "Method"]
 
 STATISTICS_GO_ON = "their statistics take in the new {noun}s beside the old ones"
 """What a method that classifies by class statistics makes of more samples of a class."""
@@ -168,13 +168,40 @@ class Method(nn.Module, ABC):
         return features, {"": logits}
 
     def logits_and_typicality(self, x: Samples) -> tuple[Tensor, Tensor]:
-        """(n, classes) logits, and (n,) scores that are low for samples like none that were learned; one forward pass.
+        """(n, classes) logits and (n,) `typicality` of samples, from one forward pass."""
+        if not self.by_features:
+            logits = self.predict(x)
+            return logits, energy(logits)
+        features = self.features(x)
+        logits = self.classify(features)
+        return logits, self.typicality(features, logits)
 
-        By default the negative energy, the log of the sum of exponentiated logits (Liu et al., NeurIPS 2020, arXiv
-        2010.03759).
+    def typicality(self, features: Tensor, logits: Tensor) -> Tensor:
+        """(n,) scores that are low for samples like none that were learned.
+
+        Only a method that classifies by features alone is asked (`by_features`); for others it is the default.
+
+        Args:
+            features: (n, d) features of the samples.
+            logits: (n, classes) logits of the samples.
         """
-        logits = self.predict(x)
-        return logits, logits.float().logsumexp(1)
+        return energy(logits)
+
+    # features that are kept
+
+    @property
+    def by_features(self) -> bool:
+        """Whether a prediction is `classify(features(x))`, so that features are enough to classify a sample again."""
+        own = type(self).predict, type(self).features_and_logits
+        return own == (Method.predict, Method.features_and_logits)
+
+    def as_now(self, features: Tensor) -> Tensor | None:
+        """Features (n, d) from before the last task was learned, as they would be now; None where that is not known.
+
+        By default they stay as they are if nothing that computes them was trained.
+        """
+        changes = self.sites or self.changes_backbone or self.widens or self.merges
+        return None if changes else features
 
     # what exports and inspections ask
 
@@ -237,66 +264,9 @@ class Method(nn.Module, ABC):
         return heads
 
 
-class MethodOnBase(Method):
-    """A method that is built on another one, which learns as it would alone: a part such as alignment, or DLC.
+def energy(logits: Tensor) -> Tensor:
+    """(n,) negative energies of logits (n, classes), which are low for samples like none that were learned.
 
-    It passes on what it does not say itself, and says what it adds, so that the costs of both can be told apart.
-
-    Args:
-        base: The method beneath, with its own backbone.
-        seed: The number from which all random draws are made.
-
-    Attributes:
-        own_calls: The first words of the names of its own calls of `fit`; all other calls are the base's.
-        own_adapters: Names of the adapters that it puts into the base's backbone.
-        reads_features: Whether it takes only features from the base, so that the base's classifier is not needed.
+    The log of the sum of exponentiated logits: Liu et al., NeurIPS 2020, arXiv 2010.03759.
     """
-
-    base: Method
-    own_calls: tuple[str, ...] = ()
-    own_adapters: tuple[str, ...] = ()
-    reads_features: bool = False
-
-    def __init__(self, base: Method, seed: int) -> None:
-        super().__init__()
-        self.base, self.seed = base, seed
-        self.routed = self.routed or base.routed
-        self.widens = self.widens or base.widens
-        self.changes_backbone = self.changes_backbone or base.changes_backbone
-        self.merges = self.merges or base.merges
-        self.sites, self.free_rank = base.sites, base.free_rank
-
-    @property
-    def backbone(self) -> Backbone:
-        return self.base.backbone
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.base.classes
-
-    def features(self, x: Samples) -> Tensor:
-        """(n, d) features of the base."""
-        return self.base.features(x)
-
-    def what_more_images_do(self) -> str:
-        return self.base.what_more_images_do()
-
-    def adapters_of(self, task: int) -> tuple[str, ...]:
-        return self.base.adapters_of(task)
-
-    def rows_read(self, task: int) -> dict[str, Tensor]:
-        return self.base.rows_read(task) | super().rows_read(task)
-
-    def protected(self) -> Mapping[str, Subspace | Signature]:
-        return self.base.protected()
-
-    def readouts(self, x: Samples) -> Mapping[str, Tensor]:
-        return self.features_and_readouts(x)[1]
-
-    def features_and_readouts(self, x: Samples) -> tuple[Tensor, Mapping[str, Tensor]]:
-        features, base = self.base.features_and_readouts(x)
-        return features, self.with_own(self._logits(features, x), base)
-
-    def with_own(self, logits: Tensor, readouts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Its own logits and the base's readouts, named as readouts of this method."""
-        return {"": logits} | {f"base.{name}".rstrip("."): of_base for name, of_base in readouts.items()}
+    return logits.float().logsumexp(1)

@@ -34,6 +34,7 @@ __all__ = [
     "describe_config",
     "load_config",
     "method_name",
+    "read_document",
     "readout_names",
     "same_settings",
     "shipped_configs",
@@ -95,7 +96,7 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict
         FileNotFoundError: there is no such configuration.
         ValueError: the file is not TOML, a key or a name is unknown, or a value has the wrong type.
     """
-    document = _read(name_or_path)
+    document = read_document(name_or_path)
     changes = name_changes([parse_override(text, SECTIONS) for text in overrides], Path.cwd())
     _check_sections(document)
     document.setdefault("scenario", {})
@@ -200,7 +201,16 @@ def build_augmentation(config: Mapping[str, Any]) -> Augmentation | None:
     return Augmentation(**arguments("augment", table, options_of(Augmentation)))
 
 
-def _read(name_or_path: str | Path) -> dict[str, Any]:
+def read_document(name_or_path: str | Path) -> dict[str, Any]:
+    """Read the tables of a configuration as they are written, with the full names of methods in files.
+
+    Args:
+        name_or_path: the name of a shipped configuration, or the path of a TOML file.
+
+    Raises:
+        FileNotFoundError: there is no such configuration.
+        ValueError: the file is not TOML.
+    """
     shipped = shipped_configs()
     path = Path(name_or_path)
     if path.suffix != ".toml" and str(name_or_path) in shipped:

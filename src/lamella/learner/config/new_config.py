@@ -5,37 +5,61 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lamella.backbones.bundled import NAME as BUNDLED
 from lamella.backbones.from_folder import backbone_table
-from lamella.learner.config.document import complete, method_name
+from lamella.learner.config.document import complete, method_name, read_document
 from lamella.learner.config.method_tables import with_parts
 from lamella.learner.config.own_methods import name_in_table
 
-__all__ = ["BACKBONE", "METHOD", "new_config"]
+__all__ = ["BUNDLED", "PHOTOS", "SMALL_IMAGES", "new_config", "start_tables"]
 
-BACKBONE = "fractal-vit-micro"
-"""The default backbone of a new model, which comes with the package."""
+PHOTOS = "photos"
+"""The shipped configuration that a new model starts with."""
+SMALL_IMAGES = "small-images"
+"""The one for the bundled backbone."""
 
-METHOD = "inflora+align"
-"""The default method of a new model."""
+
+def start_tables(name: str | Path | None, backbone: str | None = None) -> dict[str, dict[str, Any]]:
+    """Return the tables [backbone], [method], [augment] and [fit] that a new model starts with.
+
+    Args:
+        name: a shipped configuration or a TOML file; None for that of photographs, or, with the bundled backbone, that
+            of small images.
+        backbone: the name of another backbone than the configuration's, which then has no further settings.
+
+    Raises:
+        FileNotFoundError: there is no such configuration.
+        ValueError: it is not TOML.
+    """
+    document = read_document(name or (SMALL_IMAGES if backbone == BUNDLED else PHOTOS))
+    tables = {section: dict(document.get(section, {})) for section in ("backbone", "method", "augment", "fit")}
+    if backbone is not None and backbone != tables["backbone"].get("name"):
+        tables["backbone"] = {"name": backbone}
+    return tables
 
 
 def new_config(
     *,
-    backbone: str | Mapping[str, Any],
-    method: str | Mapping[str, Any],
+    backbone: str | Mapping[str, Any] | None = None,
+    method: str | Mapping[str, Any] | None = None,
     align: bool | None = None,
     seed: int = 0,
     augment: Mapping[str, Any] | None = None,
     fit: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return a complete configuration without [scenario]; arguments and errors are those of `Learner.create`."""
-    given = dict(method) if isinstance(method, Mapping) else {"name": method}
+    """Return a complete configuration without [scenario]; arguments and errors are those of `Learner.create`.
+
+    What is left out is that of `start_tables`: the method and its augmentation together, and the backbone.
+    """
+    named = backbone if isinstance(backbone, str) or backbone is None else str(backbone.get("name"))
+    start = start_tables(None, named)
+    given = dict(method) if isinstance(method, Mapping) else {"name": method} if method else start["method"]
     table: dict[str, Any] = name_in_table(given, Path.cwd())
     config = complete(
         {
-            "backbone": _backbone_table(backbone),
-            "method": table if align is None else _with_align(table, align),
-            "augment": dict(augment or {}),
+            "backbone": _backbone_table(start["backbone"] if backbone is None else backbone),
+            "method": table if align is None else _with_align(table, align, by_default=method is None),
+            "augment": dict(start["augment"] if augment is None and method is None else augment or {}),
             "fit": dict(fit or {}),
             "run": {"seed": seed},
         }
@@ -48,13 +72,19 @@ def new_config(
     return config
 
 
-def _with_align(table: dict[str, Any], align: bool) -> dict[str, Any]:
-    """Return [method] with or without the part, as the deprecated argument says; an existing table of it stays."""
+def _with_align(table: dict[str, Any], align: bool, *, by_default: bool) -> dict[str, Any]:
+    """Return [method] with or without the part, as the deprecated argument says.
+
+    Args:
+        table: the table [method].
+        align: whether it has the part; an existing table of it stays.
+        by_default: whether the table is the default, whose part the caller has not asked for.
+    """
+    plain = with_parts(table)
     if align:
-        plain = with_parts(table)
-        return plain if "align" in plain else {**plain, "align": {}}
-    if table == {"name": METHOD}:  # the default, which the caller may not have written
-        return {"name": METHOD.partition("+")[0]}
+        return plain if plain.get("align") not in (None, False) else {**plain, "align": {}}
+    if by_default:
+        return {key: value for key, value in plain.items() if key != "align"}
     return table if "align" in table else {**table, "align": False}
 
 
@@ -62,6 +92,6 @@ def _backbone_table(backbone: str | Mapping[str, Any]) -> dict[str, Any]:
     given = dict(backbone) if isinstance(backbone, Mapping) else {"name": backbone}
     if not isinstance(given.get("name"), str):
         raise ValueError(
-            f"backbone is {backbone!r}; give a name such as '{BACKBONE}', a folder, or a table with a 'name'"
+            f"backbone is {backbone!r}; give a name such as '{BUNDLED}', a folder, or a table with a 'name'"
         )
     return backbone_table(given["name"]) | {key: value for key, value in given.items() if key != "name"}

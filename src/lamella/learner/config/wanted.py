@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lamella.learner.config.method_tables import method_name, with_parts
-from lamella.learner.config.new_config import BACKBONE, METHOD, new_config
+from lamella.learner.config.method_tables import method_name, switch_methods, with_parts
+from lamella.learner.config.new_config import new_config, start_tables
 from lamella.learner.config.overrides import parse_override, put
 from lamella.learner.config.own_methods import PLACES, name_in_full, plain_names
 from lamella.learner.config.precision import AUTO
@@ -24,15 +24,19 @@ class Wanted:
 
     Attributes:
         backbone: the name of the backbone, as for `Learner.create`; None if it was left out.
-        method: the name of the method with its parts, such as "inflora+align"; None if it was left out.
+        method: the name of the method with its parts, such as "inflora+align"; None if it was left out. Without `start`
+            it has its own defaults, with `start` the settings of that configuration as far as it knows them.
         seed: the seed of every random draw; None if it was left out.
         settings: further settings, such as "method.epochs=5".
+        start: the configuration that has all other settings, by its name or its file; see `start_tables`. Its
+            [scenario] and its [run] do not count.
     """
 
     backbone: str | None = None
     method: str | None = None
     seed: int | None = None
     settings: tuple[str, ...] = ()
+    start: str | Path | None = None
 
     def with_files_named(self) -> "Wanted":
         """Run the Python files of the user in the names, and return the same with their absolute paths.
@@ -52,17 +56,23 @@ class Wanted:
             ValueError: a name or a setting is unknown.
         """
         changes = [parse_override(setting, SECTIONS) for setting in self.settings]
-        # The caller did not write the default name, so method.align=false may remove its part.
-        default = {} if ("method", "name") in dict(changes) else with_parts({"name": METHOD})
-        tables: dict[str, Any] = {
-            "backbone": {"name": self.backbone or BACKBONE},
-            "method": default if self.method is None else {"name": self.method},
-            "augment": {},
-            "fit": {},
-        }
+        tables = start_tables(self.start, self.backbone)
+        if self.method is None:
+            switch_methods(tables, dict(changes))
+        elif self.start is None:  # a name alone means the method's own defaults
+            tables |= {"method": {"name": self.method}, "augment": {}}
+        else:
+            changes.insert(0, (("method", "name"), self.method))
+            switch_methods(tables, dict(changes))
         for change in changes:
             put(tables, *change)
-        return new_config(**tables, seed=self.seed or 0)
+        return new_config(
+            backbone=tables["backbone"],
+            method=tables["method"],
+            augment=tables["augment"],
+            fit=tables["fit"],
+            seed=self.seed or 0,
+        )
 
     def differences(self, config: Mapping[str, Any]) -> Iterator[str]:
         """Describe in words each setting in which an existing model differs.
@@ -70,6 +80,12 @@ class Wanted:
         Args:
             config: the complete configuration of the existing model.
         """
+        if self.start is not None:
+            tables = self.config()
+            for section in ("backbone", "method", "augment"):
+                if tables[section] != config[section]:
+                    yield f"[{section}] is not that of the configuration '{self.start}'"
+            return
         asked: dict[tuple[str, ...], Any] = {("backbone", "name"): self.backbone, ("run", "seed"): self.seed}
         asked |= dict(parse_override(setting, SECTIONS) for setting in self.settings)
         yield from _other_method(config, asked.pop(("method", "name"), self.method), asked)

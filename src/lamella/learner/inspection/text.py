@@ -123,7 +123,7 @@ def format_images(task: "LearnedTask") -> str:
 
 
 def _ledger(model: "Inspection", noun: str) -> str:
-    heads = ("task", "learned", "version", "classes", f"{noun}s", "time", "state", "data", "held out", "T")
+    heads = ("task", "learned", "version", "classes", f"{noun}s", "time", "state", "data", "held back")
     rows: list[Sequence[str]] = []
     for task in model.tasks:
         origin = task.origin
@@ -138,7 +138,6 @@ def _ledger(model: "Inspection", noun: str) -> str:
                 words.size(None if origin is None else origin.bytes),
                 (task.data_sha256 or words.NOTHING)[:12],
                 words.NOTHING if task.accuracy is None else f"{words.number(task.accuracy)} % of {task.held_back}",
-                words.NOTHING if task.temperature is None else f"{task.temperature:.3g}",
             )
         )
     return plain_table(heads, rows)

@@ -56,7 +56,8 @@ from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.methods.dlc.plugins import Tails, check_base
 from lamella.methods.dlc.weighting import WeightingUnit, aggregated
-from lamella.methods.method import Method, MethodOnBase
+from lamella.methods.method import Method
+from lamella.methods.on_base import MethodOnBase
 from lamella.methods.shared.classifier import align_new_rows, inverse_shares, new_or_old, start_draws, widened
 from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.methods.shared.own_heads import with_head

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
-from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
-from lamella.methods.method import STATISTICS_GO_ON, Method, MethodOnBase
+from lamella.methods.method import STATISTICS_GO_ON, Method
+from lamella.methods.on_base import MethodOnBase
 from lamella.methods.parts.drift import Drift, affine_drift, check_ridge, mean_drift
 from lamella.methods.shared.heads import Heads, linear_layer
 from lamella.training.fit import Fit
@@ -110,6 +110,7 @@ class Aligned(MethodOnBase):
         shrunk(torch.eye(1), shrinkage)
         self.statistics = ClassGaussians(width, per_class=self.quadratic)
         self.refitted = Heads(width)
+        self._moved: Drift | None = None  # the drift of the last task, which is not stored
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -129,13 +130,18 @@ class Aligned(MethodOnBase):
             return self.statistics.quadratic_discriminant(features, self.shrinkage, *shares)
         return self.statistics.linear_discriminant(features, self.shrinkage)
 
-    def logits_and_typicality(self, x: Samples) -> tuple[Tensor, Tensor]:
-        """(n, classes) scores, and (n,) the negative squared Mahalanobis distance to the nearest class mean.
+    def typicality(self, features: Tensor, logits: Tensor) -> Tensor:
+        """(n,) the negative squared Mahalanobis distance to the nearest class mean.
 
         Lee et al., NeurIPS 2018, arXiv 1807.03888.
         """
-        features = self.features(x)
-        return self.classify(features), -self.statistics.distance(features, self.shrinkage)
+        return -self.statistics.distance(features, self.shrinkage)
+
+    def as_now(self, features: Tensor) -> Tensor | None:
+        """Features (n, d) from before the last task, moved as the statistics of old classes were."""
+        if self._moved is None:
+            return features if self.routed else self.base.as_now(features)
+        return self._moved(features)
 
     def linear_classifier(self) -> nn.Linear:
         if self.quadratic:
@@ -155,8 +161,9 @@ class Aligned(MethodOnBase):
         self.base.learn(task, fit)
         self.eval()
         after = fit.features(task.train, self.features, name="align-after")
-        if before is not None:
-            self.statistics.move(*self._drift(before, after))
+        self._moved = None if before is None else self._drift(before, after)
+        if self._moved is not None:
+            self.statistics.move(*self._moved)
         self.statistics.add(after, task.train.labels, task.classes)
         if self.head == "refit":
             self._refit(fit)

@@ -31,7 +31,8 @@ from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.memory.inputs import Inputs, check_basis, gather
 from lamella.memory.resizable import Resizable
 from lamella.memory.signatures import Calibration, Signatures, protected_share
-from lamella.methods.method import Method, MethodOnBase
+from lamella.methods.method import Method
+from lamella.methods.on_base import MethodOnBase
 from lamella.methods.parts.drift import affine_drift, check_ridge
 from lamella.methods.shared.heads import only_columns
 from lamella.training.fit import Fit

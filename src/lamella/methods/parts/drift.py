@@ -21,6 +21,11 @@ class Drift(NamedTuple):
     source: Tensor
     shift: Tensor
 
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features (n, d) after the drift, of features (n, d) before it."""
+        f = features.to(self.W)
+        return f + (f - self.source) @ self.W + self.shift
+
 
 def check_ridge(ridge: float) -> None:
     """Refuse a ridge that is not positive.

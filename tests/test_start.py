@@ -1,0 +1,95 @@
+"""What a new model starts with: a photo backbone unless another is named, and settings that suit it."""
+
+from pathlib import Path
+
+import pytest
+import timm
+from conftest import Run
+from test_learn import paint
+
+from lamella import Learner
+from lamella.learner.config import new_config
+from lamella.learner.config.document import load_config
+from lamella.learner.config.wanted import Wanted
+from lamella.learner.store.versions import load_manifest
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name, level in (("crow", 10), ("owl", 240)):
+        for i in range(10):
+            paint(tmp_path / "photos" / name / f"{i}.png", level)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def for_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(new_config, "PHOTOS", "photos")
+
+
+@pytest.mark.usefixtures("for_photos")
+def test_without_any_option_it_is_the_configuration_of_photographs() -> None:
+    config, expected = Wanted().config(), load_config("photos")
+    assert config["backbone"]["name"] == "vit_tiny_patch16_224"
+    assert [config[s] for s in ("backbone", "method", "augment")] == [
+        expected[s] for s in ("backbone", "method", "augment")
+    ]
+    assert new_config.new_config() == config, "Learner.create() is no other model"
+
+
+@pytest.mark.usefixtures("for_photos")
+def test_the_bundled_backbone_has_settings_of_its_own() -> None:
+    assert Wanted("fractal-vit-micro").config()["method"] == load_config("small-images")["method"]
+    assert Learner.create(backbone="fractal-vit-micro").config == Wanted("fractal-vit-micro").config()
+
+
+@pytest.mark.usefixtures("for_photos")
+def test_where_no_weights_can_be_had_it_stops_and_names_the_ways_out(
+    lamella: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*arguments: object, **options: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.delenv("LAMELLA_DATA", raising=False)
+    monkeypatch.setattr(timm, "create_model", offline)
+    code, out, err = lamella("learn", tmp_path / "model", photos)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "the weights of 'vit_tiny_patch16_224' could not be had" in err
+    assert "--backbone NAME or FOLDER; --bundled takes the one of the package" in err
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_backbone_is_named_first_and_the_bundled_one_says_what_it_is_for(
+    lamella: Run, photos: Path, tmp_path: Path
+) -> None:
+    code, out, err = lamella("learn", tmp_path / "model", photos, "--bundled", "--no-train")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == (
+        "new model: streaming-lda on fractal-vit-micro at 32 pixels, which is bundled: for digits and other small "
+        "images, not for photographs"
+    )
+    assert "new model" not in lamella("learn", tmp_path / "model", photos, "--bundled", "--no-train")[1]
+
+
+def test_a_configuration_can_be_named_and_is_held_to(lamella: Run, photos: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        '[scenario]\nsource = "nowhere"\n[backbone]\nname = "test_vit"\nweights = "random"\nsize = 32\n'
+        '[method]\nname = "seq-lora"\nepochs = 2\nrank = 3\n'
+    )
+    model = tmp_path / "model"
+    assert lamella("learn", model, photos, "--config", own, "method.epochs=1")[0] == 0
+    stored = load_manifest(model)["config"]
+    assert (stored["method"]["rank"], stored["method"]["epochs"], stored["backbone"]["size"]) == (3, 1, 32)
+    assert "scenario" not in stored
+    code, _, err = lamella("learn", model, photos, "--config", "small-images")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "[backbone] is not that of the configuration 'small-images'" in err
+    code, _, err = lamella("learn", tmp_path / "new", photos, "--config", "foto")
+    assert (code, "did you mean 'photos'?" in err) == (2, True)
+
+
+@pytest.mark.parametrize("two", [("--bundled", "--backbone", "test_vit"), ("--no-train", "--method", "olora")])
+def test_two_words_for_one_thing_are_refused(lamella: Run, photos: Path, tmp_path: Path, two: tuple[str, ...]) -> None:
+    code, _, err = lamella("learn", tmp_path / "model", photos, *two)
+    assert (code, err.count("\n"), "leave one of them out" in err) == (2, 1, True)
