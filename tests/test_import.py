@@ -1,6 +1,7 @@
 """Imports: a checkpoint of timm or a LoRA of PEFT is a start for a model, which stands alone from then on."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +225,56 @@ def test_what_a_backbone_may_be_called(tmp_path: Path) -> None:
     del config["pretrained_cfg"]["mean"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert backbone_table(str(tmp_path)) == {"name": "test_vit", "adapter": str(tmp_path), "size": 48}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"alpha_pattern": {"([a-z0-9.]+)+!": 4}}, "is an expression that is not read; write the name of a layer"),
+        ({"alpha_pattern": {"(": 4}}, "is an expression that is not read"),
+        ({"alpha_pattern": {r"\d+\d+\d+": 4}}, "2 times at most"),
+        ({"alpha_pattern": ["mlp"]}, "is no configuration that PEFT wrote"),
+        ({"lora_alpha": math.nan}, "has alpha nan; it must be a number above 0"),
+        ({"lora_alpha": "4"}, "has alpha '4'; it must be a number above 0"),
+    ],
+)
+def test_a_strange_configuration_of_peft_is_one_line_and_never_hangs(
+    change: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    folder = adapter(tmp_path / "lora", pair("vit.encoder.layer.0.attention.attention.query"))
+    config = json.loads((folder / "adapter_config.json").read_text()) | change
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=text) as told:
+        load_backbone(**VIT, adapter=str(folder))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "200000 brackets"])
+def test_a_configuration_that_is_no_table_is_told(text: str, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "lora", pair("blocks.0.mlp.fc1"))
+    (folder / "adapter_config.json").write_text(200_000 * "[" if text != "[]" else text)
+    with pytest.raises(ValueError, match=r"is no configuration that PEFT wrote|is not a readable JSON file"):
+        load_backbone(**VIT, adapter=str(folder))
+
+
+def test_a_key_with_a_number_left_open_means_every_such_layer(tmp_path: Path) -> None:
+    name = "blocks.2.attn.proj"
+    for key, alpha in ((r"blocks\.\d+\.attn.proj", 8), ("^blocks.2.attn.proj", 8), ("blocks.3.attn.proj", 4)):
+        tensors = pair(name)
+        folder = adapter(tmp_path / key.strip("^").replace("\\", ""), tensors)
+        config = json.loads((folder / "adapter_config.json").read_text()) | {"alpha_pattern": {key: alpha}}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        A, B = tensors.values()
+        torch.testing.assert_close(weight(name, folder), weight(name) + alpha / 2 * B @ A)
+
+
+def test_weights_that_are_not_finite_are_told_before_anything_is_learned(tmp_path: Path) -> None:
+    state = load_backbone(**VIT).model.state_dict()
+    state["norm.weight"] = torch.full_like(state["norm.weight"], math.inf)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"has numbers in 'norm.weight' that are not finite"):
+        load_backbone(**VIT | {"weights": str(tmp_path / "model.safetensors")})
+    tensors = pair("blocks.0.attn.proj")
+    next(iter(tensors.values()))[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"numbers in the LoRA of 'blocks.0.attn.proj' that are not finite"):
+        load_backbone(**VIT, adapter=str(adapter(tmp_path / "lora", tensors)))

@@ -218,6 +218,22 @@ def test_a_version_made_elsewhere_is_followed(app: FastAPI, client: TestClient, 
     assert predict(client, picture("dark")).json()["version"] == 2
 
 
+def test_nothing_that_is_wrong_with_the_folder_ends_the_watch(
+    client: TestClient, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(folder: Path) -> None:
+        raise KeyError("config")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lamella.serving.model_watcher.load_manifest", broken)
+        while "KeyError: 'config'" not in client.get("/health").json()["status"]:
+            time.sleep(0.05)
+    Learner.load(model).save(model, what="an honest version")
+    while client.get("/health").json()["version"] != 2:
+        time.sleep(0.05)
+    assert client.get("/health").json()["status"] == "ok"
+
+
 # strangers
 
 

@@ -1,6 +1,8 @@
 """Versions of a model on disk: whole at every moment, none lost, damage told."""
 
 import json
+import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lamella.common import files
+from lamella.learner.folder import ModelFolder
 from lamella.learner.store import versions as store
 from lamella.learner.store.versions import (
     drop_versions,
@@ -26,8 +29,18 @@ def state(value: float) -> dict[str, Tensor]:
 
 
 def save(folder: Path, value: float, keep: int | None = None) -> None:
-    tasks = [{"name": f"task {i}"} for i in range(int(value))]
-    save_model(folder, state(value), {"tasks": tasks, "config": {}}, what=f"learned {value:g}", keep=keep)
+    save_model(folder, state(value), described(int(value)), what=f"learned {value:g}", keep=keep)
+
+
+def described(tasks: int) -> dict[str, Any]:
+    """What a version tells of a model of so many tasks."""
+    return {
+        "config": {"backbone": {}, "method": {}, "run": {}},
+        "weights_sha256": "0",
+        "class_names": [[i, f"class {i}"] for i in range(tasks)],
+        "tasks": [{"name": f"task {i}", "classes": [i]} for i in range(tasks)],
+        "notes": {},
+    }
 
 
 def value(folder: Path, version: int | None = None) -> float:
@@ -170,3 +183,91 @@ def test_an_earlier_version_is_made_again_and_later_ones_can_be_dropped(model: P
     with pytest.raises(ValueError, match=r"version 4 of .* is in use; roll back to another one first"):
         drop_versions(model, [1, 4])
     assert [v.number for v in history(model)] == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"config": None}, "'config' should be tables"),
+        ({"config": []}, "'config' should be tables"),
+        ({"config": {"backbone": {}, "method": {}}}, "'config' should be tables"),
+        ({"tasks": 5}, "'tasks' should be records"),
+        ({"tasks": [1, 2]}, "'tasks' should be records"),
+        ({"tasks": [{"name": "a", "classes": [2**62]}]}, "'tasks' should be records"),
+        ({"class_names": [["x"]]}, "'class_names' should be pairs"),
+        ({"class_names": [[2**62, "x"]]}, "'class_names' should be pairs"),
+        ({"notes": None}, "'notes' should be a table"),
+        ({"state": "x"}, "'state' should be the name"),
+        ({"state": {"file": "/dev/zero", "sha256": 64 * "0", "bytes": 4}}, "'state' should be the name"),
+        ({"state": {"file": "../state-0123456789abcdef.safetensors"}}, "'state' should be the name"),
+        ({"backbone_copy": "/etc/passwd"}, "'backbone_copy' should be the name"),
+        ({"backbone_copy": "../backbone-0123456789abcdef.safetensors"}, "'backbone_copy' should be the name"),
+    ],
+)
+def test_a_version_in_another_form_is_one_line_and_no_file_is_opened(
+    model: Path, wrong: dict[str, Any], text: str
+) -> None:
+    path = model / "versions" / "3.json"
+    found = json.loads(path.read_text()) | wrong
+    path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
+    pointer = json.loads((model / "lamella.json").read_text())
+    pointer["versions"]["3"] = sha256(path.read_bytes()).hexdigest()
+    (model / "lamella.json").write_text(json.dumps(pointer))
+    with pytest.raises(ValueError, match=text) as told:
+        load_model(model)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links, pipes and devices are POSIX")
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "longer"])
+@pytest.mark.parametrize("name", ["lamella.json", "versions/3.json", "state"])
+def test_only_plain_files_of_their_size_are_read(model: Path, tmp_path: Path, kind: str, name: str) -> None:
+    file = model / (load_manifest(model)["state"]["file"] if name == "state" else name)
+    if kind == "longer":
+        file.write_bytes(file.read_bytes() + b" ")
+    else:
+        file.rename(tmp_path / "elsewhere")
+        make = {"link": lambda: file.symlink_to(tmp_path / "elsewhere"), "pipe": lambda: os.mkfifo(file)}
+        make.get(kind, file.mkdir)()
+    if (kind, name) == ("longer", "lamella.json"):
+        assert value(model) == 3, "a space after the JSON means nothing"
+        return
+    with pytest.raises(ValueError, match=r"is no plain file|is damaged"):
+        load_model(model)
+
+
+def test_deeply_nested_json_is_one_line(model: Path) -> None:
+    (model / "lamella.json").write_text(200_000 * "[")
+    with pytest.raises(ValueError, match="is not a readable JSON file"):
+        load_model(model)
+
+
+@pytest.mark.parametrize("name", ["../1", "01", "-1", "x", "1.0"])
+def test_versions_are_whole_numbers(model: Path, name: str) -> None:
+    pointer = json.loads((model / "lamella.json").read_text())
+    pointer["versions"][name] = pointer["versions"]["1"]
+    (model / "lamella.json").write_text(json.dumps(pointer))
+    with pytest.raises(ValueError, match="was not written by lamella"):
+        history(model)
+
+
+def test_a_version_knows_what_it_was_made_from(model: Path) -> None:
+    roll_back(model, 1)
+    save(model, 4)
+    make_again(model, 2, "again")
+    assert [(v.number, v.parent) for v in history(model)] == [(1, None), (2, 1), (3, 2), (4, 1), (5, 4)]
+
+
+def test_rolling_back_goes_to_what_the_version_was_made_from(model: Path) -> None:
+    folder = ModelFolder(model)
+    roll_back(model, 1)
+    save(model, 4)  # versions 2 and 3 were bad
+    assert folder.roll_back().number == 1
+    roll_back(model, 3)
+    assert [folder.roll_back().number for _ in range(2)] == [2, 1]
+    with pytest.raises(ValueError, match=r"version 1 of .* is its first"):
+        folder.roll_back()
+    roll_back(model, 4)
+    drop_versions(model, [1])
+    with pytest.raises(ValueError, match=r"version 4 of .* none before it"):
+        folder.roll_back()

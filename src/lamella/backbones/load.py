@@ -40,6 +40,7 @@ def load_backbone(
     size: int | None = None,
     normalise: str = "auto",
     crop: float | None = None,
+    interpolation: str | None = None,
     pool: str = "model",
     stem: str = "model",
     seed: int = 0,
@@ -55,6 +56,7 @@ def load_backbone(
             network that takes any size simply gets larger or smaller images.
         normalise: "auto" takes mean and standard deviation of the model's own configuration, "none" leaves 0..1.
         crop: the share of the resized image that the centre crop keeps, the model's own by default; 1.0 keeps it whole.
+        interpolation: how images are resized, "bicubic" or "bilinear"; the model's own by default.
         pool: "model", or "class+mean" for the class token beside the mean of the other tokens (twice the width).
         stem: "model", or "small" for timm's ResNets on small images (32 pixels where no size is given): a 3 x 3
             convolution of stride 1, no pooling. It has no pre-trained weights.
@@ -84,7 +86,11 @@ def load_backbone(
         add_peft_lora(model, Path(adapter))
     mean, std = ((0.0,) * 3, (1.0,) * 3) if normalise == "none" else (transform.mean, transform.std)
     transform = InputTransform(
-        transform.size, mean, std, transform.interpolation, transform.crop if crop is None else crop
+        transform.size,
+        mean,
+        std,
+        interpolation or transform.interpolation,
+        transform.crop if crop is None else crop,
     )
     return Backbone(_laid_out(model), name=name, width=_width(model), transform=transform, pool=pool)
 

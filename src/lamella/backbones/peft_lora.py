@@ -4,7 +4,7 @@ A layer may be called as it is here, or as the ViTs of Transformers call it; que
 their rows of a fused layer.
 """
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lamella.backbones.roles import find_places, roles_of_name, rows_of
 from lamella.backbones.weight_files import CLASSIFIERS, read_state, weights_file
+from lamella.common.files import read_json
 
 __all__ = ["CONFIG", "add_peft_lora"]
 
@@ -58,14 +59,19 @@ def add_peft_lora(model: nn.Module, folder: Path) -> None:
     _take_over(model, others, folder)
 
 
+PLAIN_KEY = re.compile(r"(\^?)((?:[A-Za-z0-9_.-]|\\\.|\\d\+?)+)")
+"""The keys of "alpha_pattern" that are read."""
+LONGEST, NUMBERS = 200, 2
+"""The largest length of such a key, and how many numbers it may leave open: with many, matching takes for ever."""
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"'{folder}' holds no adapter of PEFT: it has no {CONFIG}")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not a JSON file ({error})") from error
+    config = read_json(path)
+    if not isinstance(config, dict) or not isinstance(config.get("alpha_pattern") or {}, dict):
+        raise ValueError(f"'{path}' is no configuration that PEFT wrote; save the adapter with PEFT again")
     kind = config.get("peft_type")
     if kind != "LORA" or config.get("use_dora") or config.get("fan_in_fan_out"):
         raise ValueError(
@@ -89,14 +95,37 @@ def _add_pair(
             f"{tuple(B.shape)}, the weight is {tuple(weight.shape)}"
         )
     update = _scale(config, layer, len(A)) * (B.flatten(1) @ A.flatten(1))
+    if not update.isfinite().all():
+        raise ValueError(f"'{folder}' has numbers in the LoRA of '{layer}' that are not finite; train it again")
     weight.copy_(weight.double() + update.reshape(weight.shape))
 
 
 def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
     """What PEFT multiplies B A by: alpha / rank, or alpha / sqrt(rank)."""
-    own = [a for key, a in (config.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({key})$", layer)]
-    alpha = float(own[0] if own else config.get("lora_alpha") or rank)
+    own = [a for key, a in (config.get("alpha_pattern") or {}).items() if _means(key, layer)]
+    alpha = own[0] if own else config.get("lora_alpha") or rank
+    if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise ValueError(f"the LoRA of '{layer}' has alpha {alpha!r}; it must be a number above 0")
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _means(key: str, layer: str) -> bool:
+    """Return whether a key of "alpha_pattern" means this layer: its name, or the end of it.
+
+    PEFT reads keys as regular expressions. A stranger's expression could take for ever, so only the usual forms are
+    read: names, "\\." for a dot, "\\d" and "\\d+" for a number, and "^" for the beginning of the name.
+
+    Raises:
+        ValueError: the key has another form.
+    """
+    found = PLAIN_KEY.fullmatch(key) if len(key) <= LONGEST and key.count("\\d") <= NUMBERS else None
+    if found is None:
+        raise ValueError(
+            f"the key {key[:60]!r} of 'alpha_pattern' is an expression that is not read; write the name of a layer, in "
+            f"which \\d+ may stand for a number, {NUMBERS} times at most"
+        )
+    name = re.sub(r"(?<!\\)\.", r"\\.", found[2])
+    return re.fullmatch(("" if found[1] else r"(?:.*\.)?") + name, layer) is not None
 
 
 def _weight_of(model: nn.Module, layer: str, folder: Path) -> Tensor:

@@ -77,4 +77,6 @@ def load_strict(model: nn.Module, state: dict[str, Any], path: Path) -> None:
             else f"has another shape of '{wrong[0]}'"
         )
         raise ValueError(f"'{path}' does not fit this backbone: it {what}")
+    if broken := [k for k, v in state.items() if not v.isfinite().all()]:
+        raise ValueError(f"'{path}' has numbers in '{broken[0]}' that are not finite; get the file again")
     model.load_state_dict(state)

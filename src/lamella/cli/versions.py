@@ -25,19 +25,28 @@ def history(model: Model, as_json: Annotated[bool, typer.Option("--json", help="
         typer.echo(json.dumps([version._asdict() for version in found], indent=2))
         return
     from lamella.common.plain_table import plain_table
-    from lamella.common.words import size
+    from lamella.common.words import NOTHING, size
 
     rows = [
-        ("*" if v.current else "", str(v.number), v.made.replace("T", " "), str(len(v.tasks)), size(v.bytes), v.what)
+        (
+            "*" if v.current else "",
+            str(v.number),
+            str(v.parent or NOTHING),
+            v.made.replace("T", " "),
+            str(len(v.tasks)),
+            size(v.bytes),
+            v.what,
+        )
         for v in found
     ]
-    typer.echo(plain_table(("", "version", "made", "tasks", "state", "what"), rows), nl=False)
+    typer.echo(plain_table(("", "version", "from", "made", "tasks", "state", "what"), rows), nl=False)
 
 
 def rollback(
     model: Model,
     to: Annotated[
-        int | None, typer.Option(help="Number of a version.", show_default="the one before", metavar="VERSION")
+        int | None,
+        typer.Option(help="Number of a version.", show_default="what it was made from", metavar="VERSION"),
     ] = None,
 ) -> None:
     """Use an earlier version of a model again.

@@ -240,7 +240,7 @@ class ModelFolder:
         """Make another version the current one. All versions are kept.
 
         Args:
-            to: the number of the version; None for the one before the current one.
+            to: the number of the version; None for the one that the current one was made from.
 
         Returns:
             The version that is current now.
@@ -250,15 +250,13 @@ class ModelFolder:
             ValueError: there is no such version, or it is damaged.
             BlockingIOError: another process holds the lock.
         """
-        found = self.history()
-        current = next(v.number for v in found if v.current)
-        earlier = [v.number for v in found if v.number < current]
-        if to is None and not earlier:
+        before = _before(self.history()) if to is None else to
+        if before is None:
             raise ValueError(
-                f"version {current} of '{self.path}' is its first, so there is none before it; name one with --to"
+                f"version {self.version} of '{self.path}' is its first, so there is none before it; name one with --to"
             )
         with self.held():
-            roll_back(self.path, earlier[-1] if to is None else to)
+            roll_back(self.path, before)
             return next(v for v in self.history() if v.current)
 
     def forget(self, task: str, *, purge: bool = False) -> Forgotten:
@@ -308,6 +306,21 @@ def learn_from(model: Model, data: str | Path, *, folder: Path | None, progress:
     record = learn(model, task, held_back=held_out, progress=progress)
     record.note_unreadable(unreadable)
     return record
+
+
+def _before(versions: Sequence[Version]) -> int | None:
+    """Return the newest version that is left of those that the current one was made from, or None.
+
+    What is not known of versions of older Lamellas is taken to be the number before.
+    """
+    known = {version.number: version for version in versions}
+    number = next(version.number for version in versions if version.current)
+    while number > 1:
+        own = known.get(number)
+        number = own.parent if own is not None and own.parent is not None and own.parent < number else number - 1
+        if number in known:
+            return number
+    return None
 
 
 def _learned_since(model: Model, task: Task, since: int | None) -> TaskRecord | None:

@@ -1,11 +1,11 @@
 """The features of held-back samples, from which confidences are computed anew after every task.
 
 Some samples of each task are held back: the method is not trained on them. Their features are kept, not the samples. A
-method that knows how features have drifted moves them along (`Method.as_now`), so that samples of all tasks can be
-classified by the method as it is now. Where it does not know, those of earlier tasks are dropped.
+method that knows how features have drifted tells it (`Fit.tell_drift`), and they are moved along, so that samples of
+all tasks can be classified by the method as it is now. Where it does not know, those of earlier tasks are dropped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -36,16 +36,19 @@ class HeldBack:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def follow(self, method: Method) -> None:
-        """Move the features as those of the method have moved in its last task; drop them where that is not known."""
+    def follow(self, method: Method, drift: Callable[[Tensor], Tensor] | None) -> None:
+        """Move the features as those of the method have moved in its last task; drop them where that is not known.
+
+        Args:
+            method: the method after the task.
+            drift: what the method told of the drift of features; None if it told nothing.
+        """
         if not len(self):
             return
-        device = next(method.parameters()).device
-        moved = method.as_now(self.features.to(device)) if method.by_features else None
-        if moved is None:
+        if drift is not None and method.by_features:
+            self.features = drift(self.features.to(next(method.parameters()).device)).float().cpu()
+        elif not (method.by_features and method.features_stay):
             self._keep(torch.zeros(len(self), dtype=torch.bool))
-        else:
-            self.features = moved.float().cpu()
 
     def add(self, features: Tensor, labels: Tensor, task: int) -> None:
         """Add the samples of a task, and drop those beyond the limit.

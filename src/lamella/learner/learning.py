@@ -33,7 +33,7 @@ def learn(
     model.method.learn(task, fit)
     model.half_learned = ""
     model.class_names |= dict(zip(task.classes, task.class_names, strict=True))
-    model.follow_drift()
+    model.follow_drift(fit)
     record = task_record(task, model.method, fit, time.monotonic() - started)
     if held_back is not None and len(held_back):
         record.held_back = model.hold_back(held_back, fit)

@@ -20,6 +20,7 @@ from lamella.learner.costs import parameter_counts
 from lamella.learner.held_back import HeldBack
 from lamella.learner.records import TaskRecord, tasks_from_json
 from lamella.learner.store.kept_backbone import from_copy, keep_backbone
+from lamella.learner.store.manifest import plain_file
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.learner.store.versions import load_model, save_model
 from lamella.methods import Method
@@ -151,9 +152,9 @@ class Model:
         logits, typicality = scanned(data, fit, name, self.method.eval().logits_and_typicality)
         return logits.float(), typicality.float()
 
-    def follow_drift(self) -> None:
-        """Move the kept features as those of the method have moved in the task that it has just learned."""
-        self.held_back.follow(self.method)
+    def follow_drift(self, fit: Fit) -> None:
+        """Move the kept features as those of the method have moved in the task that `fit` has just trained."""
+        self.held_back.follow(self.method, fit.drift)
         self._confidence = None
 
     def hold_back(self, data: Examples, fit: Fit) -> HeldOut:
@@ -218,6 +219,8 @@ def load(folder: Path, version: int | None = None) -> Model:
     state, manifest = load_model(folder, version)
     recognise_methods(manifest["config"], manifest.get("method_files", {}))
     copy = manifest.get("backbone_copy")
+    if copy and (folder / copy).exists():
+        plain_file(folder / copy)
     model = Model(up_to_date(manifest["config"]), backbone_copy=folder / copy if copy else None)
     if model.backbone.weights_sha256 != manifest["weights_sha256"]:
         raise ValueError(

@@ -195,13 +195,13 @@ class Method(nn.Module, ABC):
         own = type(self).predict, type(self).features_and_logits
         return own == (Method.predict, Method.features_and_logits)
 
-    def as_now(self, features: Tensor) -> Tensor | None:
-        """Features (n, d) from before the last task was learned, as they would be now; None where that is not known.
+    @property
+    def features_stay(self) -> bool:
+        """Whether features of a sample are the same after a later task; else `learn` may tell how: `fit.tell_drift`.
 
-        By default they stay as they are if nothing that computes them was trained.
+        By default they stay if nothing that computes them is trained.
         """
-        changes = self.sites or self.changes_backbone or self.widens or self.merges
-        return None if changes else features
+        return not (self.sites or self.changes_backbone or self.widens or self.merges)
 
     # what exports and inspections ask
 

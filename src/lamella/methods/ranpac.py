@@ -145,9 +145,10 @@ class RanPAC(Resizable, Method):
         """Return relu(f W), (n, M) float64, for features f (n, d). Autocast leaves products in float64 alone."""
         return F.relu(features.double() @ self.projection)
 
-    def as_now(self, features: Tensor) -> Tensor | None:
-        """The features themselves, since they change in the first task only."""
-        return features
+    @property
+    def features_stay(self) -> bool:
+        """They change in the first task only."""
+        return True
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

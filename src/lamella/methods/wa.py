@@ -15,9 +15,9 @@ them. Distillation keeps the old classes apart from each other; the factor gamma
     weight clipping             positive_weights: no number of a row stays below 0 after a step
 
 Departures (from the paper [p], from PyCIL's code [c]):
-- The code does not clip weights, and has L_CE + 2 L_KD at any number of classes [c]: `positive_weights=False`,
-  `strength=2`. The paper's lambda needs the paper's clipping; without it new classes are still preferred
-  (docs/results.md).
+- PyCIL does not clip weights: `positive_weights=False` is its loss (equal to rounding over a training of two tasks). Up
+  to 2023 it had L_CE + 2 L_KD at any number of classes, which `strength=2` gives [c]. The paper's lambda needs the
+  paper's clipping; without it new classes are still preferred (docs/results.md).
 - The first task has the rate, weight decay and shares of epochs of later ones; the code's differ somewhat [c].
 - Heads start as torch's linear layers do by default. A class that comes back gets a new row, which replaces its old one
   and counts as new.
@@ -49,8 +49,8 @@ class WA(FromScratch):
         seed: the seed of every random draw.
         training: how the backbone and all heads are trained; see `Training`.
         kept: how many images of old classes are kept, and which; see `Kept`.
-        strength: a fixed weight of L_KD beside L_CE; at least 0. PyCIL has 2. If left out, the weights are lambda and
-            1 - lambda, as in the paper.
+        strength: a fixed weight of L_KD beside L_CE; at least 0. PyCIL had 2 before 2023. If left out, the weights are
+            lambda and 1 - lambda, as in the paper.
         temperature: T, the temperature of the distillation; above 0. Above 1 it softens the outputs of both models.
         positive_weights: whether negative weights of the heads are set to 0 after each step.
 
@@ -71,7 +71,7 @@ class WA(FromScratch):
     ) -> None:
         super().__init__(backbone, seed, training, kept)
         if strength is not None and strength < 0:
-            raise ValueError(f"strength {strength} is below 0; PyCIL's is 2; leave it out for the paper's lambda")
+            raise ValueError(f"strength {strength} is below 0; 2 is usual; leave it out for the paper's lambda")
         self.strength = strength
         self.temperature = temperature
         self.positive_weights = positive_weights

@@ -7,6 +7,7 @@ import logging
 import threading
 from pathlib import Path
 
+from lamella.common.checks import first_line
 from lamella.learner.learner import Learner
 from lamella.learner.store.versions import load_manifest
 from lamella.serving.batching import Batcher, Loaded
@@ -81,7 +82,10 @@ class ModelWatcher:
         while not self._ended.wait(self.seconds):
             try:
                 self.catch_up()
-            except FAULTS as error:
-                if str(error) != self.problem:
-                    log.error("version %d stays in use: %s", self.batcher.loaded.version, error)
-                self.problem = str(error)
+            except Exception as error:  # whatever is wrong with the folder must not end this thread
+                problem = (
+                    first_line(error) if isinstance(error, FAULTS) else f"{type(error).__name__}: {first_line(error)}"
+                )
+                if problem != self.problem:
+                    log.error("version %d stays in use: %s", self.batcher.loaded.version, problem)
+                self.problem = problem

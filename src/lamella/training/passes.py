@@ -81,7 +81,16 @@ class Passes:
         self.seconds: dict[str, float] = {}
         self.feed = Feed(self.transform, seed=self.seed, device=self.device)
         self.trained: dict[str, int] = {}
+        self.drift: Callable[[Tensor], Tensor] | None = None
         self.module.to(self.device)
+
+    def tell_drift(self, drift: Callable[[Tensor], Tensor]) -> None:
+        """Tell how the features of old samples have moved in this task, for those that are kept.
+
+        Args:
+            drift: features (n, d) from before the task -> as they would be computed after it.
+        """
+        self.drift = drift
 
     @property
     def waited(self) -> float:

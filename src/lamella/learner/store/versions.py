@@ -8,6 +8,7 @@ The files of a version are written first and never changed. Replacing `lamella.j
 one step. Files without an entry there, left behind by a killed process, are deleted when the next version is saved.
 """
 
+import re
 import time
 from collections.abc import Collection, Mapping
 from hashlib import sha256
@@ -24,6 +25,7 @@ from lamella.common.files import (
     tensors_to_bytes,
     write_atomic,
 )
+from lamella.learner.store.manifest import checked_manifest, plain_file
 
 __all__ = [
     "FORMAT",
@@ -43,6 +45,7 @@ __all__ = [
 FORMAT = 2
 MANIFEST = "lamella.json"
 VERSIONS = "versions"
+NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class Version(NamedTuple):
@@ -55,6 +58,8 @@ class Version(NamedTuple):
         what: a short text that says what made this version.
         tasks: the names of the tasks it has learned, oldest first.
         bytes: the size of its state file.
+        parent: the number of the version that was current when this one was made; None for the first, and where an
+            older version of Lamella made it.
     """
 
     number: int
@@ -63,6 +68,7 @@ class Version(NamedTuple):
     what: str
     tasks: tuple[str, ...]
     bytes: int
+    parent: int | None = None
 
 
 def holds_model(folder: Path) -> bool:
@@ -92,7 +98,8 @@ def save_model(
     refuse_links(folder / VERSIONS)
     if keep is not None and keep < 1:
         raise ValueError(f"keep {keep} would leave no version; give 1 or more")
-    known = _read_pointer(folder)["versions"] if holds_model(folder) else {}
+    pointer = _read_pointer(folder) if holds_model(folder) else {"versions": {}, "current": None}
+    known = pointer["versions"]
     older = sorted(map(int, known))
     number = older[-1] + 1 if older else 1
     content = tensors_to_bytes(state)
@@ -101,7 +108,8 @@ def save_model(
     if not file.exists():
         write_atomic(file, content)
     entry = {"file": file.name, "sha256": checksum, "bytes": len(content)}
-    made = {"version": number, "made": time.strftime("%Y-%m-%dT%H:%M:%S"), "what": what}
+    made: dict[str, Any] = {"version": number, "made": time.strftime("%Y-%m-%dT%H:%M:%S"), "what": what}
+    made["parent"] = pointer["current"]
     version = json_to_bytes({**made, **manifest, "state": entry})
     write_atomic(_version_file(folder, number), version)
     kept = older if keep is None else older[max(0, len(older) + 1 - keep) :]
@@ -131,7 +139,7 @@ def load_model(folder: Path, version: int | None = None) -> tuple[dict[str, Tens
     if not (folder / entry["file"]).exists():
         lost = f"version {manifest['version']} is lost; restore the file from a copy"
         raise FileNotFoundError(f"'{folder / entry['file']}' is missing, so {lost}")
-    state, _ = read_tensors(folder / entry["file"], entry["sha256"])
+    state, _ = read_tensors(plain_file(folder / entry["file"], entry["bytes"]), entry["sha256"])
     return state, manifest
 
 
@@ -145,9 +153,9 @@ def load_manifest(folder: Path, version: int | None = None) -> dict[str, Any]:
     path = _version_file(folder, number)
     if not path.exists():
         raise FileNotFoundError(f"'{path}' is missing, so version {number} is lost; restore the file from a copy")
-    if sha256(path.read_bytes()).hexdigest() != pointer["versions"][str(number)]:
+    if sha256(plain_file(path).read_bytes()).hexdigest() != pointer["versions"][str(number)]:
         raise ValueError(f"'{path}' is damaged: its checksum is not the recorded one; restore it from a copy")
-    return read_json(path)
+    return checked_manifest(path, read_json(path))
 
 
 def history(folder: Path) -> list[Version]:
@@ -158,8 +166,15 @@ def history(folder: Path) -> list[Version]:
         manifest = load_manifest(folder, number)
         tasks = tuple(task["name"] for task in manifest["tasks"])
         current = number == pointer["current"]
-        found.append(Version(number, current, manifest["made"], manifest["what"], tasks, manifest["state"]["bytes"]))
+        own = manifest["made"], manifest["what"], tasks, manifest["state"]["bytes"], parent(manifest)
+        found.append(Version(number, current, *own))
     return found
+
+
+def parent(manifest: Mapping[str, Any]) -> int | None:
+    """Return the number of the version that a version was made from; None where that is not known."""
+    found = manifest.get("parent")
+    return found if type(found) is int else None
 
 
 def roll_back(folder: Path, to: int) -> None:
@@ -190,7 +205,8 @@ def make_again(folder: Path, number: int, what: str) -> None:
         ValueError: there is no such version, or it is damaged.
     """
     state, manifest = load_model(folder, number)
-    learned = {key: value for key, value in manifest.items() if key not in ("version", "made", "what", "state")}
+    own = ("version", "made", "what", "parent", "state")
+    learned = {key: value for key, value in manifest.items() if key not in own}
     save_model(folder, state, learned, what=what)
 
 
@@ -225,7 +241,7 @@ def _read_pointer(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.exists():
         raise FileNotFoundError(f"'{folder}' holds no model (no {MANIFEST}); `lamella learn` makes one")
-    pointer = read_json(path)
+    pointer = read_json(plain_file(path))
     form = pointer.get("lamella") if isinstance(pointer, dict) else None
     if not isinstance(form, int):
         raise ValueError(f"'{path}' was not written by lamella")
@@ -233,7 +249,10 @@ def _read_pointer(folder: Path) -> dict[str, Any]:
         raise ValueError(f"'{path}' has format {form}, but this lamella reads formats up to {FORMAT}; upgrade lamella")
     if form < FORMAT:
         raise ValueError(f"'{path}' has format {form}, from before the first release of lamella; learn the model again")
-    if not isinstance(pointer.get("versions"), dict) or str(pointer.get("current")) not in pointer["versions"]:
+    versions, current = pointer.get("versions"), pointer.get("current")
+    if not isinstance(versions, dict) or not all(map(NUMBER.fullmatch, versions)):
+        raise ValueError(f"'{path}' was not written by lamella")
+    if type(current) is not int or str(current) not in versions:
         raise ValueError(f"'{path}' was not written by lamella")
     return pointer
 

@@ -110,7 +110,6 @@ class Aligned(MethodOnBase):
         shrunk(torch.eye(1), shrinkage)
         self.statistics = ClassGaussians(width, per_class=self.quadratic)
         self.refitted = Heads(width)
-        self._moved: Drift | None = None  # the drift of the last task, which is not stored
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -137,11 +136,9 @@ class Aligned(MethodOnBase):
         """
         return -self.statistics.distance(features, self.shrinkage)
 
-    def as_now(self, features: Tensor) -> Tensor | None:
-        """Features (n, d) from before the last task, moved as the statistics of old classes were."""
-        if self._moved is None:
-            return features if self.routed else self.base.as_now(features)
-        return self._moved(features)
+    @property
+    def features_stay(self) -> bool:
+        return self.routed or self.base.features_stay
 
     def linear_classifier(self) -> nn.Linear:
         if self.quadratic:
@@ -161,9 +158,10 @@ class Aligned(MethodOnBase):
         self.base.learn(task, fit)
         self.eval()
         after = fit.features(task.train, self.features, name="align-after")
-        self._moved = None if before is None else self._drift(before, after)
-        if self._moved is not None:
-            self.statistics.move(*self._moved)
+        if before is not None:
+            drift = self._drift(before, after)
+            self.statistics.move(*drift)
+            fit.tell_drift(drift)
         self.statistics.add(after, task.train.labels, task.classes)
         if self.head == "refit":
             self._refit(fit)
