@@ -114,7 +114,13 @@ def assert_same(one: Life, other: Life) -> None:
     assert one == other._replace(state=one.state)
 
 
-@pytest.mark.parametrize("name", EVERY)
+SELDOM = {"icarl", "lwf", "wa", "memo", "seq-finetune", "olora"}
+"""The methods that are not checked every time but by `pytest -m slow`: others share their code."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SELDOM else name for name in EVERY]
+)
 def test_a_life_on_an_accelerator_is_that_on_a_cpu(name: str, tmp_path: Path) -> None:
     with as_there():
         expected = undisturbed(name)

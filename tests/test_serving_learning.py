@@ -38,6 +38,12 @@ from lamella.serving.uploads_kept import FOLDER, IMAGES, Upload, interrupted, ta
 from lamella.serving.worker import main, teach
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learning's own process computes with one thread, as this one does: sums of several round otherwise."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned dark and bright images, told apart without training."""
