@@ -60,7 +60,6 @@ def test_known_images_have_every_familiarity_equally_often() -> None:
 def test_the_strangest_of_few_has_the_lowest_familiarity_that_there_is() -> None:
     sure = Confidence(1.0, torch.tensor([3.0, 1.0, 2.0]))
     assert sure.familiarity(torch.tensor([0.0, 1.0, 2.5, 9.0])).tolist() == [0.25, 0.5, 0.75, 1]  # type: ignore[union-attr]
-    assert sure.lowest == 0.25
     nothing = Confidence()
     assert (nothing.temperature, nothing.images, nothing.familiarity(torch.zeros(2))) == (1, 0, None)
 

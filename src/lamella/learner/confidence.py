@@ -23,6 +23,8 @@ UNKNOWN = 0.05
 BINS = 64
 ENOUGH = 30
 """The number of held-back images from which a temperature is well estimated."""
+LEAST = 0.05
+"""How far the mean confidence stays above that of guessing, as a share of the way to certainty."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,6 @@ class Confidence:
     def images(self) -> int:
         return 0 if self._known is None else len(self._known)
 
-    @property
-    def lowest(self) -> float:
-        """The lowest familiarity that a sample can have, 1 / (n + 1)."""
-        return 1 / (self.images + 1)
-
     def familiarity(self, typicality: Tensor) -> Tensor | None:
         """Return the familiarity of samples, (n,) above 0 and at most 1; None if no samples were held back.
 
@@ -116,10 +113,6 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
         too_sure = float((z / (unit * math.exp(middle))).softmax(1).amax(1).mean()) > wanted
         low, high = (middle, high) if too_sure else (low, middle)
     return unit * math.exp((low + high) / 2)
-
-
-LEAST = 0.05
-"""How far the mean confidence stays above that of guessing, as a share of the way to certainty."""
 
 
 def histogram(scores: Tensor) -> dict[str, Any]:

@@ -57,12 +57,12 @@ class Wanted:
         """
         changes = [parse_override(setting, SECTIONS) for setting in self.settings]
         tables = start_tables(self.start, self.backbone)
-        if self.method is None:
-            switch_methods(tables, dict(changes))
-        elif self.start is None:  # a name alone means the method's own defaults
-            tables |= {"method": {"name": self.method}, "augment": {}}
-        else:
+        if self.method is not None:
             changes.insert(0, (("method", "name"), self.method))
+        named = dict(changes).get(("method", "name"))
+        if named is not None and self.start is None:  # a name alone means the method's own defaults
+            tables |= {"method": {"name": named}, "augment": {}}
+        else:
             switch_methods(tables, dict(changes))
         for change in changes:
             put(tables, *change)
@@ -85,7 +85,6 @@ class Wanted:
             for section in ("backbone", "method", "augment"):
                 if tables[section] != config[section]:
                     yield f"[{section}] is not that of the configuration '{self.start}'"
-            return
         asked: dict[tuple[str, ...], Any] = {("backbone", "name"): self.backbone, ("run", "seed"): self.seed}
         asked |= dict(parse_override(setting, SECTIONS) for setting in self.settings)
         yield from _other_method(config, asked.pop(("method", "name"), self.method), asked)
