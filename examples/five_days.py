@@ -59,7 +59,7 @@ def in_one_process(model: Path, out: Path) -> int:
     """Learn the five days in this process; returns how many tensors differ from the model's."""
     alone = Learner(Learner.load(model).config)
     for day in DAYS:
-        source, _ = load_readable(str(out / day))
+        source = load_readable(str(out / day)).divided()
         task, held_back = as_next_task(source, alone.model)
         alone.learn(task, held_back=held_back)
     one, five = learned_state(alone.method), learned_state(Learner.load(model).method)

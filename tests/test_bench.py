@@ -102,6 +102,7 @@ def test_memory_is_measured_form_by_form(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(asked) == 4, "no process is started for a wrong setting"
 
 
+@pytest.mark.slow
 def test_a_form_is_measured_in_a_process_of_its_own() -> None:
     before, setting = dict(os.environ), (TINY, "inflora", 16, {"precision": "float32", "device": "cpu"})
     assert memory._in_a_process("training", setting) > 0

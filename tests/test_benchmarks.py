@@ -49,6 +49,7 @@ def test_predicting(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "predict / plain" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_serving(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("fastapi")
     script("serving").main(backbone="test_vit", size=32, images=3, clients=2, rounds=1)

@@ -366,9 +366,9 @@ def test_what_was_stored_before_a_kill_is_not_learned_twice_and_other_images_sta
     assert len(json.loads(lamella("history", model, "--json")[1])) == 1
     with monkeypatch.context() as killed:
         killed.setattr("lamella.learner.folder.save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert lamella("learn", model, photos)[0] == 130
+        assert lamella("learn", model, photos, "--again")[0] == 130
     (photos / "dark" / "0.png").rename(photos / "dark" / "other.png")
-    code, out, _ = lamella("learn", model, photos)
+    code, out, _ = lamella("learn", model, photos, "--again")
     assert code == 0
-    assert "discards the interrupted learning of photos" in out
+    assert "discards the interrupted learning of photos 2" in out
     assert len(json.loads(lamella("history", model, "--json")[1])) == 2

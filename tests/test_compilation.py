@@ -53,6 +53,7 @@ def test_later_tasks_compile_nothing_and_learn_the_same_bits(name: str, monkeypa
         assert torch.equal(value, expected[key]), key
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_what_is_really_compiled_agrees_up_to_rounding() -> None:
     backbone = tiny_backbone()

@@ -172,10 +172,10 @@ def test_a_model_that_another_process_has_just_made_of_something_else_is_refused
 ) -> None:
     model, plain = tmp_path / "model", ModelFolder.held
 
-    def held(self: ModelFolder, waiting: Any = None) -> Any:
+    def held(self: ModelFolder) -> Any:
         monkeypatch.undo()
         by_command(model, archives[0], lamella)
-        return plain(self, waiting)
+        return plain(self)
 
     monkeypatch.setattr(ModelFolder, "held", held)
     other = Wanted("test_vit", "olora", None, SETTINGS)

@@ -137,6 +137,7 @@ def nursery(tmp_path: Path) -> Iterator[Nursery]:
         yield opened
 
 
+@pytest.mark.slow
 def test_kills_leave_the_model_as_before_or_as_after(tmp_path: Path, photos: Path, nursery: Nursery) -> None:
     seen = kill(Stage(tmp_path, photos, nursery, tasks=1), 4, 1, slow_disk=False)
     assert seen["hit"], "not all of them came too late"

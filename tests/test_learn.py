@@ -84,7 +84,8 @@ def test_every_bad_file_is_named_whether_or_not_the_set_fits_into_memory(
     read = Files.read
     monkeypatch.setattr(Files, "read", lambda self, i, **o: (reads.append(i), read(self, i, **o))[1])
     whole = load_folder(birds, test_fraction=0.0).train
-    kept, unreadable = keep_readable(whole, budget_bytes=budget)
+    kept, digests, unreadable = keep_readable(whole, budget_bytes=budget)
+    assert len(digests) == len(kept)
     assert {file.key for file in unreadable} == BAD.keys()
     assert all(BAD[file.key] in file.reason for file in unreadable)
     assert sorted(reads) == list(range(26)), "each file is looked at once"
@@ -96,11 +97,12 @@ def test_every_bad_file_is_named_whether_or_not_the_set_fits_into_memory(
 
 
 def test_the_split_is_the_one_of_the_same_folder_without_the_bad_files(birds: Path) -> None:
-    source, unreadable = load_readable(str(birds))
+    found = load_readable(str(birds))
+    source = found.divided()
     expected = load_source(clean(birds))
-    assert len(unreadable) == 6
+    assert len(found.unreadable) == 6
     assert (source.train.keys, source.test.keys) == (expected.train.keys, expected.test.keys)
-    assert load_readable(str(birds))[0].train.keys == expected.train.keys
+    assert load_readable(str(birds)).divided().train.keys == expected.train.keys
 
 
 def test_a_given_split_stays_and_bad_files_go_from_both_parts(birds: Path, tmp_path: Path) -> None:
@@ -109,23 +111,21 @@ def test_a_given_split_stays_and_bad_files_go_from_both_parts(birds: Path, tmp_p
     rows = [f"{path},{path.parent.name},{'test' if i % 3 == 0 else 'train'}" for i, path in enumerate(files)]
     table.write_text("\n".join(["path,label,split", *rows, f"{birds / 'owl' / '0.jpg'}x.png,ghost,test"]))
     (birds / "owl" / "0.jpgx.png").write_bytes((birds / "owl" / "1.png").read_bytes())
-    source, unreadable = load_readable(str(table))
-    assert len(unreadable) == 4
+    found = load_readable(str(table))
+    source = found.divided()
+    assert len(found.unreadable) == 4
     assert len(source.train) + len(source.test) == 21
     task, held_back = as_next_task(source, Learner.create(method="nearest-mean"))
     assert task.class_names == ("crow", "owl")
     assert set(held_back.labels.tolist()) == {0, 1}, "a class without training images is not held back either"
 
 
-@pytest.mark.parametrize(("left", "text"), [(0, "has no image that can be read, of 10"), (1, "has 1 image that can")])
-def test_a_class_that_is_all_unreadable_is_refused_in_one_line(
-    lamella: Run, birds: Path, tmp_path: Path, left: int, text: str
-) -> None:
-    for path in sorted((clean(birds) / "owl").iterdir())[left:]:
+def test_a_class_that_is_all_unreadable_is_refused_in_one_line(lamella: Run, birds: Path, tmp_path: Path) -> None:
+    for path in sorted((clean(birds) / "owl").iterdir()):
         path.write_text("")
     code, _, err = lamella("learn", tmp_path / "model", birds)
     assert (code, err.count("\n")) == (2, 1)
-    assert f"class 'owl' of birds {text}" in err
+    assert "class 'owl' of birds has no image that can be read, of 10" in err
     assert "the file is empty" in err
     assert not (tmp_path / "model").exists()
 
@@ -140,7 +140,7 @@ def test_learning_names_what_it_leaves_out_and_the_ledger_says_what_was_learned(
     assert not model.exists()
     code, out, err = lamella("learn", model, birds, "--method", "nearest-mean")
     assert code == 0, err
-    assert "16 images to learn from, 4 held out; 2 new classes" in out
+    assert "16 images to learn from, 4 held back; 2 new classes" in out
     assert "left out, cannot be read: 6 files" in out
     assert sum(f"    {name}: " in out for name in BAD) == 5
     assert "and 1 more" in out
@@ -152,8 +152,10 @@ def test_learning_names_what_it_leaves_out_and_the_ledger_says_what_was_learned(
     assert record.unreadable == Unread(6, tuple(sorted(BAD)))
     assert "16 (6 unreadable)" in lamella("inspect", model)[1]
     assert json.loads(lamella("inspect", model, "--json")[1])["tasks"][0]["unreadable"] == 6
-    assert "its held-out part" in lamella("evaluate", model, birds)[1]
-    code, out, _ = lamella("learn", model, birds)
+    measured = lamella("evaluate", model, birds)[1]
+    assert "of 4 images (" in measured
+    assert "all of it, without 16 images that the model was trained on" in measured
+    code, out, _ = lamella("learn", model, birds, "--again")
     assert "0 new classes\n  more of: crow, owl; their statistics take in the new images" in out
     assert "old tasks, each when it was learned (no image is kept of them" in out
     assert record.held_back is not None
@@ -169,7 +171,7 @@ def test_from_python_the_same_files_are_left_out_with_a_warning(birds: Path) -> 
     assert record.held_back is not None
     assert (record.images, record.held_back.images) == (16, 4)
     assert record.unreadable == Unread(6, tuple(sorted(BAD)))
-    learner.learn_from(clean(birds))
+    learner.learn_from(clean(birds), again=True)
     assert learner.tasks[1].unreadable is None
 
 
@@ -268,20 +270,20 @@ def test_an_interrupted_learning_whose_images_changed_is_given_up_with_the_reaso
     def interrupt() -> None:
         with monkeypatch.context() as killed:
             killed.setattr(folder, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-            assert lamella("learn", model, birds)[0] == 130
+            assert lamella("learn", model, birds, "--again")[0] == 130
 
     assert lamella("learn", model, birds, "--method", "nearest-mean")[0] == 0
     interrupt()
     for path in (birds / "owl").iterdir():
         paint(path, 99)
-    code, out, _ = lamella("learn", model, birds)
+    code, out, _ = lamella("learn", model, birds, "--again")
     assert (code, "starts again: the content of its images has changed" in out) == (0, True)
     interrupt()
     paint(birds / "owl" / "new.png", 99)
-    assert "starts again: it had other images" in lamella("learn", model, birds)[1]
+    assert "starts again: it had other images" in lamella("learn", model, birds, "--again")[1]
     interrupt()
     assert lamella("rollback", model, "--to", 2)[0] == 0
-    assert "starts again: the model is another version now" in lamella("learn", model, birds)[1]
+    assert "starts again: the model is another version now" in lamella("learn", model, birds, "--again")[1]
 
 
 def test_an_interrupted_learning_is_not_taken_for_stored_after_another_change_of_the_model(
@@ -298,12 +300,12 @@ def test_an_interrupted_learning_is_not_taken_for_stored_after_another_change_of
         assert lamella("learn", model, data, *method)[0] == 0
     with monkeypatch.context() as killed:
         killed.setattr(folder, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert lamella("learn", model, birds)[0] == 130
+        assert lamella("learn", model, birds, "--again")[0] == 130
     assert lamella("forget", model, "more")[0] == 0
-    code, out, _ = lamella("learn", model, birds)
+    code, out, _ = lamella("learn", model, birds, "--again")
     assert (code, "stored already" in out) == (0, False)
     names = [v["tasks"] for v in json.loads(lamella("history", model, "--json")[1])]
-    assert names[-1] == ["birds", "birds"]
+    assert names[-1] == ["birds", "birds 2"]
 
 
 TINY = ("--backbone", "test_vit", "backbone.weights=random", "backbone.size=32", "--method", "nearest-mean")

@@ -69,12 +69,12 @@ def client(model: Path) -> Iterator[TestClient]:
         yield client
 
 
-def sent(model: Path, names: tuple[str, ...]) -> Upload:
+def sent(model: Path, names: tuple[str, ...], *, again: bool = False) -> Upload:
     """An archive of these colours, as a server takes it in."""
     made = take_in(model)
     made.images.rmdir()
     photos(made.images, names)
-    made.keep("new", 10, [])
+    made.keep("new", 10, [], again=again)
     return made
 
 
@@ -121,7 +121,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(client: TestClient, m
     assert (job["state"], job["error"], job["images"]) == ("done", "", 11)
     assert job["unreadable"].keys() == {"rød/cut.png"}
     assert "truncated" in job["unreadable"]["rød/cut.png"]
-    teach(model, sent(model, NEW).folder, "without it", lambda said: None)
+    teach(model, sent(model, NEW, again=True).folder, "without it", lambda said: None)
     left_out, without = load_manifest(model)["tasks"][1:]
     assert left_out["unreadable"] == {"images": 1, "first": ["rød/cut.png"]}
     assert left_out["data_sha256"] == without["data_sha256"]
@@ -139,7 +139,7 @@ def test_a_learning_that_fails_says_why_and_changes_nothing(model: Path, monkeyp
         main()
     error = json.loads(said.getvalue().splitlines()[-1])["error"]
     assert error == (
-        "class 'rød' of new has no image that can be read, of 5; it needs 2: replace the others or remove the class "
+        "class 'rød' of new has no image that can be read, of 5: replace them or remove the class "
         "(rød/0.png: the file is empty)"
     )
     assert load_manifest(model)["version"] == 1
@@ -248,8 +248,10 @@ def test_what_was_stored_just_before_a_kill_is_not_learned_again(model: Path) ->
     first = teach(model, archive.folder, "new", lambda said: None)
     assert teach(model, archive.folder, "new", lambda said: None) == first
     assert load_manifest(model)["version"] == 2
-    teach(model, sent(model, NEW).folder, "once more", lambda said: None)
-    assert len(load_manifest(model)["tasks"]) == 3, "what is sent again is meant to be learned again"
+    with pytest.raises(ValueError, match="all 10 images of once more were learned before, the newest as task 'new'"):
+        teach(model, sent(model, NEW).folder, "once more", lambda said: None)
+    teach(model, sent(model, NEW, again=True).folder, "once more", lambda said: None)
+    assert len(load_manifest(model)["tasks"]) == 3, "what is sent again on purpose is learned again"
 
 
 def test_what_another_server_holds_is_left_alone(model: Path) -> None:

@@ -273,6 +273,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_told_at_the_end(
     assert "1/1 lost/seed-0: finished" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
 def test_a_sweep_that_is_killed_leaves_no_process_and_goes_on_to_the_same_bits(config: Path, tmp_path: Path) -> None:
     changes = ["method.name=seq-lora", "method.epochs=40", "method.batch_size=8", "fit.checkpoint_seconds=0.0"]

@@ -7,6 +7,7 @@ import typer
 
 from lamella.cli import bench
 from lamella.cli.catalogue import layers, list_known
+from lamella.cli.classes import classes
 from lamella.cli.demo import demo
 from lamella.cli.evaluate import evaluate
 from lamella.cli.export import export
@@ -17,7 +18,7 @@ from lamella.cli.report import report
 from lamella.cli.run import run, show
 from lamella.cli.serve import serve
 from lamella.cli.sweep import sweep
-from lamella.cli.versions import forget, history, rollback
+from lamella.cli.versions import forget, history, prune, rollback
 
 __all__ = ["app"]
 
@@ -92,6 +93,15 @@ _add(
 _add(history, "history", "lamella history model", "lamella history model --json")
 _add(rollback, "rollback", "lamella rollback model", "lamella rollback model --to 3")
 _add(forget, "forget", "lamella forget model birds", "lamella forget model birds --purge")
+_add(prune, "prune", "lamella prune model --keep 10")
+_add(
+    classes,
+    "classes",
+    "lamella classes model                      # lists them",
+    "lamella classes model rename tabby cat",
+    "lamella classes model merge kitten cat",
+    "lamella classes model drop kitten",
+)
 _add(inspect, "inspect", "lamella inspect model", "lamella inspect model --html model.html")
 _add(
     evaluate,

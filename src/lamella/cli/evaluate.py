@@ -6,19 +6,21 @@ from typing import Annotated
 
 import typer
 
+from lamella.cli.arguments import Device, Model
 from lamella.cli.output import say
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    model: Model,
     data: Annotated[
         str, typer.Argument(metavar="DATA", help="A folder CLASS/*.jpg, a CSV of paths and labels, or an npz archive.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page as well.", metavar="FILE")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the confusion matrix.", metavar="FILE")] = None,
+    device: Device = None,
 ) -> None:
     """Measure a model on labelled images.
 
@@ -38,8 +40,8 @@ def evaluate(
     for file in (html, png):
         if file is not None:
             check_file(file)
-    learned = load(model)
-    images, names, part = images_to_measure(data, {task.data_sha256 or "" for task in learned.tasks})
+    learned = load(model, device=device)
+    images, names, part = images_to_measure(data, learned)
     measured = evaluated(learned, images, names, unknown_below=UNKNOWN)
     what = f"{data}: {part}"
     if as_json:

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
+from lamella.cli.arguments import Device, Model
 from lamella.cli.output import say
 
 __all__ = ["export"]
 
 
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    model: Model,
     format: Annotated[str, typer.Option(metavar="FORMAT", help="timm, peft, onnx or adapters (plain tensors).")],
     out: Annotated[Path, typer.Option(metavar="PATH", help="A new folder; for onnx a new file.")],
     readout: Annotated[
@@ -20,6 +21,7 @@ def export(
     per_task: Annotated[
         bool, typer.Option("--per-task", help="With peft: a folder for each task, where tasks are kept apart.")
     ] = False,
+    device: Device = None,
 ) -> None:
     """Write a model in a format that can be used without Lamella.
 
@@ -28,6 +30,6 @@ def export(
     from lamella.learner.export import export as write
     from lamella.learner.model import load
 
-    lines = write(load(model), format, out, readout=readout, per_task=per_task)
+    lines = write(load(model, device=device), format, out, readout=readout, per_task=per_task)
     for line in (f"wrote {out} ({format})", *lines):
         say(line)

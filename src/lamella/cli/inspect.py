@@ -6,15 +6,17 @@ from typing import Annotated
 
 import typer
 
+from lamella.cli.arguments import Device, Model
 from lamella.cli.output import say
 
 __all__ = ["inspect"]
 
 
 def inspect(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    model: Model,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page as well.", metavar="FILE")] = None,
+    device: Device = None,
 ) -> None:
     """Show what a model has learned, and how much still fits.
 
@@ -31,7 +33,7 @@ def inspect(
 
     if html is not None:
         check_file(html)
-    opened = load(model)
+    opened = load(model, device=device)
     found, noun = inspected(opened, origins(model)), opened.backbone.transform.noun
     told = json.dumps(facts(found), indent=2, ensure_ascii=False) if as_json else inspection_text(found, noun).rstrip()
     typer.echo(told)

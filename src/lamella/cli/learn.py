@@ -1,17 +1,15 @@
 """`lamella learn`: teach the model in a folder its next task."""
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lamella.cli.arguments import Device, Model, Wait, say_once
 from lamella.cli.learn_messages import say_expected, say_found, say_known, say_resumed, say_took
 from lamella.cli.output import say
 
 __all__ = ["learn"]
-
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
 
 UNTRAINED = "streaming-lda"
 OTHERS = (
@@ -64,6 +62,15 @@ def learn(
     no_train: Annotated[
         bool, typer.Option("--no-train", help="Leave the backbone as it is: short for --method streaming-lda.")
     ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Of the task; a name that no task of this model has.", metavar="TASK", show_default="DATA's"),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Learn images once more that were learned before; they count twice then.")
+    ] = False,
+    wait: Wait = False,
+    device: Device = None,
     seed: Annotated[int | None, typer.Option(help="Of a new model.", show_default="0")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse DATA with files that cannot be read, instead of leaving them out.")
@@ -71,7 +78,8 @@ def learn(
 ) -> None:
     """Teach a model the classes of DATA.
 
-    They become its next task. The first use creates the model. Earlier data is not needed, and no image is kept.
+    They become its next task. The first use creates the model. Earlier data is not needed, and no image is kept. Images
+    that it has learned before, under whatever file name, are left out.
     """
     from lamella.backbones.weight_files import WeightsNotFound
     from lamella.common.progress import bars
@@ -81,10 +89,10 @@ def learn(
     from lamella.learner.folder import ModelFolder
 
     # Check first what would fail after hours of training: unreadable images, a folder that cannot be written.
-    source, unreadable = load_readable(data)
-    if strict and unreadable:
-        first = f"the first is {unreadable[0].key}: {unreadable[0].reason}"
-        raise ValueError(f"{len(unreadable)} files of '{data}' cannot be read, {first}; replace or remove them")
+    found = load_readable(data)
+    if strict and found.unreadable:
+        first = f"the first is {found.unreadable[0].key}: {found.unreadable[0].reason}"
+        raise ValueError(f"{len(found.unreadable)} files of '{data}' cannot be read, {first}; replace or remove them")
     if bundled and backbone:
         raise ValueError(f"--bundled and --backbone {backbone} are two backbones; leave one of them out")
     if no_train and method:
@@ -96,8 +104,9 @@ def learn(
         tuple(settings or ()),
         config,
     )
+    folder = ModelFolder(model, device=device, waiting=say_once() if wait else None)
     try:
-        with ModelFolder(model).learning(source, unreadable, wanted=wanted) as learning:
+        with folder.learning(found, wanted=wanted, name=name, again=again) as learning:
             say_found(learning)
             say_resumed(learning)
             if learning.stored:

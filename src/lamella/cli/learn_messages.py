@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["say_expected", "say_found", "say_known", "say_resumed", "say_took"]
 
 SHOWN = 5  # the largest number of unreadable files in a list
+THIN = 5  # a class with fewer samples is named
 NAMES = 8  # the largest number of classes in a line
 
 
@@ -21,7 +22,7 @@ def say_found(learning: "Learning") -> None:
     """Print the samples, the classes and the unreadable files, and how the method treats known classes."""
     from lamella.learner.config.precision import precision_line
 
-    model, task, unreadable = learning.model, learning.task, learning.unreadable
+    model, task, unreadable = learning.model, learning.task, learning.data.unreadable
     if not model.tasks and "measured" in model.config["fit"]:
         say(precision_line(model.config))
     if not model.tasks:
@@ -29,12 +30,16 @@ def say_found(learning: "Learning") -> None:
     known = set(model.class_names.values())
     new = [name for name in task.class_names if name not in known]
     again = [name for name in task.class_names if name in known]
-    counted = f"{len(task.train)} {task.train.noun}s to learn from, {len(learning.held_out)} held out"
+    counted = f"{len(task.train)} {task.train.noun}s to learn from, {len(learning.held_out)} held back"
     say(f"{task.name}: {counted}; {len(new)} new classes")
     if new:
         say(f"  new: {_few(new)}")
     if again:
         say(f"  more of: {_few(again)}; {model.method.what_more_images_do()}")
+    if thin := _thin(learning):
+        say(f"  few {task.train.noun}s: {_few(thin)}; such classes are recognised less often")
+    if learning.known:
+        say(f"  left out, learned before: {learning.known} {task.train.noun}s; --again learns them once more")
     if unreadable:
         counted = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
         say(f"  left out, cannot be read: {counted}")
@@ -42,6 +47,14 @@ def say_found(learning: "Learning") -> None:
             say(f"    {file.key}: {file.reason}")
         if len(unreadable) > SHOWN:
             say(f"    and {len(unreadable) - SHOWN} more")
+
+
+def _thin(learning: "Learning") -> list[str]:
+    """Name the classes with few samples, with their number."""
+    train, known = learning.task.train, set(learning.model.class_names.values())
+    pairs = zip(learning.task.classes, learning.task.class_names, strict=True)
+    counts = [(name, int((train.labels == label).sum())) for label, name in pairs if name not in known]
+    return [f"{name} ({count})" for name, count in counts if count < THIN]
 
 
 def _backbone(model: "Model") -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lamella.cli.arguments import Device, Model
 from lamella.cli.output import say
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ STDIN = "-"
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    model: Model,
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH...", help="Image files, folders of them, or - for paths from stdin.")
     ],
@@ -32,29 +33,39 @@ def predict(
     unknown: Annotated[
         bool, typer.Option("--unknown", help="Call an image unknown if it looks stranger than 19 of 20 known images.")
     ] = False,
+    device: Device = None,
 ) -> None:
-    """Name the class of each image.
+    """Name the class of each image. Images that cannot be read are named at the end, and the exit status is then 1.
 
     The output has confidences, the task that taught the class, and how familiar the image is.
     """
     if as_json and as_csv:
         raise ValueError("--json and --csv cannot be combined; choose one")
     files = _files(paths)
+    from lamella.data.images import Files, ImageSet
+    from lamella.data.keeping import keep_readable
     from lamella.learner.learner import Learner
 
-    learner = Learner.load(model)
+    learner = Learner.load(model, device=device)
     if unknown and not learner.confidence.images:
         raise ValueError(f"'{model}' has no held-out images, so it cannot tell what is unknown; leave out --unknown")
-    predictions = learner.predict(files, top=top)
-    rows = [_row(path, prediction, unknown) for path, prediction in zip(files, predictions, strict=True)]
+    found = keep_readable(ImageSet.unlabelled(Files(files)))
+    there = [files[int(key)] for key in found.data.keys]
+    predictions = learner.predict(found.data, top=top) if there else []
+    rows = [_row(path, prediction, unknown) for path, prediction in zip(there, predictions, strict=True)]
+    broken = [{"path": str(files[int(file.key)]), "error": file.reason} for file in found.unreadable]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(json.dumps([*rows, *broken], indent=2))
     elif as_csv:
         # Written as bytes, because file names need not be valid UTF-8 and must stay unchanged.
         typer.echo(_csv(rows).encode(errors="surrogateescape"), nl=False)
     else:
         for row in rows:
             say(_line(row))
+    for row in broken:
+        say(f"{row['path']}: cannot be read: {row['error']}", err=True)
+    if broken:
+        raise typer.Exit(1)
 
 
 def _files(paths: Sequence[str]) -> list[Path]:
@@ -102,7 +113,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
     page = io.StringIO()
-    extra = ["unknown"] if "unknown" in rows[0] else []
+    extra = ["unknown"] if rows and "unknown" in rows[0] else []
     writer = csv.writer(page, lineterminator="\n")
     writer.writerow(["path", "class", "confidence", "task", "familiarity", *extra])
     for row in rows:

@@ -5,11 +5,11 @@ import os
 import secrets
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lamella.cli.arguments import Device, Model
 from lamella.cli.output import say
 
 __all__ = ["serve"]
@@ -18,7 +18,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    model: Model,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     token: Annotated[
@@ -37,6 +37,7 @@ def serve(
     max_upload: Annotated[float, typer.Option(min=0.001, help="MB of an archive to learn from.", metavar="MB")] = 512,
     max_files: Annotated[int, typer.Option(min=1, help="Files in an archive.")] = 5000,
     max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of one image.", metavar="N")] = 50,
+    device: Device = None,
 ) -> None:
     """Serve a model: predictions, and new classes while it runs.
 
@@ -61,7 +62,7 @@ def serve(
     listening = _listen(host, port)
     key = token or secrets.token_urlsafe(24)
     limits = Limits(learn_mb=max_upload, unpacked_mb=4 * max_upload, files=max_files, megapixels=max_megapixels)
-    app = create_app(model, token=key, limits=limits, hosts=known_as(host, allow_host or []))
+    app = create_app(model, token=key, limits=limits, hosts=known_as(host, allow_host or []), device=device)
     learner, version, _ = app.state.service.batcher.loaded
     shown = f"[{host}]" if ":" in host else host
     # The browser does not send what follows "#". A token that the user chose is not shown, because terminals may be

@@ -1,16 +1,14 @@
-"""`lamella history`, `lamella rollback` and `lamella forget`: the versions of a model."""
+"""`lamella history`, `rollback`, `forget` and `prune`: the versions of a model."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lamella.cli.arguments import Model, Wait, say_once
 from lamella.cli.output import say
 
-__all__ = ["forget", "history", "rollback"]
-
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
+__all__ = ["forget", "history", "prune", "rollback"]
 
 
 def history(model: Model, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -48,6 +46,7 @@ def rollback(
         int | None,
         typer.Option(help="Number of a version.", show_default="what it was made from", metavar="VERSION"),
     ] = None,
+    wait: Wait = False,
 ) -> None:
     """Use an earlier version of a model again.
 
@@ -55,7 +54,7 @@ def rollback(
     """
     from lamella.learner.folder import ModelFolder
 
-    version = ModelFolder(model).roll_back(to)
+    version = ModelFolder(model, waiting=say_once() if wait else None).roll_back(to)
     counted = "1 task" if len(version.tasks) == 1 else f"{len(version.tasks)} tasks"
     say(f"{model} is version {version.number} again, with {counted}: {', '.join(version.tasks)}")
 
@@ -68,6 +67,7 @@ def forget(
     purge: Annotated[
         bool, typer.Option("--purge", help="Also remove every stored version that has learned the task.")
     ] = False,
+    wait: Wait = False,
 ) -> None:
     """Make a model forget a task, exactly.
 
@@ -76,8 +76,31 @@ def forget(
     """
     from lamella.learner.folder import ModelFolder
 
-    done = ModelFolder(model).forget(task, purge=purge)
+    done = ModelFolder(model, waiting=say_once() if wait else None).forget(task, purge=purge)
     how = "the other tasks are as they were" if done.as_in is None else f"it is as it was in version {done.as_in}"
     numbers = ", ".join(map(str, done.having))
     fate = f"versions removed: {numbers}" if purge else f"versions that still have it, --purge removes them: {numbers}"
     say(f"{model} has forgotten {task}: {how}{f'; {fate}' if done.having else ''}")
+
+
+def prune(
+    model: Model,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest versions are kept.", metavar="N")],
+    wait: Wait = False,
+) -> None:
+    """Delete old versions of a model, and the files that only they need.
+
+    The current version is always kept.
+    """
+    from lamella.common.words import size
+    from lamella.learner.folder import ModelFolder
+
+    folder = ModelFolder(model, waiting=say_once() if wait else None)
+    before = {version.number: version.bytes for version in folder.history()}
+    gone = folder.prune(keep)
+    left = len(before) - len(gone)
+    if not gone:
+        say(f"{model} has {left} versions; none is deleted")
+        return
+    numbers = ", ".join(map(str, gone))
+    say(f"{model}: versions deleted: {numbers} ({size(sum(before[number] for number in gone))}); {left} are left")

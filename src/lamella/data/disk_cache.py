@@ -48,6 +48,9 @@ class MappedPixels:
         """Its pixels."""
         return self.read(i).numpy().tobytes()
 
+    def content(self, i: int) -> bytes:
+        return self.identity(i)
+
 
 def cache_folder() -> Path | None:
     """Where decoded images are kept; None where the user names no place."""

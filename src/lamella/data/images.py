@@ -49,7 +49,11 @@ class Pixels(Protocol):
         ...
 
     def identity(self, i: int) -> bytes:
-        """What is another one where image i has changed."""
+        """What is another one where image i has changed, without reading all of it."""
+        ...
+
+    def content(self, i: int) -> bytes:
+        """What is equal where two images are the same file, or have the same pixels, wherever they lie."""
         ...
 
 
@@ -75,6 +79,9 @@ class PixelArray:
         """Shape and pixels."""
         image = self.images[i]
         return f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()
+
+    def content(self, i: int) -> bytes:
+        return self.identity(i)
 
 
 class EncodedBytes:
@@ -103,6 +110,9 @@ class EncodedBytes:
         """The encoded image itself."""
         return self.data[int(self.offsets[i]) : int(self.offsets[i + 1])].numpy().tobytes()
 
+    def content(self, i: int) -> bytes:
+        return self.identity(i)
+
 
 class Files:
     """Image files on disk."""
@@ -125,6 +135,9 @@ class Files:
         stat = self.paths[i].stat()
         return f"{self.paths[i]} {stat.st_size} {stat.st_mtime_ns}".encode("utf-8", "surrogateescape")
 
+    def content(self, i: int) -> bytes:
+        return self.paths[i].read_bytes()
+
 
 class _Joined:
     """Several storages, one after the other."""
@@ -144,6 +157,10 @@ class _Joined:
     def identity(self, i: int) -> bytes:
         part, at = self._place(i)
         return part.identity(at)
+
+    def content(self, i: int) -> bytes:
+        part, at = self._place(i)
+        return part.content(at)
 
     def _place(self, i: int) -> tuple[Pixels, int]:
         part = int(torch.searchsorted(self.starts, i, right=True)) - 1

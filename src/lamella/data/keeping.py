@@ -1,5 +1,6 @@
 """Decode a set once: keep its pixels in memory, where they fit, and find out which images cannot be read."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from lamella.data.disk_cache import cache_folder, on_disk
 from lamella.data.images import EncodedBytes, Files, ImageSet, PixelArray
 from lamella.data.loading import Examples
 
-__all__ = ["Unreadable", "keep_decoded", "keep_readable"]
+__all__ = ["Readable", "Unreadable", "keep_decoded", "keep_readable"]
 
 CHUNK = 64  # images decoded between two looks at the budget
 PROBE = 32  # images decoded to estimate the size of all
@@ -23,6 +24,20 @@ class Unreadable(NamedTuple):
 
     key: str
     reason: str
+
+
+class Readable(NamedTuple):
+    """The images of a set that can be read.
+
+    Attributes:
+        data: these images, decoded into memory where they fit.
+        digests: (n,) int64; equal for images with the same content, under whatever name.
+        unreadable: the images that cannot be read.
+    """
+
+    data: ImageSet
+    digests: Tensor
+    unreadable: list[Unreadable]
 
 
 def keep_decoded(data: Examples, *, budget_bytes: int | None = None, progress: Progress = silent) -> Examples:
@@ -54,7 +69,7 @@ def keep_decoded(data: Examples, *, budget_bytes: int | None = None, progress: P
     return _in_memory(data, images)
 
 
-def keep_readable(data: ImageSet, *, budget_bytes: int | None = None) -> tuple[ImageSet, list[Unreadable]]:
+def keep_readable(data: ImageSet, *, budget_bytes: int | None = None) -> Readable:
     """The images of a set that can be read, decoded into memory where they fit, and those that cannot.
 
     Every image is looked at once. Where it becomes clear that not all fit, the others are decoded for the look only,
@@ -63,11 +78,12 @@ def keep_readable(data: ImageSet, *, budget_bytes: int | None = None) -> tuple[I
     Args:
         budget_bytes: as for `keep_decoded`.
     """
-    if not data.storage.encoded:
-        return data, []
+    if not data.storage.encoded or not len(data):
+        return Readable(data, torch.tensor([_digest(data, i) for i in range(len(data))], dtype=torch.int64), [])
     budget, fits, used = _budget(budget_bytes), True, 0
     images: list[Tensor] = []
     readable: list[int] = []
+    digests: list[int] = []
     unreadable: list[Unreadable] = []
     for chunk in torch.arange(len(data)).split(CHUNK):
         looks = in_threads(_Look(data, keep=fits), chunk.tolist())
@@ -75,24 +91,29 @@ def keep_readable(data: ImageSet, *, budget_bytes: int | None = None) -> tuple[I
             if isinstance(look, Unreadable):
                 unreadable.append(look)
                 continue
+            pixels, digest = look
             readable.append(i)
+            digests.append(digest)
             if fits:
-                images.append(look)
-                used += look.numel()
+                images.append(pixels)
+                used += pixels.numel()
         if fits and used * len(data) > budget * (int(chunk[-1]) + 1):
             fits, images = False, []
     part = data if not unreadable else data.subset(readable)
-    return (_in_memory(part, images) if fits and images else part), unreadable
+    kept = _in_memory(part, images) if fits and images else part
+    return Readable(kept, torch.tensor(digests, dtype=torch.int64), unreadable)
 
 
 class _Look:
-    """Reads image i of a set: its pixels (nothing of them where they are not to be kept), or why it cannot be read."""
+    """Reads image i of a set: its pixels (nothing of them where they are not to be kept) and its digest, or why it
+    cannot be read.
+    """
 
     def __init__(self, data: ImageSet, *, keep: bool) -> None:
         self.data, self.keep = data, keep
         self.options = {"rough": True} if not keep and isinstance(data.storage, EncodedBytes | Files) else {}
 
-    def __call__(self, i: int) -> Tensor | Unreadable:
+    def __call__(self, i: int) -> tuple[Tensor, int] | Unreadable:
         from lamella.data.decoding import why
 
         try:
@@ -101,7 +122,13 @@ class _Look:
             return Unreadable(self.data.keys[i], "there is no such file")
         except ValueError as fault:
             return Unreadable(self.data.keys[i], why(fault.__cause__ or fault))
-        return pixels if self.keep else pixels[:, :0, :0]
+        return pixels if self.keep else pixels[:, :0, :0], _digest(self.data, i)
+
+
+def _digest(data: ImageSet, i: int) -> int:
+    """Return 64 bits of the SHA-256 of the content of image i of a set, as a signed number."""
+    content = data.storage.content(int(data.positions[i]))
+    return int.from_bytes(sha256(content).digest()[:8], "big", signed=True)
 
 
 def _beyond_memory(data: ImageSet, bytes_expected: int, progress: Progress) -> ImageSet:

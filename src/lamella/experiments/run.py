@@ -116,7 +116,7 @@ class _Run:
             [self.scenario.joined()[0]] if self.whole else [self.scenario[i] for i in range(len(self.scenario))]
         )
         model = out / "model"
-        self.learner = Learner.load(model) if holds_model(model) else Learner(config)
+        self.learner = Learner.load(model, device=config["fit"]["device"]) if holds_model(model) else Learner(config)
         # An older version of Lamella may have stored a selection that the overrides contradict.
         self.learner.config["run"] = config["run"]
         self.config = self.learner.config  # the learner may have measured and chosen a precision

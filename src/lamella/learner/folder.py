@@ -3,27 +3,25 @@
 import errno
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.common.locks import exclusive_lock
 from lamella.common.progress import Progress, silent
-from lamella.data.images import data_sha256
-from lamella.data.keeping import Unreadable
 from lamella.data.loading import Examples
-from lamella.data.scenario import Source, Task
-from lamella.data.sources.readable import load_readable
+from lamella.data.scenario import Task
+from lamella.data.sources.readable import ReadableData, load_readable
 from lamella.learner import forgetting
-from lamella.learner.config.document import up_to_date
+from lamella.learner.config.document import on_device, up_to_date
 from lamella.learner.config.precision import as_chosen
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.learning import learn
 from lamella.learner.model import Model, load, save
 from lamella.learner.next_task import as_next_task
 from lamella.learner.records import TaskRecord, tasks_from_json
-from lamella.learner.resume import PLACE, Resumed, config_left, current_version, is_free, resume
+from lamella.learner.resume import PLACE, Resumed, config_left, current_version, is_free, resume, stored_before
 from lamella.learner.store.versions import (
     MANIFEST,
     Version,
@@ -33,7 +31,9 @@ from lamella.learner.store.versions import (
     load_manifest,
     make_again,
     roll_back,
+    version_before,
 )
+from lamella.training.checkpoints import Checkpoints
 
 __all__ = ["Forgotten", "Learning", "ModelFolder", "learn_from"]
 
@@ -51,7 +51,8 @@ class Learning:
         model: the model before the task is learned.
         task: the task to learn.
         held_out: the samples of its classes that the model is not trained on.
-        unreadable: the files that were left out because they cannot be read.
+        data: the data set that the task is from.
+        known: how many of its training images are left out because a task was learned from them before.
         resumed: what an interrupted learning has left.
         stored: the record of the task if it was learned and stored already, so that nothing is left to do; else None.
     """
@@ -60,7 +61,8 @@ class Learning:
     model: Model
     task: Task
     held_out: Examples
-    unreadable: Sequence[Unreadable]
+    data: ReadableData
+    known: int
     resumed: Resumed
     stored: TaskRecord | None = None
 
@@ -77,14 +79,15 @@ class Learning:
             return self.stored
         checkpoints = self.resumed.checkpoints
         record = learn(self.model, self.task, held_back=self.held_out, checkpoints=checkpoints, progress=progress)
-        record.note_unreadable(self.unreadable)
+        _note(self.model, record, self.task, self.held_out, self.data)
         save(self.model, self.folder, what=f"learned {self.task.name}", keep=None)
         checkpoints.clear()
         return record
 
     def rehearsed(self) -> Model:
         """Return a copy of the model, for a trial that does not change `model`."""
-        return load(self.folder) if self.model.tasks else Model(self.model.config)
+        device = self.model.config["fit"]["device"]
+        return load(self.folder, device=device) if self.model.tasks else Model(self.model.config)
 
 
 @dataclass(frozen=True)
@@ -107,10 +110,15 @@ class ModelFolder:
 
     Args:
         path: the folder; it need not exist yet.
+        device: what the model computes on; None for a GPU if there is one, or for what the settings of a new model say.
+        waiting: a function that is called with the reason, again and again, while another process changes the model;
+            None refuses to wait.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, device: str | None = None, waiting: Callable[[str], None] | None = None) -> None:
         self.path = path
+        self.device = device
+        self.waiting = waiting
 
     @property
     def version(self) -> int:
@@ -130,8 +138,9 @@ class ModelFolder:
         """
         wanted = wanted and wanted.with_files_named()
         if wanted is None or holds_model(self.path):
-            model = load(self.path)
-            for other in (wanted or Wanted()).differences(model.config):
+            asked = wanted or Wanted()
+            model = load(self.path, device=self.device or asked.device)
+            for other in asked.differences(model.config):
                 raise ValueError(
                     f"'{self.path}' exists already, so its backbone, method and seed are fixed, and so are their "
                     f"settings: {other}; leave it out"
@@ -140,6 +149,8 @@ class ModelFolder:
         if not is_free(self.path):
             raise ValueError(f"'{self.path}' exists and is no model (no {MANIFEST} in it); choose a new folder")
         config = wanted.config()
+        if self.device is not None:
+            config = on_device(config, self.device)
         # An interrupted first learning may have measured and chosen a precision. It is kept, so that learning can
         # resume.
         left = config_left(self.path)
@@ -147,14 +158,11 @@ class ModelFolder:
         return Model(chosen if chosen == left else config)
 
     @contextmanager
-    def held(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """Lock the model, so that no other process can change it.
 
-        Args:
-            waiting: called repeatedly with the reason while another process holds the lock. None does not wait.
-
         Raises:
-            BlockingIOError: another process holds the lock, and `waiting` is None.
+            BlockingIOError: another process holds the lock, and this one does not wait.
         """
         busy = f"another process is changing '{self.path}'; wait for it to end"
         with ExitStack() as stack:
@@ -163,56 +171,78 @@ class ModelFolder:
                     stack.enter_context(exclusive_lock(self.path, busy))
                     break
                 except BlockingIOError as error:
-                    if waiting is None:
+                    if self.waiting is None:
                         raise
-                    waiting(str(error))
+                    self.waiting(str(error))
                     time.sleep(SECONDS_BETWEEN)
             yield
 
     @contextmanager
     def learning(
         self,
-        source: Source,
-        unreadable: Sequence[Unreadable] = (),
+        data: ReadableData,
         *,
         wanted: Wanted | None = None,
         model: Model | None = None,
+        name: str | None = None,
+        again: bool = False,
         place: Path | None = None,
         since: int | None = None,
-        waiting: Callable[[str], None] | None = None,
     ) -> Iterator[Learning]:
         """Lock the model and prepare to learn the training part of a data set as its next task.
 
+        Images that a task was learned from before, as the same class, are left out.
+
         Args:
-            source: the data set; its test part is held out.
-            unreadable: the files of the data set that cannot be read.
+            data: the data set; its test part is held out, or a fifth of each class if it has none.
             wanted: the settings of a new model, as for `open`.
             model: the model of this folder, if the caller has loaded it already; this object then learns.
+            name: the name of the task; None for that of the data set, with a number if a task has that name already.
+            again: whether images that were learned before are learned once more, and so count twice.
             place: the folder for the checkpoints of the learning; by default one within the model's folder.
-            since: how many tasks the model had when the samples arrived. If a later task has exactly the same samples,
-                they were learned already.
-            waiting: as for `held`.
+            since: how many tasks the model had when the samples arrived. If later tasks have all of them, they were
+                learned already.
 
         Yields:
             The prepared learning, whose `run` learns the task.
 
         Raises:
             FileNotFoundError: there is no model, and `wanted` is None.
-            ValueError: the folder or a setting is refused by `open`, or the samples cannot be the model's next task.
-            BlockingIOError: another process holds the lock, and `waiting` is None.
+            ValueError: the folder or a setting is refused by `open`, the samples cannot be the model's next task, all
+                were learned before, or a task has that name.
+            BlockingIOError: another process holds the lock, and this one does not wait.
             OSError: the disk is full, or the folder cannot be written. The stored model is unchanged.
         """
         version = self.version
         opened = self.open(wanted) if model is None else model
-        with self.held(waiting), _with_a_hint_where_the_disk_is_full(self.path):
+        with self.held(), _with_a_hint_where_the_disk_is_full(self.path):
             if model is not None:
                 self._check_is_here(model)
             elif self.version != version:  # another process has changed the model meanwhile
                 opened = self.open(wanted)
-            task, held_out = as_next_task(source, opened)
-            resumed = resume(self.path, place or self.path / PLACE, opened, task)
-            stored = opened.tasks[-1] if resumed.stored else _learned_since(opened, task, since)
-            yield Learning(self.path, opened, task, held_out, unreadable, resumed, stored)
+            place = place or self.path / PLACE
+            new, newest = _new_images(opened, data, again)
+            known = len(data.whole.train) - len(new.whole.train)
+            if known and not len(new.whole.train):
+                if not self._has_arrived(opened, place, newest, since):
+                    raise ValueError(_learned_before(data, opened.tasks[newest]))
+                task, held_out = as_next_task(data.divided(), opened)
+                resumed = Resumed(Checkpoints(place, 0.0), stored=True)
+                yield Learning(self.path, opened, task, held_out, data, 0, resumed, opened.tasks[newest])
+                return
+            task, held_out = as_next_task(new.divided(), opened, name)
+            resumed = resume(self.path, place, opened, task)
+            stored = opened.tasks[-1] if resumed.stored else None
+            yield Learning(self.path, opened, task, held_out, new, known, resumed, stored)
+
+    def _has_arrived(self, model: Model, place: Path, task: int, since: int | None) -> bool:
+        """Whether samples that were all learned before were learned by this very learning, which was then interrupted.
+
+        Arguments are those of `learning`, and the number of the newest task that has such samples.
+        """
+        if since is not None and task >= since:
+            return True
+        return task == len(model.tasks) - 1 and stored_before(self.path, place, model)
 
     def _check_is_here(self, model: Model) -> None:
         """Make sure that the folder holds this model or is free.
@@ -224,7 +254,8 @@ class ModelFolder:
         if holds_model(self.path):
             manifest = load_manifest(self.path)
             config = up_to_date(manifest["config"])  # as `load` gave it to the model
-            if tasks_from_json(manifest["tasks"]) != model.tasks or config != model.config:
+            same = on_device(config, None) == on_device(model.config, None)
+            if tasks_from_json(manifest["tasks"]) != model.tasks or not same:
                 raise ValueError(
                     f"'{self.path}' holds another model than this learner, or has learned more than it; continue with "
                     "Learner.load of that folder, or choose a new folder"
@@ -250,7 +281,7 @@ class ModelFolder:
             ValueError: there is no such version, or it is damaged.
             BlockingIOError: another process holds the lock.
         """
-        before = _before(self.history()) if to is None else to
+        before = version_before(self.history()) if to is None else to
         if before is None:
             raise ValueError(
                 f"version {self.version} of '{self.path}' is its first, so there is none before it; name one with --to"
@@ -258,6 +289,49 @@ class ModelFolder:
         with self.held():
             roll_back(self.path, before)
             return next(v for v in self.history() if v.current)
+
+    def change(self, how: Callable[[Model], None], what: str) -> int:
+        """Change the model without new samples, and store it as a new version.
+
+        Args:
+            how: a function that changes the model in place.
+            what: a short text for the history that says what was changed.
+
+        Returns:
+            The number of the new version.
+
+        Raises:
+            FileNotFoundError: there is no model.
+            ValueError: `how` refuses; the stored model is unchanged.
+            BlockingIOError: another process holds the lock, and this one does not wait.
+        """
+        with self.held():
+            model = load(self.path, device=self.device)
+            how(model)
+            save(model, self.path, what=what, keep=None)
+            return self.version
+
+    def prune(self, keep: int) -> list[int]:
+        """Delete all versions but the newest ones and the current one.
+
+        Args:
+            keep: how many of the newest are kept, at least 1.
+
+        Returns:
+            The numbers of the deleted versions.
+
+        Raises:
+            FileNotFoundError: there is no model.
+            ValueError: `keep` is below 1.
+            BlockingIOError: another process holds the lock, and this one does not wait.
+        """
+        if keep < 1:
+            raise ValueError(f"--keep {keep} would leave no version; give 1 or more")
+        with self.held():
+            versions = self.history()
+            old = [v.number for v in versions[:-keep] if not v.current]
+            drop_versions(self.path, old)
+            return old
 
     def forget(self, task: str, *, purge: bool = False) -> Forgotten:
         """Forget a task exactly. This is possible for the last task, and for any task if the tasks share nothing.
@@ -292,43 +366,51 @@ class ModelFolder:
         return tasks_from_json(load_manifest(self.path, version.number)["tasks"])
 
 
-def learn_from(model: Model, data: str | Path, *, folder: Path | None, progress: Progress) -> TaskRecord:
+def learn_from(
+    model: Model, data: str | Path, *, folder: Path | None, name: str | None, again: bool, progress: Progress
+) -> TaskRecord:
     """Learn a data set as the next task. Arguments, return value and errors are those of `Learner.learn_from`."""
-    source, unreadable = load_readable(data)
-    if unreadable:
-        first = f"the first is {unreadable[0].key}: {unreadable[0].reason}"
-        left_out = f"{len(unreadable)} files of '{data}' cannot be read and are left out; {first}"
+    found = load_readable(data)
+    if found.unreadable:
+        first = f"the first is {found.unreadable[0].key}: {found.unreadable[0].reason}"
+        left_out = f"{len(found.unreadable)} files of '{data}' cannot be read and are left out; {first}"
         warnings.warn(left_out, stacklevel=3)  # points to the line where the user called the learner
     if folder is not None:
-        with ModelFolder(folder).learning(source, unreadable, model=model) as learning:
+        with ModelFolder(folder).learning(found, model=model, name=name, again=again) as learning:
             return learning.run(progress)
-    task, held_out = as_next_task(source, model)
+    new, newest = _new_images(model, found, again)
+    if len(found.whole.train) and not len(new.whole.train):
+        raise ValueError(_learned_before(found, model.tasks[newest]))
+    task, held_out = as_next_task(new.divided(), model, name)
     record = learn(model, task, held_back=held_out, progress=progress)
-    record.note_unreadable(unreadable)
+    _note(model, record, task, held_out, new)
     return record
 
 
-def _before(versions: Sequence[Version]) -> int | None:
-    """Return the newest version that is left of those that the current one was made from, or None.
-
-    What is not known of versions of older Lamellas is taken to be the number before.
+def _new_images(model: Model, data: ReadableData, again: bool) -> tuple[ReadableData, int]:
+    """Return the data set without the images that a task was learned from before, and the number of the newest such
+    task; -1 if there is none.
     """
-    known = {version.number: version for version in versions}
-    number = next(version.number for version in versions if version.current)
-    while number > 1:
-        own = known.get(number)
-        number = own.parent if own is not None and own.parent is not None and own.parent < number else number - 1
-        if number in known:
-            return number
-    return None
+    tasks = {} if again else model.seen.tasks_of(model.class_names)
+    train, names = data.whole.train, data.whole.class_names
+    pairs = [(data.digests[key], names[label]) for key, label in zip(train.keys, train.labels.tolist(), strict=True)]
+    return data.without(tasks.keys()), max((tasks.get(pair, -1) for pair in pairs), default=-1)
 
 
-def _learned_since(model: Model, task: Task, since: int | None) -> TaskRecord | None:
-    """Return the record of a task after the first `since` that has exactly the same samples, or None."""
-    if since is None:
-        return None
-    images = data_sha256(task.train, dict(zip(task.classes, task.class_names, strict=True)))
-    return next((record for record in model.tasks[since:] if record.data_sha256 == images), None)
+def _learned_before(data: ReadableData, record: TaskRecord) -> str:
+    noun = data.whole.train.noun
+    return (
+        f"all {len(data.whole.train)} {noun}s of {data.whole.name} were learned before, the newest as task "
+        f"'{record.name}'; once more they would count twice: give new {noun}s, or --again to learn them once more"
+    )
+
+
+def _note(model: Model, record: TaskRecord, task: Task, held_out: Examples, data: ReadableData) -> None:
+    """Record the files that cannot be read, and the contents of the images that can."""
+    record.note_unreadable(data.unreadable)
+    number = len(model.tasks) - 1
+    for part, trained in ((task.train, True), (held_out, False)):
+        model.seen.add([data.digests[key] for key in part.keys], part.labels, number, trained=trained)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ def forget(model: Model, task: str) -> None:
     for record in model.tasks[number:]:
         record.held_back = None
     model.held_back.forget(number)
+    model.seen.forget(number)
     left = set(model.method.classes)
     model.class_names = {i: name for i, name in model.class_names.items() if i in left}
 

@@ -5,11 +5,12 @@ method that knows how features have drifted tells it (`Fit.tell_drift`), and the
 all tasks can be classified by the method as it is now. Where it does not know, those of earlier tasks are dropped.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from lamella.learner.store.state import taken
 from lamella.methods import Method
 
 __all__ = ["LIMIT", "HeldBack"]
@@ -17,6 +18,7 @@ __all__ = ["LIMIT", "HeldBack"]
 LIMIT = 2000
 """About how many samples are kept in all. Every class keeps an equal number, and at least two."""
 PREFIX = "held_back/"
+NAMES = ("features", "labels", "tasks")
 
 
 class HeldBack:
@@ -70,10 +72,19 @@ class HeldBack:
         self._keep(self.tasks != task)
         self.tasks = self.tasks - (self.tasks > task).long()
 
+    def relabel(self, new_labels: Callable[[Tensor], Tensor]) -> None:
+        """Replace the labels.
+
+        Args:
+            new_labels: labels (n,) -> new ones (n,). A sample whose new label is negative is dropped.
+        """
+        self.labels = new_labels(self.labels)
+        self._keep(self.labels >= 0)
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, as a model's folder stores them; none if there are no samples."""
-        own = {"features": self.features, "labels": self.labels, "tasks": self.tasks}
-        return {PREFIX + name: tensor for name, tensor in own.items()} if len(self) else {}
+        own = (self.features, self.labels, self.tasks)
+        return {PREFIX + name: tensor for name, tensor in zip(NAMES, own, strict=True)} if len(self) else {}
 
     @classmethod
     def taken_from(cls, state: dict[str, Tensor]) -> "HeldBack":
@@ -86,16 +97,11 @@ class HeldBack:
             ValueError: they do not fit together.
         """
         found = cls()
-        own: Mapping[str, Tensor] = {key: state.pop(key) for key in list(state) if key.startswith(PREFIX)}
+        own = taken(state, PREFIX, NAMES)
         if own:
-            try:
-                found.features, found.labels, found.tasks = (
-                    own[PREFIX + name] for name in ("features", "labels", "tasks")
-                )
-            except KeyError as error:
-                raise ValueError(f"the held-back samples lack {error}; restore the file from a copy") from error
-            if found.features.ndim != 2 or not len(found.features) == len(found.labels) == len(found.tasks):
-                raise ValueError("the held-back samples have sizes that do not fit; restore the file from a copy")
+            found.features, found.labels, found.tasks = own
+        if found.features.ndim != 2:
+            raise ValueError("the features of 'held-back' are no table; restore the file from a copy")
         return found
 
     def _keep(self, which: Tensor) -> None:

@@ -85,7 +85,14 @@ class Learner:
         return learner
 
     @classmethod
-    def load(cls, folder: str | Path, version: int | None = None, *, method: str | None = None) -> "Learner":
+    def load(
+        cls,
+        folder: str | Path,
+        version: int | None = None,
+        *,
+        method: str | None = None,
+        device: str | None = None,
+    ) -> "Learner":
         """The learner that a model folder holds.
 
         Args:
@@ -94,6 +101,8 @@ class Learner:
             method: its method, such as "my_file.py:EMALoRA"; needed where that is a class of a file of the user's own,
                 which runs. Without it such a model is only loaded if this process has named the file before, or the
                 environment variable LAMELLA_METHODS lists it.
+            device: what to compute on, such as "cpu" or "cuda:1"; None for a GPU if there is one. A model can be loaded
+                on any device.
 
         Raises:
             FileNotFoundError: there is none.
@@ -101,7 +110,7 @@ class Learner:
                 it has another method, or one of a file that was not named.
         """
         wanted = Wanted(method=method).with_files_named()
-        model = load(Path(folder), version)
+        model = load(Path(folder), version, device=device)
         for other in wanted.differences(model.config):
             raise ValueError(f"'{folder}' is another model than was asked for: {other}")
         return cls.of(model)
@@ -210,12 +219,19 @@ class Learner:
         return learn(self.model, task, held_back=held_back, checkpoints=checkpoints, progress=progress)
 
     def learn_from(
-        self, data: str | Path, *, folder: str | Path | None = None, progress: Progress = silent
+        self,
+        data: str | Path,
+        *,
+        folder: str | Path | None = None,
+        name: str | None = None,
+        again: bool = False,
+        progress: Progress = silent,
     ) -> TaskRecord:
         """Learn a data set as the next task.
 
         The test part of the data set is held out; if it has none, a fifth of each class. Files that cannot be read are
-        left out with a warning, and the record names them.
+        left out with a warning, and the record names them. Images that this learner has learned before as the same
+        class are left out, too, whatever their files are called now.
 
         Args:
             data: a folder of class folders, a CSV file, an archive, or the name of a data set.
@@ -223,6 +239,8 @@ class Learner:
                 what was learned is stored there as a new version. An interrupted learning is resumed by a new call for
                 the same data with `Learner.load(folder)`, or, if nothing was stored yet, with a new learner of the
                 same settings; the learner at hand is half trained then. Without a folder, nothing is stored.
+            name: the name of the task; None for that of the data set, with a number if a task has that name already.
+            again: whether images that were learned before are learned once more, and so count twice.
             progress: opens a progress bar.
 
         Returns:
@@ -230,11 +248,12 @@ class Learner:
 
         Raises:
             FileNotFoundError: the data set is missing.
-            ValueError: the data set cannot be read, it cannot be the next task of this learner, or `folder` holds
-                something else than this learner.
+            ValueError: the data set cannot be read, it cannot be the next task of this learner, all its images were
+                learned before, a task has this name, or `folder` holds something else than this learner.
             BlockingIOError: another process is learning into `folder`.
         """
-        return learn_from(self.model, data, folder=None if folder is None else Path(folder), progress=progress)
+        place = None if folder is None else Path(folder)
+        return learn_from(self.model, data, folder=place, name=name, again=again, progress=progress)
 
     def forget(self, task: str) -> None:
         """Forget a task exactly. This is possible if the tasks share nothing; see forgetting.py.

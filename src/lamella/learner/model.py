@@ -13,12 +13,20 @@ from lamella.common.version import __version__
 from lamella.data.loading import Examples
 from lamella.data.samples import Samples
 from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram, of_records
-from lamella.learner.config.document import build_augmentation, build_backbone, build_method, method_name, up_to_date
+from lamella.learner.config.document import (
+    build_augmentation,
+    build_backbone,
+    build_method,
+    method_name,
+    on_device,
+    up_to_date,
+)
 from lamella.learner.config.own_methods import method_digests, recognise_methods
 from lamella.learner.config.precision import choose
 from lamella.learner.costs import parameter_counts
 from lamella.learner.held_back import HeldBack
 from lamella.learner.records import TaskRecord, tasks_from_json
+from lamella.learner.seen import Seen
 from lamella.learner.store.kept_backbone import from_copy, keep_backbone
 from lamella.learner.store.manifest import plain_file
 from lamella.learner.store.state import learned_state, restore_state
@@ -45,6 +53,7 @@ class Model:
         class_names: the name of each global class id.
         tasks: the record of each learned task, oldest first.
         held_back: the features of held-back samples of these tasks, where the method can follow them.
+        seen: which samples it has learned from, as far as they came from a data set on disk.
         notes: JSON values that a run stores with the model, such as its scores.
         half_learned: the name of a task whose learning failed; else "". The model must then be loaded again before it
             can be used.
@@ -60,6 +69,7 @@ class Model:
         self.class_names: dict[int, str] = {}
         self.tasks: list[TaskRecord] = []
         self.held_back = HeldBack()
+        self.seen = Seen()
         self.notes: dict[str, Any] = {}
         self.half_learned = ""
         self._confidence: Confidence | None = None  # of the held-back samples; None until it is computed
@@ -157,6 +167,10 @@ class Model:
         self.held_back.follow(self.method, fit.drift)
         self._confidence = None
 
+    def follow_classes(self) -> None:
+        """Compute confidences anew after classes were merged or dropped."""
+        self._confidence = None
+
     def hold_back(self, data: Examples, fit: Fit) -> HeldOut:
         """Classify samples of the newest task that were held back, keep their features, and return what was measured.
 
@@ -201,7 +215,7 @@ def save(model: Model, folder: Path, *, what: str, keep: int | None) -> int:
     kept = keep_backbone(folder, from_copy(model.config, model.backbone_copy), model.backbone)
     manifest = {
         "written_by": __version__,
-        "config": model.config,
+        "config": on_device(model.config, None),
         "weights_sha256": model.backbone.weights_sha256,
         "backbone_copy": kept,
         "class_names": [[i, name] for i, name in model.class_names.items()],
@@ -210,24 +224,32 @@ def save(model: Model, folder: Path, *, what: str, keep: int | None) -> int:
     }
     if files := method_digests(model.config):
         manifest["method_files"] = files
-    state = learned_state(model.method) | model.held_back.tensors()
+    state = learned_state(model.method) | model.held_back.tensors() | model.seen.tensors()
     return save_model(folder, state, manifest, what=what, keep=keep)
 
 
-def load(folder: Path, version: int | None = None) -> Model:
-    """Load a model from a folder. Arguments and errors are those of `Learner.load`."""
+def load(folder: Path, version: int | None = None, *, device: str | None = None) -> Model:
+    """Load a model from a folder. The other arguments and the errors are those of `Learner.load`.
+
+    Args:
+        folder: the model's folder.
+        version: the number of a version; None for the current one.
+        device: what to compute on; None for a GPU if there is one. It is no property of a model.
+    """
     state, manifest = load_model(folder, version)
     recognise_methods(manifest["config"], manifest.get("method_files", {}))
     copy = manifest.get("backbone_copy")
     if copy and (folder / copy).exists():
         plain_file(folder / copy)
-    model = Model(up_to_date(manifest["config"]), backbone_copy=folder / copy if copy else None)
+    config = on_device(up_to_date(manifest["config"]), device)
+    model = Model(config, backbone_copy=folder / copy if copy else None)
     if model.backbone.weights_sha256 != manifest["weights_sha256"]:
         raise ValueError(
             f"'{folder}' was learned on other weights of {model.backbone.name} than the ones found here; "
             "put the original weights back"
         )
     model.held_back = HeldBack.taken_from(state)
+    model.seen = Seen.taken_from(state)
     restore_state(model.method, state)
     model.class_names = {int(i): str(name) for i, name in manifest["class_names"]}
     model.tasks = tasks_from_json(manifest["tasks"])

@@ -11,13 +11,13 @@ from typing import Any
 from lamella.common.files import read_json, refuse_links, write_json
 from lamella.data.images import content_sha256, data_sha256
 from lamella.data.scenario import Task
-from lamella.learner.config.document import up_to_date
+from lamella.learner.config.document import on_device, up_to_date
 from lamella.learner.config.own_methods import method_digests
 from lamella.learner.model import Model
 from lamella.learner.store.versions import VERSIONS, holds_model, load_manifest
 from lamella.training.checkpoints import Checkpoints
 
-__all__ = ["PLACE", "Resumed", "config_left", "current_version", "is_free", "resume"]
+__all__ = ["PLACE", "Resumed", "config_left", "current_version", "is_free", "resume", "stored_before"]
 
 PLACE = "learning"
 """The folder within a model that holds the checkpoints of a learning."""
@@ -81,6 +81,21 @@ def resume(folder: Path, place: Path, model: Model, task: Task) -> Resumed:
     return Resumed(checkpoints, goes_on, given_up=f"{left.get('task')}: {changed[0]}" if changed else "")
 
 
+def stored_before(folder: Path, place: Path, model: Model) -> bool:
+    """Whether the newest task is that of a learning that was interrupted after it had been stored.
+
+    Arguments are those of `resume`. If so, what it has left is deleted.
+    """
+    left, newest = _left(place), model.tasks[-1] if model.tasks else None
+    if newest is None or not left:
+        return False
+    one_more = left.get("tasks") == len(model.tasks) - 1 and left.get("version", 0) < current_version(folder)
+    stored = one_more and left.get("images") == newest.data_sha256
+    if stored:
+        Checkpoints(place, float(model.config["fit"]["checkpoint_seconds"])).clear()
+    return stored
+
+
 def config_left(folder: Path) -> dict[str, Any]:
     """Return the configuration that an interrupted first learning left in a model's folder; empty if there is none."""
     return _left(folder / PLACE).get("config", {})
@@ -114,7 +129,7 @@ def _left(place: Path) -> dict[str, Any]:
     """Read the description of an interrupted learning, with options added since; empty if there is none."""
     path = place / NOTE
     left = read_json(path) if path.exists() else {}
-    return {**left, "config": up_to_date(left["config"])} if "config" in left else left
+    return {**left, "config": on_device(up_to_date(left["config"]), None)} if "config" in left else left
 
 
 def _left_by_a_first_server(folder: Path, place: Path, what: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +147,7 @@ def _what(folder: Path, model: Model, task: Task) -> dict[str, Any]:
         "task": task.name,
         "version": current_version(folder),
         "tasks": len(model.tasks),
-        "config": model.config,
+        "config": on_device(model.config, None),
         **({"method_files": files} if (files := method_digests(model.config)) else {}),
         "images": data_sha256(task.train, names),
         "content": content_sha256(task.train),

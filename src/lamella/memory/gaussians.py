@@ -111,6 +111,45 @@ class ClassGaussians(Resizable):
         self.scatter = map_.T @ self.scatter @ map_
         self.scatters = map_.T.to(self.scatters) @ self.scatters @ map_.to(self.scatters)
 
+    @torch.no_grad()
+    def merge(self, source: int, target: int) -> None:
+        """Make one class of two, as if all their features had been added as the second.
+
+        Args:
+            source: the id of the class that ends.
+            target: the id of the class that takes it in.
+        """
+        self._solved = {}
+        i, j = self.classes.index(source), self.classes.index(target)
+        m, n = self.counts[i], self.counts[j]
+        shift = self.means[i] - self.means[j]
+        between = torch.outer(shift, shift) * (m * n / (m + n))
+        self.scatter = self.scatter + between
+        self.means[j] += shift * (m / (m + n))
+        self.counts[j] += m
+        if self.per_class:
+            self.scatters[j] += self.scatters[i] + between.to(self.scatters)
+        self._remove(i)
+
+    @torch.no_grad()
+    def drop(self, label: int) -> None:
+        """Remove a class, as if it had never been added.
+
+        The shared scatter loses that of the class if there is one `per_class`, up to rounding to float32; else it
+        stays.
+        """
+        self._solved = {}
+        i = self.classes.index(label)
+        if self.per_class:
+            self.scatter = self.scatter - self.scatters[i].to(self.scatter)
+        self._remove(i)
+
+    def _remove(self, i: int) -> None:
+        left = [j for j in range(len(self.ids)) if j != i]
+        self.ids, self.counts, self.means = self.ids[left], self.counts[left], self.means[left]
+        if self.per_class:
+            self.scatters = self.scatters[left]
+
     @property
     def covariance(self) -> Tensor:
         """(d, d), the within-class scatter divided by the number of images; zero if no class has two images."""

@@ -17,10 +17,22 @@ from lamella.memory.subspace import Subspace
 from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.training.fit import Fit
 
-__all__ = ["STATISTICS_GO_ON", "Method"]
+__all__ = ["SHARED", "STATISTICS_GO_ON", "Method"]
 
 STATISTICS_GO_ON = "their statistics take in the new {noun}s beside the old ones"
 """What a method that classifies by class statistics makes of more samples of a class."""
+
+
+TRAINED = (
+    "weights that were trained on its samples hold it; learn the model anew without it, or return to a version before "
+    "it (`lamella rollback`)"
+)
+
+
+SHARED = (
+    "a class cannot be dropped: the covariance that all classes share contains its samples; learn the model anew "
+    "without it, or merge it into another class"
+)
 
 
 class Method(nn.Module, ABC):
@@ -105,6 +117,33 @@ class Method(nn.Module, ABC):
             f"{type(self).__name__} cannot forget task {number}: weights or statistics that tasks share hold it; go "
             "back to what was stored before it was learned"
         )
+
+    def merge_classes(self, source: int, target: int) -> None:
+        """Make one class of two, as if all samples of both had been learned as the second.
+
+        A method that keeps nothing of classes but their statistics overrides this.
+
+        Args:
+            source: The global id of the class that ends.
+            target: The global id of the class that takes it in.
+
+        Raises:
+            ValueError: Something that was trained holds the class.
+        """
+        raise ValueError(f"{type(self).__name__} cannot merge classes: {TRAINED}")
+
+    def drop_class(self, label: int) -> None:
+        """Drop a class, as if it had never been learned.
+
+        A method that keeps nothing of classes but their statistics overrides this.
+
+        Args:
+            label: The global id of the class.
+
+        Raises:
+            ValueError: Something that was trained, or that classes share, holds the class.
+        """
+        raise ValueError(f"{type(self).__name__} cannot drop a class: {TRAINED}")
 
     def what_more_images_do(self) -> str:
         """What becomes of a class that comes back with more samples, as the end of a sentence about them."""

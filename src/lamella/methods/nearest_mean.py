@@ -39,6 +39,12 @@ class NearestMean(Method):
         """(n, classes) cosines, -1..1."""
         return cosine_scores(features, self.statistics.means.to(features))
 
+    def merge_classes(self, source: int, target: int) -> None:
+        self.statistics.merge(source, target)
+
+    def drop_class(self, label: int) -> None:
+        self.statistics.drop(label)
+
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
         self.statistics.add(fit.features(task.train, self.features), task.train.labels, task.classes)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians
-from lamella.methods.method import Method
+from lamella.methods.method import SHARED, Method
 from lamella.methods.shared.heads import linear_layer
 from lamella.training.fit import Fit
 
@@ -47,6 +47,12 @@ class StreamingLDA(Method):
 
     def linear_classifier(self) -> nn.Linear:
         return linear_layer(*self.statistics.hyperplanes(self.shrinkage))
+
+    def merge_classes(self, source: int, target: int) -> None:
+        self.statistics.merge(source, target)
+
+    def drop_class(self, label: int) -> None:
+        raise ValueError(SHARED)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

@@ -28,7 +28,14 @@ OWN_ONLY = (
 """The content security policy: the page loads nothing from other servers, and no other page may frame it."""
 
 
-def create_app(model: Path, *, token: str, limits: Limits | None = None, hosts: Collection[str] = ()) -> FastAPI:
+def create_app(
+    model: Path,
+    *,
+    token: str,
+    limits: Limits | None = None,
+    hosts: Collection[str] = (),
+    device: str | None = None,
+) -> FastAPI:
     """Create the application that serves one model. Run it in a single process.
 
     Args:
@@ -36,6 +43,7 @@ def create_app(model: Path, *, token: str, limits: Limits | None = None, hosts: 
         token: the secret that a client must send to change the model.
         limits: the bounds on requests; the defaults of `Limits` if None.
         hosts: the host names that clients may use for this server; empty allows every name.
+        device: what to compute on; None for a GPU if there is one.
 
     Returns:
         The application, with its `Service` under `app.state.service`.
@@ -44,7 +52,7 @@ def create_app(model: Path, *, token: str, limits: Limits | None = None, hosts: 
         FileNotFoundError: there is no model at `model`.
         ValueError: the model cannot be read, or a folder that Lamella makes inside it is a symbolic link.
     """
-    service = Service(model, limits or Limits())
+    service = Service(model, limits or Limits(), device)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

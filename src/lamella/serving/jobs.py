@@ -28,12 +28,14 @@ class Jobs:
         model: the model's folder.
         catch_up: a function that loads the newest version of the model for prediction and returns its number.
         seconds: how long a job may run before it is stopped.
+        device: what training computes on; None for a GPU if there is one.
     """
 
-    def __init__(self, model: Path, catch_up: Callable[[], int], *, seconds: float) -> None:
+    def __init__(self, model: Path, catch_up: Callable[[], int], *, seconds: float, device: str | None = None) -> None:
         self.model = model.resolve()
         self.catch_up = catch_up
         self.seconds = seconds
+        self.device = device
         self.known: dict[int, Job] = {}
         self._count = 0
         self._busy = threading.Lock()
@@ -147,6 +149,7 @@ class Jobs:
             sent.begin()
             job.starts = sent.note["starts"]
             command = [sys.executable, "-m", "lamella.serving.worker", str(self.model), str(sent.folder), job.name]
+            command += [self.device] if self.device else []
             # The process has its own group, so Ctrl-C reaches the server only, which then ends the process.
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", process_group=0)
             return self._process

@@ -49,13 +49,14 @@ def add_learning(app: FastAPI, service: "Service") -> None:
         name: Annotated[
             str, Form(max_length=NAME_LENGTH, description="the name of the task; by default that of the archive")
         ] = "",
+        again: Annotated[bool, Form(description="learn images once more that were learned before")] = False,
     ) -> Job:
         """Learn the classes of an archive in the background; `/jobs/{id}` tells the progress."""
         if not service.jobs.claim():
             busy = f"job {service.learning} is learning" if service.learning else "another archive is being read"
             raise HTTPException(429, f"{busy}; try again when it is done", {"Retry-After": "10"})
         try:
-            sent = await run_in_threadpool(_taken_in, service, archive, name)
+            sent = await run_in_threadpool(_taken_in, service, archive, name, again)
             return replace(service.jobs.start([sent]))
         except BaseException:
             service.jobs.release()
@@ -73,7 +74,7 @@ def add_learning(app: FastAPI, service: "Service") -> None:
         return replace(_known(service, id))
 
 
-def _taken_in(service: "Service", archive: UploadFile, name: str) -> Upload:
+def _taken_in(service: "Service", archive: UploadFile, name: str, again: bool) -> Upload:
     """Unpack an archive into the model's folder.
 
     Raises:
@@ -85,7 +86,7 @@ def _taken_in(service: "Service", archive: UploadFile, name: str) -> Upload:
         try:
             found = unpack(archive.file, sent.images, service.limits)
             task = _printable(name) or _printable(Path(archive.filename or "").stem) or "uploaded"
-            sent.keep(task, found.images, found.ignored)
+            sent.keep(task, found.images, found.ignored, again=again)
         except BaseException:
             sent.drop()
             raise

@@ -18,11 +18,12 @@ FAULTS = (OSError, ValueError)
 log = logging.getLogger("lamella.serve")
 
 
-def load(folder: Path) -> Loaded:
+def load(folder: Path, device: str | None = None) -> Loaded:
     """Load the current version of a model.
 
     Args:
         folder: the model's folder.
+        device: what to compute on; None for a GPU if there is one.
 
     Raises:
         FileNotFoundError: there is no model at `folder`.
@@ -30,7 +31,7 @@ def load(folder: Path) -> Loaded:
     """
     manifest = load_manifest(folder)
     version = int(manifest["version"])
-    return Loaded(Learner.load(folder, version), version, manifest)
+    return Loaded(Learner.load(folder, version, device=device), version, manifest)
 
 
 class ModelWatcher:
@@ -40,16 +41,18 @@ class ModelWatcher:
         folder: the model's folder.
         batcher: the batcher that predicts with the model.
         seconds: the time between two checks of the folder.
+        device: what new versions compute on; None for a GPU if there is one.
 
     Attributes:
         problem: one line that says why the newest version cannot be used; "" if it can. Until then the version before
             it stays in use.
     """
 
-    def __init__(self, folder: Path, batcher: Batcher, *, seconds: float = 1.0) -> None:
+    def __init__(self, folder: Path, batcher: Batcher, *, seconds: float = 1.0, device: str | None = None) -> None:
         self.folder = folder
         self.batcher = batcher
         self.seconds = seconds
+        self.device = device
         self.problem = ""
         self._one_at_a_time = threading.Lock()
         self._ended = threading.Event()
@@ -69,7 +72,7 @@ class ModelWatcher:
         with self._one_at_a_time:
             # Compare the whole metadata, not only the number: the folder may hold another model by now.
             if load_manifest(self.folder) != self.batcher.loaded.manifest:
-                self.batcher.loaded = load(self.folder)
+                self.batcher.loaded = load(self.folder, self.device)
                 log.info("version %d of %s is in use", self.batcher.loaded.version, self.folder)
             self.problem = ""
             return self.batcher.loaded.version

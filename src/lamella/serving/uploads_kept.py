@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from lamella.common.files import read_json, refuse_links, write_json
 from lamella.learner.store.versions import VERSIONS, load_manifest
 
-__all__ = ["CHECKPOINTS", "IMAGES", "Upload", "check_places", "interrupted", "take_in", "tasks_before"]
+__all__ = ["CHECKPOINTS", "IMAGES", "Upload", "check_places", "interrupted", "sent_again", "take_in", "tasks_before"]
 
 FOLDER, IMAGES, CHECKPOINTS, NOTE = "sent", "images", "learning", "sent.json"
 TIME = re.compile(r"\d+-[0-9a-f]{4}")
@@ -38,7 +38,8 @@ class Upload:
     Attributes:
         images: the folder of its class folders.
         note: the description of the upload: the "name" of the task, the number of "images", the files "ignored", how
-            often its training was started ("starts"), and how many "tasks" the model had when it arrived.
+            often its training was started ("starts"), how many "tasks" the model had when it arrived, and
+            whether images that were learned before are learned "again".
 
     Raises:
         Timeout: another process holds the lock.
@@ -52,15 +53,18 @@ class Upload:
         self._hold = FileLock(folder / ".lock", timeout=0, thread_local=False)
         self._hold.acquire()
 
-    def keep(self, name: str, images: int, ignored: Sequence[str]) -> None:
+    def keep(self, name: str, images: int, ignored: Sequence[str], *, again: bool = False) -> None:
         """Write the description, which marks the upload as complete.
 
         Args:
             name: the name of the task.
             images: how many images the upload has.
             ignored: the names of the files that are no images.
+            again: whether images that were learned before are learned once more.
         """
-        self._write({**self.note, "name": name, "images": images, "ignored": list(ignored), "starts": 0})
+        self._write(
+            {**self.note, "name": name, "images": images, "ignored": list(ignored), "again": again, "starts": 0}
+        )
 
     def begin(self) -> None:
         """Count one more start of its training."""
@@ -150,3 +154,8 @@ def interrupted(model: Path) -> list[Upload]:
 def tasks_before(folder: Path) -> int:
     """Return how many tasks the model had when the upload in `folder` arrived."""
     return int(read_json(folder / NOTE)["tasks"])
+
+
+def sent_again(folder: Path) -> bool:
+    """Return whether the upload in `folder` asks that images that were learned before are learned once more."""
+    return bool(read_json(folder / NOTE).get("again"))

@@ -1,4 +1,4 @@
-"""The training process that the server starts: `python -m lamella.serving.worker MODEL SENT NAME`.
+"""The training process that the server starts: `python -m lamella.serving.worker MODEL SENT NAME [DEVICE]`.
 
 It does the same as `lamella learn MODEL SENT/images`. It reports its progress on standard output, as one JSON object
 per line. The last object has the key "done" or "error".
@@ -17,7 +17,7 @@ from lamella.common.progress import Progress
 from lamella.data.sources.readable import load_readable
 from lamella.learner.folder import ModelFolder
 from lamella.learner.records import TaskRecord
-from lamella.serving.uploads_kept import CHECKPOINTS, IMAGES, tasks_before
+from lamella.serving.uploads_kept import CHECKPOINTS, IMAGES, sent_again, tasks_before
 
 __all__ = ["main", "teach"]
 
@@ -27,7 +27,7 @@ PLACE_IN_LINE = 5
 """The niceness of the process: predictions have priority over training."""
 
 
-def teach(model: Path, sent: Path, name: str, say: Say) -> TaskRecord:
+def teach(model: Path, sent: Path, name: str, say: Say, device: str | None = None) -> TaskRecord:
     """Learn an upload as the model's next task, or resume an interrupted attempt.
 
     Images that cannot be read are left out and reported.
@@ -37,6 +37,7 @@ def teach(model: Path, sent: Path, name: str, say: Say) -> TaskRecord:
         sent: the folder of an upload (`Upload`).
         name: the name of the task.
         say: a function that sends one message to the server.
+        device: what to compute on; None for a GPU if there is one.
 
     Returns:
         The record of the learned task.
@@ -45,16 +46,15 @@ def teach(model: Path, sent: Path, name: str, say: Say) -> TaskRecord:
         FileNotFoundError: there is no model at `model`.
         ValueError: a class has too few images that can be read, or the model is damaged.
     """
-    folder = ModelFolder(model)
-    source, unreadable = load_readable((sent / IMAGES).resolve(), name=name, layout="classes")
-    if unreadable:
-        say({"unreadable": {file.key: file.reason for file in unreadable}})
+    folder = ModelFolder(model, device=device, waiting=lambda busy: say({"step": f"waiting: {busy}"}))
+    found = load_readable((sent / IMAGES).resolve(), name=name, layout="classes")
+    if found.unreadable:
+        say({"unreadable": {file.key: file.reason for file in found.unreadable}})
     with folder.learning(
-        source,
-        unreadable,
+        found,
+        again=sent_again(sent),
         place=sent / CHECKPOINTS,
         since=tasks_before(sent),
-        waiting=lambda busy: say({"step": f"waiting: {busy}"}),
     ) as learning:
         known = set(learning.model.class_names.values())
         names = list(learning.task.class_names)
@@ -90,9 +90,9 @@ def main() -> None:
 
     if hasattr(os, "nice"):
         os.nice(PLACE_IN_LINE)
-    model, sent, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    model, sent, name, *device = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]
     try:
-        say({"done": teach(model, sent, name, say).to_json()})
+        say({"done": teach(model, sent, name, say, *device).to_json()})
     except BrokenPipeError:  # the server has ended; the next one resumes the upload
         sys.exit(1)
     except (ValueError, RuntimeError, OSError) as error:

@@ -98,6 +98,9 @@ class HubRows:
         encoded = self._encoded(i)
         return encoded.read_bytes() if isinstance(encoded, Path) else encoded
 
+    def content(self, i: int) -> bytes:
+        return self.identity(i)
+
     def _encoded(self, i: int) -> bytes | Path:
         with self.lock:
             cell = self.rows[i][self.column]

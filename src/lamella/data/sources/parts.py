@@ -25,6 +25,7 @@ def divide(
     domain_names: Sequence[str] = (),
     test_fraction: float = 0.2,
     split_seed: int = 0,
+    test_each_class: bool = True,
 ) -> Source:
     """Cut a set into its training and test part.
 
@@ -38,6 +39,8 @@ def divide(
         test_fraction: of each class (in each domain) that a made split holds out, in [0, 1); with 0 the test part is
             empty, which is for learning without measuring.
         split_seed: of a made split.
+        test_each_class: whether a made split must give a test image to each class. If not, a class with a single image
+            has none.
 
     Raises:
         ValueError: there are no images, or a class is too small to be cut.
@@ -45,7 +48,7 @@ def divide(
     if len(data) == 0:
         raise ValueError(f"{name} has no images")
     if is_test is None:
-        is_test = _make_split(name, data, class_names, domains, test_fraction, split_seed)
+        is_test = _make_split(name, data, class_names, domains, test_fraction, split_seed, test_each_class)
     train, test = (~is_test).nonzero()[:, 0], is_test.nonzero()[:, 0]
     return Source(
         name,
@@ -130,7 +133,13 @@ def keep_per_class(source: Source, count: int) -> Source:
 
 
 def _make_split(
-    name: str, data: ImageSet, class_names: Sequence[str], domains: Tensor | None, fraction: float, seed: int
+    name: str,
+    data: ImageSet,
+    class_names: Sequence[str],
+    domains: Tensor | None,
+    fraction: float,
+    seed: int,
+    test_each_class: bool,
 ) -> Tensor:
     if not 0 <= fraction < 1:
         raise ValueError(f"test_fraction must be at least 0 and below 1, not {fraction}")
@@ -138,7 +147,7 @@ def _make_split(
     if fraction == 0:
         return is_test
     for label, count in enumerate(torch.bincount(data.labels, minlength=len(class_names)).tolist()):
-        if count < 2:
+        if count < 2 and test_each_class:
             has = "a single image" if count else "no image"
             raise ValueError(
                 f"class {class_names[label]!r} of {name} has {has}; it needs one for training and one for testing: "

@@ -1,9 +1,9 @@
-"""A data set to learn from, without the images that cannot be read."""
+"""A data set to learn from, without the images that cannot be read or that were learned before."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,13 +14,63 @@ from lamella.data.scenario import Source
 from lamella.data.sources.load import load_source
 from lamella.data.sources.parts import divide
 
-__all__ = ["load_readable"]
+__all__ = ["ReadableData", "load_readable"]
 
 
-def load_readable(data: str | Path, **options: Any) -> tuple[Source, list[Unreadable]]:
+@dataclass(frozen=True)
+class ReadableData:
+    """A data set whose images were all looked at.
+
+    Attributes:
+        whole: the images that can be read. All are in the training part if the data set has no test part of its own.
+        digests: the digest of the content of each image of `whole` by its key; see `data.keeping.Readable`.
+        unreadable: the images that cannot be read.
+    """
+
+    whole: Source
+    digests: Mapping[str, int]
+    unreadable: Sequence[Unreadable] = ()
+
+    def without(self, known: Collection[tuple[int, str]]) -> Self:
+        """Return the data set without some images.
+
+        Args:
+            known: pairs of a digest and the name of a class. Images of the training part of `whole` with such a digest
+                and such a class are left out.
+        """
+        source = self.whole
+        names = [source.class_names[label] for label in source.train.labels.tolist()]
+        kept = [
+            i
+            for i, (key, name) in enumerate(zip(source.train.keys, names, strict=True))
+            if (self.digests[key], name) not in known
+        ]
+        if len(kept) == len(names):
+            return self
+        domains = source.train_domains
+        train_domains = None if domains is None else domains[kept]
+        return replace(self, whole=replace(source, train=source.train.subset(kept), train_domains=train_domains))
+
+    def divided(self) -> Source:
+        """Return the data set with a test part: its own, or a fifth of each class, drawn by the keys of the images.
+
+        The only image of a class is never drawn.
+        """
+        source = self.whole
+        if len(source.test) or not len(source.train):
+            return source
+        return divide(
+            source.name,
+            source.train,
+            source.class_names,
+            domains=source.train_domains,
+            domain_names=source.domain_names,
+            test_each_class=False,
+        )
+
+
+def load_readable(data: str | Path, **options: Any) -> ReadableData:
     """Load a data set and look at every image once; pixels stay in memory where they fit.
-
-    A split is made after that, so that it is the one of the same data with the unreadable files removed.
 
     Args:
         data: the name or the place of the data, as for `load_source`.
@@ -29,22 +79,24 @@ def load_readable(data: str | Path, **options: Any) -> tuple[Source, list[Unread
     Raises:
         FileNotFoundError, ValueError, RuntimeError: as `load_source`.
         TypeError: it holds no images.
-        ValueError: too few images of a class can be read.
+        ValueError: no image of a class can be read.
     """
     source = _undivided(data, options)
     if not isinstance(source.train, ImageSet) or not isinstance(source.test, ImageSet):
         raise TypeError(f"{source.name} holds no images")
-    train, unreadable = keep_readable(source.train)
-    domains = _of(source.train_domains, source.train, train)
-    if len(source.test):
-        test, more = keep_readable(source.test)
-        _check(source, train, unreadable, needed=1)
-        test_domains = _of(source.test_domains, source.test, test)
-        kept = replace(source, train=train, test=test, train_domains=domains, test_domains=test_domains)
-        return kept, unreadable + more
-    _check(source, train, unreadable, needed=2)
-    names = source.domain_names
-    return divide(source.name, train, source.class_names, domains=domains, domain_names=names), unreadable
+    train, test = keep_readable(source.train), keep_readable(source.test)
+    unreadable = [*train.unreadable, *test.unreadable]
+    _check(source, train.data, unreadable)
+    kept = replace(
+        source,
+        train=train.data,
+        test=test.data,
+        train_domains=_of(source.train_domains, source.train, train.data),
+        test_domains=_of(source.test_domains, source.test, test.data),
+    )
+    parts = (train, test)
+    digests = {key: digest for part in parts for key, digest in zip(part.data.keys, part.digests.tolist(), strict=True)}
+    return ReadableData(kept, digests, unreadable)
 
 
 def _undivided(data: str | Path, options: dict[str, Any]) -> Source:
@@ -63,15 +115,15 @@ def _of(domains: Tensor | None, before: ImageSet, after: ImageSet) -> Tensor | N
     return domains[torch.tensor([key in left for key in before.keys], dtype=torch.bool)]
 
 
-def _check(source: Source, train: ImageSet, unreadable: Sequence[Unreadable], *, needed: int) -> None:
-    """Raise where unreadable files leave a class with fewer images than are needed to learn it."""
+def _check(source: Source, train: ImageSet, unreadable: Sequence[Unreadable]) -> None:
+    """Raise where no image of a class can be read."""
     count = len(source.class_names)
     had, has = (torch.bincount(data.labels, minlength=count).tolist() for data in (source.train, train))
     label_of = dict(zip(source.train.keys, source.train.labels.tolist(), strict=True))
     for label, name in enumerate(source.class_names):
-        if needed > has[label] < had[label]:
+        if had[label] and not has[label]:
             first = next(file for file in unreadable if label_of.get(file.key) == label)
             raise ValueError(
-                f"class {name!r} of {source.name} has {has[label] or 'no'} image that can be read, of {had[label]}; "
-                f"it needs {needed}: replace the others or remove the class ({first.key}: {first.reason})"
+                f"class {name!r} of {source.name} has no image that can be read, of {had[label]}: replace them or "
+                f"remove the class ({first.key}: {first.reason})"
             )

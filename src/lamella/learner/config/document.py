@@ -39,6 +39,7 @@ __all__ = [
     "same_settings",
     "shipped_configs",
     "to_toml",
+    "on_device",
     "up_to_date",
 ]
 
@@ -140,6 +141,16 @@ def complete(document: Mapping[str, Any]) -> dict[str, Any]:
         "run": run,
     }
     return {section: table for section, table in config.items() if table}
+
+
+def on_device(config: Mapping[str, Any], device: str | None) -> dict[str, Any]:
+    """Return a complete configuration that computes on a device, which is no property of a model.
+
+    Args:
+        config: a complete configuration.
+        device: the device; None for "auto".
+    """
+    return {**config, "fit": {**config["fit"], "device": device or "auto"}}
 
 
 def up_to_date(stored: Mapping[str, Any]) -> dict[str, Any]:

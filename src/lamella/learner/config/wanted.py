@@ -14,6 +14,7 @@ from lamella.learner.config.registry import find, is_own
 
 __all__ = ["Wanted"]
 
+DEVICE = ("fit", "device")
 SECTIONS = ("backbone", "method", "augment", "fit")
 """The sections that the settings of a model may be in, which has no [scenario]."""
 
@@ -74,6 +75,12 @@ class Wanted:
             seed=self.seed or 0,
         )
 
+    @property
+    def device(self) -> str | None:
+        """The device that `settings` names; None if they name none. It is no property of a model."""
+        named = dict(parse_override(setting, SECTIONS) for setting in self.settings).get(DEVICE)
+        return None if named is None else str(named)
+
     def differences(self, config: Mapping[str, Any]) -> Iterator[str]:
         """Describe in words each setting in which an existing model differs.
 
@@ -87,6 +94,7 @@ class Wanted:
                     yield f"[{section}] is not that of the configuration '{self.start}'"
         asked: dict[tuple[str, ...], Any] = {("backbone", "name"): self.backbone, ("run", "seed"): self.seed}
         asked |= dict(parse_override(setting, SECTIONS) for setting in self.settings)
+        asked.pop(DEVICE, None)
         yield from _other_method(config, asked.pop(("method", "name"), self.method), asked)
         if asked.get(("fit", "precision")) == AUTO and "measured" in config["fit"]:
             asked.pop(("fit", "precision"))  # it was replaced when the model was made

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
+import torch
+
 from lamella.data.images import data_sha256
 from lamella.data.loading import Examples
-from lamella.data.sources.load import load_source
+from lamella.data.sources.readable import ReadableData, load_readable
 from lamella.learner.model import Model
 from lamella.learner.predictions import Prediction, predict
 
@@ -100,6 +102,9 @@ class Evaluation:
         columns: the names of all classes of the model.
         confusion: triples (class, predicted class, number of images) for all pairs that occur.
         strangers: the classes that the model never learned.
+        separation: how well familiarity tells these two kinds of images apart: the probability that an image of a
+            learned class has the larger one, ties counted half (the area under the ROC curve). 1 is perfect, 0.5 is
+            chance. None if there are no images of other classes, or the model has no measure of familiarity.
     """
 
     images: int
@@ -114,10 +119,16 @@ class Evaluation:
     columns: tuple[str, ...]
     confusion: tuple[tuple[str, str, int], ...]
     strangers: tuple[Stranger, ...]
+    separation: float | None = None
 
     @property
     def accuracy(self) -> float:
         return self.right / self.images
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean of the accuracies of the classes, in which a class with few images counts as much as any other."""
+        return sum(line.accuracy for line in self.classes) / len(self.classes)
 
 
 class MeasuredSamples(NamedTuple):
@@ -134,30 +145,44 @@ class MeasuredSamples(NamedTuple):
     part: str
 
 
-def images_to_measure(data: str, learned: Collection[str]) -> MeasuredSamples:
-    """Return the test part of a data set. If it has none, return all images that the model did not learn from.
+def images_to_measure(data: str, model: Model) -> MeasuredSamples:
+    """Return the test part of a data set, or all of it if it has none, without images that the model was trained on.
 
     Args:
         data: a data set as `load_source` takes it.
-        learned: the `data_sha256` of the training images of each task.
+        model: the model that is measured.
 
     Raises:
         FileNotFoundError: the data set is missing.
-        ValueError: the data set cannot be read.
+        ValueError: the data set cannot be read, or the model was trained on all of it.
     """
-    try:
-        whole = load_source(data, test_fraction=0.0)
-    except ValueError:  # the data set has its own test part and no such option, or it cannot be read at all
-        whole = load_source(data)
-    if len(whole.test):
-        return MeasuredSamples(whole.test, whole.class_names, "its test part")
-    try:
-        split = load_source(data)
-    except ValueError:  # a class has only one image, so none can be held out, and `lamella learn` refused it too
-        return MeasuredSamples(whole.train, whole.class_names, "all of it")
-    if data_sha256(split.train, dict(enumerate(split.class_names))) in learned:
-        return MeasuredSamples(split.test, split.class_names, "its held-out part")
-    return MeasuredSamples(whole.train, whole.class_names, "all of it")
+    found = load_readable(data)
+    whole = found.whole
+    images, part = (whole.test, "its test part") if len(whole.test) else (whole.train, "all of it")
+    if not len(whole.test) and not len(model.seen) and _was_learned_by_name(found, model):
+        images, part = found.divided().test, "its held-out part"
+    trained = model.seen.trained_on()
+    new = [i for i, key in enumerate(images.keys) if found.digests[key] not in trained]
+    counted = len(images) - len(new)
+    left_out = [f"{_some(counted, images.noun)} that the model was trained on"] * bool(counted)
+    left_out += [f"{_some(len(found.unreadable), 'file')} that cannot be read"] * bool(found.unreadable)
+    if not new:
+        raise ValueError(
+            f"the model was trained on all {len(images)} {images.noun}s of '{data}', so they measure nothing; "
+            f"give {images.noun}s that it has not learned"
+        )
+    part += f", without {' and '.join(left_out)}" if left_out else ""
+    return MeasuredSamples(images.subset(new), whole.class_names, part)
+
+
+def _was_learned_by_name(data: ReadableData, model: Model) -> bool:
+    """Whether a task was learned from samples with these names; contents were not kept by older versions of Lamella."""
+    split = data.divided()
+    return data_sha256(split.train, dict(enumerate(split.class_names))) in {task.data_sha256 for task in model.tasks}
+
+
+def _some(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def evaluate(model: Model, images: Examples, class_names: Sequence[str], *, unknown_below: float = 0.05) -> Evaluation:
@@ -217,7 +242,23 @@ def _evaluation(model: Model, seen: Mapping[str, list[Prediction]], below: float
         columns=columns,
         confusion=tuple((*p, taken[p]) for p in sorted(taken, key=lambda p: (position[p[0]], position[p[1]]))),
         strangers=tuple(_stranger(name, own, below) for name, own in seen.items() if name not in position),
+        separation=_separation(known.values(), [own for name, own in seen.items() if name not in position]),
     )
+
+
+def _separation(known: Iterable[Sequence[Prediction]], others: Iterable[Sequence[Prediction]]) -> float | None:
+    """Return the area under the ROC curve of familiarity, 0..1; None if there is nothing to compare."""
+    own, other = (
+        torch.tensor(
+            [g.familiarity for guesses in part for g in guesses if g.familiarity is not None], dtype=torch.float64
+        )
+        for part in (known, others)
+    )
+    if not len(own) or not len(other):
+        return None
+    ranks = own.sort().values
+    below = torch.searchsorted(ranks, other) + torch.searchsorted(ranks, other, right=True)
+    return 1 - float(below.double().mean()) / (2 * len(own))
 
 
 def _counted(name: str, seen: Mapping[str, list[Prediction]], right_task: Collection[str], below: float) -> Counted:

@@ -17,6 +17,8 @@ __all__ = ["evaluation_text", "facts", "format_forecast", "format_images", "insp
 
 MOST_TASKS = 12
 """The largest number of tasks whose overlap is printed as a full table. The page always shows all."""
+RELIABLE = 0.75
+"""The least area under the ROC curve at which calling samples unknown is useful."""
 MOST_CLASSES = 30
 """How many classes are listed, those with the lowest accuracy. The page and JSON have all of them."""
 
@@ -96,8 +98,10 @@ def evaluation_text(measured: "Evaluation", data: str, noun: str = "image") -> s
         data: what was measured on.
         noun: what one of its samples is called.
     """
+    balanced = f"; {words.number(measured.balanced_accuracy)} % if every class counts the same"
     lines = [
-        f"{words.number(measured.accuracy)} % right of {_many(measured.images, noun)} ({printable(data)})",
+        f"{words.number(measured.accuracy)} % right of {_many(measured.images, noun)} ({printable(data)})"
+        f"{balanced if _uneven(measured) else ''}",
         f"mean confidence {words.number(measured.confidence)} %, "
         f"expected calibration error {words.number(measured.calibration_error)} points ({len(measured.bins)} bins)",
     ]
@@ -106,6 +110,8 @@ def evaluation_text(measured: "Evaluation", data: str, noun: str = "image") -> s
     else:
         share = words.number(measured.unknown / measured.images)
         lines.append(f"called unknown (familiarity below {measured.unknown_below}): {share} %")
+    if measured.separation is not None:
+        lines.append(_separated(measured.separation, noun))
     parts = ["\n".join(lines) + "\n", _counted(measured, noun, "task")]
     worst = sorted(measured.classes, key=lambda line: line.accuracy)[:MOST_CLASSES]
     hidden = len(measured.classes) - len(worst)
@@ -115,6 +121,18 @@ def evaluation_text(measured: "Evaluation", data: str, noun: str = "image") -> s
     if measured.strangers:
         parts.append(_strangers(measured, noun))
     return "\n".join(parts)
+
+
+def _uneven(measured: "Evaluation") -> bool:
+    """Whether some class has more than twice as many samples as another."""
+    counts = [line.images for line in measured.classes]
+    return max(counts) > 2 * min(counts)
+
+
+def _separated(area: float, noun: str) -> str:
+    """Say how well familiarity tells learned classes from others, and whether to rely on it."""
+    verdict = f"; this is too little to rely on 'unknown' for such {noun}s" if area < RELIABLE else ""
+    return f"familiarity tells learned classes from others in {words.number(area)} % of pairs of {noun}s{verdict}"
 
 
 def format_images(task: "LearnedTask") -> str:

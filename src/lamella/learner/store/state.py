@@ -1,13 +1,13 @@
 """The learned state of a method: all of its own tensors, and those of the backbone that it changed."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.common.files import tensors_to_bytes
 
-__all__ = ["learned_state", "restore_state", "stored_bytes"]
+__all__ = ["learned_state", "restore_state", "stored_bytes", "taken"]
 
 
 def learned_state(method: nn.Module) -> dict[str, Tensor]:
@@ -53,3 +53,29 @@ def stored_bytes(method: nn.Module, without: Collection[str] = ()) -> int:
     foreign = tuple(f".branches.{name}." for name in without)
     state = learned_state(method)
     return len(tensors_to_bytes({k: v for k, v in state.items() if not any(mark in k for mark in foreign)}))
+
+
+def taken(state: dict[str, Tensor], prefix: str, names: Sequence[str]) -> list[Tensor]:
+    """Take some tensors with a row for each sample out of a stored state.
+
+    Args:
+        state: the tensors by name; all whose name begins with the prefix are removed from it.
+        prefix: the first part of their names.
+        names: the rest of their names.
+
+    Returns:
+        The tensors in the order of `names`; none if the state has none of them.
+
+    Raises:
+        ValueError: one of several is missing, or they have different numbers of rows.
+    """
+    own = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
+    if not own:
+        return []
+    what = prefix.rstrip("/").replace("_", "-")
+    if missing := [name for name in names if prefix + name not in own]:
+        raise ValueError(f"the stored state lacks '{missing[0]}' of '{what}'; restore the file from a copy")
+    tensors = [own[prefix + name] for name in names]
+    if len({tensor.shape[:1] for tensor in tensors}) != 1 or not tensors[0].ndim:
+        raise ValueError(f"the tensors of '{what}' have sizes that do not fit; restore the file from a copy")
+    return tensors

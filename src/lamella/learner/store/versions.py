@@ -10,7 +10,7 @@ one step. Files without an entry there, left behind by a killed process, are del
 
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ __all__ = [
     "make_again",
     "roll_back",
     "save_model",
+    "version_before",
 ]
 
 FORMAT = 2
@@ -208,6 +209,21 @@ def make_again(folder: Path, number: int, what: str) -> None:
     own = ("version", "made", "what", "parent", "state")
     learned = {key: value for key, value in manifest.items() if key not in own}
     save_model(folder, state, learned, what=what)
+
+
+def version_before(versions: Sequence[Version]) -> int | None:
+    """Return the newest version that is left of those that the current one was made from, or None.
+
+    What is not known of versions of older Lamellas is taken to be the number before.
+    """
+    known = {version.number: version for version in versions}
+    number = next(version.number for version in versions if version.current)
+    while number > 1:
+        own = known.get(number)
+        number = own.parent if own is not None and own.parent is not None and own.parent < number else number - 1
+        if number in known:
+            return number
+    return None
 
 
 def drop_versions(folder: Path, numbers: Collection[int]) -> None:

@@ -29,7 +29,7 @@ from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
-from lamella.methods.method import STATISTICS_GO_ON, Method
+from lamella.methods.method import SHARED, STATISTICS_GO_ON, Method
 from lamella.methods.on_base import MethodOnBase
 from lamella.methods.parts.drift import Drift, affine_drift, check_ridge, mean_drift
 from lamella.methods.shared.heads import Heads, linear_layer
@@ -149,6 +149,22 @@ class Aligned(MethodOnBase):
 
     def what_more_images_do(self) -> str:
         return STATISTICS_GO_ON.format(noun=self.backbone.transform.noun)
+
+    def merge_classes(self, source: int, target: int) -> None:
+        self._check_no_refit()
+        self.base.merge_classes(source, target)
+        self.statistics.merge(source, target)
+
+    def drop_class(self, label: int) -> None:
+        self._check_no_refit()
+        if not self.quadratic:
+            raise ValueError(SHARED)
+        self.base.drop_class(label)
+        self.statistics.drop(label)
+
+    def _check_no_refit(self) -> None:
+        if self.head == "refit":
+            raise ValueError("classes cannot be merged or dropped: the re-fitted head was trained on them")
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
