@@ -78,7 +78,7 @@ def _arrays(**changes: object) -> dict:
         (_arrays(offsets=np.array([0, 5, 6, 8, 10**9])), "offsets must rise"),
         (_arrays(labels=np.array([0.0, 1.0, 0.0, 1.0])), "whole numbers"),
         (_arrays(labels=np.array([0, 1, 0, 2]), names=np.array(["a", "b"])), "label 2 has no name"),
-        (_arrays(is_test=np.array([True])), "is_test has 1 entries for 4 images"),
+        (_arrays(is_test=np.array([True])), "is_test must be true or false for each of 4 images"),
         (_arrays(labels=np.array(["a", "a", "b", "b"], dtype=object)), "plain arrays"),
         ({f"train_{key}": value for key, value in _arrays().items()}, "no test part"),
         ({"x_train": np.zeros((2, 4, 4)), "y_train": np.zeros(2), "x_test": 0, "y_test": 0}, "must be uint8"),

@@ -107,7 +107,7 @@ def test_classes_of_a_set_with_domains_keep_their_domains(tmp_path: Path) -> Non
     for i, (domain, name) in enumerate((d, n) for d in ("sketch", "photo") for n in ("ant", "bee", "cow")):
         photo(tmp_path / domain / name / "a.png", i)
         photo(tmp_path / domain / name / "b.png", i)
-    source = load_source(tmp_path, classes=["cow", "ant"], test_fraction=0.5)
+    source = load_source(tmp_path, classes=["cow", "ant"], test_fraction=0.5, layout="domains")
     assert source.train_domains is not None
     for key, label, domain in zip(source.train.keys, source.train.labels, source.train_domains, strict=True):
         assert source.domain_names[domain] in key
@@ -183,11 +183,14 @@ def test_domain_folders(tmp_path: Path) -> None:
         for name in ("b", "a"):
             for i in range(2):
                 photo(tmp_path / domain / name / f"{i}.png")
-    source = load_source(tmp_path)
+    with pytest.raises(ValueError, match=r"only folders such as paint/a: give the layout 'classes' if 'paint'"):
+        load_source(tmp_path)
+    source = load_source(tmp_path, layout="domains")
+    assert source.told == ("read as DOMAIN/CLASS/image",)
     assert source.domain_names == ("paint", "photo", "sketch")
     assert source.class_names == ("a", "b")
     assert source.train_domains.tolist() == [0, 0, 1, 1, 2, 2]
-    assert load_source(tmp_path, domains=["sketch"]).domain_names == ("sketch",)
+    assert load_source(tmp_path, domains=["sketch"], layout="domains").domain_names == ("sketch",)
     flat = load_source(tmp_path, layout="classes")
     assert flat.class_names == ("paint", "photo", "sketch")
 
@@ -258,7 +261,7 @@ def test_a_table_without_split_and_with_tabs(tmp_path: Path) -> None:
         ("path,label\n1.png\n", ValueError, "line 2: the label is empty"),
         ("path,label\n2.png,a\n", FileNotFoundError, r"line 2: no such image: .*2\.png"),
         ("path,label\n1.doc,a\n", ValueError, r"line 2: '1\.doc' is not a supported image"),
-        ("path,label,split\n1.png,a,dev\n", ValueError, "line 2: split must be train or test, not 'dev'"),
+        ("path,label,split\n1.png,a,dev\n", ValueError, "line 2: the split 'dev' is unknown; use one of train, "),
         ("path,label\n", ValueError, "lists no images"),
     ],
 )

@@ -13,6 +13,7 @@ from PIL import Image
 from lamella import Learner
 from lamella.learner.classes import drop_class, merge_classes, rename_class
 from lamella.learner.folder import ModelFolder
+from lamella.learner.reference import Beside, Reference
 from lamella.learner.seen import Seen
 from lamella.memory.gaussians import ClassGaussians
 
@@ -254,3 +255,43 @@ def test_what_was_seen_is_checked_where_it_is_read() -> None:
         Seen.taken_from({name: tensor for name, tensor in state.items() if name != "seen/labels"})
     with pytest.raises(ValueError, match="sizes that do not fit"):
         Seen.taken_from({**state, "seen/labels": torch.zeros(3, dtype=torch.int64)})
+
+
+def test_it_is_said_whether_training_pays(lamella: Run, tmp_path: Path) -> None:
+    model, days = tmp_path / "model", []
+    for day in range(3):
+        days.append(photos(tmp_path / f"day{day}", {f"a{day}": 10, f"b{day}": 10}, seed=day))
+        code, out, err = lamella("learn", model, days[-1], "--method", "inflora+align", "method.epochs=1")[:3]
+        assert code == 0, err
+    assert "held-back images of all tasks so far: " in out
+    assert "; without training: class means " in out
+    learner = Learner.load(model)
+    beside = learner.tasks[-1].beside
+    assert beside is not None
+    assert beside.images == 12
+    assert ("training has not paid so far" in out) is (not beside.pays)
+    plain = Learner.create(method="nearest-mean")
+    for day in days:
+        assert plain.learn_from(day).beside is None, "nothing is trained, so there is nothing to compare"
+    means, discriminant = learner.model.reference.count()
+    assert (means, discriminant) == (beside.class_means, beside.discriminant)
+    held = [guess for day in days for guess in _held_back(plain, day)]
+    assert sum(held) == means, "the same class means, on the same images"
+    learner.model.reference = Reference()
+    more = photos(tmp_path / "more", {"c": 6}, seed=9)
+    assert learner.learn_from(more).beside is None, "a model of an older version has no reference for its old tasks"
+
+
+def _held_back(learner: Learner, folder: Path) -> list[bool]:
+    """Whether each held-back image of a task is classified correctly."""
+    from lamella.data.sources.readable import load_readable
+
+    source = load_readable(folder).divided()
+    names = [source.class_names[label] for label in source.test.labels.tolist()]
+    return [g.classes[0] == name for g, name in zip(learner.predict(source.test, top=1), names, strict=True)]
+
+
+def test_what_pays_is_better_than_both() -> None:
+    assert Beside(10, 8, 7, 7).pays
+    assert not Beside(10, 8, 8, 7).pays
+    assert not Beside(10, 8, 7, 8).pays

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from conftest import Run
 
-from lamella import Learner, load_source
+from lamella import Learner
 from lamella.common.files import write_json
 from lamella.common.locks import exclusive_lock
+from lamella.data.sources.readable import load_readable
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.folder import ModelFolder
 from lamella.learner.store.versions import load_manifest
@@ -181,7 +182,7 @@ def test_a_model_that_another_process_has_just_made_of_something_else_is_refused
     other = Wanted("test_vit", "olora", None, SETTINGS)
     with (
         pytest.raises(ValueError, match=r"method\.name is 'seq-lora', not 'olora'"),
-        ModelFolder(model).learning(load_source(str(archives[1])), wanted=other),
+        ModelFolder(model).learning(lambda: load_readable(str(archives[1])), wanted=other),
     ):
         pass
     assert load_manifest(model)["version"] == 1

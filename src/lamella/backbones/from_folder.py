@@ -55,7 +55,7 @@ def _of_folder(folder: Path) -> dict[str, Any]:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text()) if path.is_file() else {}
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ValueError(f"'{path}' is not a JSON file ({error})") from error
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):

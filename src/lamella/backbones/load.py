@@ -149,17 +149,28 @@ def _build_timm(name: str, weights: str, size: int | None, stem: str) -> tuple[n
     options: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if sized else {})
     path = _local_weights(name, weights)
     if path is not None or stem == "small":
-        model = timm.create_model(name, pretrained=False, **options)
+        model = _from_hub(name, False, options)
     else:
         model = _from_hub(name, weights == "pretrained", options)
     if stem == "small":
         use_small_stem(model)
     if path is not None:
         _load_timm(model, path)
+    if size is not None:
+        _check_size(model, name, size)
     found = resolve_data_config({}, model=model)
     side, crop = int(found["input_size"][-1]), float(found["crop_pct"])
-    side, crop = (32, 1.0) if stem == "small" else (side, crop)
+    side, crop = (32, 1.0) if stem == "small" else (side, min(crop, 1.0))  # timm pads with black above 1
     return model, InputTransform(size or side, tuple(found["mean"]), tuple(found["std"]), found["interpolation"], crop)
+
+
+def _check_size(model: nn.Module, name: str, size: int) -> None:
+    """Raise ValueError where the network does not take images of this size."""
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"backbone '{name}' takes no images of {size} pixels: {first_line(error)}") from error
 
 
 def _has_fixed_size(name: str) -> bool:
@@ -173,6 +184,9 @@ def _from_hub(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module
 
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
+    except AssertionError as error:
+        refused = first_line(error)
+        raise ValueError(f"backbone '{name}' does not take {options} ({refused}); give another size") from error
     except TypeError as error:
         raise ValueError(f"backbone '{name}' does not take {options} ({error})") from error
     except (OSError, RuntimeError) as error:

@@ -7,12 +7,20 @@ import typer
 
 from lamella.cli.output import say
 
-__all__ = ["Device", "Model", "Wait", "say_once"]
+__all__ = ["Device", "Layout", "Model", "Wait", "say_once"]
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
 Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, or a GPU by its number, such as cuda:1.", metavar="NAME", show_default="auto"),
+]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a folder: classes (CLASS/image, at any depth) or domains (DOMAIN/CLASS/image).",
+        metavar="NAME",
+        show_default="seen from the folder",
+    ),
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process changes the model.")]
 

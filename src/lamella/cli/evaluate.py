@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.arguments import Device, Model
+from lamella.cli.arguments import Device, Layout, Model
 from lamella.cli.output import say
 
 __all__ = ["evaluate"]
@@ -20,6 +20,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page as well.", metavar="FILE")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the confusion matrix.", metavar="FILE")] = None,
+    layout: Layout = None,
     device: Device = None,
 ) -> None:
     """Measure a model on labelled images.
@@ -41,7 +42,7 @@ def evaluate(
         if file is not None:
             check_file(file)
     learned = load(model, device=device)
-    images, names, part = images_to_measure(data, learned)
+    images, names, part = images_to_measure(data, learned, layout)
     measured = evaluated(learned, images, names, unknown_below=UNKNOWN)
     what = f"{data}: {part}"
     if as_json:

@@ -1,13 +1,16 @@
 """`lamella learn`: teach the model in a folder its next task."""
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lamella.cli.arguments import Device, Model, Wait, say_once
+from lamella.cli.arguments import Device, Layout, Model, Wait, say_once
 from lamella.cli.learn_messages import say_expected, say_found, say_known, say_resumed, say_took
 from lamella.cli.output import say
+
+if TYPE_CHECKING:
+    from lamella.data.sources.readable import ReadableData
 
 __all__ = ["learn"]
 
@@ -69,6 +72,7 @@ def learn(
     again: Annotated[
         bool, typer.Option("--again", help="Learn images once more that were learned before; they count twice then.")
     ] = False,
+    layout: Layout = None,
     wait: Wait = False,
     device: Device = None,
     seed: Annotated[int | None, typer.Option(help="Of a new model.", show_default="0")] = None,
@@ -88,11 +92,6 @@ def learn(
     from lamella.learner.config.wanted import Wanted
     from lamella.learner.folder import ModelFolder
 
-    # Check first what would fail after hours of training: unreadable images, a folder that cannot be written.
-    found = load_readable(data)
-    if strict and found.unreadable:
-        first = f"the first is {found.unreadable[0].key}: {found.unreadable[0].reason}"
-        raise ValueError(f"{len(found.unreadable)} files of '{data}' cannot be read, {first}; replace or remove them")
     if bundled and backbone:
         raise ValueError(f"--bundled and --backbone {backbone} are two backbones; leave one of them out")
     if no_train and method:
@@ -104,9 +103,19 @@ def learn(
         tuple(settings or ()),
         config,
     )
+
+    def read() -> "ReadableData":
+        found = load_readable(data, **({"layout": layout} if layout else {}))
+        if strict and found.unreadable:
+            first = f"the first is {found.unreadable[0].key}: {found.unreadable[0].reason}"
+            raise ValueError(
+                f"{len(found.unreadable)} files of '{data}' cannot be read, {first}; replace or remove them"
+            )
+        return found
+
     folder = ModelFolder(model, device=device, waiting=say_once() if wait else None)
     try:
-        with folder.learning(found, wanted=wanted, name=name, again=again) as learning:
+        with folder.learning(read, wanted=wanted, name=name, again=again) as learning:
             say_found(learning)
             say_resumed(learning)
             if learning.stored:

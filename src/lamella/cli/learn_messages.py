@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lamella.learner.confidence import HeldOut
     from lamella.learner.folder import Learning
     from lamella.learner.model import Model
+    from lamella.learner.reference import Beside
     from lamella.learner.rehearsal import Expected
 
 __all__ = ["say_expected", "say_found", "say_known", "say_resumed", "say_took"]
@@ -38,6 +39,8 @@ def say_found(learning: "Learning") -> None:
         say(f"  more of: {_few(again)}; {model.method.what_more_images_do()}")
     if thin := _thin(learning):
         say(f"  few {task.train.noun}s: {_few(thin)}; such classes are recognised less often")
+    for line in learning.data.whole.told:
+        say(f"  {line}")
     if learning.known:
         say(f"  left out, learned before: {learning.known} {task.train.noun}s; --again learns them once more")
     if unreadable:
@@ -110,11 +113,29 @@ def say_known(learning: "Learning") -> None:
     noun = learning.task.train.noun
     if new.held_back:
         say(f"right on held-out {noun}s of these classes: {_right(new.held_back)}, all classes competing")
+    if new.beside:
+        _say_beside(new.beside, noun)
     measured = [(task.name, task.held_back) for task in old if task.held_back]
     if measured:
         say(f"old tasks, each when it was learned (no {noun} is kept of them, so they are not measured again):")
         for name, held in measured:
             say(f"  {name}: {_right(held)}")
+
+
+def _say_beside(beside: "Beside", noun: str) -> None:
+    """Print how the model compares with what trains nothing, and whether training has paid."""
+    learned, means, discriminant = (
+        f"{count / beside.images:.1%}" for count in (beside.learned, beside.class_means, beside.discriminant)
+    )
+    say(
+        f"right on the {beside.images} held-back {noun}s of all tasks so far: {learned}; without training: "
+        f"class means {means}, linear discriminant {discriminant}"
+    )
+    if not beside.pays:
+        say(
+            "training has not paid so far: a new model with --no-train, which only keeps statistics, is as good on "
+            f"these {noun}s and learns faster"
+        )
 
 
 def _right(held: "HeldOut") -> str:

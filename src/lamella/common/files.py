@@ -124,7 +124,7 @@ def read_json(path: Path) -> Any:
         ValueError: the file is not valid JSON; the message names it.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"'{path}' is not a readable JSON file ({error})") from error
 

@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -175,7 +176,8 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     try:
         return _as_type(value, annotation)
     except Mismatch as error:
-        raise ValueError(f"{where} = {value!r} should be {_describe(annotation)}") from error
+        finite = "a finite number" if isinstance(value, float) and not isfinite(value) else _describe(annotation)
+        raise ValueError(f"{where} = {value!r} should be {finite}") from error
 
 
 def _as_type(value: Any, annotation: Any) -> Any:
@@ -190,7 +192,7 @@ def _as_type(value: Any, annotation: Any) -> Any:
         return _as_sequence(value, origin, inner)
     expected = origin or annotation
     if expected is float:
-        return _unless(isinstance(value, bool) or not isinstance(value, (int, float)), value)
+        return _unless(isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value), value)
     if expected is int:
         return _unless(isinstance(value, bool) or not isinstance(value, int), value)
     if expected is Path:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lamella.common.checks import did_you_mean
+from lamella.data.names import normal_name
 
 __all__ = ["choose_all", "choose_some", "equal_sizes", "given_sizes"]
 
@@ -58,7 +59,14 @@ def choose_some(names: tuple[str, ...], chosen: Sequence[int | str], noun: str) 
     """
     place = {name: i for i, name in enumerate(names)}
     ids: list[int] = []
+    numbers = [name for name in names if name.isdigit()]
     for entry in chosen:
+        if not isinstance(entry, str) and str(entry) in numbers and names.index(str(entry)) != entry:
+            raise ValueError(
+                f"{noun} {entry} may be the one called '{entry}' or the one at place {entry}, '{_at(names, entry)}'; "
+                f'write "{entry}" in quotation marks for the name, or give all by name'
+            )
+        entry = normal_name(entry) if isinstance(entry, str) else entry
         if isinstance(entry, str) and entry not in place:
             raise ValueError(f"no {noun} is called {entry!r}{did_you_mean(entry, names)}")
         i = place[entry] if isinstance(entry, str) else int(entry)
@@ -68,3 +76,7 @@ def choose_some(names: tuple[str, ...], chosen: Sequence[int | str], noun: str) 
             raise ValueError(f"{noun} {names[i]!r} comes twice in the order")
         ids.append(i)
     return tuple(ids)
+
+
+def _at(names: Sequence[str], place: int) -> str:
+    return names[place] if 0 <= place < len(names) else "none"

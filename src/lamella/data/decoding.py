@@ -5,6 +5,9 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from lamella.common.checks import first_line
 
-__all__ = ["decode", "in_threads", "why"]
+__all__ = ["decode", "image_endings", "in_threads", "why"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,6 +27,23 @@ FAULTS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, 
 
 
 ROUGH = (8, 8)  # JPEG has no form smaller than an eighth; of this size or larger
+
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "HEIF", "JPEG2000", "MPO", "TGA")
+"""The formats of pictures, among all that Pillow or a plugin may know."""
+
+
+@cache
+def image_endings() -> tuple[str, ...]:
+    """The endings of the names of image files that can be read here, in small letters, sorted.
+
+    HEIC files need the package `pillow-heif`.
+    """
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    endings = Image.registered_extensions().items()
+    return tuple(sorted(ending for ending, format in endings if format in FORMATS and format in Image.OPEN))
 
 
 def decode(source: Path | bytes, name: str, *, rough: bool = False) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lamella.data.images import concatenate
 from lamella.data.loading import Examples
+from lamella.data.names import normal_name
 
 __all__ = ["Scenario", "Source", "Task"]
 
@@ -27,9 +28,13 @@ class Source:
         domain_names: the name of domain i at place i; empty where there are no domains.
         train_domains: (n,) int64, the domain of each training sample, where there are domains.
         test_domains: (n,) int64, the same for the test part.
+        told: how the data were read, in lines for people.
+
+    Names of classes and domains are brought into one form; see `normal_name`.
 
     Raises:
-        ValueError: two classes share a name, a label or domain has no name, or a sample is in both parts.
+        ValueError: two classes share a name, a name is empty, a label or domain has no name, or a sample is in both
+            parts.
     """
 
     name: str
@@ -39,9 +44,14 @@ class Source:
     domain_names: tuple[str, ...] = ()
     train_domains: Tensor | None = field(default=None, repr=False)
     test_domains: Tensor | None = field(default=None, repr=False)
+    told: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for own in ("class_names", "domain_names"):
+            object.__setattr__(self, own, tuple(normal_name(name) for name in getattr(self, own)))
         names = [*self.class_names]
+        if empty := [i for i, name in enumerate(names) if not name.strip()]:
+            raise ValueError(f"class {empty[0]} of {self.name} has an empty name; give it a name")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two classes of {self.name} are called {twice[0]!r}; class names must differ")
         for part, data, domains in (

@@ -99,7 +99,7 @@ def _check_method_files(out: Path, config: Mapping[str, Any]) -> None:
 
 def _stored(path: Path) -> dict[str, Any]:
     try:
-        return up_to_date(tomllib.loads(path.read_text()))
+        return up_to_date(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValueError:  # no TOML
         return {}
 
@@ -219,5 +219,5 @@ class _Run:
 
     def _log(self, event: str, **facts: Any) -> None:
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "event": event, **facts})
-        with (self.out / "log.jsonl").open("a") as file:
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")

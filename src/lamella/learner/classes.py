@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lamella.common.checks import did_you_mean
 from lamella.learner.model import Model
+from lamella.learner.reference import Reference
 
 __all__ = ["drop_class", "merge_classes", "rename_class"]
 
@@ -83,6 +84,7 @@ def _relabel(model: Model, changed: Mapping[int, int | None]) -> None:
     for own in (model.held_back, model.seen):
         own.relabel(lambda labels: _replaced(labels, changed))
     model.follow_classes()
+    model.reference = Reference()  # it would have to be merged, too; from now on it is not measured
 
 
 def _replaced(labels: Tensor, changed: Mapping[int, int | None]) -> Tensor:

@@ -180,7 +180,7 @@ class ModelFolder:
     @contextmanager
     def learning(
         self,
-        data: ReadableData,
+        read: Callable[[], ReadableData],
         *,
         wanted: Wanted | None = None,
         model: Model | None = None,
@@ -194,7 +194,8 @@ class ModelFolder:
         Images that a task was learned from before, as the same class, are left out.
 
         Args:
-            data: the data set; its test part is held out, or a fifth of each class if it has none.
+            read: a function that reads the data set, which is called once the model is open. Its test part is held
+                out, or a fifth of each class if it has none.
             wanted: the settings of a new model, as for `open`.
             model: the model of this folder, if the caller has loaded it already; this object then learns.
             name: the name of the task; None for that of the data set, with a number if a task has that name already.
@@ -215,6 +216,7 @@ class ModelFolder:
         """
         version = self.version
         opened = self.open(wanted) if model is None else model
+        data = read()
         with self.held(), _with_a_hint_where_the_disk_is_full(self.path):
             if model is not None:
                 self._check_is_here(model)
@@ -223,7 +225,7 @@ class ModelFolder:
             place = place or self.path / PLACE
             new, newest = _new_images(opened, data, again)
             known = len(data.whole.train) - len(new.whole.train)
-            if known and not len(new.whole.train):
+            if not len(new.whole.train):
                 if not self._has_arrived(opened, place, newest, since):
                     raise ValueError(_learned_before(data, opened.tasks[newest]))
                 task, held_out = as_next_task(data.divided(), opened)
@@ -376,10 +378,10 @@ def learn_from(
         left_out = f"{len(found.unreadable)} files of '{data}' cannot be read and are left out; {first}"
         warnings.warn(left_out, stacklevel=3)  # points to the line where the user called the learner
     if folder is not None:
-        with ModelFolder(folder).learning(found, model=model, name=name, again=again) as learning:
+        with ModelFolder(folder).learning(lambda: found, model=model, name=name, again=again) as learning:
             return learning.run(progress)
     new, newest = _new_images(model, found, again)
-    if len(found.whole.train) and not len(new.whole.train):
+    if not len(new.whole.train):
         raise ValueError(_learned_before(found, model.tasks[newest]))
     task, held_out = as_next_task(new.divided(), model, name)
     record = learn(model, task, held_back=held_out, progress=progress)
@@ -391,6 +393,9 @@ def _new_images(model: Model, data: ReadableData, again: bool) -> tuple[Readable
     """Return the data set without the images that a task was learned from before, and the number of the newest such
     task; -1 if there is none.
     """
+    if not len(data.whole.train):
+        noun = data.whole.train.noun
+        raise ValueError(f"{data.whole.name} has no training {noun}, so there is nothing to learn; add some {noun}s")
     tasks = {} if again else model.seen.tasks_of(model.class_names)
     train, names = data.whole.train, data.whole.class_names
     pairs = [(data.digests[key], names[label]) for key, label in zip(train.keys, train.labels.tolist(), strict=True)]

@@ -1,6 +1,7 @@
 """Remove one task from a model exactly: the result does not depend on the data of the forgotten task."""
 
 from lamella.learner.model import Model
+from lamella.learner.reference import Reference
 
 __all__ = ["forget"]
 
@@ -29,6 +30,7 @@ def forget(model: Model, task: str) -> None:
         record.held_back = None
     model.held_back.forget(number)
     model.seen.forget(number)
+    model.reference = Reference()  # its shared covariance holds the forgotten task
     left = set(model.method.classes)
     model.class_names = {i: name for i, name in model.class_names.items() if i in left}
 

@@ -24,13 +24,17 @@ NAMES = ("features", "labels", "tasks")
 class HeldBack:
     """Features, classes and tasks of held-back samples.
 
+    Args:
+        prefix: how the names of its tensors begin in a stored state.
+
     Attributes:
         features: (n, d) float32.
         labels: (n,) int64 global class ids.
         tasks: (n,) int64 numbers of the tasks that they were held back from.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = PREFIX) -> None:
+        self.prefix = prefix
         self.features = torch.zeros(0, 0)
         self.labels = torch.zeros(0, dtype=torch.int64)
         self.tasks = torch.zeros(0, dtype=torch.int64)
@@ -84,20 +88,21 @@ class HeldBack:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, as a model's folder stores them; none if there are no samples."""
         own = (self.features, self.labels, self.tasks)
-        return {PREFIX + name: tensor for name, tensor in zip(NAMES, own, strict=True)} if len(self) else {}
+        return {self.prefix + name: tensor for name, tensor in zip(NAMES, own, strict=True)} if len(self) else {}
 
     @classmethod
-    def taken_from(cls, state: dict[str, Tensor]) -> "HeldBack":
+    def taken_from(cls, state: dict[str, Tensor], prefix: str = PREFIX) -> "HeldBack":
         """Take the tensors of `tensors` out of a stored state.
 
         Args:
             state: tensors by name; those of held-back samples are removed from it.
+            prefix: how their names begin.
 
         Raises:
             ValueError: they do not fit together.
         """
-        found = cls()
-        own = taken(state, PREFIX, NAMES)
+        found = cls(prefix)
+        own = taken(state, prefix, NAMES)
         if own:
             found.features, found.labels, found.tasks = own
         if found.features.ndim != 2:

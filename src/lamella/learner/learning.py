@@ -3,6 +3,8 @@
 import time
 from dataclasses import replace
 
+import torch
+
 from lamella.common.progress import Progress, silent
 from lamella.data.keeping import keep_decoded
 from lamella.data.loading import Examples
@@ -10,6 +12,7 @@ from lamella.data.scenario import Task
 from lamella.learner.model import Model
 from lamella.learner.records import TaskRecord, check_task, task_record
 from lamella.training.checkpoints import Checkpoints
+from lamella.training.checks import DIVERGED, LOWER
 
 __all__ = ["learn"]
 
@@ -30,12 +33,16 @@ def learn(
     fit.begin(str(len(model.tasks)))
     started = time.monotonic()
     model.half_learned = task.name
-    model.method.learn(task, fit)
+    try:
+        model.method.learn(task, fit)
+    except torch.linalg.LinAlgError as error:
+        raise RuntimeError(f"{DIVERGED}: the features of task '{task.name}' are not finite; {LOWER}") from error
     model.half_learned = ""
     model.class_names |= dict(zip(task.classes, task.class_names, strict=True))
     model.follow_drift(fit)
     record = task_record(task, model.method, fit, time.monotonic() - started)
-    if held_back is not None and len(held_back):
-        record.held_back = model.hold_back(held_back, fit)
+    if held_back is not None:
+        record.held_back = model.hold_back(held_back, fit) if len(held_back) else None
+        record.beside = model.compare(task, held_back, fit)
     model.tasks.append(record)
     return record

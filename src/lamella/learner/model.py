@@ -12,6 +12,7 @@ from lamella.common.progress import Progress, silent
 from lamella.common.version import __version__
 from lamella.data.loading import Examples
 from lamella.data.samples import Samples
+from lamella.data.scenario import Task
 from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram, of_records
 from lamella.learner.config.document import (
     build_augmentation,
@@ -26,6 +27,7 @@ from lamella.learner.config.precision import choose
 from lamella.learner.costs import parameter_counts
 from lamella.learner.held_back import HeldBack
 from lamella.learner.records import TaskRecord, tasks_from_json
+from lamella.learner.reference import Beside, Reference
 from lamella.learner.seen import Seen
 from lamella.learner.store.kept_backbone import from_copy, keep_backbone
 from lamella.learner.store.manifest import plain_file
@@ -54,6 +56,7 @@ class Model:
         tasks: the record of each learned task, oldest first.
         held_back: the features of held-back samples of these tasks, where the method can follow them.
         seen: which samples it has learned from, as far as they came from a data set on disk.
+        reference: what the model would know without training, where it trains.
         notes: JSON values that a run stores with the model, such as its scores.
         half_learned: the name of a task whose learning failed; else "". The model must then be loaded again before it
             can be used.
@@ -70,6 +73,7 @@ class Model:
         self.tasks: list[TaskRecord] = []
         self.held_back = HeldBack()
         self.seen = Seen()
+        self.reference = Reference()
         self.notes: dict[str, Any] = {}
         self.half_learned = ""
         self._confidence: Confidence | None = None  # of the held-back samples; None until it is computed
@@ -167,6 +171,33 @@ class Model:
         self.held_back.follow(self.method, fit.drift)
         self._confidence = None
 
+    def compare(self, task: Task, held_back: Examples, fit: Fit) -> Beside | None:
+        """Take the newest task into the reference, and compare the model with it on all held-back samples.
+
+        Args:
+            task: the newest task.
+            held_back: the samples of its classes that were held back.
+            fit: the loop that reads them.
+
+        Returns:
+            The comparison; None if the model trains nothing, if features of old held-back samples cannot be followed,
+            or if the reference lacks old tasks.
+        """
+        known = set() if self.reference.statistics is None else set(self.reference.statistics.classes)
+        learned = {c for record in self.tasks for c in record.classes}
+        if self.method.features_stay or not self.method.by_features or not learned <= known:
+            return None
+        frozen = self.new_backbone().to(fit.device).eval()
+        self.reference.add(fit.features(task.train, frozen, name="reference"), task.train.labels, task.classes)
+        if len(held_back):
+            held = fit.features(held_back, frozen, name="reference-held-back")
+            self.reference.held_back.add(held, held_back.labels, len(self.tasks))
+        if not len(self.held_back) or len(self.held_back) != len(self.reference.held_back):
+            return None
+        logits, _ = self.classified()
+        right = int((logits.argmax(1) == self.columns(self.held_back.labels)).sum())
+        return Beside(len(self.held_back), right, *self.reference.count())
+
     def follow_classes(self) -> None:
         """Compute confidences anew after classes were merged or dropped."""
         self._confidence = None
@@ -224,7 +255,7 @@ def save(model: Model, folder: Path, *, what: str, keep: int | None) -> int:
     }
     if files := method_digests(model.config):
         manifest["method_files"] = files
-    state = learned_state(model.method) | model.held_back.tensors() | model.seen.tensors()
+    state = learned_state(model.method) | model.held_back.tensors() | model.seen.tensors() | model.reference.tensors()
     return save_model(folder, state, manifest, what=what, keep=keep)
 
 
@@ -250,6 +281,7 @@ def load(folder: Path, version: int | None = None, *, device: str | None = None)
         )
     model.held_back = HeldBack.taken_from(state)
     model.seen = Seen.taken_from(state)
+    model.reference = Reference.taken_from(state)
     restore_state(model.method, state)
     model.class_names = {int(i): str(name) for i, name in manifest["class_names"]}
     model.tasks = tasks_from_json(manifest["tasks"])

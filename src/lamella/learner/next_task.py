@@ -1,10 +1,11 @@
 """New samples as a learner's next task."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from lamella.data.loading import Examples
+from lamella.data.names import alike, normal_name
 from lamella.data.scenario import Source, Task
 from lamella.learner.model import Model
 
@@ -22,14 +23,15 @@ def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple
         name: the name of the task; None for the name of the data set, with a number if a task has that name already.
 
     Raises:
-        ValueError: a task has this name already.
+        ValueError: a task has this name already, or two names of classes differ only in capitals.
     """
     used = {task.name for task in model.tasks}
     if name in used:
         raise ValueError(f"a task called '{name}' was learned already; choose another name (--name)")
     name = name or next(each for each in _numbered(source.name) if each not in used)
-    ids = {name: i for i, name in model.class_names.items()}
+    ids = {normal_name(name): i for i, name in model.class_names.items()}
     class_names = [source.class_names[i] for i in source.train.labels.unique().tolist()]
+    _check_capitals([*ids, *(each for each in class_names if each not in ids)])
     for each in class_names:  # the next id is not the number of classes, because some may have been forgotten
         ids.setdefault(each, max(ids.values(), default=-1) + 1)
     own = tuple(ids[each] for each in class_names)
@@ -43,6 +45,17 @@ def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple
 
     task = Task(len(model.tasks), name, own, tuple(class_names), renumbered(source.train))
     return task, renumbered(source.test)
+
+
+def _check_capitals(names: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(alike(name), name)
+        if other != name:
+            raise ValueError(
+                f"the classes '{other}' and '{name}' differ only in capitals: if they are one class, give both the "
+                "same name (`lamella classes MODEL rename` for a learned one); if not, give one of them another name"
+            )
 
 
 def _numbered(name: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from lamella.data.keeping import Unreadable
 from lamella.data.scenario import Task
 from lamella.learner.confidence import HeldOut
 from lamella.learner.inspection.directions import used_directions
+from lamella.learner.reference import Beside
 from lamella.methods import Method
 from lamella.training.fit import Fit
 
@@ -51,6 +52,8 @@ class TaskRecord:
         directions: the number of protected directions by layer after the task; empty if the method protects none.
         held_back: the statistics of the held-out samples; None if there were none.
         unreadable: the files that were left out; None if all could be read.
+        beside: how the model compares after the task with one that trains nothing, on the held-back samples of all
+            tasks; None if it trains nothing itself, or this was not measured.
     """
 
     name: str
@@ -64,6 +67,7 @@ class TaskRecord:
     directions: dict[str, int] = field(default_factory=dict)
     held_back: HeldOut | None = None
     unreadable: Unread | None = None
+    beside: Beside | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Convert the record to JSON values as a model's folder stores them, without fields that are None."""
@@ -82,7 +86,7 @@ class TaskRecord:
         unknown = stored.keys() - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"a task's record has the unknown field '{sorted(unknown)[0]}'; upgrade lamella")
-        held, unread = stored.get("held_back"), stored.get("unreadable")
+        held, unread, beside = (stored.get(key) for key in ("held_back", "unreadable", "beside"))
         try:
             return cls(
                 **{
@@ -90,6 +94,7 @@ class TaskRecord:
                     "classes": tuple(stored["classes"]),
                     "held_back": None if held is None else HeldOut(**held),
                     "unreadable": None if unread is None else Unread(unread["images"], tuple(unread["first"])),
+                    "beside": None if beside is None else Beside(**beside),
                 }
             )
         except (KeyError, TypeError) as error:

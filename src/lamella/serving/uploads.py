@@ -17,8 +17,7 @@ from typing import BinaryIO, NamedTuple
 from fastapi import HTTPException
 from PIL import Image
 
-from lamella.data.decoding import FAULTS
-from lamella.data.sources.folders import EXTENSIONS
+from lamella.data.decoding import FAULTS, image_endings
 from lamella.serving.limits import MB, Limits
 
 __all__ = ["Unpacked", "check_image", "unpack"]
@@ -118,7 +117,7 @@ def _sorted_out(entries: Sequence[zipfile.ZipInfo], limits: Limits) -> tuple[lis
         if entry.is_dir():
             continue
         hidden = any(part.startswith((".", "__MACOSX")) for part in place.parts)
-        if hidden or place.suffix.lower() not in EXTENSIONS:
+        if hidden or place.suffix.lower() not in image_endings():
             ignored.append(entry.filename)
         else:
             images.append(entry)

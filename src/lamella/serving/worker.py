@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lamella.common.progress import Progress
-from lamella.data.sources.readable import load_readable
+from lamella.data.sources.readable import ReadableData, load_readable
 from lamella.learner.folder import ModelFolder
 from lamella.learner.records import TaskRecord
 from lamella.serving.uploads_kept import CHECKPOINTS, IMAGES, sent_again, tasks_before
@@ -47,11 +47,15 @@ def teach(model: Path, sent: Path, name: str, say: Say, device: str | None = Non
         ValueError: a class has too few images that can be read, or the model is damaged.
     """
     folder = ModelFolder(model, device=device, waiting=lambda busy: say({"step": f"waiting: {busy}"}))
-    found = load_readable((sent / IMAGES).resolve(), name=name, layout="classes")
-    if found.unreadable:
-        say({"unreadable": {file.key: file.reason for file in found.unreadable}})
+
+    def read() -> ReadableData:
+        found = load_readable((sent / IMAGES).resolve(), name=name, layout="classes")
+        if found.unreadable:
+            say({"unreadable": {file.key: file.reason for file in found.unreadable}})
+        return found
+
     with folder.learning(
-        found,
+        read,
         again=sent_again(sent),
         place=sent / CHECKPOINTS,
         since=tasks_before(sent),

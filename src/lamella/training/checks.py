@@ -5,7 +5,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["check_examples", "check_gradients", "check_loss"]
+__all__ = ["DIVERGED", "LOWER", "check_examples", "check_finite", "check_gradients", "check_loss"]
+
+
+DIVERGED, LOWER = "training diverged", "give a lower learning rate, such as method.lr=1e-4"
 
 
 def check_examples(task: str, examples: int) -> None:
@@ -63,4 +66,18 @@ def check_loss(task: str, epoch: int, mean: float) -> None:
         RuntimeError: the mean loss is not finite.
     """
     if not math.isfinite(mean):
-        raise RuntimeError(f"the loss of task {task} became {mean} in epoch {epoch}; a lower learning rate may help")
+        raise RuntimeError(f"{DIVERGED}: the loss of task {task} became {mean} in epoch {epoch}; {LOWER}")
+
+
+def check_finite(what: str, tensors: Sequence[Tensor]) -> None:
+    """Check that what came of training is finite.
+
+    Args:
+        what: what the tensors are, for the message.
+        tensors: the tensors.
+
+    Raises:
+        RuntimeError: a number is not finite.
+    """
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise RuntimeError(f"{DIVERGED}: {what} are not finite; {LOWER}")

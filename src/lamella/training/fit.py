@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lamella.common.randomness import generator, named_seed
 from lamella.data.loading import Examples, step_sizes
 from lamella.training.calls import TrainingCall
-from lamella.training.checks import check_examples, check_gradients, check_loss
+from lamella.training.checks import check_examples, check_finite, check_gradients, check_loss
 from lamella.training.compilation import compiled_blocks
 from lamella.training.dropout import dropping
 from lamella.training.optimizers import build_optimizer, parameter_groups, trainable
@@ -97,6 +97,7 @@ class Fit(Passes):
                 for group, start in zip(engine.param_groups, groups, strict=True):
                     group["lr"] = start["lr"] * factor
                 self._epoch(job)
+            check_finite(f"weights of task {self.task}", tensors)
             self.seconds[call] = saved.finish()
         return saved.losses
 

@@ -15,6 +15,7 @@ from lamella.data.samples import Batch, Samples, Transform
 from lamella.data.transform import Augmentation
 from lamella.training.calls import Place, ScanCall
 from lamella.training.checkpoints import Checkpoints
+from lamella.training.checks import check_finite
 from lamella.training.precision import PRECISIONS, computing, resolve_device, wait_for
 
 __all__ = ["Passes"]
@@ -176,6 +177,7 @@ class Passes:
 
         self._scan(place, data, observe, False, {}, self.scan_batch_size, name)
         features = torch.cat(parts)
+        check_finite(f"features of task {self.task}", [features])
         if keep:
             place.save({"features": features}, {"seconds": self.seconds[place.call]})
         return features

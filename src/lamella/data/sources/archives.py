@@ -25,6 +25,7 @@ from lamella.data.sources.parts import divide
 
 __all__ = ["load_archive", "pixel_set"]
 
+MOST_CLASSES = 100_000
 Arrays = dict[str, NDArray]
 
 
@@ -44,9 +45,7 @@ def load_archive(path: Path, *, name: str | None = None, test_fraction: float = 
     arrays = _read(path)
     if {"bytes", "offsets", "labels"} <= arrays.keys():
         data = _encoded(arrays, "", name, path)
-        is_test = torch.from_numpy(arrays["is_test"].astype(bool)) if "is_test" in arrays else None
-        if is_test is not None and len(is_test) != len(data):
-            raise ValueError(f"{path}: is_test has {len(is_test)} entries for {len(data)} images")
+        is_test = _flags(arrays["is_test"], len(data), path) if "is_test" in arrays else None
     elif {"train_bytes", "train_offsets", "train_labels"} <= arrays.keys():
         data, is_test = _two_parts(
             _encoded(arrays, "train_", name, path), _encoded(arrays, _test_prefix(arrays, path), name, path)
@@ -64,11 +63,53 @@ def load_archive(path: Path, *, name: str | None = None, test_fraction: float = 
         data,
         _class_names(arrays, data.labels, path),
         is_test=is_test,
-        domains=torch.from_numpy(arrays["domains"].astype(np.int64)) if "domains" in arrays else None,
-        domain_names=[str(domain) for domain in arrays.get("domain_names", ())],
+        domains=_domains(arrays, len(data), path),
+        domain_names=_texts(arrays, "domain_names", path),
         test_fraction=test_fraction,
         split_seed=split_seed,
     )
+
+
+def _texts(arrays: Arrays, key: str, path: Path) -> list[str]:
+    """Return an array of texts as a list; empty if there is no such array.
+
+    Raises:
+        ValueError: it holds something else, has another shape, or is not UTF-8.
+    """
+    if key not in arrays:
+        return []
+    found = arrays[key]
+    if found.ndim != 1 or found.dtype.kind not in "US":
+        raise ValueError(f"{path}: {key} must be texts (n,), not {found.dtype} {found.shape}")
+    try:
+        return [text.decode() if isinstance(text, bytes) else str(text) for text in found.tolist()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: {key} are not UTF-8; write them with numpy.array([...], dtype=str)") from None
+
+
+def _flags(found: NDArray, count: int, path: Path) -> Tensor:
+    """Return which images are test images, (n,) bool."""
+    values = set(np.unique(found).tolist()) if found.dtype.kind in "biu" else {None}
+    if found.shape != (count,) or not values <= {0, 1}:
+        raise ValueError(f"{path}: is_test must be true or false for each of {count} images, not {_form(found)}")
+    return torch.from_numpy(found.astype(bool))
+
+
+def _domains(arrays: Arrays, count: int, path: Path) -> Tensor | None:
+    """Return the domain of each image, (n,) int64; None if there are none."""
+    if "domains" not in arrays:
+        return None
+    found, names = arrays["domains"], len(_texts(arrays, "domain_names", path))
+    if found.shape != (count,) or found.dtype.kind not in "iu":
+        raise ValueError(f"{path}: domains must be a whole number for each of {count} images, not {_form(found)}")
+    if count and not 0 <= int(found.min()) <= int(found.max()) < names:
+        wrong = int(found.min()) if int(found.min()) < 0 else int(found.max())
+        raise ValueError(f"{path}: domain {wrong} has no name; there are {names} domain_names")
+    return torch.from_numpy(found.astype(np.int64))
+
+
+def _form(array: NDArray) -> str:
+    return f"{array.dtype} {array.shape}"
 
 
 def pixel_set(images: NDArray, labels: NDArray, name: str) -> ImageSet:
@@ -83,7 +124,7 @@ def pixel_set(images: NDArray, labels: NDArray, name: str) -> ImageSet:
         raise ValueError(f"{name}: pixels must be uint8 (n, h, w) or (n, h, w, 3), not {images.dtype} {images.shape}")
     pixels = torch.from_numpy(np.ascontiguousarray(images))
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-    return ImageSet(PixelArray(pixels), _labels(labels), [f"{name}/{i}" for i in range(len(pixels))])
+    return ImageSet(PixelArray(pixels), _labels(labels, name), [f"{name}/{i}" for i in range(len(pixels))])
 
 
 def _read(path: Path) -> Arrays:
@@ -102,6 +143,9 @@ def _encoded(arrays: Arrays, prefix: str, name: str, path: Path) -> ImageSet:
     content, offsets, labels = (arrays[prefix + key] for key in ("bytes", "offsets", "labels"))
     if content.dtype != np.uint8 or content.ndim != 1:
         raise ValueError(f"{path}: {prefix}bytes must be uint8 (total,), not {content.dtype} {content.shape}")
+    if offsets.ndim != 1 or offsets.dtype.kind not in "iu":
+        raise ValueError(f"{path}: {prefix}offsets must be whole numbers (n + 1,), not {_form(offsets)}")
+    labels_of = _labels(labels, path)
     if len(offsets) != len(labels) + 1:
         raise ValueError(f"{path}: {len(labels)} {prefix}labels need {len(labels) + 1} offsets, not {len(offsets)}")
     offsets = offsets.astype(np.int64)
@@ -109,7 +153,7 @@ def _encoded(arrays: Arrays, prefix: str, name: str, path: Path) -> ImageSet:
         raise ValueError(f"{path}: {prefix}offsets must rise from 0 to the {len(content)} bytes there are")
     storage = EncodedBytes(torch.from_numpy(content), torch.from_numpy(offsets), f"{prefix}bytes in {path}")
     part = f"{name}/{prefix.rstrip('_')}".rstrip("/")
-    return ImageSet(storage, _labels(labels), [f"{part}/{i}" for i in range(len(labels))])
+    return ImageSet(storage, labels_of, [f"{part}/{i}" for i in range(len(labels))])
 
 
 def _test_prefix(arrays: Arrays, path: Path) -> str:
@@ -123,17 +167,21 @@ def _two_parts(train: ImageSet, test: ImageSet) -> tuple[ImageSet, Tensor]:
     return concatenate([train, test]), torch.arange(len(train) + len(test)) >= len(train)
 
 
-def _labels(labels: NDArray) -> Tensor:
+def _labels(labels: NDArray, path: Path | str) -> Tensor:
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise ValueError(f"labels must be whole numbers (n,), not {labels.dtype} {labels.shape}")
+        raise ValueError(f"{path}: labels must be whole numbers (n,), not {labels.dtype} {labels.shape}")
     return torch.from_numpy(labels.astype(np.int64))
 
 
 def _class_names(arrays: Arrays, labels: Tensor, path: Path) -> list[str]:
+    if len(labels) and int(labels.min()) < 0:
+        raise ValueError(f"{path}: label {int(labels.min())} is below 0; classes are numbered from 0")
     if "names" not in arrays:
-        return [str(i) for i in range(int(labels.max()) + 1 if len(labels) else 0)]
-    names = [str(name) for name in arrays["names"]]
-    wnids = [str(wnid) for wnid in arrays.get("wnids", ())]
+        count = int(labels.max()) + 1 if len(labels) else 0
+        if count > MOST_CLASSES:
+            raise ValueError(f"{path}: label {count - 1} is too large; number the classes from 0 without gaps")
+        return [str(i) for i in range(count)]
+    names, wnids = _texts(arrays, "names", path), _texts(arrays, "wnids", path)
     counts = Counter(names)
     if len(wnids) == len(names):
         names = [f"{n} ({w})" if counts[n] > 1 else n for n, w in zip(names, wnids, strict=True)]

@@ -73,7 +73,7 @@ def shipped_configs() -> dict[str, Path]:
 
 def describe_config(path: Path) -> str:
     """Return the first line of a configuration file, which is a comment that describes it."""
-    return path.read_text().partition("\n")[0].removeprefix("#").strip()
+    return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
 
 
 def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def read_document(name_or_path: str | Path) -> dict[str, Any]:
         hint = near_matches(str(name_or_path), shipped)
         raise FileNotFoundError(f"no configuration '{name_or_path}': neither a file nor shipped; {hint}")
     try:
-        document = tomllib.loads(path.read_text())
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"'{path}' is not a TOML file: {error}") from error
     if "method" in document:
@@ -271,7 +271,7 @@ def _complete_backbone(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict
 
 def _complete_scenario(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     kind = table.get("kind", "class-incremental")
-    if kind not in SCENARIOS:
+    if not isinstance(kind, str) or kind not in SCENARIOS:
         raise ValueError(f"unknown scenario.kind {kind!r}; {near_matches(str(kind), SCENARIOS)}")
     options = {"source": Option(str), "kind": Option(str, "class-incremental")}
     options |= _source_options(str(table.get("source"))) | options_of(SCENARIOS[kind])

@@ -63,7 +63,7 @@ def as_in_runs(config: Mapping[str, Any], runs: Iterable[Path]) -> dict[str, Any
         if not path.is_file():
             continue
         try:
-            stored = tomllib.loads(path.read_text())
+            stored = tomllib.loads(path.read_text(encoding="utf-8"))
         except ValueError:  # not TOML, which an attempt to resume this run reports
             continue
         found = as_chosen(config, stored)

@@ -145,18 +145,19 @@ class MeasuredSamples(NamedTuple):
     part: str
 
 
-def images_to_measure(data: str, model: Model) -> MeasuredSamples:
+def images_to_measure(data: str, model: Model, layout: str | None = None) -> MeasuredSamples:
     """Return the test part of a data set, or all of it if it has none, without images that the model was trained on.
 
     Args:
         data: a data set as `load_source` takes it.
         model: the model that is measured.
+        layout: the layout of a folder, as `load_source` takes it; None where it is seen from the folder.
 
     Raises:
         FileNotFoundError: the data set is missing.
         ValueError: the data set cannot be read, or the model was trained on all of it.
     """
-    found = load_readable(data)
+    found = load_readable(data, **({"layout": layout} if layout else {}))
     whole = found.whole
     images, part = (whole.test, "its test part") if len(whole.test) else (whole.train, "all of it")
     if not len(whole.test) and not len(model.seen) and _was_learned_by_name(found, model):
