@@ -43,6 +43,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
+from PIL import Image
 
 from lamella.cli.serve import serve
 from lamella.learner.learner import Learner, Prediction
@@ -563,6 +564,48 @@ def test_too_much_at_once_is_put_off(model: Path) -> None:
         slow.go.set()
         assert predict(client, picture("dark")).status_code == 200
         assert app.state.service.desk.waiting == 0
+
+
+def test_all_clients_together_have_a_bound_on_bytes_and_pixels(model: Path) -> None:
+    limits = Limits(megapixels_together=0.001, predict_mb_together=0.05)
+    app = create_app(model, token=TOKEN, limits=limits)
+    with TestClient(app) as client:
+        desk = app.state.service.desk
+        assert predict(client, picture("dark")).status_code == 200
+        assert desk.pixels.used == 0
+        large = picture("dark", size=64)
+        refused(predict(client, large), 413, "the request has more than 0.001 megapixels, which no request may have")
+        with desk.pixels.share() as others:
+            others.take(0.0009)
+            late = predict(client, picture("dark"))
+            refused(late, 503, "the requests under way have 0.001 megapixels together already; try again soon")
+            assert late.headers["retry-after"] == "2"
+        assert predict(client, picture("dark")).status_code == 200
+        refused(predict(client, b"x" * 60_000), 413, "the request has more than 0.05 MB")
+        assert predict(client, picture("dark")).status_code == 200, "what was refused is given back"
+        assert desk.pixels.used == 0
+
+
+@pytest.mark.slow
+def test_a_flood_of_large_images_leaves_the_memory_bounded(model: Path) -> None:
+    """64 black images of 49 megapixels in each request, from 12 clients at once; the attack that was measured."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from lamella.training.footprint import peak_bytes
+
+    page = io.BytesIO()
+    Image.new("L", (7000, 7000)).save(page, format="PNG")
+    app = create_app(model, token=TOKEN)
+    with TestClient(app) as client:
+        before = peak_bytes(torch.device("cpu"))
+        with ThreadPoolExecutor(12) as pool:
+            codes = set(pool.map(lambda _: predict(client, *[page.getvalue()] * 64).status_code, range(24)))
+        assert codes == {413}, "such a request is beyond what one may have"
+        with ThreadPoolExecutor(12) as pool:
+            codes = set(pool.map(lambda _: predict(client, *[page.getvalue()] * 8).status_code, range(24)))
+        assert codes <= {200, 503}
+        assert peak_bytes(torch.device("cpu")) - before < 1.5e9
+        assert predict(client, picture("dark")).status_code == 200
 
 
 def test_a_model_that_knows_nothing_says_so(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from lamella.adapters.adapter import Site, adapt, watch
 from lamella.adapters.tokens import counting
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
 from lamella.backbones.feature_cache import FeatureCache
-from lamella.backbones.roles import find_places, parse_roles, rows_of
+from lamella.backbones.probing import call_order, is_fused_as_thought
+from lamella.backbones.roles import LayerPlace, find_places, in_order, parse_roles, rows_of
+from lamella.common.randomness import generator as named_generator
 from lamella.data.samples import Batch, Samples, Transform
 from lamella.data.transform import of_images
 
@@ -129,7 +131,7 @@ class Backbone(nn.Module):
             ValueError: no such role or number of blocks in this backbone, or a site that its forward pass never calls.
         """
         found: list[Site] = []
-        every = find_places(self.model)
+        every = self.places()
         depth = max((p.block + 1 for p in every), default=0)
         if blocks is not None and every and not 1 <= blocks <= depth:
             raise ValueError(f"blocks = {blocks}, but '{self.name}' has {depth} blocks; use 1 to {depth}")
@@ -145,9 +147,31 @@ class Backbone(nn.Module):
                 f"'{self.name}' has no layer with the roles {list(roles)}"
                 + (f" in its first {blocks} blocks" if blocks else "")
                 + (f"; its roles are {', '.join(known)}" if known else "; `lamella layers` lists what there is")
+                + ". Class statistics (--no-train) need no such layers"
             )
         self._check_reached(found)
+        self._check_fused([p for p in places if any(s.name == p.name and s.rows != slice(0, p.d_out) for s in found)])
         return tuple(found)
+
+    def places(self) -> list[LayerPlace]:
+        """The layers with a known role, whose blocks are counted in the order in which the network runs them."""
+        found = find_places(self.model)
+        return in_order(found, call_order(self.model, found, lambda: self.run(self.example(1))))
+
+    def _check_fused(self, places: Sequence[LayerPlace]) -> None:
+        """Refuse rows of a fused layer that are not what they seem: a branch there would change something else."""
+        fused = [place for place in places if len(place.roles) > 1 and "value" in place.roles]
+        if not fused:
+            return
+        x = self.example(2, named_generator(0, "backbone", "probe"))
+        laid_out = is_fused_as_thought(self.model, fused, lambda: self.run(x))
+        if wrong := [name for name, right in laid_out.items() if not right]:
+            roles = ", ".join(fused[0].roles)
+            raise ValueError(
+                f"the rows of '{wrong[0]}' in '{self.name}' are not {roles} one after the other, so a branch "
+                "for one of them would change others too; use the roles 'out' and 'mlp', as in "
+                'method.sites=["out","mlp"]'
+            )
 
     @torch.no_grad()
     def _check_reached(self, sites: list[Site]) -> None:

@@ -78,5 +78,13 @@ def _transform(name: str, given: Mapping[str, Any], folder: Path) -> dict[str, A
             f"'{folder}' normalises images by the mean {own[0]} and the deviation {own[1]}, '{name}' by {mean} and "
             f"{std}; only the latter, or none, can be had here"
         )
-    crop = {"crop": float(given["crop_pct"])} if given.get("crop_pct") else {}
-    return crop | ({} if own == (mean, std) else {"normalise": "none"})
+    shape = given.get("input_size") or (3, 1, 1)
+    if shape[-2] != shape[-1]:
+        raise ValueError(
+            f"'{folder}' takes images of {shape[-2]} x {shape[-1]} pixels, and only square ones can be had"
+        )
+    view: dict[str, Any] = {"crop": float(given["crop_pct"])} if given.get("crop_pct") else {}
+    for key, normal in (("interpolation", "bicubic"), ("crop_mode", "center")):
+        if given.get(key, normal) != (getattr(usual, key, None) or normal):
+            view[key] = given.get(key, normal)
+    return view | ({} if own == (mean, std) else {"normalise": "none"})

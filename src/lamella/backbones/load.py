@@ -40,6 +40,7 @@ def load_backbone(
     size: int | None = None,
     normalise: str = "auto",
     crop: float | None = None,
+    crop_mode: str | None = None,
     interpolation: str | None = None,
     pool: str = "model",
     stem: str = "model",
@@ -56,6 +57,7 @@ def load_backbone(
             network that takes any size simply gets larger or smaller images.
         normalise: "auto" takes mean and standard deviation of the model's own configuration, "none" leaves 0..1.
         crop: the share of the resized image that the centre crop keeps, the model's own by default; 1.0 keeps it whole.
+        crop_mode: "center", or "squash" for images whose sides are both resized to `size`; the model's own by default.
         interpolation: how images are resized, "bicubic" or "bilinear"; the model's own by default.
         pool: "model", or "class+mean" for the class token beside the mean of the other tokens (twice the width).
         stem: "model", or "small" for timm's ResNets on small images (32 pixels where no size is given): a 3 x 3
@@ -91,6 +93,7 @@ def load_backbone(
         std,
         interpolation or transform.interpolation,
         transform.crop if crop is None else crop,
+        transform.crop_mode if crop_mode is None else crop_mode,
     )
     return Backbone(_laid_out(model), name=name, width=_width(model), transform=transform, pool=pool)
 
@@ -159,9 +162,16 @@ def _build_timm(name: str, weights: str, size: int | None, stem: str) -> tuple[n
     if size is not None:
         _check_size(model, name, size)
     found = resolve_data_config({}, model=model)
-    side, crop = int(found["input_size"][-1]), float(found["crop_pct"])
+    height, side, crop = *map(int, found["input_size"][-2:]), float(found["crop_pct"])
+    if size is None and height != side:
+        raise ValueError(
+            f"'{name}' takes images of {height} x {side} pixels, and only square ones can be had; give size"
+        )
+    if found["crop_mode"] not in ("center", "squash"):
+        raise ValueError(f"'{name}' crops images by '{found['crop_mode']}', which cannot be had; give crop_mode")
     side, crop = (32, 1.0) if stem == "small" else (side, min(crop, 1.0))  # timm pads with black above 1
-    return model, InputTransform(size or side, tuple(found["mean"]), tuple(found["std"]), found["interpolation"], crop)
+    mean, std = tuple(found["mean"]), tuple(found["std"])
+    return model, InputTransform(size or side, mean, std, found["interpolation"], crop, found["crop_mode"])
 
 
 def _check_size(model: nn.Module, name: str, size: int) -> None:

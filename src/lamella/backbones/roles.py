@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-__all__ = ["ROLES", "LayerPlace", "find_places", "roles_of_name", "rows_of"]
+__all__ = ["ROLES", "LayerPlace", "find_places", "in_order", "parse_roles", "roles_of_name", "rows_of", "share_of"]
 
 ROLES = ("query", "key", "value", "out", "mlp")
 
@@ -64,15 +64,40 @@ def roles_of_name(last: str) -> tuple[str, ...]:
 
 
 def find_places(model: nn.Module) -> list[LayerPlace]:
-    """The layers with a known role, in the model's order. A block is counted by the first number in the name."""
+    """The layers with a known role, in the model's order, in which blocks are counted, too; see `in_order`."""
     places: list[LayerPlace] = []
     for name, layer in model.named_modules():
         roles = roles_of_name(name.rsplit(".", 1)[-1])
-        number = re.search(r"\.(\d+)\.", f".{name}.")
-        inside = re.search(r"attn|attention|mlp|intermediate|ffn", name)
-        if roles and number and inside and isinstance(layer, nn.Linear):
-            places.append(LayerPlace(name, roles, int(number[1]), layer.in_features, layer.out_features))
-    return places
+        if roles and _block_of(name) and isinstance(layer, nn.Linear):
+            places.append(LayerPlace(name, roles, 0, layer.in_features, layer.out_features))
+    return in_order(places, [place.name for place in places])
+
+
+def in_order(places: Sequence[LayerPlace], called: Sequence[str]) -> list[LayerPlace]:
+    """Count blocks in the order in which the network calls their layers.
+
+    Args:
+        places: layers with a role.
+        called: the names of layers in this order; the blocks of others come last.
+
+    Returns:
+        The places with the number of their block, in the order of `places`.
+    """
+    blocks = dict.fromkeys(_block_of(name) for name in (*called, *(place.name for place in places)))
+    number = {block: i for i, block in enumerate(blocks)}
+    return [place._replace(block=number[_block_of(place.name)]) for place in places]
+
+
+def _block_of(name: str) -> str:
+    """Return the name of the block that a layer belongs to: up to the last number before its attention or MLP.
+
+    >>> _block_of("blocks.3.attn.qkv"), _block_of("layers.0.blocks.1.mlp.fc1"), _block_of("head.fc1")
+    ('blocks.3', 'layers.0.blocks.1', '')
+    """
+    parts = name.split(".")
+    inside = [i for i, part in enumerate(parts[:-1]) if re.search(r"attn|attention|mlp|intermediate|ffn", part)]
+    numbers = [i for i, part in enumerate(parts[: inside[-1]]) if part.isdigit()] if inside else []
+    return ".".join(parts[: numbers[-1] + 1]) if numbers else ""
 
 
 def rows_of(place: LayerPlace, wanted: Sequence[str]) -> slice | None:
@@ -89,8 +114,13 @@ def rows_of(place: LayerPlace, wanted: Sequence[str]) -> slice | None:
             f"'{'+'.join(wanted)}' are not neighbouring rows of layer '{place.name}', so they cannot share one branch; "
             f"name them apart: {list(wanted)}"
         )
-    share = place.d_out // len(place.roles)
-    return slice(positions[0] * share, (positions[-1] + 1) * share)
+    return slice(share_of(place, place.roles[positions[0]]).start, share_of(place, place.roles[positions[-1]]).stop)
+
+
+def share_of(place: LayerPlace, role: str) -> slice:
+    """The rows of one role of a layer, where roles lie one after the other."""
+    share, i = place.d_out // len(place.roles), place.roles.index(role)
+    return slice(i * share, (i + 1) * share)
 
 
 def parse_roles(text: str) -> tuple[str, ...]:

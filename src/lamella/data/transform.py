@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lamella.common.checks import check_one_of
 from lamella.data.resampling import SUPPORT, Axis, Choose, Resampler, Windows
 from lamella.data.samples import CPU, Transform
 from lamella.data.sending import send
@@ -31,6 +32,8 @@ class InputTransform:
         std: per channel, of values in 0..1.
         interpolation: "bicubic" or "bilinear".
         crop: fraction of the shorter side that the centre crop keeps, in (0, 1] (timm's `crop_pct`).
+        crop_mode: "center" keeps the proportions of an image and cuts off the ends of its longer side; "squash" resizes
+            both sides to the same length before the crop.
     """
 
     size: int
@@ -38,12 +41,14 @@ class InputTransform:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
     crop: float = 1.0
+    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"the input size must be at least 1 pixel, not {self.size}")
         if self.interpolation not in SUPPORT:
             raise ValueError(f"unknown interpolation {self.interpolation!r}; one of {', '.join(sorted(SUPPORT))}")
+        check_one_of("crop_mode", self.crop_mode, ("center", "squash"))
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop must be in (0, 1] (1 keeps the whole image), not {self.crop}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -166,10 +171,10 @@ def _view(transform: InputTransform, choose: Choose, device: torch.device) -> Im
 
 def _centre_windows(transform: InputTransform, height: Tensor, width: Tensor) -> Windows:
     resized = math.floor(transform.size / transform.crop)
-    short = torch.minimum(height, width)
+    short, squash = torch.minimum(height, width), transform.crop_mode == "squash"
 
     def axis(side: Tensor) -> Axis:
-        outputs = torch.floor(resized * side / short)
+        outputs = torch.full_like(side, resized) if squash else torch.floor(resized * side / short)
         first = torch.round((outputs - transform.size) / 2)
         return Axis(torch.zeros_like(side), side, side / outputs, first)
 

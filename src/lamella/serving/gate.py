@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lamella.serving.budget import Budget, Share
 from lamella.serving.limits import MB, Limits
 
 __all__ = ["RequestGate"]
@@ -39,6 +40,7 @@ class RequestGate:
         self.limits = limits
         self.hosts = frozenset(hosts)
         self.digest = _digest(token)
+        self.predicting = Budget(limits.predict_mb_together, "MB")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,17 +61,21 @@ class RequestGate:
         announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             return await JSONResponse({"detail": _too_large(limit)}, 413)(scope, receive, send)
-        await self.app(scope, self._bounded(receive, limit), send)
+        if not is_open:
+            return await self.app(scope, self._bounded(receive, limit, self.limits.upload_seconds), send)
+        with self.predicting.share() as share:
+            # The body lies in memory or in a temporary file until the request is answered.
+            await self.app(scope, self._bounded(receive, limit, self.limits.predict_upload_seconds, share), send)
 
     def _knows_token(self, authorization: str) -> bool:
         scheme, _, given = authorization.partition(" ")
         # Digests have equal length, and comparing them takes equally long wherever they differ.
         return compare_digest(_digest(given.strip()), self.digest) and scheme.lower() == "bearer"
 
-    def _bounded(self, receive: Receive, limit: int) -> Receive:
-        """Wrap `receive` so that it raises when the body is too large or takes too long."""
+    def _bounded(self, receive: Receive, limit: int, seconds: float, share: Share | None = None) -> Receive:
+        """Wrap `receive` so that it raises when this body or all together are too large, or when it takes too long."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.limits.upload_seconds
+        deadline = loop.time() + seconds
         received, complete = 0, False
 
         async def bounded() -> Message:
@@ -79,12 +85,14 @@ class RequestGate:
             try:
                 message = await asyncio.wait_for(receive(), deadline - loop.time())
             except TimeoutError:
-                fault = f"the request took longer than {self.limits.upload_seconds:g} s to arrive"
+                fault = f"the request took longer than {seconds:g} s to arrive"
                 raise HTTPException(408, fault) from None
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if received > limit:
                 raise HTTPException(413, _too_large(limit))
+            if share is not None:
+                share.take(len(message.get("body", b"")) / MB)
             return message
 
         return bounded

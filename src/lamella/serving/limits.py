@@ -13,18 +13,23 @@ class Limits:
 
     Attributes:
         predict_mb: the size of a request to predict, in units of 1,000,000 bytes.
+        predict_mb_together: the size of all requests to predict that are under way at a time, in the same unit.
+        megapixels_together: the size of all images that wait to be decoded at a time, as for `megapixels`.
         learn_mb: the size of an archive to learn from, in the same unit.
         unpacked_mb: the total size of the unpacked files of an archive, in the same unit.
         megapixels: the size of one image according to its header, in units of 1,000,000 pixels.
         images: the number of images in a request to predict.
         files: the number of files in an archive.
         waiting: the number of images of all clients that may wait for the model at the same time.
-        upload_seconds: the time until the body of a request has arrived.
+        upload_seconds: the time until an archive to learn from has arrived.
+        predict_upload_seconds: the time until a request to predict has arrived.
         predict_seconds: the time until a request to predict is answered.
         learn_seconds: the time until a job is stopped.
     """
 
     predict_mb: float = 64
+    predict_mb_together: float = 256
+    megapixels_together: float = 800
     learn_mb: float = 512
     unpacked_mb: float = 2048
     megapixels: float = 50
@@ -32,5 +37,6 @@ class Limits:
     files: int = 5000
     waiting: int = 512
     upload_seconds: float = 600
+    predict_upload_seconds: float = 60
     predict_seconds: float = 60
     learn_seconds: float = 24 * 3600

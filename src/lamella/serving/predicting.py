@@ -13,6 +13,7 @@ from torch import Tensor
 from lamella.data.decoding import decode
 from lamella.data.transform import ImageView, of_images
 from lamella.serving.batching import Answer, Batcher
+from lamella.serving.budget import Budget
 from lamella.serving.limits import Limits
 from lamella.serving.uploads import check_image
 
@@ -36,6 +37,7 @@ class PredictionQueue:
         self.batcher = batcher
         self.limits = limits
         self.waiting = 0
+        self.pixels = Budget(limits.megapixels_together, "megapixels")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="lamella-read")
 
     async def predict(self, files: Sequence[UploadFile], top: int) -> Answer:
@@ -69,14 +71,20 @@ class PredictionQueue:
     async def _predict(self, files: Sequence[UploadFile], top: int) -> Answer:
         loop = asyncio.get_running_loop()
         contents = [(await file.read(), file.filename or "image") for file in files]
-        inputs = await asyncio.gather(*(loop.run_in_executor(self._readers, self._prepare, *c) for c in contents))
+        with self.pixels.share() as share:
+            for content, name in contents:
+                share.take(self._size(content, name))
+            inputs = await asyncio.gather(*(loop.run_in_executor(self._readers, self._prepare, *c) for c in contents))
         return await asyncio.wrap_future(self.batcher.submit(torch.cat(inputs), top))
+
+    def _size(self, content: bytes, name: str) -> float:
+        """Return the size of an image according to its header, in units of 1,000,000 pixels."""
+        if not content:
+            raise HTTPException(422, f"'{name}' is empty; send an image")
+        return check_image(io.BytesIO(content), name, self.limits)
 
     def _prepare(self, content: bytes, name: str) -> Tensor:
         """Decode one image into the backbone's input, `(1, 3, size, size)`."""
-        if not content:
-            raise HTTPException(422, f"'{name}' is empty; send an image")
-        check_image(io.BytesIO(content), name, self.limits)
         try:
             pixels = decode(content, f"'{name}'")
         except ValueError as error:

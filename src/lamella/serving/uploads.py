@@ -40,13 +40,16 @@ class Unpacked(NamedTuple):
     ignored: tuple[str, ...]
 
 
-def check_image(source: BinaryIO, name: str, limits: Limits) -> None:
+def check_image(source: BinaryIO, name: str, limits: Limits) -> float:
     """Check the header of an image, without decoding the image.
 
     Args:
         source: the image file.
         name: the name of the file, for messages.
         limits: the bound on its pixels.
+
+    Returns:
+        Its size, in units of 1,000,000 pixels.
 
     Raises:
         HTTPException: 415, the format is unknown; 413, the image has too many pixels.
@@ -65,6 +68,7 @@ def check_image(source: BinaryIO, name: str, limits: Limits) -> None:
     if width * height > limits.megapixels * 1e6:
         fault = f"'{name}' has {width} x {height} pixels; {limits.megapixels:g} megapixels are allowed"
         raise HTTPException(413, fault)
+    return width * height / 1e6
 
 
 def unpack(archive: BinaryIO, folder: Path, limits: Limits) -> Unpacked:

@@ -114,7 +114,7 @@ def timm_config(model: Model, described: dict[str, Any]) -> dict[str, Any]:
         "input_size": [3, transform.size, transform.size],
         "interpolation": transform.interpolation,
         "crop_pct": transform.crop,
-        "crop_mode": "center",
+        "crop_mode": transform.crop_mode,
         "mean": list(transform.mean),
         "std": list(transform.std),
         "num_classes": len(names),

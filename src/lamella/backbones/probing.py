@@ -1,0 +1,92 @@
+"""What a network shows when it runs: in which order it calls its layers, and whether fused rows are what they seem."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lamella.backbones.roles import LayerPlace, share_of
+
+__all__ = ["call_order", "is_fused_as_thought"]
+
+
+@torch.no_grad()
+def call_order(model: nn.Module, places: Sequence[LayerPlace], run: Callable[[], object]) -> list[str]:
+    """Return the names of the places' layers in the order in which a run first calls them.
+
+    Args:
+        model: the network.
+        places: layers of the network.
+        run: a function that runs it on some samples.
+    """
+    modules, seen = dict(model.named_modules()), dict[str, None]()
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: seen.setdefault(name)
+
+    with _hooks(modules[place.name].register_forward_hook(note(place.name)) for place in places):
+        run()
+    return list(seen)
+
+
+@torch.no_grad()
+def is_fused_as_thought(model: nn.Module, places: Sequence[LayerPlace], run: Callable[[], object]) -> dict[str, bool]:
+    """Return whether the rows of each fused layer lie one role after the other, as `share_of` says.
+
+    Some networks lay them out for each attention head. The test: without the values, attention has nothing to pass on,
+    whatever the queries and keys are. So its output must be the same with the value rows at zero and with all rows at
+    zero.
+
+    Args:
+        model: the network.
+        places: fused layers with the role "value".
+        run: a function that runs it on the same samples each time, which are not blank.
+    """
+    without = [_outputs(model, places, run, roles) for roles in (("value",), ("query", "key", "value"))]
+    return {
+        place.name: torch.allclose(*(found[place.name] for found in without), rtol=1e-4, atol=1e-6)
+        for place in places
+        if all(place.name in found for found in without)  # else the network never calls the layer
+    }
+
+
+def _outputs(
+    model: nn.Module, places: Sequence[LayerPlace], run: Callable[[], object], roles: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return what the attention of each place gives when the rows of these roles are zero in every place."""
+    modules, found = dict(model.named_modules()), dict[str, Tensor]()
+
+    def zero(place: LayerPlace) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            changed = output.clone()
+            for role in place.roles:
+                if role in roles:
+                    changed[..., share_of(place, role)] = 0
+            return changed
+
+        return hook
+
+    def keep(place: LayerPlace) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            found.setdefault(place.name, first.clone())
+
+        return hook
+
+    layers = (modules[place.name].register_forward_hook(zero(place)) for place in places)
+    attentions = (modules[place.name.rpartition(".")[0]].register_forward_hook(keep(place)) for place in places)
+    with _hooks(layers), _hooks(attentions):
+        run()
+    return found
+
+
+@contextmanager
+def _hooks(handles: Iterator[Any]) -> Iterator[None]:
+    made = list(handles)
+    try:
+        yield
+    finally:
+        for handle in made:
+            handle.remove()
