@@ -54,7 +54,7 @@ def taught_model(folder: Path, method: str | dict[str, Any] = "nearest-mean", **
     learner = Learner.create(
         backbone={"name": "test_vit", "weights": "random", "size": 32}, method=method, fit={"device": "cpu", **fit}
     )
-    task, held_back = as_next_task(load_folder(photos(folder / "photos", OLD)), learner)
+    task, held_back = as_next_task(load_folder(photos(folder / "photos", OLD)), learner.model)
     learner.learn(task, held_back=held_back)
     learner.save(folder / "model")
     return folder / "model"

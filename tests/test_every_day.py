@@ -11,10 +11,12 @@ from conftest import Run
 from PIL import Image
 
 from lamella import Learner
+from lamella.common.locks import exclusive_lock
 from lamella.learner.classes import drop_class, merge_classes, rename_class
 from lamella.learner.folder import ModelFolder
 from lamella.learner.reference import Beside, Reference
 from lamella.learner.seen import Seen
+from lamella.learner.store.versions import drop_versions
 from lamella.memory.gaussians import ClassGaussians
 
 
@@ -295,3 +297,101 @@ def test_what_pays_is_better_than_both() -> None:
     assert Beside(10, 8, 7, 7).pays
     assert not Beside(10, 8, 8, 7).pays
     assert not Beside(10, 8, 7, 8).pays
+
+
+def test_no_image_is_both_trained_on_and_held_back(tmp_path: Path) -> None:
+    day = photos(tmp_path / "day", {"crow": 8, "owl": 8})
+    for path in sorted(day.rglob("*.png")):
+        shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    learner = Learner.create(method="nearest-mean")
+    assert learner.learn_from(day).images == 12, "a copy under another name is the same image"
+    for path in sorted(day.rglob("*.png")):
+        path.rename(path.with_name(f"again-{path.name}"))
+    learner.learn_from(day, again=True)
+    seen = learner.model.seen
+    trained, held = (set(seen.digests[seen.trained == part].tolist()) for part in (True, False))
+    assert not (trained & held) - set(seen.digests[(seen.tasks == 0) & ~seen.trained].tolist())
+    assert len(seen.digests[~seen.trained]) == len(set(seen.digests[~seen.trained].tolist()))
+
+
+def test_a_learning_that_fails_in_its_last_pass_leaves_no_usable_learner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner.create(method="nearest-mean")
+    monkeypatch.setattr(type(learner.model), "hold_back", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+    with pytest.raises(OSError, match="gone"):
+        learner.learn_from(photos(tmp_path / "day", {"crow": 4, "owl": 4}))
+    with pytest.raises(RuntimeError, match="did not finish"):
+        learner.save(tmp_path / "model")
+
+
+def test_what_was_forgotten_can_be_purged_later(lamella: Run, model: Path) -> None:
+    day = photos(model.parent / "day", {"wren": 4}, seed=2)
+    assert lamella("learn", model, day)[0] == 0
+    assert "--purge removes them: 2" in lamella("forget", model, "day")[1]
+    code, out, _ = lamella("forget", model, "day", "--purge")
+    assert (code, "versions removed: 2" in out) == (0, True)
+    assert [v.number for v in ModelFolder(model).history()] == [1, 3]
+    assert lamella("forget", model, "day", "--purge")[0] == 2
+
+
+def test_forgetting_keeps_the_names_that_classes_have_now(lamella: Run, model: Path) -> None:
+    assert lamella("learn", model, photos(model.parent / "day", {"wren": 4}, seed=2))[0] == 0
+    assert lamella("classes", model, "rename", "owl", "barn owl")[0] == 0
+    assert lamella("forget", model, "day")[0] == 0
+    assert set(Learner.load(model).class_names.values()) == {"crow", "barn owl"}
+
+
+def test_going_back_never_meets_a_version_that_was_left(lamella: Run, model: Path) -> None:
+    """Version 2 was bad, 3 and 4 were made from 1; also where the versions between were deleted."""
+    for number in (2, 3, 4):
+        if number == 3:
+            assert lamella("rollback", model)[0] == 0
+        assert lamella("learn", model, photos(model.parent / f"d{number}", {"crow": 3}, seed=30 + number))[0] == 0
+    drop_versions(model, [3])
+    assert ModelFolder(model).roll_back().number == 1
+
+
+def test_images_under_a_former_name_are_of_the_class_as_it_is_called_now(lamella: Run, model: Path) -> None:
+    inbox = model.parent / "inbox"
+    assert lamella("classes", model, "rename", "owl", "barn owl")[0] == 0
+    assert lamella("learn", model, inbox)[0] == 2, "nothing is new"
+    photos(inbox, {"crow": 0, "owl": 4}, seed=8)
+    code, out, _ = lamella("learn", model, inbox)
+    assert (code, "more of: barn owl" in out) == (0, True)
+    assert set(Learner.load(model).class_names.values()) == {"crow", "barn owl"}
+    assert lamella("classes", model, "merge", "crow", "barn owl")[0] == 0
+    assert lamella("learn", model, inbox)[0] == 2, "what was merged does not come back either"
+
+
+def test_a_learner_that_does_not_know_of_a_rename_does_not_undo_it(lamella: Run, model: Path) -> None:
+    learner = Learner.load(model)
+    assert lamella("classes", model, "rename", "owl", "barn owl")[0] == 0
+    with pytest.raises(ValueError, match="holds another model than this learner"):
+        learner.learn_from(photos(model.parent / "day", {"wren": 4}, seed=2), folder=model)
+
+
+def test_a_model_is_not_saved_while_another_process_changes_it(model: Path) -> None:
+    learner = Learner.load(model)
+    with exclusive_lock(model, "busy"), pytest.raises(BlockingIOError, match="another process is changing"):
+        learner.save(model)
+    assert len(ModelFolder(model).history()) == 1
+
+
+def test_a_class_with_one_image_is_left_when_all_others_are_dropped(tmp_path: Path) -> None:
+    learner = Learner.create(method={"name": "nearest-mean", "align": {"own_covariance": 0.5}})
+    learner.learn_from(photos(tmp_path / "day", {"crow": 12, "owl": 1}))
+    drop_class(learner.model, "crow")
+    assert learner.predict(sorted((tmp_path / "day" / "owl").iterdir()))[0].classes == ("owl",)
+
+
+def test_tasks_without_contents_are_known_by_the_names_of_their_files(tmp_path: Path) -> None:
+    from lamella.learner.inspection.evaluation import images_to_measure
+
+    day = photos(tmp_path / "day", {"crow": 10, "owl": 10})
+    learner = Learner.create(method="nearest-mean")
+    learner.learn_from(day)
+    learner.model.seen = Seen()  # as after a learning of an older version
+    learner.learn_from(photos(tmp_path / "more", {"wren": 5}, seed=3))
+    found = images_to_measure(str(day), learner.model)
+    assert (len(found.images), found.part) == (4, "its held-out part")

@@ -77,7 +77,7 @@ def test_what_comes_next_takes_the_id_of_no_class_that_stayed() -> None:
     learner = taught(ALONE[2], [first, middle, last])
     learner.forget(middle.name)
     more = source(2)
-    task, _ = as_next_task(Source("more", more.train, more.test, ("new", last.class_names[0])), learner)
+    task, _ = as_next_task(Source("more", more.train, more.test, ("new", last.class_names[0])), learner.model)
     assert task.classes == (max(learner.class_names) + 1, last.classes[0])
     learner.learn(task)
     assert set(learner.class_names.values()) == {*first.class_names, *last.class_names, "new"}

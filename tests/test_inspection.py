@@ -245,7 +245,7 @@ def test_both_commands_on_photos(lamella: Run, tmp_path: Path) -> None:
     assert (shown["spaces"], shown["forecast"], shown["overlap"]) == ([], None, None)
     assert "The overlap of tasks needs at least two tasks." in (tmp_path / "m.html").read_text()
 
-    save_photos(tmp_path / "new", dark=20, bright=230, checked=None)
+    save_photos(tmp_path / "new", dark=24, bright=226, checked=None)  # other images than those it learned
     code, out, err = lamella("evaluate", model, tmp_path / "new", "--json", "--png", tmp_path / "c.png")
     found = json.loads(out)
     assert code == 0, err

@@ -115,7 +115,7 @@ def test_a_given_split_stays_and_bad_files_go_from_both_parts(birds: Path, tmp_p
     source = found.divided()
     assert len(found.unreadable) == 4
     assert len(source.train) + len(source.test) == 21
-    task, held_back = as_next_task(source, Learner.create(method="nearest-mean"))
+    task, held_back = as_next_task(source, Learner.create(method="nearest-mean").model)
     assert task.class_names == ("crow", "owl")
     assert set(held_back.labels.tolist()) == {0, 1}, "a class without training images is not held back either"
 

@@ -124,6 +124,8 @@ def test_nothing_is_learned_into_a_model_with_a_link_in_it(
     link = model / name
     if name == VERSIONS:
         shutil.rmtree(link)
+    if link.is_file():
+        link.unlink()
     link.parent.mkdir(exist_ok=True)
     link.symlink_to(victim)
     refused(lamella("learn", model, photos(tmp_path / "new", NEW)), link)

@@ -604,7 +604,7 @@ def test_a_flood_of_large_images_leaves_the_memory_bounded(model: Path) -> None:
         with ThreadPoolExecutor(12) as pool:
             codes = set(pool.map(lambda _: predict(client, *[page.getvalue()] * 8).status_code, range(24)))
         assert codes <= {200, 503}
-        assert peak_bytes(torch.device("cpu")) - before < 1.5e9
+        assert peak_bytes(torch.device("cpu")) - before < 2e9
         assert predict(client, picture("dark")).status_code == 200
 
 

@@ -35,7 +35,7 @@ def save(folder: Path, value: float, keep: int | None = None) -> None:
 def described(tasks: int) -> dict[str, Any]:
     """What a version tells of a model of so many tasks."""
     return {
-        "config": {"backbone": {}, "method": {}, "run": {}},
+        "config": {"backbone": {"name": "b"}, "method": {"name": "m"}, "fit": {}, "run": {"seed": 0}},
         "weights_sha256": "0",
         "class_names": [[i, f"class {i}"] for i in range(tasks)],
         "tasks": [{"name": f"task {i}", "classes": [i]} for i in range(tasks)],

@@ -52,8 +52,10 @@ def read_state(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, LookupError, UnpicklingError) as error:
         raise ValueError(f"'{path}' cannot be read as weights ({first_line(error)})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"'{path}' cannot be read as weights (it holds no table of tensors)")
     state = state.get("state_dict", state)
     return {key.removeprefix("module."): value for key, value in state.items()}
 

@@ -13,7 +13,7 @@ __all__ = ["drop_class", "merge_classes", "rename_class"]
 
 
 def rename_class(model: Model, old: str, new: str) -> None:
-    """Give a class another name. Nothing else changes.
+    """Give a class another name. Nothing else changes, and samples under the old name still are of this class.
 
     Args:
         model: the model, which is changed in place.
@@ -28,6 +28,8 @@ def rename_class(model: Model, old: str, new: str) -> None:
         raise ValueError(f"a class is called '{new}' already; choose another name, or merge '{old}' into it")
     if not new.strip():
         raise ValueError("the new name is empty; give a name")
+    model.former_names.pop(new, None)
+    model.former_names[old] = label
     model.class_names[label] = new
 
 
@@ -46,6 +48,7 @@ def merge_classes(model: Model, source: str, target: str) -> None:
     if gone == kept:
         raise ValueError(f"'{source}' cannot be merged into itself; name two classes")
     model.method.merge_classes(gone, kept)
+    model.former_names[source] = gone
     _relabel(model, {gone: kept})
 
 
@@ -78,6 +81,8 @@ def _id(model: Model, name: str) -> int:
 def _relabel(model: Model, changed: Mapping[int, int | None]) -> None:
     """Replace ids of classes in all that the model keeps of its samples; None drops the samples of a class."""
     model.class_names = {i: name for i, name in model.class_names.items() if i not in changed}
+    former = {name: changed.get(i, i) for name, i in model.former_names.items()}
+    model.former_names = {name: i for name, i in former.items() if i is not None}
     for record in model.tasks:
         left = (changed.get(i, i) for i in record.classes)
         record.classes = tuple(dict.fromkeys(i for i in left if i is not None))

@@ -155,7 +155,7 @@ class ModelFolder:
         # resume.
         left = config_left(self.path)
         chosen = as_chosen(config, left)
-        return Model(chosen if chosen == left else config)
+        return Model(chosen if left and on_device(chosen, None) == on_device(left, None) else config)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -223,28 +223,30 @@ class ModelFolder:
             elif self.version != version:  # another process has changed the model meanwhile
                 opened = self.open(wanted)
             place = place or self.path / PLACE
-            new, newest = _new_images(opened, data, again)
-            known = len(data.whole.train) - len(new.whole.train)
-            if not len(new.whole.train):
-                if not self._has_arrived(opened, place, newest, since):
-                    raise ValueError(_learned_before(data, opened.tasks[newest]))
+            done = self._done(opened, data, place, since)
+            if done is not None:
                 task, held_out = as_next_task(data.divided(), opened)
                 resumed = Resumed(Checkpoints(place, 0.0), stored=True)
-                yield Learning(self.path, opened, task, held_out, data, 0, resumed, opened.tasks[newest])
+                yield Learning(self.path, opened, task, held_out, data, 0, resumed, opened.tasks[done])
                 return
-            task, held_out = as_next_task(new.divided(), opened, name)
+            new = _new_images(opened, data, again)
+            task, held_out = _next_task(new, opened, name)
             resumed = resume(self.path, place, opened, task)
+            known = len(data.whole.train) - len(new.whole.train)
             stored = opened.tasks[-1] if resumed.stored else None
             yield Learning(self.path, opened, task, held_out, new, known, resumed, stored)
 
-    def _has_arrived(self, model: Model, place: Path, task: int, since: int | None) -> bool:
-        """Whether samples that were all learned before were learned by this very learning, which was then interrupted.
+    def _done(self, model: Model, data: ReadableData, place: Path, since: int | None) -> int | None:
+        """Return the number of the task that this very learning has stored before it was interrupted, or None.
 
-        Arguments are those of `learning`, and the number of the newest task that has such samples.
+        Arguments are those of `learning`.
         """
-        if since is not None and task >= since:
-            return True
-        return task == len(model.tasks) - 1 and stored_before(self.path, place, model)
+        newest = _newest_with_all(model, data)
+        if newest is None:
+            return None
+        if since is not None and newest >= since:
+            return newest
+        return newest if newest == len(model.tasks) - 1 and stored_before(self.path, place, model) else None
 
     def _check_is_here(self, model: Model) -> None:
         """Make sure that the folder holds this model or is free.
@@ -257,6 +259,7 @@ class ModelFolder:
             manifest = load_manifest(self.path)
             config = up_to_date(manifest["config"])  # as `load` gave it to the model
             same = on_device(config, None) == on_device(model.config, None)
+            same = same and [[i, name] for i, name in model.class_names.items()] == manifest["class_names"]
             if tasks_from_json(manifest["tasks"]) != model.tasks or not same:
                 raise ValueError(
                     f"'{self.path}' holds another model than this learner, or has learned more than it; continue with "
@@ -283,12 +286,11 @@ class ModelFolder:
             ValueError: there is no such version, or it is damaged.
             BlockingIOError: another process holds the lock.
         """
-        before = version_before(self.history()) if to is None else to
-        if before is None:
-            raise ValueError(
-                f"version {self.version} of '{self.path}' is its first, so there is none before it; name one with --to"
-            )
         with self.held():
+            before = version_before(self.path) if to is None else to
+            if before is None:
+                first = f"version {self.version} of '{self.path}' is its first, so there is none before it"
+                raise ValueError(f"{first}; name one with --to")
             roll_back(self.path, before)
             return next(v for v in self.history() if v.current)
 
@@ -349,13 +351,17 @@ class ModelFolder:
         with self.held():
             records = tasks_from_json(load_manifest(self.path)["tasks"])
             names = [record.name for record in records]
+            left_over = [v.number for v in self.history() if task in v.tasks]
+            if task not in names and purge and left_over:  # it was forgotten before, without its versions
+                drop_versions(self.path, left_over)
+                return Forgotten(self.version, tuple(left_over), purge)
             if task not in names:
                 learned = ", ".join(names) or "nothing"
                 raise ValueError(f"'{self.path}' has learned no task '{task}'; it has learned {learned}")
             earlier = [v.number for v in self.history() if self._tasks_of(v) == records[:-1]]
             as_in = earlier[-1] if task == names[-1] and earlier else None
             if as_in is not None:
-                make_again(self.path, as_in, f"forgot {task}")
+                make_again(self.path, as_in, f"forgot {task}", names=load_manifest(self.path)["class_names"])
             else:
                 model = load(self.path)
                 forgetting.forget(model, task)
@@ -380,26 +386,58 @@ def learn_from(
     if folder is not None:
         with ModelFolder(folder).learning(lambda: found, model=model, name=name, again=again) as learning:
             return learning.run(progress)
-    new, newest = _new_images(model, found, again)
-    if not len(new.whole.train):
-        raise ValueError(_learned_before(found, model.tasks[newest]))
-    task, held_out = as_next_task(new.divided(), model, name)
+    new = _new_images(model, found, again)
+    task, held_out = _next_task(new, model, name)
     record = learn(model, task, held_back=held_out, progress=progress)
     _note(model, record, task, held_out, new)
     return record
 
 
-def _new_images(model: Model, data: ReadableData, again: bool) -> tuple[ReadableData, int]:
-    """Return the data set without the images that a task was learned from before, and the number of the newest such
-    task; -1 if there is none.
+def _new_images(model: Model, data: ReadableData, again: bool) -> ReadableData:
+    """Return the data set without the images that a task was learned from before, and with each image once.
+
+    Raises:
+        ValueError: there is no training image, or none that is new.
     """
+    noun = data.whole.train.noun
     if not len(data.whole.train):
-        noun = data.whole.train.noun
         raise ValueError(f"{data.whole.name} has no training {noun}, so there is nothing to learn; add some {noun}s")
-    tasks = {} if again else model.seen.tasks_of(model.class_names)
-    train, names = data.whole.train, data.whole.class_names
-    pairs = [(data.digests[key], names[label]) for key, label in zip(train.keys, train.labels.tolist(), strict=True)]
-    return data.without(tasks.keys()), max((tasks.get(pair, -1) for pair in pairs), default=-1)
+    known = {} if again else _seen(model)
+    new = data.without(known.keys()).once()
+    if not len(new.whole.train):
+        raise ValueError(_learned_before(data, model.tasks[max(known[pair] for pair in data.pairs())]))
+    return new
+
+
+def _seen(model: Model) -> dict[tuple[int, str], int]:
+    """Return the newest task with each pair of a digest and a name of a class, its former names included."""
+    names: dict[int, list[str]] = {}
+    for name, label in model.ids().items():
+        names.setdefault(label, []).append(name)
+    tasks = model.seen.newest_tasks().items()
+    return {(digest, name): task for (digest, label), task in tasks for name in names.get(label, ())}
+
+
+def _newest_with_all(model: Model, data: ReadableData) -> int | None:
+    """Return the newest task that has some of the images, if all of them are in tasks; else None."""
+    tasks = _seen(model)
+    found = [tasks.get(pair) for pair in data.pairs()]
+    known = [task for task in found if task is not None]
+    return max(known) if known and len(known) == len(found) else None
+
+
+def _next_task(data: ReadableData, model: Model, name: str | None) -> tuple[Task, Examples]:
+    """Return the next task, and what is held back of it: nothing that the model has been or will be trained on, and
+    nothing that it holds back already.
+    """
+    task, held_out = as_next_task(data.divided(), model, name)
+    used = set(model.seen.digests.tolist()) | {data.digests[key] for key in task.train.keys}
+    fresh: list[int] = []
+    for i, key in enumerate(held_out.keys):
+        if data.digests[key] not in used:
+            used.add(data.digests[key])
+            fresh.append(i)
+    return task, held_out.subset(fresh)
 
 
 def _learned_before(data: ReadableData, record: TaskRecord) -> str:

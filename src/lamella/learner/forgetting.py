@@ -32,7 +32,9 @@ def forget(model: Model, task: str) -> None:
     model.seen.forget(number)
     model.reference = Reference()  # its shared covariance holds the forgotten task
     left = set(model.method.classes)
+    model.follow_classes()
     model.class_names = {i: name for i, name in model.class_names.items() if i in left}
+    model.former_names = {name: i for name, i in model.former_names.items() if i in left}
 
 
 def _traces(method: str, names: list[str], number: int) -> str:

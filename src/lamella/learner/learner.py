@@ -17,7 +17,7 @@ from lamella.learner.config.new_config import new_config
 from lamella.learner.config.own_methods import name_in_table
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.export import export
-from lamella.learner.folder import learn_from
+from lamella.learner.folder import ModelFolder, learn_from
 from lamella.learner.forgetting import forget
 from lamella.learner.learning import learn
 from lamella.learner.model import Model, load, save
@@ -129,9 +129,11 @@ class Learner:
         Raises:
             RuntimeError: learning a task failed half-way.
             OSError: the folder cannot be written, or the disk is full. The stored model is unchanged.
+            BlockingIOError: another process is changing the model in this folder.
         """
         self.model.check_whole()
-        return save(self.model, Path(folder), what=what, keep=keep)
+        with ModelFolder(Path(folder)).held():
+            return save(self.model, Path(folder), what=what, keep=keep)
 
     @property
     def config(self) -> dict[str, Any]:

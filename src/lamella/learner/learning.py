@@ -37,7 +37,6 @@ def learn(
         model.method.learn(task, fit)
     except torch.linalg.LinAlgError as error:
         raise RuntimeError(f"{DIVERGED}: the features of task '{task.name}' are not finite; {LOWER}") from error
-    model.half_learned = ""
     model.class_names |= dict(zip(task.classes, task.class_names, strict=True))
     model.follow_drift(fit)
     record = task_record(task, model.method, fit, time.monotonic() - started)
@@ -45,4 +44,5 @@ def learn(
         record.held_back = model.hold_back(held_back, fit) if len(held_back) else None
         record.beside = model.compare(task, held_back, fit)
     model.tasks.append(record)
+    model.half_learned = ""
     return record

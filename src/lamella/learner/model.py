@@ -11,6 +11,7 @@ from lamella.backbones import Backbone
 from lamella.common.progress import Progress, silent
 from lamella.common.version import __version__
 from lamella.data.loading import Examples
+from lamella.data.names import normal_name
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram, of_records
@@ -53,6 +54,7 @@ class Model:
         backbone: the feature extractor.
         method: the method that learns on the backbone.
         class_names: the name of each global class id.
+        former_names: the global id of each name that a class had before it was renamed or merged.
         tasks: the record of each learned task, oldest first.
         held_back: the features of held-back samples of these tasks, where the method can follow them.
         seen: which samples it has learned from, as far as they came from a data set on disk.
@@ -70,6 +72,7 @@ class Model:
         self.config = choose(self.config, self.backbone)
         self.method: Method = build_method(self.config, self.backbone)
         self.class_names: dict[int, str] = {}
+        self.former_names: dict[str, int] = {}
         self.tasks: list[TaskRecord] = []
         self.held_back = HeldBack()
         self.seen = Seen()
@@ -77,6 +80,10 @@ class Model:
         self.notes: dict[str, Any] = {}
         self.half_learned = ""
         self._confidence: Confidence | None = None  # of the held-back samples; None until it is computed
+
+    def ids(self) -> dict[str, int]:
+        """Return the global id of each class by its name in the usual form, and by its former names."""
+        return self.former_names | {normal_name(name): i for i, name in self.class_names.items()}
 
     @property
     def name(self) -> str:
@@ -250,6 +257,7 @@ def save(model: Model, folder: Path, *, what: str, keep: int | None) -> int:
         "weights_sha256": model.backbone.weights_sha256,
         "backbone_copy": kept,
         "class_names": [[i, name] for i, name in model.class_names.items()],
+        "former_names": [[i, name] for name, i in model.former_names.items()],
         "tasks": [task.to_json() for task in model.tasks],
         "notes": model.notes,
     }
@@ -284,6 +292,7 @@ def load(folder: Path, version: int | None = None, *, device: str | None = None)
     model.reference = Reference.taken_from(state)
     restore_state(model.method, state)
     model.class_names = {int(i): str(name) for i, name in manifest["class_names"]}
+    model.former_names = {str(name): int(i) for i, name in manifest.get("former_names", [])}
     model.tasks = tasks_from_json(manifest["tasks"])
     model.notes = manifest["notes"]
     return model

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from lamella.data.loading import Examples
-from lamella.data.names import alike, normal_name
+from lamella.data.names import alike
 from lamella.data.scenario import Source, Task
 from lamella.learner.model import Model
 
@@ -29,12 +29,12 @@ def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple
     if name in used:
         raise ValueError(f"a task called '{name}' was learned already; choose another name (--name)")
     name = name or next(each for each in _numbered(source.name) if each not in used)
-    ids = {normal_name(name): i for i, name in model.class_names.items()}
+    ids = model.ids()
     class_names = [source.class_names[i] for i in source.train.labels.unique().tolist()]
-    _check_capitals([*ids, *(each for each in class_names if each not in ids)])
+    _check_capitals([*model.class_names.values(), *(each for each in class_names if each not in ids)])
     for each in class_names:  # the next id is not the number of classes, because some may have been forgotten
         ids.setdefault(each, max(ids.values(), default=-1) + 1)
-    own = tuple(ids[each] for each in class_names)
+    own = {ids[each]: model.class_names.get(ids[each], each) for each in class_names}
     present = set(class_names)
     number = torch.tensor([ids[each] if each in present else -1 for each in source.class_names])
 
@@ -43,7 +43,7 @@ def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple
         of_task = labels >= 0  # what has only test samples cannot be learned, and so tells nothing
         return part.relabelled(labels).subset(of_task.nonzero()[:, 0])
 
-    task = Task(len(model.tasks), name, own, tuple(class_names), renumbered(source.train))
+    task = Task(len(model.tasks), name, tuple(own), tuple(own.values()), renumbered(source.train))
     return task, renumbered(source.test)
 
 

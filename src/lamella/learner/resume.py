@@ -129,6 +129,8 @@ def _left(place: Path) -> dict[str, Any]:
     """Read the description of an interrupted learning, with options added since; empty if there is none."""
     path = place / NOTE
     left = read_json(path) if path.exists() else {}
+    if not isinstance(left, dict) or ("config" in left and not isinstance(left["config"], dict)):
+        raise ValueError(f"'{path}' was not written by lamella; remove the folder '{place}'")
     return {**left, "config": on_device(up_to_date(left["config"]), None)} if "config" in left else left
 
 

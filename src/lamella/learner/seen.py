@@ -4,7 +4,7 @@ So samples that come again, under whatever file name, are noticed before they co
 out those that the model was trained on.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -49,18 +49,10 @@ class Seen:
         self.tasks = torch.cat([self.tasks, torch.full((n,), task)])
         self.trained = torch.cat([self.trained, torch.full((n,), trained)])
 
-    def tasks_of(self, class_names: Mapping[int, str]) -> dict[tuple[int, str], int]:
-        """Return the number of the newest task with each pair of a digest and the name of a class.
-
-        Args:
-            class_names: the name of each global class id.
-        """
+    def newest_tasks(self) -> dict[tuple[int, int], int]:
+        """Return the number of the newest task with each pair of a digest and a global class id."""
         columns = (self.digests.tolist(), self.labels.tolist(), self.tasks.tolist())
-        return {
-            (digest, class_names[label]): task
-            for digest, label, task in zip(*columns, strict=True)
-            if label in class_names
-        }
+        return {(digest, label): task for digest, label, task in zip(*columns, strict=True)}
 
     def trained_on(self) -> set[int]:
         """Return the digests of all samples that the model was trained on."""

@@ -121,7 +121,7 @@ class ClassGaussians(Resizable):
         """
         self._solved = {}
         i, j = self.classes.index(source), self.classes.index(target)
-        m, n = self.counts[i], self.counts[j]
+        m, n = int(self.counts[i]), int(self.counts[j])
         shift = self.means[i] - self.means[j]
         between = torch.outer(shift, shift) * (m * n / (m + n))
         self.scatter = self.scatter + between
@@ -135,14 +135,13 @@ class ClassGaussians(Resizable):
     def drop(self, label: int) -> None:
         """Remove a class, as if it had never been added.
 
-        The shared scatter loses that of the class if there is one `per_class`, up to rounding to float32; else it
-        stays.
+        The shared scatter is then the sum of the others', in float32, if there is one `per_class`; else it stays.
         """
         self._solved = {}
         i = self.classes.index(label)
-        if self.per_class:
-            self.scatter = self.scatter - self.scatters[i].to(self.scatter)
         self._remove(i)
+        if self.per_class:
+            self.scatter = self.scatters.to(self.scatter).sum(0)
 
     def _remove(self, i: int) -> None:
         left = [j for j in range(len(self.ids)) if j != i]

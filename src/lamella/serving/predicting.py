@@ -3,8 +3,10 @@
 import asyncio
 import io
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import torch
 from fastapi import HTTPException, UploadFile
@@ -19,7 +21,9 @@ from lamella.serving.uploads import check_image
 
 __all__ = ["PredictionQueue"]
 
-READERS = min(4, os.cpu_count() or 1)  # each may hold one decoded photo of up to 150 MB
+READERS = min(4, os.cpu_count() or 1)
+LARGE = 12
+"""An image with more megapixels is decoded alone: one of 50 takes a gigabyte on its way to the backbone's input."""
 
 
 class PredictionQueue:
@@ -38,6 +42,7 @@ class PredictionQueue:
         self.limits = limits
         self.waiting = 0
         self.pixels = Budget(limits.megapixels_together, "megapixels")
+        self._one_large = threading.Lock()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="lamella-read")
 
     async def predict(self, files: Sequence[UploadFile], top: int) -> Answer:
@@ -72,9 +77,10 @@ class PredictionQueue:
         loop = asyncio.get_running_loop()
         contents = [(await file.read(), file.filename or "image") for file in files]
         with self.pixels.share() as share:
-            for content, name in contents:
-                share.take(self._size(content, name))
-            inputs = await asyncio.gather(*(loop.run_in_executor(self._readers, self._prepare, *c) for c in contents))
+            sizes = [self._size(*each) for each in contents]
+            share.take(sum(sizes))
+            tasks = [(*each, size) for each, size in zip(contents, sizes, strict=True)]
+            inputs = await asyncio.gather(*(loop.run_in_executor(self._readers, self._prepare, *t) for t in tasks))
         return await asyncio.wrap_future(self.batcher.submit(torch.cat(inputs), top))
 
     def _size(self, content: bytes, name: str) -> float:
@@ -83,8 +89,12 @@ class PredictionQueue:
             raise HTTPException(422, f"'{name}' is empty; send an image")
         return check_image(io.BytesIO(content), name, self.limits)
 
-    def _prepare(self, content: bytes, name: str) -> Tensor:
+    def _prepare(self, content: bytes, name: str, size: float) -> Tensor:
         """Decode one image into the backbone's input, `(1, 3, size, size)`."""
+        with self._one_large if size > LARGE else nullcontext():
+            return self._decoded(content, name)
+
+    def _decoded(self, content: bytes, name: str) -> Tensor:
         try:
             pixels = decode(content, f"'{name}'")
         except ValueError as error:

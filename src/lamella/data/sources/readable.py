@@ -31,6 +31,11 @@ class ReadableData:
     digests: Mapping[str, int]
     unreadable: Sequence[Unreadable] = ()
 
+    def pairs(self) -> list[tuple[int, str]]:
+        """Return the digest and the name of the class of each image of the training part of `whole`."""
+        train, names = self.whole.train, self.whole.class_names
+        return [(self.digests[k], names[label]) for k, label in zip(train.keys, train.labels.tolist(), strict=True)]
+
     def without(self, known: Collection[tuple[int, str]]) -> Self:
         """Return the data set without some images.
 
@@ -38,18 +43,28 @@ class ReadableData:
             known: pairs of a digest and the name of a class. Images of the training part of `whole` with such a digest
                 and such a class are left out.
         """
+        return self._keep([i for i, pair in enumerate(self.pairs()) if pair not in known])
+
+    def once(self) -> Self:
+        """Return the data set in which each image is once in a class, whatever its copies are called.
+
+        Otherwise one copy could be trained on and another be held back.
+        """
+        source, seen = self.whole, set[tuple[int, int]]()
+        kept: list[int] = []
+        for i, (key, label) in enumerate(zip(source.train.keys, source.train.labels.tolist(), strict=True)):
+            if (self.digests[key], label) not in seen:
+                seen.add((self.digests[key], label))
+                kept.append(i)
+        return self._keep(kept)
+
+    def _keep(self, kept: Sequence[int]) -> Self:
         source = self.whole
-        names = [source.class_names[label] for label in source.train.labels.tolist()]
-        kept = [
-            i
-            for i, (key, name) in enumerate(zip(source.train.keys, names, strict=True))
-            if (self.digests[key], name) not in known
-        ]
-        if len(kept) == len(names):
+        if len(kept) == len(source.train):
             return self
-        domains = source.train_domains
-        train_domains = None if domains is None else domains[kept]
-        return replace(self, whole=replace(source, train=source.train.subset(kept), train_domains=train_domains))
+        index, domains = torch.tensor(kept, dtype=torch.int64), source.train_domains
+        train_domains = None if domains is None else domains[index]
+        return replace(self, whole=replace(source, train=source.train.subset(index), train_domains=train_domains))
 
     def divided(self) -> Source:
         """Return the data set with a test part: its own, or a fifth of each class, drawn by the keys of the images.

@@ -160,7 +160,7 @@ def images_to_measure(data: str, model: Model, layout: str | None = None) -> Mea
     found = load_readable(data, **({"layout": layout} if layout else {}))
     whole = found.whole
     images, part = (whole.test, "its test part") if len(whole.test) else (whole.train, "all of it")
-    if not len(whole.test) and not len(model.seen) and _was_learned_by_name(found, model):
+    if not len(whole.test) and _was_learned_by_name(found, model):
         images, part = found.divided().test, "its held-out part"
     trained = model.seen.trained_on()
     new = [i for i, key in enumerate(images.keys) if found.digests[key] not in trained]
@@ -177,9 +177,14 @@ def images_to_measure(data: str, model: Model, layout: str | None = None) -> Mea
 
 
 def _was_learned_by_name(data: ReadableData, model: Model) -> bool:
-    """Whether a task was learned from samples with these names; contents were not kept by older versions of Lamella."""
+    """Whether a task whose samples' contents are not known was learned from samples with these names.
+
+    Older versions of Lamella kept no contents, and neither does `Learner.learn`, which takes samples of any kind.
+    """
     split = data.divided()
-    return data_sha256(split.train, dict(enumerate(split.class_names))) in {task.data_sha256 for task in model.tasks}
+    with_contents = set(model.seen.tasks.tolist())
+    unknown = {task.data_sha256 for i, task in enumerate(model.tasks) if i not in with_contents}
+    return data_sha256(split.train, dict(enumerate(split.class_names))) in unknown
 
 
 def _some(count: int, noun: str) -> str:

@@ -1,8 +1,9 @@
 """The facts of a model: its tasks, the free directions for further tasks, and the overlap of its tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lamella.learner.inspection.directions import Forecast, Overlap, Space, forecast, overlap, spaces
 from lamella.learner.model import Model
@@ -150,10 +151,15 @@ def origins(folder: Path) -> list[Origin | None]:
         ValueError: the model is damaged.
     """
     current = load_manifest(folder)
-    tasks, found = current["tasks"], dict[int, Origin]()
+    tasks, found = _without_classes(current["tasks"]), dict[int, Origin]()
     for version in history(folder):
-        theirs = load_manifest(folder, version.number)["tasks"]
+        theirs = _without_classes(load_manifest(folder, version.number)["tasks"])
         # Compare whole records, not names: after a rollback a task may be learned again under the same name.
         if version.number <= current["version"] and theirs == tasks[: len(theirs)]:
             found.setdefault(len(theirs) - 1, Origin(version.number, version.made, version.bytes))
     return [found.get(number) for number in range(len(tasks))]
+
+
+def _without_classes(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return records without what changes when classes are merged or dropped later."""
+    return [{key: value for key, value in record.items() if key != "classes"} for record in records]

@@ -32,7 +32,11 @@ def _is_table(value: Any) -> bool:
 
 
 def _is_config(value: Any) -> bool:
-    return _is_table(value) and all(_is_table(value.get(key)) for key in ("backbone", "method", "run"))
+    if not _is_table(value) or not all(_is_table(value.get(key)) for key in ("backbone", "method", "fit", "run")):
+        return False
+    return all(_is_text(value[key].get("name")) for key in ("backbone", "method")) and _is_count(
+        value["run"].get("seed")
+    )
 
 
 def _are_names(value: Any) -> bool:
@@ -73,7 +77,7 @@ FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "version": (_is_count, "a whole number"),
     "made": (_is_text, "a time as text"),
     "what": (_is_text, "a text"),
-    "config": (_is_config, "tables, among them backbone, method and run"),
+    "config": (_is_config, "tables, among them backbone and method with a name, fit, and run with a seed"),
     "weights_sha256": (_is_text, "a checksum"),
     "class_names": (_are_names, "pairs of a class id and a name"),
     "tasks": (_are_tasks, "records, each with a name and the ids of its classes"),
@@ -98,6 +102,11 @@ def checked_manifest(path: Path, manifest: Any) -> dict[str, Any]:
     for key, (fits, words) in FORMS.items():
         if not fits(manifest.get(key)):
             raise ValueError(f"'{path}' was not written by lamella: '{key}' should be {words}; restore it from a copy")
+    named = {i for i, _ in manifest["class_names"]}
+    if unnamed := [i for task in manifest["tasks"] for i in task["classes"] if i not in named]:
+        raise ValueError(f"'{path}' is damaged: class {unnamed[0]} of a task has no name; restore it from a copy")
+    if not _are_names(manifest.get("former_names", [])):
+        raise ValueError(f"'{path}' was not written by lamella: 'former_names' should be pairs of an id and a name")
     if not _is_copy(manifest.get("backbone_copy")):
         raise ValueError(
             f"'{path}' was not written by lamella: 'backbone_copy' should be the name "

@@ -99,7 +99,7 @@ def save_model(
     refuse_links(folder / VERSIONS)
     if keep is not None and keep < 1:
         raise ValueError(f"keep {keep} would leave no version; give 1 or more")
-    pointer = _read_pointer(folder) if holds_model(folder) else {"versions": {}, "current": None}
+    pointer = _read_pointer(folder) if holds_model(folder) else {"versions": {}, "current": None, "dropped": {}}
     known = pointer["versions"]
     older = sorted(map(int, known))
     number = older[-1] + 1 if older else 1
@@ -115,7 +115,7 @@ def save_model(
     write_atomic(_version_file(folder, number), version)
     kept = older if keep is None else older[max(0, len(older) + 1 - keep) :]
     digests = {str(n): known[str(n)] for n in kept} | {str(number): sha256(version).hexdigest()}
-    _point(folder, number, digests)
+    _point(folder, number, digests, pointer["dropped"])
     _sweep(folder, digests)
     return len(content)
 
@@ -190,16 +190,18 @@ def roll_back(folder: Path, to: int) -> None:
         ValueError: there is no such version, or it is damaged.
     """
     load_model(folder, to)
-    _point(folder, to, _read_pointer(folder)["versions"])
+    pointer = _read_pointer(folder)
+    _point(folder, to, pointer["versions"], pointer["dropped"])
 
 
-def make_again(folder: Path, number: int, what: str) -> None:
+def make_again(folder: Path, number: int, what: str, *, names: Sequence[Sequence[Any]] = ()) -> None:
     """Save a copy of an earlier version as the new current version.
 
     Args:
         folder: the model's folder.
         number: the number of the earlier version.
         what: a short text for the history that says what made the new version.
+        names: pairs of a class id and a name that its classes have now; the others keep their names.
 
     Raises:
         FileNotFoundError: there is no model, or a file of that version is missing.
@@ -208,19 +210,22 @@ def make_again(folder: Path, number: int, what: str) -> None:
     state, manifest = load_model(folder, number)
     own = ("version", "made", "what", "parent", "state")
     learned = {key: value for key, value in manifest.items() if key not in own}
+    now = {i: name for i, name in names}
+    learned["class_names"] = [[i, now.get(i, name)] for i, name in learned["class_names"]]
     save_model(folder, state, learned, what=what)
 
 
-def version_before(versions: Sequence[Version]) -> int | None:
-    """Return the newest version that is left of those that the current one was made from, or None.
+def version_before(folder: Path) -> int | None:
+    """Return the newest version that is left of those that the current one was made from; None if there is none.
 
     What is not known of versions of older Lamellas is taken to be the number before.
     """
-    known = {version.number: version for version in versions}
-    number = next(version.number for version in versions if version.current)
+    known = {version.number: version for version in history(folder)}
+    dropped = _read_pointer(folder)["dropped"]
+    number = next(version.number for version in known.values() if version.current)
     while number > 1:
-        own = known.get(number)
-        number = own.parent if own is not None and own.parent is not None and own.parent < number else number - 1
+        found = known[number].parent if number in known else dropped.get(str(number))
+        number = found if found is not None and found < number else number - 1
         if number in known:
             return number
     return None
@@ -241,7 +246,8 @@ def drop_versions(folder: Path, numbers: Collection[int]) -> None:
     if pointer["current"] in numbers:
         raise ValueError(f"version {pointer['current']} of '{folder}' is in use; roll back to another one first")
     left = {number: digest for number, digest in pointer["versions"].items() if int(number) not in numbers}
-    _point(folder, pointer["current"], left)
+    gone = {str(v.number): v.parent for v in history(folder) if str(v.number) not in left and v.parent is not None}
+    _point(folder, pointer["current"], left, pointer["dropped"] | gone)
     _sweep(folder, left)
 
 
@@ -249,8 +255,17 @@ def _version_file(folder: Path, number: int) -> Path:
     return folder / VERSIONS / f"{number}.json"
 
 
-def _point(folder: Path, current: int, digests: Mapping[str, str]) -> None:
-    write_atomic(folder / MANIFEST, json_to_bytes({"lamella": FORMAT, "current": current, "versions": dict(digests)}))
+def _point(folder: Path, current: int, digests: Mapping[str, str], dropped: Mapping[str, int]) -> None:
+    """Write lamella.json.
+
+    Args:
+        folder: the model's folder.
+        current: the number of the current version.
+        digests: the checksum of each version's file.
+        dropped: the parent of each version that was deleted, so that one can still go back along it.
+    """
+    pointer = {"lamella": FORMAT, "current": current, "versions": dict(digests), "dropped": dict(dropped)}
+    write_atomic(folder / MANIFEST, json_to_bytes(pointer))
 
 
 def _read_pointer(folder: Path) -> dict[str, Any]:
@@ -265,7 +280,11 @@ def _read_pointer(folder: Path) -> dict[str, Any]:
         raise ValueError(f"'{path}' has format {form}, but this lamella reads formats up to {FORMAT}; upgrade lamella")
     if form < FORMAT:
         raise ValueError(f"'{path}' has format {form}, from before the first release of lamella; learn the model again")
-    versions, current = pointer.get("versions"), pointer.get("current")
+    versions, current, dropped = pointer.get("versions"), pointer.get("current"), pointer.setdefault("dropped", {})
+    if not isinstance(dropped, dict) or not all(
+        NUMBER.fullmatch(number) and type(parent) is int for number, parent in dropped.items()
+    ):
+        raise ValueError(f"'{path}' was not written by lamella")
     if not isinstance(versions, dict) or not all(map(NUMBER.fullmatch, versions)):
         raise ValueError(f"'{path}' was not written by lamella")
     if type(current) is not int or str(current) not in versions:

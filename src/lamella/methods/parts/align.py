@@ -138,7 +138,7 @@ class Aligned(MethodOnBase):
 
     @property
     def features_stay(self) -> bool:
-        return self.routed or self.base.features_stay
+        return self.base.features_stay
 
     def linear_classifier(self) -> nn.Linear:
         if self.quadratic:
