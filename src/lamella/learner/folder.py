@@ -19,7 +19,7 @@ from lamella.learner.config.precision import as_chosen
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.learning import learn
 from lamella.learner.model import Model, load, save
-from lamella.learner.next_task import as_next_task
+from lamella.learner.next_task import as_next_task, new_samples, newest_with_all, next_task, note
 from lamella.learner.records import TaskRecord, tasks_from_json
 from lamella.learner.resume import PLACE, Resumed, config_left, current_version, is_free, resume, stored_before
 from lamella.learner.store.versions import (
@@ -79,7 +79,7 @@ class Learning:
             return self.stored
         checkpoints = self.resumed.checkpoints
         record = learn(self.model, self.task, held_back=self.held_out, checkpoints=checkpoints, progress=progress)
-        _note(self.model, record, self.task, self.held_out, self.data)
+        note(self.model, record, self.task, self.held_out, self.data)
         save(self.model, self.folder, what=f"learned {self.task.name}", keep=None)
         checkpoints.clear()
         return record
@@ -229,8 +229,8 @@ class ModelFolder:
                 resumed = Resumed(Checkpoints(place, 0.0), stored=True)
                 yield Learning(self.path, opened, task, held_out, data, 0, resumed, opened.tasks[done])
                 return
-            new = _new_images(opened, data, again)
-            task, held_out = _next_task(new, opened, name)
+            new = new_samples(opened, data, again)
+            task, held_out = next_task(new, opened, name)
             resumed = resume(self.path, place, opened, task)
             known = len(data.whole.train) - len(new.whole.train)
             stored = opened.tasks[-1] if resumed.stored else None
@@ -241,7 +241,7 @@ class ModelFolder:
 
         Arguments are those of `learning`.
         """
-        newest = _newest_with_all(model, data)
+        newest = newest_with_all(model, data)
         if newest is None:
             return None
         if since is not None and newest >= since:
@@ -386,74 +386,11 @@ def learn_from(
     if folder is not None:
         with ModelFolder(folder).learning(lambda: found, model=model, name=name, again=again) as learning:
             return learning.run(progress)
-    new = _new_images(model, found, again)
-    task, held_out = _next_task(new, model, name)
+    new = new_samples(model, found, again)
+    task, held_out = next_task(new, model, name)
     record = learn(model, task, held_back=held_out, progress=progress)
-    _note(model, record, task, held_out, new)
+    note(model, record, task, held_out, new)
     return record
-
-
-def _new_images(model: Model, data: ReadableData, again: bool) -> ReadableData:
-    """Return the data set without the images that a task was learned from before, and with each image once.
-
-    Raises:
-        ValueError: there is no training image, or none that is new.
-    """
-    noun = data.whole.train.noun
-    if not len(data.whole.train):
-        raise ValueError(f"{data.whole.name} has no training {noun}, so there is nothing to learn; add some {noun}s")
-    known = {} if again else _seen(model)
-    new = data.without(known.keys()).once()
-    if not len(new.whole.train):
-        raise ValueError(_learned_before(data, model.tasks[max(known[pair] for pair in data.pairs())]))
-    return new
-
-
-def _seen(model: Model) -> dict[tuple[int, str], int]:
-    """Return the newest task with each pair of a digest and a name of a class, its former names included."""
-    names: dict[int, list[str]] = {}
-    for name, label in model.ids().items():
-        names.setdefault(label, []).append(name)
-    tasks = model.seen.newest_tasks().items()
-    return {(digest, name): task for (digest, label), task in tasks for name in names.get(label, ())}
-
-
-def _newest_with_all(model: Model, data: ReadableData) -> int | None:
-    """Return the newest task that has some of the images, if all of them are in tasks; else None."""
-    tasks = _seen(model)
-    found = [tasks.get(pair) for pair in data.pairs()]
-    known = [task for task in found if task is not None]
-    return max(known) if known and len(known) == len(found) else None
-
-
-def _next_task(data: ReadableData, model: Model, name: str | None) -> tuple[Task, Examples]:
-    """Return the next task, and what is held back of it: nothing that the model has been or will be trained on, and
-    nothing that it holds back already.
-    """
-    task, held_out = as_next_task(data.divided(), model, name)
-    used = set(model.seen.digests.tolist()) | {data.digests[key] for key in task.train.keys}
-    fresh: list[int] = []
-    for i, key in enumerate(held_out.keys):
-        if data.digests[key] not in used:
-            used.add(data.digests[key])
-            fresh.append(i)
-    return task, held_out.subset(fresh)
-
-
-def _learned_before(data: ReadableData, record: TaskRecord) -> str:
-    noun = data.whole.train.noun
-    return (
-        f"all {len(data.whole.train)} {noun}s of {data.whole.name} were learned before, the newest as task "
-        f"'{record.name}'; once more they would count twice: give new {noun}s, or --again to learn them once more"
-    )
-
-
-def _note(model: Model, record: TaskRecord, task: Task, held_out: Examples, data: ReadableData) -> None:
-    """Record the files that cannot be read, and the contents of the images that can."""
-    record.note_unreadable(data.unreadable)
-    number = len(model.tasks) - 1
-    for part, trained in ((task.train, True), (held_out, False)):
-        model.seen.add([data.digests[key] for key in part.keys], part.labels, number, trained=trained)
 
 
 @contextmanager

@@ -7,9 +7,11 @@ import torch
 from lamella.data.loading import Examples
 from lamella.data.names import alike
 from lamella.data.scenario import Source, Task
+from lamella.data.sources.readable import ReadableData
 from lamella.learner.model import Model
+from lamella.learner.records import TaskRecord
 
-__all__ = ["as_next_task"]
+__all__ = ["as_next_task", "new_samples", "newest_with_all", "next_task", "note"]
 
 
 def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple[Task, Examples]:
@@ -65,3 +67,66 @@ def _numbered(name: str) -> Iterator[str]:
     while True:
         yield f"{name} {number}"
         number += 1
+
+
+def new_samples(model: Model, data: ReadableData, again: bool) -> ReadableData:
+    """Return the data set without the images that a task was learned from before, and with each image once.
+
+    Raises:
+        ValueError: there is no training image, or none that is new.
+    """
+    noun = data.whole.train.noun
+    if not len(data.whole.train):
+        raise ValueError(f"{data.whole.name} has no training {noun}, so there is nothing to learn; add some {noun}s")
+    known = {} if again else _seen(model)
+    new = data.without(known.keys()).once()
+    if not len(new.whole.train):
+        raise ValueError(_learned_before(data, model.tasks[max(known[pair] for pair in data.pairs())]))
+    return new
+
+
+def _seen(model: Model) -> dict[tuple[int, str], int]:
+    """Return the newest task with each pair of a digest and a name of a class, its former names included."""
+    names: dict[int, list[str]] = {}
+    for name, label in model.ids().items():
+        names.setdefault(label, []).append(name)
+    tasks = model.seen.newest_tasks().items()
+    return {(digest, name): task for (digest, label), task in tasks for name in names.get(label, ())}
+
+
+def newest_with_all(model: Model, data: ReadableData) -> int | None:
+    """Return the newest task that has some of the images, if all of them are in tasks; else None."""
+    tasks = _seen(model)
+    found = [tasks.get(pair) for pair in data.pairs()]
+    known = [task for task in found if task is not None]
+    return max(known) if known and len(known) == len(found) else None
+
+
+def next_task(data: ReadableData, model: Model, name: str | None) -> tuple[Task, Examples]:
+    """Return the next task, and what is held back of it: nothing that the model has been or will be trained on, and
+    nothing that it holds back already.
+    """
+    task, held_out = as_next_task(data.divided(), model, name)
+    used = set(model.seen.digests.tolist()) | {data.digests[key] for key in task.train.keys}
+    fresh: list[int] = []
+    for i, key in enumerate(held_out.keys):
+        if data.digests[key] not in used:
+            used.add(data.digests[key])
+            fresh.append(i)
+    return task, held_out.subset(fresh)
+
+
+def _learned_before(data: ReadableData, record: TaskRecord) -> str:
+    noun = data.whole.train.noun
+    return (
+        f"all {len(data.whole.train)} {noun}s of {data.whole.name} were learned before, the newest as task "
+        f"'{record.name}'; once more they would count twice: give new {noun}s, or --again to learn them once more"
+    )
+
+
+def note(model: Model, record: TaskRecord, task: Task, held_out: Examples, data: ReadableData) -> None:
+    """Record the files that cannot be read, and the contents of the images that can."""
+    record.note_unreadable(data.unreadable)
+    number = len(model.tasks) - 1
+    for part, trained in ((task.train, True), (held_out, False)):
+        model.seen.add([data.digests[key] for key in part.keys], part.labels, number, trained=trained)
