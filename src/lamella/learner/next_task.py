@@ -30,13 +30,13 @@ def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple
     used = {task.name for task in model.tasks}
     if name in used:
         raise ValueError(f"a task called '{name}' was learned already; choose another name (--name)")
-    name = name or next(each for each in _numbered(source.name) if each not in used)
+    task_name = name or next(each for each in _numbered(source.name) if each not in used)
     ids = model.ids()
     class_names = [source.class_names[i] for i in source.train.labels.unique().tolist()]
-    _check_capitals([*model.class_names.values(), *(each for each in class_names if each not in ids)])
+    _check_capitals(list(model.class_names.values()), [each for each in class_names if each not in ids])
     for each in class_names:  # the next id is not the number of classes, because some may have been forgotten
         ids.setdefault(each, max(ids.values(), default=-1) + 1)
-    own = {ids[each]: model.class_names.get(ids[each], each) for each in class_names}
+    own: dict[int, str] = {ids[each]: model.class_names.get(ids[each], each) for each in class_names}
     present = set(class_names)
     number = torch.tensor([ids[each] if each in present else -1 for each in source.class_names])
 
@@ -45,13 +45,14 @@ def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple
         of_task = labels >= 0  # what has only test samples cannot be learned, and so tells nothing
         return part.relabelled(labels).subset(of_task.nonzero()[:, 0])
 
-    task = Task(len(model.tasks), name, tuple(own), tuple(own.values()), renumbered(source.train))
+    task = Task(len(model.tasks), task_name, tuple(own), tuple(own.values()), renumbered(source.train))
     return task, renumbered(source.test)
 
 
-def _check_capitals(names: Sequence[str]) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
+def _check_capitals(known: Sequence[str], new: Sequence[str]) -> None:
+    """Raise ValueError where a new name differs from another one in capitals only."""
+    seen = {alike(name): name for name in known}
+    for name in new:
         other = seen.setdefault(alike(name), name)
         if other != name:
             raise ValueError(

@@ -90,3 +90,6 @@ class _Locked:
 
     def identity(self, i: int) -> bytes:
         return f"locked {i}".encode()
+
+    def content(self, i: int) -> bytes:
+        return self.identity(i)

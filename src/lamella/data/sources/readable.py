@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class ReadableData:
             return source
         return divide(
             source.name,
-            source.train,
+            cast(ImageSet, source.train),  # `load_readable` takes nothing else
             source.class_names,
             domains=source.train_domains,
             domain_names=source.domain_names,
