@@ -3,7 +3,7 @@
 import time
 from dataclasses import replace
 
-from torch.linalg import LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+import torch
 
 from lamella.common.progress import Progress, silent
 from lamella.data.keeping import keep_decoded
@@ -35,7 +35,7 @@ def learn(
     model.half_learned = task.name
     try:
         model.method.learn(task, fit)
-    except LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         raise RuntimeError(f"{DIVERGED}: the features of task '{task.name}' are not finite; {LOWER}") from error
     model.class_names |= dict(zip(task.classes, task.class_names, strict=True))
     model.follow_drift(fit)

@@ -36,7 +36,8 @@ def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple
     _check_capitals(list(model.class_names.values()), [each for each in class_names if each not in ids])
     for each in class_names:  # the next id is not the number of classes, because some may have been forgotten
         ids.setdefault(each, max(ids.values(), default=-1) + 1)
-    own: dict[int, str] = {ids[each]: model.class_names.get(ids[each], each) for each in class_names}
+    names = {ids[each]: each for each in class_names} | model.class_names
+    own = {ids[each]: names[ids[each]] for each in class_names}
     present = set(class_names)
     number = torch.tensor([ids[each] if each in present else -1 for each in source.class_names])
 
