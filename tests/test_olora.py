@@ -231,7 +231,7 @@ def test_a_class_that_comes_back_is_scored_by_its_last_head() -> None:
     [
         ({"penalty": "l1"}, "penalty 'l1' is unknown; use one of absolute, squared"),
         ({"orthogonality": -1.0}, "orthogonality -1.0 is below 0"),
-        ({"orthogonality": float("nan")}, "orthogonality nan is below 0"),
+        ({"orthogonality": float("nan")}, "orthogonality (nan is below 0|= nan should be a finite number)"),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:

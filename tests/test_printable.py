@@ -18,11 +18,11 @@ SHOWN = (
 TINY = ("--backbone", "test_vit", "backbone.weights=random", "backbone.size=32", "--method", "nearest-mean")
 
 
-def photos(folder: Path, classes: tuple[str, ...]) -> Path:
+def photos(folder: Path, classes: tuple[str, ...], blue: int = 90) -> Path:
     for i, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for j in range(6):
-            Image.new("RGB", (16, 16), (40 * i, 40 * j, 90)).save(folder / name / f"{j}.png")
+            Image.new("RGB", (16, 16), (40 * i, 40 * j, blue)).save(folder / name / f"{j}.png")
     return folder
 
 
@@ -40,7 +40,7 @@ def test_a_cell_of_a_table_is_the_name_itself(name: str, shown: str) -> None:
 
 def test_every_command_shows_names_and_obeys_none(lamella: Run, tmp_path: Path) -> None:
     model = tmp_path / "model \x1b[1m"
-    first, second = (photos(tmp_path / f"{EVIL[i]} {i}", EVIL[3 * i : 3 * i + 3]) for i in range(2))
+    first, second = (photos(tmp_path / f"{EVIL[i]} {i}", EVIL[3 * i : 3 * i + 3], 90 + i) for i in range(2))
     image = first / EVIL[0] / "0.png"
     tasks = [printable(data.name) for data in (first, second)]
     classes = SHOWN[:3]

@@ -178,3 +178,17 @@ def test_networks_of_timm_learn_and_come_back_or_are_refused(name: str, tmp_path
     loaded = Learner.load(tmp_path / "model")
     images = sorted((tmp_path / "data").rglob("*.png"))
     assert loaded.predict(images) == learner.predict(images)
+
+
+def test_the_checkpoint_of_a_distilled_model_is_its_weights(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    name = "deit_tiny_distilled_patch16_224"
+    theirs = timm.create_model(name).eval()
+    assert "head_dist.weight" in theirs.state_dict()
+    save_file(dict(theirs.state_dict()), tmp_path / "model.safetensors")
+    own = load_backbone(name, weights=str(tmp_path))
+    theirs.reset_classifier(0)  # type: ignore[operator]
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(own(x), theirs(x), rtol=1e-3, atol=1e-4)

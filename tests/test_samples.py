@@ -25,6 +25,7 @@ from lamella.data.loading import Examples
 from lamella.data.samples import Batch, concatenate_samples
 from lamella.data.scenario import class_incremental
 from lamella.data.sending import send
+from lamella.data.sources.readable import ReadableData
 from lamella.experiments.bench.streams import synthetic_task
 from lamella.learner.config import document
 from lamella.learner.folder import ModelFolder
@@ -95,7 +96,7 @@ class Steps:
 def learn(folder: Path, classes: tuple[int, ...], progress: Steps, learner: Learner | None = None) -> bool:
     """Learn a task into a model's folder; whether an interrupted learning went on."""
     model = learner.model if learner is not None else None
-    with ModelFolder(folder).learning(source(*classes), model=model) as learning:
+    with ModelFolder(folder).learning(lambda: ReadableData.of(source(*classes)), model=model) as learning:
         learning.run(progress)
         return learning.resumed.goes_on
 
@@ -224,7 +225,7 @@ def test_a_server_of_another_kind_takes_no_files() -> None:
     queue, content = predicting.PredictionQueue(batcher, Limits()), io.BytesIO()
     Image.new("RGB", (4, 4)).save(content, "png")
     with pytest.raises(fastapi.HTTPException) as refusal:
-        queue._prepare(content.getvalue(), "a.png")
+        queue._prepare(content.getvalue(), "a.png", 0.1)
     assert refusal.value.status_code == 415
     assert "this backbone takes sequences" in refusal.value.detail
 

@@ -96,8 +96,9 @@ def _block_of(name: str) -> str:
     """
     parts = name.split(".")
     inside = [i for i, part in enumerate(parts[:-1]) if re.search(r"attn|attention|mlp|intermediate|ffn", part)]
-    numbers = [i for i, part in enumerate(parts[: inside[-1]]) if part.isdigit()] if inside else []
-    return ".".join(parts[: numbers[-1] + 1]) if numbers else ""
+    numbers = [i for i, part in enumerate(parts[:-1]) if part.isdigit()] if inside else []
+    before = [i for i in numbers if i < inside[-1]]
+    return ".".join(parts[: (before[-1:] or numbers)[0] + 1]) if numbers else ""
 
 
 def rows_of(place: LayerPlace, wanted: Sequence[str]) -> slice | None:

@@ -17,7 +17,7 @@ class WeightsNotFound(FileNotFoundError):
     """The weights of a backbone are neither here nor could they be downloaded."""
 
 
-CLASSIFIERS = ("head.", "fc.", "classifier.")
+CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.")
 """How the keys of classifiers begin, which no backbone here has."""
 
 _FILES = ("model.safetensors", "model_fp16.safetensors", "pytorch_model.bin")

@@ -37,6 +37,8 @@ def say_found(learning: "Learning") -> None:
         say(f"  new: {_few(new)}")
     if again:
         say(f"  more of: {_few(again)}; {model.method.what_more_images_do()}")
+    if len(known | set(task.class_names)) == 1:
+        say("  with a single class every answer is right; teach it another one before you judge it")
     if thin := _thin(learning):
         say(f"  few {task.train.noun}s: {_few(thin)}; such classes are recognised less often")
     for line in learning.data.whole.told:

@@ -13,7 +13,7 @@ from lamella.data.disk_cache import cache_folder, on_disk
 from lamella.data.images import EncodedBytes, Files, ImageSet, PixelArray
 from lamella.data.loading import Examples
 
-__all__ = ["Readable", "Unreadable", "keep_decoded", "keep_readable"]
+__all__ = ["Readable", "Unreadable", "content_digest", "keep_decoded", "keep_readable"]
 
 CHUNK = 64  # images decoded between two looks at the budget
 PROBE = 32  # images decoded to estimate the size of all
@@ -126,8 +126,12 @@ class _Look:
 
 
 def _digest(data: ImageSet, i: int) -> int:
-    """Return 64 bits of the SHA-256 of the content of image i of a set, as a signed number."""
-    content = data.storage.content(int(data.positions[i]))
+    """Return the digest of the content of image i of a set."""
+    return content_digest(data.storage.content(int(data.positions[i])))
+
+
+def content_digest(content: bytes) -> int:
+    """Return 64 bits of the SHA-256 of some content, as a signed number."""
     return int.from_bytes(sha256(content).digest()[:8], "big", signed=True)
 
 

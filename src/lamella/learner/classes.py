@@ -25,7 +25,7 @@ def rename_class(model: Model, old: str, new: str) -> None:
     """
     label = _id(model, old)
     if new in model.class_names.values():
-        raise ValueError(f"a class is called '{new}' already; choose another name, or merge '{old}' into it")
+        raise ValueError(f"a class is called '{new}' already; choose another name")
     if not new.strip():
         raise ValueError("the new name is empty; give a name")
     model.former_names.pop(new, None)

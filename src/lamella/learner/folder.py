@@ -34,6 +34,7 @@ from lamella.learner.store.versions import (
     version_before,
 )
 from lamella.training.checkpoints import Checkpoints
+from lamella.training.precision import resolve_device
 
 __all__ = ["Forgotten", "Learning", "ModelFolder", "learn_from"]
 
@@ -137,6 +138,8 @@ class ModelFolder:
             ValueError: the folder holds something else, or a setting is unknown or differs from that of the model.
         """
         wanted = wanted and wanted.with_files_named()
+        if self.device is not None:
+            resolve_device(self.device)
         if wanted is None or holds_model(self.path):
             asked = wanted or Wanted()
             model = load(self.path, device=self.device or asked.device)

@@ -1,6 +1,7 @@
 """The learner: create a model, teach it tasks, predict, evaluate, save, export."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,9 @@ class Learner:
             BlockingIOError: another process is changing the model in this folder.
         """
         self.model.check_whole()
-        with ModelFolder(Path(folder)).held():
-            return save(self.model, Path(folder), what=what, keep=keep)
+        place = ModelFolder(Path(folder))
+        with place.held() if place.version else nullcontext():  # nobody else changes a model that is not there yet
+            return save(self.model, place.path, what=what, keep=keep)
 
     @property
     def config(self) -> dict[str, Any]:

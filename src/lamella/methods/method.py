@@ -29,9 +29,13 @@ TRAINED = (
 )
 
 
+APART = (
+    "weights were trained to tell them apart, so it would not be as if they had been one; learn the model anew with "
+    "one name for both"
+)
 SHARED = (
     "a class cannot be dropped: the covariance that all classes share contains its samples; learn the model anew "
-    "without it, or merge it into another class"
+    "without it"
 )
 
 
@@ -130,7 +134,7 @@ class Method(nn.Module, ABC):
         Raises:
             ValueError: Something that was trained holds the class.
         """
-        raise ValueError(f"{type(self).__name__} cannot merge classes: {TRAINED}")
+        raise ValueError(f"{type(self).__name__} cannot merge classes: {APART}")
 
     def drop_class(self, label: int) -> None:
         """Drop a class, as if it had never been learned.

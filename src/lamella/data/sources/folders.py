@@ -71,7 +71,9 @@ def load_folder(
     if test is None:  # no part of its own, so that one is made
         photos = [replace(photo, is_test=None) for photo in photos]
     elif extra := {p.class_name for p in photos if p.is_test} - {p.class_name for p in photos if not p.is_test}:
-        raise ValueError(f"class {min(extra)!r} is in {test} but not in {train}")
+        raise ValueError(
+            f"class {min(extra)!r} is in {test} but not in {train}; remove it there, or give {train} alone"
+        )
     return photos_to_source(
         name or path.resolve().name,
         path,

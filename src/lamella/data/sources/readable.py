@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lamella.data.images import ImageSet
-from lamella.data.keeping import Unreadable, keep_readable
+from lamella.data.keeping import Unreadable, content_digest, keep_readable
 from lamella.data.scenario import Source
 from lamella.data.sources.load import load_source
 from lamella.data.sources.parts import divide
@@ -30,6 +30,17 @@ class ReadableData:
     whole: Source
     digests: Mapping[str, int]
     unreadable: Sequence[Unreadable] = ()
+
+    @classmethod
+    def of(cls, source: Source) -> Self:
+        """Return a data set of samples of any kind, all of which can be read.
+
+        Args:
+            source: the data set. The content of a sample is what its set says of its identity.
+        """
+        parts = (source.train, source.test)
+        identities = {key: part.identity(i) for part in parts for i, key in enumerate(part.keys)}
+        return cls(source, {key: content_digest(identity) for key, identity in identities.items()})
 
     def pairs(self) -> list[tuple[int, str]]:
         """Return the digest and the name of the class of each image of the training part of `whole`."""
