@@ -287,7 +287,7 @@ def test_a_model_keeps_the_choice_of_its_first_learning(
     assert "starts again" not in text
     assert load_manifest(model)["config"]["fit"]["precision"] == "bf16"
     for asked in ("fit.precision=auto", "fit.precision=bf16"):
-        assert lamella("learn", model, photos, asked)[0] == 0
+        assert lamella("learn", model, photos, "--again", asked)[0] == 0
     code, _, error = lamella("learn", model, photos, "fit.precision=float32")
     assert (code, error.count("\n")) == (2, 1)
     assert "fit.precision is 'bf16', not 'float32'" in error
