@@ -2,7 +2,6 @@
 
 import errno
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from lamella.common.locks import exclusive_lock
 from lamella.common.progress import Progress, silent
 from lamella.data.loading import Examples
 from lamella.data.scenario import Task
-from lamella.data.sources.readable import ReadableData, load_readable
+from lamella.data.sources.readable import ReadableData
 from lamella.learner import forgetting
 from lamella.learner.config.document import on_device, up_to_date
 from lamella.learner.config.precision import as_chosen
@@ -36,7 +35,7 @@ from lamella.learner.store.versions import (
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.precision import resolve_device
 
-__all__ = ["Forgotten", "Learning", "ModelFolder", "learn_from"]
+__all__ = ["Forgotten", "Learning", "ModelFolder"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SECONDS_BETWEEN = 0.2
@@ -375,25 +374,6 @@ class ModelFolder:
 
     def _tasks_of(self, version: Version) -> list[TaskRecord]:
         return tasks_from_json(load_manifest(self.path, version.number)["tasks"])
-
-
-def learn_from(
-    model: Model, data: str | Path, *, folder: Path | None, name: str | None, again: bool, progress: Progress
-) -> TaskRecord:
-    """Learn a data set as the next task. Arguments, return value and errors are those of `Learner.learn_from`."""
-    found = load_readable(data)
-    if found.unreadable:
-        first = f"the first is {found.unreadable[0].key}: {found.unreadable[0].reason}"
-        left_out = f"{len(found.unreadable)} files of '{data}' cannot be read and are left out; {first}"
-        warnings.warn(left_out, stacklevel=3)  # points to the line where the user called the learner
-    if folder is not None:
-        with ModelFolder(folder).learning(lambda: found, model=model, name=name, again=again) as learning:
-            return learning.run(progress)
-    new = new_samples(model, found, again)
-    task, held_out = next_task(new, model, name)
-    record = learn(model, task, held_back=held_out, progress=progress)
-    note(model, record, task, held_out, new)
-    return record
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from lamella.learner.config.new_config import new_config
 from lamella.learner.config.own_methods import name_in_table
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.export import export
-from lamella.learner.folder import ModelFolder, learn_from
+from lamella.learner.folder import ModelFolder
 from lamella.learner.forgetting import forget
+from lamella.learner.from_data import learn_from
 from lamella.learner.learning import learn
 from lamella.learner.model import Model, load, save
 from lamella.learner.predictions import Prediction, predict

@@ -122,7 +122,8 @@ def _learned_before(data: ReadableData, record: TaskRecord) -> str:
     noun = data.whole.train.noun
     return (
         f"all {len(data.whole.train)} {noun}s of {data.whole.name} were learned before, the newest as task "
-        f"'{record.name}'; once more they would count twice: give new {noun}s, or --again to learn them once more"
+        f"'{record.name}'; once more they would count twice: give new {noun}s, or ask for it (--again, again=true in a "
+        "request)"
     )
 
 

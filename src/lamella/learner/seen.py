@@ -4,35 +4,31 @@ So samples that come again, under whatever file name, are noticed before they co
 out those that the model was trained on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lamella.learner.store.state import taken
+from lamella.learner.store.rows import Rows
 
 __all__ = ["Seen"]
 
-PREFIX = "seen/"
-NAMES = ("digests", "labels", "tasks", "trained")
 
-
-class Seen:
+class Seen(Rows):
     """The digests of the samples of all tasks.
 
     Attributes:
         digests: (n,) int64; see `data.keeping.Readable`.
-        labels: (n,) int64 global class ids.
-        tasks: (n,) int64 numbers of the tasks.
         trained: (n,) bool, whether the model was trained on the sample; the others were held back.
     """
 
-    def __init__(self) -> None:
-        self.digests, self.labels, self.tasks = (torch.zeros(0, dtype=torch.int64) for _ in range(3))
-        self.trained = torch.zeros(0, dtype=torch.bool)
+    names = ("digests", "labels", "tasks", "trained")
+    prefix = "seen/"
 
-    def __len__(self) -> int:
-        return len(self.digests)
+    def __init__(self, prefix: str | None = None) -> None:
+        super().__init__(prefix)
+        self.digests = torch.zeros(0, dtype=torch.int64)
+        self.trained = torch.zeros(0, dtype=torch.bool)
 
     def add(self, digests: Sequence[int], labels: Tensor, task: int, *, trained: bool) -> None:
         """Add samples of a task.
@@ -57,43 +53,3 @@ class Seen:
     def trained_on(self) -> set[int]:
         """Return the digests of all samples that the model was trained on."""
         return set(self.digests[self.trained].tolist())
-
-    def forget(self, task: int) -> None:
-        """Drop the samples of a task, and count later tasks one less."""
-        self._keep(self.tasks != task)
-        self.tasks = self.tasks - (self.tasks > task).long()
-
-    def relabel(self, new_labels: Callable[[Tensor], Tensor]) -> None:
-        """Replace the labels.
-
-        Args:
-            new_labels: labels (n,) -> new ones (n,). A sample whose new label is negative is dropped.
-        """
-        self.labels = new_labels(self.labels)
-        self._keep(self.labels >= 0)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, as a model's folder stores them; none if there are no samples."""
-        return {PREFIX + name: own for name, own in zip(NAMES, self._all(), strict=True)} if len(self) else {}
-
-    @classmethod
-    def taken_from(cls, state: dict[str, Tensor]) -> "Seen":
-        """Take the tensors of `tensors` out of a stored state.
-
-        Args:
-            state: tensors by name; those of this class are removed from it.
-
-        Raises:
-            ValueError: they do not fit together.
-        """
-        seen = cls()
-        own = taken(state, PREFIX, NAMES)
-        if own:
-            seen.digests, seen.labels, seen.tasks, seen.trained = own
-        return seen
-
-    def _keep(self, which: Tensor) -> None:
-        self.digests, self.labels, self.tasks, self.trained = (own[which] for own in self._all())
-
-    def _all(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.digests, self.labels, self.tasks, self.trained
