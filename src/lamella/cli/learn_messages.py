@@ -45,6 +45,8 @@ def say_found(learning: "Learning") -> None:
         say(f"  {line}")
     if learning.known:
         say(f"  left out, learned before: {learning.known} {task.train.noun}s; --again learns them once more")
+    for name, count in learning.otherwise.items():
+        say(f"  {count} of these {task.train.noun}s were learned before as '{name}'; check which class is right")
     if unreadable:
         counted = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
         say(f"  left out, cannot be read: {counted}")

@@ -2,7 +2,7 @@
 
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from lamella.learner.config.precision import as_chosen
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.learning import learn
 from lamella.learner.model import Model, load, save
-from lamella.learner.next_task import as_next_task, new_samples, newest_with_all, next_task, note
+from lamella.learner.next_task import as_next_task, known_otherwise, new_samples, newest_with_all, next_task, note
 from lamella.learner.records import TaskRecord, tasks_from_json
 from lamella.learner.resume import PLACE, Resumed, config_left, current_version, is_free, resume, stored_before
 from lamella.learner.store.versions import (
@@ -53,6 +53,7 @@ class Learning:
         held_out: the samples of its classes that the model is not trained on.
         data: the data set that the task is from.
         known: how many of its training images are left out because a task was learned from them before.
+        otherwise: how many of its images were learned before as another class, by the name of that class.
         resumed: what an interrupted learning has left.
         stored: the record of the task if it was learned and stored already, so that nothing is left to do; else None.
     """
@@ -63,6 +64,7 @@ class Learning:
     held_out: Examples
     data: ReadableData
     known: int
+    otherwise: Mapping[str, int]
     resumed: Resumed
     stored: TaskRecord | None = None
 
@@ -229,14 +231,15 @@ class ModelFolder:
             if done is not None:
                 task, held_out = as_next_task(data.divided(), opened)
                 resumed = Resumed(Checkpoints(place, 0.0), stored=True)
-                yield Learning(self.path, opened, task, held_out, data, 0, resumed, opened.tasks[done])
+                yield Learning(self.path, opened, task, held_out, data, 0, {}, resumed, opened.tasks[done])
                 return
             new = new_samples(opened, data, again)
             task, held_out = next_task(new, opened, name)
             resumed = resume(self.path, place, opened, task)
+            otherwise = known_otherwise(opened, new)
             known = len(data.whole.train) - len(new.whole.train)
             stored = opened.tasks[-1] if resumed.stored else None
-            yield Learning(self.path, opened, task, held_out, new, known, resumed, stored)
+            yield Learning(self.path, opened, task, held_out, new, known, otherwise, resumed, stored)
 
     def _done(self, model: Model, data: ReadableData, place: Path, since: int | None) -> int | None:
         """Return the number of the task that this very learning has stored before it was interrupted, or None.

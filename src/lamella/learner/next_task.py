@@ -1,5 +1,6 @@
 """New samples as a learner's next task."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,7 +12,7 @@ from lamella.data.sources.readable import ReadableData
 from lamella.learner.model import Model
 from lamella.learner.records import TaskRecord
 
-__all__ = ["as_next_task", "new_samples", "newest_with_all", "next_task", "note"]
+__all__ = ["as_next_task", "known_otherwise", "new_samples", "newest_with_all", "next_task", "note"]
 
 
 def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple[Task, Examples]:
@@ -72,7 +73,13 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def new_samples(model: Model, data: ReadableData, again: bool) -> ReadableData:
-    """Return the data set without the images that a task was learned from before, and with each image once.
+    """Return the data set without the samples that were learned or held back before, and with each sample once.
+
+    Args:
+        model: the model that will learn it.
+        data: the data set.
+        again: whether samples that were learned before stay. Those that are held back never do, because the model is
+            measured on them.
 
     Raises:
         ValueError: there is no training image, or none that is new.
@@ -80,11 +87,30 @@ def new_samples(model: Model, data: ReadableData, again: bool) -> ReadableData:
     noun = data.whole.train.noun
     if not len(data.whole.train):
         raise ValueError(f"{data.whole.name} has no training {noun}, so there is nothing to learn; add some {noun}s")
-    known = {} if again else _seen(model)
-    new = data.without(known.keys()).once()
+    known, held_back = _seen(model), model.seen.held_back()
+    left_out = {pair for pair in known if pair[0] in held_back} if again else known.keys()
+    new = data.without(left_out).once()
     if not len(new.whole.train):
         raise ValueError(_learned_before(data, model.tasks[max(known[pair] for pair in data.pairs())]))
     return new
+
+
+def known_otherwise(model: Model, data: ReadableData) -> dict[str, int]:
+    """Count the samples that were learned before as another class, by the name of that class.
+
+    Args:
+        model: the model that knows the other class.
+        data: the data set.
+    """
+    before: dict[int, set[int]] = {}
+    for digest, label in model.seen.newest_tasks():
+        before.setdefault(digest, set()).add(label)
+    ids, found = model.ids(), Counter[str]()
+    for digest, name in data.pairs():
+        labels = before.get(digest, set())
+        if labels and ids.get(name) not in labels:
+            found.update(model.class_names[label] for label in labels if label in model.class_names)
+    return dict(found)
 
 
 def _seen(model: Model) -> dict[tuple[int, str], int]:

@@ -23,14 +23,14 @@ PLACE = "learning"
 """The folder within a model that holds the checkpoints of a learning."""
 NOTE = "what.json"
 CHANGES = {
+    "version": "the model is another version now",
     "images": "it had other {noun}s",
     "content": "the content of its {noun}s has changed",
     "config": "its backbone, method or settings were others",
     "method_files": "the file of its method has changed",
-    "version": "the model is another version now",
     "task": "it had another name",
 }
-"""What must be equal for a learning to be resumed, and the reason that is shown if it is not."""
+"""What must be equal for a learning to be resumed, and the reason that is shown if it is not; the first one counts."""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ class Seen(Rows):
         columns = (self.digests.tolist(), self.labels.tolist(), self.tasks.tolist())
         return {(digest, label): task for digest, label, task in zip(*columns, strict=True)}
 
+    def held_back(self) -> set[int]:
+        """Return the digests of all samples that were held back."""
+        return set(self.digests[~self.trained].tolist())
+
     def trained_on(self) -> set[int]:
         """Return the digests of all samples that the model was trained on."""
         return set(self.digests[self.trained].tolist())
