@@ -28,7 +28,7 @@ learner = Learner.create(backbone="fractal-vit-micro")
 for day, digits in (("monday", {0, 1}), ("tuesday", {2, 3})):
     record = learner.learn_from(write_folder(Path(day), digits))
     if held := record.held_back:
-        print(f"{day}: {held.right} of {held.images} held-out images right")
+        print(f"{day}: {held.right} of {held.images} held-back images right")
 learner.save("model")  # what `lamella learn` does
 
 file = next(Path("monday/digit 1").glob("*.png"))

@@ -119,7 +119,7 @@ def test_what_was_learned_from_is_not_measured(tmp_path: Path) -> None:
     assert (set(found.images.keys), found.part) == (set(split.test.keys), told)
     learner.model.seen = Seen()  # as in a model of an older version, which kept names only
     found = images_to_measure(str(folder), learner.model)
-    assert (set(found.images.keys), found.part) == (set(split.test.keys), "its held-out part")
+    assert (set(found.images.keys), found.part) == (set(split.test.keys), "its held-back part")
     assert len(images_to_measure(str(photos(tmp_path / "few", "crow", "owl", count=1)), learner.model).images) == 2
 
 

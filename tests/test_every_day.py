@@ -394,4 +394,4 @@ def test_tasks_without_contents_are_known_by_the_names_of_their_files(tmp_path: 
     learner.model.seen = Seen()  # as after a learning of an older version
     learner.learn_from(photos(tmp_path / "more", {"wren": 5}, seed=3))
     found = images_to_measure(str(day), learner.model)
-    assert (len(found.images), found.part) == (4, "its held-out part")
+    assert (len(found.images), found.part) == (4, "its held-back part")

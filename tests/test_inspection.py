@@ -96,8 +96,8 @@ def test_a_model_of_an_older_version_is_shown_without_what_it_did_not_record(mod
         task.data_sha256, task.directions = None, {}
     found = inspect(learner.model)
     assert ([t.data_sha256 for t in found.tasks], found.forecast) == ([None, None], None)
-    assert "No forecast: what each task took was not recorded." in inspection_text(found)
-    assert "No forecast" in inspection_page(found, "model")
+    assert "not known, because what each task took was not recorded." in inspection_text(found)
+    assert "not known, because" in inspection_page(found, "model")
 
 
 class Plain(HTMLParser):
@@ -171,43 +171,57 @@ def test_pages_hold_no_sign_that_they_may_not(name: str) -> None:
 
 def test_texts_say_the_numbers() -> None:
     text = inspection_text(facts())
-    assert "About 6 more tasks before layer has fewer than 2 free directions" in text
-    assert "the last task took 1.0 of its directions, and 5 are left" in text
-    assert f"│ {EVIL} │" in text
-    assert re.search(r"│ 100 +│ 25 +│", text)
+    plain = " ".join(text.split())
+    assert "Room for more tasks: about 6. After that new tasks change layer layer in fewer directions" in plain
+    assert "what was learned before stays as it is" in plain
+    assert (
+        "(A straight line from what the last task took: 1.0 directions of that layer, of which 5 of 8 are free.)"
+        in plain
+    )
     assert "75.0 % of 4" in text
+    assert "overlap" not in text
+    text = inspection_text(facts(), verbose=True)
+    assert re.search(r"│ 100 +│ 25 +│", text)
+    assert f"│ {EVIL} │" in text
     assert "1 min 1 s" in text
+    assert "divided by 2 for confidences" in text
     text = evaluation_text(measured(), "photos: all of it")
     assert "75.0 % right of 8 images (photos: all of it)" in text
     assert "expected calibration error 5.0 points (2 bins)" in text
     assert "called unknown (familiarity below 0.05): 25.0 %" in text
     assert re.search(rf"│ {re.escape(EVIL)} │ 3 +│ 66.7 +│ {re.escape(EVIL)} │", text)
-    assert "no images were held out" in evaluation_text(measured(unknown_below=None), "x")
+    assert "no images were held back" in evaluation_text(measured(unknown_below=None), "x")
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"spaces": (), "forecast": None}, "protects no directions of its layers' inputs, so none run out"),
-        ({"tasks": (), "forecast": None, "overlap": None}, "No forecast: nothing has been learned yet."),
-        ({"forecast": None}, "new branches may use the protected directions"),
-        ({"forecast": Forecast(None, "layer", 2, 0.0, 1)}, "No limit in sight: the last task took no direction"),
+        ({"spaces": (), "forecast": None}, "this method has no limit, because it protects no inputs"),
+        ({"tasks": (), "forecast": None, "overlap": None}, "not known before something has been learned."),
+        ({"forecast": None}, "new tasks may also use what old ones protect"),
+        (
+            {"forecast": Forecast(None, "layer", 2, 0.0, 1)},
+            "no limit in sight, because the last task took no direction",
+        ),
         (
             {"forecast": Forecast(0, "layer", 6, 1.0, 1)},
-            "layer has 5 free directions, fewer than the rank 6 of a branch",
+            "no full one. From now on new tasks change layer layer in fewer directions than a full branch (6)",
         ),
         ({"overlap": None}, "this method keeps no branches of single tasks"),
     ],
 )
 def test_what_has_no_meaning_for_a_method_is_said(changes: dict[str, Any], told: str) -> None:
-    assert told in inspection_text(facts(**changes))
+    assert told in " ".join(inspection_text(facts(**changes), verbose=True).split())
     assert told.replace("'", "&#39;") in inspection_page(facts(**changes), "model")
 
 
 def test_many_tasks_and_classes_are_cut_in_the_terminal_only() -> None:
     many = 40
     values = tuple(tuple(float(i == j) for i in range(many)) for j in range(many))
-    text = inspection_text(facts(tasks=facts().tasks[:1] * many, overlap=Overlap(tuple(range(many)), values, 0.1)))
+    long = replace(facts().tasks[0], name="day " * 20, classes=("shirt " * 20,) * 3)
+    crowded = facts(tasks=(long,) * many, overlap=Overlap(tuple(range(many)), values, 0.1))
+    assert max(map(len, inspection_text(crowded).splitlines())) <= 80
+    text = inspection_text(crowded, verbose=True)
     assert "overlap of tasks" in text
     assert max(map(len, text.splitlines())) <= 210
     large = measured(many)
@@ -286,3 +300,19 @@ def save_photos(folder: Path, **classes: int | None) -> Path:
             pixels = np.clip(base + rng.normal(0, 8, (16, 16, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
     return folder
+
+
+def test_the_weights_of_the_backbone_are_not_needed(
+    lamella: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model, photos = tmp_path / "model", save_photos(tmp_path / "photos", dark=20, bright=230)
+    assert lamella("learn", model, photos, "--bundled", "--no-train")[0] == 0
+    before = lamella("inspect", model, "--verbose")[1]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("lamella.backbones.load.load_strict", refuse)
+    assert lamella("inspect", model, "--verbose") == (0, before, "")
+    with pytest.raises(AssertionError, match="weights were read"):
+        lamella("evaluate", model, photos)

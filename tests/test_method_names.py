@@ -133,7 +133,7 @@ def test_every_door_understands_the_same_name(name: str, tmp_path: Path, lamella
     assert complete({"backbone": TINY, "method": short_method(name, batch=4)})["method"] == wanted
     learner = Learner.create(backbone=TINY, method={"name": name, "epochs": 1, "batch_size": 4})
     assert (learner.config["method"], learner.name) == (wanted, name)
-    if name.startswith("inflora") and "calibrate" not in name:
+    if name == "inflora":
         code, _, err = lamella(
             "learn",
             tmp_path / "model",
@@ -155,12 +155,27 @@ def test_without_a_name_inflora_carries_alignment_and_by_its_name_it_does_not() 
     assert Learner.create(backbone=TINY).name == "inflora+align"
     assert Learner.create(backbone=TINY, method="inflora").name == "inflora"
     assert Learner.create(backbone=TINY, method={"name": "inflora", "rank": 2}).name == "inflora"
-    assert (
-        Learner.create(backbone=TINY, method="inflora+align").config["method"]
-        == complete({"backbone": TINY, "method": {"name": "inflora+align"}})["method"]
-    )
     assert method_name(load_config("digits")) == "inflora+align"
     assert method_name(load_config("digits", ["method.name=inflora"])) == "inflora"
+
+
+def test_the_default_by_its_name_has_the_settings_of_the_default() -> None:
+    assert Learner.create(backbone=TINY, method="inflora+align").config == Learner.create(backbone=TINY).config
+    assert Wanted(method="inflora+align").config() == Wanted().config()
+    assert Wanted(method="inflora-b5+align").config() == Wanted(settings=("method.blocks=5",)).config()
+    both = ("method.name=inflora+align", "method.rank=3")
+    assert Wanted(settings=both).config() == Wanted(settings=both[1:]).config()
+
+
+def test_a_name_that_stands_for_settings_is_understood_at_every_door(tmp_path: Path) -> None:
+    short = completed({"name": "inflora-b5+align", "rank": 2})["method"]
+    assert short == completed({"name": "inflora+align", "rank": 2, "blocks": 5})["method"]
+    assert load_config("digits", ["method.name=inflora-b5+align"])["method"]["blocks"] == 5
+    assert Learner.create(backbone=TINY, method="inflora-b5").config["method"]["blocks"] == 5
+    with pytest.raises(ValueError, match=r"'inflora-b5' means inflora with blocks = 5, and method.blocks is 3"):
+        completed({"name": "inflora-b5", "blocks": 3})
+    model = Learner.create(backbone=TINY, method="inflora").config
+    assert list(Wanted(method="inflora-b5").differences(model)) == ["method.blocks is None, not 5"]
 
 
 def test_a_new_model_is_what_its_name_says(tmp_path: Path, lamella: Run, photos: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_visitor_asks_teaches_and_asks_again(page: Any, address: str) -> None:
     expect(page.locator("#job")).to_contain_text("colours: 11 images")
     expect(page.locator("#job")).to_contain_text(f"left out, cannot be read: {NEW[0]}/cut.png: ")
     expect(page.locator("#job .bar")).to_have_count(1)
-    expect(page.locator("#job")).to_contain_text("version 2; right on 2 of 2 held-out images. Try it.")
+    expect(page.locator("#job")).to_contain_text("version 2; right on 2 of 2 held-back images. Try it.")
     expect(page.locator("#classes li.new")).to_have_text(list(NEW))
     expect(page.locator("#state")).to_contain_text("version 2, 4 classes from 2 tasks")
 

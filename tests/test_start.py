@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import timm
 from conftest import Run
@@ -50,11 +51,20 @@ def test_where_no_weights_can_be_had_it_stops_and_names_the_ways_out(
     def offline(*arguments: object, **options: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.delenv("LAMELLA_DATA", raising=False)
+    monkeypatch.setenv("LAMELLA_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", offline)
     monkeypatch.setattr(timm, "create_model", offline)
     code, out, err = lamella("learn", tmp_path / "model", photos)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "the weights of 'vit_tiny_patch16_224' could not be had" in err
+    folder = tmp_path / "data" / "vit_tiny_patch16_224"
+    assert f"'vit_tiny_patch16_224' are not on this machine ('{folder}' does not exist), and timm's hub" in err
+    assert "cannot be reached (no network)" in err
+    assert "as backbone.weights=PATH" in err
+    monkeypatch.delenv("LAMELLA_DATA")
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
+    err = lamella("learn", tmp_path / "model", photos)[2]
+    assert "($LAMELLA_DATA is not set), and could not be had from timm's hub (no network)" in err
     assert "--backbone NAME or FOLDER; --bundled takes the one of the package" in err
     assert not (tmp_path / "model").exists()
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from lamella.backbones import bundled
 from lamella.backbones.backbone import Backbone
+from lamella.backbones.hub import check_hub, not_found
 from lamella.backbones.peft_lora import add_peft_lora
 from lamella.backbones.resnets import BLOCKS, ResNet, use_small_stem
 from lamella.backbones.weight_files import WeightsNotFound, load_strict, read_state, weights_file
@@ -127,9 +128,11 @@ def _build_resnet(name: str, weights: str, size: int | None) -> tuple[nn.Module,
         root = os.environ.get("LAMELLA_DATA")
         path = next(iter(sorted(Path(root, "resnet_cifar10").glob(f"{name}-*.th"))), None) if root else None
         if path is None:
+            where = f"'{Path(root, 'resnet_cifar10')}' holds no {name}-*.th" if root else "$LAMELLA_DATA is not set"
             raise WeightsNotFound(
-                f"no weights of '{name}' were found; put {name}-*.th into a folder 'resnet_cifar10' under "
-                "$LAMELLA_DATA, pass weights=PATH, or weights='random'"
+                f"the weights of '{name}' are not on this machine ({where}); put {name}-*.th into a folder "
+                "'resnet_cifar10' of the folder that $LAMELLA_DATA names, give their path as backbone.weights=PATH, or "
+                "start from random ones with backbone.weights=random"
             )
     if path is not None:
         state = {k.replace("layer", "stage"): v for k, v in read_state(path).items() if not k.startswith("linear.")}
@@ -192,6 +195,8 @@ def _has_fixed_size(name: str) -> bool:
 def _from_hub(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     import timm
 
+    if pretrained:
+        check_hub(name)
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except AssertionError as error:
@@ -200,10 +205,7 @@ def _from_hub(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module
     except TypeError as error:
         raise ValueError(f"backbone '{name}' does not take {options} ({error})") from error
     except (OSError, RuntimeError) as error:
-        raise WeightsNotFound(
-            f"the weights of '{name}' could not be had from timm's hub ({first_line(error)}); put them into a folder "
-            f"'{name}' under $LAMELLA_DATA, pass weights=PATH, or weights='random'"
-        ) from error
+        raise not_found(name, f"and could not be had from timm's hub ({first_line(error)})") from error
 
 
 def _local_weights(name: str, weights: str) -> Path | None:

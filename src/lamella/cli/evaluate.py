@@ -26,7 +26,7 @@ def evaluate(
     """Measure a model on labelled images.
 
     Reports accuracy by class and task, calibration, and confusion, and whether classes it never learned are called
-    unknown. If DATA has a test part, only that is measured. If the model learned from DATA, only the held-out images
+    unknown. If DATA has a test part, only that is measured. If the model learned from DATA, only the held-back images
     are.
     """
     from lamella.common.files import write_atomic

@@ -112,11 +112,11 @@ def say_took(learning: "Learning", seconds: float, expected: "Expected | None") 
 
 
 def say_known(learning: "Learning") -> None:
-    """Print the accuracy on held-out samples of the new task, and the earlier accuracies of old tasks."""
+    """Print the accuracy on held-back samples of the new task, and the earlier accuracies of old tasks."""
     *old, new = learning.model.tasks
     noun = learning.task.train.noun
     if new.held_back:
-        say(f"right on held-out {noun}s of these classes: {_right(new.held_back)}, all classes competing")
+        say(f"right on held-back {noun}s of these classes: {_right(new.held_back)}, all classes competing")
     if new.beside:
         _say_beside(new.beside, noun)
     measured = [(task.name, task.held_back) for task in old if task.held_back]

@@ -48,7 +48,7 @@ def predict(
 
     learner = Learner.load(model, device=device)
     if unknown and not learner.confidence.images:
-        raise ValueError(f"'{model}' has no held-out images, so it cannot tell what is unknown; leave out --unknown")
+        raise ValueError(f"'{model}' has no held-back images, so it cannot tell what is unknown; leave out --unknown")
     found = keep_readable(ImageSet.unlabelled(Files(files)))
     there = [files[int(key)] for key in found.data.keys]
     predictions = learner.predict(found.data, top=top) if there else []

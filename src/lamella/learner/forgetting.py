@@ -9,7 +9,7 @@ __all__ = ["forget"]
 def forget(model: Model, task: str) -> None:
     """Drop a task and all that was learned from it. The ids of other classes stay.
 
-    The statistics of the held-out samples of later tasks are dropped too, because they depend on the forgotten classes.
+    The statistics of the held-back samples of later tasks are dropped too: they depend on the forgotten classes.
 
     Args:
         model: the model, which is changed in place.

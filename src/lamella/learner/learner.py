@@ -180,7 +180,7 @@ class Learner:
 
     @property
     def confidence(self) -> Confidence:
-        """The confidence of predictions, computed from the held-out samples."""
+        """The confidence of predictions, computed from the held-back samples."""
         return self.model.confidence
 
     def parameter_counts(self) -> dict[str, int]:
@@ -208,7 +208,7 @@ class Learner:
 
         Args:
             task: the classes and training samples.
-            held_back: held-out samples of the task's classes, which the model is not trained on. They calibrate the
+            held_back: held-back samples of the task's classes, which the model is not trained on. They calibrate the
                 confidence of predictions. Their features are kept where the method can follow how
                 features drift; their number and how many were right stand in the record.
             checkpoints: where training saves its state, so that it can be resumed; None saves nothing.
@@ -234,7 +234,7 @@ class Learner:
     ) -> TaskRecord:
         """Learn a data set as the next task.
 
-        The test part of the data set is held out; if it has none, a fifth of each class. Files that cannot be read are
+        The test part of the data set is held back; if it has none, a fifth of each class. Files that cannot be read are
         left out with a warning, and the record names them. Images that this learner has learned before as the same
         class are left out, too, whatever their files are called now.
 

@@ -30,7 +30,7 @@ from lamella.learner.held_back import HeldBack
 from lamella.learner.records import TaskRecord, tasks_from_json
 from lamella.learner.reference import Beside, Reference
 from lamella.learner.seen import Seen
-from lamella.learner.store.kept_backbone import from_copy, keep_backbone
+from lamella.learner.store.kept_backbone import from_copy, keep_backbone, without_weights
 from lamella.learner.store.manifest import plain_file
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.learner.store.versions import load_model, save_model
@@ -267,13 +267,15 @@ def save(model: Model, folder: Path, *, what: str, keep: int | None) -> int:
     return save_model(folder, state, manifest, what=what, keep=keep)
 
 
-def load(folder: Path, version: int | None = None, *, device: str | None = None) -> Model:
+def load(folder: Path, version: int | None = None, *, device: str | None = None, only_facts: bool = False) -> Model:
     """Load a model from a folder. The other arguments and the errors are those of `Learner.load`.
 
     Args:
         folder: the model's folder.
         version: the number of a version; None for the current one.
         device: what to compute on; None for a GPU if there is one. It is no property of a model.
+        only_facts: leave the weights of the backbone where they are. Such a model tells what it has learned, and its
+            predictions mean nothing.
     """
     state, manifest = load_model(folder, version)
     recognise_methods(manifest["config"], manifest.get("method_files", {}))
@@ -281,7 +283,11 @@ def load(folder: Path, version: int | None = None, *, device: str | None = None)
     if copy and (folder / copy).exists():
         plain_file(folder / copy)
     config = on_device(up_to_date(manifest["config"]), device)
-    model = Model(config, backbone_copy=folder / copy if copy else None)
+    if only_facts:
+        model = Model(without_weights(config))
+        model.backbone.weights_sha256 = manifest["weights_sha256"]
+    else:
+        model = Model(config, backbone_copy=folder / copy if copy else None)
     if model.backbone.weights_sha256 != manifest["weights_sha256"]:
         raise ValueError(
             f"'{folder}' was learned on other weights of {model.backbone.name} than the ones found here; "

@@ -50,7 +50,7 @@ class TaskRecord:
         data_sha256: the hash of its samples, see `data.images.data_sha256`; None if an older version of Lamella learned
             the task.
         directions: the number of protected directions by layer after the task; empty if the method protects none.
-        held_back: the statistics of the held-out samples; None if there were none.
+        held_back: the statistics of the held-back samples; None if there were none.
         unreadable: the files that were left out; None if all could be read.
         beside: how the model compares after the task with one that trains nothing, on the held-back samples of all
             tasks; None if it trains nothing itself, or this was not measured.

@@ -22,7 +22,7 @@ from lamella.methods.seq_lora import SeqLoRA
 from lamella.methods.streaming_lda import StreamingLDA
 from lamella.methods.wa import WA
 
-__all__ = ["METHODS", "WHOLE_STREAM", "Method"]
+__all__ = ["ALIASES", "METHODS", "WHOLE_STREAM", "Method"]
 
 METHODS: dict[str, Callable[..., Method]] = {
     "inflora": InfLoRA,
@@ -48,3 +48,6 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 WHOLE_STREAM = frozenset({"joint"})
 """The methods that are upper bounds: the runner gives them all tasks as one, once, at the end."""
+
+ALIASES: dict[str, tuple[str, dict[str, object]]] = {"inflora-b5": ("inflora", {"blocks": 5})}
+"""Names for a method with certain settings, such as InfLoRA in the first five blocks only."""

@@ -25,8 +25,8 @@ class Job:
         steps: how many steps of this pass are done.
         of: how many steps this pass has.
         version: the number of the model's version that the job made; None until it is done.
-        held_back: how many images were held out, that is, not learned from.
-        right: how many of the held-out images the model classifies correctly.
+        held_back: how many images were held back, that is, not learned from.
+        right: how many of the held-back images the model classifies correctly.
         seconds: how long the job has been running in this server, or how long it took.
     """
 

@@ -48,7 +48,7 @@ class Guess(BaseModel):
     """A class that an image may show."""
 
     name: str
-    confidence: float = Field(description="0..1, the sum over all classes is 1; calibrated on held-out images")
+    confidence: float = Field(description="0..1, the sum over all classes is 1; calibrated on held-back images")
 
 
 class Predicted(BaseModel):
@@ -58,9 +58,11 @@ class Predicted(BaseModel):
     classes: list[Guess] = Field(description="best first")
     task: str = Field(description="the task that taught the first class")
     familiarity: float | None = Field(
-        description="0..1, the share of held-out images that looked at least as strange; null if none were held out"
+        description="0..1, the share of held-back images that looked at least as strange; null if none were held back"
     )
-    unknown: bool | None = Field(description=f"whether familiarity is below {UNKNOWN}; null if no images were held out")
+    unknown: bool | None = Field(
+        description=f"whether familiarity is below {UNKNOWN}; null if no images were held back"
+    )
 
     @classmethod
     def of(cls, name: str, prediction: Prediction) -> "Predicted":
@@ -111,8 +113,10 @@ class TaskRow(BaseModel):
     classes: list[str]
     images: int = Field(description="how many images were learned from")
     seconds: float
-    held_back: int = Field(description="how many images were held out, that is, not learned from")
-    right: int = Field(description="how many held-out images were classified correctly just after the task was learned")
+    held_back: int = Field(description="how many images were held back, that is, not learned from")
+    right: int = Field(
+        description="how many held-back images were classified correctly just after the task was learned"
+    )
 
     @classmethod
     def all_of(cls, learner: Learner) -> "list[TaskRow]":

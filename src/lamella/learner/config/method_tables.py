@@ -22,11 +22,20 @@ from lamella.backbones import Backbone
 from lamella.common.options import Option, arguments, check_table, completed, near_matches, options_of
 from lamella.learner.config.own_methods import NAME
 from lamella.learner.config.registry import find, is_own, names, shown
-from lamella.methods import METHODS, WHOLE_STREAM, Method
+from lamella.methods import ALIASES, METHODS, WHOLE_STREAM, Method
 from lamella.methods.parts import PARTS
 from lamella.training.schedules import FORMER_NAMES
 
-__all__ = ["build_method", "complete_method", "method_name", "readout_names", "switch_methods", "with_parts"]
+__all__ = [
+    "alias_settings",
+    "build_method",
+    "complete_method",
+    "method_name",
+    "parse_name",
+    "readout_names",
+    "switch_methods",
+    "with_parts",
+]
 
 
 class MethodName(NamedTuple):
@@ -83,7 +92,7 @@ def with_parts(table: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(given, str):
         return dict(table)
     name = parse_name(given)
-    own = {key: value for key, value in table.items() if key not in name.parts} | {"name": name.method}
+    own = {key: value for key, value in table.items() if key not in name.parts} | alias_settings(name.method, table)
     if name.base:
         own["base"] = _named_base(given, name.base, own.get("base", {}))
     for part in name.parts:
@@ -94,6 +103,27 @@ def with_parts(table: Mapping[str, Any]) -> dict[str, Any]:
             )
     others = {key: own.pop(key) for key in list(own) if key in PARTS}
     return own | {part: table.get(part, {}) for part in name.parts} | others
+
+
+def alias_settings(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a plain name stands for, with the name of the method itself.
+
+    >>> alias_settings("inflora-b5", {})
+    {'name': 'inflora', 'blocks': 5}
+    >>> alias_settings("wa", {})
+    {'name': 'wa'}
+
+    Raises:
+        ValueError: the table contradicts them.
+    """
+    method, settings = ALIASES.get(name, (name, {}))
+    for key, value in settings.items():
+        if table.get(key, value) != value:
+            raise ValueError(
+                f"method.name = '{name}' means {method} with {key} = {value}, and method.{key} is {table[key]!r}; "
+                "leave one of them out"
+            )
+    return {"name": method, **settings}
 
 
 def _named_base(given: str, base: str, table: Any) -> dict[str, Any]:
@@ -157,7 +187,9 @@ def switch_methods(document: dict[str, Any], changes: Mapping[tuple[str, ...], A
     if isinstance(wanted, str):
         name = parse_name(wanted)
         kept = {*name.parts, *(path[1] for path in changes if path[0] == "method")}
-        _switch_method(document, "method", table, name.method)
+        method, settings = ALIASES.get(name.method, (name.method, {}))
+        _switch_method(document, "method", table, method)
+        _drop(document, "method", table, [key for key in settings if key in table and ("method", key) not in changes])
         _drop(document, "method", table, [key for key in table if key in PARTS and key not in kept])
         base_name = base_name or name.base
     if isinstance(base := table.get("base"), dict) and base_name:

@@ -11,7 +11,7 @@ from lamella.learner.config.document import complete, method_name, read_document
 from lamella.learner.config.method_tables import with_parts
 from lamella.learner.config.own_methods import name_in_table
 
-__all__ = ["BUNDLED", "PHOTOS", "SMALL_IMAGES", "new_config", "start_tables"]
+__all__ = ["BUNDLED", "PHOTOS", "SMALL_IMAGES", "new_config", "same_method", "start_tables"]
 
 PHOTOS = "photos"
 """The shipped configuration that a new model starts with."""
@@ -53,6 +53,8 @@ def new_config(
     """
     named = backbone if isinstance(backbone, str) or backbone is None else str(backbone.get("name"))
     start = start_tables(None, named)
+    if isinstance(method, str) and same_method(method, start):
+        method = None  # the default by its name has the settings of the default
     given = dict(method) if isinstance(method, Mapping) else {"name": method} if method else start["method"]
     table: dict[str, Any] = name_in_table(given, Path.cwd())
     config = complete(
@@ -70,6 +72,12 @@ def new_config(
         text = f"align={align} is deprecated, since the name says which parts a method has; write method={instead}"
         warnings.warn(text, DeprecationWarning, stacklevel=3)  # where the user called Learner.create
     return config
+
+
+def same_method(name: str, document: Mapping[str, Any]) -> bool:
+    """Return whether a name, or what it stands for, is the method of a document with its base and its parts."""
+    own, other = with_parts({"name": name}), with_parts(document["method"])
+    return method_name({"method": own}) == method_name({"method": other})
 
 
 def _with_align(table: dict[str, Any], align: bool, *, by_default: bool) -> dict[str, Any]:

@@ -5,8 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lamella.learner.config.method_tables import method_name, switch_methods, with_parts
-from lamella.learner.config.new_config import new_config, start_tables
+from lamella.learner.config.method_tables import (
+    alias_settings,
+    method_name,
+    parse_name,
+    switch_methods,
+    with_parts,
+)
+from lamella.learner.config.new_config import new_config, same_method, start_tables
 from lamella.learner.config.overrides import parse_override, put
 from lamella.learner.config.own_methods import PLACES, name_in_full, plain_names
 from lamella.learner.config.precision import AUTO
@@ -61,8 +67,8 @@ class Wanted:
         if self.method is not None:
             changes.insert(0, (("method", "name"), self.method))
         named = dict(changes).get(("method", "name"))
-        if named is not None and self.start is None:  # a name alone means the method's own defaults
-            tables |= {"method": {"name": named}, "augment": {}}
+        if named is not None and self.start is None and not same_method(str(named), tables):
+            tables |= {"method": {"name": named}, "augment": {}}  # a name alone means the method's own defaults
         else:
             switch_methods(tables, dict(changes))
         for change in changes:
@@ -95,6 +101,9 @@ class Wanted:
         asked: dict[tuple[str, ...], Any] = {("backbone", "name"): self.backbone, ("run", "seed"): self.seed}
         asked |= dict(parse_override(setting, SECTIONS) for setting in self.settings)
         asked.pop(DEVICE, None)
+        if isinstance(named := asked.get(("method", "name"), self.method), str):
+            meant = alias_settings(parse_name(named).method, {})
+            asked |= {("method", key): value for key, value in meant.items() if key != "name"}
         yield from _other_method(config, asked.pop(("method", "name"), self.method), asked)
         if asked.get(("fit", "precision")) == AUTO and "measured" in config["fit"]:
             asked.pop(("fit", "precision"))  # it was replaced when the model was made

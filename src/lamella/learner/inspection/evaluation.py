@@ -161,7 +161,7 @@ def images_to_measure(data: str, model: Model, layout: str | None = None) -> Mea
     whole = found.whole
     images, part = (whole.test, "its test part") if len(whole.test) else (whole.train, "all of it")
     if not len(whole.test) and _was_learned_by_name(found, model):
-        images, part = found.divided().test, "its held-out part"
+        images, part = found.divided().test, "its held-back part"
     trained = model.seen.trained_on()
     new = [i for i, key in enumerate(images.keys) if found.digests[key] not in trained]
     counted = len(images) - len(new)

@@ -40,9 +40,9 @@ class LearnedTask:
         trained: the largest number of parameters that one training call trained.
         data_sha256: the hash of its images, see `data.images.data_sha256`; None if an older version of Lamella learned
             the task.
-        held_back: how many images were held out; None if there were none.
-        right: how many held-out images were classified correctly just after learning; None if there were none.
-        temperature: the temperature that fits the held-out images best, above 0; None if there were none.
+        held_back: how many images were held back; None if there were none.
+        right: how many held-back images were classified correctly just after learning; None if there were none.
+        temperature: the temperature that fits the held-back images best, above 0; None if there were none.
         origin: the version that was saved when the task had been learned; None if it does not exist any more.
     """
 
@@ -60,7 +60,7 @@ class LearnedTask:
 
     @property
     def accuracy(self) -> float | None:
-        """The accuracy on the held-out images among all classes known then, 0..1; None if there were none."""
+        """The accuracy on the held-back images among all classes known then, 0..1; None if there were none."""
         return self.right / self.held_back if self.held_back and self.right is not None else None
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from lamella.common import words
@@ -17,6 +18,8 @@ __all__ = ["evaluation_text", "facts", "format_forecast", "format_images", "insp
 
 MOST_TASKS = 12
 """The largest number of tasks whose overlap is printed as a full table. The page always shows all."""
+WIDTH = 80
+"""Columns of a terminal that needs no widening."""
 RELIABLE = 0.75
 """The least area under the ROC curve at which calling samples unknown is useful."""
 MOST_CLASSES = 30
@@ -34,52 +37,63 @@ def facts(of: Any) -> Any:
     return {name: facts(getattr(of, name)) for name in names}
 
 
-def inspection_text(model: "Inspection", noun: str = "image") -> str:
-    """Format the tasks, the free directions with a forecast, and the overlap of tasks.
+def inspection_text(model: "Inspection", noun: str = "image", *, verbose: bool = False) -> str:
+    """Format what a model has learned, and how many tasks still fit, in 80 columns.
 
     Args:
         model: the facts of a model.
         noun: what one of its samples is called.
+        verbose: add the sizes, the protected directions of each layer, and the overlap of tasks, in wider tables.
     """
-    parameters = ", ".join(f"{part} {words.count(n)}" for part, n in model.parameters.items())
     head = (
-        f"{model.method} on {printable(model.backbone)} (weights {model.weights_sha256[:12]})\n"
-        f"{_many(len(model.tasks), 'task')}, {_many(len(model.classes), 'class', 'es')}; "
-        f"confidence at temperature {model.temperature:.3g}\nnumbers: {parameters}\n"
+        f"{model.method} on {printable(model.backbone)}\n"
+        f"{_many(len(model.tasks), 'task')}, {_many(len(model.classes), 'class', 'es')}\n"
+    )
+    if not verbose:
+        return "\n".join([head, _tasks(model, noun), _folded(format_forecast(model))])
+    parameters = ", ".join(f"{part} {words.count(n)}" for part, n in model.parameters.items())
+    head += (
+        f"weights of the backbone (SHA-256): {model.weights_sha256[:12]}\n"
+        f"logits are divided by {model.temperature:.3g} for confidences (the temperature)\n"
+        f"numbers that a prediction needs: {parameters}\n"
     )
     parts = [head, _ledger(model, noun)]
     if model.spaces:
         parts.append(_spaces(model))
-    parts.append(format_forecast(model) + "\n")
+    parts.append(_folded(format_forecast(model)))
     parts.append(_overlap(model, model.overlap) if model.overlap else explain_no_overlap(model) + "\n")
     return "\n".join(parts)
 
 
 def format_forecast(model: "Inspection") -> str:
-    """Format the number of tasks that still fit, and how it was estimated."""
+    """Format the number of tasks that still fit, how it was estimated, what happens then, and what to do."""
     found = model.forecast
     if not model.spaces:
-        return "This method protects no directions of its layers' inputs, so none run out."
+        return "Room for more tasks: this method has no limit, because it protects no inputs of its layers."
     if not model.tasks:
-        return "No forecast: nothing has been learned yet."
+        return "Room for more tasks: not known before something has been learned."
     if found is None:
         known = all(space.grown for space in model.spaces)
-        why = "new branches may use the protected directions" if known else "what each task took was not recorded"
-        return f"No forecast: {why}."
+        why = "new tasks may also use what old ones protect" if known else "what each task took was not recorded"
+        return f"Room for more tasks: not known, because {why}."
     several, one = found.last > 1, "the last task" if len(model.tasks) > 1 else "the only task"
     measured = f"the last {found.last} tasks" if several else one
     if found.tasks is None:
-        return f"No limit in sight: {measured} took no direction of any layer."
+        return f"Room for more tasks: no limit in sight, because {measured} took no direction of any layer."
     free = next(space.free for space in model.spaces if space.layer == found.layer)
+    width = next(space.width for space in model.spaces if space.layer == found.layer)
+    then = (
+        f"new tasks change layer {found.layer} in fewer directions than a full branch ({found.rank}), so they are "
+        "learned less well there; what was learned before stays as it is. A new model with a smaller method.energy or "
+        "method.rank has more room, and one made with --no-train has no limit."
+    )
     if not found.tasks:
-        return (
-            f"{found.layer} has {_many(free, 'free direction')}, fewer than the rank {found.rank} of a branch, "
-            "so new branches have a smaller rank there."
-        )
+        is_free = f"{free} of {width} directions {'is' if free == 1 else 'are'} free in that layer"
+        return f"Room for more tasks: no full one. From now on {then} ({is_free}.)"
     return (
-        f"About {_many(found.tasks, 'more task')} before {found.layer} has fewer than {found.rank} free directions, "
-        f"the rank of a branch, and new branches there get a smaller rank. A linear estimate: {measured} took "
-        f"{found.pace:.1f} of its directions{' each' if several else ''}, and {free} are left."
+        f"Room for more tasks: about {found.tasks}. After that {then} (A straight line from what {measured} took: "
+        f"{found.pace:.1f} directions of that layer{' each' if several else ''}, of which {free} of {width} "
+        f"{'is' if free == 1 else 'are'} free.)"
     )
 
 
@@ -106,13 +120,14 @@ def evaluation_text(measured: "Evaluation", data: str, noun: str = "image") -> s
         f"expected calibration error {words.number(measured.calibration_error)} points ({len(measured.bins)} bins)",
     ]
     if measured.unknown_below is None:
-        lines.append(f"unknown {noun}s: not known, because no {noun}s were held out when this model learned")
+        lines.append(f"unknown {noun}s: not known, because no {noun}s were held back when this model learned")
     else:
         share = words.number(measured.unknown / measured.images)
         lines.append(f"called unknown (familiarity below {measured.unknown_below}): {share} %")
     if measured.separation is not None:
         lines.append(_separated(measured.separation, noun))
-    parts = ["\n".join(lines) + "\n", _counted(measured, noun, "task")]
+    explained = "right task: the answer is a class of the same task as the true class\n"
+    parts = ["\n".join(lines) + "\n", _counted(measured, noun, "task"), explained]
     worst = sorted(measured.classes, key=lambda line: line.accuracy)[:MOST_CLASSES]
     hidden = len(measured.classes) - len(worst)
     parts.append(_counted(measured, noun, "class", {line.name for line in worst}))
@@ -140,6 +155,28 @@ def format_images(task: "LearnedTask") -> str:
     return words.count(task.images) + (f" ({words.count(task.unreadable)} unreadable)" if task.unreadable else "")
 
 
+def _folded(text: str) -> str:
+    return fill(text, WIDTH, break_on_hyphens=False, break_long_words=False) + "\n"
+
+
+def _tasks(model: "Inspection", noun: str) -> str:
+    rows = [
+        (
+            task.name,
+            _named(task.classes),
+            format_images(task),
+            _right(task),
+            words.NOTHING if task.origin is None else task.origin.made[:10],
+        )
+        for task in model.tasks
+    ]
+    return plain_table(("task", "classes", f"{noun}s", "right, held back", "learned"), rows, WIDTH)
+
+
+def _right(task: "LearnedTask") -> str:
+    return words.NOTHING if task.accuracy is None else f"{words.number(task.accuracy)} % of {task.held_back}"
+
+
 def _ledger(model: "Inspection", noun: str) -> str:
     heads = ("task", "learned", "version", "classes", f"{noun}s", "time", "state", "data", "held back")
     rows: list[Sequence[str]] = []
@@ -155,7 +192,7 @@ def _ledger(model: "Inspection", noun: str) -> str:
                 words.duration(task.seconds),
                 words.size(None if origin is None else origin.bytes),
                 (task.data_sha256 or words.NOTHING)[:12],
-                words.NOTHING if task.accuracy is None else f"{words.number(task.accuracy)} % of {task.held_back}",
+                _right(task),
             )
         )
     return plain_table(heads, rows)

@@ -14,7 +14,7 @@ from lamella.backbones import Backbone
 from lamella.common.files import write_tensors
 from lamella.learner.config.document import build_backbone
 
-__all__ = ["from_copy", "keep_backbone"]
+__all__ = ["from_copy", "keep_backbone", "without_weights"]
 
 
 def keep_backbone(folder: Path, config: Mapping[str, Any], backbone: Backbone) -> str | None:
@@ -66,6 +66,12 @@ def from_copy(config: Mapping[str, Any], copy: Path | None) -> dict[str, Any]:
         )
     table = {key: value for key, value in config["backbone"].items() if key != "adapter"}
     return {**config, "backbone": {**table, "weights": str(copy)}}
+
+
+def without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration whose backbone has the same shape and random weights; its predictions mean nothing."""
+    table = {key: value for key, value in config["backbone"].items() if key != "adapter"}
+    return {**config, "backbone": {**table, "weights": "random"}}
 
 
 def _files(table: Mapping[str, Any]) -> str:
