@@ -165,7 +165,7 @@ def test_learning_names_what_it_leaves_out_and_the_ledger_says_what_was_learned(
 
 def test_from_python_the_same_files_are_left_out_with_a_warning(birds: Path) -> None:
     learner = Learner.create(backbone={"name": "test_vit", "weights": "random", "size": 32}, method="nearest-mean")
-    with pytest.warns(UserWarning, match=r"6 files of '.*birds' cannot be read and are left out; the first is crow/"):
+    with pytest.warns(UserWarning, match=r"left out, cannot be read: 6 files of '.*birds'; the first is crow/"):
         record = learner.learn_from(birds)
     assert learner.tasks[0] is record
     assert record.held_back is not None

@@ -29,7 +29,7 @@ def main() -> None:
             warnings.showwarning = partial(_say_warning, warnings.showwarning)
             sys.exit(app(arguments, prog_name="lamella", standalone_mode=False))
     except USAGE_ERROR as error:
-        _complain(f"{error.format_message().replace('Value error, ', '')} ({_help_command(arguments)} tells more)")
+        _complain(f"{_usage(error)} ({_help_command(arguments)} tells more)")
     except OWN_ERRORS as error:
         if os.environ.get("LAMELLA_DEBUG") == "1":
             raise
@@ -44,6 +44,13 @@ def _say_warning(otherwise: Any, message: Warning | str, category: type[Warning]
         say(f"lamella: {message}", err=True)
     else:
         otherwise(message, category, *where)
+
+
+def _usage(error: Any) -> str:
+    """Return the message of an error in an option, with the value that was given, which Typer 0.21 and later omit."""
+    text = error.format_message().replace("Value error, ", "")
+    found = getattr(error.__cause__, "errors", list)()
+    return f"{text}, not {found[0]['input']!r}" if found and "ctx" in found[0] else text
 
 
 def _help_command(arguments: list[str]) -> str:

@@ -8,6 +8,7 @@ import typer
 from lamella.cli.arguments import Device, Layout, Model, Wait, say_once
 from lamella.cli.learn_messages import say_expected, say_found, say_known, say_resumed, say_took
 from lamella.cli.output import say
+from lamella.common.words import many
 
 if TYPE_CHECKING:
     from lamella.data.sources.readable import ReadableData
@@ -92,6 +93,11 @@ def learn(
     from lamella.learner.config.wanted import Wanted
     from lamella.learner.folder import ModelFolder
 
+    for setting in settings or ():
+        if "=" not in setting:
+            raise ValueError(
+                f"'{setting}' is no setting KEY=VALUE; to learn several folders, run the command once for each of them"
+            )
     if bundled and backbone:
         raise ValueError(f"--bundled and --backbone {backbone} are two backbones; leave one of them out")
     if no_train and method:
@@ -109,7 +115,7 @@ def learn(
         if strict and found.unreadable:
             first = f"the first is {found.unreadable[0].key}: {found.unreadable[0].reason}"
             raise ValueError(
-                f"{len(found.unreadable)} files of '{data}' cannot be read, {first}; replace or remove them"
+                f"{many(len(found.unreadable), 'file')} of '{data}' cannot be read, {first}; replace or remove"
             )
         return found
 

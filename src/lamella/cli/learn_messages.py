@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lamella.cli.output import say
+from lamella.common.words import many
 
 if TYPE_CHECKING:
     from lamella.learner.confidence import HeldOut
@@ -31,8 +32,8 @@ def say_found(learning: "Learning") -> None:
     known = set(model.class_names.values())
     new = [name for name in task.class_names if name not in known]
     again = [name for name in task.class_names if name in known]
-    counted = f"{len(task.train)} {task.train.noun}s to learn from, {len(learning.held_out)} held back"
-    say(f"{task.name}: {counted}; {len(new)} new classes")
+    counted = f"{many(len(task.train), task.train.noun)} to learn from, {len(learning.held_out)} held back"
+    say(f"{task.name}: {counted}; {many(len(new), 'new class', 'es')}")
     if new:
         say(f"  new: {_few(new)}")
     if again:
@@ -44,12 +45,12 @@ def say_found(learning: "Learning") -> None:
     for line in learning.data.whole.told:
         say(f"  {line}")
     if learning.known:
-        say(f"  left out, learned before: {learning.known} {task.train.noun}s; --again learns them once more")
+        say(f"  left out, learned before: {many(learning.known, task.train.noun)}; --again learns them once more")
     for name, count in learning.otherwise.items():
-        say(f"  {count} of these {task.train.noun}s were learned before as '{name}'; check which class is right")
+        were = "was" if count == 1 else "were"
+        say(f"  {count} of these {task.train.noun}s {were} learned before as '{name}'; check which class is right")
     if unreadable:
-        counted = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
-        say(f"  left out, cannot be read: {counted}")
+        say(f"  left out, cannot be read: {many(len(unreadable), 'file')}")
         for file in unreadable[:SHOWN]:
             say(f"    {file.key}: {file.reason}")
         if len(unreadable) > SHOWN:
@@ -104,7 +105,8 @@ def say_took(learning: "Learning", seconds: float, expected: "Expected | None") 
 
     task = learning.task
     names = ", ".join(task.class_names)
-    say(f"{learning.folder} learned {len(task.classes)} classes from {len(task.train)} {task.train.noun}s: {names}")
+    counted = f"{many(len(task.classes), 'class', 'es')} from {many(len(task.train), task.train.noun)}"
+    say(f"{learning.folder} learned {counted}: {names}")
     peak = peak_bytes(learning.model.fit().device)
     memory = f" and {size(peak)} of memory" if peak else ""
     beside = f" (expected: about {duration(expected.seconds)})" if expected else ""
@@ -132,7 +134,7 @@ def _say_beside(beside: "Beside", noun: str) -> None:
         f"{count / beside.images:.1%}" for count in (beside.learned, beside.class_means, beside.discriminant)
     )
     say(
-        f"right on the {beside.images} held-back {noun}s of all tasks so far: {learned}; without training: "
+        f"right on the {many(beside.images, f'held-back {noun}')} of all tasks so far: {learned}; without training: "
         f"class means {means}, linear discriminant {discriminant}"
     )
     if not beside.pays:

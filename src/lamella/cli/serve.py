@@ -11,6 +11,7 @@ import typer
 
 from lamella.cli.arguments import Device, Model
 from lamella.cli.output import say
+from lamella.common.words import many
 
 __all__ = ["serve"]
 
@@ -68,7 +69,7 @@ def serve(
     # The browser does not send what follows "#". A token that the user chose is not shown, because terminals may be
     # logged.
     address = f"http://{shown}:{listening.getsockname()[1]}/" + ("" if token else f"#token={key}")
-    say(f"{model}, version {version}, {len(learner.class_names)} classes: {address}")
+    say(f"{model}, version {version}, {many(len(learner.class_names), 'class', 'es')}: {address}")
     config = uvicorn.Config(
         app,
         http=IdleTimeout,

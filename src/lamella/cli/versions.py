@@ -7,6 +7,7 @@ import typer
 
 from lamella.cli.arguments import Model, Wait, say_once
 from lamella.cli.output import say
+from lamella.common.words import many
 
 __all__ = ["forget", "history", "prune", "rollback"]
 
@@ -55,8 +56,8 @@ def rollback(
     from lamella.learner.folder import ModelFolder
 
     version = ModelFolder(model, waiting=say_once() if wait else None).roll_back(to)
-    counted = "1 task" if len(version.tasks) == 1 else f"{len(version.tasks)} tasks"
-    say(f"{model} is version {version.number} again, with {counted}: {', '.join(version.tasks)}")
+    tasks = f"{many(len(version.tasks), 'task')}: {', '.join(version.tasks)}"
+    say(f"{model} is version {version.number} again, with {tasks}")
 
 
 def forget(
@@ -100,7 +101,8 @@ def prune(
     gone = folder.prune(keep)
     left = len(before) - len(gone)
     if not gone:
-        say(f"{model} has {left} versions; none is deleted")
+        say(f"{model} has {many(left, 'version')}; none is deleted")
         return
     numbers = ", ".join(map(str, gone))
-    say(f"{model}: versions deleted: {numbers} ({size(sum(before[number] for number in gone))}); {left} are left")
+    gone_bytes = size(sum(before[number] for number in gone))
+    say(f"{model}: {many(len(gone), 'version')} deleted: {numbers} ({gone_bytes}); {many(left, 'version')} left")

@@ -1,6 +1,6 @@
 """Formats numbers for reading: percentages, durations, counts and sizes, and a dash for a missing value."""
 
-__all__ = ["MINUS", "NOTHING", "count", "duration", "number", "size"]
+__all__ = ["MINUS", "NOTHING", "count", "duration", "many", "number", "size"]
 
 NOTHING = "\N{EM DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -37,6 +37,15 @@ def count(value: float | None) -> str:
     '1,234,567'
     """
     return NOTHING if value is None else f"{round(value):,}"
+
+
+def many(number: int, noun: str, plural: str = "s") -> str:
+    """Format a number of things.
+
+    >>> many(1, "image"), many(1200, "image"), many(3, "class", "es")
+    ('1 image', '1,200 images', '3 classes')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}{plural}"
 
 
 def size(value: float | None) -> str:

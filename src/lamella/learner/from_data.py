@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 
 from lamella.common.progress import Progress
+from lamella.common.words import many
 from lamella.data.sources.readable import load_readable
 from lamella.learner.folder import ModelFolder
 from lamella.learner.learning import learn
@@ -21,7 +22,7 @@ def learn_from(
     found = load_readable(data)
     if found.unreadable:
         first = f"the first is {found.unreadable[0].key}: {found.unreadable[0].reason}"
-        left_out = f"{len(found.unreadable)} files of '{data}' cannot be read and are left out; {first}"
+        left_out = f"left out, cannot be read: {many(len(found.unreadable), 'file')} of '{data}'; {first}"
         warnings.warn(left_out, stacklevel=3)  # points to the line where the user called the learner
     if folder is not None:
         with ModelFolder(folder).learning(lambda: found, model=model, name=name, again=again) as learning:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from lamella.common.checks import check_one_of
+from lamella.common.words import many
 from lamella.data.decoding import image_endings
 from lamella.data.images import Files, ImageSet
 from lamella.data.names import alike, normal_name
@@ -120,7 +121,7 @@ def _told(path: Path, photos: Sequence[Photo], train: Path, test: Path | None) -
         if not _is_image(file.name) and not file.name.startswith(".")
     )
     counted = ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(5))
-    left_out = [f"left out, no images: {sum(ignored.values())} files ({counted})"] if ignored else []
+    left_out = [f"left out, no images: {many(sum(ignored.values()), 'file')} ({counted})"] if ignored else []
     return (f"read as {form}{below}{tests}", *left_out)
 
 

@@ -103,7 +103,10 @@ def _named(name: str, root: str | Path | None) -> Callable[..., Source]:
     if name in loaders:
         return loaders[name]
     looked = " or ".join(str(place) for place in places(root))
-    raise FileNotFoundError(f"{name} needs the file {name.replace('-', '_')}.npz in {looked}")
+    file = f"{name.replace('-', '_')}.npz"
+    raise FileNotFoundError(
+        f"{name} needs the file {file} in {looked}; put it there, or name its folder by $LAMELLA_DATA"
+    )
 
 
 def _load_path(name: str, root: str | Path | None, options: dict[str, Any]) -> Source:

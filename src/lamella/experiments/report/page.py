@@ -85,12 +85,12 @@ def _table(board: Sequence[Row]) -> dict[str, Any]:
 
 def _facts(board: Sequence[Row]) -> list[tuple[str, str]]:
     first = board[0].first
-    tasks = "1 task" if first.tasks == 1 else f"{first.tasks} tasks"
+    tasks = words.many(first.tasks, "task")
     sizes = first.task_sizes
     images = f"{sum(sizes):,} ({min(sizes)}" + (f" to {max(sizes)}" if min(sizes) != max(sizes) else "") + " a task)"
     splits = sorted({result.split_sha256[:12] for row in board for result in row.results})
     return [
-        ("Scenario", f"{first.kind}, {tasks}, {len(first.classes)} classes"),
+        ("Scenario", f"{first.kind}, {tasks}, {words.many(len(first.classes), 'class', 'es')}"),
         ("Backbone", first.backbone),
         ("Measured on", f"{first.evaluated_on} images: {images}"),
         ("Task given when predicting", "yes" if first.kind == "task-incremental" else "no"),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamella.common.printable import printable
-from lamella.common.words import count, duration, size
+from lamella.common.words import count, duration, many, size
 from lamella.experiments.metrics import METRICS
 from lamella.experiments.report.summary import Row, Summary, summarise
 from lamella.experiments.report.words import best, percent, shown_metrics
@@ -165,7 +165,7 @@ def _record(row: Row) -> dict[str, Any]:
 def _title(row: Row) -> str:
     first = row.first
     data = "" if first.evaluated_on == "test" else f", measured on {first.evaluated_on} data"
-    tasks = "1 task" if first.tasks == 1 else f"{first.tasks} tasks"
+    tasks = many(first.tasks, "task")
     return f"{first.scenario} ({first.kind}, {tasks}{data}), {first.backbone}, split {first.split_sha256[:8]}"
 
 

@@ -56,7 +56,7 @@ def export(model: Model, format: str, out: str | Path, *, readout: str = "", per
     method = base_of(model.method.eval(), readout)
     write = export_peft_tasks if per_task else FORMATS[format]
     with atomic_output(Path(out)) as place, _on_the_cpu(model):
-        return write(model, method, place)
+        return [line.replace(str(place), str(out)) for line in write(model, method, place)]
 
 
 @contextmanager

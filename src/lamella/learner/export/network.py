@@ -156,5 +156,5 @@ def _classifier(method: Method) -> nn.Linear:
     try:
         return method.linear_classifier()
     except ValueError as error:
-        further = "" if method.base is None else ", or what the method is built on with --readout base"
+        further = "" if method.base is None else ", or with --readout base the heads below, which predict otherwise"
         raise ValueError(f"{error}; export the graph with --format onnx{further}") from None

@@ -54,7 +54,8 @@ def export_onnx(model: Model, method: Method, file: Path) -> list[str]:
     return [
         str(found),
         how,
-        f"load it: onnxruntime.InferenceSession(FILE).run(['{OUTPUT}'], {{'{INPUT}': float32 (n, 3, {size}, {size})}})",
+        f"load it: import onnxruntime; session = onnxruntime.InferenceSession('{file}')",
+        f"run it: session.run(['{OUTPUT}'], {{'{INPUT}': images}})[0], of float32 images (n, 3, {size}, {size})",
     ]
 
 

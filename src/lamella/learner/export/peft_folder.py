@@ -202,7 +202,11 @@ class _Adapter:
 
         plain = PeftModel.from_pretrained(model, str(folder)).eval()
         found = compare(own, plain, self.model.backbone)
-        return [str(found), f"rank {_range(ranks.values())} on {len(ranks)} layers", self._how_to_load(described)]
+        return [
+            str(found),
+            f"rank {_range(ranks.values())} on {len(ranks)} layers",
+            self._how_to_load(folder, described),
+        ]
 
     def _pairs(self, merges: int) -> dict[str, Pair]:
         pairs = {name: low_rank(change, weight, merges) for name, (change, weight) in self.differences.items()}
@@ -222,15 +226,16 @@ class _Adapter:
         table = self.model.config["backbone"]
         return table["weights"] != "pretrained" or "adapter" in table or table["name"] != architecture(self.model)[0]
 
-    def _how_to_load(self, described: dict[str, Any]) -> str:
+    def _how_to_load(self, folder: Path, described: dict[str, Any]) -> str:
         name, options = architecture(self.model)
         given = "".join(f", {key}={value!r}" for key, value in options.items())
         ours = self._base_is_ours()
         create = f"timm.create_model('{name}', {'' if ours else 'pretrained=True, '}num_classes="
-        base = "model.load_state_dict(safetensors.torch.load_file('base.safetensors'), strict=False); " if ours else ""
+        file = folder / "base.safetensors"
+        base = f"model.load_state_dict(safetensors.torch.load_file('{file}'), strict=False); " if ours else ""
         return (
-            f"load it: model = {create}{len(described['class_names'])}{given}); {base}"
-            "model = peft.PeftModel.from_pretrained(model, FOLDER)"
+            f"load it: import peft, safetensors.torch, timm; model = {create}{len(described['class_names'])}{given}); "
+            f"{base}model = peft.PeftModel.from_pretrained(model, '{folder}')"
         )
 
 

@@ -38,7 +38,7 @@ def export_timm(model: Model, method: Method, folder: Path) -> list[str]:
     given = "".join(f", {key}={value!r}" for key, value in options.items())
     return [
         str(found),
-        f"load it: model = timm.create_model('{name}', num_classes={count}{given}); "
-        "model.load_state_dict(safetensors.torch.load_file('model.safetensors'))",
-        "or all at once: timm.create_model('local-dir:FOLDER', pretrained=True)",
+        f"load it: import timm; model = timm.create_model('local-dir:{folder}', pretrained=True)",
+        f"or by hand: import safetensors.torch, timm; model = timm.create_model('{name}', num_classes={count}{given}); "
+        f"model.load_state_dict(safetensors.torch.load_file('{folder / 'model.safetensors'}'))",
     ]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from lamella.common.words import many
 from lamella.data.images import data_sha256
 from lamella.data.loading import Examples
 from lamella.data.sources.readable import ReadableData, load_readable
@@ -165,8 +166,8 @@ def images_to_measure(data: str, model: Model, layout: str | None = None) -> Mea
     trained = model.seen.trained_on()
     new = [i for i, key in enumerate(images.keys) if found.digests[key] not in trained]
     counted = len(images) - len(new)
-    left_out = [f"{_some(counted, images.noun)} that the model was trained on"] * bool(counted)
-    left_out += [f"{_some(len(found.unreadable), 'file')} that cannot be read"] * bool(found.unreadable)
+    left_out = [f"{many(counted, images.noun)} that the model was trained on"] * bool(counted)
+    left_out += [f"{many(len(found.unreadable), 'file')} that cannot be read"] * bool(found.unreadable)
     if not new:
         raise ValueError(
             f"the model was trained on all {len(images)} {images.noun}s of '{data}', so they measure nothing; "
@@ -185,10 +186,6 @@ def _was_learned_by_name(data: ReadableData, model: Model) -> bool:
     with_contents = set(model.seen.tasks.tolist())
     unknown = {task.data_sha256 for i, task in enumerate(model.tasks) if i not in with_contents}
     return data_sha256(split.train, dict(enumerate(split.class_names))) in unknown
-
-
-def _some(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def evaluate(model: Model, images: Examples, class_names: Sequence[str], *, unknown_below: float = 0.05) -> Evaluation:

@@ -47,7 +47,7 @@ def inspection_text(model: "Inspection", noun: str = "image", *, verbose: bool =
     """
     head = (
         f"{model.method} on {printable(model.backbone)}\n"
-        f"{_many(len(model.tasks), 'task')}, {_many(len(model.classes), 'class', 'es')}\n"
+        f"{words.many(len(model.tasks), 'task')}, {words.many(len(model.classes), 'class', 'es')}\n"
     )
     if not verbose:
         return "\n".join([head, _tasks(model, noun), _folded(format_forecast(model))])
@@ -114,7 +114,7 @@ def evaluation_text(measured: "Evaluation", data: str, noun: str = "image") -> s
     """
     balanced = f"; {words.number(measured.balanced_accuracy)} % if every class counts the same"
     lines = [
-        f"{words.number(measured.accuracy)} % right of {_many(measured.images, noun)} ({printable(data)})"
+        f"{words.number(measured.accuracy)} % right of {words.many(measured.images, noun)} ({printable(data)})"
         f"{balanced if _uneven(measured) else ''}",
         f"mean confidence {words.number(measured.confidence)} %, "
         f"expected calibration error {words.number(measured.calibration_error)} points ({len(measured.bins)} bins)",
@@ -240,7 +240,3 @@ def _strangers(measured: "Evaluation", noun: str) -> str:
 def _named(classes: Sequence[str]) -> str:
     shown = ", ".join(classes[:3]) if len(classes) <= 3 else f"{classes[0]} … {classes[-1]}"
     return f"{len(classes)}: {shown}"
-
-
-def _many(count: int, noun: str, plural: str = "s") -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}{plural}"

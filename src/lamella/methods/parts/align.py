@@ -142,7 +142,7 @@ class Aligned(MethodOnBase):
 
     def linear_classifier(self) -> nn.Linear:
         if self.quadratic:
-            raise ValueError("classes have covariances of their own (own_covariance), which no linear layer holds")
+            raise ValueError("its classes have covariances of their own, which no linear layer holds")
         if self.head == "refit":
             return self.refitted.as_linear()
         return linear_layer(*self.statistics.hyperplanes(self.shrinkage))
