@@ -1,5 +1,6 @@
 """Confidence: the temperature that fits, and a familiarity that known images have evenly."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,26 +77,67 @@ def test_records_alone_give_the_temperature_of_the_newest_that_say_enough_and_th
     assert of_records([HeldOut(3, 3)]).images == 0
 
 
-def test_the_distance_is_mahalanobis_to_the_nearest_mean() -> None:
+def test_strangeness_compares_the_nearest_mean_with_the_mean_of_all() -> None:
     draws = generator(3, "features")
     statistics = ClassGaussians(4)
-    statistics.add(torch.randn(60, 4, generator=draws), torch.arange(60) % 3, [0, 1, 2])
+    x = torch.randn(60, 4, generator=draws)
+    statistics.add(x, (torch.arange(60) % 7).clamp_max(2), [0, 1, 2])
     f = torch.randn(7, 4, generator=draws)
     inverse = torch.linalg.inv(shrunk(statistics.covariance, 0.1))
-    apart = f.double()[:, None] - statistics.means
-    expected = torch.einsum("ncd,de,nce->nc", apart, inverse, apart).amin(1)
-    torch.testing.assert_close(statistics.distance(f, 0.1), expected)
+
+    def distance(to: torch.Tensor) -> torch.Tensor:
+        apart = f.double()[:, None] - to
+        return torch.einsum("ncd,de,nce->nc", apart, inverse, apart).amin(1)
+
+    expected = 1.25 * distance(statistics.means).log() - distance(x.double().mean(0)[None]).log()
+    torch.testing.assert_close(statistics.strangeness(f, 0.1), expected)
+    assert statistics.strangeness(statistics.means, 0.1).isfinite().all(), "a distance of 0 has a logarithm too"
 
 
-def test_alignment_says_how_near_features_are_and_other_methods_their_energy() -> None:
+def test_one_class_alone_is_measured_by_the_distance() -> None:
+    draws = generator(4, "features")
+    statistics = ClassGaussians(4)
+    statistics.add(torch.randn(60, 4, generator=draws), torch.zeros(60, dtype=torch.int64), [0])
+    away = statistics.means + torch.arange(1, 9)[:, None] * torch.randn(1, 4, generator=draws)
+    assert (statistics.strangeness(away, 0.1).diff() > 0).all()
+
+
+def test_new_classes_beside_known_ones_and_noise_are_both_stranger() -> None:
+    """Twelve classes in 30 dimensions, of which every second is known; images differ in how far they scatter."""
+    draws = generator(5, "features")
+    labels = torch.arange(12).repeat(80)
+    spread = (0.5 * torch.randn(960, 1, generator=draws)).exp()
+    x = 6 * torch.eye(12, 30)[labels] + spread * torch.randn(960, 30, generator=draws)
+    known, first = labels % 2 == 0, torch.arange(960) < 480
+    statistics = ClassGaussians(30)
+    statistics.add(x[first & known], labels[first & known], list(range(0, 12, 2)))
+    own, new, noise = x[~first & known], x[~first & ~known], 20 * torch.randn(200, 30, generator=draws)
+
+    def area(strange: Callable[[torch.Tensor], torch.Tensor], others: torch.Tensor) -> float:
+        return float((strange(others)[:, None] > strange(own)).double().mean())
+
+    def nearest(f: torch.Tensor) -> torch.Tensor:
+        root = torch.linalg.cholesky(torch.linalg.inv(shrunk(statistics.covariance, 0.1)))
+        return torch.cdist(f.double() @ root, statistics.means @ root).amin(1)
+
+    def strangeness(f: torch.Tensor) -> torch.Tensor:
+        return statistics.strangeness(f, 0.1)
+
+    assert area(strangeness, noise) > 0.99
+    assert area(strangeness, new) > area(nearest, new) + 0.05 > 0.8
+
+
+def test_alignment_says_how_near_features_are_and_other_methods_their_own_measure() -> None:
     method = learn_all(Aligned(build("nearest-mean")), stream(2, 1))
     x = images(2, 2, "test").batch(torch.arange(4), plain_view(method.backbone.transform))
     logits, typicality = method.logits_and_typicality(x)
     assert torch.equal(logits, method.predict(x))
-    torch.testing.assert_close(typicality, -method.statistics.distance(method.features(x), method.shrinkage))
+    torch.testing.assert_close(typicality, -method.statistics.strangeness(method.features(x), method.shrinkage))
     assert float(method.logits_and_typicality(x + 9)[1].max()) < float(typicality.min())
     base = method.base
-    torch.testing.assert_close(base.logits_and_typicality(x)[1], base.predict(x).logsumexp(1))
+    torch.testing.assert_close(base.logits_and_typicality(x)[1], base.predict(x).amax(1))
+    other = learn_all(build("linear-probe"), stream(2, 1))
+    torch.testing.assert_close(other.logits_and_typicality(x)[1], other.predict(x).logsumexp(1))
 
 
 def taught(method: str, tasks: int = 3) -> tuple[Learner, Scenario]:

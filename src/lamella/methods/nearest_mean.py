@@ -39,6 +39,10 @@ class NearestMean(Method):
         """(n, classes) cosines, -1..1."""
         return cosine_scores(features, self.statistics.means.to(features))
 
+    def typicality(self, features: Tensor, logits: Tensor) -> Tensor:
+        """(n,) the cosine to the nearest class mean, -1..1."""
+        return logits.amax(1)
+
     def merge_classes(self, source: int, target: int) -> None:
         self.statistics.merge(source, target)
 

@@ -45,6 +45,9 @@ class StreamingLDA(Method):
         """(n, classes) discriminant scores."""
         return self.statistics.linear_discriminant(features, self.shrinkage)
 
+    def typicality(self, features: Tensor, logits: Tensor) -> Tensor:
+        return -self.statistics.strangeness(features, self.shrinkage)
+
     def linear_classifier(self) -> nn.Linear:
         return linear_layer(*self.statistics.hyperplanes(self.shrinkage))
 

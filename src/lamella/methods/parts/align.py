@@ -130,11 +130,8 @@ class Aligned(MethodOnBase):
         return self.statistics.linear_discriminant(features, self.shrinkage)
 
     def typicality(self, features: Tensor, logits: Tensor) -> Tensor:
-        """(n,) the negative squared Mahalanobis distance to the nearest class mean.
-
-        Lee et al., NeurIPS 2018, arXiv 1807.03888.
-        """
-        return -self.statistics.distance(features, self.shrinkage)
+        """(n,) scores that are low far from all class means; see `ClassGaussians.strangeness`."""
+        return -self.statistics.strangeness(features, self.shrinkage)
 
     @property
     def features_stay(self) -> bool:
