@@ -11,8 +11,7 @@ from lamella.memory.resizable import Resizable
 __all__ = ["ClassGaussians", "shrunk"]
 
 FAR = 0.25
-"""The weight of the distance itself in `strangeness`. On frozen features of ViT-Tiny it costs 1 or 2 points of area for
-new classes of the same data set, and gains up to 16 for images of other data sets (`benchmarks/unknown_images.py`)."""
+"""The weight of the distance itself in `strangeness`, chosen on frozen features of four streams; see docs/log.md."""
 
 
 class ClassGaussians(Resizable):
