@@ -5,7 +5,8 @@
 
 The first half of a configuration's tasks is learned, a fifth of each training part held back for the record that
 `lamella learn` keeps. Then the test images of these tasks (known) and of the others (never learned) are given a
-familiarity, and 100 images of random pixels beside them. Nothing is chosen on them: the threshold is a share of known images, fixed before.
+familiarity, and 100 images of random pixels beside them. Nothing is chosen on them: the threshold is a share of known
+images, fixed before.
 """
 
 from typing import Annotated

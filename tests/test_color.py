@@ -13,10 +13,11 @@ from streams import configured, fit_for, images, tiny_backbone
 from torch import Tensor
 
 from lamella.adapters.adapter import using
+from lamella.common.clusters import cluster_centres
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
-from lamella.methods.color import CoLoR, TaskKeys, cluster_centres
+from lamella.methods.color import CoLoR, TaskKeys
 from lamella.methods.parts import Aligned
 from lamella.methods.parts.drift import affine_drift
 

@@ -75,28 +75,30 @@ class ClassGaussians(Resizable):
             self._add_class(label, part)
 
     def _add_class(self, label: int, x: Tensor) -> None:
-        mean, n = x.mean(0), len(x)
-        centred = x - mean
-        scatter = centred.T @ centred
         known = self.classes
         if label not in known:
-            self.ids = torch.cat([self.ids, self.ids.new_tensor([label])])
-            self.counts = torch.cat([self.counts, self.counts.new_tensor([n])])
-            self.means = torch.cat([self.means, mean[None]])
-            if self.per_class:
-                self.scatters = torch.cat([self.scatters, scatter[None].to(self.scatters)])
-            self.scatter += scatter
+            self._append(label, x)
             return
         # Chan, Golub & LeVeque (1983): the scatter of a union from the scatters of its parts.
-        i = known.index(label)
-        old = int(self.counts[i])
-        shift = mean - self.means[i]
-        scatter += torch.outer(shift, shift) * (old * n / (old + n))
+        i, n, mean = known.index(label), len(x), x.mean(0)
+        old, shift = int(self.counts[i]), mean - self.means[i]
+        scatter = (x - mean).T @ (x - mean) + torch.outer(shift, shift) * (old * n / (old + n))
         self.scatter += scatter
         if self.per_class:
             self.scatters[i] += scatter.to(self.scatters)
         self.means[i] += shift * (n / (old + n))
         self.counts[i] += n
+
+    def _append(self, label: int, x: Tensor) -> None:
+        """Add a Gaussian of a class, from features (n, d) in float64."""
+        mean = x.mean(0)
+        scatter = (x - mean).T @ (x - mean)
+        self.ids = torch.cat([self.ids, self.ids.new_tensor([label])])
+        self.counts = torch.cat([self.counts, self.counts.new_tensor([len(x)])])
+        self.means = torch.cat([self.means, mean[None]])
+        if self.per_class:
+            self.scatters = torch.cat([self.scatters, scatter[None].to(self.scatters)])
+        self.scatter += scatter
 
     @torch.no_grad()
     def move(self, W: Tensor, source: Tensor, shift: Tensor) -> None:
@@ -132,7 +134,7 @@ class ClassGaussians(Resizable):
         self.counts[j] += m
         if self.per_class:
             self.scatters[j] += self.scatters[i] + between.to(self.scatters)
-        self._remove(i)
+        self._remove_class(source)
 
     @torch.no_grad()
     def drop(self, label: int) -> None:
@@ -141,16 +143,19 @@ class ClassGaussians(Resizable):
         The shared scatter is then the sum of the others', in float32, if there is one `per_class`; else it stays.
         """
         self._solved = {}
-        i = self.classes.index(label)
-        self._remove(i)
+        self._remove_class(label)
         if self.per_class:
             self.scatter = self.scatters.to(self.scatter).sum(0)
 
-    def _remove(self, i: int) -> None:
-        left = [j for j in range(len(self.ids)) if j != i]
-        self.ids, self.counts, self.means = self.ids[left], self.counts[left], self.means[left]
+    def _remove_class(self, label: int) -> None:
+        i = self.classes.index(label)
+        self._keep(torch.tensor([j for j in range(len(self.ids)) if j != i], dtype=torch.int64))
+
+    def _keep(self, rows: Tensor) -> None:
+        rows = rows.to(self.ids.device)
+        self.ids, self.counts, self.means = self.ids[rows], self.counts[rows], self.means[rows]
         if self.per_class:
-            self.scatters = self.scatters[left]
+            self.scatters = self.scatters[rows]
 
     @property
     def covariance(self) -> Tensor:

@@ -37,6 +37,7 @@ from torch import Tensor
 from lamella.adapters.adapter import using
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
+from lamella.common.clusters import cluster_centres
 from lamella.common.randomness import generator, named_seed
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
@@ -46,29 +47,7 @@ from lamella.methods.shared.own_heads import OwnHeads, factors
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
 
-__all__ = ["CoLoR", "TaskKeys", "cluster_centres"]
-
-
-def cluster_centres(points: Tensor, count: int, seed: int) -> Tensor:
-    """Cluster points by k-means.
-
-    Args:
-        points: (n, d).
-        count: how many centres are wanted; at least 1.
-        seed: the seed of the start.
-
-    Returns:
-        (k, d) centres; k is `count`, or less if there are fewer distinct points.
-    """
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
-    x = points.double().cpu()
-    count = min(count, len(torch.unique(x, dim=0)))
-    # One thread: several add up their parts in the order in which they finish, which is another one each time.
-    with threadpool_limits(1, user_api="openmp"):
-        found = KMeans(count, n_init="auto", random_state=seed % 2**32).fit(x.numpy())
-    return torch.from_numpy(found.cluster_centers_).to(points)
+__all__ = ["CoLoR", "TaskKeys"]
 
 
 class TaskKeys(Resizable):

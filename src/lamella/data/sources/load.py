@@ -7,6 +7,7 @@ from typing import Any
 
 from lamella.common.checks import did_you_mean
 from lamella.data.scenario import Source
+from lamella.data.sources.changes import change_domains
 from lamella.data.sources.parts import keep_classes, keep_domains, keep_per_class
 from lamella.data.sources.places import look_for, places
 
@@ -18,11 +19,13 @@ KEEPING: dict[str, Callable[..., Source]] = {
     "domains": keep_domains,
     "classes": keep_classes,
     "per_class": keep_per_class,
+    "changes": change_domains,
 }
-"""Options of every data set: which part of it to keep."""
+"""Options of every data set: which part of it to keep, and how to make domains of it."""
 
 SOURCES = {
     "digits": "handwritten digits, 8 x 8, 10 classes, 1,797 images; part of scikit-learn, no download",
+    "handwriting": "digits and mnist as two domains of the same 10 classes",
     "mnist": "handwritten digits, 28 x 28, 10 classes, 70,000 images",
     "fashion-mnist": "articles of clothing, 28 x 28, 10 classes, 70,000 images",
     "cifar10": "photos of animals and vehicles, 32 x 32, 10 classes, 60,000 images",
@@ -54,7 +57,8 @@ def load_source(name_or_path: str | Path, *, root: str | Path | None = None, **o
             may also be relative to the root; a name goes before a folder of the same name (write `./digits` for that).
         root: the folder that holds the data; $LAMELLA_DATA and the user's cache where left out.
         options: of every set: `domains` and `classes` (keep only these; a number keeps the first so many classes),
-            `per_class` (training images kept of each class); of the loader: `test_fraction` and `split_seed` where a
+            `per_class` (training images kept of each class, in each domain), `changes` (makes a domain of each of these
+            changes of the pictures, see `changes.CHANGES`); of the loader: `test_fraction` and `split_seed` where a
             split is made, `layout` of a folder, `config`, `image`, `label`, `train`, `test` and `revision` of the hub.
 
     Raises:
@@ -89,6 +93,7 @@ def _named(name: str, root: str | Path | None) -> Callable[..., Source]:
     from lamella.data.sources import layouts, named
 
     loaders: dict[str, Callable[..., Source]] = {
+        "handwriting": load_handwriting,
         "digits": named.load_digits,
         "mnist": named.load_mnist,
         "fashion-mnist": named.load_fashion_mnist,
@@ -107,6 +112,13 @@ def _named(name: str, root: str | Path | None) -> Callable[..., Source]:
     raise FileNotFoundError(
         f"{name} needs the file {file} in {looked}; put it there, or name its folder by $LAMELLA_DATA"
     )
+
+
+def load_handwriting(root: str | Path | None = None) -> Source:
+    """Ten digits in two domains: scans of scikit-learn's digits, 8 x 8, and MNIST, 28 x 28."""
+    from lamella.data.sources.parts import as_domains
+
+    return as_domains("handwriting", {name: _load(name, root, {}) for name in ("digits", "mnist")})
 
 
 def _load_path(name: str, root: str | Path | None, options: dict[str, Any]) -> Source:

@@ -1,6 +1,6 @@
 """From one labelled set to a Source with a training and a test part."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from lamella.common.checks import did_you_mean
 from lamella.data.choices import choose_some
-from lamella.data.images import ImageSet
+from lamella.data.images import ImageSet, concatenate
 from lamella.data.scenario import Source
 from lamella.data.splits import in_drawn_order, stratified_split
 
-__all__ = ["divide", "keep_classes", "keep_domains", "keep_per_class"]
+__all__ = ["as_domains", "divide", "keep_classes", "keep_domains", "keep_per_class"]
 
 
 def divide(
@@ -58,6 +58,34 @@ def divide(
         tuple(domain_names),
         None if domains is None else domains[train],
         None if domains is None else domains[test],
+    )
+
+
+def as_domains(name: str, sources: Mapping[str, Source]) -> Source:
+    """Join data sets of the same classes, each of which becomes a domain.
+
+    Args:
+        name: of the whole.
+        sources: the data sets by the names of their domains.
+
+    Raises:
+        ValueError: their classes differ.
+    """
+    parts = list(sources.values())
+    if len({part.class_names for part in parts}) > 1:
+        raise ValueError(f"the data sets {', '.join(sources)} have other classes than each other")
+
+    def domains(sizes: Sequence[int]) -> Tensor:
+        return torch.arange(len(parts)).repeat_interleave(torch.tensor(sizes))
+
+    return Source(
+        name,
+        concatenate([part.train for part in parts]),
+        concatenate([part.test for part in parts]),
+        parts[0].class_names,
+        tuple(sources),
+        domains([len(part.train) for part in parts]),
+        domains([len(part.test) for part in parts]),
     )
 
 
@@ -116,19 +144,22 @@ def keep_classes(source: Source, classes: int | Sequence[int | str]) -> Source:
 def keep_per_class(source: Source, count: int) -> Source:
     """The source with at most so many training images of each class, drawn by their keys; the test part stays whole.
 
+    Where there are domains, so many are kept of each class in each domain.
+
     Raises:
         ValueError: fewer than one image was asked for.
     """
     if count < 1:
         raise ValueError(f"per_class = {count} leaves {source.name} without training images; keep 1 or more")
     labels, keys = source.train.labels, source.train.keys
+    domains = source.train_domains
+    groups = labels if domains is None else labels * len(source.domain_names) + domains
     kept = [
         i
-        for label in labels.unique().tolist()
-        for i in in_drawn_order((labels == label).nonzero()[:, 0].tolist(), keys, seed=0, name="per class")[:count]
+        for group in groups.unique().tolist()
+        for i in in_drawn_order((groups == group).nonzero()[:, 0].tolist(), keys, seed=0, name="per class")[:count]
     ]
     index = torch.tensor(sorted(kept), dtype=torch.int64)
-    domains = source.train_domains
     return replace(source, train=source.train.subset(index), train_domains=None if domains is None else domains[index])
 
 

@@ -305,6 +305,6 @@ def _source_options(source: str) -> dict[str, Option]:
     from lamella.data.sources.load import HUB, load_source
 
     options = options_of(load_hub if source.startswith(HUB) else load_folder, without={"name", "renamed"})
-    kept = {"domains": list[str], "classes": int | list[int | str], "per_class": int}
+    kept = {"domains": list[str], "classes": int | list[int | str], "per_class": int, "changes": list[str]}
     options |= options_of(load_source) | {name: Option(annotation) for name, annotation in kept.items()}
     return {name: Option(option.annotation, None) for name, option in options.items()}

@@ -13,12 +13,15 @@ Drift Compensation", CVPR 2020, arXiv 2004.00440; as a learned map: Gomez-Villa 
     S               statistics.covariance: within-class scatter over all images seen
     l               shrinkage
     S_c             own_covariance = a > 0: (1 - a) x shrunk S + a x the class's own covariance
+    (c, i)          with `means` = m > 0 a class has m Gaussians from each task that brings it; its score is the highest
     nu              own_covariance_prior: a = n_c / (n_c + nu), the posterior mean of S_c where S counts as nu images
     k               ridge x the mean diagonal of the centred Gram matrix
     I + W           the drift map
 
 Departures: SLCA keeps a covariance per class and scales logits by their norm; here samples share the covariance.
 """
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +32,7 @@ from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
+from lamella.memory.mixtures import ClassMixtures
 from lamella.methods.method import SHARED, STATISTICS_GO_ON, Method
 from lamella.methods.on_base import MethodOnBase
 from lamella.methods.parts.drift import Drift, affine_drift, check_ridge, mean_drift
@@ -56,6 +60,8 @@ class Aligned(MethodOnBase):
         own_covariance_prior: used in place of `own_covariance` if the classes have unequal numbers of images; above 0.
             A class with this number of images has equal shares of its own and of the shared covariance, classes with
             more images a larger share of their own.
+        means: how many means a class gets each time that images of it come, found by k-means of their features; 0 keeps
+            one mean of all of them. It suits the same classes in other domains. Not for head "refit".
         head: how images are classified: "lda" (a linear discriminant with the shrunk covariance) or "refit" (a linear
             head that is trained on samples of the class Gaussians).
         samples: how many samples of each class the re-fitted head is trained on; at least 1.
@@ -79,6 +85,7 @@ class Aligned(MethodOnBase):
         drift: str = "affine",
         own_covariance: float = 0.0,
         own_covariance_prior: float | None = None,
+        means: int = 0,
         head: str = "lda",
         samples: int = 256,
         epochs: int = 10,
@@ -108,7 +115,11 @@ class Aligned(MethodOnBase):
         width = base.backbone.width
         check_ridge(ridge)  # this and `shrunk` refuse bad values before anything is learned
         shrunk(torch.eye(1), shrinkage)
-        self.statistics = ClassGaussians(width, per_class=self.quadratic)
+        if means < 0 or (means and head == "refit"):
+            raise ValueError(f"means {means} must be a whole number from 0, and 0 for head 'refit'")
+        self.means = means
+        mixed = partial(ClassMixtures, means=means, seed=seed) if means else ClassGaussians
+        self.statistics: ClassGaussians = mixed(width, per_class=self.quadratic)
         self.refitted = Heads(width)
 
     @property
@@ -140,6 +151,8 @@ class Aligned(MethodOnBase):
     def linear_classifier(self) -> nn.Linear:
         if self.quadratic:
             raise ValueError("its classes have covariances of their own, which no linear layer holds")
+        if self.means:
+            raise ValueError("its classes have several means, which no linear layer holds")
         if self.head == "refit":
             return self.refitted.as_linear()
         return linear_layer(*self.statistics.hyperplanes(self.shrinkage))
