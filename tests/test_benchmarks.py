@@ -68,6 +68,15 @@ def test_first_days(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "area under the curve" in capsys.readouterr().out
 
 
+def test_first_days_of_domains(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first_days = script("first_days")
+    monkeypatch.setitem(first_days.STREAMS, "digits", ("digits", 8, {"changes": ["as-is", "negative"]}))
+    settings = ["method.name=nearest-mean", "backbone.weights=random"]
+    first_days.main(settings, config="small-images", stream=["digits"], validation=True, out=tmp_path)
+    days = json.loads((tmp_path / "digits-validation.json").read_text())["days"]
+    assert ["area under the curve" in day for day in days] == [False, False]
+
+
 @pytest.mark.parametrize("file", sorted((BENCHMARKS / "sweeps").glob("*.toml")), ids=lambda file: file.stem)
 def test_a_sweep_file_plans_its_runs(file: Path) -> None:
     assert read_sweep(file).trials()

@@ -308,9 +308,3 @@ def test_align_leaves_a_table_of_the_part_and_other_parts_as_they_are() -> None:
     assert learner.config["method"]["align"]["ridge"] == 2.0
     with pytest.raises(ValueError, match="leave one of them out"):
         Learner.create(backbone=TINY, method="seq-lora+align", align=False)
-
-
-def test_a_part_of_the_name_keeps_the_settings_that_the_file_has_of_it() -> None:
-    config = load_config("handwriting-domains", ["method.name=nearest-mean+align"])
-    assert (config["method"]["name"], config["method"]["align"]["means"]) == ("nearest-mean", 1)
-    assert "align" not in load_config("handwriting-domains", ["method.name=nearest-mean"])["method"]
