@@ -82,7 +82,7 @@ class Learning:
         checkpoints = self.resumed.checkpoints
         record = learn(self.model, self.task, held_back=self.held_out, checkpoints=checkpoints, progress=progress)
         note(self.model, record, self.task, self.held_out, self.data)
-        save(self.model, self.folder, what=f"learned {self.task.name}", keep=None)
+        save(self.model, self.folder, what=f"learned {self.task.name}", keep=None, whole=False)
         checkpoints.clear()
         return record
 

@@ -248,8 +248,18 @@ def scanned(
     return tuple(torch.cat(values).cpu() for values in zip(*parts, strict=True))
 
 
-def save(model: Model, folder: Path, *, what: str, keep: int | None) -> int:
-    """Save a model as a new version in a folder. Arguments and return value are those of `Learner.save`."""
+def save(model: Model, folder: Path, *, what: str, keep: int | None, whole: bool = True) -> int:
+    """Save a model as a new version in a folder.
+
+    The other arguments and the return value are those of `Learner.save`.
+
+    Args:
+        model: the model.
+        folder: its folder.
+        what: a short text for the history.
+        keep: how many versions are kept; None for all.
+        whole: whether the version shares no file with an earlier one; see `save_model`.
+    """
     kept = keep_backbone(folder, from_copy(model.config, model.backbone_copy), model.backbone)
     manifest = {
         "written_by": __version__,
@@ -264,7 +274,7 @@ def save(model: Model, folder: Path, *, what: str, keep: int | None) -> int:
     if files := method_digests(model.config):
         manifest["method_files"] = files
     state = learned_state(model.method) | model.held_back.tensors() | model.seen.tensors() | model.reference.tensors()
-    return save_model(folder, state, manifest, what=what, keep=keep)
+    return save_model(folder, state, manifest, what=what, keep=keep, whole=whole)
 
 
 def load(folder: Path, version: int | None = None, *, device: str | None = None, only_facts: bool = False) -> Model:

@@ -334,8 +334,9 @@ def _count_tasks(scenario: Mapping[str, Any]) -> int:
     if "tasks" in scenario:
         return scenario["tasks"]
     if scenario.get("kind") == "domain-incremental":
-        if "domains" in scenario:
-            return len(scenario["domains"])
+        for key in ("domains", "changes"):
+            if key in scenario:
+                return len(scenario[key])
         raise ValueError("method.horizon = 'auto' needs the number of domains; set method.horizon to a number")
     raise ValueError(
         "method.horizon = 'auto' needs the number of tasks; set scenario.tasks, or method.horizon to a number"

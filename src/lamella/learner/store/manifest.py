@@ -56,6 +56,10 @@ def _are_tasks(value: Any) -> bool:
 
 
 def _is_state(value: Any) -> bool:
+    return _is_file(value) and isinstance(value.get("also", []), list) and all(map(_is_file, value.get("also", [])))
+
+
+def _is_file(value: Any) -> bool:
     return (
         _is_table(value)
         and _matches(STATE, value.get("file"))

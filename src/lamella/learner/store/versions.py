@@ -2,7 +2,8 @@
 
     MODEL/lamella.json                  which version is the current one, and the checksum of each version's file
     MODEL/versions/K.json               configuration, class names, records of tasks, state file and its checksum
-    MODEL/state-<checksum>.safetensors  what was learned: all tensors except unchanged ones of the backbone
+    MODEL/state-<checksum>.safetensors  what was learned: all tensors except unchanged ones of the backbone, and those
+                                        that lie in the files of earlier versions, see sharing.py
 
 The files of a version are written first and never changed. Replacing `lamella.json` then makes the version current, in
 one step. Files without an entry there, left behind by a killed process, are deleted when the next version is saved.
@@ -20,12 +21,12 @@ from torch import Tensor
 from lamella.common.files import (
     json_to_bytes,
     read_json,
-    read_tensors,
     refuse_links,
     tensors_to_bytes,
     write_atomic,
 )
 from lamella.learner.store.manifest import checked_manifest, plain_file
+from lamella.learner.store.sharing import files_of, load_state, unchanged
 
 __all__ = [
     "FORMAT",
@@ -58,7 +59,7 @@ class Version(NamedTuple):
         made: when it was saved, as "YYYY-MM-DDTHH:MM:SS" in local time.
         what: a short text that says what made this version.
         tasks: the names of the tasks it has learned, oldest first.
-        bytes: the size of its state file.
+        bytes: the size of its own state file, without what it shares with earlier versions.
         parent: the number of the version that was current when this one was made; None for the first, and where an
             older version of Lamella made it.
     """
@@ -78,7 +79,13 @@ def holds_model(folder: Path) -> bool:
 
 
 def save_model(
-    folder: Path, state: Mapping[str, Tensor], manifest: Mapping[str, Any], *, what: str = "", keep: int | None = None
+    folder: Path,
+    state: Mapping[str, Tensor],
+    manifest: Mapping[str, Any],
+    *,
+    what: str = "",
+    keep: int | None = None,
+    whole: bool = True,
 ) -> int:
     """Save a new version and make it the current one.
 
@@ -88,6 +95,8 @@ def save_model(
         manifest: the metadata of the version, as JSON values.
         what: a short text for the history that says what made this version.
         keep: how many of the newest versions are kept, this one included, at least 1; None keeps all.
+        whole: whether all tensors are stored with this version. If not, those that the current version has too are
+            shared with it. A version that must not need an older one is whole: one that forgot something, say.
 
     Returns:
         The size of the state file in bytes.
@@ -103,12 +112,15 @@ def save_model(
     known = pointer["versions"]
     older = sorted(map(int, known))
     number = older[-1] + 1 if older else 1
-    content = tensors_to_bytes(state)
+    elsewhere, also = ({}, []) if whole or not older else _shared(folder, state)
+    shared = {name for names in elsewhere.values() for name in names}
+    own = {name: tensor for name, tensor in state.items() if name not in shared}
+    content = tensors_to_bytes(own, {"elsewhere": elsewhere} if elsewhere else None)
     checksum = sha256(content).hexdigest()
     file = folder / f"state-{checksum[:16]}.safetensors"
     if not file.exists():
         write_atomic(file, content)
-    entry = {"file": file.name, "sha256": checksum, "bytes": len(content)}
+    entry = {"file": file.name, "sha256": checksum, "bytes": len(content)} | ({"also": also} if also else {})
     made: dict[str, Any] = {"version": number, "made": time.strftime("%Y-%m-%dT%H:%M:%S"), "what": what}
     made["parent"] = pointer["current"]
     version = json_to_bytes({**made, **manifest, "state": entry})
@@ -118,6 +130,18 @@ def save_model(
     _point(folder, number, digests, pointer["dropped"])
     _sweep(folder, digests)
     return len(content)
+
+
+def _shared(folder: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, list[str]], list[dict[str, Any]]]:
+    """Return which tensors the current version holds, by file, and these files' entries; none if it is damaged."""
+    try:
+        entry = load_manifest(folder)["state"]
+        before, holders = load_state(folder, entry)
+    except (OSError, ValueError):
+        return {}, []
+    files = files_of(entry)
+    elsewhere = unchanged(state, before, holders, {part["file"]: part["bytes"] for part in files})
+    return elsewhere, [part for part in files if part["file"] in elsewhere]
 
 
 def load_model(folder: Path, version: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -137,10 +161,11 @@ def load_model(folder: Path, version: int | None = None) -> tuple[dict[str, Tens
     """
     manifest = load_manifest(folder, version)
     entry = manifest["state"]
-    if not (folder / entry["file"]).exists():
-        lost = f"version {manifest['version']} is lost; restore the file from a copy"
-        raise FileNotFoundError(f"'{folder / entry['file']}' is missing, so {lost}")
-    state, _ = read_tensors(plain_file(folder / entry["file"], entry["bytes"]), entry["sha256"])
+    for part in files_of(entry):
+        if not (folder / part["file"]).exists():
+            lost = f"version {manifest['version']} is lost; restore the file from a copy"
+            raise FileNotFoundError(f"'{folder / part['file']}' is missing, so {lost}")
+    state, _ = load_state(folder, entry)
     return state, manifest
 
 
@@ -304,7 +329,8 @@ def _sweep(folder: Path, digests: Mapping[str, str]) -> None:
         manifests = [load_manifest(folder, int(number)) for number in digests]
     except (FileNotFoundError, ValueError):
         return  # a damaged version may be restored from a copy, and then needs its state file
-    needed = {name for manifest in manifests for name in (manifest["state"]["file"], manifest.get("backbone_copy"))}
+    needed = {part["file"] for manifest in manifests for part in files_of(manifest["state"])}
+    needed |= {manifest.get("backbone_copy") for manifest in manifests}
     for file in (*folder.glob("state-*.safetensors"), *folder.glob("backbone-*.safetensors")):
         if file.name not in needed:
             file.unlink(missing_ok=True)
