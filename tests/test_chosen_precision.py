@@ -317,3 +317,16 @@ def test_a_model_that_was_made_with_a_given_precision_was_not_measured(
     code, _, error = lamella("learn", tmp_path / "model", photos, "fit.precision=auto")
     assert (code, error.count("\n")) == (2, 1)
     assert "fit.precision is 'float32', not 'auto'" in error
+
+
+@pytest.mark.filterwarnings("always::lamella.learner.config.precision.SlowPrecision")
+@pytest.mark.parametrize("there", [True, False])
+def test_bf16_without_instructions_for_it_is_warned_about_and_names_auto(
+    there: bool, lamella: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": there})
+    tiny = ("--backbone", "test_vit", "backbone.weights=random", "backbone.size=32", "--no-train", "--device", "cpu")
+    code, _, err = lamella("learn", tmp_path / "model", photos, *tiny, "fit.precision=bf16")
+    told = "fit.precision = auto measures both, and would take float32 here"
+    assert (code, told in err, err.count("\n")) == (0, not there, 0 if there else 1)
+    assert lamella("predict", tmp_path / "model", photos)[2].count(told) == (0 if there else 1)

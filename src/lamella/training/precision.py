@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["PRECISIONS", "computing", "resolve_device", "wait_for"]
+__all__ = ["PRECISIONS", "computing", "resolve_device", "slow_in_bf16", "wait_for"]
 
 PRECISIONS = ("float32", "bf16")
 
@@ -25,6 +25,13 @@ def resolve_device(name: str) -> torch.device:
     if name.split(":")[0] not in ("cpu", "cuda") or (name != "cpu" and not torch.cuda.is_available()):
         raise ValueError(f"device '{name}' is not available here; use 'cpu' or 'auto'")
     return torch.device(name)
+
+
+def slow_in_bf16(device: torch.device) -> bool:
+    """Return whether a device computes bf16 without instructions for it; only of a CPU this is known."""
+    if device.type != "cpu":
+        return False
+    return not any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
 def wait_for(device: torch.device) -> None:

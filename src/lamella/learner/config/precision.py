@@ -6,6 +6,7 @@ precision.
 """
 
 import tomllib
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,19 @@ from typing import Any
 from lamella.backbones import Backbone
 from lamella.learner.config.document import to_toml
 from lamella.training.measured_precision import faster_precision
-from lamella.training.precision import resolve_device
+from lamella.training.precision import resolve_device, slow_in_bf16
 
-__all__ = ["AUTO", "as_chosen", "as_in_runs", "choose", "measured_on", "precision_line"]
+__all__ = ["AUTO", "SlowPrecision", "as_chosen", "as_in_runs", "choose", "measured_on", "precision_line"]
 
 AUTO = "auto"
+SLOW = (
+    "this processor has no instructions for bf16, so that fit.precision = bf16 takes many times as long; "
+    "fit.precision = auto measures both, and would take float32 here"
+)
+
+
+class SlowPrecision(UserWarning):
+    """The precision that was asked for is far slower on this machine than another one."""
 
 
 def choose(config: Mapping[str, Any], backbone: Backbone) -> dict[str, Any]:
@@ -32,6 +41,8 @@ def choose(config: Mapping[str, Any], backbone: Backbone) -> dict[str, Any]:
     """
     fit = config["fit"]
     if fit["precision"] != AUTO:
+        if fit["precision"] == "bf16" and "measured" not in fit and slow_in_bf16(resolve_device(fit["device"])):
+            warnings.warn(SLOW, SlowPrecision, stacklevel=2)
         return dict(config)
     method = config["method"]
     batch = method.get("batch_size") or method.get("base", {}).get("batch_size")
