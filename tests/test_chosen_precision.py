@@ -328,5 +328,5 @@ def test_bf16_without_instructions_for_it_is_warned_about_and_names_auto(
     tiny = ("--backbone", "test_vit", "backbone.weights=random", "backbone.size=32", "--no-train", "--device", "cpu")
     code, _, err = lamella("learn", tmp_path / "model", photos, *tiny, "fit.precision=bf16")
     told = "fit.precision = auto measures both, and would take float32 here"
-    assert (code, told in err, err.count("\n")) == (0, not there, 0 if there else 1)
-    assert lamella("predict", tmp_path / "model", photos)[2].count(told) == (0 if there else 1)
+    assert (code, told in err) == (0, not there)
+    assert lamella("predict", tmp_path / "model", photos)[2].count(told) == (not there)
