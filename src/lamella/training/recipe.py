@@ -53,8 +53,8 @@ class Training:
             because there are few examples, epochs are added until there are as many. If left out, there is none.
         head_start: the initial weights of a classifier for new classes of d features: "uniform" (weights and biases
             within 1 / sqrt(d), as in torch's linear layers), "kaiming" (weights within sqrt(3 / d), biases 0) or
-            "zero". If features have a large norm, random weights are noise that a few steps do not remove, and their gradients
-            disturb the layers below.
+            "zero". If features have a large norm, random weights are noise that a few steps do not remove, and their
+            gradients disturb the layers below.
 
     Raises:
         ValueError: a number is out of its range, the optimiser or the schedule is unknown, or milestones are given to
