@@ -90,6 +90,20 @@ def test_draws_of_a_start_have_names() -> None:
     assert draws is not None
     assert torch.equal(torch.rand(4, generator=draws), torch.rand(4, generator=generator(5, "columns", 2)))
     assert start_draws(Heads(3), "columns", 2) is None
+    assert start_draws(Heads(3, "kaiming", seed=5), "columns", 2) is not None
+
+
+def test_new_columns_of_kaiming_heads_are_as_wide_as_their_rows() -> None:
+    """The bound of a start is that of the whole new width: sqrt(3 / 200), and biases stay."""
+    heads = Heads(100, "kaiming", seed=5)
+    old = heads.grow(tuple(range(40)))
+    old.bias.data.fill_(0.25)
+    wide = widened(heads, 200, generator(0, "columns"))
+    assert torch.equal(wide[0].weight[:, :100], old.weight)
+    assert torch.equal(wide[0].bias, old.bias)
+    bound = (3 / 200) ** 0.5
+    for new in (wide[0].weight[:, 100:], wide.grow((40, 41)).weight):
+        assert 0.97 * bound < float(new.abs().max()) <= bound
 
 
 # killed and resumed --------------------------------------------------------------------------------------------------

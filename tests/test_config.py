@@ -84,6 +84,7 @@ def test_every_published_setting_of_inflora_is_there() -> None:
         config = load_config(name)
         assert config["method"].get("blocks") == (5 if name in b5 else None)
         assert config["backbone"]["normalise"] == "none"  # the authors' code feeds raw pixels
+        assert config["backbone"]["interpolation"] == "bilinear"  # as torchvision resizes where nothing is said
         assert config["backbone"]["name"] == "vit_base_patch16_224.augreg_in21k"
         assert method_name(config) == "inflora"
 

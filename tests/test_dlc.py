@@ -588,7 +588,7 @@ def test_a_bad_table_is_refused_in_one_line(method: dict[str, Any], text: str) -
         ({"rank": 0}, "rank 0 is too small"),
         ({"factorisation": "svd"}, "factorisation 'svd' is unknown; use one of kernel, conv"),
         ({"gate": "relu"}, "gate 'relu' is unknown; use one of sigmoid, softmax, fixed"),
-        ({"head_start": "one"}, "head_start 'one' is unknown; use one of uniform, zero"),
+        ({"head_start": "one"}, "head_start 'one' is unknown; use one of uniform, kaiming, zero"),
         ({"balance": "herding"}, "balance 'herding' is unknown; use one of align, weights, none"),
     ],
 )

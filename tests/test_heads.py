@@ -111,8 +111,27 @@ def test_heads_start_as_they_are_told() -> None:
     assert not torch.equal(first.weight, second.weight)
     assert torch.equal(Heads(16, "uniform", seed=3).grow((5, 6)).weight, first.weight)  # by seed and number
     assert not torch.equal(Heads(16, "uniform", seed=4).grow((0, 1)).weight, first.weight)
-    with pytest.raises(ValueError, match="head_start 'normal' is unknown"):
+    with pytest.raises(ValueError, match="head_start 'normal' is unknown; use one of uniform, kaiming, zero"):
         Heads(16, "normal")
+
+
+def test_the_kaiming_start_is_that_of_torchs_initialiser_with_biases_of_zero() -> None:
+    """PyCIL and SD-LoRA start their classifiers so; `nn.init` draws it in its own way, so the distribution is compared.
+
+    U(-b, b) with b = sqrt(3 / d) has the standard deviation 1 / sqrt(d).
+    """
+    head = Heads(400, "kaiming", seed=1).grow(tuple(range(50)))
+    theirs = torch.nn.init.kaiming_uniform_(
+        torch.empty(50, 400), nonlinearity="linear", generator=generator(0, "theirs")
+    )
+    bound = (3 / 400) ** 0.5
+    for weight in (head.weight, theirs):
+        assert 0.999 * bound < float(weight.abs().max()) <= bound
+        assert abs(float(weight.std()) - 400**-0.5) < 5e-4
+        assert abs(float(weight.mean())) < 2e-3
+    assert not head.bias.any()
+    assert torch.equal(Heads(400, "kaiming", seed=1).grow(tuple(range(50))).weight, head.weight)  # by seed and number
+    assert torch.allclose(head.weight, Heads(400, "uniform", seed=1).grow(tuple(range(50))).weight * 3**0.5)
 
 
 @pytest.mark.filterwarnings("ignore:for heads")  # nothing can be copied to "meta"; only the device is looked at

@@ -21,7 +21,7 @@ from lamella.common.options import arguments, completed, options_of
 from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
 from lamella.data.transform import InputTransform
-from lamella.learner.config.document import build_method, complete, load_config
+from lamella.learner.config.document import build_method, complete, load_config, up_to_date
 from lamella.learner.config.method_tables import complete_method
 from lamella.methods import METHODS
 from lamella.training.checkpoints import Checkpoints
@@ -384,6 +384,10 @@ def test_a_stored_configuration_means_what_it_meant(name: str) -> None:
     assert complete(now) == now
 
 
+CHANGED = {"sdlora": {"lr": 8e-3, "optimizer": "sgd", "schedule": "constant"}}
+"""Defaults of version 0.1 that were not those of the authors' code, and what they are now."""
+
+
 @pytest.mark.parametrize("name", [name for name in STORED if name.endswith(" by default")])
 def test_the_defaults_of_every_method_are_what_they_were(name: str) -> None:
     stored = STORED[name]["method"]
@@ -391,7 +395,25 @@ def test_the_defaults_of_every_method_are_what_they_were(name: str) -> None:
     now = complete_method({"name": stored["name"]} | bare, {})
     for before, after in ((stored, now), *([(stored["base"], now["base"])] if bare else [])):
         kept = {k: v for k, v in before.items() if k not in removed(before) and k != "base"}
-        assert renamed(kept).items() <= after.items()
+        assert (renamed(kept) | CHANGED.get(before["name"], {})).items() <= after.items()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_stored_method_is_trained_as_before_its_option_of_momentum(optimizer: str) -> None:
+    """Version 0.1 trained `sdlora` without momentum and stored none; a new table has the default, 0.9."""
+    stored = STORED["sdlora by default"]
+    stored = stored | {"method": stored["method"] | {"optimizer": optimizer}}
+    assert "momentum" not in stored["method"]
+    now = up_to_date(stored)["method"]
+    assert (now["momentum"], now["optimizer"], now["lr"], now["schedule"]) == (0.0, optimizer, 5e-4, "inflora-code")
+    assert complete_method({"name": "sdlora", "optimizer": optimizer}, {})["momentum"] == 0.9
+    kept = stored | {"method": stored["method"] | {"momentum": 0.5}}
+    assert up_to_date(kept)["method"]["momentum"] == 0.5
+
+
+def test_sdlora_is_trained_by_default_as_the_authors_code_is() -> None:
+    method: Any = build_method({"method": complete_method({"name": "sdlora"}, {}), "run": {"seed": 0}}, tiny_backbone())
+    assert method.recipe == Training(epochs=20, lr=8e-3, batch_size=128, optimizer="sgd", momentum=0.9)
 
 
 @pytest.mark.parametrize(
@@ -425,7 +447,7 @@ def test_a_schedule_goes_with_its_milestones_when_another_method_is_named() -> N
 
 def test_published_settings_with_momentum_are_built_as_they_are_written() -> None:
     expected = {
-        "sdlora-cifar100-10": Training(epochs=20, lr=8e-3, optimizer="sgd", momentum=0.9),
+        "sdlora-cifar100-10": Training(epochs=20, lr=8e-3, optimizer="sgd", momentum=0.9, head_start="kaiming"),
         "ranpac-cifar100-10": Training(
             epochs=20, lr=0.01, batch_size=48, optimizer="sgd", momentum=0.9, weight_decay=5e-4, schedule="cosine"
         ),

@@ -1,10 +1,12 @@
 """ResNets: He et al.'s form for small images by its own count, weights from a file, and the cut into trunk and tail."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import adapt
@@ -58,6 +60,39 @@ def test_where_a_stage_begins_the_shortcut_halves_and_pads() -> None:
     assert torch.equal(y[:, 2:6], x[:, :, ::2, ::2])
     assert not y[:, :2].any()
     assert not y[:, 6:].any()
+
+
+class PaddedAfter(nn.Module):
+    """A block of the same layers whose shortcut has all zeros after the old channels, as PyCIL's has."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        block, step = self.block, self.block.stride
+        y = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
+        return F.relu(y + F.pad(x[:, :, ::step, ::step], (0, 0, 0, 0, 0, block.added)))
+
+
+def test_zeros_on_both_sides_or_after_are_the_same_network_up_to_the_order_of_channels() -> None:
+    """Reordered rows and columns of the weights are as likely a random start, so training from scratch is the same."""
+    ours, theirs = tiny(), tiny()
+    order = torch.arange(4)  # where the channels of the other network are in ours
+    for name in block_names(ours):
+        block: Any = theirs.get_submodule(name)
+        before, new = block.added // 2, block.conv2.out_channels
+        old = order + before
+        after = torch.cat([old, torch.tensor([i for i in range(new) if i not in old.tolist()], dtype=torch.int64)])
+        block.conv1.weight.data = block.conv1.weight.data[:, order]
+        block.conv2.weight.data = block.conv2.weight.data[after]
+        order = after
+        stage, _, number = name.partition(".")
+        theirs.get_submodule(stage)[int(number)] = PaddedAfter(block)  # type: ignore[index,operator]
+    x = draw(3, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(theirs(x), ours(x)[:, order], atol=1e-5)
+        assert not torch.allclose(theirs(x), ours(x), atol=1e-2)
 
 
 def test_random_weights_follow_the_seed() -> None:

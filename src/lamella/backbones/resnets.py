@@ -2,7 +2,9 @@
 
 He, Zhang, Ren & Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385, section 4.2: three
 stages of 16, 32 and 64 channels; where a stage halves the image, the shortcut takes every second pixel and pads the new
-channels with zeros (option A), so shortcuts have no weights.
+channels with zeros (option A), so shortcuts have no weights. Half of the zeros stand before the old channels and half
+after them, as the networks below have it. PyCIL's ResNet-32 pads all of them after. For training from random weights
+that is only another order of the channels, but weights of the one compute other features in the other.
 
 Networks trained on CIFAR-10 that fit (BSD 2-clause): github.com/akamaster/pytorch_resnet_cifar10.
 """

@@ -1,9 +1,10 @@
 """Cropping and resizing as products with two small matrices: `out = Ry @ image @ Rx^T`.
 
-Row i of R holds the interpolation kernel's weights for output pixel i over a window of the source. A flip reverses the
-rows of Rx. The weights follow Pillow's convention (bicubic a = -0.5, pixel centres aligned, the kernel widened by the
-scale when shrinking, weights outside the window cut off and the rest renormalised), so the result equals Pillow's up
-to rounding, and random resized crop with flip is a batched matrix product on any device.
+Row i of R holds the interpolation kernel's weights for output pixel i over a window of the source. A flip reverses
+the rows of Rx. The weights follow Pillow's convention (bicubic a = -0.5, pixel centres aligned, the kernel widened by
+the scale when shrinking, weights outside the window cut off and the rest renormalised), so the result equals Pillow's
+up to 1.1 / 255, since Pillow rounds to whole bytes and this does not. Random resized crop with flip is then a batched
+matrix product on any device.
 
 Windows are chosen on the CPU: a run cuts the same ones on any device. They and the images' bytes are all that is sent
 (the matrices of a small image are larger than the image itself), and nothing on the device is looked at, so that an

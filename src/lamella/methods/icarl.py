@@ -15,8 +15,9 @@ All features are scaled to length 1, and so are their means: the nearest mean is
 Departures (from the paper [p], from PyCIL's code [c]):
 - Cross-entropy over all classes, plus distillation over the old ones with softmax at temperature 2 [c]; the paper has a
   sigmoid for each class and takes the old model's outputs as the targets of old classes [p].
-- 170 epochs from a rate of 0.1 [c], against 70 from 2.0 [p]; the code's first task has 200, with a weight decay of
-  5e-4 [c].
+- 170 epochs from a rate of 0.1 [c], against 70 from 2.0 [p]; the code's first task has 200, with falls at 60, 120 and
+  170 of them and a weight decay of 5e-4 [c].
+- Heads start as torch's linear layers do; the code's are `head_start="kaiming"` [c].
 - Class means are those of the exemplars alone; some codes add mirrored copies of them.
 - A class that comes back gets new exemplars out of the new images and the kept ones. Its new row is distilled from the
   outputs of its old row. If no images are kept, the trained heads classify, and only distillation is left.

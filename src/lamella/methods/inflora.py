@@ -19,7 +19,7 @@ Departures (from the paper [p], from the authors' code [c]):
   published figures need the code's rule: with it about a dozen of 768 directions are protected at 0.95, else hundreds.
 - The first task keeps one direction fewer than the rule of later tasks would [c].
 - If the first task needs more than half of the directions, the complement is stored, as the paper intends; the code
-  stores the wrong space [c].
+  stores the wrong space, and a check of its own then stops it [c].
 - If fewer directions than `rank` are free, the branch has a smaller rank; the additional rows of the code leave the
   free space [c].
 - Bases are made orthonormal again after each update, A is projected once more after its design [c].

@@ -18,9 +18,10 @@ Departures (from the paper [p], from PyCIL's code [c]):
 - lambda_o is 3 [c], where the paper mostly takes 1 [p].
 - Y_o is computed anew for each augmented image [c], not once before training [p]; no warm-up of the new head alone [c].
 - L_old spans all older classes as one softmax [c], not one for each older task [p].
-- The first task has the rate, weight decay and shares of epochs of later ones; the code's differ somewhat [c].
-- Heads start as torch's linear layers do by default [c]. A class that comes back gets a new row, which is distilled
-  from the outputs of the old row.
+- The first task has the weight decay and shares of epochs of later ones; the code's has 200 epochs with falls at 60,
+  120 and 160 and a decay of 5e-4 [c].
+- Heads start as torch's linear layers do; the code's are `head_start="kaiming"` [c]. A class that comes back gets a new
+  row, which is distilled from the outputs of the old row.
 """
 
 from dataclasses import replace

@@ -19,11 +19,11 @@ Departures and choices ([c]: as PyCIL's code has it):
 - The trunk is trained in every task, as in the code's configuration [c]. So the inputs of the old tails, which are
   frozen, change.
 - The classifier's new rows are aligned after training (Zhao et al., CVPR 2020) [c]; `align=False` leaves them.
-- The first task has no auxiliary loss and no alignment [c]; its rate, weight decay and shares of epochs are those of
-  later ones.
+- The first task has no auxiliary loss and no alignment [c]. It has the weight decay and shares of epochs of later ones;
+  the code's has 200 epochs with falls at 60, 120 and 170 and a decay of 5e-4 [c].
 - A new tail starts as a copy of the last one [c].
-- New columns and rows start as torch's linear layer does by default. A class that comes back gets a new row, which
-  replaces its old one and counts as new.
+- New columns and rows start as torch's linear layers do; the code's are `head_start="kaiming"` [c]. A class that comes
+  back gets a new row, which replaces its old one and counts as new.
 """
 
 from dataclasses import replace

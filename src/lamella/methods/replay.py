@@ -16,7 +16,8 @@ Departures (from the papers [p], from PyCIL's code [c]):
   memory with each batch as the batch has new ones [p].
 - The memory is filled when a task is finished [c], not while images stream by [p]; herding by default [c].
 - 170 epochs with falls at 0.47 and 0.705 of them, as for the other methods with exemplars; the code has 70, with falls
-  at 30 and 50, and for the first task 200 with a weight decay of 5e-4 [c].
+  at 30 and 50, and for the first task 200 with falls at 60, 120 and 170 and a weight decay of 5e-4 [c].
+- Heads start as torch's linear layers do; the code's are `head_start="kaiming"` [c].
 - A class that comes back gets a new row in the classifier, which replaces its old one.
 """
 

@@ -7,8 +7,11 @@ arXiv 1909.01520.
     Lambda          memory.shrunk: (1 - l) S + l mean(diag S) I
     epsilon         shrinkage
 
-Departures: the covariance is shrunk towards its mean variance, not towards the identity; within-class scatter is summed
-exactly over batches, which the paper's running update approximates.
+Departures (from the paper [p], from the authors' code [c]):
+- The covariance is shrunk towards its mean variance, not towards the identity [p, c], and by 0.1, not by 1e-4 [c],
+  which is too little where there are few images for each of the d features.
+- Within-class scatter is summed exactly over batches, which the running update approximates [p, c]. The code's update
+  begins with a covariance of the first images that is shrunk by the OAS estimator [c].
 """
 
 from torch import Tensor, nn

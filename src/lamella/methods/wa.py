@@ -18,9 +18,10 @@ Departures (from the paper [p], from PyCIL's code [c]):
 - PyCIL does not clip weights: `positive_weights=False` is its loss (equal to rounding over a training of two tasks). Up
   to 2023 it had L_CE + 2 L_KD at any number of classes, which `strength=2` gives [c]. The paper's lambda needs the
   paper's clipping; without it new classes are still preferred (docs/results.md).
-- The first task has the rate, weight decay and shares of epochs of later ones; the code's differ somewhat [c].
-- Heads start as torch's linear layers do by default. A class that comes back gets a new row, which replaces its old one
-  and counts as new.
+- The first task has the weight decay and shares of epochs of later ones; the code's has 200 epochs with falls at 60,
+  120 and 170 and a decay of 5e-4 [c].
+- Heads start as torch's linear layers do; the code's are `head_start="kaiming"` [c]. A class that comes back gets a new
+  row, which replaces its old one and counts as new.
 """
 
 from dataclasses import replace

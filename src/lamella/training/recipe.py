@@ -19,7 +19,10 @@ from lamella.data.loading import step_sizes
 from lamella.training.optimizers import OPTIMIZERS
 from lamella.training.schedules import SCHEDULES, check_milestones, milestone_schedule
 
-__all__ = ["LoRA", "Training"]
+__all__ = ["HEAD_STARTS", "LoRA", "Training"]
+
+HEAD_STARTS = ("uniform", "kaiming", "zero")
+"""The names of the initial weights of classifiers; `Training` says what they are."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,10 @@ class Training:
         first_epochs: how many times each example of the first task is used; at least 1. If left out, it is `epochs`.
         min_steps: the smallest number of steps of the optimiser in one call; at least 1. If the epochs make fewer,
             because there are few examples, epochs are added until there are as many. If left out, there is none.
-        head_start: the initial weights of a classifier for new classes: "uniform" (random, as in torch's linear layers)
-            or "zero". If features have a large norm, uniform weights are noise that a few steps do not remove, and
-            their gradients disturb the layers below.
+        head_start: the initial weights of a classifier for new classes of d features: "uniform" (weights and biases
+            within 1 / sqrt(d), as in torch's linear layers), "kaiming" (weights within sqrt(3 / d), biases 0) or
+            "zero". If features have a large norm, random weights are noise that a few steps do not remove, and their
+            gradients disturb the layers below.
 
     Raises:
         ValueError: a number is out of its range, the optimiser or the schedule is unknown, or milestones are given to
@@ -74,7 +78,7 @@ class Training:
 
     def __post_init__(self) -> None:
         check_one_of("optimizer", self.optimizer, OPTIMIZERS)
-        check_one_of("head_start", self.head_start, ("uniform", "zero"))
+        check_one_of("head_start", self.head_start, HEAD_STARTS)
         check_one_of("schedule", self.schedule, (*SCHEDULES, "milestones"))
         for name in ("epochs", "first_epochs", "batch_size", "accumulate", "min_steps"):
             _check_count(name, getattr(self, name))

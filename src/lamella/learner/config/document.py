@@ -21,6 +21,7 @@ from lamella.learner.config.method_tables import (
     method_name,
     readout_names,
     switch_methods,
+    with_unstored,
 )
 from lamella.learner.config.overrides import changes_of, parse_override, put
 from lamella.learner.config.own_methods import name_changes, name_in_table, plain_names
@@ -156,10 +157,12 @@ def on_device(config: Mapping[str, Any], device: str | None) -> dict[str, Any]:
 def up_to_date(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return a stored configuration, completed with the defaults of all options that were added later.
 
-    It is returned unchanged if an option is unknown, for example because a newer version stored it.
+    Where the default of such an option is not what was computed before there was the option, the method lists the value
+    in its class attribute `unstored`, and this value is filled in. The configuration is returned unchanged if an option
+    is unknown, for example because a newer version stored it.
     """
     try:
-        return complete(stored)
+        return complete({**stored, "method": with_unstored(stored.get("method", {}))})
     except ValueError:
         return dict(stored)
 

@@ -1,8 +1,8 @@
 """[method] of a configuration: its parts, such as [method.align], its base, [method.base], their names and defaults.
 
 Only the outermost method may have parts. A method that is built on another one has the keyword argument `base`.
-Configurations of older versions can be read: schedules may have their former names, and tables may have options that a
-method or a part lists as `removed`.
+Configurations of older versions can be read: schedules may have their former names, tables may have options that a
+method or a part lists as `removed`, and stored tables may lack those that a method lists as `unstored`.
 
 A method with its base and its parts is written NAME(BASE)+PART+PART everywhere, as in "inflora+align" or
 "dlc(wa)+align". A method has only the parts that are in its name or have a table: "inflora" has no alignment. Stored
@@ -35,6 +35,7 @@ __all__ = [
     "readout_names",
     "switch_methods",
     "with_parts",
+    "with_unstored",
 ]
 
 
@@ -217,6 +218,18 @@ def complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[
         inner = _up_to_date(f"method.{part}", inner, PARTS[part])
         resolved[part] = completed(f"method.{part}", inner, _keywords(PARTS[part]))
     return resolved
+
+
+def with_unstored(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored [method] with the options that its version did not have yet, as far as the method lists them.
+
+    Args:
+        table: the table [method] of a stored configuration, which has every option that its version had.
+
+    Raises:
+        ValueError: no method has this name.
+    """
+    return {**getattr(find(with_parts(table).get("name")), "unstored", {}), **table}
 
 
 def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:

@@ -226,7 +226,7 @@ class DLC(MethodOnBase):
         if not self.auxiliary_weight:
             return None
         draws = generator(self.seed, "plugin-auxiliary", number)
-        return Head(width, range(len(task.classes) + 1), draws).to(device)
+        return Head(width, range(len(task.classes) + 1), draws, self.heads.start).to(device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         held = state_dict.get(prefix + "heads.heads.0.weight")

@@ -18,7 +18,13 @@ Drift Compensation", CVPR 2020, arXiv 2004.00440; as a learned map: Gomez-Villa 
     k               ridge x the mean diagonal of the centred Gram matrix
     I + W           the drift map
 
-Departures: SLCA keeps a covariance per class and scales logits by their norm; here samples share the covariance.
+Departures:
+- From SLCA, for `head="refit"`: SLCA keeps a covariance per class, to which it adds 1e-4 I, and scales logits by
+  their norm; here samples share the shrunk covariance. SLCA multiplies the means of older tasks by 0.9 to 1 by their
+  age, goes on from the trained heads, draws samples anew in each of 5 epochs, and has a weight decay of 5e-4; here
+  means stay as they are, and a new head is trained on one draw for 10 epochs without decay.
+- From SDC, for `drift="mean"`: SDC weighs the shift of each image by its distance to the class mean; here all means
+  move by the mean shift.
 """
 
 from functools import partial

@@ -108,21 +108,21 @@ def widened(heads: Heads, width: int, generator: torch.Generator | None = None) 
     Args:
         heads: the classifier; it is not changed.
         width: the new width of the features, at least that of `heads`.
-        generator: draws the new columns as torch does; they are zero without it.
+        generator: draws the new columns as heads of this width start; they are zero without it.
     """
-    wide = Heads(width).to(heads.here.device)
+    wide = Heads(width, heads.start, heads.seed).to(heads.here.device)
     for head in heads.heads:
         old = cast(Head, head)
-        new = wide.grow(old.classes, generator)
+        new = Head(width, old.classes, generator, heads.start).to(heads.here.device)
         new.weight.data[:, : heads.width] = old.weight
         new.bias.data.copy_(old.bias)
-    wide.start, wide.seed = heads.start, heads.seed  # only now, since new columns are drawn by the generator or zero
+        wide.heads.append(new)
     return wide
 
 
 def start_draws(heads: Heads, *names: str | int) -> torch.Generator | None:
-    """Return the generator with these names for a uniform start; None if these heads start from zero."""
-    return named_generator(heads.seed, *names) if heads.start == "uniform" else None
+    """Return the generator with these names for a random start; None if these heads start from zero."""
+    return named_generator(heads.seed, *names) if heads.start != "zero" else None
 
 
 def new_or_old(labels: Tensor, classes: Sequence[int]) -> Tensor:

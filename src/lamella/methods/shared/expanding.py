@@ -82,8 +82,8 @@ class Expanding(FromScratch):
         weights, moving = self.trained(self._newest())
         number, d = len(self.heads), self.backbone.width
         self.heads.grow(task.classes)
-        auxiliary = Head(d, range(len(task.classes) + 1), start_draws(self.heads, "auxiliary", number))
-        auxiliary = auxiliary.to(self.heads.here.device)
+        draws = start_draws(self.heads, "auxiliary", number)
+        auxiliary = Head(d, range(len(task.classes) + 1), draws, self.heads.start).to(self.heads.here.device)
 
         def loss(x: Samples, y: Tensor) -> Tensor:
             features = self.features(x)

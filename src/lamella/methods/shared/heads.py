@@ -6,7 +6,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator as named_generator
+from lamella.training.recipe import HEAD_STARTS
 
 __all__ = ["OTHER_TASK_PENALTY", "Head", "Heads", "cosine_scores", "linear_layer", "only_columns"]
 
@@ -17,6 +19,12 @@ OTHER_TASK_PENALTY = 1e4
 class Head(nn.Module):
     """A linear classifier of one task's classes.
 
+    Args:
+        width: d, the number of features.
+        classes: the global class ids of the rows.
+        generator: draws the initial numbers; they are zero without it.
+        start: "kaiming", or any other start for the uniform one; see `Heads`.
+
     Attributes:
         weight: (classes, d).
         bias: (classes,).
@@ -26,13 +34,18 @@ class Head(nn.Module):
 
     ids: Tensor
 
-    def __init__(self, width: int, classes: Sequence[int], generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, width: int, classes: Sequence[int], generator: torch.Generator | None = None, start: str = "uniform"
+    ) -> None:
         super().__init__()
-        start = torch.zeros(len(classes), width + 1)
-        if generator is not None:  # as in torch's linear layers, U(-1, 1) / sqrt(d)
-            start.uniform_(-(width**-0.5), width**-0.5, generator=generator)
-        self.weight = nn.Parameter(start[:, :-1].contiguous(), requires_grad=False)
-        self.bias = nn.Parameter(start[:, -1].contiguous(), requires_grad=False)
+        values = torch.zeros(len(classes), width + 1)
+        if generator is not None:
+            values.uniform_(-(width**-0.5), width**-0.5, generator=generator)
+        if start == "kaiming":
+            values[:, :-1] *= 3**0.5
+            values[:, -1] = 0
+        self.weight = nn.Parameter(values[:, :-1].contiguous(), requires_grad=False)
+        self.bias = nn.Parameter(values[:, -1].contiguous(), requires_grad=False)
         self.classes = tuple(classes)
         self.register_buffer("ids", torch.tensor(self.classes, dtype=torch.int64))
 
@@ -58,9 +71,11 @@ class Heads(nn.Module):
 
     Args:
         width: d, the number of features.
-        start: the initial weights of a head: "zero", or "uniform", U(-1, 1) / sqrt(d) as in torch's linear layers. If
-            features have a large norm, uniform weights are noise that a short training does not remove.
-        seed: the seed of uniform weights.
+        start: the initial weights of a head: "zero"; "uniform", U(-1, 1) / sqrt(d) for weights and biases, as in
+            torch's linear layers; or "kaiming", U(-1, 1) sqrt(3 / d) with biases of 0 (He et al., ICCV 2015, for a
+            layer without an activation). If features have a large norm, random weights are noise that a short training
+            does not remove.
+        seed: the seed of random weights.
 
     Raises:
         ValueError: the start is unknown.
@@ -70,8 +85,7 @@ class Heads(nn.Module):
 
     def __init__(self, width: int, start: str = "zero", seed: int = 0) -> None:
         super().__init__()
-        if start not in ("zero", "uniform"):
-            raise ValueError(f"head_start '{start}' is unknown; use 'uniform' (torch's own) or 'zero'")
+        check_one_of("head_start", start, HEAD_STARTS)
         self.width, self.start, self.seed = width, start, seed
         self.heads = nn.ModuleList()
         self.register_buffer("here", torch.zeros(0), persistent=False)  # new heads are put on its device
@@ -97,16 +111,17 @@ class Heads(nn.Module):
 
         Args:
             classes: the global ids of its classes.
-            generator: draws uniform initial weights; without it the head starts as `start` says.
+            generator: draws the initial weights in place of the generator that this head's number has; a head that
+                would start from zero then has the uniform start.
 
         Raises:
             ValueError: there are no classes, or one is there twice.
         """
         if not classes or len(set(classes)) != len(classes):
             raise ValueError(f"a head needs distinct classes, got {list(classes)}")
-        if generator is None and self.start == "uniform":
+        if generator is None and self.start != "zero":
             generator = named_generator(self.seed, "head", len(self))
-        head = Head(self.width, classes, generator).to(self.here.device)
+        head = Head(self.width, classes, generator, self.start).to(self.here.device)
         self.heads.append(head)
         return head
 
