@@ -23,8 +23,8 @@ Departures (from the authors' code [c]):
 - Sites are key and value, like the other LoRA methods here; the code's are sites = ["query", "value"] [c].
 - The optimiser is the code's for CIFAR-100: SGD at a constant 8e-3, momentum 0.9, batches of 128 for 20 epochs. The
   code has 1e-2 for ImageNet-R, and rates that fall for ImageNet-A and DomainNet [c].
-- Heads start as torch's linear layers do; the code's are `head_start="kaiming"` [c]. `sdlora-cifar100-10` has all of
-  the code's settings.
+- Heads start as torch's linear layers do; the code's are `head_start="kaiming"` [c]. `sdlora-cifar100-10` has the
+  code's sites, magnitudes and settings of training.
 - SD-LoRA-RR, whose later tasks have smaller ranks, and SD-LoRA-KD, which leaves out a new direction that is nearly a
   combination of the old ones, are not here.
 """
