@@ -137,7 +137,7 @@ def test_a_learning_that_fails_says_why_and_changes_nothing(model: Path, monkeyp
     said = io.StringIO()
     monkeypatch.setattr("lamella.serving.worker._only_channel", lambda: said)
     monkeypatch.setattr("os.nice", lambda step: None)
-    monkeypatch.setattr(sys, "argv", ["teach", str(model), str(folder), "new"])
+    monkeypatch.setattr(sys, "argv", ["teach", str(model), str(folder), "new", "cpu", ""])
     with pytest.raises(SystemExit):
         main()
     error = json.loads(said.getvalue().splitlines()[-1])["error"]

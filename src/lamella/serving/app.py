@@ -35,6 +35,7 @@ def create_app(
     limits: Limits | None = None,
     hosts: Collection[str] = (),
     device: str | None = None,
+    trusted: bool = True,
 ) -> FastAPI:
     """Create the application that serves one model. Run it in a single process.
 
@@ -44,6 +45,7 @@ def create_app(
         limits: the bounds on requests; the defaults of `Limits` if None.
         hosts: the host names that clients may use for this server; empty allows every name.
         device: what to compute on; None for a GPU if there is one.
+        trusted: False for a folder of a stranger; see `Learner.load`.
 
     Returns:
         The application, with its `Service` under `app.state.service`.
@@ -52,7 +54,7 @@ def create_app(
         FileNotFoundError: there is no model at `model`.
         ValueError: the model cannot be read, or a folder that Lamella makes inside it is a symbolic link.
     """
-    service = Service(model, limits or Limits(), device)
+    service = Service(model, limits or Limits(), device, trusted=trusted)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
