@@ -17,6 +17,7 @@ from lamella.serving.limits import Limits
 from lamella.serving.measures import MeasuredRequests
 from lamella.serving.schemas import ELSEWHERE, FAULTS, ClassRow, Health, Predicted, Predictions, TaskRow
 from lamella.serving.service import Service
+from lamella.serving.versions import add_versions
 
 __all__ = ["create_app"]
 
@@ -73,6 +74,7 @@ def create_app(
     _add_reading(app, service)
     _add_predicting(app, service)
     add_learning(app, service)
+    add_versions(app, service)
     _add_faults(app)
     app.add_middleware(RequestGate, token=token, limits=service.limits, hosts=hosts)
     app.add_middleware(MeasuredRequests, measures=service.measures)
