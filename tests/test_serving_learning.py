@@ -34,6 +34,7 @@ from lamella.common.locks import exclusive_lock
 from lamella.learner.folder import ModelFolder
 from lamella.learner.store.versions import load_manifest, roll_back
 from lamella.serving.app import create_app
+from lamella.serving.job import Job
 from lamella.serving.limits import Limits
 from lamella.serving.uploads_kept import FOLDER, IMAGES, Upload, interrupted, take_in
 from lamella.serving.worker import main, teach
@@ -103,6 +104,7 @@ def test_it_learns_while_it_serves(client: TestClient, model: Path) -> None:
     assert (job["name"], job["images"], job["ignored"]) == ("photos of mine", 10, ["цвета/notes.txt"])
     assert (job["new"], job["held_back"]) == (["rød", "зелёный"], 2)
     assert job["steps"] == job["of"] > 0
+    assert job["expected_seconds"] > 0
     assert [row["classes"][0]["name"] for row in after["predictions"]] == ["rød", "зелёный", "dark"]
     assert after["version"] == 2
     assert {a.status_code for a in answers} == {200}, "no request is dropped"
@@ -137,7 +139,7 @@ def test_a_learning_that_fails_says_why_and_changes_nothing(model: Path, monkeyp
     said = io.StringIO()
     monkeypatch.setattr("lamella.serving.worker._only_channel", lambda: said)
     monkeypatch.setattr("os.nice", lambda step: None)
-    monkeypatch.setattr(sys, "argv", ["teach", str(model), str(folder), "new"])
+    monkeypatch.setattr(sys, "argv", ["teach", str(model), str(folder), "new", "cpu", ""])
     with pytest.raises(SystemExit):
         main()
     error = json.loads(said.getvalue().splitlines()[-1])["error"]
@@ -170,6 +172,76 @@ def test_a_learning_waits_for_another_process_that_learns(model: Path) -> None:
     assert [task["name"] for task in load_manifest(model)["tasks"]] == ["photos", "new"]
 
 
+def versions(client: TestClient) -> list[tuple[int, bool, int]]:
+    """The number of each version, whether it is the current one, and how many tasks it has."""
+    rows = client.get("/versions").json()
+    return [(row["number"], row["current"], len(row["tasks"])) for row in rows]
+
+
+def go_to(client: TestClient, version: int) -> Any:
+    return client.post("/rollback", params={"to": version}, headers=BEARER)
+
+
+def test_it_goes_back_to_a_version_and_forwards_again(client: TestClient, model: Path) -> None:
+    assert versions(client) == [(1, True, 1)]
+    teach(model, sent(model, NEW).folder, "new", lambda said: None)
+    assert versions(client) == [(1, False, 1), (2, True, 2)]
+    second = client.get("/versions").json()[1]
+    assert (second["what"], second["tasks"], second["parent"]) == ("learned new", ["photos", "new"], 1)
+
+    back = go_to(client, 1)
+    assert (back.status_code, back.json()["number"], back.json()["current"]) == (200, 1, True)
+    assert versions(client) == [(1, True, 1), (2, False, 2)]
+    answer = predict(client, picture("rød", 9)).json()  # at once, not only when the folder is looked at again
+    assert (answer["version"], len(answer["predictions"][0]["classes"])) == (1, 2)
+    assert go_to(client, 2).json()["number"] == 2
+    answer = predict(client, picture("rød", 9)).json()
+    assert (answer["version"], answer["predictions"][0]["classes"][0]["name"]) == (2, "rød")
+
+
+def test_a_version_that_cannot_be_had_is_refused_and_nothing_changes(client: TestClient, model: Path) -> None:
+    teach(model, sent(model, NEW).folder, "new", lambda said: None)
+    refused(go_to(client, 3), 404, "there is no version 3; there are 1, 2$")
+    refused(go_to(client, 0), 422, "to: .*greater than or equal to 1")
+    refused(client.post("/rollback", headers=BEARER), 422, "to: Field required")
+    assert client.app.state.service.jobs.claim()  # type: ignore[attr-defined]
+    refused(go_to(client, 1), 429, "an archive is being read; stop it or try again when it is done")
+    client.app.state.service.jobs.release()  # type: ignore[attr-defined]
+    with exclusive_lock(model, ""):
+        refused(go_to(client, 1), 429, "another process is changing '.*'; wait for it to end")
+    state = model / load_manifest(model, 1)["state"]["file"]
+    state.write_bytes(state.read_bytes()[:-1])
+    refused(go_to(client, 1), 503, "is damaged")
+    assert versions(client) == [(1, False, 1), (2, True, 2)]
+    assert client.app.state.service.jobs.claim(), "each refusal gives its claim back"  # type: ignore[attr-defined]
+    client.app.state.service.jobs.release()  # type: ignore[attr-defined]
+    shutil.rmtree(model)
+    refused(go_to(client, 1), 503, "holds no model")
+    refused(client.get("/versions"), 503, "holds no model")
+
+
+def test_no_version_is_chosen_while_it_learns(slow: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(slow, tmp_path / "model"))
+    with TestClient(create_app(model, token=TOKEN, limits=LIMITS)) as client:
+        id = learn(client, zipped(NEW_PHOTOS)).json()["id"]
+        refused(go_to(client, 1), 429, f"job {id} is learning; stop it or try again when it is done")
+        client.delete(f"/jobs/{id}", headers=BEARER)
+        ended(client, id)
+        assert go_to(client, 1).status_code == 200
+
+
+def test_a_job_tells_how_long_it_will_take(model: Path) -> None:
+    job = Job(1, "new", 10, [], seconds=3.0)
+    assert job.expected_seconds is None
+    job.hear({"still": 4.5})
+    assert job.expected_seconds == 7.5, "what has passed, and what it still takes"
+    said: list[dict[str, Any]] = []
+    teach(model, sent(model, NEW).folder, "new", said.append)
+    assert [entry["still"] > 0 for entry in said if "still" in entry] == [True]
+    first_step = next(i for i, entry in enumerate(said) if "steps" in entry)
+    assert next(i for i, entry in enumerate(said) if "still" in entry) < first_step, "before it learns"
+
+
 class Killed(BaseException):
     """Ends a learning in this process where a kill would."""
 
@@ -191,7 +263,9 @@ def test_an_interrupted_learning_goes_on_where_it_stood(
     with pytest.raises(Killed):
         teach(cut, archive.folder, "new", lambda said: trained(said, before, kill_after=3))
     assert load_manifest(cut)["version"] == 1
-    teach(cut, archive.folder, "new", lambda said: trained(said, after))
+    resumed: list[dict[str, Any]] = []
+    teach(cut, archive.folder, "new", lambda said: (trained(said, after), resumed.append(said))[1])
+    assert not [said for said in resumed if "still" in said], "what is left is not rehearsed"
     assert every == {0, 1, 2, 3, 4}
     assert before == {0, 1, 2, 3}
     assert 1 not in after, "what was done is not done again"

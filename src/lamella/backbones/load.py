@@ -11,7 +11,7 @@ from torch import nn
 
 from lamella.backbones import bundled
 from lamella.backbones.backbone import Backbone
-from lamella.backbones.hub import check_hub, not_found
+from lamella.backbones.hub import hub_options, not_found
 from lamella.backbones.peft_lora import add_peft_lora
 from lamella.backbones.resnets import BLOCKS, ResNet, use_small_stem
 from lamella.backbones.weight_files import WeightsNotFound, load_strict, read_state, weights_file
@@ -195,10 +195,9 @@ def _has_fixed_size(name: str) -> bool:
 def _from_hub(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     import timm
 
-    if pretrained:
-        check_hub(name)
+    weights = hub_options(name) if pretrained else {}
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
+        return timm.create_model(name, pretrained=pretrained, **options, **weights)
     except AssertionError as error:
         refused = first_line(error)
         raise ValueError(f"backbone '{name}' does not take {options} ({refused}); give another size") from error

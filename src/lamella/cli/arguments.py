@@ -7,7 +7,7 @@ import typer
 
 from lamella.cli.output import say
 
-__all__ = ["Device", "Layout", "Model", "Wait", "say_once"]
+__all__ = ["Device", "Layout", "Model", "Untrusted", "Wait", "say_once"]
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
 Device = Annotated[
@@ -23,6 +23,10 @@ Layout = Annotated[
     ),
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process changes the model.")]
+Untrusted = Annotated[
+    bool,
+    typer.Option("--untrusted", help="The model is a stranger's: use no file outside its folder, and no network."),
+]
 
 
 class _Once:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lamella.cli.arguments import Model, Wait, say_once
+from lamella.cli.arguments import Model, Untrusted, Wait, say_once
 from lamella.cli.output import say
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def classes(
         list[str] | None, typer.Argument(metavar="NAME...", help="OLD NEW, or FROM INTO, or NAME.", show_default=False)
     ] = None,
     wait: Wait = False,
+    untrusted: Untrusted = False,
 ) -> None:
     """List the classes of a model, or change them without images. A change makes a new version.
 
@@ -42,7 +43,7 @@ def classes(
         raise ValueError(f"{change} needs {' '.join(FORMS[change])}, but got {' '.join(given) or 'nothing'}")
     from lamella.learner.folder import ModelFolder
 
-    folder = ModelFolder(model, waiting=say_once() if wait else None)
+    folder = ModelFolder(model, waiting=say_once() if wait else None, trusted=not untrusted)
     done = {"rename": "renamed {0} to {1}", "merge": "merged {0} into {1}", "drop": "dropped {0}"}[change]
     version = folder.change(_change(change, given), done.format(*given))
     say(f"{model}: {done.format(*given)}; this is version {version}")

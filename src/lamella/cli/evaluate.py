@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.arguments import Device, Layout, Model
+from lamella.cli.arguments import Device, Layout, Model, Untrusted
 from lamella.cli.output import say
 
 __all__ = ["evaluate"]
@@ -22,6 +22,7 @@ def evaluate(
     png: Annotated[Path | None, typer.Option(help="Draw the confusion matrix.", metavar="FILE")] = None,
     layout: Layout = None,
     device: Device = None,
+    untrusted: Untrusted = False,
 ) -> None:
     """Measure a model on labelled images.
 
@@ -41,7 +42,7 @@ def evaluate(
     for file in (html, png):
         if file is not None:
             check_file(file)
-    learned = load(model, device=device)
+    learned = load(model, device=device, trusted=not untrusted)
     images, names, part = images_to_measure(data, learned, layout)
     measured = evaluated(learned, images, names, unknown_below=UNKNOWN)
     what = f"{data}: {part}"

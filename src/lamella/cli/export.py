@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.arguments import Device, Model
+from lamella.cli.arguments import Device, Model, Untrusted
 from lamella.cli.output import say
 
 __all__ = ["export"]
@@ -22,6 +22,7 @@ def export(
         bool, typer.Option("--per-task", help="With peft: a folder for each task, where tasks are kept apart.")
     ] = False,
     device: Device = None,
+    untrusted: Untrusted = False,
 ) -> None:
     """Write a model in a format that can be used without Lamella.
 
@@ -30,6 +31,6 @@ def export(
     from lamella.learner.export import export as write
     from lamella.learner.model import load
 
-    lines = write(load(model, device=device), format, out, readout=readout, per_task=per_task)
+    lines = write(load(model, device=device, trusted=not untrusted), format, out, readout=readout, per_task=per_task)
     for line in (f"wrote {out} ({format})", *lines):
         say(line)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lamella.cli.arguments import Device, Layout, Model, Wait, say_once
+from lamella.cli.arguments import Device, Layout, Model, Untrusted, Wait, say_once
 from lamella.cli.learn_messages import say_expected, say_found, say_known, say_resumed, say_took
 from lamella.cli.output import say
 from lamella.common.words import many
@@ -76,6 +76,7 @@ def learn(
     layout: Layout = None,
     wait: Wait = False,
     device: Device = None,
+    untrusted: Untrusted = False,
     seed: Annotated[int | None, typer.Option(help="Of a new model.", show_default="0")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse DATA with files that cannot be read, instead of leaving them out.")
@@ -119,7 +120,7 @@ def learn(
             )
         return found
 
-    folder = ModelFolder(model, device=device, waiting=say_once() if wait else None)
+    folder = ModelFolder(model, device=device, waiting=say_once() if wait else None, trusted=not untrusted)
     try:
         with folder.learning(read, wanted=wanted, name=name, again=again) as learning:
             say_found(learning)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lamella.cli.arguments import Device, Model
+from lamella.cli.arguments import Device, Model, Untrusted
 from lamella.cli.output import say
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def predict(
         bool, typer.Option("--unknown", help="Call an image unknown if it looks stranger than 19 of 20 known images.")
     ] = False,
     device: Device = None,
+    untrusted: Untrusted = False,
 ) -> None:
     """Name the class of each image. Images that cannot be read are named at the end, and the exit status is then 1.
 
@@ -46,7 +47,7 @@ def predict(
     from lamella.data.keeping import keep_readable
     from lamella.learner.learner import Learner
 
-    learner = Learner.load(model, device=device)
+    learner = Learner.load(model, device=device, trusted=not untrusted)
     if unknown and not learner.confidence.images:
         raise ValueError(f"'{model}' has no held-back images, so it cannot tell what is unknown; leave out --unknown")
     found = keep_readable(ImageSet.unlabelled(Files(files)))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.arguments import Device, Model
+from lamella.cli.arguments import Device, Model, Untrusted
 from lamella.cli.output import say
 from lamella.common.words import many
 
@@ -39,6 +39,7 @@ def serve(
     max_files: Annotated[int, typer.Option(min=1, help="Files in an archive.")] = 5000,
     max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of one image.", metavar="N")] = 50,
     device: Device = None,
+    untrusted: Untrusted = False,
 ) -> None:
     """Serve a model: predictions, and new classes while it runs.
 
@@ -63,7 +64,8 @@ def serve(
     listening = _listen(host, port)
     key = token or secrets.token_urlsafe(24)
     limits = Limits(learn_mb=max_upload, unpacked_mb=4 * max_upload, files=max_files, megapixels=max_megapixels)
-    app = create_app(model, token=key, limits=limits, hosts=known_as(host, allow_host or []), device=device)
+    names = known_as(host, allow_host or [])
+    app = create_app(model, token=key, limits=limits, hosts=names, device=device, trusted=not untrusted)
     learner, version, _ = app.state.service.batcher.loaded
     shown = f"[{host}]" if ":" in host else host
     # The browser does not send what follows "#". A token that the user chose is not shown, because terminals may be

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.arguments import Model, Wait, say_once
+from lamella.cli.arguments import Model, Untrusted, Wait, say_once
 from lamella.cli.output import say
 from lamella.common.words import many
 
@@ -69,6 +69,7 @@ def forget(
         bool, typer.Option("--purge", help="Also remove every stored version that has learned the task.")
     ] = False,
     wait: Wait = False,
+    untrusted: Untrusted = False,
 ) -> None:
     """Make a model forget a task, exactly.
 
@@ -77,7 +78,7 @@ def forget(
     """
     from lamella.learner.folder import ModelFolder
 
-    done = ModelFolder(model, waiting=say_once() if wait else None).forget(task, purge=purge)
+    done = ModelFolder(model, waiting=say_once() if wait else None, trusted=not untrusted).forget(task, purge=purge)
     how = "the other tasks are as they were" if done.as_in is None else f"it is as it was in version {done.as_in}"
     numbers = ", ".join(map(str, done.having))
     fate = f"versions removed: {numbers}" if purge else f"versions that still have it, --purge removes them: {numbers}"

@@ -88,8 +88,8 @@ class Learning:
 
     def rehearsed(self) -> Model:
         """Return a copy of the model, for a trial that does not change `model`."""
-        device = self.model.config["fit"]["device"]
-        return load(self.folder, device=device) if self.model.tasks else Model(self.model.config)
+        device, trusted = self.model.config["fit"]["device"], self.model.trusted
+        return load(self.folder, device=device, trusted=trusted) if self.model.tasks else Model(self.model.config)
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,20 @@ class ModelFolder:
         device: what the model computes on; None for a GPU if there is one, or for what the settings of a new model say.
         waiting: a function that is called with the reason, again and again, while another process changes the model;
             None refuses to wait.
+        trusted: False for a folder of a stranger; see `Learner.load`.
     """
 
-    def __init__(self, path: Path, *, device: str | None = None, waiting: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str | None = None,
+        waiting: Callable[[str], None] | None = None,
+        trusted: bool = True,
+    ) -> None:
         self.path = path
         self.device = device
+        self.trusted = trusted
         self.waiting = waiting
 
     @property
@@ -143,7 +152,7 @@ class ModelFolder:
             resolve_device(self.device)
         if wanted is None or holds_model(self.path):
             asked = wanted or Wanted()
-            model = load(self.path, device=self.device or asked.device)
+            model = load(self.path, device=self.device or asked.device, trusted=self.trusted)
             for other in asked.differences(model.config):
                 raise ValueError(
                     f"'{self.path}' exists already, so its backbone, method and seed are fixed, and so are their "
@@ -152,6 +161,8 @@ class ModelFolder:
             return model
         if not is_free(self.path):
             raise ValueError(f"'{self.path}' exists and is no model (no {MANIFEST} in it); choose a new folder")
+        if not self.trusted:
+            raise ValueError(f"'{self.path}' holds no model yet, so there is none to distrust; leave out --untrusted")
         config = wanted.config()
         if self.device is not None:
             config = on_device(config, self.device)
@@ -315,7 +326,7 @@ class ModelFolder:
             BlockingIOError: another process holds the lock, and this one does not wait.
         """
         with self.held():
-            model = load(self.path, device=self.device)
+            model = load(self.path, device=self.device, trusted=self.trusted)
             how(model)
             save(model, self.path, what=what, keep=None)
             return self.version
@@ -368,7 +379,7 @@ class ModelFolder:
             if as_in is not None:
                 make_again(self.path, as_in, f"forgot {task}", names=load_manifest(self.path)["class_names"])
             else:
-                model = load(self.path)
+                model = load(self.path, trusted=self.trusted)
                 forgetting.forget(model, task)
                 save(model, self.path, what=f"forgot {task}", keep=None)
             having = [v.number for v in self.history() if v.tasks.count(task) >= names.count(task)]

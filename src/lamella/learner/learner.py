@@ -94,6 +94,7 @@ class Learner:
         *,
         method: str | None = None,
         device: str | None = None,
+        trusted: bool = True,
     ) -> "Learner":
         """The learner that a model folder holds.
 
@@ -105,14 +106,19 @@ class Learner:
                 environment variable LAMELLA_METHODS lists it.
             device: what to compute on, such as "cpu" or "cuda:1"; None for a GPU if there is one. A model can be loaded
                 on any device.
+            trusted: False for a folder of a stranger. Then nothing outside of it is read or run, and nothing is fetched
+                from a network: no file of weights or LoRA elsewhere, no Python file of a method, even if it was named,
+                and no weights of timm's hub. Bundled weights, the user's own below $LAMELLA_DATA, and what the hub's
+                cache has are used.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is none, or the weights of its backbone are not on this machine.
             ValueError: it is damaged, foreign, newer, or was learned on other weights; or there is no such version; or
-                it has another method, or one of a file that was not named.
+                it has another method, or one of a file that was not named; or it is not trusted and names something
+                outside of its folder.
         """
         wanted = Wanted(method=method).with_files_named()
-        model = load(Path(folder), version, device=device)
+        model = load(Path(folder), version, device=device, trusted=trusted)
         for other in wanted.differences(model.config):
             raise ValueError(f"'{folder}' is another model than was asked for: {other}")
         return cls.of(model)

@@ -1,6 +1,7 @@
 """The state of a learner: a backbone, a method, the class names, and the records of the learned tasks."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lamella.backbones import Backbone
+from lamella.backbones.hub import without_hub
 from lamella.common.progress import Progress, silent
 from lamella.common.version import __version__
 from lamella.data.loading import Examples
@@ -34,6 +36,7 @@ from lamella.learner.store.kept_backbone import from_copy, keep_backbone, withou
 from lamella.learner.store.manifest import plain_file
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.learner.store.versions import load_model, save_model
+from lamella.learner.untrusted import check_untrusted
 from lamella.methods import Method
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.fit import Fit
@@ -49,6 +52,7 @@ class Model:
             of "auto" is replaced by the faster one, which is measured here; the model's own `config` records it.
         backbone_copy: a file of weights that replaces the ones that `config` names; see store/kept_backbone.py. None
             for no replacement.
+        trusted: whether the weights of the backbone may be fetched from timm's hub.
 
     Attributes:
         backbone: the feature extractor.
@@ -64,8 +68,9 @@ class Model:
             can be used.
     """
 
-    def __init__(self, config: Mapping[str, Any], *, backbone_copy: Path | None = None) -> None:
+    def __init__(self, config: Mapping[str, Any], *, backbone_copy: Path | None = None, trusted: bool = True) -> None:
         self.config: dict[str, Any] = dict(config)
+        self.trusted = trusted
         self.backbone_copy = backbone_copy
         self.seed = int(config["run"]["seed"])
         self.backbone = self.new_backbone()
@@ -114,7 +119,8 @@ class Model:
 
     def new_backbone(self) -> Backbone:
         """Build the backbone as it is before anything is learned."""
-        return build_backbone(from_copy(self.config, self.backbone_copy))
+        with nullcontext() if self.trusted else without_hub():
+            return build_backbone(from_copy(self.config, self.backbone_copy))
 
     def parameter_counts(self) -> dict[str, int]:
         """Count the numbers that a prediction needs, by part of the model; see costs.py."""
@@ -277,7 +283,14 @@ def save(model: Model, folder: Path, *, what: str, keep: int | None, whole: bool
     return save_model(folder, state, manifest, what=what, keep=keep, whole=whole)
 
 
-def load(folder: Path, version: int | None = None, *, device: str | None = None, only_facts: bool = False) -> Model:
+def load(
+    folder: Path,
+    version: int | None = None,
+    *,
+    device: str | None = None,
+    only_facts: bool = False,
+    trusted: bool = True,
+) -> Model:
     """Load a model from a folder. The other arguments and the errors are those of `Learner.load`.
 
     Args:
@@ -286,8 +299,11 @@ def load(folder: Path, version: int | None = None, *, device: str | None = None,
         device: what to compute on; None for a GPU if there is one. It is no property of a model.
         only_facts: leave the weights of the backbone where they are. Such a model tells what it has learned, and its
             predictions mean nothing.
+        trusted: whether what the folder names outside of itself is read and run; see untrusted.py.
     """
     state, manifest = load_model(folder, version)
+    if not trusted:
+        check_untrusted(folder, manifest["config"], manifest.get("backbone_copy"))
     recognise_methods(manifest["config"], manifest.get("method_files", {}))
     copy = manifest.get("backbone_copy")
     if copy and (folder / copy).exists():
@@ -297,7 +313,7 @@ def load(folder: Path, version: int | None = None, *, device: str | None = None,
         model = Model(without_weights(config))
         model.backbone.weights_sha256 = manifest["weights_sha256"]
     else:
-        model = Model(config, backbone_copy=folder / copy if copy else None)
+        model = Model(config, backbone_copy=folder / copy if copy else None, trusted=trusted)
     if model.backbone.weights_sha256 != manifest["weights_sha256"]:
         raise ValueError(
             f"'{folder}' was learned on other weights of {model.backbone.name} than the ones found here; "

@@ -17,6 +17,7 @@ from lamella.serving.limits import Limits
 from lamella.serving.measures import MeasuredRequests
 from lamella.serving.schemas import ELSEWHERE, FAULTS, ClassRow, Health, Predicted, Predictions, TaskRow
 from lamella.serving.service import Service
+from lamella.serving.versions import add_versions
 
 __all__ = ["create_app"]
 
@@ -35,6 +36,7 @@ def create_app(
     limits: Limits | None = None,
     hosts: Collection[str] = (),
     device: str | None = None,
+    trusted: bool = True,
 ) -> FastAPI:
     """Create the application that serves one model. Run it in a single process.
 
@@ -44,6 +46,7 @@ def create_app(
         limits: the bounds on requests; the defaults of `Limits` if None.
         hosts: the host names that clients may use for this server; empty allows every name.
         device: what to compute on; None for a GPU if there is one.
+        trusted: False for a folder of a stranger; see `Learner.load`.
 
     Returns:
         The application, with its `Service` under `app.state.service`.
@@ -52,7 +55,7 @@ def create_app(
         FileNotFoundError: there is no model at `model`.
         ValueError: the model cannot be read, or a folder that Lamella makes inside it is a symbolic link.
     """
-    service = Service(model, limits or Limits(), device)
+    service = Service(model, limits or Limits(), device, trusted=trusted)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -71,6 +74,7 @@ def create_app(
     _add_reading(app, service)
     _add_predicting(app, service)
     add_learning(app, service)
+    add_versions(app, service)
     _add_faults(app)
     app.add_middleware(RequestGate, token=token, limits=service.limits, hosts=hosts)
     app.add_middleware(MeasuredRequests, measures=service.measures)

@@ -28,6 +28,8 @@ class Job:
         held_back: how many images were held back, that is, not learned from.
         right: how many of the held-back images the model classifies correctly.
         seconds: how long the job has been running in this server, or how long it took.
+        expected_seconds: how large `seconds` is expected to be in the end, rehearsed on a few of the images; None until
+            it is known, and where an interrupted learning resumes.
     """
 
     id: int
@@ -47,12 +49,15 @@ class Job:
     held_back: int = 0
     right: int = 0
     seconds: float = 0.0
+    expected_seconds: float | None = None
 
     def hear(self, said: dict[str, Any]) -> None:
         """Update the job from one message of the training process; see worker.py."""
         if "done" in said:
             held_back = said["done"].get("held_back", {})
             self.held_back, self.right = held_back.get("images", 0), held_back.get("right", 0)
+        elif "still" in said:
+            self.expected_seconds = self.seconds + said["still"]
         else:
             for key, value in said.items():
                 setattr(self, key, value)

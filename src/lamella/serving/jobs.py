@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lamella.serving.job import Job
 from lamella.serving.uploads_kept import Upload
+from lamella.serving.worker import UNTRUSTED
 
 __all__ = ["Jobs"]
 
@@ -29,13 +30,23 @@ class Jobs:
         catch_up: a function that loads the newest version of the model for prediction and returns its number.
         seconds: how long a job may run before it is stopped.
         device: what training computes on; None for a GPU if there is one.
+        trusted: False for a folder of a stranger; see `Learner.load`.
     """
 
-    def __init__(self, model: Path, catch_up: Callable[[], int], *, seconds: float, device: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Path,
+        catch_up: Callable[[], int],
+        *,
+        seconds: float,
+        device: str | None = None,
+        trusted: bool = True,
+    ) -> None:
         self.model = model.resolve()
         self.catch_up = catch_up
         self.seconds = seconds
         self.device = device
+        self.trusted = trusted
         self.known: dict[int, Job] = {}
         self._count = 0
         self._busy = threading.Lock()
@@ -147,9 +158,9 @@ class Jobs:
             if self._closed:
                 return None
             sent.begin()
-            job.starts = sent.note["starts"]
+            job.starts, job.expected_seconds = sent.note["starts"], None
             command = [sys.executable, "-m", "lamella.serving.worker", str(self.model), str(sent.folder), job.name]
-            command += [self.device] if self.device else []
+            command += [self.device or "", "" if self.trusted else UNTRUSTED]
             # The process has its own group, so Ctrl-C reaches the server only, which then ends the process.
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", process_group=0)
             return self._process
@@ -161,9 +172,9 @@ class Jobs:
         limit.start()
         with process:
             for line in process.stdout or ():
+                job.seconds = time.monotonic() - started
                 if line.endswith("\n"):  # a killed process may leave an incomplete line
                     job.hear(json.loads(line))
-                job.seconds = time.monotonic() - started
         code = process.returncode
         limit.cancel()
         if code and not job.error and time.monotonic() - started >= self.seconds:

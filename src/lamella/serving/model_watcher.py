@@ -18,12 +18,13 @@ FAULTS = (OSError, ValueError)
 log = logging.getLogger("lamella.serve")
 
 
-def load(folder: Path, device: str | None = None) -> Loaded:
+def load(folder: Path, device: str | None = None, *, trusted: bool = True) -> Loaded:
     """Load the current version of a model.
 
     Args:
         folder: the model's folder.
         device: what to compute on; None for a GPU if there is one.
+        trusted: False for a folder of a stranger; see `Learner.load`.
 
     Raises:
         FileNotFoundError: there is no model at `folder`.
@@ -31,7 +32,7 @@ def load(folder: Path, device: str | None = None) -> Loaded:
     """
     manifest = load_manifest(folder)
     version = int(manifest["version"])
-    return Loaded(Learner.load(folder, version, device=device), version, manifest)
+    return Loaded(Learner.load(folder, version, device=device, trusted=trusted), version, manifest)
 
 
 class ModelWatcher:
@@ -42,17 +43,27 @@ class ModelWatcher:
         batcher: the batcher that predicts with the model.
         seconds: the time between two checks of the folder.
         device: what new versions compute on; None for a GPU if there is one.
+        trusted: False for a folder of a stranger; see `Learner.load`.
 
     Attributes:
         problem: one line that says why the newest version cannot be used; "" if it can. Until then the version before
             it stays in use.
     """
 
-    def __init__(self, folder: Path, batcher: Batcher, *, seconds: float = 1.0, device: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        batcher: Batcher,
+        *,
+        seconds: float = 1.0,
+        device: str | None = None,
+        trusted: bool = True,
+    ) -> None:
         self.folder = folder
         self.batcher = batcher
         self.seconds = seconds
         self.device = device
+        self.trusted = trusted
         self.problem = ""
         self._one_at_a_time = threading.Lock()
         self._ended = threading.Event()
@@ -72,7 +83,7 @@ class ModelWatcher:
         with self._one_at_a_time:
             # Compare the whole metadata, not only the number: the folder may hold another model by now.
             if load_manifest(self.folder) != self.batcher.loaded.manifest:
-                self.batcher.loaded = load(self.folder, self.device)
+                self.batcher.loaded = load(self.folder, self.device, trusted=self.trusted)
                 log.info("version %d of %s is in use", self.batcher.loaded.version, self.folder)
             self.problem = ""
             return self.batcher.loaded.version

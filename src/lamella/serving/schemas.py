@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 
 from lamella.learner.confidence import UNKNOWN
 from lamella.learner.learner import Learner, Prediction
+from lamella.learner.store.versions import Version
 
 __all__ = [
     "ELSEWHERE",
@@ -18,6 +19,7 @@ __all__ = [
     "Predictions",
     "Problem",
     "TaskRow",
+    "VersionRow",
 ]
 
 
@@ -135,6 +137,29 @@ class TaskRow(BaseModel):
                 )
             )
         return rows
+
+
+class VersionRow(BaseModel):
+    """A version of the model."""
+
+    number: int
+    current: bool = Field(description="whether it is the current one")
+    made: str = Field(description="when it was made, as YYYY-MM-DDTHH:MM:SS in the local time of its maker")
+    what: str = Field(description="what made it, such as the task that was learned")
+    tasks: list[str] = Field(description="the tasks that it has learned, oldest first")
+    parent: int | None = Field(description="the version that it was made from; null for the first")
+
+    @classmethod
+    def of(cls, version: Version) -> "VersionRow":
+        """Describe a version."""
+        return cls(
+            number=version.number,
+            current=version.current,
+            made=version.made,
+            what=version.what,
+            tasks=list(version.tasks),
+            parent=version.parent,
+        )
 
 
 class Health(BaseModel):

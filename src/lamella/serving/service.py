@@ -23,17 +23,18 @@ class Service:
         model: the model's folder.
         limits: the bounds on requests.
         device: what to compute on; None for a GPU if there is one.
+        trusted: False for a folder of a stranger; see `Learner.load`.
 
     Raises:
         FileNotFoundError: there is no model at `model`.
         ValueError: the model cannot be read, or a folder that Lamella makes inside it is a symbolic link.
     """
 
-    def __init__(self, model: Path, limits: Limits, device: str | None = None) -> None:
+    def __init__(self, model: Path, limits: Limits, device: str | None = None, *, trusted: bool = True) -> None:
         self.model = model
         self.limits = limits
         check_places(model)
-        loaded = load(model, device)
+        loaded = load(model, device, trusted=trusted)
         self.measures = Measures(
             version=lambda: self.batcher.loaded.version,
             waiting=lambda: self.desk.waiting,
@@ -41,8 +42,8 @@ class Service:
         )
         self.batcher = Batcher(loaded, observe=self.measures.images.observe)
         self.desk = PredictionQueue(self.batcher, limits)
-        self.follower = ModelWatcher(model, self.batcher, device=device)
-        self.jobs = Jobs(model, self.follower.catch_up, seconds=limits.learn_seconds, device=device)
+        self.follower = ModelWatcher(model, self.batcher, device=device, trusted=trusted)
+        self.jobs = Jobs(model, self.follower.catch_up, seconds=limits.learn_seconds, device=device, trusted=trusted)
 
     @property
     def learning(self) -> int | None:

@@ -1,7 +1,8 @@
-"""The training process that the server starts: `python -m lamella.serving.worker MODEL SENT NAME [DEVICE]`.
+"""The training process that the server starts: `python -m lamella.serving.worker MODEL SENT NAME DEVICE TRUST`.
 
-It does the same as `lamella learn MODEL SENT/images`. It reports its progress on standard output, as one JSON object
-per line. The last object has the key "done" or "error".
+DEVICE is "" for a GPU if there is one, TRUST is "" or "untrusted". It does the same as `lamella learn MODEL
+SENT/images`. It reports its progress on standard output, as one JSON object per line. "still" is how many seconds it
+expects to need from then on. The last object has the key "done" or "error".
 """
 
 import json
@@ -17,17 +18,21 @@ from lamella.common.progress import Progress
 from lamella.data.sources.readable import ReadableData, load_readable
 from lamella.learner.folder import ModelFolder
 from lamella.learner.records import TaskRecord
+from lamella.learner.rehearsal import rehearse
 from lamella.serving.uploads_kept import CHECKPOINTS, IMAGES, sent_again, tasks_before
 
-__all__ = ["main", "teach"]
+__all__ = ["UNTRUSTED", "main", "teach"]
 
 Say = Callable[[dict[str, Any]], None]
 SECONDS_BETWEEN = 0.2
+UNTRUSTED = "untrusted"
 PLACE_IN_LINE = 5
 """The niceness of the process: predictions have priority over training."""
 
 
-def teach(model: Path, sent: Path, name: str, say: Say, device: str | None = None) -> TaskRecord:
+def teach(
+    model: Path, sent: Path, name: str, say: Say, device: str | None = None, *, trusted: bool = True
+) -> TaskRecord:
     """Learn an upload as the model's next task, or resume an interrupted attempt.
 
     Images that cannot be read are left out and reported.
@@ -38,6 +43,7 @@ def teach(model: Path, sent: Path, name: str, say: Say, device: str | None = Non
         name: the name of the task.
         say: a function that sends one message to the server.
         device: what to compute on; None for a GPU if there is one.
+        trusted: False for a folder of a stranger; see `Learner.load`.
 
     Returns:
         The record of the learned task.
@@ -46,7 +52,7 @@ def teach(model: Path, sent: Path, name: str, say: Say, device: str | None = Non
         FileNotFoundError: there is no model at `model`.
         ValueError: a class has too few images that can be read, or the model is damaged.
     """
-    folder = ModelFolder(model, device=device, waiting=lambda busy: say({"step": f"waiting: {busy}"}))
+    folder = ModelFolder(model, device=device, waiting=lambda busy: say({"step": f"waiting: {busy}"}), trusted=trusted)
 
     def read() -> ReadableData:
         found = load_readable((sent / IMAGES).resolve(), name=name, layout="classes")
@@ -63,6 +69,9 @@ def teach(model: Path, sent: Path, name: str, say: Say, device: str | None = Non
         known = set(learning.model.class_names.values())
         names = list(learning.task.class_names)
         say({"classes": names, "new": [name for name in names if name not in known]})
+        if learning.stored is None and not learning.resumed.goes_on:
+            say({"step": "measuring how long it will take"})
+            say({"still": rehearse(learning.rehearsed(), learning.task, len(learning.held_out)).seconds})
         return learning.run(_reporting(say))
 
 
@@ -94,9 +103,10 @@ def main() -> None:
 
     if hasattr(os, "nice"):
         os.nice(PLACE_IN_LINE)
-    model, sent, name, *device = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]
+    model, sent = Path(sys.argv[1]), Path(sys.argv[2])
+    name, device, trust = sys.argv[3:]
     try:
-        say({"done": teach(model, sent, name, say, *device).to_json()})
+        say({"done": teach(model, sent, name, say, device or None, trusted=trust != UNTRUSTED).to_json()})
     except BrokenPipeError:  # the server has ended; the next one resumes the upload
         sys.exit(1)
     except (ValueError, RuntimeError, OSError) as error:

@@ -44,7 +44,7 @@ def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
     save_file(tensors, folder / "learned.safetensors", metadata={"format": "pt"} | metadata(described))
     write_json(folder / "learned.json", described | {"tensors": listed})
 
-    fresh = Model(model.config, backbone_copy=model.backbone_copy)
+    fresh = Model(model.config, backbone_copy=model.backbone_copy, trusted=model.trusted)
     again = base_of(fresh.method.eval(), _readout(model.method, method))
     restore_state(again, state | load_file(folder / "learned.safetensors"))
     found = compare(method.predict, again.eval().predict, model.backbone)
