@@ -97,6 +97,7 @@ def test_a_round_that_was_disturbed_does_not_decide(clock: Clock) -> None:
     assert choose(asks(), tiny_backbone())["fit"]["precision"] == "bf16"
 
 
+@pytest.mark.filterwarnings("ignore::lamella.learner.config.precision.SlowPrecision")
 def test_what_is_no_question_is_not_measured(clock: Clock) -> None:
     for precision in ("float32", "bf16"):
         config = asks() | {"fit": {"device": "cpu", "precision": precision}}

@@ -64,7 +64,7 @@ def test_a_name_finds_its_archive_under_root_or_the_variable(tmp_path: Path, mon
     ("name", "error", "message"),
     [
         ("cifra100", ValueError, "did you mean 'cifar100'"),
-        ("zzz", ValueError, "known are digits, mnist"),
+        ("zzz", ValueError, "known are digits, handwriting, mnist"),
         ("some/where", FileNotFoundError, "no such file or folder: some/where"),
         ("list.csv", FileNotFoundError, r"no such file or folder: list\.csv"),
         ("cifar100-part", FileNotFoundError, r"cifar100_part\.npz"),

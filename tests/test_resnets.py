@@ -118,7 +118,7 @@ def published(model: nn.Module) -> dict[str, Tensor]:
 
 def test_a_published_file_is_found_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAMELLA_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"no weights of 'resnet20'.*resnet_cifar10.*weights='random'"):
+    with pytest.raises(FileNotFoundError, match=r"weights of 'resnet20' are not.*resnet_cifar10.*weights=random"):
         load_backbone("resnet20")
     random = load_backbone("resnet20", weights="random", seed=5)
     (tmp_path / "resnet_cifar10").mkdir()

@@ -84,6 +84,22 @@ def test_negative_zero_and_nan_are_told_apart_by_their_bits(tmp_path: Path) -> N
     assert sizes(tmp_path) < 4 * SIZE + 2000
 
 
+def test_tensors_of_any_form_and_kind_are_compared(tmp_path: Path) -> None:
+    forms = {
+        "cut": torch.arange(6000.0).view(60, 100)[:1, :1],
+        "scalar": torch.tensor(3),
+        "empty": torch.zeros(0, 4),
+        "turned": torch.arange(6.0).view(2, 3).T,
+        "half": torch.ones(9, dtype=torch.bfloat16),
+        "large": torch.ones(SIZE),
+    }
+    save(tmp_path, forms, 1)
+    save(tmp_path, forms, 2)
+    state, _ = load_model(tmp_path)
+    assert all(torch.equal(state[name], tensor) for name, tensor in forms.items())
+    assert sizes(tmp_path) < 4 * SIZE + 2000
+
+
 def test_damage_of_a_shared_file_is_told_by_its_name(model: Path) -> None:
     file = model / load_manifest(model, 1)["state"]["file"]
     content = bytearray(file.read_bytes())

@@ -1,5 +1,6 @@
 """Synthetic tasks and quickly trained learners for benchmarks."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lamella.data.scenario import Task
 from lamella.data.transform import of_images
 from lamella.learner.config.method_tables import with_parts
 from lamella.learner.config.own_methods import name_in_full
+from lamella.learner.config.precision import SlowPrecision
 from lamella.learner.config.registry import find
 from lamella.learner.learner import Learner
 
@@ -54,7 +56,9 @@ def quick_learner(backbone: Mapping[str, Any], method: str, batch: int, fit: Map
     Raises:
         ValueError: the backbone or the method is unknown, or the method cannot learn on this backbone.
     """
-    return Learner.create(backbone=backbone, method=short_method(method, batch=batch), fit=fit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SlowPrecision)  # how slow it is, is what is measured
+        return Learner.create(backbone=backbone, method=short_method(method, batch=batch), fit=fit)
 
 
 def synthetic_task(number: int, images: int, transform: Transform) -> Task:

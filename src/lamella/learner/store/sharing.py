@@ -85,6 +85,9 @@ def unchanged(
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors have the same bits, so that 0 and -0 differ, and a NaN equals itself."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return torch.equal(*(t.contiguous().view(-1).view(torch.uint8) for t in (one, other))) if one.numel() else True
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(_bits(one), _bits(other))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor; of a copy, since one of a single number may have any stride."""
+    return torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.flatten()).view(torch.uint8)
