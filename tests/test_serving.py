@@ -178,8 +178,11 @@ def test_what_it_knows_and_how_it_is(client: TestClient) -> None:
     assert "lamella_version 1.0" in metrics
     assert "lamella_batch_images_count 1.0" in metrics
     paths = client.get("/openapi.json").json()["paths"]
-    assert paths.keys() == {"/predict", "/classes", "/tasks", "/learn", "/jobs/{id}", "/health", "/metrics"}
-    assert paths["/learn"]["post"]["security"] == [{"HTTPBearer": []}]
+    assert paths.keys() == {
+        "/predict", "/classes", "/tasks", "/learn", "/jobs/{id}", "/versions", "/rollback", "/health", "/metrics",
+    }  # fmt: skip
+    for changing in ("/learn", "/rollback"):
+        assert paths[changing]["post"]["security"] == [{"HTTPBearer": []}]
     assert "HTTPValidationError" not in client.get("/openapi.json").text, "every fault is described as it is sent"
 
 
