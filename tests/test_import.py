@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,30 @@ def test_weights_that_are_not_finite_are_told_before_anything_is_learned(tmp_pat
     next(iter(tensors.values()))[0, 0] = math.nan
     with pytest.raises(ValueError, match=r"numbers in the LoRA of 'blocks.0.attn.proj' that are not finite"):
         load_backbone(**VIT, adapter=str(adapter(tmp_path / "lora", tensors)))
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ({"model_args": ["x"]}, "'model_args' should be a table"),
+        ({"model_args": {"img_size": "big"}}, "'model_args.img_size' should be a whole number above 0, not 'big'"),
+        ({"pretrained_cfg": ["a"]}, "'pretrained_cfg' should be a table"),
+        ({"pretrained_cfg": {"input_size": 5}}, "'pretrained_cfg.input_size' should be three whole numbers, not '5'"),
+        (
+            {"pretrained_cfg": {"input_size": [3, "a", "a"]}},
+            "'pretrained_cfg.input_size' should be three whole numbers",
+        ),
+        ({"pretrained_cfg": {"crop_pct": "x"}}, "'pretrained_cfg.crop_pct' should be a number, not 'x'"),
+        ({"pretrained_cfg": {"mean": 5}}, "'pretrained_cfg.mean' should be three numbers, not '5'"),
+        ({"pretrained_cfg": {"std": [0.5, math.nan, 0.5]}}, "'pretrained_cfg.std' should be three numbers"),
+        ({"pretrained_cfg": {"interpolation": ["a"]}}, "'pretrained_cfg.interpolation' should be a text"),
+    ],
+)
+def test_a_strange_configuration_of_timm_is_one_line(tmp_path: Path, table: dict[str, Any], text: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", **table}))
+    with pytest.raises(ValueError, match=re.escape(text)) as told:
+        backbone_table(str(tmp_path))
+    assert "\n" not in str(told.value)
+    (tmp_path / "config.json").write_text(200_000 * "[")
+    with pytest.raises(ValueError, match="is not a readable JSON file"):
+        backbone_table(str(tmp_path))

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import errno
 import io
 import json
 import re
@@ -177,8 +178,11 @@ def test_what_it_knows_and_how_it_is(client: TestClient) -> None:
     assert "lamella_version 1.0" in metrics
     assert "lamella_batch_images_count 1.0" in metrics
     paths = client.get("/openapi.json").json()["paths"]
-    assert paths.keys() == {"/predict", "/classes", "/tasks", "/learn", "/jobs/{id}", "/health", "/metrics"}
-    assert paths["/learn"]["post"]["security"] == [{"HTTPBearer": []}]
+    assert paths.keys() == {
+        "/predict", "/classes", "/tasks", "/learn", "/jobs/{id}", "/versions", "/rollback", "/health", "/metrics",
+    }  # fmt: skip
+    for changing in ("/learn", "/rollback"):
+        assert paths[changing]["post"]["security"] == [{"HTTPBearer": []}]
     assert "HTTPValidationError" not in client.get("/openapi.json").text, "every fault is described as it is sent"
 
 
@@ -244,12 +248,15 @@ def test_nothing_that_is_wrong_with_the_folder_ends_the_watch(
         (picture("dark", size=64)[:-600], 422, "cannot read image '0.png': .*; replace or remove it"),
         (b"hello, I am a text", 415, "'0.png' is no image of a known format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "is no image of a known format"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', 415, "no image of a known format"),
+        (b"<!doctype html><script>alert(1)</script>", 415, "is no image of a known format"),
+        (zipped({"a/0.png": picture("dark")}), 415, "is no image of a known format"),
         (b"", 422, "'0.png' is empty"),
         (picture("dark", size=320), 413, "'0.png' has 320 x 320 pixels; 0.1 megapixels are allowed"),
         (b"P6 40000 40000 255\n", 413, "'0.png' has too many pixels"),
         (bytes(1_100_000), 413, "larger than the 1 MB that are allowed"),
     ],
-    ids=["truncated", "text", "postscript", "empty", "large", "bomb", "bytes"],
+    ids=["truncated", "text", "postscript", "svg", "html", "zip", "empty", "large", "bomb", "bytes"],
 )
 def test_bad_images_are_refused(client: TestClient, content: bytes, status: int, words: str) -> None:
     refused(predict(client, content), status, words)
@@ -333,6 +340,38 @@ def with_link() -> bytes:
     return file.getvalue()
 
 
+def with_pipe() -> bytes:
+    pipe = zipfile.ZipInfo("rød/0.png")
+    pipe.external_attr = (stat.S_IFIFO | 0o666) << 16
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(pipe, b"")
+    return file.getvalue()
+
+
+def with_a_compression_of_its_own() -> bytes:
+    archive = bytearray(zipped({"rød/0.png": picture("rød")}))
+    for mark, place in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        start = archive.index(mark) + place
+        archive[start : start + 2] = (77).to_bytes(2, "little")
+    return bytes(archive)
+
+
+def with_another_name_inside() -> bytes:
+    archive = zipped({"red/0.png": picture("rød")})
+    return archive.replace(
+        b"red/0.png", b"../../0.p", 1
+    )  # the first one stands before the file, the second in the list
+
+
+def larger_than_it_is() -> bytes:
+    archive = bytearray(zipped({"rød/0.png": picture("rød")}))
+    for mark, place in ((b"PK\3\4", 18), (b"PK\1\2", 20)):
+        start = archive.index(mark) + place
+        archive[start : start + 8] = 2 * (1_000_000).to_bytes(4, "little")
+    return bytes(archive)
+
+
 def twice() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -390,6 +429,11 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "a drive": (lambda: zipped({**ONE, "C:/evil.png": picture("dark")}), 422, "whose name is not allowed"),
     "a long name": (lambda: zipped({f"{'x' * 300}/0.png": picture("dark")}), 422, "cannot be unpacked"),
     "a link": (with_link, 422, "is a link or a device"),
+    "a pipe": (with_pipe, 422, "is a link or a device"),
+    "a compression of its own": (with_a_compression_of_its_own, 422, "the archive cannot be read"),
+    "another name inside": (with_another_name_inside, 422, "the archive is damaged"),
+    "larger than it is": (larger_than_it_is, 422, "the archive (is damaged|cannot be read)"),
+    "a page named as an image": (lambda: zipped({"rød/0.png": b"<html></html>"}), 415, "'rød/0.png' is no image"),
     "the same twice": (twice, 422, "has the name of another entry"),
     "a file as a folder": (
         lambda: zipped({"a/0.png": picture("dark"), "a/0.png/1.png": picture("dark")}), 422, "name of another entry",
@@ -520,6 +564,62 @@ def test_clients_that_dawdle_or_leave_cost_nothing(
     assert list(spooled.iterdir()) == []
     assert not (model / "sent").exists()
     assert "Traceback" not in caplog.text
+
+
+ODD: dict[str, tuple[bytes, int]] = {
+    "a slash behind": (b"POST /learn/ HTTP/1.1\r\nHost: x\r\n\r\n", 401),
+    "two slashes": (b"POST //learn HTTP/1.1\r\nHost: x\r\n\r\n", 401),
+    "a letter as a number": (b"POST /%6cearn HTTP/1.1\r\nHost: x\r\n\r\n", 401),
+    "by a detour": (b"POST /predict/../learn HTTP/1.1\r\nHost: x\r\n\r\n", 401),
+    "in capitals": (b"POST /Predict HTTP/1.1\r\nHost: x\r\n\r\n", 401),
+    "to another version": (b"POST /rollback?to=1 HTTP/1.1\r\nHost: x\r\n\r\n", 401),
+    "two lengths": (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabc", 400),
+    "a length below nothing": (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n", 400),
+    "a length in Arabic digits": (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: \xd9\xa3\r\n\r\n", 400),
+    "a length and pieces": (
+        b"POST /learn HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 401,
+    ),
+    "another protocol": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 401),
+    "noise": (bytes(range(128, 256)) + b"\r\n\r\n", 400),
+    "a header of 200 kB": (b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + 200_000 * b"a" + b"\r\n\r\n", 400),
+}  # fmt: skip
+
+
+def test_odd_requests_get_one_answer_and_no_one_gets_round_the_token(port: int) -> None:
+    for name, (request, status) in ODD.items():
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            try:
+                client.sendall(request)
+                answer = client.recv(1000)
+            except ConnectionError:  # it was refused while it was sent
+                answer = b"HTTP/1.1 400"
+        assert answer.startswith(b"HTTP/1.1 %d" % status), (name, answer)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+        assert json.load(answer)["status"] == "ok"
+
+
+def test_a_full_temporary_folder_is_called_that(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Any, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile.SpooledTemporaryFile, "write", full)
+        refused(predict(client, picture("dark")), 507, "the disk of the server is full; free some space")
+        refused(learn(client, zipped(NEW_PHOTOS)), 507, "the disk of the server is full; free some space")
+    assert predict(client, picture("dark")).status_code == 200
+
+
+def test_a_model_of_numbers_that_are_not_finite_says_so(model: Path) -> None:
+    learner = Learner.load(model, device="cpu")
+    statistics: Any = learner.method.get_submodule("statistics")
+    statistics.means.fill_(float("nan"))
+    learner.save(model)
+    with TestClient(create_app(model, token=TOKEN, limits=LIMITS), raise_server_exceptions=False) as client:
+        refused(
+            predict(client, picture("dark")), 503, "some of its learned numbers are not finite; go back to an earlier"
+        )
+        assert client.post("/rollback", params={"to": 1}, headers=BEARER).status_code == 200
+        assert predict(client, picture("dark")).status_code == 200, "the version before can be used again"
 
 
 def test_no_request_of_its_own_description_is_a_fault_of_the_server(app: FastAPI) -> None:

@@ -199,6 +199,29 @@ def test_it_goes_back_to_a_version_and_forwards_again(client: TestClient, model:
     assert (answer["version"], answer["predictions"][0]["classes"][0]["name"]) == (2, "rød")
 
 
+def test_each_answer_is_wholly_of_the_version_it_names(client: TestClient, model: Path) -> None:
+    teach(model, sent(model, NEW).folder, "new", lambda said: None)
+    answers: list[Any] = []
+    done = threading.Event()
+
+    def keep_asking() -> None:
+        while not done.is_set():
+            answers.append(predict(client, *[picture("dark", i) for i in range(3)]).json())
+
+    asking = [threading.Thread(target=keep_asking) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    for turn in range(12):
+        assert go_to(client, 1 + turn % 2).status_code == 200
+    done.set()
+    for thread in asking:
+        thread.join()
+    classes = {1: 2, 2: 4}
+    assert {answer["version"] for answer in answers} == {1, 2}
+    for answer in answers:
+        assert [len(row["classes"]) for row in answer["predictions"]] == 3 * [classes[answer["version"]]]
+
+
 def test_a_version_that_cannot_be_had_is_refused_and_nothing_changes(client: TestClient, model: Path) -> None:
     teach(model, sent(model, NEW).folder, "new", lambda said: None)
     refused(go_to(client, 3), 404, "there is no version 3; there are 1, 2$")

@@ -1,14 +1,45 @@
 """What users call a backbone: a name, a folder that `lamella export` or timm wrote, or a name and a LoRA of PEFT."""
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lamella.backbones import bundled
 from lamella.backbones.peft_lora import CONFIG
+from lamella.common.files import read_json
 
 __all__ = ["backbone_table"]
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**20
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+FORMS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "model_args": {"img_size": (_is_side, "a whole number above 0")},
+    "pretrained_cfg": {
+        "input_size": (lambda v: isinstance(v, list) and len(v) == 3 and all(map(_is_side, v)), "three whole numbers"),
+        "mean": (_are_numbers, "three numbers"),
+        "std": (_are_numbers, "three numbers"),
+        "crop_pct": (_is_number, "a number"),
+        "interpolation": (_is_text, "a text"),
+        "crop_mode": (_is_text, "a text"),
+    },
+}
+"""What is read of the tables of timm's config.json: the check of each value, and what it should be in words."""
 
 _BUNDLED = {key: value for key, value in bundled.ARCHITECTURE.items() if key != "num_classes"}
 
@@ -54,15 +85,23 @@ def _of_folder(folder: Path) -> dict[str, Any]:
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not a JSON file ({error})") from error
+    config = read_json(path) if path.is_file() else {}
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise ValueError(
             f"'{folder}' does not say which network of timm it is of (config.json, 'architecture'); give "
             + (f"NAME+{folder}" if (folder / CONFIG).is_file() else "the name, and the folder as weights")
         )
+    for table, forms in FORMS.items():
+        given = config.get(table) or {}
+        if not isinstance(given, dict):
+            raise ValueError(f"'{path}' was not written by timm: '{table}' should be a table; export the model again")
+        for key, (fits, words) in forms.items():
+            if given.get(key) is not None and not fits(given[key]):
+                found = str(given[key])[:60]
+                raise ValueError(
+                    f"'{path}' was not written by timm: '{table}.{key}' should be {words}, not {found!r}; export the "
+                    "model again"
+                )
     return config
 
 

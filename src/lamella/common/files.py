@@ -181,7 +181,7 @@ def read_tensors(path: Path, expected_sha256: str | None = None) -> tuple[dict[s
     try:
         tensors = load(content)
         size = int.from_bytes(content[:8], "little")
-        notes = json.loads(content[8 : 8 + size])["__metadata__"]["notes"]
-    except (SafetensorError, KeyError, ValueError) as error:
+        notes = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["notes"])
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"'{path}' is not a file that lamella wrote, or it is damaged ({error})") from error
-    return tensors, json.loads(notes)
+    return tensors, notes

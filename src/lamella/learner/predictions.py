@@ -82,8 +82,16 @@ def as_predictions(
 
     Returns:
         One prediction for each sample.
+
+    Raises:
+        ValueError: a confidence is not finite, because the model's numbers are not.
     """
     confidences, columns = (logits / sure.temperature).softmax(1).topk(min(top, len(classes)), dim=1)
+    if not confidences.isfinite().all():
+        raise ValueError(
+            "the model gives no confidence, because some of its learned numbers are not finite; go back to an earlier "
+            "version (lamella rollback), or get the model again"
+        )
     familiarity = sure.familiarity(typicality)
     known = [None] * len(logits) if familiarity is None else familiarity.tolist()
     task_of = {c: task.name for task in tasks for c in task.classes}

@@ -7,15 +7,18 @@ from typing import Annotated
 
 from fastapi import FastAPI, File, Query, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lamella.common.version import __version__
+from lamella.learner.folder import FULL
 from lamella.serving.gate import RequestGate
 from lamella.serving.learning import add_learning
 from lamella.serving.limits import Limits
 from lamella.serving.measures import MeasuredRequests
-from lamella.serving.schemas import ELSEWHERE, FAULTS, ClassRow, Health, Predicted, Predictions, TaskRow
+from lamella.serving.schemas import DISK, ELSEWHERE, FAULTS, ClassRow, Health, Predicted, Predictions, TaskRow
 from lamella.serving.service import Service
 from lamella.serving.versions import add_versions
 
@@ -118,7 +121,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
 
 
 def _add_predicting(app: FastAPI, service: Service) -> None:
-    @app.post("/predict", responses=FAULTS)
+    @app.post("/predict", responses=FAULTS | DISK)
     async def predict(
         images: Annotated[list[UploadFile], File(description="one or more image files")],
         top: Annotated[int, Query(ge=1, description="how many classes to name for each image")] = 5,
@@ -132,6 +135,13 @@ def _add_predicting(app: FastAPI, service: Service) -> None:
 
 def _add_faults(app: FastAPI) -> None:
     """Answer every error with one line."""
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> Response:
+        # Large bodies go to temporary files while they arrive, and FastAPI calls whatever fails then a bad body.
+        if isinstance(cause := error.__cause__, OSError) and cause.errno in FULL:
+            return JSONResponse({"detail": "the disk of the server is full; free some space, or send less"}, 507)
+        return await http_exception_handler(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

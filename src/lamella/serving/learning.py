@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPBearer
 
 from lamella.serving.job import Job
-from lamella.serving.schemas import FAULTS, FOREIGN, Problem
+from lamella.serving.schemas import DISK, FAULTS, FOREIGN, Problem
 from lamella.serving.uploads import unpack
 from lamella.serving.uploads_kept import Upload, take_in
 
@@ -23,10 +23,10 @@ NO_TOKEN: dict[int | str, dict[str, Any]] = {
     401: {"model": Problem, "description": "the token is missing or wrong"},
 }
 REFUSALS = {
+    **DISK,
     **FAULTS,
     **NO_TOKEN,
     429: {"model": Problem, "description": "a learning is under way"},
-    507: {"model": Problem, "description": "the disk is full, or cannot be written"},
 }
 ABSENT: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "there is no such job"},

@@ -54,7 +54,7 @@ class PredictionQueue:
 
         Raises:
             HTTPException: 413, 415 or 422, an image is refused; 503, too many images wait, the model does not answer in
-                time, or it has learned nothing.
+                time, it has learned nothing, or it cannot predict.
         """
         if not self.batcher.loaded.learner.tasks:
             raise HTTPException(503, "this model has learned nothing yet; send a task to /learn first")
@@ -81,7 +81,10 @@ class PredictionQueue:
             share.take(sum(sizes))
             tasks = [(*each, size) for each, size in zip(contents, sizes, strict=True)]
             inputs = await asyncio.gather(*(loop.run_in_executor(self._readers, self._prepare, *t) for t in tasks))
-        return await asyncio.wrap_future(self.batcher.submit(torch.cat(inputs), top))
+        try:
+            return await asyncio.wrap_future(self.batcher.submit(torch.cat(inputs), top))
+        except ValueError as error:  # the fault of the model, since each image could be read
+            raise HTTPException(503, str(error)) from None
 
     def _size(self, content: bytes, name: str) -> float:
         """Return the size of an image according to its header, in units of 1,000,000 pixels."""

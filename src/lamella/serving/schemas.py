@@ -9,6 +9,7 @@ from lamella.learner.learner import Learner, Prediction
 from lamella.learner.store.versions import Version
 
 __all__ = [
+    "DISK",
     "ELSEWHERE",
     "FAULTS",
     "FOREIGN",
@@ -43,6 +44,11 @@ FAULTS: dict[int | str, dict[str, Any]] = {
     415: {"model": Problem, "description": "not an image, or not a zip"},
     422: {"model": Problem, "description": "damaged, or not what is expected"},
     503: {"model": Problem, "description": "too many requests, or nothing learned yet; try again later"},
+}
+
+
+DISK: dict[int | str, dict[str, Any]] = {
+    507: {"model": Problem, "description": "the disk is full, or cannot be written"},
 }
 
 

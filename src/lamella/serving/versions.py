@@ -10,7 +10,7 @@ from fastapi.security import HTTPBearer
 from lamella.learner.folder import ModelFolder
 from lamella.learner.store.versions import Version
 from lamella.serving.learning import NO_TOKEN
-from lamella.serving.schemas import FAULTS, FOREIGN, Problem, VersionRow
+from lamella.serving.schemas import DISK, FAULTS, FOREIGN, Problem, VersionRow
 
 if TYPE_CHECKING:
     from lamella.serving.service import Service
@@ -23,11 +23,11 @@ GONE: dict[int | str, dict[str, Any]] = {
 REFUSALS: dict[int | str, dict[str, Any]] = {
     **FOREIGN,
     **GONE,
+    **DISK,
     **NO_TOKEN,
     404: {"model": Problem, "description": "there is no such version"},
     422: FAULTS[422],
     429: {"model": Problem, "description": "the model is being changed"},
-    507: {"model": Problem, "description": "the disk is full, or cannot be written"},
 }
 LARGEST = 10**9
 """The number of no version is as large."""
