@@ -78,7 +78,7 @@ def refusal(model: Path, what: str) -> str:
 
 
 def line(model: Path, what: str) -> str:
-    return f"'{model}' is not trusted, so nothing outside of it is read or run, but {what}{WAY_OUT}"
+    return f"'{model}' is not trusted, so no file that it names elsewhere is read or run, but {what}{WAY_OUT}"
 
 
 def test_what_needs_nothing_from_outside_is_loaded(model: Path, no_network: list[str]) -> None:

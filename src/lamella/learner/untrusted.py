@@ -56,6 +56,6 @@ def _names(table: Any) -> Iterator[str]:
 
 def _refuse(folder: Path, what: str) -> None:
     raise ValueError(
-        f"'{folder}' is not trusted, so nothing outside of it is read or run, but {what}; if you trust it after all, "
-        "leave out --untrusted (trusted=False)"
+        f"'{folder}' is not trusted, so no file that it names elsewhere is read or run, but {what}; if you trust it "
+        "after all, leave out --untrusted (trusted=False)"
     )
