@@ -1,6 +1,7 @@
 """Every test runs on one thread: results repeat, and two workers do not fight for the cores."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,20 @@ def real_data() -> Path:
 def _starts_with_the_bundled_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """New models start with the bundled backbone, because the weights of the photo backbone may not be at hand."""
     monkeypatch.setattr("lamella.learner.config.new_config.PHOTOS", "small-images")
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned dark and bright images, told apart without training; not to be changed."""
+    from colours import taught_model
+
+    return taught_model(tmp_path_factory.mktemp("taught"))
+
+
+@pytest.fixture
+def model(taught: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(taught, tmp_path / "model"))
 
 
 @pytest.fixture

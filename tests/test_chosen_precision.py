@@ -14,7 +14,7 @@ from streams import stream, tiny_backbone, tiny_residual_backbone
 
 from lamella.backbones import Backbone
 from lamella.experiments.run import run
-from lamella.learner import folder
+from lamella.learner import prepared
 from lamella.learner.config.document import load_config, on_device, to_toml
 from lamella.learner.config.precision import as_in_runs, choose
 from lamella.learner.learner import Learner
@@ -277,7 +277,7 @@ def test_a_model_keeps_the_choice_of_its_first_learning(
     command = ["learn", model, photos, *settings, "--method", "nearest-mean", "fit.precision=auto"]
     clock.tells(0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(prepared, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         code, text, _ = lamella(*command)
     assert code == 130
     assert "precision: bf16 (measured: a step in bf16 took 0.50 of float32's time)" in text
@@ -301,7 +301,7 @@ def test_what_was_chosen_for_another_backbone_is_not_taken_over(
     command = ["learn", tmp_path / "model", photos, "--method", "nearest-mean", "fit.precision=auto", "fit.device=cpu"]
     clock.tells(0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "learn", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(prepared, "learn", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert lamella(*command, *QUICK[:3])[0] == 130
     clock.tells(2.0)
     code, text, error = lamella(*command)

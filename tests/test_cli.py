@@ -365,7 +365,7 @@ def test_what_was_stored_before_a_kill_is_not_learned_twice_and_other_images_sta
     assert "stored already" in out
     assert len(json.loads(lamella("history", model, "--json")[1])) == 1
     with monkeypatch.context() as killed:
-        killed.setattr("lamella.learner.folder.save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr("lamella.learner.prepared.save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert lamella("learn", model, photos, "--again")[0] == 130
     (photos / "dark" / "0.png").rename(photos / "dark" / "other.png")
     code, out, _ = lamella("learn", model, photos, "--again")

@@ -14,7 +14,7 @@ from lamella import Learner
 from lamella.common.randomness import generator
 from lamella.data.scenario import Scenario
 from lamella.data.transform import plain_view
-from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram, of_records
+from lamella.learner.confidence import Confidence, HeldBackScore, fitted_temperature, histogram, of_records
 from lamella.learner.held_back import LIMIT, HeldBack
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.methods.parts import Aligned
@@ -50,7 +50,7 @@ def test_one_image_that_is_wrong_by_far_does_not_flatten_the_others() -> None:
 
 def test_known_images_have_every_familiarity_equally_often() -> None:
     held, new = (torch.randn(n, generator=generator(n, "scores")) for n in (3000, 2000))
-    for sure in (Confidence(1.0, held), of_records([HeldOut(3000, 0, 1.0, histogram(held))])):
+    for sure in (Confidence(1.0, held), of_records([HeldBackScore(3000, 0, 1.0, histogram(held))])):
         familiarity = sure.familiarity(new)
         assert familiarity is not None
         for level in (0.05, 0.3, 0.8):
@@ -66,15 +66,15 @@ def test_the_strangest_of_few_has_the_lowest_familiarity_that_there_is() -> None
 
 
 def test_records_alone_give_the_temperature_of_the_newest_that_say_enough_and_the_newest_typicality() -> None:
-    record = HeldOut(10, 0, 2.0, histogram(torch.full((10,), 5.0)))
-    other = HeldOut(30, 0, 32.0, histogram(torch.arange(30.0) + 100))
+    record = HeldBackScore(10, 0, 2.0, histogram(torch.full((10,), 5.0)))
+    other = HeldBackScore(30, 0, 32.0, histogram(torch.arange(30.0) + 100))
     sure = of_records([record, other])
     assert (sure.temperature, sure.images) == (32, 30)
     assert of_records([other, record]).temperature == pytest.approx(2 ** (1 / 4) * 32 ** (3 / 4))
     assert of_records([record] * 9 + [replace(other, images=20), record]).temperature == pytest.approx(
         2 ** (1 / 3) * 32 ** (2 / 3)
     )
-    assert of_records([HeldOut(3, 3)]).images == 0
+    assert of_records([HeldBackScore(3, 3)]).images == 0
 
 
 def test_strangeness_compares_the_nearest_mean_with_the_mean_of_all() -> None:

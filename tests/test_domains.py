@@ -76,6 +76,8 @@ def test_the_same_picture_in_another_domain_is_another_one() -> None:
     dark = int((one.train_domains == 0).nonzero()[0]) if one.train_domains is not None else 0
     assert one.train.identity(dark) != other.train.identity(dark) != source.train.identity(dark)
     assert one.train.storage.content(dark) != other.train.storage.content(dark)
+    plain = int((one.train_domains == 1).nonzero()[0]) if one.train_domains is not None else 0
+    assert one.train.storage.content(plain) == source.train.storage.content(plain), "unchanged, it is the same image"
 
 
 @pytest.mark.parametrize(

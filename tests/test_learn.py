@@ -19,7 +19,7 @@ from lamella.data.keeping import content_digest, keep_readable
 from lamella.data.sources.folders import load_folder
 from lamella.data.sources.load import load_source
 from lamella.data.sources.readable import load_readable
-from lamella.learner import folder, rehearsal
+from lamella.learner import prepared, rehearsal
 from lamella.learner.learner import Learner
 from lamella.learner.next_task import as_next_task
 from lamella.learner.records import Unread
@@ -269,7 +269,7 @@ def test_an_interrupted_learning_whose_images_changed_is_given_up_with_the_reaso
 
     def interrupt() -> None:
         with monkeypatch.context() as killed:
-            killed.setattr(folder, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            killed.setattr(prepared, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             assert lamella("learn", model, birds, "--again")[0] == 130
 
     assert lamella("learn", model, birds, "--method", "nearest-mean")[0] == 0
@@ -301,7 +301,7 @@ def test_an_interrupted_learning_is_not_taken_for_stored_after_another_change_of
         method = () if model.exists() else ("--method", "nearest-mean")
         assert lamella("learn", model, data, *method)[0] == 0
     with monkeypatch.context() as killed:
-        killed.setattr(folder, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(prepared, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert lamella("learn", model, birds, "--again")[0] == 130
     assert lamella("forget", model, "more")[0] == 0
     code, out, _ = lamella("learn", model, birds, "--again")
@@ -394,7 +394,7 @@ def test_checkpoints_that_lost_their_note_are_nobodys(lamella: Run, birds: Path,
         for j in range(10):
             paint(others / name / f"{j}.{'png' if j % 2 else 'jpg'}", 90 * i)
     with pytest.MonkeyPatch.context() as killed:
-        killed.setattr(folder, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(prepared, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert lamella("learn", model, others, *settings)[0] == 130
     assert list((model / "learning").glob("task-0/*"))
     (model / "learning" / "what.json").unlink()

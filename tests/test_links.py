@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from colours import NEW, TOKEN, photos, taught_model
+from colours import NEW, TOKEN, photos
 from conftest import Run
 from fastapi.testclient import TestClient
 
@@ -19,16 +19,6 @@ from lamella.training.checkpoints import Checkpoints
 
 SENT = "1790000000000000000-0a1b"
 """A name that a server gives to an archive."""
-
-
-@pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught_model(tmp_path_factory.mktemp("taught"))
-
-
-@pytest.fixture
-def model(taught: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(taught, tmp_path / "model"))
 
 
 @pytest.fixture

@@ -37,7 +37,6 @@ from colours import (
     picture,
     predict,
     refused,
-    taught_model,
     zipped,
 )  # fmt: skip
 from fastapi import FastAPI, HTTPException
@@ -55,17 +54,6 @@ from lamella.serving.connections import IdleTimeout
 from lamella.serving.gate import RequestGate
 from lamella.serving.limits import Limits
 from lamella.serving.uploads import unpack
-
-
-@pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learned dark and bright images, told apart without training."""
-    return taught_model(tmp_path_factory.mktemp("taught"))
-
-
-@pytest.fixture
-def model(taught: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(taught, tmp_path / "model"))
 
 
 @pytest.fixture

@@ -47,22 +47,11 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learned dark and bright images, told apart without training."""
-    return taught_model(tmp_path_factory.mktemp("taught"))
-
-
-@pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One that is trained, and can go on after every step."""
     return taught_model(
         tmp_path_factory.mktemp("slow"), {"name": "seq-lora", "epochs": 2, "batch_size": 4}, checkpoint_seconds=0
     )
-
-
-@pytest.fixture
-def model(taught: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(taught, tmp_path / "model"))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import timm
-from colours import NEW, TOKEN, photos, taught_model
+from colours import NEW, TOKEN, photos
 from conftest import Run
 from fastapi.testclient import TestClient
 from safetensors.torch import save_file
@@ -26,16 +25,6 @@ from lamella.serving.jobs import Jobs
 from lamella.serving.model_watcher import ModelWatcher
 
 WAY_OUT = "; if you trust it after all, leave out --untrusted (trusted=False)"
-
-
-@pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught_model(tmp_path_factory.mktemp("taught"))
-
-
-@pytest.fixture
-def model(taught: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(taught, tmp_path / "model"))
 
 
 @pytest.fixture

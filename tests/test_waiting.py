@@ -4,6 +4,7 @@ The device is pretended (torch's fake tensors): they have shapes and a place, mi
 for a value.
 """
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -69,7 +70,11 @@ def test_no_training_loss_waits(name: str) -> None:
     assert [(loss.device.type, loss.ndim) for loss in looked] == [("cuda", 0)]
 
 
-@pytest.mark.parametrize("parts", [(Aligned,), (Calibrated, Aligned)], ids=["align", "calibrate+align"])
+@pytest.mark.parametrize(
+    "parts",
+    [(Aligned,), (Calibrated, Aligned), (partial(Aligned, means=2),)],
+    ids=["align", "calibrate+align", "several means"],
+)
 @pytest.mark.parametrize("name", ["inflora", "seq-lora", "linear-probe"])
 def test_no_part_waits(name: str, parts: tuple[Any, ...]) -> None:
     method = build(name)

@@ -311,16 +311,13 @@ def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> N
 # anything at all: a result, or one line
 
 
-def allowed(call: Callable[[], object]) -> None:
-    """Call a function; only a result or one line is allowed."""
+def lines_of_refusal(call: Callable[[], object]) -> int:
+    """Call a function, and return how many lines its refusal has; 1 where it returns. Other errors are not caught."""
     try:
         call()
     except (ValueError, FileNotFoundError) as error:
-        told = str(error)
-    else:
-        return
-    assert told
-    assert "\n" not in told
+        return len(str(error).splitlines())
+    return 1
 
 
 def read(path: Path, **options: Any) -> None:
@@ -347,7 +344,7 @@ KEYS = ("bytes", "offsets", "labels", "names", "wnids", "domains", "domain_names
 @given(st.dictionaries(st.sampled_from(KEYS), anything))
 def test_any_arrays_are_read_or_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = archive(tmp_path / "x.npz", **changes)
-    allowed(lambda: read(path))
+    assert lines_of_refusal(lambda: read(path)) == 1
 
 
 @many
@@ -358,7 +355,7 @@ def test_any_arrays_are_read_or_refused(tmp_path: Path, changes: dict[str, Any])
 )
 def test_any_pixels_are_read_or_refused(tmp_path: Path, given_arrays: dict[str, Any]) -> None:
     np.savez(tmp_path / "x.npz", **given_arrays)
-    allowed(lambda: read(tmp_path / "x.npz"))
+    assert lines_of_refusal(lambda: read(tmp_path / "x.npz")) == 1
 
 
 cells = st.one_of(
@@ -378,7 +375,7 @@ def test_any_table_is_read_or_refused(tmp_path: Path, header: list[str], rows: l
         photo(tmp_path / f"{i}.png", 50 * i)
     text = "\n".join(comma.join(row) for row in (header, *rows))
     (tmp_path / "t.csv").write_bytes(text.encode())
-    allowed(lambda: read(tmp_path / "t.csv"))
+    assert lines_of_refusal(lambda: read(tmp_path / "t.csv")) == 1
 
 
 NAMES = ("train", "Test", "val", "crow", "Crow", "owl", "__MACOSX", "é", "é")
@@ -401,7 +398,7 @@ def test_any_tree_is_read_or_refused(
             photo(path, number)
         else:
             path.write_bytes(b"" if file.startswith("empty") else b"x")
-    allowed(lambda: read(root, layout=layout))
+    assert lines_of_refusal(lambda: read(root, layout=layout)) == 1
 
 
 numbers = st.one_of(
@@ -417,4 +414,4 @@ PATHS = sorted(
 @given(st.sampled_from(PATHS), numbers, st.sampled_from(sorted(shipped_configs())))
 def test_any_value_of_a_setting_is_taken_or_refused(path: str, value: Any, config: str) -> None:
     text = str(value).lower() if isinstance(value, bool | float) else repr(value).replace("'", '"')
-    allowed(lambda: load_config(config, [f"{path}={text}"]))
+    assert lines_of_refusal(lambda: load_config(config, [f"{path}={text}"])) == 1

@@ -73,10 +73,13 @@ def _roles(roles: Sequence[str], rows: Sequence[tuple[int, int]]) -> str:
 
 def _methods() -> dict[str, str]:
     from lamella.learner.config.registry import names
-    from lamella.methods import WHOLE_STREAM
+    from lamella.methods import ALIASES, WHOLE_STREAM
 
     at_once = " All tasks at once: the upper bound."
-    return {name: _about_method(name) + (at_once if name in WHOLE_STREAM else "") for name in names()}
+    known = {name: _about_method(name) + (at_once if name in WHOLE_STREAM else "") for name in names()}
+    for name, (method, settings) in ALIASES.items():
+        known[name] = f"Another name for {method} with {', '.join(f'{key} = {v}' for key, v in settings.items())}."
+    return known
 
 
 def _about_method(name: str) -> str:

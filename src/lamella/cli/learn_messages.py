@@ -7,9 +7,9 @@ from lamella.cli.output import say
 from lamella.common.words import many
 
 if TYPE_CHECKING:
-    from lamella.learner.confidence import HeldOut
-    from lamella.learner.folder import Learning
+    from lamella.learner.confidence import HeldBackScore
     from lamella.learner.model import Model
+    from lamella.learner.prepared import Learning
     from lamella.learner.reference import Beside
     from lamella.learner.rehearsal import Expected
 
@@ -32,7 +32,7 @@ def say_found(learning: "Learning") -> None:
     known = set(model.class_names.values())
     new = [name for name in task.class_names if name not in known]
     again = [name for name in task.class_names if name in known]
-    counted = f"{many(len(task.train), task.train.noun)} to learn from, {len(learning.held_out)} held back"
+    counted = f"{many(len(task.train), task.train.noun)} to learn from, {len(learning.held_back)} held back"
     say(f"{task.name}: {counted}; {many(len(new), 'new class', 'es')}")
     if new:
         say(f"  new: {_few(new)}")
@@ -92,7 +92,7 @@ def say_expected(learning: "Learning") -> "Expected":
 
     model = learning.model
     say(f"  {model.name} on {model.backbone.name} learns it as task {len(model.tasks) + 1}", nl=False)
-    expected = rehearse(learning.rehearsed(), learning.task, len(learning.held_out))
+    expected = rehearse(learning.rehearsed(), learning.task, len(learning.held_back))
     memory = f" and {size(expected.bytes)} of memory" if expected.bytes else ""
     say(f"; expected: about {duration(expected.seconds)}{memory}")
     return expected
@@ -144,7 +144,7 @@ def _say_beside(beside: "Beside", noun: str) -> None:
         )
 
 
-def _right(held: "HeldOut") -> str:
+def _right(held: "HeldBackScore") -> str:
     return f"{held.accuracy:.1%} of {held.images}"
 
 

@@ -38,7 +38,7 @@ def history(model: Model, as_json: Annotated[bool, typer.Option("--json", help="
         )
         for v in found
     ]
-    typer.echo(plain_table(("", "version", "from", "made", "tasks", "state", "what"), rows), nl=False)
+    typer.echo(plain_table(("", "version", "from", "made", "tasks", "stored", "what"), rows), nl=False)
 
 
 def rollback(

@@ -1,5 +1,6 @@
 """Atomic files: written under a temporary name, flushed to the disk, then renamed."""
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "DISK_FULL",
     "claim_folder",
     "half_written",
     "json_to_bytes",
@@ -25,6 +27,8 @@ __all__ = [
     "write_tensors",
 ]
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The numbers of errors that mean that nothing more can be written: the disk, a quota or the largest file is full."""
 HALF_WRITTEN = re.compile(r"\.(.+\.)?[0-9a-f]{8}\.part")
 """The pattern of the names of temporary files of this module."""
 

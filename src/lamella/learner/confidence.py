@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ENOUGH", "UNKNOWN", "Confidence", "HeldOut", "fitted_temperature", "histogram", "of_records"]
+__all__ = ["ENOUGH", "UNKNOWN", "Confidence", "HeldBackScore", "fitted_temperature", "histogram", "of_records"]
 
 UNKNOWN = 0.05
 """The familiarity below which an image is called unknown. So is one in twenty images of known classes."""
@@ -28,7 +28,7 @@ LEAST = 0.05
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldBackScore:
     """What was measured on the held-back samples of a task, just after it was learned.
 
     Attributes:
@@ -129,7 +129,7 @@ def histogram(scores: Tensor) -> dict[str, Any]:
     return {"low": low, "high": high, "counts": [int(c) for c in counts]}
 
 
-def of_records(records: Sequence[HeldOut]) -> Confidence:
+def of_records(records: Sequence[HeldBackScore]) -> Confidence:
     """Return the confidence of a model whose held-back features are not kept, from the records of its tasks.
 
     The temperature is the geometric mean of those of the newest tasks with `ENOUGH` samples together, weighted by

@@ -1,24 +1,21 @@
 """A model in a folder: open it, learn under a lock, list its versions, roll back, forget a task."""
 
-import errno
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lamella.common.files import DISK_FULL
 from lamella.common.locks import exclusive_lock
-from lamella.common.progress import Progress, silent
-from lamella.data.loading import Examples
-from lamella.data.scenario import Task
 from lamella.data.sources.readable import ReadableData
 from lamella.learner import forgetting
 from lamella.learner.config.document import on_device, up_to_date
 from lamella.learner.config.precision import as_chosen
 from lamella.learner.config.wanted import Wanted
-from lamella.learner.learning import learn
 from lamella.learner.model import Model, load, save
-from lamella.learner.next_task import as_next_task, known_otherwise, new_samples, newest_with_all, next_task, note
+from lamella.learner.next_task import as_next_task, known_otherwise, new_samples, newest_with_all, next_task
+from lamella.learner.prepared import Learning
 from lamella.learner.records import TaskRecord, tasks_from_json
 from lamella.learner.resume import PLACE, Resumed, config_left, current_version, is_free, resume, stored_before
 from lamella.learner.store.versions import (
@@ -35,61 +32,10 @@ from lamella.learner.store.versions import (
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.precision import resolve_device
 
-__all__ = ["Forgotten", "Learning", "ModelFolder"]
+__all__ = ["Forgotten", "ModelFolder"]
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SECONDS_BETWEEN = 0.2
 """The time between two attempts to lock a model that another process is changing."""
-
-
-@dataclass(frozen=True)
-class Learning:
-    """A task that is ready to be learned into a model's folder, which is locked meanwhile.
-
-    Attributes:
-        folder: the model's folder.
-        model: the model before the task is learned.
-        task: the task to learn.
-        held_out: the samples of its classes that the model is not trained on.
-        data: the data set that the task is from.
-        known: how many of its training images are left out because a task was learned from them before.
-        otherwise: how many of its images were learned before as another class, by the name of that class.
-        resumed: what an interrupted learning has left.
-        stored: the record of the task if it was learned and stored already, so that nothing is left to do; else None.
-    """
-
-    folder: Path
-    model: Model
-    task: Task
-    held_out: Examples
-    data: ReadableData
-    known: int
-    otherwise: Mapping[str, int]
-    resumed: Resumed
-    stored: TaskRecord | None = None
-
-    def run(self, progress: Progress = silent) -> TaskRecord:
-        """Learn the task, or resume an interrupted learning of it, and store the model.
-
-        Args:
-            progress: opens a progress bar.
-
-        Returns:
-            The record of the task.
-        """
-        if self.stored is not None:
-            return self.stored
-        checkpoints = self.resumed.checkpoints
-        record = learn(self.model, self.task, held_back=self.held_out, checkpoints=checkpoints, progress=progress)
-        note(self.model, record, self.task, self.held_out, self.data)
-        save(self.model, self.folder, what=f"learned {self.task.name}", keep=None, whole=False)
-        checkpoints.clear()
-        return record
-
-    def rehearsed(self) -> Model:
-        """Return a copy of the model, for a trial that does not change `model`."""
-        device, trusted = self.model.config["fit"]["device"], self.model.trusted
-        return load(self.folder, device=device, trusted=trusted) if self.model.tasks else Model(self.model.config)
 
 
 @dataclass(frozen=True)
@@ -240,17 +186,17 @@ class ModelFolder:
             place = place or self.path / PLACE
             done = self._done(opened, data, place, since)
             if done is not None:
-                task, held_out = as_next_task(data.divided(), opened)
+                task, held_back = as_next_task(data.divided(), opened)
                 resumed = Resumed(Checkpoints(place, 0.0), stored=True)
-                yield Learning(self.path, opened, task, held_out, data, 0, {}, resumed, opened.tasks[done])
+                yield Learning(self.path, opened, task, held_back, data, 0, {}, resumed, opened.tasks[done])
                 return
             new = new_samples(opened, data, again)
-            task, held_out = next_task(new, opened, name)
+            task, held_back = next_task(new, opened, name)
             resumed = resume(self.path, place, opened, task)
             otherwise = known_otherwise(opened, new)
             known = len(data.whole.train) - len(new.whole.train)
             stored = opened.tasks[-1] if resumed.stored else None
-            yield Learning(self.path, opened, task, held_out, new, known, otherwise, resumed, stored)
+            yield Learning(self.path, opened, task, held_back, new, known, otherwise, resumed, stored)
 
     def _done(self, model: Model, data: ReadableData, place: Path, since: int | None) -> int | None:
         """Return the number of the task that this very learning has stored before it was interrupted, or None.
@@ -395,7 +341,7 @@ def _with_a_hint_where_the_disk_is_full(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
         hint = "the stored model is intact; free some space, and the same command resumes"
         raise OSError(error.errno, f"{error.strerror}; {hint}", str(path)) from error

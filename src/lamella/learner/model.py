@@ -16,7 +16,7 @@ from lamella.data.loading import Examples
 from lamella.data.names import normal_name
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.learner.confidence import Confidence, HeldOut, fitted_temperature, histogram, of_records
+from lamella.learner.confidence import Confidence, HeldBackScore, fitted_temperature, histogram, of_records
 from lamella.learner.config.document import (
     build_augmentation,
     build_backbone,
@@ -215,7 +215,7 @@ class Model:
         """Compute confidences anew after classes were merged or dropped."""
         self._confidence = None
 
-    def hold_back(self, data: Examples, fit: Fit) -> HeldOut:
+    def hold_back(self, data: Examples, fit: Fit) -> HeldBackScore:
         """Classify samples of the newest task that were held back, keep their features, and return what was measured.
 
         Args:
@@ -228,10 +228,10 @@ class Model:
             self.held_back.add(features, data.labels, len(self.tasks))
             self._confidence = None
             logits = method.classify(features.to(next(method.parameters()).device)).cpu()
-            return HeldOut(len(wanted), int((logits.argmax(1) == wanted).sum()))
+            return HeldBackScore(len(wanted), int((logits.argmax(1) == wanted).sum()))
         logits, typicality = self.read(data, fit, "held-back")
         right = int((logits.argmax(1) == wanted).sum())
-        return HeldOut(len(wanted), right, fitted_temperature(logits, wanted), histogram(typicality))
+        return HeldBackScore(len(wanted), right, fitted_temperature(logits, wanted), histogram(typicality))
 
 
 def scanned(

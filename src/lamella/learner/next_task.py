@@ -131,17 +131,23 @@ def newest_with_all(model: Model, data: ReadableData) -> int | None:
 
 
 def next_task(data: ReadableData, model: Model, name: str | None) -> tuple[Task, Examples]:
-    """Return the next task, and what is held back of it: nothing that the model has been or will be trained on, and
-    nothing that it holds back already.
+    """Return the next task of a model, and the samples of its classes that are held back.
+
+    Nothing is held back that the model has been or will be trained on, or that it holds back already.
+
+    Args:
+        data: the data set that the task is made of.
+        model: the model that will learn it.
+        name: the name of the task; None for that of the data set.
     """
-    task, held_out = as_next_task(data.divided(), model, name)
+    task, held_back = as_next_task(data.divided(), model, name)
     used = set(model.seen.digests.tolist()) | {data.digests[key] for key in task.train.keys}
     fresh: list[int] = []
-    for i, key in enumerate(held_out.keys):
+    for i, key in enumerate(held_back.keys):
         if data.digests[key] not in used:
             used.add(data.digests[key])
             fresh.append(i)
-    return task, held_out.subset(fresh)
+    return task, held_back.subset(fresh)
 
 
 def _learned_before(data: ReadableData, record: TaskRecord) -> str:
@@ -153,9 +159,9 @@ def _learned_before(data: ReadableData, record: TaskRecord) -> str:
     )
 
 
-def note(model: Model, record: TaskRecord, task: Task, held_out: Examples, data: ReadableData) -> None:
+def note(model: Model, record: TaskRecord, task: Task, held_back: Examples, data: ReadableData) -> None:
     """Record the files that cannot be read, and the contents of the images that can."""
     record.note_unreadable(data.unreadable)
     number = len(model.tasks) - 1
-    for part, trained in ((task.train, True), (held_out, False)):
+    for part, trained in ((task.train, True), (held_back, False)):
         model.seen.add([data.digests[key] for key in part.keys], part.labels, number, trained=trained)

@@ -9,7 +9,7 @@ import torch
 from lamella.data.images import data_sha256
 from lamella.data.keeping import Unreadable
 from lamella.data.scenario import Task
-from lamella.learner.confidence import HeldOut
+from lamella.learner.confidence import HeldBackScore
 from lamella.learner.inspection.directions import used_directions
 from lamella.learner.reference import Beside
 from lamella.methods import Method
@@ -65,7 +65,7 @@ class TaskRecord:
     waited: float = 0.0
     data_sha256: str | None = None
     directions: dict[str, int] = field(default_factory=dict)
-    held_back: HeldOut | None = None
+    held_back: HeldBackScore | None = None
     unreadable: Unread | None = None
     beside: Beside | None = None
 
@@ -92,7 +92,7 @@ class TaskRecord:
                 **{
                     **stored,
                     "classes": tuple(stored["classes"]),
-                    "held_back": None if held is None else HeldOut(**held),
+                    "held_back": None if held is None else HeldBackScore(**held),
                     "unreadable": None if unread is None else Unread(unread["images"], tuple(unread["first"])),
                     "beside": None if beside is None else Beside(**beside),
                 }

@@ -58,7 +58,15 @@ class ClassMixtures(ClassGaussians):
 
     def _of_classes(self, scores: Tensor) -> Tensor:
         """Return the highest score of each class, (n, classes), of scores (n, c) of all Gaussians."""
-        return torch.stack([scores[:, self.ids == label].amax(1) for label in self.classes], 1)
+        columns, _ = self._kept(self._columns)
+        lowest = scores.new_full((len(scores), len(self.classes)), float("-inf"))
+        return lowest.scatter_reduce(1, columns.expand_as(scores), scores, "amax")
+
+    def _columns(self) -> tuple[Tensor, Tensor]:
+        """Return the column (c,) of each Gaussian's class, twice, since what is kept are pairs."""
+        known = self.classes
+        columns = torch.tensor([known.index(label) for label in self.known("ids")], device=self.ids.device)
+        return columns, columns
 
     @torch.no_grad()
     def merge(self, source: int, target: int) -> None:

@@ -12,8 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from lamella.common.files import DISK_FULL
 from lamella.common.version import __version__
-from lamella.learner.folder import FULL
 from lamella.serving.gate import RequestGate
 from lamella.serving.learning import add_learning
 from lamella.serving.limits import Limits
@@ -139,7 +139,7 @@ def _add_faults(app: FastAPI) -> None:
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
         # Large bodies go to temporary files while they arrive, and FastAPI calls whatever fails then a bad body.
-        if isinstance(cause := error.__cause__, OSError) and cause.errno in FULL:
+        if isinstance(cause := error.__cause__, OSError) and cause.errno in DISK_FULL:
             return JSONResponse({"detail": "the disk of the server is full; free some space, or send less"}, 507)
         return await http_exception_handler(request, error)
 

@@ -71,7 +71,7 @@ def teach(
         say({"classes": names, "new": [name for name in names if name not in known]})
         if learning.stored is None and not learning.resumed.goes_on:
             say({"step": "measuring how long it will take"})
-            say({"still": rehearse(learning.rehearsed(), learning.task, len(learning.held_out)).seconds})
+            say({"still": rehearse(learning.rehearsed(), learning.task, len(learning.held_back)).seconds})
         return learning.run(_reporting(say))
 
 

@@ -20,12 +20,12 @@ __all__ = ["CHANGES", "change_domains"]
 
 
 def _dark(image: Tensor) -> Tensor:
-    """A photograph by night: 30 % of the light, with the mid-tones pressed down."""
+    """In little light: at most 30 % of the brightness, and middle tones darker still."""
     return 0.3 * image**1.5
 
 
 def _blurred(image: Tensor) -> Tensor:
-    """Out of focus: a box of a twentieth of the shorter side, twice."""
+    """Out of focus: the mean over squares of a twentieth of the shorter side, taken twice."""
     side = max(3, min(image.shape[1:]) // 20 | 1)
     soft = image[None]
     for _ in range(2):
@@ -40,8 +40,9 @@ def _drawn(image: Tensor) -> Tensor:
     return (1 - 3 * (across.square() + down.square()).sqrt()).clamp_min(0).expand(3, -1, -1)
 
 
+AS_IT_IS = "as-is"
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
-    "as-is": lambda image: image,
+    AS_IT_IS: lambda image: image,
     "dark": _dark,
     "blurred": _blurred,
     "drawn": _drawn,
@@ -68,7 +69,7 @@ class _Changed:
 
     def read(self, i: int) -> Tensor:
         image = self.storage.read(i)
-        if self.names[i] == "as-is":
+        if self.names[i] == AS_IT_IS:
             return image
         return (CHANGES[self.names[i]](image.float() / 255) * 255).round().clamp(0, 255).byte()
 
@@ -76,7 +77,8 @@ class _Changed:
         return self.storage.identity(i) + self.names[i].encode()
 
     def content(self, i: int) -> bytes:
-        return self.storage.content(i) + self.names[i].encode()
+        own = self.storage.content(i)
+        return own if self.names[i] == AS_IT_IS else own + self.names[i].encode()
 
 
 def change_domains(source: Source, names: Sequence[str]) -> Source:
@@ -126,7 +128,7 @@ def _dealt(data: ImageSet, domains: int) -> Tensor:
 
 
 def _changed(data: ImageSet, domains: Tensor, names: Sequence[str]) -> ImageSet:
-    of_picture = ["as-is"] * len(data.storage)
+    of_picture = [AS_IT_IS] * len(data.storage)
     for position, domain in zip(data.positions.tolist(), domains.tolist(), strict=True):
         of_picture[position] = names[domain]
     return ImageSet(_Changed(data.storage, of_picture), data.labels, data.keys, data.positions)

@@ -19,7 +19,7 @@ class Origin:
     Attributes:
         version: the number of the version.
         made: when it was saved, as "YYYY-MM-DDTHH:MM:SS" in local time.
-        bytes: the size of its state, which holds this task and all earlier ones.
+        bytes: the size of what was stored for it, without what it shares with earlier versions.
     """
 
     version: int

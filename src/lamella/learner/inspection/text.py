@@ -178,7 +178,7 @@ def _right(task: "LearnedTask") -> str:
 
 
 def _ledger(model: "Inspection", noun: str) -> str:
-    heads = ("task", "learned", "version", "classes", f"{noun}s", "time", "state", "data", "held back")
+    heads = ("task", "learned", "version", "classes", f"{noun}s", "time", "stored", "data", "held back")
     rows: list[Sequence[str]] = []
     for task in model.tasks:
         origin = task.origin

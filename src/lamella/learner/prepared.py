@@ -1,0 +1,67 @@
+"""A task that is ready to be learned into a model's folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamella.common.progress import Progress, silent
+from lamella.data.loading import Examples
+from lamella.data.scenario import Task
+from lamella.data.sources.readable import ReadableData
+from lamella.learner.learning import learn
+from lamella.learner.model import Model, load, save
+from lamella.learner.next_task import note
+from lamella.learner.records import TaskRecord
+from lamella.learner.resume import Resumed
+
+__all__ = ["Learning"]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """A task that is ready to be learned into a model's folder, which is locked meanwhile.
+
+    Attributes:
+        folder: the model's folder.
+        model: the model before the task is learned.
+        task: the task to learn.
+        held_back: the samples of its classes that the model is not trained on.
+        data: the data set that the task is from.
+        known: how many of its training images are left out because a task was learned from them before.
+        otherwise: how many of its images were learned before as another class, by the name of that class.
+        resumed: what an interrupted learning has left.
+        stored: the record of the task if it was learned and stored already, so that nothing is left to do; else None.
+    """
+
+    folder: Path
+    model: Model
+    task: Task
+    held_back: Examples
+    data: ReadableData
+    known: int
+    otherwise: Mapping[str, int]
+    resumed: Resumed
+    stored: TaskRecord | None = None
+
+    def run(self, progress: Progress = silent) -> TaskRecord:
+        """Learn the task, or resume an interrupted learning of it, and store the model.
+
+        Args:
+            progress: opens a progress bar.
+
+        Returns:
+            The record of the task.
+        """
+        if self.stored is not None:
+            return self.stored
+        checkpoints = self.resumed.checkpoints
+        record = learn(self.model, self.task, held_back=self.held_back, checkpoints=checkpoints, progress=progress)
+        note(self.model, record, self.task, self.held_back, self.data)
+        save(self.model, self.folder, what=f"learned {self.task.name}", keep=None, whole=False)
+        checkpoints.clear()
+        return record
+
+    def rehearsed(self) -> Model:
+        """Return a copy of the model, for a trial that does not change `model`."""
+        device, trusted = self.model.config["fit"]["device"], self.model.trusted
+        return load(self.folder, device=device, trusted=trusted) if self.model.tasks else Model(self.model.config)
