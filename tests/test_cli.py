@@ -140,17 +140,18 @@ def test_an_interrupted_run_says_how_it_goes_on(
 
 def test_list(lamella: Run) -> None:
     from lamella.learner.config.document import shipped_configs
-    from lamella.methods import METHODS
+    from lamella.methods import ALIASES, METHODS
 
+    methods = [*METHODS, *ALIASES]
     code, out, _ = lamella("list", "--json")
     known = json.loads(out)
     assert code == 0
-    assert [entry["name"] for entry in known["methods"]] == list(METHODS)
+    assert [entry["name"] for entry in known["methods"]] == methods
     assert [entry["name"] for entry in known["configs"]] == list(shipped_configs())
     assert all(entry["description"] for entries in known.values() for entry in entries)
     code, out, _ = lamella("list", "methods")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == list(METHODS)
+    assert [line.split()[0] for line in out.splitlines()] == methods
 
 
 def test_layers(lamella: Run) -> None:
