@@ -104,7 +104,8 @@ def test_the_table_of_a_part_in_the_name_gives_its_settings() -> None:
         ({"name": "dlc(wa)", "base": 3}, "method.base = 3 should be a table"),
         ({"name": "inflora+align", "align": False}, "has the part 'align', and method.align = false takes it away"),
         ({"name": "inflora+align", "align": 3}, "method.align = 3 should be a table"),
-        ({"name": 3}, "unknown method 3"),
+        ({"name": 3}, "the name of a method is a text such as 'inflora', not 3"),
+        ({"name": []}, "the name of a method is a text such as 'inflora'"),
     ],
 )
 def test_mistakes_in_a_name_are_one_clear_line(table: dict[str, Any], message: str) -> None:

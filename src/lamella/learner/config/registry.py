@@ -49,16 +49,18 @@ def find(name: Any) -> Callable[..., Method]:
         ValueError: there is no such method, several have this name, its package cannot be imported, or its file was
             neither named by the caller nor listed in the environment variable `LAMELLA_METHODS`.
     """
-    if isinstance(name, str) and is_own(name):
+    if not isinstance(name, str):
+        raise ValueError(f"the name of a method is a text such as 'inflora', not {name!r}")
+    if is_own(name):
         return class_of(name)
-    given = _packaged().get(name, ()) if isinstance(name, str) else ()
+    given = _packaged().get(name, ())
     if len(given) + (name in METHODS) > 1:
         raise ValueError(_taken(name, given))
     if name in METHODS:
         return METHODS[name]
     if not given:
-        hint = "write FILE.py:CLASS for a method of your own; " if str(name).endswith((".py", ".py:")) else ""
-        raise ValueError(f"unknown method {name!r}; {hint}{near_matches(str(name), names())}")
+        hint = "write FILE.py:CLASS for a method of your own; " if name.endswith((".py", ".py:")) else ""
+        raise ValueError(f"unknown method {name!r}; {hint}{near_matches(name, names())}")
     return _loaded(given[0])
 
 
