@@ -17,12 +17,10 @@ from lamella.backbones.probing import call_order, is_fused_as_thought
 from lamella.backbones.roles import LayerPlace, find_places, in_order, parse_roles, rows_of
 from lamella.common.randomness import generator as named_generator
 from lamella.data.samples import Batch, Samples, Transform
+from lamella.data.tokens import MASK
 from lamella.data.transform import of_images
 
-__all__ = ["MASK", "Backbone"]
-
-MASK = "attention_mask"
-"""Name of a batch's tensor (n, tokens) that is 0 where samples are padded, the usual one for networks of texts."""
+__all__ = ["Backbone"]
 
 
 class _AllShown(Exception):

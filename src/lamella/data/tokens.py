@@ -1,0 +1,94 @@
+"""From texts to token ids and the mask that tells them from padding: what an encoder takes."""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lamella.data.samples import CPU, Batch, View
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+__all__ = ["IDS", "MASK", "TokenTransform"]
+
+IDS = "input_ids"
+"""Name of a batch's tensor (n, tokens) int64 of token ids."""
+MASK = "attention_mask"
+"""Name of a batch's tensor (n, tokens) bool that is False where samples are padded."""
+
+STEP = 8  # the number of tokens of a batch is rounded up to a multiple of it, so that there are few shapes
+
+
+class TokenTransform:
+    """What an encoder of texts expects as input; a `Transform`.
+
+    Padding goes to the right, to the longest text of a batch. Longer texts than `max_length` lose their end. What looks
+    like a special token within a text is encoded as plain text.
+
+    Args:
+        tokenizer: of the encoder.
+        max_length: the largest number of tokens of a text, special ones included; at least 3.
+        pad_id: the id that stands for padding. It is never seen.
+    """
+
+    noun = "text"
+
+    def __init__(self, tokenizer: "Tokenizer", *, max_length: int, pad_id: int = 0) -> None:
+        if max_length < 3:
+            raise ValueError(f"max_length = {max_length} leaves no room for a text; give 3 tokens or more")
+        self.max_length = max_length
+        self.pad_id = pad_id
+        self.tokenizer = tokenizer
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        tokenizer.enable_truncation(max_length)
+
+    def view(
+        self,
+        device: torch.device = CPU,
+        augmentation: Any = None,
+        n: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> View:
+        """What turns texts into a batch of token ids. There is no augmentation of texts.
+
+        Raises:
+            ValueError: an augmentation was given.
+        """
+        if augmentation is not None:
+            raise ValueError("[augment] is for images, and this backbone takes texts; leave it out")
+
+        def view(texts: list[str], index: Tensor) -> Batch:
+            return self.batch([encoding.ids for encoding in self.encode(texts)]).to(device)
+
+        return view
+
+    def encode(self, texts: Sequence[str]) -> "list[Encoding]":
+        """The tokens of each text."""
+        return self.tokenizer.encode_batch(list(texts))
+
+    def batch(self, ids: Sequence[Sequence[int]]) -> Batch:
+        """Token ids of any lengths, padded to one length. A text without tokens counts as one of padding."""
+        lengths = torch.tensor([max(len(row), 1) for row in ids])
+        width = -(-int(lengths.max()) // STEP) * STEP
+        padded = torch.full((len(ids), width), self.pad_id, dtype=torch.int64)
+        for i, row in enumerate(ids):
+            padded[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        return Batch({IDS: padded, MASK: torch.arange(width) < lengths[:, None]})
+
+    def example(self, n: int, generator: torch.Generator | None = None) -> Batch:
+        """Texts of one word, or with a generator of 3 to 16 tokens that are drawn from the vocabulary."""
+        if generator is None:
+            return self.batch([encoding.ids for encoding in self.encode(["a"] * n)])
+        longest = min(16, self.max_length)
+        lengths = torch.randint(3, longest + 1, (n,), generator=generator).tolist()
+        vocabulary = self.tokenizer.get_vocab_size()
+        return self.batch([torch.randint(vocabulary, (k,), generator=generator).tolist() for k in lengths])
+
+    def describe(self) -> dict[str, Any]:
+        """The length at which texts are cut, and a digest of the tokenizer."""
+        digest = sha256(self.tokenizer.to_str().encode()).hexdigest()
+        return {"max_length": self.max_length, "tokenizer_sha256": digest}
