@@ -28,8 +28,9 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def _starts_with_the_bundled_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New models start with the bundled backbone, because the weights of the photo backbone may not be at hand."""
+    """New models start with what is bundled, because the weights of other backbones may not be at hand."""
     monkeypatch.setattr("lamella.learner.config.new_config.PHOTOS", "small-images")
+    monkeypatch.setattr("lamella.learner.config.new_config.TEXTS", "requests")
 
 
 @pytest.fixture(scope="module")

@@ -82,12 +82,13 @@ class ModelFolder:
         """The number of the current version; 0 if there is no model yet."""
         return current_version(self.path)
 
-    def open(self, wanted: Wanted | None = None) -> Model:
+    def open(self, wanted: Wanted | None = None, noun: str = "image") -> Model:
         """Load the model, or create a new one if there is none.
 
         Args:
             wanted: the settings of a new model, which an existing model must have too. None opens an existing model
                 only.
+            noun: what a new model will learn from, "image" or "text".
 
         Raises:
             FileNotFoundError: there is no model, and `wanted` is None.
@@ -105,11 +106,8 @@ class ModelFolder:
                     f"settings: {other}; leave it out"
                 )
             return model
-        if not is_free(self.path):
-            raise ValueError(f"'{self.path}' exists and is no model (no {MANIFEST} in it); choose a new folder")
-        if not self.trusted:
-            raise ValueError(f"'{self.path}' holds no model yet, so there is none to distrust; leave out --untrusted")
-        config = wanted.config()
+        self._check_free()
+        config = wanted.config(noun)
         if self.device is not None:
             config = on_device(config, self.device)
         # An interrupted first learning may have measured and chosen a precision. It is kept, so that learning can
@@ -117,6 +115,17 @@ class ModelFolder:
         left = config_left(self.path)
         chosen = as_chosen(config, left)
         return Model(chosen if left and on_device(chosen, None) == on_device(left, None) else config)
+
+    def _check_free(self) -> None:
+        """Make sure that a new model can be put into the folder.
+
+        Raises:
+            ValueError: it holds something else, or a model that is not there yet is not trusted.
+        """
+        if not is_free(self.path):
+            raise ValueError(f"'{self.path}' exists and is no model (no {MANIFEST} in it); choose a new folder")
+        if not self.trusted:
+            raise ValueError(f"'{self.path}' holds no model yet, so there is none to distrust; leave out --untrusted")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -176,13 +185,12 @@ class ModelFolder:
             OSError: the disk is full, or the folder cannot be written. The stored model is unchanged.
         """
         version = self.version
-        opened = self.open(wanted) if model is None else model
-        data = read()
+        opened, data = self._opened_and_read(read, wanted, model)
         with self.held(), _with_a_hint_where_the_disk_is_full(self.path):
             if model is not None:
                 self._check_is_here(model)
             elif self.version != version:  # another process has changed the model meanwhile
-                opened = self.open(wanted)
+                opened = self.open(wanted, data.noun)
             place = place or self.path / PLACE
             done = self._done(opened, data, place, since)
             if done is not None:
@@ -197,6 +205,29 @@ class ModelFolder:
             known = len(data.whole.train) - len(new.whole.train)
             stored = opened.tasks[-1] if resumed.stored else None
             yield Learning(self.path, opened, task, held_back, new, known, otherwise, resumed, stored)
+
+    def _opened_and_read(
+        self, read: Callable[[], ReadableData], wanted: Wanted | None, model: Model | None
+    ) -> tuple[Model, ReadableData]:
+        """Open the model and read the data set. What a new model is made for, its first data set says.
+
+        Raises:
+            ValueError: the model learns from samples of another kind.
+        """
+        if model is None and (wanted is None or holds_model(self.path)):
+            model = self.open(wanted)
+        if model is None and wanted is not None:
+            self._check_free()
+            wanted.with_files_named().check()
+        data = read()
+        model = self.open(wanted, data.noun) if model is None else model
+        noun = model.backbone.transform.noun
+        if noun != data.noun:
+            raise ValueError(
+                f"'{self.path}' learns from {noun}s with {model.backbone.name}, and {data.whole.name} holds "
+                f"{data.noun}s; choose another model, or a new folder for one"
+            )
+        return model, data
 
     def _done(self, model: Model, data: ReadableData, place: Path, since: int | None) -> int | None:
         """Return the number of the task that this very learning has stored before it was interrupted, or None.

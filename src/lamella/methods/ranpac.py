@@ -27,6 +27,7 @@ Departures (from the paper [p], from the code [c]):
   to it [c].
 - The candidates come from one eigendecomposition, in the smaller of the two spaces, instead of 17 solutions: the same
   numbers. With fewer than five images there is no fifth, and the value before (1 at first) stays [c].
+- `unit` brings features to length 1, off by default [p, c]. On sentence encoders it makes one ridge fit all.
 """
 
 from typing import Any
@@ -84,6 +85,8 @@ class RanPAC(Resizable, Method):
             2000; learning a task of n images needs n x M more.
         ridge: lambda, the strength of the regularisation; above 0. If left out, each task chooses one.
         adapt: how the backbone is adapted: "first-task" (a LoRA is trained on the first task, then frozen) or "none".
+        unit: whether features are brought to length 1 before they are projected, so that one `ridge` suits backbones
+            with features of any length. The paper has no such step.
 
     Raises:
         ValueError: a value is not allowed.
@@ -109,6 +112,7 @@ class RanPAC(Resizable, Method):
         projections: int = 2000,
         ridge: float | None = None,
         adapt: str = "first-task",
+        unit: bool = False,
     ) -> None:
         super().__init__()
         check_one_of("adapt", adapt, ("first-task", "none"))
@@ -123,6 +127,7 @@ class RanPAC(Resizable, Method):
         self.projections = projections
         self.ridge = ridge
         self.adapt = adapt
+        self.unit = unit
         self.sites = lora.attach(backbone) if adapt == "first-task" else ()
         W = torch.randn(backbone.width, projections, dtype=torch.float64, generator=generator(seed, "ranpac", "W"))
         self.register_buffer("projection", W, persistent=False)  # not stored but drawn again;
@@ -143,7 +148,12 @@ class RanPAC(Resizable, Method):
 
     def project(self, features: Tensor) -> Tensor:
         """Return relu(f W), (n, M) float64, for features f (n, d). Autocast leaves products in float64 alone."""
-        return F.relu(features.double() @ self.projection)
+        f = features.double()
+        return F.relu((F.normalize(f, dim=1) if self.unit else f) @ self.projection)
+
+    def typicality(self, features: Tensor, logits: Tensor) -> Tensor:
+        """The largest score: about 1 for a sample like many that were learned, less for one like none."""
+        return logits.max(1).values
 
     @property
     def features_stay(self) -> bool:

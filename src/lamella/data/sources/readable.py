@@ -31,6 +31,11 @@ class ReadableData:
     digests: Mapping[str, int]
     unreadable: Sequence[Unreadable] = ()
 
+    @property
+    def noun(self) -> str:
+        """What one sample is called, such as "image"."""
+        return self.whole.train.noun
+
     @classmethod
     def of(cls, source: Source) -> Self:
         """Return a data set of samples of any kind, all of which can be read.

@@ -7,35 +7,50 @@ from typing import Any
 
 from lamella.backbones.bundled import NAME as BUNDLED
 from lamella.backbones.from_folder import backbone_table
+from lamella.backbones.load import noun_of
 from lamella.learner.config.document import complete, method_name, read_document
 from lamella.learner.config.method_tables import with_parts
 from lamella.learner.config.own_methods import name_in_table
 
-__all__ = ["BUNDLED", "PHOTOS", "SMALL_IMAGES", "new_config", "same_method", "start_tables"]
+__all__ = ["BUNDLED", "NOUNS", "PHOTOS", "SMALL_IMAGES", "TEXTS", "new_config", "same_method", "start_tables"]
 
 PHOTOS = "photos"
-"""The shipped configuration that a new model starts with."""
+"""The shipped configuration that a new model of images starts with."""
 SMALL_IMAGES = "small-images"
 """The one for the bundled backbone."""
+TEXTS = "texts"
+"""The one of a new model of texts."""
+NOUNS = ("image", "text")
+"""What a model can learn from."""
 
 
-def start_tables(name: str | Path | None, backbone: str | None = None) -> dict[str, dict[str, Any]]:
+def start_tables(
+    name: str | Path | None, backbone: str | None = None, noun: str = "image"
+) -> dict[str, dict[str, Any]]:
     """Return the tables [backbone], [method], [augment] and [fit] that a new model starts with.
 
     Args:
-        name: a shipped configuration or a TOML file; None for that of photographs, or, with the bundled backbone, that
-            of small images.
+        name: a shipped configuration or a TOML file; None for that of texts or of photographs, or, with the bundled
+            backbone, that of small images.
         backbone: the name of another backbone than the configuration's, which then has no further settings.
+        noun: what the model will learn from, one of NOUNS. A backbone that is named says it, too.
 
     Raises:
         FileNotFoundError: there is no such configuration.
         ValueError: it is not TOML.
     """
-    document = read_document(name or (SMALL_IMAGES if backbone == BUNDLED else PHOTOS))
+    document = read_document(name or _usual(noun if backbone is None else noun_of(backbone), backbone))
     tables = {section: dict(document.get(section, {})) for section in ("backbone", "method", "augment", "fit")}
     if backbone is not None and backbone != tables["backbone"].get("name"):
         tables["backbone"] = {"name": backbone}
     return tables
+
+
+def _usual(noun: str, backbone: str | None) -> str:
+    """Return the name of the configuration that fits samples and a backbone."""
+    if noun == "text":
+        return TEXTS
+    return SMALL_IMAGES if backbone == BUNDLED else PHOTOS
 
 
 def new_config(

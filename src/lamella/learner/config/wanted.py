@@ -12,7 +12,7 @@ from lamella.learner.config.method_tables import (
     switch_methods,
     with_parts,
 )
-from lamella.learner.config.new_config import new_config, same_method, start_tables
+from lamella.learner.config.new_config import NOUNS, new_config, same_method, start_tables
 from lamella.learner.config.overrides import parse_override, put
 from lamella.learner.config.own_methods import PLACES, name_in_full, plain_names
 from lamella.learner.config.precision import AUTO
@@ -56,14 +56,28 @@ class Wanted:
         method = None if self.method is None else name_in_full(self.method, here)
         return replace(self, method=method, settings=tuple(_with_file_named(each, here) for each in self.settings))
 
-    def config(self) -> dict[str, Any]:
+    def check(self) -> None:
+        """Raise ValueError if the settings suit a new model of no kind of samples."""
+        faults: list[ValueError] = []
+        for noun in NOUNS:
+            try:
+                self.config(noun)
+            except ValueError as error:
+                faults.append(error)
+        if len(faults) == len(NOUNS):
+            raise faults[0]
+
+    def config(self, noun: str = "image") -> dict[str, Any]:
         """Return the complete configuration of a new model.
+
+        Args:
+            noun: what it will learn from, "image" or "text".
 
         Raises:
             ValueError: a name or a setting is unknown.
         """
         changes = [parse_override(setting, SECTIONS) for setting in self.settings]
-        tables = start_tables(self.start, self.backbone)
+        tables = start_tables(self.start, self.backbone, noun)
         if self.method is not None:
             changes.insert(0, (("method", "name"), self.method))
         named = dict(changes).get(("method", "name"))
