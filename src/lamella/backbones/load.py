@@ -225,3 +225,8 @@ def _load_timm(model: nn.Module, path: Path) -> None:
     if isinstance(model, VisionTransformer):
         state = checkpoint_filter_fn(state, model, interpolation="bicubic", antialias=True)
     load_strict(model, state, path)
+
+
+def noun_of(name: str) -> str:
+    """Return what a backbone of this name takes, "image" or "text"."""
+    return "text" if name == "hashed-words" or "/" in name else "image"
