@@ -76,7 +76,7 @@ def _files(paths: Sequence[str]) -> list[Path]:
         FileNotFoundError: a path does not exist.
         ValueError: a folder has no image.
     """
-    from lamella.data.sources.folders import list_images
+    from lamella.data.sources.files import list_images
 
     named = [line for path in paths for line in (_lines_of_stdin() if path == STDIN else [path]) if line]
     files: list[Path] = []

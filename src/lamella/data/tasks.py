@@ -6,6 +6,7 @@ A Task holds training data only; the test data of a task is asked from the Scena
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -13,7 +14,14 @@ from lamella.data.images import concatenate
 from lamella.data.loading import Examples
 from lamella.data.names import normal_name
 
-__all__ = ["Scenario", "Source", "Task"]
+__all__ = ["Scenario", "Source", "Task", "Unreadable"]
+
+
+class Unreadable(NamedTuple):
+    """A sample that cannot be read: its key in its set, or the place where it stands, and why."""
+
+    key: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Source:
         train_domains: (n,) int64, the domain of each training sample, where there are domains.
         test_domains: (n,) int64, the same for the test part.
         told: how the data were read, in lines for people.
+        unreadable: the samples that the loader left out of both parts, because they cannot be read. Images are looked
+            at later; see `keep_readable`.
 
     Names of classes and domains are brought into one form; see `normal_name`.
 
@@ -45,6 +55,7 @@ class Source:
     train_domains: Tensor | None = field(default=None, repr=False)
     test_domains: Tensor | None = field(default=None, repr=False)
     told: tuple[str, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()
 
     def __post_init__(self) -> None:
         for own in ("class_names", "domain_names"):

@@ -1,7 +1,7 @@
 """Find and load a data set by name or path."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ from lamella.data.scenario import Source
 from lamella.data.sources.changes import change_domains
 from lamella.data.sources.parts import keep_classes, keep_domains, keep_per_class
 from lamella.data.sources.places import look_for, places
+from lamella.data.sources.rows import ROWS, Rows, read_rows
 
 __all__ = ["PATTERNS", "SOURCES", "load_source"]
 
 HUB = "hf:"
-FILES = (".csv", ".tsv", ".npz")
+FILES = (*ROWS, ".npz")
+PATH_COLUMN = "path"
 KEEPING: dict[str, Callable[..., Source]] = {
     "domains": keep_domains,
     "classes": keep_classes,
@@ -133,15 +135,35 @@ def _load_path(name: str, root: str | Path | None, options: dict[str, Any]) -> S
 
         return _call(name, load_folder, path, options)
     suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        from lamella.data.sources.table import load_table
-
-        return _call(name, load_table, path, options)
+    if suffix in ROWS:
+        rows = read_rows(path)
+        return _call(name, _table_loader(rows, options), rows, options)
     if suffix == ".npz":
         from lamella.data.sources.archives import load_archive
 
         return _call(name, load_archive, path, options)
-    raise ValueError(f"{path} is not a data set; give a folder of images or a {', '.join(FILES)} file")
+    raise ValueError(f"{path} is not a data set; give a folder of images or texts, or a file {', '.join(FILES)}")
+
+
+def _table_loader(rows: Rows, options: Mapping[str, Any]) -> Callable[..., Source]:
+    """Return what loads these rows: paths of images, or texts.
+
+    Raises:
+        ValueError: there are both, and no option says which.
+    """
+    from lamella.data.sources.table import load_image_table
+    from lamella.data.sources.text_table import TEXTS, column_of, load_text_table
+
+    image, text = PATH_COLUMN in rows.columns, column_of(rows.columns, TEXTS)
+    if "text" in options or "image" in options:
+        return load_text_table if "text" in options else load_image_table
+    if image and text:
+        raise ValueError(
+            f"{rows.path} has the columns {PATH_COLUMN} and {text}: say which the samples are, --text {text} or "
+            f"--image {PATH_COLUMN} (scenario.text or scenario.image of a run)"
+        )
+    misspelt = not text and did_you_mean(PATH_COLUMN, rows.columns)
+    return load_image_table if image or misspelt else load_text_table
 
 
 def _not_found(name: str) -> Exception:
@@ -149,7 +171,7 @@ def _not_found(name: str) -> Exception:
         return FileNotFoundError(f"no such file or folder: {name}")
     return ValueError(
         f"no data set is called {name!r}, and no such folder exists{did_you_mean(name, SOURCES)}; "
-        f"known are {', '.join(SOURCES)}, image folders, .csv and .npz files, and hf:owner/name"
+        f"known are {', '.join(SOURCES)}, folders of images or texts, files {', '.join(FILES)}, and hf:owner/name"
     )
 
 
