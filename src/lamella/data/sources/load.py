@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lamella.data.sources.rows import ROWS, Rows, read_rows
 __all__ = ["PATTERNS", "SOURCES", "load_source"]
 
 HUB = "hf:"
+OLORA = "olora/"
 FILES = (*ROWS, ".npz")
 PATH_COLUMN = "path"
 KEEPING: dict[str, Callable[..., Source]] = {
@@ -39,14 +41,17 @@ SOURCES = {
     "imagenet-a": "natural adversarial photos, 200 classes, 7,500 images; local copy, imagenet-a/",
     "cub200": "birds, 200 classes, 11,788 images; local copy, CUB_200_2011/",
     "domainnet": "6 domains, 345 classes, about 590,000 images; local copy, domainnet/",
+    "clinc150": "queries, 150 intents of 10 domains, 19,500 texts; local copy, clinc150.tar.xz",
+    "banking77": "queries to a bank, 77 intents, 13,083 texts; local copy, banking77.tar.xz",
+    "olora/NAME": "agnews, sst2 ..., 15 sets of texts of O-LoRA's benchmark; local copy, cl_benchmark_part.tar.xz",
 }
 """Data sets by name, with one line on each."""
 
 PATTERNS = {
-    "FOLDER": "class/*.jpg, the same under train/ and test/, or domain/class/*.jpg",
-    "FILE.csv": "columns path and label, optionally split and domain",
+    "FOLDER": "class/*.jpg or class/*.txt, the same under train/ and test/, or domain/class/*.jpg",
+    "FILE.csv": "columns text and label, or path and label; also .tsv, .jsonl, .json, .parquet",
     "FILE.npz": "encoded images with offsets, or x_train, y_train, x_test, y_test",
-    "hf:OWNER/NAME": "any image data set of the Hugging Face hub",
+    "hf:OWNER/NAME": "any data set of labelled images or texts of the Hugging Face hub",
 }
 """What else can be loaded: how it is written, and one line on it."""
 
@@ -55,13 +60,15 @@ def load_source(name_or_path: str | Path, *, root: str | Path | None = None, **o
     """Load a data set.
 
     Args:
-        name_or_path: a name of SOURCES, an image folder, a `.csv`, `.tsv` or `.npz` file, or `hf:owner/name`. A path
-            may also be relative to the root; a name goes before a folder of the same name (write `./digits` for that).
+        name_or_path: a name of SOURCES, a folder of images or texts, a `.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet` or
+            `.npz` file, or `hf:owner/name`. A path may also be relative to the root; a name goes before a folder of the
+            same name (write `./digits` for that).
         root: the folder that holds the data; $LAMELLA_DATA and the user's cache where left out.
         options: of every set: `domains` and `classes` (keep only these; a number keeps the first so many classes),
-            `per_class` (training images kept of each class, in each domain), `changes` (makes a domain of each of these
-            changes of the pictures, see `changes.CHANGES`); of the loader: `test_fraction` and `split_seed` where a
-            split is made, `layout` of a folder, `config`, `image`, `label`, `train`, `test` and `revision` of the hub.
+            `per_class` (training samples kept of each class, in each domain), `changes` (makes a domain of each of
+            these changes of the pictures, see `changes.CHANGES`); of the loader: `test_fraction` and `split_seed` where
+            a split is made, `layout` and `samples` of a folder, `text` or `image`, and `label` (columns) of a file of
+            rows and of the hub, `config`, `train`, `test` and `revision` of the hub.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -81,6 +88,10 @@ def _load(name: str, root: str | Path | None, options: dict[str, Any]) -> Source
         from lamella.data.sources.hub import load_hub
 
         return _call(name, load_hub, name.removeprefix(HUB), options)
+    if name.startswith(OLORA):
+        from lamella.data.sources.text_sets import load_olora
+
+        return _call(name, partial(load_olora, name.removeprefix(OLORA)), root, options)
     if name in SOURCES:
         archive = look_for(root, f"{name.replace('-', '_')}.npz")
         if archive is not None:
@@ -92,7 +103,7 @@ def _load(name: str, root: str | Path | None, options: dict[str, Any]) -> Source
 
 
 def _named(name: str, root: str | Path | None) -> Callable[..., Source]:
-    from lamella.data.sources import layouts, named
+    from lamella.data.sources import layouts, named, text_sets
 
     loaders: dict[str, Callable[..., Source]] = {
         "handwriting": load_handwriting,
@@ -106,6 +117,8 @@ def _named(name: str, root: str | Path | None) -> Callable[..., Source]:
         "imagenet-a": layouts.load_imagenet_a,
         "cub200": layouts.load_cub200,
         "domainnet": layouts.load_domainnet,
+        "clinc150": text_sets.load_clinc150,
+        "banking77": text_sets.load_banking77,
     }
     if name in loaders:
         return loaders[name]
