@@ -104,11 +104,14 @@ def load_olora(which: str, root: Root = None, *, test_fraction: float = 0.2, spl
             f"the archive of {name} has labels of it and no texts; get the whole benchmark, or leave {name} out"
         )
     whole = len(parts) > 1
-    samples = [
-        LabelledText(row["sentence"], row["label"], f"{part}, row {i}", is_test=part == "test" if whole else None)
-        for part, rows in parts.items()
-        for i, row in enumerate(rows, 1)
-    ]
+    try:
+        samples = [
+            LabelledText(row["sentence"], row["label"], f"{part}, row {i}", is_test=part == "test" if whole else None)
+            for part, rows in parts.items()
+            for i, row in enumerate(rows, 1)
+        ]
+    except (KeyError, TypeError) as fault:
+        raise ValueError(f"{name} is not as O-LoRA's authors published it: {first_line(fault)}") from fault
     known = [sample for sample in samples if sample.class_name in names]
     told: list[str] = []
     if len(parts) == 1:
