@@ -56,7 +56,7 @@ def build_network(name: str, config: Mapping[str, Any], state: Mapping[str, Tens
     options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
     try:
         if state is None:
-            network = kind(settings, **options).float()
+            network, found = kind(settings, **options).float(), None
         else:
             network, found = kind.from_pretrained(
                 None,
@@ -67,9 +67,10 @@ def build_network(name: str, config: Mapping[str, Any], state: Mapping[str, Tens
                 ignore_mismatched_sizes=True,
                 **options,
             )
-            _check_loaded(name, network, found)
-    except (RuntimeError, TypeError, KeyError, AttributeError, AssertionError, NotImplementedError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"'{name}' cannot be built as its config.json says ({first_line(error)})") from error
+    if found is not None:
+        _check_loaded(name, network, found)
     if settings.is_encoder_decoder and hasattr(network, "decoder"):
         network = network.get_encoder()
     if vocabulary_of(network) is None:
