@@ -90,8 +90,8 @@ def rewritten(model: Path, **table: Any) -> None:
     pointer = json.loads((model / "lamella.json").read_text())
     version = model / "versions" / "1.json"
     manifest = json.loads(version.read_text())
-    manifest["config"]["backbone"] |= table
     manifest["backbone_copy"] = table.pop("copy", manifest["backbone_copy"])
+    manifest["config"]["backbone"] |= table
     version.write_text(json.dumps(manifest))
     pointer["versions"]["1"] = sha256(version.read_bytes()).hexdigest()
     (model / "lamella.json").write_text(json.dumps(pointer))

@@ -53,7 +53,7 @@ def build_network(name: str, config: Mapping[str, Any], state: Mapping[str, Tens
         ValueError: transformers does not know the architecture, it takes no texts, or the tensors do not fit.
     """
     kind, settings = _architecture(name, config)
-    options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
+    options: dict[str, Any] = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
     try:
         if state is None:
             network, found = kind(settings, **options).float(), None
@@ -97,7 +97,7 @@ def _architecture(name: str, config: Mapping[str, Any]) -> "tuple[type[PreTraine
         raise ValueError(f"the config.json of '{name}' is refused by transformers ({first_line(error)})") from error
     for kinds in (MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING):
         if type(settings) in kinds:
-            kind = kinds[type(settings)]
+            kind: Any = kinds[type(settings)]
             return (kind[0] if isinstance(kind, tuple) else kind), settings
     raise ValueError(f"'{name}' ({model_type}) has no network that gives vectors of tokens; choose another encoder")
 
