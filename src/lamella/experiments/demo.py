@@ -1,4 +1,4 @@
-"""`lamella demo`: a pre-trained network learns task after task without forgetting, in about a minute, with no download."""
+"""`lamella demo`: a frozen network learns task after task without forgetting, in about a minute, with no download."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ TEXT_DEMO: tuple[tuple[str, ...], ...] = (
     ("method.name=streaming-lda",),
     ("method.name=nearest-mean",),
 )
-"""Overrides of the configuration "requests": random projections of hashed words, and two methods to compare them with."""
+"""Overrides of the configuration "requests": random projections of hashed words, and two methods beside them."""
 
 
 def demo(out: Path, *, texts: bool = False, quiet: bool = False) -> Path:
