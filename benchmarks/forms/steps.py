@@ -17,6 +17,7 @@ from forms.network import images as noise
 from lamella.backbones import Backbone, load_backbone
 from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.experiments.bench.streams import short_method
 from lamella.learner.learner import Learner
@@ -205,9 +206,9 @@ def _step_of(
 
 
 def step_form(
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Callable[[Any, Tensor], Tensor],
     trained: Any,
-    x: Tensor,
+    x: Samples,
     precision: str,
     before_step: Callable[[], None] | None = None,
     after_step: Callable[[], None] | None = None,
