@@ -342,6 +342,41 @@ def test_forgetting_keeps_the_names_that_classes_have_now(lamella: Run, model: P
     assert set(Learner.load(model).class_names.values()) == {"crow", "barn owl"}
 
 
+def test_forgetting_keeps_the_names_that_classes_had_before(lamella: Run, model: Path) -> None:
+    assert lamella("learn", model, photos(model.parent / "day", {"wren": 4}, seed=2))[0] == 0
+    assert lamella("classes", model, "rename", "owl", "barn owl")[0] == 0
+    assert lamella("classes", model, "rename", "wren", "tit")[0] == 0
+    assert lamella("forget", model, "day")[0] == 0
+    assert Learner.load(model).model.former_names == {"owl": 1}, "no name is left of a class that was forgotten"
+    code, _, err = lamella("learn", model, model.parent / "inbox")
+    assert (code, "all 12 images of inbox were learned before" in err) == (2, True)
+    photos(model.parent / "inbox", {"crow": 0, "owl": 4}, seed=8)
+    assert "more of: barn owl" in lamella("learn", model, model.parent / "inbox")[1]
+
+
+def test_a_former_name_is_free_again_once_the_class_that_took_it_is_forgotten(lamella: Run, model: Path) -> None:
+    assert lamella("classes", model, "rename", "owl", "barn owl")[0] == 0
+    assert lamella("learn", model, photos(model.parent / "day", {"wren": 4}, seed=2))[0] == 0
+    assert lamella("classes", model, "rename", "wren", "owl")[0] == 0
+    assert lamella("forget", model, "day")[0] == 0
+    assert Learner.load(model).model.former_names == {"owl": 1}
+
+
+def test_forgetting_returns_to_a_version_of_the_own_line(lamella: Run, model: Path) -> None:
+    """Version 2 renames, 3 learns on top of it; 4 learns on top of version 1, whose tasks are those of version 2."""
+    day = photos(model.parent / "day", {"wren": 4}, seed=2)
+    assert lamella("classes", model, "rename", "owl", "barn owl")[0] == 0
+    assert lamella("learn", model, day)[0] == 0
+    assert lamella("rollback", model, "--to", 1)[0] == 0
+    assert lamella("learn", model, day)[0] == 0
+    assert "it is as it was in version 1;" in lamella("forget", model, "day")[1]
+    assert lamella("rollback", model, "--to", 3)[0] == 0
+    assert "it is as it was in version 2;" in lamella("forget", model, "day")[1]
+    assert lamella("rollback", model, "--to", 4)[0] == 0
+    drop_versions(model, [1])
+    assert "it is as it was in version 6;" in lamella("forget", model, "day")[1], "better than a refusal"
+
+
 def test_going_back_never_meets_a_version_that_was_left(lamella: Run, model: Path) -> None:
     """Version 2 was bad, 3 and 4 were made from 1; also where the versions between were deleted."""
     for number in (2, 3, 4):

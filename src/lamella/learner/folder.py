@@ -21,13 +21,13 @@ from lamella.learner.resume import PLACE, Resumed, config_left, current_version,
 from lamella.learner.store.versions import (
     MANIFEST,
     Version,
+    ancestors,
     drop_versions,
     history,
     holds_model,
     load_manifest,
     make_again,
     roll_back,
-    version_before,
 )
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.precision import resolve_device
@@ -249,11 +249,12 @@ class ModelFolder:
             BlockingIOError: another process holds the lock.
         """
         with self.held():
-            before = version_before(self.path) if to is None else to
-            if before is None:
-                first = f"version {self.version} of '{self.path}' is its first, so there is none before it"
-                raise ValueError(f"{first}; name one with --to")
-            roll_back(self.path, before)
+            earlier = ancestors(self.path) if to is None else [to]
+            if not earlier:
+                oldest = "its first" if self.version == 1 else "the oldest that is left of its line"
+                none = f"version {self.version} of '{self.path}' is {oldest}, so there is none before it"
+                raise ValueError(f"{none}; name one with --to")
+            roll_back(self.path, earlier[0])
             return next(v for v in self.history() if v.current)
 
     def change(self, how: Callable[[Model], None], what: str) -> int:
@@ -311,7 +312,8 @@ class ModelFolder:
             BlockingIOError: another process holds the lock.
         """
         with self.held():
-            records = tasks_from_json(load_manifest(self.path)["tasks"])
+            now = load_manifest(self.path)
+            records = tasks_from_json(now["tasks"])
             names = [record.name for record in records]
             left_over = [v.number for v in self.history() if task in v.tasks]
             if task not in names and purge and left_over:  # it was forgotten before, without its versions
@@ -320,10 +322,9 @@ class ModelFolder:
             if task not in names:
                 learned = ", ".join(names) or "nothing"
                 raise ValueError(f"'{self.path}' has learned no task '{task}'; it has learned {learned}")
-            earlier = [v.number for v in self.history() if self._tasks_of(v) == records[:-1]]
-            as_in = earlier[-1] if task == names[-1] and earlier else None
+            as_in = self._newest_with(records[:-1]) if task == names[-1] else None
             if as_in is not None:
-                make_again(self.path, as_in, f"forgot {task}", names=load_manifest(self.path)["class_names"])
+                make_again(self.path, as_in, f"forgot {task}", named_as=now)
             else:
                 model = load(self.path, trusted=self.trusted)
                 forgetting.forget(model, task)
@@ -332,8 +333,15 @@ class ModelFolder:
             drop_versions(self.path, having if purge else [])
             return Forgotten(as_in, tuple(having), purge)
 
-    def _tasks_of(self, version: Version) -> list[TaskRecord]:
-        return tasks_from_json(load_manifest(self.path, version.number)["tasks"])
+    def _newest_with(self, records: list[TaskRecord]) -> int | None:
+        """Return the newest version that has learned these tasks, of those that the current one was made from.
+
+        Where none of these is left, another version that has learned the same counts; None if there is none at all.
+        """
+        own = ancestors(self.path)
+        others = [version.number for version in reversed(self.history()) if version.number not in own]
+        same = (n for n in [*own, *others] if tasks_from_json(load_manifest(self.path, n)["tasks"]) == records)
+        return next(same, None)
 
 
 @contextmanager

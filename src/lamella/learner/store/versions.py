@@ -11,7 +11,7 @@ one step. Files without an entry there, left behind by a killed process, are del
 
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ __all__ = [
     "MANIFEST",
     "VERSIONS",
     "Version",
+    "ancestors",
     "drop_versions",
     "history",
     "holds_model",
@@ -41,7 +42,6 @@ __all__ = [
     "make_again",
     "roll_back",
     "save_model",
-    "version_before",
 ]
 
 FORMAT = 2
@@ -219,14 +219,15 @@ def roll_back(folder: Path, to: int) -> None:
     _point(folder, to, pointer["versions"], pointer["dropped"])
 
 
-def make_again(folder: Path, number: int, what: str, *, names: Sequence[Sequence[Any]] = ()) -> None:
+def make_again(folder: Path, number: int, what: str, *, named_as: Mapping[str, Any] | None = None) -> None:
     """Save a copy of an earlier version as the new current version.
 
     Args:
         folder: the model's folder.
         number: the number of the earlier version.
         what: a short text for the history that says what made the new version.
-        names: pairs of a class id and a name that its classes have now; the others keep their names.
+        named_as: the metadata of another version, whose names its classes get, with the names that they had before;
+            None leaves the names as they were.
 
     Raises:
         FileNotFoundError: there is no model, or a file of that version is missing.
@@ -235,25 +236,36 @@ def make_again(folder: Path, number: int, what: str, *, names: Sequence[Sequence
     state, manifest = load_model(folder, number)
     own = ("version", "made", "what", "parent", "state")
     learned = {key: value for key, value in manifest.items() if key not in own}
-    now = {i: name for i, name in names}
-    learned["class_names"] = [[i, now.get(i, name)] for i, name in learned["class_names"]]
+    if named_as is not None:
+        learned |= _renamed(learned, named_as)
     save_model(folder, state, learned, what=what)
 
 
-def version_before(folder: Path) -> int | None:
-    """Return the newest version that is left of those that the current one was made from; None if there is none.
+def _renamed(learned: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the names of classes, and their former names, as they are in the metadata of another version."""
+    now = dict(other["class_names"])
+    names = [[i, now.get(i, name)] for i, name in learned["class_names"]]
+    former = {name: i for manifest in (learned, other) for i, name in manifest.get("former_names", [])}
+    ids, taken = {i for i, _ in names}, {name for _, name in names}
+    kept = [[i, name] for name, i in former.items() if i in ids and name not in taken]
+    return {"class_names": names, "former_names": kept}
+
+
+def ancestors(folder: Path) -> list[int]:
+    """Return the versions that are left of those that the current one was made from, newest first.
 
     What is not known of versions of older Lamellas is taken to be the number before.
     """
     known = {version.number: version for version in history(folder)}
     dropped = _read_pointer(folder)["dropped"]
     number = next(version.number for version in known.values() if version.current)
+    found: list[int] = []
     while number > 1:
-        found = known[number].parent if number in known else dropped.get(str(number))
-        number = found if found is not None and found < number else number - 1
+        before = known[number].parent if number in known else dropped.get(str(number))
+        number = before if before is not None and before < number else number - 1
         if number in known:
-            return number
-    return None
+            found.append(number)
+    return found
 
 
 def drop_versions(folder: Path, numbers: Collection[int]) -> None:
