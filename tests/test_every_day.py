@@ -12,8 +12,10 @@ from PIL import Image
 
 from lamella import Learner
 from lamella.common.locks import exclusive_lock
+from lamella.data.sources.readable import load_readable
 from lamella.learner.classes import drop_class, merge_classes, rename_class
 from lamella.learner.folder import ModelFolder
+from lamella.learner.next_task import newest_with_all
 from lamella.learner.reference import Beside, Reference
 from lamella.learner.seen import Seen
 from lamella.learner.store.versions import drop_versions
@@ -71,6 +73,54 @@ def test_an_image_of_another_class_than_before_is_new(lamella: Run, model: Path)
     shutil.copytree(model.parent / "inbox" / "crow", other / "raven")
     code, out, _ = lamella("learn", model, other)
     assert (code, "6 of these images were learned before as 'crow'; check which class is right" in out) == (0, True)
+    assert "other: 5 images to learn from, 0 held back;" in out, "one is held back, the others were trained on"
+    assert "left out, held back before, so not learned: 1 image\n" in out
+    seen = Learner.load(model).model.seen
+    assert not seen.trained_on() & seen.held_back()
+    (image,) = (p for p in sorted((other / "raven").iterdir()) if digest(p) in seen.held_back())
+    (other / "jay").mkdir()
+    shutil.move(image, other / "jay" / "one.png")
+    shutil.rmtree(other / "raven")
+    for again in ((), ("--again",)):
+        code, _, err = lamella("learn", model, other, *again)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "nothing of other is new: 1 image held back before, on which the model is measured" in err
+
+
+def digest(path: Path) -> int:
+    """What a model keeps of an image."""
+    found = load_readable(path.parents[1])
+    return found.digests[next(key for key in found.digests if key.endswith(f"{path.parent.name}/{path.name}"))]
+
+
+def test_images_that_may_not_be_held_back_are_learned(lamella: Run, model: Path) -> None:
+    """Of twelve images two are held back, one of each class: the other ten are learned again, not eight of them."""
+    code, out, _ = lamella("learn", model, model.parent / "inbox", "--again")
+    assert (code, "inbox 2: 10 images to learn from, 0 held back;" in out) == (0, True)
+    assert "left out, held back before, so not learned: 2 images\n" in out
+    assert "--again" not in out
+    photos(model.parent / "inbox", {"crow": 10, "owl": 0}, seed=4)
+    code, out, _ = lamella("learn", model, model.parent / "inbox", "--again")
+    assert (code, "inbox 3: 18 images to learn from, 2 held back;" in out) == (0, True), "a fifth of ten new crows"
+
+
+def test_copies_are_not_said_to_have_been_learned_before(lamella: Run, tmp_path: Path) -> None:
+    day = photos(tmp_path / "day", {"crow": 6, "owl": 6})
+    for path in sorted((day / "owl").iterdir()):
+        shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    shutil.copy(day / "owl" / "0-0.png", day / "crow" / "owl.png")
+    code, out, _ = lamella("learn", tmp_path / "model", day, "--no-train")
+    assert (code, "left out, copies of others: 6 images\n" in out) == (0, True)
+    assert "learned before" not in out
+    assert "day: 11 images to learn from, 2 held back;" in out, "the one in both classes is learned as both"
+
+
+def test_a_learning_that_leaves_out_held_back_images_is_known_to_be_done(lamella: Run, model: Path) -> None:
+    other = model.parent / "other"
+    shutil.copytree(model.parent / "inbox" / "crow", other / "raven")
+    assert lamella("learn", model, other)[0] == 0
+    found = newest_with_all(Learner.load(model).model, load_readable(other))
+    assert found == 1
 
 
 def test_what_a_version_has_seen_goes_with_the_version(lamella: Run, model: Path) -> None:
@@ -287,8 +337,6 @@ def test_it_is_said_whether_training_pays(lamella: Run, tmp_path: Path) -> None:
 
 def _held_back(learner: Learner, folder: Path) -> list[bool]:
     """Whether each held-back image of a task is classified correctly."""
-    from lamella.data.sources.readable import load_readable
-
     source = load_readable(folder).divided()
     names = [source.class_names[label] for label in source.test.labels.tolist()]
     return [g.classes[0] == name for g, name in zip(learner.predict(source.test, top=1), names, strict=True)]

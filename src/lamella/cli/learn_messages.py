@@ -44,8 +44,7 @@ def say_found(learning: "Learning") -> None:
         say(f"  few {task.train.noun}s: {_few(thin)}; such classes are recognised less often")
     for line in learning.data.whole.told:
         say(f"  {line}")
-    if learning.known:
-        say(f"  left out, learned before: {many(learning.known, task.train.noun)}; --again learns them once more")
+    _say_left_out(learning)
     for name, count in learning.otherwise.items():
         were = "was" if count == 1 else "were"
         say(f"  {count} of these {task.train.noun}s {were} learned before as '{name}'; check which class is right")
@@ -55,6 +54,17 @@ def say_found(learning: "Learning") -> None:
             say(f"    {file.key}: {file.reason}")
         if len(unreadable) > SHOWN:
             say(f"    and {len(unreadable) - SHOWN} more")
+
+
+def _say_left_out(learning: "Learning") -> None:
+    """Print how many samples are not learned, and why."""
+    left_out, noun = learning.left_out, learning.task.train.noun
+    if left_out.known:
+        say(f"  left out, learned before: {many(left_out.known, noun)}; --again learns them once more")
+    if left_out.held_back:
+        say(f"  left out, held back before, so not learned: {many(left_out.held_back, noun)}")
+    if left_out.copies:
+        say(f"  left out, copies of others: {many(left_out.copies, noun)}")
 
 
 def _thin(learning: "Learning") -> list[str]:

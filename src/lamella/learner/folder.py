@@ -14,7 +14,7 @@ from lamella.learner.config.document import on_device, up_to_date
 from lamella.learner.config.precision import as_chosen
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.model import Model, load, save
-from lamella.learner.next_task import as_next_task, known_otherwise, new_samples, newest_with_all, next_task
+from lamella.learner.next_task import LeftOut, as_next_task, known_otherwise, new_samples, newest_with_all, next_task
 from lamella.learner.prepared import Learning
 from lamella.learner.records import TaskRecord, tasks_from_json
 from lamella.learner.resume import PLACE, Resumed, config_left, current_version, is_free, resume, stored_before
@@ -188,15 +188,14 @@ class ModelFolder:
             if done is not None:
                 task, held_back = as_next_task(data.divided(), opened)
                 resumed = Resumed(Checkpoints(place, 0.0), stored=True)
-                yield Learning(self.path, opened, task, held_back, data, 0, {}, resumed, opened.tasks[done])
+                yield Learning(self.path, opened, task, held_back, data, LeftOut(), {}, resumed, opened.tasks[done])
                 return
-            new = new_samples(opened, data, again)
+            new, left_out = new_samples(opened, data, again)
             task, held_back = next_task(new, opened, name)
             resumed = resume(self.path, place, opened, task)
-            otherwise = known_otherwise(opened, new)
-            known = len(data.whole.train) - len(new.whole.train)
+            otherwise = known_otherwise(opened, data.once())
             stored = opened.tasks[-1] if resumed.stored else None
-            yield Learning(self.path, opened, task, held_back, new, known, otherwise, resumed, stored)
+            yield Learning(self.path, opened, task, held_back, new, left_out, otherwise, resumed, stored)
 
     def _done(self, model: Model, data: ReadableData, place: Path, since: int | None) -> int | None:
         """Return the number of the task that this very learning has stored before it was interrupted, or None.
