@@ -32,7 +32,7 @@ from lamella.learner.store.versions import (
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.precision import resolve_device
 
-__all__ = ["Forgotten", "ModelFolder"]
+__all__ = ["Forgotten", "ModelFolder", "Pruned"]
 
 SECONDS_BETWEEN = 0.2
 """The time between two attempts to lock a model that another process is changing."""
@@ -51,6 +51,21 @@ class Forgotten:
     as_in: int | None
     having: tuple[int, ...]
     removed: bool
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was deleted of a model.
+
+    Attributes:
+        versions: the numbers of the deleted versions, oldest first.
+        bytes: the size of the deleted files.
+        left: how many versions are left.
+    """
+
+    versions: tuple[int, ...]
+    bytes: int
+    left: int
 
 
 class ModelFolder:
@@ -277,14 +292,11 @@ class ModelFolder:
             save(model, self.path, what=what, keep=None)
             return self.version
 
-    def prune(self, keep: int) -> list[int]:
-        """Delete all versions but the newest ones and the current one.
+    def prune(self, keep: int) -> Pruned:
+        """Delete all versions but the newest ones and the current one, with the files that only they need.
 
         Args:
             keep: how many of the newest are kept, at least 1.
-
-        Returns:
-            The numbers of the deleted versions.
 
         Raises:
             FileNotFoundError: there is no model.
@@ -295,9 +307,8 @@ class ModelFolder:
             raise ValueError(f"--keep {keep} would leave no version; give 1 or more")
         with self.held():
             versions = self.history()
-            old = [v.number for v in versions[:-keep] if not v.current]
-            drop_versions(self.path, old)
-            return old
+            old = tuple(v.number for v in versions[:-keep] if not v.current)
+            return Pruned(old, drop_versions(self.path, old), len(versions) - len(old))
 
     def forget(self, task: str, *, purge: bool = False) -> Forgotten:
         """Forget a task exactly. This is possible for the last task, and for any task if the tasks share nothing.

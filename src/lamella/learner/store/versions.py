@@ -12,6 +12,7 @@ one step. Files without an entry there, left behind by a killed process, are del
 import re
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +60,8 @@ class Version(NamedTuple):
         made: when it was saved, as "YYYY-MM-DDTHH:MM:SS" in local time.
         what: a short text that says what made this version.
         tasks: the names of the tasks it has learned, oldest first.
-        bytes: the size of its own state file, without what it shares with earlier versions.
+        bytes: the size of its files, without those that it shares with earlier versions that are left. So all versions
+            together have the size of the folder.
         parent: the number of the version that was current when this one was made; None for the first, and where an
             older version of Lamella made it.
     """
@@ -187,13 +189,15 @@ def load_manifest(folder: Path, version: int | None = None) -> dict[str, Any]:
 def history(folder: Path) -> list[Version]:
     """List all versions of the model at `folder`, oldest first."""
     pointer = _read_pointer(folder)
-    found = []
+    found, counted = [], set[str]()
     for number in sorted(map(int, pointer["versions"])):
         manifest = load_manifest(folder, number)
         tasks = tuple(task["name"] for task in manifest["tasks"])
         current = number == pointer["current"]
-        own = manifest["made"], manifest["what"], tasks, manifest["state"]["bytes"], parent(manifest)
-        found.append(Version(number, current, *own))
+        files = _needed(manifest) - counted
+        counted |= files
+        size = sum(_size(path) for path in (_version_file(folder, number), *(folder / name for name in files)))
+        found.append(Version(number, current, manifest["made"], manifest["what"], tasks, size, parent(manifest)))
     return found
 
 
@@ -268,12 +272,15 @@ def ancestors(folder: Path) -> list[int]:
     return found
 
 
-def drop_versions(folder: Path, numbers: Collection[int]) -> None:
+def drop_versions(folder: Path, numbers: Collection[int]) -> int:
     """Delete versions permanently, with the files that no other version needs.
 
     Args:
         folder: the model's folder.
         numbers: the numbers of the versions; numbers without a version are ignored.
+
+    Returns:
+        The size of the deleted files in bytes.
 
     Raises:
         ValueError: the current version is among them, or the folder's "versions" is a symbolic link.
@@ -285,7 +292,7 @@ def drop_versions(folder: Path, numbers: Collection[int]) -> None:
     left = {number: digest for number, digest in pointer["versions"].items() if int(number) not in numbers}
     gone = {str(v.number): v.parent for v in history(folder) if str(v.number) not in left and v.parent is not None}
     _point(folder, pointer["current"], left, pointer["dropped"] | gone)
-    _sweep(folder, left)
+    return _sweep(folder, left)
 
 
 def _version_file(folder: Path, number: int) -> Path:
@@ -329,20 +336,31 @@ def _read_pointer(folder: Path) -> dict[str, Any]:
     return pointer
 
 
-def _sweep(folder: Path, digests: Mapping[str, str]) -> None:
-    """Delete incomplete files, version files without an entry, and tensors that no version needs."""
-    for file in (folder / VERSIONS).glob("*.json"):
-        if file.stem not in digests:
-            file.unlink(missing_ok=True)
+def _sweep(folder: Path, digests: Mapping[str, str]) -> int:
+    """Delete incomplete files, version files without an entry, and tensors that no version needs; return the bytes."""
+    useless = [file for file in (folder / VERSIONS).glob("*.json") if file.stem not in digests]
     for pattern in (".state-*.part", ".backbone-*.part", f".{MANIFEST}.*.part", f"{VERSIONS}/.*.part"):
-        for file in folder.glob(pattern):
-            file.unlink(missing_ok=True)
+        useless += folder.glob(pattern)
+    # A damaged version may be restored from a copy, and then needs its state file.
+    with suppress(FileNotFoundError, ValueError):
+        needed = {file for number in digests for file in _needed(load_manifest(folder, int(number)))}
+        tensors = (*folder.glob("state-*.safetensors"), *folder.glob("backbone-*.safetensors"))
+        useless += [file for file in tensors if file.name not in needed]
+    freed = sum(map(_size, useless))
+    for file in useless:
+        file.unlink(missing_ok=True)
+    return freed
+
+
+def _needed(manifest: Mapping[str, Any]) -> set[str]:
+    """Return the names of the files with tensors that a version needs."""
+    copy = manifest.get("backbone_copy")
+    return {part["file"] for part in files_of(manifest["state"])} | ({copy} if copy else set())
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file in bytes; 0 if it is missing."""
     try:
-        manifests = [load_manifest(folder, int(number)) for number in digests]
-    except (FileNotFoundError, ValueError):
-        return  # a damaged version may be restored from a copy, and then needs its state file
-    needed = {part["file"] for manifest in manifests for part in files_of(manifest["state"])}
-    needed |= {manifest.get("backbone_copy") for manifest in manifests}
-    for file in (*folder.glob("state-*.safetensors"), *folder.glob("backbone-*.safetensors")):
-        if file.name not in needed:
-            file.unlink(missing_ok=True)
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
