@@ -225,6 +225,25 @@ def test_old_versions_are_pruned_but_never_the_current_one(lamella: Run, model: 
     Learner.load(model)
 
 
+def test_a_name_of_a_task_is_not_empty(lamella: Run, model: Path) -> None:
+    day = photos(model.parent / "day", {"wren": 4}, seed=2)
+    for name in ("", " "):
+        code, _, err = lamella("learn", model, day, "--name", name)
+        assert (code, "the name of the task is empty; give a name" in err) == (2, True)
+    with pytest.raises(ValueError, match="the name of the task is empty"):
+        Learner.load(model).learn_from(day, name="")
+
+
+def test_a_model_that_has_forgotten_all_is_not_new(lamella: Run, tmp_path: Path) -> None:
+    learner = Learner.create(method="linear-probe")
+    learner.learn_from(photos(tmp_path / "day", {"crow": 4, "owl": 4}), name="day")
+    learner.save(tmp_path / "model")
+    assert lamella("forget", tmp_path / "model", "day")[0] == 0
+    code, out, _ = lamella("learn", tmp_path / "model", tmp_path / "day", "--name", "again")
+    assert (code, "new model" in out, "again: " in out) == (0, False, True)
+    assert "learns it as task 1; expected: " in out
+
+
 def test_a_class_is_renamed_for_every_method(lamella: Run, model: Path) -> None:
     before = Learner.load(model).predict([next((model.parent / "inbox" / "owl").iterdir())], top=2)
     code, out, _ = lamella("classes", model, "rename", "owl", "barn owl")
@@ -292,7 +311,7 @@ def test_what_cannot_be_exact_is_refused_and_changes_nothing(tmp_path: Path, met
     with pytest.raises(ValueError, match=r"cannot (drop|be dropped)|cannot drop a class"):
         drop_class(learner.model, "raven")
     if method.startswith("seq"):
-        with pytest.raises(ValueError, match="cannot merge classes: weights were trained to tell them apart"):
+        with pytest.raises(ValueError, match=r"^this method cannot merge classes: weights were trained"):
             merge_classes(learner.model, "raven", "crow")
     assert all(torch.equal(before[name], own) for name, own in learner.method.state_dict().items())
     rename_class(learner.model, "raven", "grip")

@@ -42,8 +42,10 @@ def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple
         name: the name of the task; None for the name of the data set, with a number if a task has that name already.
 
     Raises:
-        ValueError: a task has this name already, or two names of classes differ only in capitals.
+        ValueError: the name is empty, a task has it already, or two names of classes differ only in capitals.
     """
+    if name is not None and not name.strip():
+        raise ValueError("the name of the task is empty; give a name (--name), or leave it out for that of the data")
     used = {task.name for task in model.tasks}
     if name in used:
         raise ValueError(f"a task called '{name}' was learned already; choose another name (--name)")

@@ -13,6 +13,7 @@ from lamella.learner.model import Model, load, save
 from lamella.learner.next_task import LeftOut, note
 from lamella.learner.records import TaskRecord
 from lamella.learner.resume import Resumed
+from lamella.learner.store.versions import holds_model
 
 __all__ = ["Learning"]
 
@@ -64,4 +65,5 @@ class Learning:
     def rehearsed(self) -> Model:
         """Return a copy of the model, for a trial that does not change `model`."""
         device, trusted = self.model.config["fit"]["device"], self.model.trusted
-        return load(self.folder, device=device, trusted=trusted) if self.model.tasks else Model(self.model.config)
+        stored = holds_model(self.folder)
+        return load(self.folder, device=device, trusted=trusted) if stored else Model(self.model.config)
