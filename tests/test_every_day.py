@@ -18,7 +18,7 @@ from lamella.learner.folder import ModelFolder
 from lamella.learner.next_task import newest_with_all
 from lamella.learner.reference import Beside, Reference
 from lamella.learner.seen import Seen
-from lamella.learner.store.versions import drop_versions
+from lamella.learner.store.versions import drop_versions, load_manifest
 from lamella.memory.gaussians import ClassGaussians
 
 
@@ -260,6 +260,20 @@ def test_a_class_is_renamed_for_every_method(lamella: Run, model: Path) -> None:
         code, _, err = lamella("classes", model, "rename", *names)
         assert (code, text in err, err.count("\n")) == (2, True, 1)
     assert "'renme' is unknown; use rename, merge, drop" in lamella("classes", model, "renme", "a", "b")[2]
+
+
+def test_a_rename_stores_nothing_of_what_was_learned_again(lamella: Run, model: Path) -> None:
+    assert lamella("classes", model, "rename", "owl", "barn owl")[0] == 0
+    assert lamella("classes", model, "rename", "barn owl", "Tyto alba")[0] == 0
+    first, second, third = (load_manifest(model, number)["state"] for number in (1, 2, 3))
+    assert third["also"] == second["also"] == [first]
+    assert third["bytes"] == second["bytes"] < 1000
+    before = Learner.load(model, 1).predict([next((model.parent / "inbox" / "owl").iterdir())], top=2)
+    assert lamella("prune", model, "--keep", 1)[0] == 0
+    after = Learner.load(model).predict([next((model.parent / "inbox" / "owl").iterdir())], top=2)
+    assert after[0].confidences == before[0].confidences
+    assert lamella("classes", model, "merge", "Tyto alba", "crow")[0] == 0
+    assert "also" not in load_manifest(model)["state"], "a version without a class needs no file of one that has it"
 
 
 def test_merged_and_dropped_classes_are_as_if_learned_so(tmp_path: Path) -> None:

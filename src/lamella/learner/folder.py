@@ -271,12 +271,13 @@ class ModelFolder:
             roll_back(self.path, earlier[0])
             return next(v for v in self.history() if v.current)
 
-    def change(self, how: Callable[[Model], None], what: str) -> int:
+    def change(self, how: Callable[[Model], None], what: str, *, whole: bool = True) -> int:
         """Change the model without new samples, and store it as a new version.
 
         Args:
             how: a function that changes the model in place.
             what: a short text for the history that says what was changed.
+            whole: False for a change that loses nothing of the model: what did not change is not stored again then.
 
         Returns:
             The number of the new version.
@@ -289,7 +290,7 @@ class ModelFolder:
         with self.held():
             model = load(self.path, device=self.device, trusted=self.trusted)
             how(model)
-            save(model, self.path, what=what, keep=None)
+            save(model, self.path, what=what, keep=None, whole=whole)
             return self.version
 
     def prune(self, keep: int) -> Pruned:
