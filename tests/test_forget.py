@@ -88,13 +88,17 @@ def test_what_others_hold_traces_of_is_refused_with_the_reason() -> None:
     first, middle, last = tasks()
     learner = taught({"name": "seq-lora", "epochs": 1, "batch_size": 8}, [first, middle])
     with pytest.raises(
-        ValueError, match=f"seq-lora cannot forget '{first.name}': {middle.name} were learned on top of it"
+        ValueError, match=f"seq-lora cannot forget '{first.name}': {middle.name} was learned on top of it"
     ):
         learner.forget(first.name)
     with pytest.raises(
         ValueError, match=f"cannot forget '{middle.name}': shared weights or statistics contain it; return"
     ):
         learner.forget(middle.name)
+    learner.learn(last)
+    with pytest.raises(ValueError, match=f"{middle.name}, {last.name} were learned on top of it"):
+        learner.forget(first.name)
+    learner = taught({"name": "seq-lora", "epochs": 1, "batch_size": 8}, [first, middle])
     with pytest.raises(ValueError, match=f"no task 'none' was learned; there are {first.name}, {middle.name}"):
         learner.forget("none")
     keyed = taught(ALONE[1], [first, middle])

@@ -269,5 +269,5 @@ def test_rolling_back_goes_to_what_the_version_was_made_from(model: Path) -> Non
         folder.roll_back()
     roll_back(model, 4)
     drop_versions(model, [1])
-    with pytest.raises(ValueError, match=r"version 4 of .* none before it"):
+    with pytest.raises(ValueError, match=r"version 4 of .* is the oldest that is left of its line, so there is none"):
         folder.roll_back()

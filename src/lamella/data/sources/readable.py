@@ -84,18 +84,29 @@ class ReadableData:
         train_domains = None if domains is None else domains[index]
         return replace(self, whole=replace(source, train=source.train.subset(index), train_domains=train_domains))
 
-    def divided(self) -> Source:
+    def divided(self, never: Collection[int] = ()) -> Source:
         """Return the data set with a test part: its own, or a fifth of each class, drawn by the keys of the samples.
 
         The only sample of a class is never drawn.
+
+        Args:
+            never: the digests of samples that are not drawn either. They stay in the training part, and the fifth is one
+                of the others.
         """
         source = self.whole
         if len(source.test) or not len(source.train):
             return source
+        if never and (known := [self.digests[key] in never for key in source.train.keys]):
+            free = self._keep([i for i, is_known in enumerate(known) if not is_known])
+            drawn = set(free.divided().test.keys)
+            is_test = torch.tensor([key in drawn for key in source.train.keys], dtype=torch.bool)
+        else:
+            is_test = None
         return divide(
             source.name,
             source.train,
             source.class_names,
+            is_test=is_test,
             domains=source.train_domains,
             domain_names=source.domain_names,
             test_each_class=False,

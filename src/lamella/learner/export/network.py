@@ -129,7 +129,7 @@ def _number(coefficient: Coefficient) -> float | None:
 def _per_sample(method: Method) -> ValueError:
     noun = method.backbone.transform.noun
     return ValueError(
-        f"{type(method).__name__} weighs its adapters anew for each {noun}, so they cannot become part of the weights; "
+        f"this method weighs its adapters anew for each {noun}, so they cannot become part of the weights; "
         "export the graph with --format onnx"
     )
 
