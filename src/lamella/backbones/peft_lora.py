@@ -141,8 +141,8 @@ def _weight_of(model: nn.Module, layer: str, folder: Path) -> Tensor:
     for name in (layer, timm):
         if isinstance(found := modules.get(name), nn.Linear | nn.Conv2d):
             return found.weight
-    parent, _, last = timm.rpartition(".")
-    role = roles_of_name(last)
+    parent = timm.rpartition(".")[0]
+    role = roles_of_name(timm)
     for place in find_places(model):
         if len(role) == 1 and role[0] in place.roles and place.name.rpartition(".")[0] == parent:
             return cast(Tensor, modules[place.name].weight)[rows_of(place, role) or slice(None)]

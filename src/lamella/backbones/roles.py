@@ -11,24 +11,32 @@ __all__ = ["ROLES", "LayerPlace", "find_places", "in_order", "parse_roles", "rol
 
 ROLES = ("query", "key", "value", "out", "mlp")
 
+_FUSED = ("query", "key", "value")
+
 # The last part of a layer's name -> its roles, in the order of the layer's output rows.
 _NAMES: dict[str, tuple[str, ...]] = {
-    "qkv": ("query", "key", "value"),
-    "in_proj": ("query", "key", "value"),
-    "query_key_value": ("query", "key", "value"),
+    "qkv": _FUSED,
+    "in_proj": _FUSED,
+    "query_key_value": _FUSED,
+    "qkv_proj": _FUSED,
+    "Wqkv": _FUSED,
+    "c_attn": _FUSED,
     "q": ("query",),
     "q_proj": ("query",),
     "query": ("query",),
+    "query_proj": ("query",),
     "to_q": ("query",),
     "q_lin": ("query",),
     "k": ("key",),
     "k_proj": ("key",),
     "key": ("key",),
+    "key_proj": ("key",),
     "to_k": ("key",),
     "k_lin": ("key",),
     "v": ("value",),
     "v_proj": ("value",),
     "value": ("value",),
+    "value_proj": ("value",),
     "to_v": ("value",),
     "v_lin": ("value",),
     "kv": ("key", "value"),
@@ -41,7 +49,26 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "fc2": ("mlp",),
     "lin1": ("mlp",),
     "lin2": ("mlp",),
+    "gate_proj": ("mlp",),
+    "up_proj": ("mlp",),
+    "down_proj": ("mlp",),
+    "gate_up_proj": ("mlp",),
+    "Wi": ("mlp",),
+    "wi": ("mlp",),
+    "wi_0": ("mlp",),
+    "wi_1": ("mlp",),
+    "c_fc": ("mlp",),
+    "ffn": ("mlp",),
+    "ffn_output": ("mlp",),
+    "dense_h_to_4h": ("mlp",),
+    "dense_4h_to_h": ("mlp",),
 }
+
+_BY_PARENT = ("dense", "o", "Wo", "wo", "c_proj")
+"""Last parts that name the output of an attention within one, and a layer of an MLP elsewhere in a block."""
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_MLP = re.compile(r"mlp|intermediate|ffn|^output$|DenseReluDense")
+_SUBLAYER = re.compile(r"(?<=block)(\.\d+)\.layer\.\d+(?=\.)")  # T5 counts attention and MLP of a block, too
 
 
 class LayerPlace(NamedTuple):
@@ -54,20 +81,31 @@ class LayerPlace(NamedTuple):
     d_out: int
 
 
-def roles_of_name(last: str) -> tuple[str, ...]:
-    """The roles of a layer by the last part of its name; none where that says nothing.
+def roles_of_name(name: str) -> tuple[str, ...]:
+    """The roles of a layer by its name in the network; none where that says nothing.
 
-    >>> roles_of_name("q_proj"), roles_of_name("norm")
+    The last part of the name decides, or where it is used for several roles, the parts within the layer's block.
+
+    >>> roles_of_name("layers.0.self_attn.q_proj"), roles_of_name("layers.0.norm")
     (('query',), ())
+    >>> roles_of_name("encoder.layer.0.attention.output.dense"), roles_of_name("encoder.layer.0.output.dense")
+    (('out',), ('mlp',))
     """
-    return _NAMES.get(last, ())
+    *parents, last = name.split(".")
+    if last not in _BY_PARENT:
+        return _NAMES.get(last, ())
+    after_number = next((i for i in range(len(parents), 0, -1) if parents[i - 1].isdigit()), 0)
+    inside = parents[after_number:]
+    if any(map(_ATTENTION.search, inside)):
+        return ("out",)
+    return ("mlp",) if any(map(_MLP.search, inside)) else ()
 
 
 def find_places(model: nn.Module) -> list[LayerPlace]:
     """The layers with a known role, in the model's order, in which blocks are counted, too; see `in_order`."""
     places: list[LayerPlace] = []
     for name, layer in model.named_modules():
-        roles = roles_of_name(name.rsplit(".", 1)[-1])
+        roles = roles_of_name(name)
         if roles and _block_of(name) and isinstance(layer, nn.Linear):
             places.append(LayerPlace(name, roles, 0, layer.in_features, layer.out_features))
     return in_order(places, [place.name for place in places])
@@ -93,9 +131,11 @@ def _block_of(name: str) -> str:
 
     >>> _block_of("blocks.3.attn.qkv"), _block_of("layers.0.blocks.1.mlp.fc1"), _block_of("head.fc1")
     ('blocks.3', 'layers.0.blocks.1', '')
+    >>> _block_of("encoder.layer.2.output.dense"), _block_of("encoder.block.1.layer.0.SelfAttention.q")
+    ('encoder.layer.2', 'encoder.block.1')
     """
-    parts = name.split(".")
-    inside = [i for i, part in enumerate(parts[:-1]) if re.search(r"attn|attention|mlp|intermediate|ffn", part)]
+    parts = _SUBLAYER.sub(r"\1", name).split(".")
+    inside = [i for i, part in enumerate(parts) if _ATTENTION.search(part) or _MLP.search(part)]
     numbers = [i for i, part in enumerate(parts[:-1]) if part.isdigit()] if inside else []
     before = [i for i in numbers if i < inside[-1]]
     return ".".join(parts[: (before[-1:] or numbers)[0] + 1]) if numbers else ""
