@@ -41,8 +41,16 @@ class Encoder(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(n, width) features of n texts."""
-        mask = batch[MASK].bool()
-        return pooled(self._tokens(batch[IDS], mask), mask, self.pool)
+        return self.features(batch[IDS], batch[MASK].bool())
+
+    def features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(n, width) features of n texts.
+
+        Args:
+            ids: (n, tokens) int64, of tokens.
+            mask: (n, tokens) bool, False for padding.
+        """
+        return pooled(self._tokens(ids, mask), mask, self.pool)
 
     def _tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(n, t, width), the vector of each token."""

@@ -1,0 +1,156 @@
+"""Files of an encoder of texts: those of transformers, and beside them those of sentence-transformers."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamella.backbones import Backbone
+from lamella.backbones.encoders import Encoder
+from lamella.common.files import read_json, write_json
+from lamella.data.tokens import IDS, MASK, TokenTransform
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = [
+    "auto_class",
+    "check_tokens",
+    "encoder_of",
+    "own_tokenizer",
+    "quiet",
+    "save_labels",
+    "save_network",
+    "save_pooling",
+    "save_tokenizer",
+]
+
+_TEXTS = ("a", "Two words", "  [SEP] [CLS] </s> <|endoftext|> {}", "Grüße, 你好 😀\n\tend", "long " * 5000)
+"""What the tokenizers are compared on."""
+_OF_SENTENCE_TRANSFORMERS = {"mean": "mean_tokens", "first": "cls_token", "last": "lasttoken", "max": "max_tokens"}
+
+
+def encoder_of(backbone: Backbone) -> tuple[Encoder, TokenTransform]:
+    """Return the encoder of a backbone of texts, and its transform.
+
+    Raises:
+        ValueError: it is no network of transformers.
+    """
+    if not isinstance(backbone.model, Encoder) or not isinstance(backbone.transform, TokenTransform):
+        raise ValueError(
+            f"the features of '{backbone.name}' are made by code of Lamella and not by a network, so there is nothing "
+            "that others could load; --format adapters writes what was learned as plain tensors"
+        )
+    return backbone.model, backbone.transform
+
+
+def save_network(encoder: Encoder, folder: Path) -> None:
+    """Write config.json and model.safetensors as transformers wants them.
+
+    Args:
+        encoder: an encoder without branches.
+        folder: the folder, which may be there already.
+    """
+    state = encoder.network.state_dict()
+    turned = {f"{name}.weight" for name in encoder.transposed}
+    state = {key: value.T.contiguous() if key in turned else value for key, value in state.items()}
+    with quiet():
+        encoder.network.save_pretrained(folder, state_dict=state)
+
+
+def save_labels(folder: Path, described: dict[str, Any]) -> None:
+    """Write the labels and the description of the export into the config.json of a network."""
+    path, names = folder / "config.json", described["class_names"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    write_json(path, read_json(path) | labels | {"lamella": described})
+
+
+def save_tokenizer(transform: TokenTransform, folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json, with which AutoTokenizer makes the same tokens.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    pad = transform.tokenizer.id_to_token(transform.pad_id)
+    with quiet():
+        PreTrainedTokenizerFast(
+            tokenizer_object=own_tokenizer(transform),
+            pad_token=pad,
+            padding_side="right",
+            model_max_length=transform.max_length,
+            model_input_names=[IDS, MASK],
+            split_special_tokens=True,  # what looks like a special token within a text is plain text
+            clean_up_tokenization_spaces=False,
+        ).save_pretrained(folder)
+        again = AutoTokenizer.from_pretrained(folder)
+    check_tokens(transform, again(list(_TEXTS), padding=True, truncation=True))
+
+
+def check_tokens(transform: TokenTransform, found: Any) -> None:
+    """Compare the tokens of another tokenizer with the model's.
+
+    Args:
+        transform: of the model.
+        found: what it makes of `_TEXTS`.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    rows = zip(found[IDS], found[MASK], strict=True)
+    theirs = [[i for i, counts in zip(ids, mask, strict=True) if counts] for ids, mask in rows]
+    if theirs != [encoding.ids for encoding in transform.encode(_TEXTS)]:
+        raise RuntimeError("the tokenizer of the export makes other tokens than the model's, so it was not kept")
+
+
+def own_tokenizer(transform: TokenTransform) -> "Tokenizer":
+    """Return a copy of a transform's tokenizer."""
+    return deepcopy(transform.tokenizer)
+
+
+def save_pooling(encoder: Encoder, transform: TokenTransform, width: int, folder: Path) -> None:
+    """Write what sentence-transformers reads beside the files of transformers.
+
+    Args:
+        encoder: the encoder.
+        transform: its transform.
+        width: the number of features.
+        folder: the folder with the files of transformers.
+    """
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")] + [("Normalize", "2_Normalize")] * encoder.normalise
+    for _, name in modules:
+        (folder / name).mkdir(exist_ok=True)
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(modules)
+    ]
+    write_json(folder / "modules.json", listed)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": transform.max_length, "do_lower_case": False})
+    modes = {f"pooling_mode_{name}": encoder.pool == pool for pool, name in _OF_SENTENCE_TRANSFORMERS.items()}
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width} | modes)
+
+
+def auto_class(encoder: Encoder) -> str:
+    """Return the name of the class of transformers that loads the network: AutoModel, where that loads the same."""
+    from transformers import MODEL_MAPPING
+
+    kind = type(encoder.network)
+    return "AutoModel" if MODEL_MAPPING.get(type(encoder.network.config), None) is kind else kind.__name__
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Within this context transformers shows no progress bars and says nothing but errors."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
