@@ -27,8 +27,8 @@ from lamella.data.tokens import IDS, MASK
 from lamella.learner.config.document import complete
 from lamella.learner.export import export, predict_program
 from lamella.learner.export.check import BATCHES, random_samples
-from lamella.learner.export.encoder_files import quiet, save_network, save_tokenizer
 from lamella.learner.export.predict_program import logits_of
+from lamella.learner.export.transformers_files import quiet, save_network, save_tokenizer
 from lamella.methods import METHODS
 from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.testing.texts import byte_tokenizer, pattern_texts
@@ -79,19 +79,19 @@ def close(found: Any, wanted: Tensor) -> None:
     torch.testing.assert_close(torch.as_tensor(found), wanted.float(), rtol=0, atol=1e-4 * float(wanted.abs().max()))
 
 
-def printed(program: Path, texts: Sequence[str]) -> list[list[str]]:
-    """What predict.py prints about texts: label, confidence, text. It may not import Lamella."""
-    code = "import runpy, sys; sys.modules['lamella'] = None; runpy.run_path(sys.argv[0], run_name='__main__')"
-    start = f"import sys; sys.argv = sys.argv[1:]; {code}"
-    done = subprocess.run(
-        [sys.executable, "-c", start, str(program), *texts], capture_output=True, text=True, check=False
+def printed(programs: Sequence[Path], texts: Sequence[str]) -> list[list[str]]:
+    """What programs print about texts: label, confidence, text. They may not import Lamella."""
+    code = (
+        "import runpy, sys; sys.modules['lamella'] = None; programs = sys.argv[1].split(';'); del sys.argv[1]\n"
+        "for program in programs: runpy.run_path(program, run_name='__main__')"
     )
+    start = [sys.executable, "-c", code, ";".join(map(str, programs)), *texts]
+    done = subprocess.run(start, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [line.split("\t") for line in done.stdout.splitlines()]
 
 
-def assert_says_the_same(program: Path, learner: Learner) -> None:
-    rows = printed(program, TEXTS[:3])
+def assert_says_the_same(rows: list[list[str]], learner: Learner) -> None:
     logits = learner.logits(batch(learner, TEXTS[:3]))
     confidences, best = (logits / learner.confidence.temperature).softmax(1).max(1)
     assert [row[0] for row in rows] == [learner.class_names[learner.method.classes[i]] for i in best.tolist()]
@@ -101,7 +101,7 @@ def assert_says_the_same(program: Path, learner: Learner) -> None:
 
 def computed(pool: str, normalise: bool, classifier: PlainClassifier) -> Any:
     """The function of a program whose network gives each token the vector that it is given as its id."""
-    encoder: Any = SimpleNamespace(pool=pool, normalise=normalise, network=tiny_text_backbone().model.network)
+    encoder: Any = SimpleNamespace(pool=pool, unit=normalise, network=tiny_text_backbone().model.network)
     text = predict_program.program(encoder, classifier, 1.0)
     _, _, function = text.partition("@torch.no_grad()\n")
     names: dict[str, Any] = {
@@ -124,12 +124,15 @@ def test_the_samples_of_a_check_have_three_lengths_in_one_padded_batch() -> None
 # transformers --------------------------------------------------------------------------------------------------------
 
 
-def test_its_program_prints_labels_and_confidences_without_lamella(tmp_path: Path) -> None:
-    learner = learned("ranpac")
-    assert learner.confidence.temperature != 1.0
-    lines = export(learner.model, "hf", tmp_path / "model")
-    assert "random texts" in lines[0]
-    assert_says_the_same(tmp_path / "model" / "predict.py", learner)
+def test_its_programs_print_labels_and_confidences_without_lamella(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    exports = {"hf": learned("ranpac"), "peft": learned("inflora")}
+    for form, learner in exports.items():
+        assert learner.confidence.temperature != 1.0
+        assert "random texts" in export(learner.model, form, tmp_path / form)[0]
+    rows = printed([tmp_path / form / "predict.py" for form in exports], TEXTS[:3])
+    assert_says_the_same(rows[:3], exports["hf"])
+    assert_says_the_same(rows[3:], exports["peft"])
 
 
 OFTEN = [("ranpac", "bert"), ("inflora+align", "gpt2"), ("nearest-mean", "deberta-v3")]
@@ -218,8 +221,6 @@ def test_peft_adds_it_to_the_weights_that_it_belongs_to(architecture: str, tmp_p
         tokens, mask = network(x[IDS], attention_mask=x[MASK].long()).last_hidden_state, x[MASK][..., None]
         features = torch.nn.functional.normalize((tokens * mask).sum(1) / mask.sum(1), dim=1)
         close(features, learner.method.eval().features(x))
-    if architecture == "bert":
-        assert_says_the_same(tmp_path / "lora" / "predict.py", learner)
 
 
 def test_an_adapter_of_weights_with_a_name_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +312,7 @@ def test_a_graph_of_texts_is_a_folder(tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_makes_other_tokens_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = byte_tokenizer(first=False)
-    monkeypatch.setattr("lamella.learner.export.encoder_files.own_tokenizer", lambda transform: other)
+    monkeypatch.setattr("lamella.learner.export.transformers_files.own_tokenizer", lambda transform: other)
     with pytest.raises(RuntimeError, match="makes other tokens than the model's, so it was not kept"):
         export(learned("ranpac").model, "hf", tmp_path / "out")
     assert not list(tmp_path.iterdir())

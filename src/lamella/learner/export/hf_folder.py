@@ -1,19 +1,19 @@
-"""Export as a folder that transformers and sentence-transformers load, with the classifier and a program that predicts."""
+"""Export as a folder that transformers and sentence-transformers load, with the classifier and a program."""
 
 from pathlib import Path
 
 from lamella.learner.export.check import compare
 from lamella.learner.export.describe import description, metadata
-from lamella.learner.export.encoder_files import (
-    auto_class,
+from lamella.learner.export.network import fixed
+from lamella.learner.export.predict_program import CLASSIFIER, PROGRAM, logits_of, program
+from lamella.learner.export.transformers_files import (
     encoder_of,
+    loading,
     save_labels,
     save_network,
     save_pooling,
     save_tokenizer,
 )
-from lamella.learner.export.network import fixed
-from lamella.learner.export.predict_program import CLASSIFIER, PROGRAM, logits_of, program
 from lamella.learner.model import Model
 from lamella.methods import Method
 
@@ -45,5 +45,5 @@ def export_hf(model: Model, method: Method, folder: Path) -> list[str]:
     return [
         str(found),
         f"run it: python {folder / PROGRAM} 'a text'",
-        f"load it: import transformers; model = transformers.{auto_class(encoder)}.from_pretrained('{folder}')",
+        f"load it: import transformers; model = transformers.{loading(encoder, repr(str(folder)))[1]}",
     ]

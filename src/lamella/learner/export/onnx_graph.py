@@ -1,8 +1,8 @@
 """Export of the prediction for images as one ONNX graph for batches of any size.
 
-One network with a classifier of few tensors becomes a plain graph. Any other method is traced on one image, including the
-choices that it makes for an image, and the graph runs image after image in a Scan. That gives the same result, since a
-prediction does not depend on the other images of its batch.
+One network with a classifier of few tensors becomes a plain graph. Any other method is traced on one image, including
+the choices that it makes for an image, and the graph runs image after image in a Scan. That gives the same result,
+since a prediction does not depend on the other images of its batch.
 """
 
 import warnings

@@ -10,9 +10,9 @@ from lamella.data.samples import Batch
 from lamella.data.tokens import IDS, MASK
 from lamella.learner.export.check import compare, random_samples
 from lamella.learner.export.describe import description, metadata, needed
-from lamella.learner.export.encoder_files import encoder_of, own_tokenizer
 from lamella.learner.export.network import Fixed, fixed
 from lamella.learner.export.onnx_graph import OUTPUT, converted
+from lamella.learner.export.transformers_files import encoder_of, own_tokenizer
 from lamella.learner.model import Model
 from lamella.methods import Method
 
@@ -73,8 +73,8 @@ def export_onnx_of_texts(model: Model, method: Method, folder: Path) -> list[str
     return [
         str(found),
         f"load it: import onnxruntime; session = onnxruntime.InferenceSession('{folder / GRAPH}')",
-        f"run it: session.run(['{OUTPUT}'], {{'{IDS}': ids, '{MASK}': mask}})[0], of int64 (n, tokens), from tokenizers: "
-        f"Tokenizer.from_file('{folder / TOKENIZER}').encode_batch(texts)",
+        f"run it: session.run(['{OUTPUT}'], {{'{IDS}': ids, '{MASK}': mask}})[0], of int64 (n, tokens), which "
+        f"tokenizers.Tokenizer.from_file('{folder / TOKENIZER}').encode_batch(texts) has as .ids and .attention_mask",
     ]
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from lamella.adapters.adapter import Site, using
 from lamella.data.samples import Samples
 from lamella.learner.export.describe import architecture, description, needed
-from lamella.learner.export.encoder_files import encoder_of
 from lamella.learner.export.low_rank import Differences, pairs_of
 from lamella.learner.export.network import (
     WHOLE,
@@ -23,6 +22,7 @@ from lamella.learner.export.network import (
 from lamella.learner.export.peft_parts import Adapter, Write
 from lamella.learner.export.peft_texts import write_for_transformers
 from lamella.learner.export.peft_timm import write_for_timm
+from lamella.learner.export.transformers_files import encoder_of
 from lamella.learner.model import Model
 from lamella.methods import Method
 from lamella.methods.shared.heads import Head

@@ -7,17 +7,17 @@ from typing import cast
 from lamella.backbones.encoders import Encoder
 from lamella.learner.export.check import compare
 from lamella.learner.export.describe import metadata
-from lamella.learner.export.encoder_files import (
-    auto_class,
+from lamella.learner.export.low_rank import adapter_tensors, lora_options, told_ranks
+from lamella.learner.export.peft_parts import Adapter
+from lamella.learner.export.predict_program import CLASSIFIER, PROGRAM, logits_of, program
+from lamella.learner.export.transformers_files import (
     encoder_of,
+    loading,
     quiet,
     save_labels,
     save_network,
     save_tokenizer,
 )
-from lamella.learner.export.low_rank import adapter_tensors, lora_options, told_ranks
-from lamella.learner.export.peft_parts import Adapter
-from lamella.learner.export.predict_program import CLASSIFIER, PROGRAM, logits_of, program
 from lamella.learner.model import Model
 
 __all__ = ["write_for_transformers"]
@@ -67,12 +67,12 @@ def write_for_transformers(folder: Path, model: Model, adapter: Adapter) -> list
         file.write_text(program(encoder, adapter.classifier, temperature, f'"{place}"'), encoding="utf-8")
         found = compare(adapter.own, logits_of(file), model.backbone)
         file.write_text(program(encoder, adapter.classifier, temperature, base), encoding="utf-8")
-    shown = f"'{folder / _BASE}'" if ours else repr(name)
+    shown = repr(str(folder / _BASE)) if ours else repr(name)
     return [
         str(found),
         told_ranks(pairs),
         f"run it: python {folder / PROGRAM} 'a text'",
-        f"load it: import peft, transformers; model = transformers.{auto_class(encoder)}.from_pretrained({shown}); "
+        f"load it: import peft, transformers; model = transformers.{loading(encoder, shown)[1]}; "
         f"model = peft.PeftModel.from_pretrained(model, '{folder}')",
     ]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lamella.backbones.encoders import Encoder
 from lamella.data.samples import Batch
 from lamella.data.tokens import IDS, MASK
-from lamella.learner.export.encoder_files import auto_class, quiet
+from lamella.learner.export.transformers_files import loading, quiet
 from lamella.methods.shared.plain_classifier import PlainClassifier
 
 __all__ = ["CLASSIFIER", "POOLED", "PROGRAM", "logits_of", "program"]
@@ -71,17 +71,16 @@ def program(encoder: Encoder, classifier: PlainClassifier, temperature: float, b
             that folder holds whole weights.
     """
     steps = [f"features = {POOLED[encoder.pool]}"]
-    steps += ["features = normalize(features, dim=1)"] * encoder.normalise
+    steps += ["features = normalize(features, dim=1)"] * encoder.unit
     steps += ["features = features.double()"] * (classifier.weight.dtype == torch.float64)
     steps += ["features = normalize(features, dim=1)"] * classifier.unit
     if classifier.projection is not None:
         steps += ['features = torch.relu(features @ classifier["projection"].T)']
-    kind = auto_class(encoder)
-    network = f"{kind}.from_pretrained({base or 'HERE'})"
+    kind, network = loading(encoder, base or "HERE")
     imports = [
         *["from peft import PeftModel"] * bool(base),
         "from safetensors.torch import load_file",
-        *["from torch.nn.functional import normalize"] * (encoder.normalise or classifier.unit),
+        *["from torch.nn.functional import normalize"] * (encoder.unit or classifier.unit),
         f"from transformers import {', '.join(sorted({kind, 'AutoTokenizer'}))}",
     ]
     return _TEXT.format(

@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = [
-    "auto_class",
+    "loading",
     "check_tokens",
     "encoder_of",
     "own_tokenizer",
@@ -52,9 +53,7 @@ def save_network(encoder: Encoder, folder: Path) -> None:
         encoder: an encoder without branches.
         folder: the folder, which may be there already.
     """
-    state = encoder.network.state_dict()
-    turned = {f"{name}.weight" for name in encoder.transposed}
-    state = {key: value.T.contiguous() if key in turned else value for key, value in state.items()}
+    state = {name: tensor.contiguous() for name, tensor in encoder.plain_state().items()}
     with quiet():
         encoder.network.save_pretrained(folder, state_dict=state)
 
@@ -119,7 +118,7 @@ def save_pooling(encoder: Encoder, transform: TokenTransform, width: int, folder
         width: the number of features.
         folder: the folder with the files of transformers.
     """
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling")] + [("Normalize", "2_Normalize")] * encoder.normalise
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")] + [("Normalize", "2_Normalize")] * encoder.unit
     for _, name in modules:
         (folder / name).mkdir(exist_ok=True)
     listed = [
@@ -132,12 +131,30 @@ def save_pooling(encoder: Encoder, transform: TokenTransform, width: int, folder
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width} | modes)
 
 
-def auto_class(encoder: Encoder) -> str:
-    """Return the name of the class of transformers that loads the network: AutoModel, where that loads the same."""
-    from transformers import MODEL_MAPPING
+def loading(encoder: Encoder, place: str) -> tuple[str, str]:
+    """Return the class of transformers that loads the network, and the expression that does it.
 
-    kind = type(encoder.network)
-    return "AutoModel" if MODEL_MAPPING.get(type(encoder.network.config), None) is kind else kind.__name__
+    That is AutoModel, where this makes the same of its configuration.
+
+    Args:
+        encoder: the encoder.
+        place: an expression for the place that it is loaded from.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    import transformers
+
+    network = encoder.network
+    kind, automatic = type(network), transformers.MODEL_MAPPING.get(type(network.config), None)
+    name = "AutoModel" if automatic is kind else kind.__name__
+    if not hasattr(transformers, name):
+        raise ValueError(
+            f"transformers has no class that loads {kind.__name__} alone, which is a part of a larger network; export "
+            "the graph with --format onnx"
+        )
+    without = getattr(network, "pooler", network) is None and "add_pooling_layer" in signature(kind).parameters
+    return name, f"{name}.from_pretrained({place}{', add_pooling_layer=False' if without else ''})"
 
 
 @contextmanager
