@@ -17,6 +17,7 @@ from streams import stream
 from torch import Tensor
 
 from lamella import Learner
+from lamella.backbones.encoder_network import quiet
 from lamella.backbones.load import load_backbone
 from lamella.backbones.pooling import POOLS, pooled
 from lamella.common.options import options_of
@@ -28,7 +29,7 @@ from lamella.learner.config.document import complete
 from lamella.learner.export import export, predict_program
 from lamella.learner.export.check import BATCHES, random_samples
 from lamella.learner.export.predict_program import logits_of
-from lamella.learner.export.transformers_files import quiet, save_network, save_tokenizer
+from lamella.learner.export.transformers_files import save_network, save_tokenizer
 from lamella.methods import METHODS
 from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.testing.texts import byte_tokenizer, pattern_texts

@@ -73,7 +73,8 @@ class TokenTransform:
     def batch(self, ids: Sequence[Sequence[int]]) -> Batch:
         """Token ids of any lengths, padded to one length. A text without tokens counts as one of padding."""
         lengths = torch.tensor([max(len(row), 1) for row in ids])
-        width = -(-int(lengths.max()) // STEP) * STEP
+        longest = int(lengths.max())
+        width = max(longest, min(-(-longest // STEP) * STEP, self.max_length))  # a network may take no more tokens
         padded = torch.full((len(ids), width), self.pad_id, dtype=torch.int64)
         for i, row in enumerate(ids):
             padded[i, : len(row)] = torch.tensor(row, dtype=torch.int64)

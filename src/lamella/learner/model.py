@@ -309,11 +309,12 @@ def load(
     if copy and (folder / copy).exists():
         plain_file(folder / copy)
     config = on_device(up_to_date(manifest["config"]), device)
+    kept = folder / copy if copy else None
     if only_facts:
-        model = Model(without_weights(config))
+        model = Model(without_weights(config, kept), trusted=trusted)
         model.backbone.weights_sha256 = manifest["weights_sha256"]
     else:
-        model = Model(config, backbone_copy=folder / copy if copy else None, trusted=trusted)
+        model = Model(config, backbone_copy=kept, trusted=trusted)
     if model.backbone.weights_sha256 != manifest["weights_sha256"]:
         raise ValueError(
             f"'{folder}' was learned on other weights of {model.backbone.name} than the ones found here; "

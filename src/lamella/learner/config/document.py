@@ -11,7 +11,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
-from lamella.backbones import Backbone, load_backbone
+from lamella.backbones import Backbone, backbone_options, load_backbone
+from lamella.backbones.encoder_places import is_path
 from lamella.common.options import Option, arguments, completed, near_matches, options_of
 from lamella.data.scenario import Scenario, class_incremental, domain_incremental, task_incremental
 from lamella.data.transform import Augmentation
@@ -204,7 +205,8 @@ def build_scenario(config: Mapping[str, Any]) -> Scenario:
 
 def build_backbone(config: Mapping[str, Any]) -> Backbone:
     """Load the backbone of [backbone], with frozen weights."""
-    return load_backbone(**arguments("backbone", config["backbone"], _backbone_options()))
+    table = config["backbone"]
+    return load_backbone(**arguments("backbone", table, backbone_options(table)))
 
 
 def build_augmentation(config: Mapping[str, Any]) -> Augmentation | None:
@@ -268,8 +270,10 @@ def _check_sections(document: Mapping[str, Any]) -> None:
 
 def _complete_backbone(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """Complete [backbone]; random weights depend on the seed of the run, weights of a file do not."""
+    if isinstance(name := table.get("name"), str) and is_path(name):
+        table = {**table, "name": str(Path(name).expanduser().absolute())}
     drawn = {"seed": run["seed"]} if table.get("weights") == "random" else {}
-    return completed("backbone", {**drawn, **table}, _backbone_options())
+    return completed("backbone", {**drawn, **table}, backbone_options(table))
 
 
 def _complete_scenario(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,10 +294,6 @@ def _complete_scenario(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict
             "run.evaluate_on = 'validation' needs a validation part; set scenario.validation to a share such as 0.2"
         )
     return done
-
-
-def _backbone_options() -> dict[str, Option]:
-    return {"name": Option(str)} | options_of(load_backbone)
 
 
 def _augment_options(table: Mapping[str, Any]) -> dict[str, Option]:

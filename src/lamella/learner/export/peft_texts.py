@@ -4,6 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
+from lamella.backbones.encoder_network import quiet
 from lamella.backbones.encoders import Encoder
 from lamella.learner.export.check import compare
 from lamella.learner.export.describe import metadata
@@ -13,7 +14,6 @@ from lamella.learner.export.predict_program import CLASSIFIER, PROGRAM, logits_o
 from lamella.learner.export.transformers_files import (
     encoder_of,
     loading,
-    quiet,
     save_labels,
     save_network,
     save_tokenizer,

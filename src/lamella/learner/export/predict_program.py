@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lamella.backbones.encoder_network import quiet
 from lamella.backbones.encoders import Encoder
 from lamella.data.samples import Batch
 from lamella.data.tokens import IDS, MASK
-from lamella.learner.export.transformers_files import loading, quiet
+from lamella.learner.export.transformers_files import loading
 from lamella.methods.shared.plain_classifier import PlainClassifier
 
 __all__ = ["CLASSIFIER", "POOLED", "PROGRAM", "logits_of", "program"]

@@ -1,13 +1,12 @@
 """Files of an encoder of texts: those of transformers, and beside them those of sentence-transformers."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from copy import deepcopy
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamella.backbones import Backbone
+from lamella.backbones.encoder_network import quiet
 from lamella.backbones.encoders import Encoder
 from lamella.common.files import read_json, write_json
 from lamella.data.tokens import IDS, MASK, TokenTransform
@@ -20,7 +19,6 @@ __all__ = [
     "check_tokens",
     "encoder_of",
     "own_tokenizer",
-    "quiet",
     "save_labels",
     "save_network",
     "save_pooling",
@@ -155,19 +153,3 @@ def loading(encoder: Encoder, place: str) -> tuple[str, str]:
         )
     without = getattr(network, "pooler", network) is None and "add_pooling_layer" in signature(kind).parameters
     return name, f"{name}.from_pretrained({place}{', add_pooling_layer=False' if without else ''})"
-
-
-@contextmanager
-def quiet() -> Generator[None]:
-    """Within this context transformers shows no progress bars and says nothing but errors."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
