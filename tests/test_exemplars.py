@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ from torch import Tensor
 from lamella.common.files import read_tensors, tensors_to_bytes, write_atomic
 from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray, TensorSet
+from lamella.data.texts import TextSet
+from lamella.data.tokens import TokenTransform
 from lamella.data.transform import InputTransform, plain_view
 from lamella.learner.store.state import restore_state
 from lamella.memory.exemplars import Exemplars, herding
+from lamella.testing.texts import byte_tokenizer
 
 SIZE = 16
 
@@ -159,6 +163,33 @@ def test_a_memory_survives_a_file(tmp_path: object) -> None:
     assert torch.equal(again.labels, memory.labels)
     assert (int(again.seen), again.classes, again.bytes) == (16, memory.classes, 10 * 3 * SIZE * SIZE)
     assert json.loads(bytes(again.sources.tolist())) == list(memory.keys)
+
+
+def test_texts_are_kept_as_they_are_and_survive_a_file(tmp_path: Path) -> None:
+    written = ["a ticket", "Ünïcode ✓ \U0001f600", 'quotes " and \\ and \n', ""] * 2
+    train = TextSet(written, torch.arange(2).repeat_interleave(4), [f"row {i}" for i in range(8)])
+    memory = Exemplars(text_transform(), total=6, choose="random")
+    memory.select(train, None, (0, 1))
+    write_atomic(tmp_path / "memory.safetensors", tensors_to_bytes(memory.state_dict()))
+    again = Exemplars(text_transform(), total=6, choose="random")
+    restore_state(again, read_tensors(tmp_path / "memory.safetensors")[0])
+    assert again.counts() == {0: 3, 1: 3}
+    held = again.as_set()
+    assert isinstance(held, TextSet)
+    assert held.texts == tuple(train.texts[train.keys.index(key)] for key in again.keys)
+    assert again.bytes == len(json.dumps(list(held.texts), ensure_ascii=False).encode()), "what is stored is counted"
+    again.shrink(1)
+    assert again.as_set().texts == (held.texts[0], held.texts[3])
+    assert len(again.join(train)) == 8 + 2
+
+
+def test_a_memory_of_texts_takes_no_images() -> None:
+    with pytest.raises(ValueError, match="a memory keeps texts, and these are images; set it to 0"):
+        Exemplars(text_transform(), total=6, choose="random").select(data(0), None, (0,))
+
+
+def text_transform() -> TokenTransform:
+    return TokenTransform(byte_tokenizer(), max_length=32)
 
 
 def test_large_images_are_kept_at_the_backbones_size() -> None:

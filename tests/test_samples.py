@@ -42,10 +42,10 @@ from lamella.training.fit import Fit
 REFUSED = {
     "memo": "has no stages of convolutions",
     "dlc(seq-finetune)": "has no stages of convolutions",
-    "replay": "a memory keeps images, and this backbone takes sequences; set the memory to 0",
-    "icarl": "a memory keeps images",
-    "wa": "a memory keeps images",
-    "der": "a memory keeps images",
+    "replay": "a memory keeps images or texts, and this backbone takes sequences; set the memory to 0",
+    "icarl": "a memory keeps images or texts",
+    "wa": "a memory keeps images or texts",
+    "der": "a memory keeps images or texts",
 }
 """Why a method with its usual settings cannot learn from sequences; those with a memory do without it."""
 CONVOLUTIONS = ("memo", "dlc")

@@ -179,7 +179,7 @@ class ReadsValidation(Sound):
         (OnlyTheLastHead, r"predict gave \[2, 2, 2\] logits; give one for every class seen so far"),
         (SortedClasses, r"classes is \(0, 1, 2, 3, 4, 5\) .* in the order in which they were first learned"),
         (Infinite, "logits that are not finite"),
-        (Flat, r"features of 8 images have the shape \(\d+,\); give finite \(n, d\)"),
+        (Flat, r"features of 8 samples have the shape \(\d+,\); give finite \(n, d\)"),
         (LeftTrainable, "'heads.heads.0.weight' is still trainable"),
         (ShrinksTheBackbone, "changed 'blocks.0.mlp.fc1.weight' of the backbone; say so in the class"),
         (SaysThatItMerges, r"says that it changes weights .* but learning left all as they were"),

@@ -13,7 +13,7 @@ from lamella.adapters.adapter import Site, adapt, watch
 from lamella.adapters.tokens import counting
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
 from lamella.backbones.feature_cache import FeatureCache
-from lamella.backbones.probing import call_order, is_fused_as_thought
+from lamella.backbones.probing import call_order, first_readers, is_fused_as_thought
 from lamella.backbones.roles import LayerPlace, find_places, in_order, parse_roles, rows_of
 from lamella.common.randomness import generator as named_generator
 from lamella.data.samples import CPU, Batch, Samples, Transform
@@ -206,6 +206,10 @@ class Backbone(nn.Module):
         with watch(sites, lambda layer: lambda _: seen.update([names[layer]]), padding_too=True):
             self.run(self.example(1))
         return seen
+
+    def first_readers(self, sites: Sequence[Site]) -> dict[str, str]:
+        """For the layer of each site the first layer among them that reads the very same inputs, often itself."""
+        return first_readers(sites, lambda: self.run(self.example(1)))
 
     def used_weights(self) -> list[nn.Parameter]:
         """The parameters that the features depend on: some networks carry more, for heads that are not there."""

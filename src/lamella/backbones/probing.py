@@ -1,4 +1,4 @@
-"""What a network shows when it runs: in which order it calls its layers, and whether fused rows are what they seem."""
+"""What a network shows when it runs: the order of its layers, which of them read the same, what fused rows are."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lamella.adapters.adapter import Site, watch
 from lamella.backbones.roles import LayerPlace, share_of
 
-__all__ = ["call_order", "is_fused_as_thought"]
+__all__ = ["call_order", "first_readers", "is_fused_as_thought"]
 
 
 @torch.no_grad()
@@ -29,6 +30,24 @@ def call_order(model: nn.Module, places: Sequence[LayerPlace], run: Callable[[],
     with _hooks(modules[place.name].register_forward_hook(note(place.name)) for place in places):
         run()
     return list(seen)
+
+
+@torch.no_grad()
+def first_readers(sites: Sequence[Site], run: Callable[[], object]) -> dict[str, str]:
+    """Return for the layer of each site the first layer among them whose inputs are the very same tensors.
+
+    Query, key and value of an attention read one tensor, so what is learned of the inputs of one holds for all.
+
+    Args:
+        sites: their layers are compared, in this order.
+        run: a function that runs the network on some samples.
+    """
+    names = {site.layer: site.name for site in sites}
+    inputs: dict[str, list[Tensor]] = {name: [] for name in names.values()}  # held, so that no two have one identity
+    with watch(sites, lambda layer: inputs[names[layer]].append, padding_too=True):
+        run()
+    first: dict[tuple[object, ...], str] = {}
+    return {name: first.setdefault(tuple(map(id, read)) or (name,), name) for name, read in inputs.items()}
 
 
 @torch.no_grad()

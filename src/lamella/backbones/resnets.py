@@ -90,7 +90,7 @@ def block_names(model: nn.Module) -> tuple[str, ...]:
     stages = [name for name, child in model.named_children() if _STAGE.fullmatch(name) and len(list(child.children()))]
     if not stages:
         raise ValueError(
-            f"a {type(model).__name__} has no stages of convolutions to cut between; use a residual network"
+            f"the network, {type(model).__name__}, has no stages of convolutions to cut between; use a residual network"
         )
     return tuple(f"{stage}.{i}" for stage in stages for i, _ in enumerate(model.get_submodule(stage).children()))
 

@@ -1,25 +1,24 @@
-"""A memory of images: a few of each old class, in the size that the backbone takes, with their original keys."""
+"""A memory of samples: a few of each old class, images in the size that the backbone takes, with original keys."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
-from lamella.data.images import ImageSet, PixelArray, concatenate
+from lamella.data.images import concatenate
 from lamella.data.loading import Examples
 from lamella.data.samples import Transform
-from lamella.data.transform import InputTransform, plain_view
 from lamella.memory.resizable import Resizable
+from lamella.memory.stores import Images, decoded, encoded, store_of
 from lamella.training.fit import Fit
 
 __all__ = ["Exemplars", "Kept"]
 
 CHOICES = ("herding", "random", "reservoir")
-CHUNK = 64  # images that are read at once; photos are large before they are resized
 
 
 @dataclass(frozen=True)
@@ -50,32 +49,36 @@ class Kept:
 
 
 class Exemplars(Resizable):
-    """The images that are kept of old tasks. Those of each class are in the order in which they were chosen.
+    """The samples that are kept of old tasks. Those of each class are in the order in which they were chosen.
+
+    They are images or texts, as the backbone takes them: `stores.py` says how each are kept.
 
     Args:
         transform: the input transform of the backbone, in whose size images are stored.
-        total: the number of images of all classes together, shared out evenly; 0 keeps none.
-        per_class: the number of images of each class; if given, it replaces `total`.
+        total: the number of samples of all classes together, shared out evenly; 0 keeps none.
+        per_class: the number of samples of each class; if given, it replaces `total`.
         choose: which images are kept: "herding" (those whose mean feature is closest to that of their class), "random"
-            (a random choice within each class), or "reservoir" (a uniform random choice among all images so far,
-            whatever their class; Vitter 1985). A reservoir may have no image of a rare class.
+            (a random choice within each class), or "reservoir" (a uniform random choice among all samples so far,
+            whatever their class; Vitter 1985). A reservoir may have no sample of a rare class.
         seed: the seed of random choices.
 
     Attributes:
-        images: (m, 3, size, size) uint8, not augmented.
+        images: (m, 3, size, size) uint8, not augmented, where samples are images.
+        texts: (bytes,) uint8, where samples are texts.
         labels: (m,) int64, global class ids.
-        sources: (bytes,) uint8, the original keys of the images as JSON.
-        seen: () int64, the number of images that a reservoir chose from so far.
+        sources: (bytes,) uint8, the original keys of the samples as JSON.
+        seen: () int64, the number of samples that a reservoir chose from so far.
 
     Raises:
         ValueError: the choice is unknown, there is no limit or a negative one, a reservoir has a limit for each class,
-            or images shall be kept but the backbone takes samples of another kind.
+            or samples shall be kept but the backbone takes neither images nor texts.
     """
 
     for_training = True
-    still_in_training = True  # so that checkpoints of `fit` do not contain the images
-    resizable = ("images", "labels", "sources")
+    still_in_training = True  # so that checkpoints of `fit` do not contain the samples
+    resizable = ("images", "texts", "labels", "sources")  # those that there are
     images: Tensor
+    texts: Tensor
     labels: Tensor
     sources: Tensor
     seen: Tensor
@@ -93,16 +96,22 @@ class Exemplars(Resizable):
         check_one_of("choose", choose, CHOICES)
         limit = total if per_class is None else per_class
         if limit is None or limit < 0:
-            raise ValueError(f"a memory of {limit} images is none; give 0 or more, for all classes or for each")
+            noun = transform.noun
+            raise ValueError(f"a memory of {limit} {noun}s is none; give 0 or more, for all classes or for each")
         if choose == "reservoir" and per_class is not None:
-            raise ValueError("a reservoir knows no classes: leave out the images per class, or choose 'random'")
-        if limit and not isinstance(transform, InputTransform):
-            raise ValueError(f"a memory keeps images, and this backbone takes {transform.noun}s; set the memory to 0")
-        size = transform.size if isinstance(transform, InputTransform) else 0
-        self.size, self.total, self.per_class, self.choose, self.seed = size, total, per_class, choose, seed
-        self.register_buffer("images", torch.zeros(0, 3, size, size, dtype=torch.uint8))
+            raise ValueError(
+                f"a reservoir knows no classes: leave out the {transform.noun}s per class, or choose 'random'"
+            )
+        store = store_of(transform)
+        if limit and store is None:
+            raise ValueError(
+                f"a memory keeps images or texts, and this backbone takes {transform.noun}s; set the memory to 0"
+            )
+        self.noun, self.total, self.per_class, self.choose, self.seed = transform.noun, total, per_class, choose, seed
+        self.store = store or Images(0)
+        self.register_buffer(self.store.name, self.store.empty())
         self.register_buffer("labels", torch.zeros(0, dtype=torch.int64))
-        self.register_buffer("sources", _encode(()))
+        self.register_buffer("sources", encoded(()))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def __len__(self) -> int:
@@ -110,48 +119,53 @@ class Exemplars(Resizable):
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """Global ids of the classes that have an image here, in the order of their first images."""
+        """Global ids of the classes that have a sample here, in the order of their first samples."""
         return tuple(dict.fromkeys(self.labels.tolist()))
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The original key of each image."""
-        return tuple(json.loads(bytes(self.sources.tolist())))
+        """The original key of each sample."""
+        return tuple(decoded(self.sources))
+
+    @property
+    def held(self) -> Tensor:
+        """The tensor of all samples."""
+        return self.get_buffer(self.store.name)
 
     @property
     def bytes(self) -> int:
-        """The number of bytes of all pixels."""
-        return self.images.numel()
+        """The number of bytes of all samples, without labels and keys."""
+        return self.held.numel() if len(self) else 0
 
     def counts(self) -> dict[int, int]:
-        """Return the number of images of each class."""
+        """Return the number of samples of each class."""
         return {c: int((self.labels == c).sum()) for c in self.classes}
 
     def quota(self, classes: int) -> int:
-        """Return how many images each class may keep; 0 if the memory keeps none.
+        """Return how many samples each class may keep; 0 if the memory keeps none.
 
         Args:
             classes: the number of classes.
 
         Raises:
-            ValueError: the memory is too small for one image of each class.
+            ValueError: the memory is too small for one sample of each class.
         """
         if self.per_class is not None or not self.total:
             return self.per_class or 0
         share = self.total // max(classes, 1)
         if share == 0 and self.choose != "reservoir":
             raise ValueError(
-                f"a memory of {self.total} images cannot hold one of each of {classes} classes; raise it to {classes} "
-                "or more, or set it to 0 for none"
+                f"a memory of {self.total} {self.noun}s cannot hold one of each of {classes} classes; raise it to "
+                f"{classes} or more, or set it to 0 for none"
             )
         return share
 
     def quota_with(self, classes: Sequence[int]) -> int:
-        """Return how many images each class may keep when these classes are added; some may already be known."""
+        """Return how many samples each class may keep when these classes are added; some may already be known."""
         return self.quota(len({*self.classes, *classes}))
 
     def join(self, data: Examples, classes: Sequence[int] = ()) -> Examples:
-        """Return the training data of a task: `data` and all kept images, or `data` itself if there are none.
+        """Return the training data of a task: `data` and all kept samples, or `data` itself if there are none.
 
         Args:
             data: the task's own data.
@@ -161,22 +175,22 @@ class Exemplars(Resizable):
             ValueError: the memory is too small for these classes. This is checked here, before anything is trained.
         """
         self.quota_with(classes)
-        return concatenate([_images(data), self.as_set()]) if len(self) else data
+        return concatenate([self.store.checked(data), self.as_set()]) if len(self) else data
 
-    def as_set(self) -> ImageSet:
-        """Return the kept images, on the CPU. The key of an image with the original key KEY is "exemplar/i/KEY"."""
+    def as_set(self) -> Examples:
+        """Return the kept samples, on the CPU. The key of one with the original key KEY is "exemplar/i/KEY"."""
         keys = [f"exemplar/{i}/{key}" for i, key in enumerate(self.keys)]
-        return ImageSet(PixelArray(self.images.cpu()), self.labels.cpu(), keys)
+        return self.store.as_set(self.held, self.labels, keys)
 
-    def refill(self, data: Examples, extract: Callable[[Tensor], Tensor], fit: Fit, classes: Sequence[int]) -> None:
-        """Choose images at the end of a task, with features that are computed only if herding needs them.
+    def refill(self, data: Examples, extract: Callable[[Any], Tensor], fit: Fit, classes: Sequence[int]) -> None:
+        """Choose samples at the end of a task, with features that are computed only if herding needs them.
 
-        The features are stored in the checkpoints. So a resumed task chooses the same images, even on a machine that
+        The features are stored in the checkpoints. So a resumed task chooses the same samples, even on a machine that
         rounds differently.
 
         Args:
             data: the training data of the task, from `join`.
-            extract: images (n, 3, size, size) -> features (n, d).
+            extract: the inputs of n samples -> features (n, d).
             fit: computes the features.
             classes: global ids of the task's classes.
         """
@@ -185,27 +199,27 @@ class Exemplars(Resizable):
 
     @torch.no_grad()
     def select(self, data: Examples, features: Tensor | None, classes: Sequence[int]) -> None:
-        """Keep images of a finished task, and remove images of older classes to make room for them.
+        """Keep samples of a finished task, and remove some of older classes to make room for them.
 
         Args:
-            data: the task's images, alone or from `join` together with the kept ones. With the kept ones, the images of
-                a class that comes back are chosen among the old and the new ones.
-            features: (n, d), one row for each image of `data`; only herding needs them.
+            data: the task's samples, alone or from `join` together with the kept ones. With the kept ones, those of a
+                class that comes back are chosen among the old and the new ones.
+            features: (n, d), one row for each sample of `data`; only herding needs them.
             classes: global ids of the task's classes.
 
         Raises:
-            ValueError: the memory is too small for one image of each class, `data` are not images, or herding gets no
-                features.
+            ValueError: the memory is too small for one sample of each class, `data` are of another kind, or herding
+                gets no features.
         """
         quota = self.quota_with(classes)
         if not (self.total if self.choose == "reservoir" else quota):
             return
-        data = _images(data)
+        data = self.store.checked(data)
         own = {f"exemplar/{i}/{key}": key for i, key in enumerate(self.keys)}
         keys = [own.get(key, key) for key in data.keys]
         if self.choose == "reservoir":
             return self._sample([i for i, key in enumerate(data.keys) if key not in own], data)
-        twice = {key: i for i, key in reversed(list(enumerate(keys)))}  # a kept image may come back too
+        twice = {key: i for i, key in reversed(list(enumerate(keys)))}  # a kept sample may come back too
         first = torch.tensor([twice[key] == i for i, key in enumerate(keys)])
         chosen: list[int] = []
         for label in classes:
@@ -220,12 +234,12 @@ class Exemplars(Resizable):
         if self.choose == "random":
             return torch.randperm(len(candidates), generator=generator(self.seed, "exemplars", label))[:count]
         if features is None:
-            raise ValueError("herding needs a feature of each image; give them, or choose 'random'")
+            raise ValueError(f"herding needs a feature of each {self.noun}; give them, or choose 'random'")
         unit = nn.functional.normalize(features[candidates.to(features.device)].double(), dim=1)
         return herding(unit, count).cpu()
 
-    def _sample(self, offered: Sequence[int], data: ImageSet) -> None:
-        """Offer images one by one to a reservoir, which keeps each image with the same probability."""
+    def _sample(self, offered: Sequence[int], data: Examples) -> None:
+        """Offer samples one by one to a reservoir, which keeps each with the same probability."""
         room, seen = self.total or 0, int(self.seen)
         slots: list[tuple[bool, int]] = [(False, i) for i in range(len(self))]  # (whether it is new, its position)
         draws = torch.rand(len(offered), dtype=torch.float64, generator=generator(self.seed, "exemplars", seen))
@@ -241,40 +255,23 @@ class Exemplars(Resizable):
         self.seen.fill_(seen)
 
     def shrink(self, per_class: int) -> None:
-        """Keep at most `per_class` images of each class, those that were chosen first."""
+        """Keep at most `per_class` samples of each class, those that were chosen first."""
         places = [(self.labels == label).nonzero()[:per_class, 0] for label in self.classes]
         self._keep(torch.cat(places).sort().values.tolist() if places else [])
 
     def _keep(self, index: Sequence[int]) -> None:
-        keys, place = self.keys, torch.tensor(index, dtype=torch.int64, device=self.labels.device)
-        self.images, self.labels = self.images[place], self.labels[place]
-        self.sources = _encode([keys[i] for i in index]).to(self.labels.device)
+        keys = self.keys
+        setattr(self, self.store.name, self.store.taken(self.held, index))
+        self.labels = self.labels[torch.tensor(index, dtype=torch.int64, device=self.labels.device)]
+        self.sources = encoded([keys[i] for i in index]).to(self.labels.device)
 
-    def _store(self, stay: Sequence[int], chosen: Sequence[int], data: ImageSet, keys: Sequence[str]) -> None:
-        """Keep the images at `stay` and add those at `chosen` of `data`, whose original keys are `keys`."""
+    def _store(self, stay: Sequence[int], chosen: Sequence[int], data: Examples, keys: Sequence[str]) -> None:
+        """Keep the samples at `stay` and add those at `chosen` of `data`, whose original keys are `keys`."""
         index = torch.tensor(chosen, dtype=torch.int64)
-        images = torch.cat([self._compact(data.pixels(part)) for part in index.split(CHUNK)])
         self._keep(stay)
-        self.sources = _encode((*self.keys, *keys)).to(self.labels.device)
-        self.images = torch.cat([self.images, images.to(self.images.device)])
+        setattr(self, self.store.name, self.store.added(self.held, data, index))
+        self.sources = encoded((*self.keys, *keys)).to(self.labels.device)
         self.labels = torch.cat([self.labels, data.labels[index].to(self.labels.device)])
-
-    def _compact(self, pixels: list[Tensor]) -> Tensor:
-        """Return (n, 3, size, size) uint8 images: the centre, after the shorter side was resized to `size`."""
-        if all(image.shape[1:] == (self.size, self.size) for image in pixels):
-            return torch.stack([image.cpu() for image in pixels]) if pixels else self.images[:0].cpu()
-        view = plain_view(InputTransform(self.size, (0.0,) * 3, (1.0,) * 3))
-        return (255 * view(pixels, torch.arange(len(pixels)))).round().to(torch.uint8).cpu()
-
-
-def _images(data: Examples) -> ImageSet:
-    if not isinstance(data, ImageSet):
-        raise ValueError(f"a memory keeps images, and these are {data.noun}s; set it to 0")
-    return data
-
-
-def _encode(keys: Sequence[str]) -> Tensor:
-    return torch.tensor(list(json.dumps(list(keys)).encode()), dtype=torch.uint8)
 
 
 def herding(features: Tensor, count: int) -> Tensor:

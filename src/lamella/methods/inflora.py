@@ -138,8 +138,11 @@ class InfLoRA(OwnHeads):
         self.design = design
         self.statistics_images = statistics_images
         self.free_rank = lora.rank
-        layers = {site.name: site.layer.weight.shape[1] for site in self.sites}
-        self.memory = nn.ModuleDict({module_key(name): Subspace(width) for name, width in layers.items()})
+        # Layers that read the same inputs, as key and value do, share what is known of these.
+        self.reads_as = backbone.first_readers(self.sites)
+        widths = {site.name: site.layer.weight.shape[1] for site in self.sites}
+        spaces = {name: Subspace(widths[name]) for name in dict.fromkeys(self.reads_as.values())}
+        self.memory = nn.ModuleDict({module_key(name): spaces[first] for name, first in self.reads_as.items()})
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()  # no dropout while training, as in the authors' code
@@ -155,18 +158,30 @@ class InfLoRA(OwnHeads):
         return {layer: self._space(layer) for layer in dict.fromkeys(site.name for site in self.sites)}
 
     def _moments(self, task: Task, fit: Fit, name: str) -> dict[str, Tensor]:
-        """Return by layer G, the mean of x x^T over all tokens x of the task's augmented training images."""
+        """Return by layer G, the mean of x x^T over all tokens x of the task's augmented training images.
+
+        Of layers that read the same inputs only the first has one.
+        """
         images = task.train
         if self.statistics_images is not None:
             order = torch.randperm(len(images), generator=generator(self.seed, name, len(self.heads)))
             images = images.subset(order[: self.statistics_images])
-        with watch(self.sites, lambda layer: SecondMoment(layer.weight.shape[1])) as observers:
-            fit.scan(images, lambda x, y: self.backbone.show(x, self.sites), augment=True, keep=observers, name=name)
+        firsts = [site for site in self.sites if self.reads_as[site.name] == site.name]
+        with watch(firsts, lambda layer: SecondMoment(layer.weight.shape[1])) as observers:
+            fit.scan(
+                images,
+                lambda x, y: self.backbone.show(x, firsts),
+                augment=True,
+                keep=observers,
+                any_order=True,
+                name=name,
+            )
         return {layer: observer.mean for layer, observer in observers.items()}
 
     def _grow_designed(self, moments: dict[str, Tensor]) -> list[Branch]:
         """Add branches whose A has the leading free directions of the task's inputs as rows, of norm 1 / sqrt 3."""
-        designs = [self._design(moments[site.name], self._space(site.name)) for site in self.sites]
+        of_inputs = {name: self._design(G, self._space(name)) for name, G in moments.items()}
+        designs = [of_inputs[self.reads_as[site.name]] for site in self.sites]
         open_sites = [(site, U) for site, U in zip(self.sites, designs, strict=True) if U.shape[1]]
         if not open_sites:
             raise RuntimeError("old tasks protect all directions of every adapted layer; lower `energy` or adapt more")

@@ -21,10 +21,11 @@ SHORT = {"epochs": 2, "batch_size": 8}
 def check_method(build: type[Method] | Build, *, backbone: Callable[[], Backbone] = tiny_vit) -> list[str]:
     """Check that a method keeps the contract of `lamella.Method`.
 
-    It learns tasks of a few small images on a tiny backbone, on the CPU, in seconds, and nothing is downloaded. What it
-    learns of them is of no interest. Checked are the shapes and the order of logits, that nothing stays trainable, that
-    predictions depend on neither their batch nor test images, that the same seed gives the same bits, that saving and
-    loading changes nothing, and that a learning which is killed and resumed ends with the same bits.
+    It learns tasks of a few small images, or short texts, on a tiny backbone, on the CPU, in seconds, and nothing is
+    downloaded. What it learns of them is of no interest. Checked are the shapes and the order of logits, that nothing
+    stays trainable, that predictions depend on neither their batch nor test samples, that the same seed gives the same
+    bits, that saving and loading changes nothing, and that a learning which is killed and resumed ends with the same
+    bits.
 
         from lamella.testing import check_method
         from my_file import EMALoRA
@@ -36,7 +37,7 @@ def check_method(build: type[Method] | Build, *, backbone: Callable[[], Backbone
         build: the class, which is built as `build(backbone, seed=seed)`, with 2 epochs and batches of 8 where it has
             these hyper-parameters; or a function (backbone, seed) -> the method, for other settings.
         backbone: makes a new backbone at each call, with the same weights; a small vision transformer by default, and
-            `lamella.testing.tiny_resnet` is a residual network.
+            `lamella.testing.tiny_resnet` is a residual network, `lamella.testing.tiny_bert` an encoder of texts.
 
     Returns:
         The names of the checks, all of which the method has passed.

@@ -49,13 +49,13 @@ def logits_grow_with_the_classes_and_are_finite(trial: Trial) -> None:
         raise MethodCheckError("predict gave logits that are not finite; rule classes out with only_columns")
 
 
-def features_are_one_row_an_image(trial: Trial) -> None:
+def features_are_one_row_a_sample(trial: Trial) -> None:
     """features gives (n, d) finite numbers."""
     method, x = trial.learned.method, unseen_inputs(trial.learned.method)
     with torch.no_grad():
         found = method.features(x)
     if found.ndim != 2 or len(found) != len(x) or not torch.isfinite(found).all():
-        raise MethodCheckError(f"features of {len(x)} images have the shape {tuple(found.shape)}; give finite (n, d)")
+        raise MethodCheckError(f"features of {len(x)} samples have the shape {tuple(found.shape)}; give finite (n, d)")
 
 
 def nothing_stays_trainable(trial: Trial) -> None:
@@ -88,39 +88,39 @@ def the_backbone_changes_only_where_the_method_says_so(trial: Trial) -> None:
 
 
 def a_prediction_does_not_depend_on_its_batch(trial: Trial) -> None:
-    """An image gets the same logits alone, among others, and in another order."""
+    """A sample gets the same logits alone, among others, and in another order."""
     method, x = trial.learned.method, unseen_inputs(trial.learned.method)
     with torch.no_grad():
         together = method.predict(x)
-        alone = torch.cat([method.predict(x[i : i + 1]) for i in range(len(x))])
+        alone = torch.cat([method.predict(unseen_inputs(method, label)) for label in range(len(x))])
         backwards = method.predict(x[torch.arange(len(x)).flip(0)]).flip(0)
     scale = together.abs().max().clamp(min=1e-12)
     for found, how in ((alone, "alone"), (backwards, "in another order")):
         apart = float(((found - together) / scale).abs().max())
         if not apart <= 2e-5:
             raise MethodCheckError(
-                f"logits of images that are predicted {how} differ from those in a batch by {apart:.1e} of the "
+                f"logits of samples that are predicted {how} differ from those in a batch by {apart:.1e} of the "
                 "largest; predict may use no statistics of its batch, such as batch norm in train mode or a mean over "
-                "images"
+                "samples"
             )
 
 
 def predicting_changes_nothing(trial: Trial) -> None:
-    """Predictions leave no trace, so that test images are never learned from."""
+    """Predictions leave no trace, so that test samples are never learned from."""
     method = trial.learned.method
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     first = logits(method)
     if changed := difference(before, method.state_dict()):
         raise MethodCheckError(
-            f"predict changed {changed}; a prediction must leave the method as it is, since test images are "
+            f"predict changed {changed}; a prediction must leave the method as it is, since test samples are "
             "predicted too"
         )
     if not torch.equal(first, logits(method)):
-        raise MethodCheckError("predict gave other logits when it was called again with the same images; draw nothing")
+        raise MethodCheckError("predict gave other logits when it was called again with the same samples; draw nothing")
 
 
 def a_given_task_rules_out_the_others(trial: Trial) -> None:
-    """With `task` the class of an image is among those of the task."""
+    """With `task` the class of a sample is among those of the task."""
     method, classes = trial.learned.method, trial.tasks[1].classes
     with torch.no_grad():
         given = method.predict(unseen_inputs(method), classes)
@@ -245,7 +245,7 @@ def the_same_seed_gives_the_same_bits(trial: Trial) -> None:
 
 def tasks_may_be_unequal_and_classes_come_back(trial: Trial) -> None:
     """Three classes, one, the first three again, two: all are known in the end, in the order they first came."""
-    tasks = tiny_tasks([3, 1, 2])
+    tasks = tiny_tasks([3, 1, 2], noun=trial.noun)
     method = trial.new()
     for number, i in enumerate([0, 1, 0, 2]):
         learn(method, number, tasks[i])
@@ -271,7 +271,7 @@ def _predict_in_every_way(method: Method) -> None:
 
 CHECKS: tuple[Callable[[Trial], None], ...] = (
     logits_grow_with_the_classes_and_are_finite,
-    features_are_one_row_an_image,
+    features_are_one_row_a_sample,
     nothing_stays_trainable,
     the_backbone_changes_only_where_the_method_says_so,
     a_prediction_does_not_depend_on_its_batch,

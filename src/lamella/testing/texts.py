@@ -74,9 +74,7 @@ def byte_tokenizer(*, first: bool = True, special: Sequence[str] = SPECIAL) -> "
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     ids = [(token, tokens[token]) for token in special]
     template = f"{CLS} $A {SEP}" if first else f"$A {SEP}"
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[*tokens.items()][: len(special)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
     return tokenizer
 
 

@@ -9,10 +9,14 @@ from lamella.backbones import Backbone, load_backbone
 from lamella.backbones.resnets import ResNet
 from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray
+from lamella.data.loading import Examples
+from lamella.data.samples import Samples, View
 from lamella.data.scenario import Task
+from lamella.data.texts import TextSet
 from lamella.data.transform import InputTransform
+from lamella.testing.texts import pattern_texts
 
-__all__ = ["MethodCheckError", "pattern_images", "tiny_resnet", "tiny_tasks", "tiny_vit"]
+__all__ = ["MethodCheckError", "pattern_images", "patterns", "tiny_resnet", "tiny_tasks", "tiny_vit"]
 
 ORDER = (4, 1, 0, 5, 3, 2, 7, 6)
 """Global ids of classes in the order in which they come: none is at the place of its own number."""
@@ -52,23 +56,53 @@ def pattern_images(classes: int, per_class: int, part: str, size: int = 16) -> I
     return ImageSet(PixelArray(x), labels, [f"{part}/{i}" for i in range(len(x))])
 
 
-def tiny_tasks(sizes: Sequence[int], per_class: int = 8) -> list[Task]:
+def patterns(noun: str, per_class: int, part: str) -> Examples:
+    """Samples of eight classes, `pattern_images` or `pattern_texts`.
+
+    Args:
+        noun: "image" or "text".
+        per_class: samples of each class.
+        part: such as "train"; another part has other samples.
+    """
+    return pattern_texts(CLASSES, per_class, part) if noun == "text" else pattern_images(CLASSES, per_class, part)
+
+
+def tiny_tasks(sizes: Sequence[int], per_class: int = 8, noun: str = "image") -> list[Task]:
     """Tasks of so many classes each, at most eight in all; their validation part may not be read.
 
     Args:
         sizes: classes of each task.
-        per_class: training images of each class.
+        per_class: training samples of each class.
+        noun: what samples are, "image" or "text".
     """
-    images = pattern_images(CLASSES, per_class, "train")
+    samples = patterns(noun, per_class, "train")
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [_task(i, ORDER[start : start + n], images) for i, (start, n) in enumerate(zip(starts, sizes, strict=True))]
+    return [_task(i, ORDER[start : start + n], samples) for i, (start, n) in enumerate(zip(starts, sizes, strict=True))]
 
 
-def _task(number: int, classes: tuple[int, ...], images: ImageSet) -> Task:
-    own = torch.isin(images.labels, torch.tensor(classes)).nonzero().flatten()
-    locked = ImageSet(_Locked(len(classes)), torch.tensor(classes), [f"validation/{c}" for c in classes])
+def _task(number: int, classes: tuple[int, ...], samples: Examples) -> Task:
+    own = torch.isin(samples.labels, torch.tensor(classes)).nonzero().flatten()
+    labels, keys = torch.tensor(classes), [f"validation/{c}" for c in classes]
+    locked = (
+        ImageSet(_Locked(len(classes)), labels, keys)
+        if isinstance(samples, ImageSet)
+        else _LockedTexts(keys, labels, keys)
+    )
     names = tuple(f"class {c}" for c in classes)
-    return Task(number, f"task {number}", classes, names, images.subset(own), locked)
+    return Task(number, f"task {number}", classes, names, samples.subset(own), locked)
+
+
+READ = (
+    "learn read task.validation, on which settings are chosen, so that a choice would be made on samples that were "
+    "learned from; read task.train only"
+)
+
+
+class _LockedTexts(TextSet):
+    """Texts that no method may look at."""
+
+    def batch(self, index: Tensor | Sequence[int], view: View) -> Samples:
+        raise MethodCheckError(READ)
 
 
 class _Locked:
@@ -83,10 +117,7 @@ class _Locked:
         return self.n
 
     def read(self, i: int) -> Tensor:
-        raise MethodCheckError(
-            "learn read task.validation, on which settings are chosen, so that a choice would be made on images that "
-            "were learned from; read task.train only"
-        )
+        raise MethodCheckError(READ)
 
     def identity(self, i: int) -> bytes:
         return f"locked {i}".encode()

@@ -5,18 +5,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.common.files import read_tensors, write_tensors
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.data.transform import Augmentation
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods import Method
-from lamella.testing.tiny import CLASSES, MethodCheckError, pattern_images, tiny_tasks
+from lamella.testing.tiny import CLASSES, MethodCheckError, patterns, tiny_tasks
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.fit import Fit
 
@@ -62,7 +63,16 @@ class Trial:
 
     def __init__(self, build: Callable[[int], Method]) -> None:
         self.build = build
-        self.tasks = tiny_tasks([2, 2, 2, 2])
+
+    @cached_property
+    def noun(self) -> str:
+        """What the backbone takes, "image" or "text"."""
+        return self.new().backbone.transform.noun
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """Four tasks of two classes each."""
+        return tiny_tasks([2, 2, 2, 2], noun=self.noun)
 
     def new(self, seed: int = 0) -> Method:
         """A method that has learned nothing."""
@@ -78,7 +88,7 @@ class Trial:
     @cached_property
     def learned(self) -> Learned:
         """The method after three tasks; checks leave it as it is."""
-        method, sizes = self.new(), []
+        method, sizes = self.new(), list[int]()
         before = {k: v.clone() for k, v in method.backbone.model.state_dict().items() if ".branches." not in k}
         for number, task in enumerate(self.tasks[:3]):
             learn(method, number, task)
@@ -116,10 +126,11 @@ class KilledAfter(Checkpoints):
 
 def learn(method: Method, number: int, task: Task, checkpoints: Checkpoints | None = None, seed: int = 0) -> Method:
     """Let a method learn task `number` of its life; returns it."""
+    transform = method.backbone.transform
     fit = Fit(
         method,
-        method.backbone.transform,
-        augmentation=Augmentation((0.8, 1.0)),
+        transform,
+        augmentation=Augmentation((0.8, 1.0)) if transform.noun == "image" else None,
         seed=seed,
         device="cpu",
         checkpoints=checkpoints,
@@ -129,14 +140,15 @@ def learn(method: Method, number: int, task: Task, checkpoints: Checkpoints | No
     return method
 
 
-def unseen_inputs(method: Method, n: int = 8) -> Tensor:
-    """(n, 3, size, size) normalised images that no task has."""
-    images = pattern_images(CLASSES, 4, "test")
-    return cast(Tensor, images.batch(torch.arange(0, 4 * n, 4) % len(images), method.backbone.transform.view()))
+def unseen_inputs(method: Method, *classes: int) -> Samples:
+    """Inputs of a sample of each class that no task has, of all eight classes where none is named."""
+    transform = method.backbone.transform
+    places = torch.tensor(classes or range(CLASSES))
+    return patterns(transform.noun, 4, "test").batch(4 * places, transform.view())
 
 
 def logits(method: Method) -> Tensor:
-    """(8, classes) logits of the test inputs, on eight classes' images."""
+    """(8, classes) logits of the test inputs."""
     with torch.no_grad():
         return method.eval().predict(unseen_inputs(method))
 

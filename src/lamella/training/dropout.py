@@ -1,7 +1,7 @@
-"""Dropout on the inputs of low-rank branches, with draws that are the same after an interruption."""
+"""Dropout on the inputs of low-rank branches, and within a network, with draws that an interruption does not change."""
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -13,7 +13,10 @@ __all__ = ["dropping"]
 
 @contextmanager
 def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int], object]]:
-    """Apply dropout to the branches in a module, within the context.
+    """Apply dropout to the branches in a module, within the context, and make the module's own dropout repeatable.
+
+    Layers of a network that drop out, such as those of an encoder of texts, draw from torch's global generator. It is
+    seeded, too, where a part of the module is in training mode, and is as it was after the context.
 
     Args:
         module: its adapted layers say which share of the inputs is dropped.
@@ -23,15 +26,18 @@ def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int
         A function that sets the seed of the draws; call it before each step.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, Adapted) and layer.dropout]
-    draws = torch.Generator(device) if layers else None
-    for layer in layers:
-        layer.draws = draws
-    try:
-        yield draws.manual_seed if draws is not None else _nothing
-    finally:
-        for layer in layers:
-            layer.draws = None
-
-
-def _nothing(seed: int) -> None:
-    pass
+    seeded: list[Callable[[int], object]] = []
+    with ExitStack() as during:
+        if layers:
+            draws = torch.Generator(device)
+            seeded.append(draws.manual_seed)
+            for layer in layers:
+                layer.draws = draws
+        if any(part.training for part in module.modules()):
+            during.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+            seeded.append(torch.manual_seed)
+        try:
+            yield lambda seed: [seed_of(seed) for seed_of in seeded]
+        finally:
+            for layer in layers:
+                layer.draws = None
