@@ -25,7 +25,6 @@ from lamella.data.samples import Batch
 from lamella.data.scenario import class_incremental
 from lamella.data.tasks import Source
 from lamella.data.tokens import IDS, MASK
-from lamella.learner.config.document import complete
 from lamella.learner.export import export, predict_program
 from lamella.learner.export.check import BATCHES, random_samples
 from lamella.learner.export.predict_program import logits_of
@@ -58,8 +57,8 @@ def learned(method: str, architecture: str = "bert") -> Learner:
     """A learner of two tasks of two classes."""
     known = options_of(METHODS[method.partition("+")[0]])
     table = {"name": method, **{key: value for key, value in SETTINGS.items() if key in known}}
-    config = {"backbone": {"name": str(encoder(architecture))}, "method": table, "fit": {"device": "cpu"}}
-    learner = Learner(complete(config))
+    backbone = {"name": str(encoder(architecture)), "pool": "mean", "normalise": "unit"}
+    learner = Learner.create(backbone=backbone, method=table, fit={"device": "cpu"})
     scenario = class_incremental(source(), tasks=2)
     for i in range(2):
         learner.learn(scenario[i], held_back=scenario.test(i))
@@ -196,7 +195,7 @@ def test_every_way_to_pool_and_classify_is_in_the_program() -> None:
 def test_an_export_is_a_start_for_a_new_model(tmp_path: Path) -> None:
     learner = learned("inflora+align", "gpt2")
     export(learner.model, "hf", tmp_path / "model")
-    again = load_backbone(str(tmp_path / "model"))
+    again = load_backbone(str(tmp_path / "model"), normalise="unit")
     x = batch(learner)
     with torch.no_grad():
         torch.testing.assert_close(again(x), learner.method.eval().features(x), rtol=0, atol=1e-5)
@@ -229,11 +228,11 @@ def test_an_adapter_of_weights_with_a_name_names_them(tmp_path: Path, monkeypatc
     learner = learned("seq-lora")
     monkeypatch.setattr(learner.backbone, "name", "someone/tiny")
     lines = export(learner.model, "peft", tmp_path / "lora")
-    assert "from_pretrained('someone/tiny')" in lines[-1]
+    assert "from_pretrained('someone/tiny', add_pooling_layer=False)" in lines[-1]
     assert not (tmp_path / "lora" / "base").exists()
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["task_type"]) == ("someone/tiny", "FEATURE_EXTRACTION")
-    assert "AutoModel.from_pretrained('someone/tiny'), HERE)" in (tmp_path / "lora" / "predict.py").read_text()
+    assert "AutoModel.from_pretrained('someone/tiny', add_pooling_layer=False), HERE)" in (tmp_path / "lora" / "predict.py").read_text()
 
 
 def test_tasks_kept_apart_become_a_folder_each(tmp_path: Path) -> None:
