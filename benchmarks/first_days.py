@@ -3,18 +3,23 @@
     LAMELLA_DATA=DIR python benchmarks/first_days.py
     LAMELLA_DATA=DIR python benchmarks/first_days.py --stream clothing --validation method.lr=1e-3
     LAMELLA_DATA=DIR python benchmarks/first_days.py --stream handwriting --config handwriting-domains
+    LAMELLA_DATA=DIR python benchmarks/first_days.py --stream clinc150 --stream banking77 --per-class 8
 
-DIR holds cifar100_part.npz, caltech101.npz, the unpacked folder clothing/ and, where timm's hub cannot be reached,
-vit_tiny_patch16_224/. Every day brings classes that no earlier day had. A fifth of its training images is held back, as
-`lamella learn` does, and the rest is learned. After each day the test images of all classes so far are classified by
+DIR holds cifar100_part.npz, caltech101.npz, the unpacked folder clothing/, for texts clinc150.tar.xz and
+banking77.tar.xz, and, where the hubs cannot be reached, vit_tiny_patch16_224/ and
+sentence-transformers/all-MiniLM-L6-v2/. Every day brings classes that no earlier day had. A fifth of its training
+samples is held back, as `lamella learn` does, and the rest is learned. After each day the test samples of all classes
+so far are classified by
 
     learned         the model as `lamella learn` makes it, or with the settings that are given
     nearest means   the nearest class mean of the frozen backbone's features
     LDA             Fisher's discriminant of these features, as the method streaming-lda has it
     regression      scikit-learn's logistic regression on these features, standardised, of all images so far: the only
                     line that needs the images of earlier days
+    words           for texts, a linear support vector machine on their words and word pairs, weighed by how rare they
+                    are (TF-IDF), of all texts so far: no encoder at all
 
-All four see the same training images. With --validation the test images are left alone: a quarter of the training
+All see the same training images or texts. With --validation the test images are left alone: a quarter of the training
 images takes their place.
 """
 
@@ -27,16 +32,21 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from lamella import Learner
-from lamella.common.files import write_json
+from lamella.common.files import read_json, write_json
+from lamella.data.images import concatenate
+from lamella.data.loading import Examples
 from lamella.data.scenario import Scenario, Source, class_incremental, domain_incremental
 from lamella.data.sources.load import load_source
 from lamella.data.splits import stratified_split
+from lamella.data.texts import TextSet
 from lamella.learner.confidence import UNKNOWN
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.predictions import Prediction
@@ -50,10 +60,13 @@ STREAMS: dict[str, tuple[str, int | None, dict[str, Any]]] = {
     "digits": ("digits", None, {"tasks": 5}),
     "handwriting": ("handwriting", 100, {}),
     "clothing-domains": ("clothing", 160, {"changes": ["as-is", "dark", "blurred", "drawn"]}),
+    "clinc150": ("clinc150", None, {"tasks": 10}),
+    "banking77": ("banking77", None, {"tasks": 7, "order": "seeded"}),
 }
-"""By name: the data set, how many training images of each class are used, and how its classes are cut into days. In the
-last two, which have to be asked for, every day brings all classes in another domain."""
-LINES = ("learned", "nearest means", "LDA", "regression")
+"""By name: the data set, how many training images of each class are used, and how its classes are cut into days. Those
+behind the first four have to be asked for. Where nothing is said of tasks, every day brings all classes in another
+domain."""
+LINES = ("learned", "nearest means", "LDA", "regression", "words")
 BINS = 10
 
 
@@ -70,13 +83,25 @@ def main(
     """Learn, and classify the test images after each day."""
     wanted = Wanted(seed=seed, settings=tuple(settings or ()), start=config)
     for name in stream or tuple(STREAMS)[:4]:
-        rows = follow(days_of(name, per_class, validation), Learner(wanted.config()), days)
-        write_json(out / f"{name}{'-validation' if validation else ''}.json", {"settings": settings, "days": rows})
-        show(name + (", validation" if validation else ""), rows)
+        stream_of_days = days_of(name, per_class, validation)
+        called = f"{name}{f'-{per_class}' if per_class else ''}{'-validation' if validation else ''}"
+        learner = begun(out / f"{called}-model", Learner(wanted.config(stream_of_days[0].train.noun)))
+        rows = follow(stream_of_days, learner, days, out / f"{called}-model", out / f"{called}.json")
+        show(called, rows)
+
+
+def begun(folder: Path, new: Learner) -> Learner:
+    """Return the learner that an interrupted call has left in a folder, or the new one."""
+    if not folder.exists():
+        return new
+    left = Learner.load(folder)
+    if left.config | {"fit": None} != new.config | {"fit": None}:
+        raise ValueError(f"'{folder}' was learned with other settings; choose another --out")
+    return left
 
 
 def days_of(name: str, per_class: int | None, validation: bool) -> Scenario:
-    """Return the stream, with a fifth of each day's training images held back."""
+    """Return the stream, with a fifth of each day's training samples held back."""
     data, usual, cut = STREAMS[name]
     cut = dict(cut)
     source = load_source(data, per_class=per_class or usual, changes=cut.pop("changes", None))
@@ -92,35 +117,49 @@ def without_test(source: Source) -> Source:
     return replace(source, train=train, test=test, train_domains=domains[0], test_domains=domains[1])
 
 
-def follow(scenario: Scenario, learner: Learner, days: int | None) -> list[dict[str, float]]:
-    """Learn day by day, and return what is measured after each of them, in per cent."""
+def follow(
+    scenario: Scenario, learner: Learner, days: int | None, model: Path, results: Path
+) -> list[dict[str, float]]:
+    """Learn day by day, and return what is measured after each of them, in per cent.
+
+    The model and the results are stored after each day, so that an interrupted call goes on where it was.
+    """
     frozen, fit = Learner(learner.config).backbone, learner.model.fit()
     statistics = ClassGaussians(frozen.width)
     seen: list[tuple[Tensor, Tensor]] = []
     tests: list[tuple[Tensor, Tensor]] = []
-    rows: list[dict[str, float]] = []
+    texts: list[Examples] = []
+    rows: list[dict[str, float]] = read_json(results) if results.exists() else []
     for day in range(len(scenario) if days is None else days):
         task = scenario[day]
-        learner.learn(task, held_back=task.validation)
+        if len(learner.tasks) == day:
+            learner.learn(task, held_back=task.validation)
+            learner.save(model, keep=1)
         seen.append((fit.features(task.train, frozen), task.train.labels))
         tests.append((fit.features(scenario.test(day), frozen), scenario.test(day).labels))
         statistics.add(*seen[-1], task.classes)
+        texts.append(task.train)
+        if day < len(rows):
+            continue
         x, y = together(tests)
         guesses = [guess for i in range(day + 1) for guess in learner.predict(scenario.test(i), top=1)]
         names = [learner.class_names[label] for label in y.tolist()]
         right = torch.tensor([guess.classes[0] == name for guess, name in zip(guesses, names, strict=True)])
-        lines = (
+        lines = [
             right,
             statistics.ids[cosine_scores(x, statistics.means.float()).argmax(1)] == y,
             statistics.ids[statistics.linear_discriminant(x, 0.1).argmax(1)] == y,
             regression(*together(seen), x) == y,
-        )
-        row = {line: 100 * float(own.float().mean()) for line, own in zip(LINES, lines, strict=True)}
+        ]
+        if all(isinstance(part, TextSet) for part in texts):
+            lines.append(words(concatenate(texts), concatenate([scenario.test(i) for i in range(day + 1)])) == y)
+        row = {line: 100 * float(own.float().mean()) for line, own in zip(LINES, lines, strict=False)}
         row["calibration error"] = 100 * calibration_error(torch.tensor([g.confidences[0] for g in guesses]), right)
         if day == len(scenario) // 2 - 1 and not set(task.classes) & set(scenario[-1].classes):
             later = [g for i in range(day + 1, len(scenario)) for g in learner.predict(scenario.test(i), top=1)]
             row |= separation(guesses, later)
         rows.append(row)
+        write_json(results, rows)
         print(f"day {day + 1}: " + ", ".join(f"{name} {value:.1f}" for name, value in row.items()), flush=True)
     return rows
 
@@ -150,6 +189,12 @@ def regression(x: Tensor, y: Tensor, test: Tensor) -> Tensor:
     """Fit a logistic regression on features and labels, and return the classes of other features."""
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x.numpy(), y.numpy())
     return torch.from_numpy(model.predict(test.numpy()))
+
+
+def words(train: Any, test: Any) -> Tensor:
+    """Fit a linear classifier on the words of texts, and return the classes of other texts."""
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LinearSVC())
+    return torch.from_numpy(model.fit(train.texts, train.labels.numpy()).predict(test.texts))
 
 
 def show(title: str, rows: Sequence[dict[str, float]]) -> None:

@@ -1,10 +1,11 @@
 """Small streams and learners for tests: images whose class can be learned in seconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from lamella.backbones import Backbone
 from lamella.common.options import arguments, options_of
@@ -19,6 +20,7 @@ from lamella.training.fit import Fit
 from lamella.training.recipe import Training
 
 __all__ = [
+    "OFTEN",
     "QUICK",
     "RESIDUAL",
     "Spy",
@@ -28,6 +30,7 @@ __all__ = [
     "images",
     "learn",
     "learn_all",
+    "often",
     "source",
     "stream",
     "tiny_backbone",
@@ -38,6 +41,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "nearest-mean": {},
     "streaming-lda": {},
     "linear-probe": {"epochs": 5},
+    "ranpac": {"epochs": 2, "batch_size": 8, "projections": 300},
     "replay": {"epochs": 1, "batch_size": 16, "optimizer": "adam", "lr": 1e-3, "memory": 24},
     "icarl": {"epochs": 1, "batch_size": 16, "optimizer": "adam", "lr": 1e-3, "memory": 24},
     "lwf": {"epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 1e-3},
@@ -85,6 +89,16 @@ def build(name: str, seed: int = 0, backbone: Backbone | None = None, **options:
     if isinstance(chosen.get("base"), str):
         chosen["base"] = build(chosen["base"], seed, backbone, **{k: v for k, v in options.items() if k == "epochs"})
     return configured(METHODS[name], backbone, seed=seed, **chosen)
+
+
+OFTEN = {"inflora", "inflora+align", "inflora+calibrate+align", "inflora+align+calibrate", "duallora", "color",
+         "ranpac", "replay", "der", "nearest-mean", "streaming-lda", "seq-lora"}  # fmt: skip
+"""The methods that stand for the others where a test is long; `pytest -m slow` takes all of them."""
+
+
+def often(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test: the names, those that others stand for marked as slow."""
+    return [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def configured(method: Callable[..., Any], *args: Any, **options: Any) -> Any:

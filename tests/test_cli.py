@@ -91,7 +91,7 @@ def test_version(lamella: Run) -> None:
         (["report", "nowhere"], "'nowhere'"),
         (["layers", "test_vti"], "did you mean"),
         (["list", "method"], "method"),
-        (["predict", "nowhere", "nothing.png"], "no image file or folder 'nothing.png'"),
+        (["predict", "nowhere", "nothing.png"], "no file or folder 'nothing.png'"),
         (["learn", "nowhere", "no-data/"], "no-data/"),
         (["show", "digits", "run.seed=-1"], "0 or more"),
         (["list", "foo"], "'foo' is not one of"),

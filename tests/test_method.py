@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from streams import build, images, learn_all, stream, tiny_backbone
+from streams import build, images, learn_all, often, stream, tiny_backbone
 from torch import Tensor, nn
 
 from lamella import METHODS, Backbone, Fit, Learner, Method, Task
@@ -202,7 +202,7 @@ def test_what_classifies_by_its_heads_after_all_says_so(name: str, options: dict
         torch.testing.assert_close(method.linear_classifier()(method.features(x)), method.predict(x))
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", often(BUILT))
 def test_one_pass_gives_the_same_features_logits_and_readouts(name: str) -> None:
     method = learn_all(make(name), stream(4, 2)).eval()
     x = pixels(method)

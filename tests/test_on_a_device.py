@@ -12,7 +12,7 @@ import pytest
 import torch
 from pretended import DEVICE, pretending
 from safetensors.torch import load_file
-from streams import QUICK, RESIDUAL, stream
+from streams import QUICK, RESIDUAL, often, stream
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -114,13 +114,7 @@ def assert_same(one: Life, other: Life) -> None:
     assert one == other._replace(state=one.state)
 
 
-SELDOM = {"icarl", "lwf", "wa", "memo", "seq-finetune", "olora"}
-"""The methods that are not checked every time but by `pytest -m slow`: others share their code."""
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SELDOM else name for name in EVERY]
-)
+@pytest.mark.parametrize("name", often(EVERY))
 def test_a_life_on_an_accelerator_is_that_on_a_cpu(name: str, tmp_path: Path) -> None:
     with as_there():
         expected = undisturbed(name)

@@ -245,7 +245,15 @@ def test_a_second_process_is_told_that_the_directory_is_taken(tmp_path: Path) ->
 def test_every_kind_of_method_runs_and_reports(tmp_path: Path, method: str) -> None:
     extra = ["method.epochs=1"] if method != "streaming-lda" else []
     config = load_config(
-        "digits", ["backbone.weights=random", f"method.name={method}", "method.align=false", "fit.device=cpu", *extra]
+        "digits",
+        [
+            "backbone.weights=random",
+            f"method.name={method}",
+            "method.align=false",
+            "fit.device=cpu",
+            "scenario.per_class=20",
+            *extra,
+        ],
     )
     result = json.loads((run(config, tmp_path / "run", quiet=True) / "results.json").read_text())
     assert result["method"] == method

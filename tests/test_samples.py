@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from sequences import Encoder, Tokens, encoder, sequences, source
-from streams import tiny_backbone
+from streams import often, tiny_backbone
 from torch import Tensor
 
 from lamella.adapters.adapter import watch
@@ -119,7 +119,7 @@ def close(found: Tensor, wanted: Tensor) -> None:
 # whole learners ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*NAMES, *WITH_PARTS])
+@pytest.mark.parametrize("name", often([*NAMES, *WITH_PARTS]))
 def test_sequences_are_learned_stored_resumed_and_predicted(name: str, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     steps = Steps()
@@ -150,7 +150,7 @@ def test_sequences_are_learned_stored_resumed_and_predicted(name: str, tmp_path:
     assert Learner.load(whole).logits(padded()).shape == (12, 8)
 
 
-@pytest.mark.parametrize("name", [*NAMES, *WITH_PARTS])
+@pytest.mark.parametrize("name", often([*NAMES, *WITH_PARTS]))
 def test_what_is_learned_does_not_depend_on_padding(name: str) -> None:
     learners = [new(name, extra=extra) for extra in (0, 7)]
     for learner in learners:

@@ -169,7 +169,7 @@ def test_what_is_left_out_is_counted_and_leftovers_are_no_classes(tmp_path: Path
         ("path,label,label\n0.png,a,b\n", "line 1: two columns are called 'label'"),
         ("path,label,split\n0.png,a,dev\n", "line 2: the split 'dev' is unknown; use one of train, training, test"),
         ("path,label\n0.png,  \n", "line 2: the label is empty"),
-        ("label\na\n", "no column 'path'"),
+        ("label\na\n", "line 1: no text column; its columns are label"),
     ],
 )
 def test_tables_with_faults(tmp_path: Path, text: str, message: str) -> None:

@@ -13,7 +13,7 @@ from lamella.backbones.resnets import BLOCKS
 from lamella.backbones.text_encoders import build_encoder
 from lamella.common.options import Option, options_of
 
-__all__ = ["BACKBONES", "backbone_options", "load_backbone"]
+__all__ = ["BACKBONES", "backbone_options", "load_backbone", "noun_of"]
 
 BACKBONES: dict[str, str] = IMAGE_BACKBONES | {
     HASHED_WORDS: "for texts: words, word pairs and groups of letters, counted; no weights, needs no download",
@@ -94,3 +94,8 @@ def _is_of_timm(name: str) -> bool:
     import timm
 
     return timm.is_model(name.split(".")[0])
+
+
+def noun_of(name: str) -> str:
+    """Return what a backbone of this name takes, "image" or "text"."""
+    return "image" if _kind_of(name, None) is IMAGES else "text"

@@ -7,7 +7,7 @@ import typer
 
 from lamella.cli.output import say
 
-__all__ = ["Device", "Layout", "Model", "Untrusted", "Wait", "say_once"]
+__all__ = ["Device", "LabelColumn", "Layout", "Model", "TextColumn", "Untrusted", "Wait", "read_options", "say_once"]
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
 Device = Annotated[
@@ -20,6 +20,24 @@ Layout = Annotated[
         help="Of a folder: classes (CLASS/image, at any depth) or domains (DOMAIN/CLASS/image).",
         metavar="NAME",
         show_default="seen from the folder",
+    ),
+]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        help="Of a table: the column of the texts.",
+        metavar="COLUMN",
+        show_default="text, sentence, utterance or query",
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--label",
+        help="Of a table: the column of the labels.",
+        metavar="COLUMN",
+        show_default="label, category, intent or class",
     ),
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process changes the model.")]
@@ -44,3 +62,9 @@ class _Once:
 def say_once() -> _Once:
     """Return a function that prints each line once, however often it is called with it."""
     return _Once()
+
+
+def read_options(layout: str | None, text: str | None, label: str | None) -> dict[str, str]:
+    """Return the options of reading a data set that were given."""
+    given = {"layout": layout, "text": text, "label": label}
+    return {name: value for name, value in given.items() if value is not None}

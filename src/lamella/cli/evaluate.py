@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.arguments import Device, Layout, Model, Untrusted
+from lamella.cli.arguments import Device, LabelColumn, Layout, Model, TextColumn, Untrusted, read_options
 from lamella.cli.output import say
 
 __all__ = ["evaluate"]
@@ -15,20 +15,22 @@ __all__ = ["evaluate"]
 def evaluate(
     model: Model,
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="A folder CLASS/*.jpg, a CSV of paths and labels, or an npz archive.")
+        str, typer.Argument(metavar="DATA", help="As for learn: a folder or a file of labelled images or texts.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page as well.", metavar="FILE")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the confusion matrix.", metavar="FILE")] = None,
     layout: Layout = None,
+    text: TextColumn = None,
+    label: LabelColumn = None,
     device: Device = None,
     untrusted: Untrusted = False,
 ) -> None:
-    """Measure a model on labelled images.
+    """Measure a model on labelled images or texts.
 
     Reports accuracy by class and task, calibration, and confusion, and whether classes it never learned are called
-    unknown. If DATA has a test part, only that is measured. If the model learned from DATA, only the held-back images
-    are.
+    unknown. If DATA has a test part, only that is measured. If the model learned from DATA, only the held-back
+    part is.
     """
     from lamella.common.files import write_atomic
     from lamella.common.page import check_file
@@ -43,7 +45,7 @@ def evaluate(
         if file is not None:
             check_file(file)
     learned = load(model, device=device, trusted=not untrusted)
-    images, names, part = images_to_measure(data, learned, layout)
+    images, names, part = images_to_measure(data, learned, **read_options(layout, text, label))
     measured = evaluated(learned, images, names, unknown_below=UNKNOWN)
     what = f"{data}: {part}"
     if as_json:

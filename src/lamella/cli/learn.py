@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lamella.cli.arguments import Device, Layout, Model, Untrusted, Wait, say_once
+from lamella.cli.arguments import (
+    Device,
+    LabelColumn,
+    Layout,
+    Model,
+    TextColumn,
+    Untrusted,
+    Wait,
+    read_options,
+    say_once,
+)
 from lamella.cli.learn_messages import say_expected, say_found, say_known, say_resumed, say_took
 from lamella.cli.output import say
 from lamella.common.words import many
@@ -25,7 +35,12 @@ OTHERS = (
 def learn(
     model: Model,
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="A folder CLASS/*.jpg, a CSV of paths and labels, or an npz archive.")
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Images: a folder CLASS/*.jpg, a CSV of paths and labels, or an npz archive. Texts: a CSV, TSV, JSONL "
+            "or Parquet file with a column of texts and one of labels, or a folder CLASS/*.txt.",
+        ),
     ],
     settings: Annotated[
         list[str] | None,
@@ -38,9 +53,10 @@ def learn(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="Of a new model; also a FOLDER of timm or `lamella export`, or NAME+FOLDER with a LoRA of PEFT.",
+            help="Of a new model; also a FOLDER of timm, transformers or `lamella export`, or NAME+FOLDER with a LoRA "
+            "of PEFT.",
             metavar="NAME",
-            show_default="vit_tiny_patch16_224",
+            show_default="vit_tiny_patch16_224, for texts all-MiniLM-L6-v2",
         ),
     ] = None,
     bundled: Annotated[
@@ -52,7 +68,7 @@ def learn(
         typer.Option(
             help="Of a new model, with its parts; plain inflora has none. FILE.py:CLASS is a method of your own.",
             metavar="NAME",
-            show_default="inflora+align",
+            show_default="inflora+align, for texts ranpac",
         ),
     ] = None,
     config: Annotated[
@@ -60,7 +76,7 @@ def learn(
         typer.Option(
             help="The settings of a new model: a configuration of `lamella list configs`, or a TOML file.",
             metavar="NAME",
-            show_default="photos",
+            show_default="photos, for texts texts",
         ),
     ] = None,
     no_train: Annotated[
@@ -71,9 +87,11 @@ def learn(
         typer.Option(help="Of the task; a name that no task of this model has.", metavar="TASK", show_default="DATA's"),
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Learn images once more that were learned before; they count twice then.")
+        bool, typer.Option("--again", help="Learn samples once more that were learned before; they count twice then.")
     ] = False,
     layout: Layout = None,
+    text: TextColumn = None,
+    label: LabelColumn = None,
     wait: Wait = False,
     device: Device = None,
     untrusted: Untrusted = False,
@@ -84,8 +102,8 @@ def learn(
 ) -> None:
     """Teach a model the classes of DATA.
 
-    They become its next task. The first use creates the model. Earlier data is not needed, and no image is kept. Images
-    that it has learned before, under whatever file name, are left out.
+    They become its next task. The first use creates the model. Earlier data is not needed, and no image or text is
+    kept. Samples that it has learned before, under whatever file name, are left out.
     """
     from lamella.backbones.weight_files import WeightsNotFound
     from lamella.common.progress import bars
@@ -112,7 +130,7 @@ def learn(
     )
 
     def read() -> "ReadableData":
-        found = load_readable(data, **({"layout": layout} if layout else {}))
+        found = load_readable(data, **read_options(layout, text, label))
         if strict and found.unreadable:
             first = f"the first is {found.unreadable[0].key}: {found.unreadable[0].reason}"
             raise ValueError(

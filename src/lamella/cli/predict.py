@@ -1,12 +1,9 @@
-"""`lamella predict`: name the classes of images."""
+"""`lamella predict`: name the classes of images or texts."""
 
 import csv
 import io
 import json
-import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,46 +12,66 @@ from lamella.cli.arguments import Device, Model, Untrusted
 from lamella.cli.output import say
 
 if TYPE_CHECKING:
+    from lamella.cli.predict_inputs import Named
     from lamella.learner.learner import Prediction
 
 __all__ = ["predict"]
 
-STDIN = "-"
+SHOWN = 60  # characters of a text in a line
 
 
 def predict(
     model: Model,
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Image files, folders of them, or - for paths from stdin.")
-    ],
-    top: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 5,
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH...",
+            help="Image files and folders of them, or - for paths from stdin. For a model of texts: tables and .txt "
+            "files, or - for a text in each line of stdin.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="A text; repeatable.", metavar="TEXT", show_default=False)
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="Of the texts in tables.", metavar="NAME", show_default="text, sentence, utterance or query"),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes to name for each sample.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line for each image.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line for each sample.")] = False,
     unknown: Annotated[
-        bool, typer.Option("--unknown", help="Call an image unknown if it looks stranger than 19 of 20 known images.")
+        bool, typer.Option("--unknown", help="Call a sample unknown if it looks stranger than 19 of 20 known ones.")
     ] = False,
     device: Device = None,
     untrusted: Untrusted = False,
 ) -> None:
-    """Name the class of each image. Images that cannot be read are named at the end, and the exit status is then 1.
+    """Name the class of each image or text. What cannot be read is named at the end, and the exit status is then 1.
 
-    The output has confidences, the task that taught the class, and how familiar the image is.
+    The output has confidences, the task that taught the class, and how familiar the sample is.
     """
     if as_json and as_csv:
         raise ValueError("--json and --csv cannot be combined; choose one")
-    files = _files(paths)
-    from lamella.data.images import Files, ImageSet
-    from lamella.data.keeping import keep_readable
+    if not paths and not text:
+        raise ValueError("there is nothing to predict; give files, or texts with --text")
+    from lamella.cli.predict_inputs import asked_images, asked_texts, check_paths
     from lamella.learner.learner import Learner
 
+    check_paths(paths or ())
     learner = Learner.load(model, device=device, trusted=not untrusted)
+    noun = learner.backbone.transform.noun
     if unknown and not learner.confidence.images:
-        raise ValueError(f"'{model}' has no held-back images, so it cannot tell what is unknown; leave out --unknown")
-    found = keep_readable(ImageSet.unlabelled(Files(files)))
-    there = [files[int(key)] for key in found.data.keys]
-    predictions = learner.predict(found.data, top=top) if there else []
-    rows = [_row(path, prediction, unknown) for path, prediction in zip(there, predictions, strict=True)]
-    broken = [{"path": str(files[int(file.key)]), "error": file.reason} for file in found.unreadable]
+        raise ValueError(f"'{model}' has no held-back {noun}s, so it cannot tell what is unknown; leave out --unknown")
+    if noun == "text":
+        asked = asked_texts(paths or (), text or (), column)
+    elif text or column:
+        raise ValueError(f"'{model}' learns from {noun}s, and --text and --column are for texts; leave them out")
+    else:
+        asked = asked_images(paths or ())
+    predictions = learner.predict(asked.data, top=top) if len(asked.data) else []
+    rows = [_row(named, prediction, unknown) for named, prediction in zip(asked.named, predictions, strict=True)]
+    broken = [{"path": name, "error": reason} for name, reason in asked.broken]
     if as_json:
         typer.echo(json.dumps([*rows, *broken], indent=2))
     elif as_csv:
@@ -69,35 +86,10 @@ def predict(
         raise typer.Exit(1)
 
 
-def _files(paths: Sequence[str]) -> list[Path]:
-    """List the image files that the paths name, in order.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-        ValueError: a folder has no image.
-    """
-    from lamella.data.sources.folders import list_images
-
-    named = [line for path in paths for line in (_lines_of_stdin() if path == STDIN else [path]) if line]
-    files: list[Path] = []
-    for path in map(Path, named):
-        if path.is_dir():
-            files += list_images(path)
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise FileNotFoundError(f"no image file or folder '{path}'")
-    return files
-
-
-def _lines_of_stdin() -> list[str]:
-    return os.fsdecode(sys.stdin.buffer.read()).splitlines()
-
-
-def _row(path: Path, prediction: "Prediction", unknown: bool) -> dict[str, Any]:
+def _row(named: "Named", prediction: "Prediction", unknown: bool) -> dict[str, Any]:
     pairs = zip(prediction.classes, prediction.confidences, strict=True)
     classes = [{"name": name, "confidence": confidence} for name, confidence in pairs]
-    row: dict[str, Any] = {"path": str(path), "classes": classes, "task": prediction.task}
+    row: dict[str, Any] = {**named, "classes": classes, "task": prediction.task}
     row["familiarity"] = prediction.familiarity
     if unknown and prediction.familiarity is not None:
         from lamella.learner.confidence import UNKNOWN
@@ -109,16 +101,22 @@ def _row(path: Path, prediction: "Prediction", unknown: bool) -> dict[str, Any]:
 def _line(row: dict[str, Any]) -> str:
     named = ", ".join(f"{entry['name']} {entry['confidence']:.1%}" for entry in row["classes"])
     strange = f"unknown (familiarity {row['familiarity']:.1%}); nearest: " if row.get("unknown") else ""
-    return f"{row['path']}: {strange}{named} (task: {row['task']})"
+    return f"{row['path'] if 'text' not in row else _short(row['text'])}: {strange}{named} (task: {row['task']})"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
     page = io.StringIO()
     extra = ["unknown"] if rows and "unknown" in rows[0] else []
+    names = ["text", "path"] if rows and "text" in rows[0] else ["path"]
     writer = csv.writer(page, lineterminator="\n")
-    writer.writerow(["path", "class", "confidence", "task", "familiarity", *extra])
+    writer.writerow([*names, "class", "confidence", "task", "familiarity", *extra])
     for row in rows:
         best = row["classes"][0]
-        more = [row[key] for key in extra]
-        writer.writerow([row["path"], best["name"], best["confidence"], row["task"], row["familiarity"], *more])
+        own, more = ([row[key] for key in keys] for keys in (names, extra))
+        writer.writerow([*own, best["name"], best["confidence"], row["task"], row["familiarity"], *more])
     return page.getvalue()

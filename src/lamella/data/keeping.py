@@ -12,18 +12,12 @@ from lamella.data.decoding import in_threads
 from lamella.data.disk_cache import cache_folder, on_disk
 from lamella.data.images import EncodedBytes, Files, ImageSet, PixelArray
 from lamella.data.loading import Examples
+from lamella.data.tasks import Unreadable
 
-__all__ = ["Readable", "Unreadable", "content_digest", "keep_decoded", "keep_readable"]
+__all__ = ["Readable", "content_digest", "keep_decoded", "keep_readable"]
 
 CHUNK = 64  # images decoded between two looks at the budget
 PROBE = 32  # images decoded to estimate the size of all
-
-
-class Unreadable(NamedTuple):
-    """An image that cannot be read: its key in its set, and why."""
-
-    key: str
-    reason: str
 
 
 class Readable(NamedTuple):

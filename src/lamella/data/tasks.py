@@ -6,6 +6,7 @@ A Task holds training data only; the test data of a task is asked from the Scena
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -13,7 +14,14 @@ from lamella.data.images import concatenate
 from lamella.data.loading import Examples
 from lamella.data.names import normal_name
 
-__all__ = ["Scenario", "Source", "Task"]
+__all__ = ["Scenario", "Source", "Task", "Unreadable"]
+
+
+class Unreadable(NamedTuple):
+    """A sample that cannot be read: its key in its set, or the place where it stands, and why."""
+
+    key: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Source:
         train_domains: (n,) int64, the domain of each training sample, where there are domains.
         test_domains: (n,) int64, the same for the test part.
         told: how the data were read, in lines for people.
+        unreadable: the samples that the loader left out of both parts, because they cannot be read. Images are looked
+            at later; see `keep_readable`.
 
     Names of classes and domains are brought into one form; see `normal_name`.
 
@@ -45,6 +55,7 @@ class Source:
     train_domains: Tensor | None = field(default=None, repr=False)
     test_domains: Tensor | None = field(default=None, repr=False)
     told: tuple[str, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()
 
     def __post_init__(self) -> None:
         for own in ("class_names", "domain_names"):
@@ -93,7 +104,8 @@ class Scenario:
     """A sequence of tasks, and the test data of each.
 
     Args:
-        kind: "class-incremental", "domain-incremental" or "task-incremental" (the task is given at test time).
+        kind: "class-incremental", "domain-incremental", "task-incremental" (the task is given at test time) or
+            "datasets".
         class_names: of all classes of the source; `class_names[label]`.
         tasks: in the order they are learned.
         tests: the test data of each task.
@@ -126,6 +138,12 @@ class Scenario:
     def __repr__(self) -> str:
         sizes = ", ".join(str(len(task.classes)) for task in self._tasks)
         return f"Scenario({self.kind}, {len(self)} tasks of {sizes} classes)"
+
+    @property
+    def shared_classes(self) -> bool:
+        """Whether a class belongs to several tasks, so that a choice of task has no meaning."""
+        classes = sum(len(task.classes) for task in self._tasks)
+        return self.kind == "domain-incremental" or classes > len(self.class_order)
 
     def test(self, i: int) -> Examples:
         """The test data of task i."""

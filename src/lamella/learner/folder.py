@@ -221,12 +221,7 @@ class ModelFolder:
             wanted.with_files_named().check()
         data = read()
         model = self.open(wanted, data.noun) if model is None else model
-        noun = model.backbone.transform.noun
-        if noun != data.noun:
-            raise ValueError(
-                f"'{self.path}' learns from {noun}s with {model.backbone.name}, and {data.whole.name} holds "
-                f"{data.noun}s; choose another model, or a new folder for one"
-            )
+        model.check_takes(data.whole)
         return model, data
 
     def _done(self, model: Model, data: ReadableData, place: Path, since: int | None) -> int | None:

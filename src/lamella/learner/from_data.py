@@ -20,6 +20,7 @@ def learn_from(
 ) -> TaskRecord:
     """Learn a data set as the next task. Arguments, return value and errors are those of `Learner.learn_from`."""
     found = load_readable(data)
+    model.check_takes(found.whole)
     if found.unreadable:
         first = f"the first is {found.unreadable[0].key}: {found.unreadable[0].reason}"
         left_out = f"left out, cannot be read: {many(len(found.unreadable), 'file')} of '{data}'; {first}"

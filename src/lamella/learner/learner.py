@@ -288,14 +288,15 @@ class Learner:
         return self.model.logits(x, task)
 
     def predict(self, images: Sequence[str | Path] | Examples, *, top: int = 5) -> list[Prediction]:
-        """Class names with confidences for image files or a set of samples.
+        """Class names with confidences for image files, texts, or a set of samples.
 
         Args:
-            images: files, or a set of samples of any kind, whose labels are not looked at; at least one.
+            images: image files, or for a model of texts the texts themselves; or a set of samples of any kind, whose
+                labels are not looked at. At least one.
             top: how many classes a prediction names, at least 1.
 
         Returns:
-            One prediction for each image.
+            One prediction for each sample.
 
         Raises:
             ValueError: nothing was learned yet, there is no sample, or one cannot be read (it is named).

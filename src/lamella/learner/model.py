@@ -16,7 +16,7 @@ from lamella.data.lengths import in_order
 from lamella.data.loading import Examples
 from lamella.data.names import normal_name
 from lamella.data.samples import Samples
-from lamella.data.scenario import Task
+from lamella.data.scenario import Source, Task
 from lamella.learner.confidence import Confidence, HeldBackScore, fitted_temperature, histogram, of_records
 from lamella.learner.config.document import (
     build_augmentation,
@@ -156,6 +156,19 @@ class Model:
             raise RuntimeError(
                 f"learning '{self.half_learned}' did not finish, so this learner is in an undefined state; load the "
                 "stored model again (the files on disk are intact)"
+            )
+
+    def check_takes(self, source: Source) -> None:
+        """Make sure that a data set holds what the backbone takes.
+
+        Raises:
+            ValueError: it holds samples of another kind.
+        """
+        noun, other = self.backbone.transform.noun, source.train.noun
+        if noun != other:
+            raise ValueError(
+                f"this model takes {noun}s, by the backbone {self.backbone.name}, and {source.name} holds {other}s; "
+                "choose another model, or another backbone for a new one"
             )
 
     def logits(self, x: Samples, task: int | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lamella.data.images import Files, ImageSet
 from lamella.data.loading import Examples
+from lamella.data.texts import TextSet, normal_text
 from lamella.data.transform import of_images
 from lamella.learner.confidence import Confidence
 from lamella.learner.model import Model
@@ -39,7 +40,7 @@ def predict(model: Model, samples: Sequence[str | Path] | Examples, *, top: int)
     model.check_whole()
     if not model.tasks:
         raise ValueError("this model has learned nothing yet; give it a task first")
-    data = samples if isinstance(samples, Examples) else _files(model, samples)
+    data = samples if isinstance(samples, Examples) else _as_samples(model, samples)
     if not len(data):
         raise ValueError(f"there is no {data.noun} to predict; give at least one")
     logits, typicality = model.read(data, model.fit(), "predict")
@@ -54,9 +55,24 @@ def predict(model: Model, samples: Sequence[str | Path] | Examples, *, top: int)
     )
 
 
-def _files(model: Model, paths: Sequence[str | Path]) -> ImageSet:
+def _as_samples(model: Model, given: Sequence[str | Path]) -> Examples:
+    """Return the images of files, or, for a model of texts, the texts themselves.
+
+    Raises:
+        ValueError: the model takes samples of another kind, or one of the texts is a path or empty.
+    """
+    if model.backbone.transform.noun == "text":
+        return _as_texts(given)
     of_images(model.backbone.transform, "a list of files")
-    return ImageSet.unlabelled(Files([Path(path) for path in paths]))
+    return ImageSet.unlabelled(Files([Path(path) for path in given]))
+
+
+def _as_texts(given: Sequence[str | Path]) -> TextSet:
+    texts = [normal_text(text) for text in given if isinstance(text, str)]
+    if len(texts) < len(given) or not all(texts):
+        wrong = next(text for text in given if not isinstance(text, str) or not normal_text(text))
+        raise ValueError(f"this model takes texts that are not empty, not {wrong!r}")
+    return TextSet.unlabelled(texts)
 
 
 def as_predictions(

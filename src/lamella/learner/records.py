@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from lamella.data.images import data_sha256
-from lamella.data.keeping import Unreadable
 from lamella.data.scenario import Task
+from lamella.data.tasks import Unreadable
 from lamella.learner.confidence import HeldBackScore
 from lamella.learner.inspection.directions import used_directions
 from lamella.learner.reference import Beside

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lamella.data.scenario import Source
-from lamella.data.sources.folders import Photo, folder_names, list_images, load_folder, photos_to_source
+from lamella.data.sources.files import LabelledFile, folder_names, list_images
+from lamella.data.sources.folders import load_folder
+from lamella.data.sources.image_files import images_to_source
 from lamella.data.sources.parts import keep_domains
 from lamella.data.sources.places import look_for, places
 
@@ -19,15 +21,16 @@ def load_tiny_imagenet(root: Root = None) -> Source:
     """Tiny-ImageNet: `train/<wnid>/images/*.JPEG`, `val/val_annotations.txt`, `words.txt`; `val` is the test part."""
     folder = _folder("tiny-imagenet", root, "train", "tiny-imagenet-200", "tiny-imagenet")
     wnids = folder_names(folder / "train")
-    photos = [Photo(image, wnid, None, False) for wnid in wnids for image in list_images(folder / "train" / wnid)]
+    train = folder / "train"
+    photos = [LabelledFile(image, wnid, None, False) for wnid in wnids for image in list_images(train / wnid)]
     annotations = folder / "val" / "val_annotations.txt"
     for line, (file, wnid) in _columns(annotations, 2):
         if wnid not in wnids:
             raise ValueError(f"{annotations}, line {line}: class {wnid!r} has no folder in {folder / 'train'}")
-        photos.append(Photo(folder / "val" / "images" / file, wnid, None, True))
+        photos.append(LabelledFile(folder / "val" / "images" / file, wnid, None, True))
     words = folder / "words.txt"
     names = dict(re.findall(r"^(n\d{8})\t(.+)$", _text(words), re.MULTILINE)) if words.exists() else {}
-    return photos_to_source("tiny-imagenet", folder, photos, class_names=wnids, renamed=_readable(wnids, names))
+    return images_to_source("tiny-imagenet", folder, photos, class_names=wnids, renamed=_readable(wnids, names))
 
 
 def load_imagenet_r(root: Root = None, *, test_fraction: float = 0.2, split_seed: int = 0) -> Source:
@@ -50,8 +53,8 @@ def load_cub200(root: Root = None) -> Source:
     for line, (image, file) in _columns(folder / "images.txt", 2):
         if image not in label or image not in in_train or label[image] not in classes:
             raise ValueError(f"{folder / 'images.txt'}, line {line}: image {image} lacks its class or its split")
-        photos.append(Photo(folder / "images" / file, classes[label[image]], None, not in_train[image]))
-    return photos_to_source("cub200", folder, photos, class_names=list(classes.values()))
+        photos.append(LabelledFile(folder / "images" / file, classes[label[image]], None, not in_train[image]))
+    return images_to_source("cub200", folder, photos, class_names=list(classes.values()))
 
 
 def load_domainnet(
@@ -79,7 +82,7 @@ def load_domainnet(
 
 
 def _listed_domains(folder: Path, domains: Sequence[str]) -> Source:
-    photos: list[Photo] = []
+    photos: list[LabelledFile] = []
     names: dict[int, str] = {}
     for domain in domains:
         for part in ("train", "test"):
@@ -89,10 +92,10 @@ def _listed_domains(folder: Path, domains: Sequence[str]) -> Source:
                 if not label.isdigit() or names.setdefault(int(label), name) != name:
                     known = names.get(int(label)) if label.isdigit() else "a number"
                     raise ValueError(f"{listing}, line {line}: label {label} of {file} is not {name!r} but {known!r}")
-                photos.append(Photo(folder / file, name, domain, part == "test"))
+                photos.append(LabelledFile(folder / file, name, domain, part == "test"))
     if sorted(names) != list(range(len(names))):
         raise ValueError(f"the lists in {folder} skip a label between 0 and {max(names)}")
-    return photos_to_source("domainnet", folder, photos, class_names=[names[i] for i in range(len(names))])
+    return images_to_source("domainnet", folder, photos, class_names=[names[i] for i in range(len(names))])
 
 
 def _wnid_folders(name: str, root: Root, test_fraction: float, split_seed: int) -> Source:

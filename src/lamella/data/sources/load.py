@@ -1,7 +1,8 @@
 """Find and load a data set by name or path."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ from lamella.data.scenario import Source
 from lamella.data.sources.changes import change_domains
 from lamella.data.sources.parts import keep_classes, keep_domains, keep_per_class
 from lamella.data.sources.places import look_for, places
+from lamella.data.sources.rows import ROWS, Rows, read_rows
 
 __all__ = ["PATTERNS", "SOURCES", "load_source"]
 
 HUB = "hf:"
-FILES = (".csv", ".tsv", ".npz")
+OLORA = "olora/"
+FILES = (*ROWS, ".npz")
+PATH_COLUMN = "path"
 KEEPING: dict[str, Callable[..., Source]] = {
     "domains": keep_domains,
     "classes": keep_classes,
@@ -37,14 +41,17 @@ SOURCES = {
     "imagenet-a": "natural adversarial photos, 200 classes, 7,500 images; local copy, imagenet-a/",
     "cub200": "birds, 200 classes, 11,788 images; local copy, CUB_200_2011/",
     "domainnet": "6 domains, 345 classes, about 590,000 images; local copy, domainnet/",
+    "clinc150": "queries, 150 intents of 10 domains, 19,500 texts; local copy, clinc150.tar.xz",
+    "banking77": "queries to a bank, 77 intents, 13,083 texts; local copy, banking77.tar.xz",
+    "olora/NAME": "agnews, sst2 ..., 15 sets of texts of O-LoRA's benchmark; local copy, cl_benchmark.tar.xz",
 }
 """Data sets by name, with one line on each."""
 
 PATTERNS = {
-    "FOLDER": "class/*.jpg, the same under train/ and test/, or domain/class/*.jpg",
-    "FILE.csv": "columns path and label, optionally split and domain",
+    "FOLDER": "class/*.jpg or class/*.txt, the same under train/ and test/, or domain/class/*.jpg",
+    "FILE.csv": "columns text and label, or path and label; also .tsv, .jsonl, .json, .parquet",
     "FILE.npz": "encoded images with offsets, or x_train, y_train, x_test, y_test",
-    "hf:OWNER/NAME": "any image data set of the Hugging Face hub",
+    "hf:OWNER/NAME": "any data set of labelled images or texts of the Hugging Face hub",
 }
 """What else can be loaded: how it is written, and one line on it."""
 
@@ -53,13 +60,15 @@ def load_source(name_or_path: str | Path, *, root: str | Path | None = None, **o
     """Load a data set.
 
     Args:
-        name_or_path: a name of SOURCES, an image folder, a `.csv`, `.tsv` or `.npz` file, or `hf:owner/name`. A path
-            may also be relative to the root; a name goes before a folder of the same name (write `./digits` for that).
+        name_or_path: a name of SOURCES, a folder of images or texts, a `.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet` or
+            `.npz` file, or `hf:owner/name`. A path may also be relative to the root; a name goes before a folder of the
+            same name (write `./digits` for that).
         root: the folder that holds the data; $LAMELLA_DATA and the user's cache where left out.
         options: of every set: `domains` and `classes` (keep only these; a number keeps the first so many classes),
-            `per_class` (training images kept of each class, in each domain), `changes` (makes a domain of each of these
-            changes of the pictures, see `changes.CHANGES`); of the loader: `test_fraction` and `split_seed` where a
-            split is made, `layout` of a folder, `config`, `image`, `label`, `train`, `test` and `revision` of the hub.
+            `per_class` (training samples kept of each class, in each domain), `changes` (makes a domain of each of
+            these changes of the pictures, see `changes.CHANGES`); of the loader: `test_fraction` and `split_seed` where
+            a split is made, `layout` and `samples` of a folder, `text` or `image`, and `label` (columns) of a file of
+            rows and of the hub, `config`, `train`, `test` and `revision` of the hub.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -79,6 +88,10 @@ def _load(name: str, root: str | Path | None, options: dict[str, Any]) -> Source
         from lamella.data.sources.hub import load_hub
 
         return _call(name, load_hub, name.removeprefix(HUB), options)
+    if name.startswith(OLORA):
+        from lamella.data.sources.text_sets import load_olora
+
+        return _call(name, partial(load_olora, name.removeprefix(OLORA)), root, options)
     if name in SOURCES:
         archive = look_for(root, f"{name.replace('-', '_')}.npz")
         if archive is not None:
@@ -90,7 +103,7 @@ def _load(name: str, root: str | Path | None, options: dict[str, Any]) -> Source
 
 
 def _named(name: str, root: str | Path | None) -> Callable[..., Source]:
-    from lamella.data.sources import layouts, named
+    from lamella.data.sources import layouts, named, text_sets
 
     loaders: dict[str, Callable[..., Source]] = {
         "handwriting": load_handwriting,
@@ -104,6 +117,8 @@ def _named(name: str, root: str | Path | None) -> Callable[..., Source]:
         "imagenet-a": layouts.load_imagenet_a,
         "cub200": layouts.load_cub200,
         "domainnet": layouts.load_domainnet,
+        "clinc150": text_sets.load_clinc150,
+        "banking77": text_sets.load_banking77,
     }
     if name in loaders:
         return loaders[name]
@@ -133,15 +148,35 @@ def _load_path(name: str, root: str | Path | None, options: dict[str, Any]) -> S
 
         return _call(name, load_folder, path, options)
     suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        from lamella.data.sources.table import load_table
-
-        return _call(name, load_table, path, options)
+    if suffix in ROWS:
+        rows = read_rows(path)
+        return _call(name, _table_loader(rows, options), rows, options)
     if suffix == ".npz":
         from lamella.data.sources.archives import load_archive
 
         return _call(name, load_archive, path, options)
-    raise ValueError(f"{path} is not a data set; give a folder of images or a {', '.join(FILES)} file")
+    raise ValueError(f"{path} is not a data set; give a folder of images or texts, or a file {', '.join(FILES)}")
+
+
+def _table_loader(rows: Rows, options: Mapping[str, Any]) -> Callable[..., Source]:
+    """Return what loads these rows: paths of images, or texts.
+
+    Raises:
+        ValueError: there are both, and no option says which.
+    """
+    from lamella.data.sources.table import load_image_table
+    from lamella.data.sources.text_table import TEXTS, column_of, load_text_table
+
+    image, text = PATH_COLUMN in rows.columns, column_of(rows.columns, TEXTS)
+    if "text" in options or "image" in options:
+        return load_text_table if "text" in options else load_image_table
+    if image and text:
+        raise ValueError(
+            f"{rows.path} has the columns {PATH_COLUMN} and {text}: say which the samples are, --text {text} or "
+            f"--image {PATH_COLUMN} (scenario.text or scenario.image of a run)"
+        )
+    misspelt = not text and did_you_mean(PATH_COLUMN, rows.columns)
+    return load_image_table if image or misspelt else load_text_table
 
 
 def _not_found(name: str) -> Exception:
@@ -149,7 +184,7 @@ def _not_found(name: str) -> Exception:
         return FileNotFoundError(f"no such file or folder: {name}")
     return ValueError(
         f"no data set is called {name!r}, and no such folder exists{did_you_mean(name, SOURCES)}; "
-        f"known are {', '.join(SOURCES)}, image folders, .csv and .npz files, and hf:owner/name"
+        f"known are {', '.join(SOURCES)}, folders of images or texts, files {', '.join(FILES)}, and hf:owner/name"
     )
 
 

@@ -8,16 +8,18 @@ from torch import Tensor
 
 from lamella.common.checks import did_you_mean
 from lamella.data.choices import choose_some
-from lamella.data.images import ImageSet, concatenate
+from lamella.data.images import concatenate
+from lamella.data.loading import Examples
 from lamella.data.scenario import Source
 from lamella.data.splits import in_drawn_order, stratified_split
+from lamella.data.tasks import Unreadable
 
 __all__ = ["as_domains", "divide", "keep_classes", "keep_domains", "keep_per_class"]
 
 
 def divide(
     name: str,
-    data: ImageSet,
+    data: Examples,
     class_names: Sequence[str],
     *,
     is_test: Tensor | None = None,
@@ -26,27 +28,31 @@ def divide(
     test_fraction: float = 0.2,
     split_seed: int = 0,
     test_each_class: bool = True,
+    told: Sequence[str] = (),
+    unreadable: Sequence[Unreadable] = (),
 ) -> Source:
     """Cut a set into its training and test part.
 
     Args:
         name: of the data set.
-        data: all of its images.
+        data: all of its samples.
         class_names: `class_names[label]`.
-        is_test: (n,) bool, the data set's own split; where left out, one is made from the images' keys.
+        is_test: (n,) bool, the data set's own split; where left out, one is made from the samples' keys.
         domains: (n,) int64, where the data set has domains.
         domain_names: `domain_names[domain]`.
         test_fraction: of each class (in each domain) that a made split holds out, in [0, 1); with 0 the test part is
             empty, which is for learning without measuring.
         split_seed: of a made split.
-        test_each_class: whether a made split must give a test image to each class. If not, a class with a single image
-            has none.
+        test_each_class: whether a made split must give a test sample to each class. If not, a class with a single
+            sample has none.
+        told: how the data were read, in lines for people.
+        unreadable: the samples that were left out.
 
     Raises:
-        ValueError: there are no images, or a class is too small to be cut.
+        ValueError: there are no samples, or a class is too small to be cut.
     """
     if len(data) == 0:
-        raise ValueError(f"{name} has no images")
+        raise ValueError(f"{name} has no {data.noun}s")
     if is_test is None:
         is_test = _make_split(name, data, class_names, domains, test_fraction, split_seed, test_each_class)
     train, test = (~is_test).nonzero()[:, 0], is_test.nonzero()[:, 0]
@@ -58,6 +64,8 @@ def divide(
         tuple(domain_names),
         None if domains is None else domains[train],
         None if domains is None else domains[test],
+        tuple(told),
+        tuple(unreadable),
     )
 
 
@@ -102,14 +110,13 @@ def keep_domains(source: Source, domains: Sequence[str]) -> Source:
     place = torch.full((len(source.domain_names),), -1)
     place[[source.domain_names.index(domain) for domain in domains]] = torch.arange(len(domains))
     train, test = place[source.train_domains], place[source.test_domains]
-    return Source(
-        source.name,
-        source.train.subset((train >= 0).nonzero()[:, 0]),
-        source.test.subset((test >= 0).nonzero()[:, 0]),
-        source.class_names,
-        tuple(domains),
-        train[train >= 0],
-        test[test >= 0],
+    return replace(
+        source,
+        train=source.train.subset((train >= 0).nonzero()[:, 0]),
+        test=source.test.subset((test >= 0).nonzero()[:, 0]),
+        domain_names=tuple(domains),
+        train_domains=train[train >= 0],
+        test_domains=test[test >= 0],
     )
 
 
@@ -130,27 +137,27 @@ def keep_classes(source: Source, classes: int | Sequence[int | str]) -> Source:
     masks = [place[data.labels] >= 0 for data in (source.train, source.test)]
     train, test = (d.subset(m.nonzero()[:, 0]) for d, m in zip((source.train, source.test), masks, strict=True))
     train.labels, test.labels = place[train.labels], place[test.labels]
-    return Source(
-        source.name,
-        train,
-        test,
-        tuple(source.class_names[i] for i in kept),
-        source.domain_names,
-        None if source.train_domains is None else source.train_domains[masks[0]],
-        None if source.test_domains is None else source.test_domains[masks[1]],
+    return replace(
+        source,
+        train=train,
+        test=test,
+        class_names=tuple(source.class_names[i] for i in kept),
+        train_domains=None if source.train_domains is None else source.train_domains[masks[0]],
+        test_domains=None if source.test_domains is None else source.test_domains[masks[1]],
     )
 
 
 def keep_per_class(source: Source, count: int) -> Source:
-    """The source with at most so many training images of each class, drawn by their keys; the test part stays whole.
+    """The source with at most so many training samples of each class, drawn by their keys; the test part stays whole.
 
     Where there are domains, so many are kept of each class in each domain.
 
     Raises:
-        ValueError: fewer than one image was asked for.
+        ValueError: fewer than one sample was asked for.
     """
     if count < 1:
-        raise ValueError(f"per_class = {count} leaves {source.name} without training images; keep 1 or more")
+        noun = source.train.noun
+        raise ValueError(f"per_class = {count} leaves {source.name} without training {noun}s; keep 1 or more")
     labels, keys = source.train.labels, source.train.keys
     domains = source.train_domains
     groups = labels if domains is None else labels * len(source.domain_names) + domains
@@ -165,7 +172,7 @@ def keep_per_class(source: Source, count: int) -> Source:
 
 def _make_split(
     name: str,
-    data: ImageSet,
+    data: Examples,
     class_names: Sequence[str],
     domains: Tensor | None,
     fraction: float,
@@ -179,10 +186,10 @@ def _make_split(
         return is_test
     for label, count in enumerate(torch.bincount(data.labels, minlength=len(class_names)).tolist()):
         if count < 2 and test_each_class:
-            has = "a single image" if count else "no image"
+            has = f"a single {data.noun}" if count else f"no {data.noun}"
             raise ValueError(
                 f"class {class_names[label]!r} of {name} has {has}; it needs one for training and one for testing: "
-                "add images, remove the class, or give a test part"
+                f"add {data.noun}s, remove the class, or give a test part"
             )
     groups = data.labels if domains is None else domains * len(class_names) + data.labels
     _, held = stratified_split(groups, data.keys, fraction=fraction, seed=seed, name="test")

@@ -1,30 +1,32 @@
-"""A data set to learn from, without the images that cannot be read or that were learned before."""
+"""A data set to learn from, without the samples that cannot be read or that were learned before."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from lamella.data.images import ImageSet
-from lamella.data.keeping import Unreadable, content_digest, keep_readable
+from lamella.data.keeping import content_digest, keep_readable
 from lamella.data.scenario import Source
 from lamella.data.sources.load import load_source
 from lamella.data.sources.parts import divide
+from lamella.data.tasks import Unreadable
+from lamella.data.texts import TextSet
 
 __all__ = ["ReadableData", "load_readable"]
 
 
 @dataclass(frozen=True)
 class ReadableData:
-    """A data set whose images were all looked at.
+    """A data set whose samples were all looked at.
 
     Attributes:
-        whole: the images that can be read. All are in the training part if the data set has no test part of its own.
-        digests: the digest of the content of each image of `whole` by its key; see `data.keeping.Readable`.
-        unreadable: the images that cannot be read.
+        whole: the samples that can be read. All are in the training part if the data set has no test part of its own.
+        digests: the digest of the content of each sample of `whole` by its key; see `data.keeping.Readable`.
+        unreadable: the samples that cannot be read.
     """
 
     whole: Source
@@ -48,21 +50,21 @@ class ReadableData:
         return cls(source, {key: content_digest(identity) for key, identity in identities.items()})
 
     def pairs(self) -> list[tuple[int, str]]:
-        """Return the digest and the name of the class of each image of the training part of `whole`."""
+        """Return the digest and the name of the class of each sample of the training part of `whole`."""
         train, names = self.whole.train, self.whole.class_names
         return [(self.digests[k], names[label]) for k, label in zip(train.keys, train.labels.tolist(), strict=True)]
 
     def without(self, known: Collection[tuple[int, str]]) -> Self:
-        """Return the data set without some images.
+        """Return the data set without some samples.
 
         Args:
-            known: pairs of a digest and the name of a class. Images of the training part of `whole` with such a digest
+            known: pairs of a digest and the name of a class. Samples of the training part of `whole` with such a digest
                 and such a class are left out.
         """
         return self._keep([i for i, pair in enumerate(self.pairs()) if pair not in known])
 
     def once(self) -> Self:
-        """Return the data set in which each image is once in a class, whatever its copies are called.
+        """Return the data set in which each sample is once in a class, whatever its copies are called.
 
         Otherwise one copy could be trained on and another be held back.
         """
@@ -83,16 +85,16 @@ class ReadableData:
         return replace(self, whole=replace(source, train=source.train.subset(index), train_domains=train_domains))
 
     def divided(self) -> Source:
-        """Return the data set with a test part: its own, or a fifth of each class, drawn by the keys of the images.
+        """Return the data set with a test part: its own, or a fifth of each class, drawn by the keys of the samples.
 
-        The only image of a class is never drawn.
+        The only sample of a class is never drawn.
         """
         source = self.whole
         if len(source.test) or not len(source.train):
             return source
         return divide(
             source.name,
-            cast(ImageSet, source.train),  # `load_readable` takes nothing else
+            source.train,
             source.class_names,
             domains=source.train_domains,
             domain_names=source.domain_names,
@@ -101,7 +103,7 @@ class ReadableData:
 
 
 def load_readable(data: str | Path, **options: Any) -> ReadableData:
-    """Load a data set and look at every image once; pixels stay in memory where they fit.
+    """Load a data set and look at every sample once; pixels stay in memory where they fit.
 
     Args:
         data: the name or the place of the data, as for `load_source`.
@@ -109,21 +111,27 @@ def load_readable(data: str | Path, **options: Any) -> ReadableData:
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: as `load_source`.
-        TypeError: it holds no images.
-        ValueError: no image of a class can be read.
+        TypeError: it holds neither images nor texts.
+        ValueError: no sample of a class can be read.
     """
     source = _undivided(data, options)
-    if not isinstance(source.train, ImageSet) or not isinstance(source.test, ImageSet):
-        raise TypeError(f"{source.name} holds no images")
-    train, test = keep_readable(source.train), keep_readable(source.test)
+    if isinstance(source.train, TextSet):  # its loader has looked at them
+        return replace(ReadableData.of(source), unreadable=source.unreadable)
+    if isinstance(source.train, ImageSet) and isinstance(source.test, ImageSet):
+        return _of_images(source, source.train, source.test)
+    raise TypeError(f"{source.name} holds {source.train.noun}s, which are neither images nor texts")
+
+
+def _of_images(source: Source, training: ImageSet, testing: ImageSet) -> ReadableData:
+    train, test = keep_readable(training), keep_readable(testing)
     unreadable = [*train.unreadable, *test.unreadable]
     _check(source, train.data, unreadable)
     kept = replace(
         source,
         train=train.data,
         test=test.data,
-        train_domains=_of(source.train_domains, source.train, train.data),
-        test_domains=_of(source.test_domains, source.test, test.data),
+        train_domains=_of(source.train_domains, training, train.data),
+        test_domains=_of(source.test_domains, testing, test.data),
     )
     parts = (train, test)
     digests = {key: digest for part in parts for key, digest in zip(part.data.keys, part.digests.tolist(), strict=True)}
@@ -131,7 +139,7 @@ def load_readable(data: str | Path, **options: Any) -> ReadableData:
 
 
 def _undivided(data: str | Path, options: dict[str, Any]) -> Source:
-    """The source with all its images in the training part, if it has no test part of its own."""
+    """The source with all its samples in the training part, if it has no test part of its own."""
     try:
         return load_source(data, test_fraction=0.0, **options)
     except ValueError:  # it has its own test part and no such option, or cannot be read at all

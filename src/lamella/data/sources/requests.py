@@ -43,7 +43,7 @@ INTENTS: dict[str, tuple[str, ...]] = {
                  "there is a mistake in my pay for {month}", "when will the salary of {month} be paid"),
     "room booking": ("please book {room} for {day}", "is {room} free on {day}",
                      "I need {room} for a meeting on {day}", "cancel my booking of {room} on {day}"),
-    "office supply": ("we need {item}", "can I order {item}", "where do I get {item}", "please send {item} to my office"),
+    "office supply": ("we need {item}", "can I order {item}", "where do I get {item}", "send {item} to my office"),
     "heating": ("it is far too cold in {room}", "the heating in {room} does not work",
                 "the radiator in {room} makes a noise", "can somebody turn the temperature up in {room}"),
     "travel booking": ("I have to fly to {city} on {day}", "book a train to {city} for {day}",

@@ -146,20 +146,21 @@ class MeasuredSamples(NamedTuple):
     part: str
 
 
-def images_to_measure(data: str, model: Model, layout: str | None = None) -> MeasuredSamples:
+def images_to_measure(data: str, model: Model, **options: str) -> MeasuredSamples:
     """Return the test part of a data set, or all of it if it has none, without images that the model was trained on.
 
     Args:
         data: a data set as `load_source` takes it.
         model: the model that is measured.
-        layout: the layout of a folder, as `load_source` takes it; None where it is seen from the folder.
+        options: how it is read, as `load_source` takes it, such as the layout of a folder or the columns of a table.
 
     Raises:
         FileNotFoundError: the data set is missing.
         ValueError: the data set cannot be read, or the model was trained on all of it.
     """
-    found = load_readable(data, **({"layout": layout} if layout else {}))
+    found = load_readable(data, **options)
     whole = found.whole
+    model.check_takes(whole)
     images, part = (whole.test, "its test part") if len(whole.test) else (whole.train, "all of it")
     if not len(whole.test) and _was_learned_by_name(found, model):
         images, part = found.divided().test, "its held-back part"
