@@ -24,7 +24,7 @@ from lamella.common.options import options_of
 from lamella.data.samples import Batch
 from lamella.data.scenario import class_incremental
 from lamella.data.tasks import Source
-from lamella.data.tokens import IDS, MASK
+from lamella.data.tokens import IDS, MASK, TokenTransform
 from lamella.learner.export import export, predict_program
 from lamella.learner.export.check import BATCHES, random_samples
 from lamella.learner.export.predict_program import logits_of
@@ -232,7 +232,8 @@ def test_an_adapter_of_weights_with_a_name_names_them(tmp_path: Path, monkeypatc
     assert not (tmp_path / "lora" / "base").exists()
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["task_type"]) == ("someone/tiny", "FEATURE_EXTRACTION")
-    assert "AutoModel.from_pretrained('someone/tiny', add_pooling_layer=False), HERE)" in (tmp_path / "lora" / "predict.py").read_text()
+    text = (tmp_path / "lora" / "predict.py").read_text()
+    assert "AutoModel.from_pretrained('someone/tiny', add_pooling_layer=False), HERE)" in text
 
 
 def test_tasks_kept_apart_become_a_folder_each(tmp_path: Path) -> None:
@@ -308,6 +309,14 @@ def test_hashed_words_are_no_network(form: str, tmp_path: Path) -> None:
 def test_a_graph_of_texts_is_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a folder with its tokenizer: say --out model, without \.onnx"):
         export(learned("ranpac").model, "onnx", tmp_path / "model.onnx")
+
+
+def test_a_tokenizer_without_special_tokens_pads_with_one_of_a_text_and_keeps_that_in_texts(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate("!Ġabcdefghijklmnopqrstuvwxyz")}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    save_tokenizer(TokenTransform(tokenizer, max_length=8), tmp_path)  # compares the tokens of texts with "!" in them
 
 
 def test_a_tokenizer_that_makes_other_tokens_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

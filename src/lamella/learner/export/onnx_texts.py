@@ -12,7 +12,7 @@ from lamella.learner.export.check import compare, random_samples
 from lamella.learner.export.describe import description, metadata, needed
 from lamella.learner.export.network import Fixed, fixed
 from lamella.learner.export.onnx_graph import OUTPUT, converted
-from lamella.learner.export.transformers_files import encoder_of, own_tokenizer
+from lamella.learner.export.transformers_files import encoder_of, own_tokenizer, pad_token
 from lamella.learner.model import Model
 from lamella.methods import Method
 
@@ -60,7 +60,8 @@ def export_onnx_of_texts(model: Model, method: Method, folder: Path) -> list[str
     folder.mkdir()
     onnx.save_model(graph, folder / GRAPH)
     tokenizer = own_tokenizer(transform)
-    tokenizer.enable_padding(pad_id=transform.pad_id, pad_token=tokenizer.id_to_token(transform.pad_id))
+    pad = pad_token(transform)
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
     tokenizer.save(str(folder / TOKENIZER))
 
     session = runtime.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])

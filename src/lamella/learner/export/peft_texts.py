@@ -5,6 +5,7 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 from lamella.backbones.encoder_network import quiet
+from lamella.backbones.encoder_places import is_path
 from lamella.backbones.encoders import Encoder
 from lamella.learner.export.check import compare
 from lamella.learner.export.describe import metadata
@@ -62,9 +63,10 @@ def write_for_transformers(folder: Path, model: Model, adapter: Adapter) -> list
     with TemporaryDirectory(dir=folder.parent) as elsewhere:  # what others download, to be compared with
         place = folder / _BASE if ours else Path(elsewhere, _BASE)
         save_network(encoder, place)
+        save_tokenizer(transform, place)
         file = folder / PROGRAM
         temperature = described["temperature"]
-        file.write_text(program(encoder, adapter.classifier, temperature, f'"{place}"'), encoding="utf-8")
+        file.write_text(program(encoder, adapter.classifier, temperature, repr(str(place))), encoding="utf-8")
         found = compare(adapter.own, logits_of(file), model.backbone)
         file.write_text(program(encoder, adapter.classifier, temperature, base), encoding="utf-8")
     shown = repr(str(folder / _BASE)) if ours else repr(name)
@@ -85,5 +87,5 @@ def _base_is_ours(model: Model, encoder: Encoder) -> bool:
     """
     table, name = model.config["backbone"], model.backbone.name
     parted = any(layer.endswith(("pos_key_proj", "pos_query_proj")) for layer, _ in encoder.network.named_modules())
-    of_hub = name.count("/") == 1 and not Path(name).is_absolute()
+    of_hub = "/" in name and not is_path(name)
     return parted or not of_hub or "adapter" in table or table.get("weights", "pretrained") != "pretrained"

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = [
-    "loading",
-    "check_tokens",
     "encoder_of",
+    "loading",
     "own_tokenizer",
+    "pad_token",
     "save_labels",
     "save_network",
     "save_pooling",
@@ -69,42 +69,43 @@ def save_tokenizer(transform: TokenTransform, folder: Path) -> None:
     Raises:
         RuntimeError: it does not.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
-    pad = transform.tokenizer.id_to_token(transform.pad_id)
+    pad = pad_token(transform)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": [IDS, MASK],
+        "model_max_length": transform.max_length,
+        "pad_token": pad,
+        "padding_side": "right",
+        "split_special_tokens": True,  # what looks like a special token within a text is plain text
+        "clean_up_tokenization_spaces": False,
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+    own_tokenizer(transform).save(str(folder / "tokenizer.json"))
     with quiet():
-        PreTrainedTokenizerFast(
-            tokenizer_object=own_tokenizer(transform),
-            pad_token=pad,
-            padding_side="right",
-            model_max_length=transform.max_length,
-            model_input_names=[IDS, MASK],
-            split_special_tokens=True,  # what looks like a special token within a text is plain text
-            clean_up_tokenization_spaces=False,
-        ).save_pretrained(folder)
         again = AutoTokenizer.from_pretrained(folder)
-    check_tokens(transform, again(list(_TEXTS), padding=True, truncation=True))
-
-
-def check_tokens(transform: TokenTransform, found: Any) -> None:
-    """Compare the tokens of another tokenizer with the model's.
-
-    Args:
-        transform: of the model.
-        found: what it makes of `_TEXTS`.
-
-    Raises:
-        RuntimeError: they differ.
-    """
-    rows = zip(found[IDS], found[MASK], strict=True)
-    theirs = [[i for i, counts in zip(ids, mask, strict=True) if counts] for ids, mask in rows]
-    if theirs != [encoding.ids for encoding in transform.encode(_TEXTS)]:
+    texts = [*_TEXTS, f"{pad} a{pad} b"]
+    rows = again(texts, padding=True, truncation=True)
+    kept = zip(rows[IDS], rows[MASK], strict=True)
+    theirs = [[i for i, counts in zip(ids, mask, strict=True) if counts] for ids, mask in kept]
+    if theirs != [encoding.ids for encoding in transform.encode(texts)]:
         raise RuntimeError("the tokenizer of the export makes other tokens than the model's, so it was not kept")
 
 
 def own_tokenizer(transform: TokenTransform) -> "Tokenizer":
     """Return a copy of a transform's tokenizer."""
     return deepcopy(transform.tokenizer)
+
+
+def pad_token(transform: TokenTransform) -> str:
+    """Return the token that others may pad with: a special one, so that texts do not have it.
+
+    It may be another than the model pads with, since padding is never seen.
+    """
+    special = {i: token.content for i, token in transform.tokenizer.get_added_tokens_decoder().items() if token.special}
+    first = next(iter(special.values()), None) or transform.tokenizer.id_to_token(0)
+    return special.get(transform.pad_id, first)
 
 
 def save_pooling(encoder: Encoder, transform: TokenTransform, width: int, folder: Path) -> None:
