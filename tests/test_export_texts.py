@@ -270,6 +270,14 @@ def test_onnx_takes_any_number_of_texts_of_any_length(tmp_path: Path) -> None:
         close(found, learner.logits(batch(learner, texts)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gpt2", "modernbert", "deberta-v3", "t5"])
+def test_graphs_of_other_architectures(architecture: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    lines = export(learned("seq-lora", architecture).model, "onnx", tmp_path / "model")
+    assert "random texts" in lines[0]
+
+
 # what cannot be ------------------------------------------------------------------------------------------------------
 
 
