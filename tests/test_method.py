@@ -175,6 +175,25 @@ def test_what_classifies_otherwise_has_no_linear_classifier(name: str) -> None:
         method.linear_classifier()
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("nearest-mean", {}), ("icarl", {}), ("ranpac", {}), ("ranpac", {"unit": True, "adapt": "none", "ridge": 0.1})],
+)
+def test_a_plain_classifier_is_the_prediction(name: str, options: dict[str, Any]) -> None:
+    quick = {} if name == "nearest-mean" else {"epochs": 1}
+    method = learn_all(build(name, **quick, **options), stream(4, 2)).eval()
+    x = pixels(method)
+    with torch.no_grad():
+        expected = method.predict(x)
+        classifier = method.plain_classifier()
+        found = classifier(method.features(x))
+        assert found.dtype == expected.dtype
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(found / scale, expected / scale, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="more than one linear layer"):
+        classifier.as_linear()
+
+
 @pytest.mark.parametrize(("name", "options"), [("icarl", {"memory": 0}), ("duallora", {"calibration": 0.0})])
 def test_what_classifies_by_its_heads_after_all_says_so(name: str, options: dict[str, Any]) -> None:
     method = learn_all(build(name, epochs=1, **options), stream(4, 2)).eval()

@@ -193,12 +193,14 @@ def test_costs_are_foreseen() -> None:
     assert auto.config["fit"]["measured"].startswith("a step")
 
 
-def test_only_the_raw_tensors_can_be_exported_yet(tmp_path: Path) -> None:
+def test_only_the_raw_tensors_can_be_exported(tmp_path: Path) -> None:
     learner = new("inflora")
     learner.learn(class_incremental(source(0, 1), tasks=1)[0])
     assert "random sequences" in learner.export(tmp_path / "raw", "adapters")[0]
-    for format in ("timm", "peft", "onnx"):
-        with pytest.raises(ValueError, match=f"format {format} is for images, and this backbone takes sequences"):
+    kinds = {"timm": "images", "hf": "texts", "peft": "images and texts", "onnx": "images and texts"}
+    for format, kind in kinds.items():
+        message = f"format {format} is for {kind}, and this backbone takes sequences; use --format adapters"
+        with pytest.raises(ValueError, match=message):
             learner.export(tmp_path / format, format)
         assert not (tmp_path / format).exists()
 

@@ -45,8 +45,16 @@ class Encoder(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(n, width) features of n texts."""
-        mask = batch[MASK].bool()
-        features = pooled(self._tokens(batch[IDS], mask), mask, self.pool)
+        return self.features(batch[IDS], batch[MASK].bool())
+
+    def features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(n, width) features of n texts.
+
+        Args:
+            ids: (n, tokens) int64, of tokens.
+            mask: (n, tokens) bool, False for padding.
+        """
+        features = pooled(self._tokens(ids, mask), mask, self.pool)
         return nn.functional.normalize(features, dim=1) if self.unit else features
 
     def plain_state(self) -> dict[str, Tensor]:

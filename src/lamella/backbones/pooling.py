@@ -35,7 +35,7 @@ def pooled(tokens: Tensor, mask: Tensor, pool: str) -> Tensor:
     if pool == "first":
         return tokens[:, 0]
     if pool == "last":
-        return tokens[torch.arange(len(tokens), device=tokens.device), mask.sum(1) - 1]
+        return tokens[torch.arange(tokens.shape[0], device=tokens.device), mask.sum(1) - 1]
     if pool == "max":
         return tokens.masked_fill(~mask[..., None], -torch.inf).amax(1)
     return (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)

@@ -13,8 +13,10 @@ __all__ = ["export"]
 
 def export(
     model: Model,
-    format: Annotated[str, typer.Option(metavar="FORMAT", help="timm, peft, onnx or adapters (plain tensors).")],
-    out: Annotated[Path, typer.Option(metavar="PATH", help="A new folder; for onnx a new file.")],
+    format: Annotated[
+        str, typer.Option(metavar="FORMAT", help="timm (images), hf (texts), peft, onnx, adapters (tensors).")
+    ],
+    out: Annotated[Path, typer.Option(metavar="PATH", help="A new folder; for onnx of images a new file.")],
     readout: Annotated[
         str, typer.Option(metavar="NAME", help="base: what the method is built on, such as its own heads.")
     ] = "",
@@ -26,7 +28,7 @@ def export(
 ) -> None:
     """Write a model in a format that can be used without Lamella.
 
-    The export is loaded again and compared with the model on random images. It is deleted if it differs.
+    The export is loaded again and compared with the model on random images or texts. It is deleted if it differs.
     """
     from lamella.learner.export import export as write
     from lamella.learner.model import load

@@ -41,7 +41,6 @@ class TokenTransform:
         self.pad_id = pad_id
         self.tokenizer = tokenizer
         tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
         tokenizer.enable_truncation(max_length)
 
     def view(
@@ -66,6 +65,7 @@ class TokenTransform:
 
     def encode(self, texts: Sequence[str]) -> "list[Encoding]":
         """The tokens of each text."""
+        self.tokenizer.encode_special_tokens = True  # said here, since a copy of a tokenizer forgets it
         return self.tokenizer.encode_batch(list(texts))
 
     def lengths(self, raw: Sequence[str]) -> Tensor:

@@ -37,6 +37,7 @@ from lamella.memory.resizable import Resizable
 from lamella.methods.shared.classifier import PYCIL, FromScratch
 from lamella.methods.shared.distillation import distillation, frozen_copy
 from lamella.methods.shared.heads import cosine_scores
+from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.training.fit import Fit
 from lamella.training.recipe import Training
 
@@ -81,6 +82,9 @@ class ICaRL(Resizable, FromScratch):
 
     def linear_classifier(self) -> nn.Linear:
         return super().linear_classifier() if len(self.means) else self.heads.as_linear()
+
+    def plain_classifier(self) -> PlainClassifier:
+        return PlainClassifier.of_means(self.means) if len(self.means) else super().plain_classifier()
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

@@ -15,6 +15,7 @@ from lamella.memory.exemplars import Exemplars
 from lamella.memory.signatures import Signature
 from lamella.memory.subspace import Subspace
 from lamella.methods.shared.heads import Head, Heads, only_columns
+from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.training.fit import Fit
 
 __all__ = ["SHARED", "STATISTICS_GO_ON", "Method"]
@@ -261,6 +262,14 @@ class Method(nn.Module, ABC):
                 f"{type(self).__name__} does not classify by one linear layer on the features of one network"
             )
         return self.heads.as_linear()
+
+    def plain_classifier(self) -> PlainClassifier:
+        """The classifier on the features (n, d) of the backbone as a few tensors, rows in the order of `classes`.
+
+        Raises:
+            ValueError: The method classifies in another way, or on other features.
+        """
+        return PlainClassifier.of_linear(self.linear_classifier())
 
     def head_of(self, task: int) -> Head:
         """The linear head (classes of the task, d) of one task, by its place in the order of learning.

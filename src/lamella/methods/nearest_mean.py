@@ -13,6 +13,7 @@ from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians
 from lamella.methods.method import Method
 from lamella.methods.shared.heads import cosine_scores
+from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.training.fit import Fit
 
 __all__ = ["NearestMean"]
@@ -42,6 +43,9 @@ class NearestMean(Method):
     def typicality(self, features: Tensor, logits: Tensor) -> Tensor:
         """(n,) the cosine to the nearest class mean, -1..1."""
         return logits.amax(1)
+
+    def plain_classifier(self) -> PlainClassifier:
+        return PlainClassifier.of_means(self.statistics.means.float())
 
     def merge_classes(self, source: int, target: int) -> None:
         self.statistics.merge(source, target)

@@ -45,6 +45,7 @@ from lamella.memory.resizable import Resizable
 from lamella.methods.method import Method
 from lamella.methods.shared.heads import Heads
 from lamella.methods.shared.own_heads import factors, with_head
+from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
 
@@ -150,6 +151,9 @@ class RanPAC(Resizable, Method):
         """Return relu(f W), (n, M) float64, for features f (n, d). Autocast leaves products in float64 alone."""
         f = features.double()
         return F.relu((F.normalize(f, dim=1) if self.unit else f) @ self.projection)
+
+    def plain_classifier(self) -> PlainClassifier:
+        return PlainClassifier(self.solution.T, projection=self.projection.T, unit=self.unit)
 
     def typicality(self, features: Tensor, logits: Tensor) -> Tensor:
         """The largest score: about 1 for a sample like many that were learned, less for one like none."""

@@ -90,8 +90,8 @@ class ReadableData:
         The only sample of a class is never drawn.
 
         Args:
-            never: the digests of samples that are not drawn either. They stay in the training part, and the fifth is one
-                of the others.
+            never: the digests of samples that are not drawn either. They stay in the training part, and the fifth is
+                one of the others.
         """
         source = self.whole
         if len(source.test) or not len(source.train):

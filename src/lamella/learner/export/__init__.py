@@ -1,4 +1,4 @@
-"""Exports of a model that can be used without Lamella: for timm, PEFT and ONNX, or as plain tensors."""
+"""Exports of a model that can be used without Lamella: for timm, transformers, PEFT and ONNX, or as plain tensors."""
 
 from lamella.learner.export.formats import FORMATS, export
 

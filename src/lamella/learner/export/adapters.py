@@ -18,7 +18,7 @@ __all__ = ["export_adapters"]
 
 
 def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
-    """Write learned.safetensors and learned.json, which describes each tensor. Memories of images are not exported.
+    """Write learned.safetensors and learned.json, which describes each tensor. Memories of samples are not exported.
 
     Branches are named LAYER.branches.ADAPTER.NUMBER.A and .B; `factor` * B A is added to the weight's rows `extent`.
 

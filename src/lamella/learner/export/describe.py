@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from lamella.backbones import bundled
+from lamella.backbones.encoder_places import is_path
 from lamella.backbones.resnets import BLOCKS
 from lamella.common.version import __version__
 from lamella.data.transform import of_images
@@ -49,7 +51,7 @@ def description(model: Model, method: Method, classes: Sequence[int]) -> dict[st
         "method": model.name,
         "readout": "" if own else type(method).__name__,
         "temperature": model.confidence.temperature if own else 1.0,
-        "backbone": model.backbone.name,
+        "backbone": Path(name).name if is_path(name := model.backbone.name) else name,
         "weights_sha256": model.backbone.weights_sha256,
         "written_by": f"lamella {__version__}",
     }

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamella.common.options import near_matches
-from lamella.data.transform import of_images
 from lamella.learner.export.adapters import export_adapters
 from lamella.learner.export.drafts import atomic_output
+from lamella.learner.export.hf_folder import export_hf
 from lamella.learner.export.network import base_of
 from lamella.learner.export.onnx_graph import export_onnx
+from lamella.learner.export.onnx_texts import export_onnx_of_texts
 from lamella.learner.export.peft_folder import export_peft, export_peft_tasks
 from lamella.learner.export.timm_folder import export_timm
 from lamella.learner.model import Model
@@ -19,12 +20,14 @@ __all__ = ["FORMATS", "export"]
 
 Export = Callable[[Model, Method, Path], list[str]]
 
-FORMATS: dict[str, Export] = {
-    "timm": export_timm,
-    "peft": export_peft,
-    "onnx": export_onnx,
-    "adapters": export_adapters,
+FORMATS: dict[str, dict[str, Export]] = {
+    "timm": {"image": export_timm},
+    "hf": {"text": export_hf},
+    "peft": {"image": export_peft, "text": export_peft},
+    "onnx": {"image": export_onnx, "text": export_onnx_of_texts},
+    "adapters": {},
 }
+"""By format and by what a model takes, the function that writes it; that of tensors takes any model."""
 
 
 def export(model: Model, format: str, out: str | Path, *, readout: str = "", per_task: bool = False) -> list[str]:
@@ -33,7 +36,7 @@ def export(model: Model, format: str, out: str | Path, *, readout: str = "", per
     Args:
         model: the model, which has learned a task.
         format: one of FORMATS.
-        out: the path to write, a file for "onnx" and a folder for the other formats; it must not exist.
+        out: the path to write, which must not exist: a folder, or a file for "onnx" of images.
         readout: the prediction to export: "" (that of the model), "base" (that of the method it is built on),
             "base.base", and so on.
         per_task: whether each task gets its own folder; only for "peft", and for methods with an adapter for each task.
@@ -51,12 +54,28 @@ def export(model: Model, format: str, out: str | Path, *, readout: str = "", per
         raise ValueError(f"per-task exports are folders of PEFT, not of format '{format}'; leave out --per-task")
     if not model.tasks:
         raise ValueError("this model has learned nothing yet; give it a task first")
-    if format != "adapters":
-        of_images(model.backbone.transform, f"format {format}")
+    write = export_peft_tasks if per_task else _writer(format, model.backbone.transform.noun)
     method = base_of(model.method.eval(), readout)
-    write = export_peft_tasks if per_task else FORMATS[format]
     with atomic_output(Path(out)) as place, _on_the_cpu(model):
         return [line.replace(str(place), str(out)) for line in write(model, method, place)]
+
+
+def _writer(format: str, noun: str) -> Export:
+    """Return the function that writes a format for models of this kind of samples.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if format == "adapters":
+        return export_adapters
+    found = FORMATS[format]
+    if noun not in found:
+        able = [name for name, of in FORMATS.items() if noun in of or name == "adapters"]
+        raise ValueError(
+            f"format {format} is for {' and '.join(f'{kind}s' for kind in found)}, and this backbone takes {noun}s; "
+            f"use --format {', '.join(able)}".replace(", adapters", " or adapters")
+        )
+    return found[noun]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Converts a learned method into one network with fixed weights and a linear classifier on its features.
+"""Converts a learned method into one network with fixed weights and a classifier of few tensors on its features.
 
-The method gives its linear classifier. The branches that act, and their coefficients, are observed in one prediction.
+The method gives its classifier. The branches that act, and their coefficients, are observed in one prediction.
 The conversion is not possible if they differ from sample to sample, or if samples pass through the network repeatedly.
 """
 
@@ -17,8 +17,14 @@ from lamella.backbones import Backbone
 from lamella.data.samples import Samples
 from lamella.learner.export.check import random_samples
 from lamella.methods import Method
+from lamella.methods.shared.plain_classifier import PlainClassifier
 
-__all__ = ["ActingBranch", "Fixed", "acting_branches", "adapted_layers", "base_of", "fixed", "update"]
+__all__ = ["WHOLE", "ActingBranch", "Fixed", "acting_branches", "adapted_layers", "base_of", "fixed", "update"]
+
+WHOLE = {"image": "timm", "text": "hf"}
+"""By what a model takes, the format that holds all weights of its network."""
+_OTHERWISE = {"image": "export the graph with --format onnx"}
+_TENSORS = "--format adapters writes what it learned as plain tensors"
 
 
 class ActingBranch(NamedTuple):
@@ -36,14 +42,14 @@ class ActingBranch(NamedTuple):
 
 
 class Fixed(nn.Module):
-    """One network with fixed weights: a backbone without branches, and a linear classifier.
+    """One network with fixed weights: a backbone without branches, and a classifier.
 
     Args:
         backbone: the feature extractor.
-        classifier: the linear classifier on its features.
+        classifier: the classifier on its features.
     """
 
-    def __init__(self, backbone: Backbone, classifier: nn.Linear) -> None:
+    def __init__(self, backbone: Backbone, classifier: PlainClassifier) -> None:
         super().__init__()
         self.backbone, self.classifier = backbone, classifier
 
@@ -71,14 +77,18 @@ def base_of(method: Method, readout: str) -> Method:
     return method
 
 
-def fixed(method: Method) -> Fixed:
+def fixed(method: Method, *, linear: bool = False) -> Fixed:
     """Convert a method into one network with fixed weights; predictions are the same up to rounding.
 
+    Args:
+        method: the method.
+        linear: whether its classifier must be one linear layer.
+
     Raises:
-        ValueError: the method is not one network with a linear classifier.
+        ValueError: the method is not one network with such a classifier.
     """
     acting = acting_branches(method)
-    classifier = _classifier(method)
+    classifier = _classifier(method, linear)
     backbone = deepcopy(method.backbone)
     for name, layer in adapted_layers(backbone.model).items():
         wide = layer.weight.double()
@@ -130,7 +140,7 @@ def _per_sample(method: Method) -> ValueError:
     noun = method.backbone.transform.noun
     return ValueError(
         f"this method weighs its adapters anew for each {noun}, so they cannot become part of the weights; "
-        "export the graph with --format onnx"
+        f"{_OTHERWISE.get(noun, _TENSORS)}"
     )
 
 
@@ -147,14 +157,15 @@ def update(shape: Sequence[int], acting: Sequence[ActingBranch]) -> Tensor:
     return total
 
 
-def _classifier(method: Method) -> nn.Linear:
-    """Return the method's linear classifier on the CPU.
+def _classifier(method: Method, linear: bool) -> PlainClassifier:
+    """Return the method's classifier.
 
     Raises:
-        ValueError: it has none; the message says why, and names another export.
+        ValueError: it has none of this form; the message says why, and names another export.
     """
     try:
-        return method.linear_classifier()
+        return PlainClassifier.of_linear(method.linear_classifier()) if linear else method.plain_classifier()
     except ValueError as error:
         further = "" if method.base is None else ", or with --readout base the heads below, which predict otherwise"
-        raise ValueError(f"{error}; export the graph with --format onnx{further}") from None
+        otherwise = _OTHERWISE.get(method.backbone.transform.noun, _TENSORS)
+        raise ValueError(f"{error}; {otherwise}{further}") from None

@@ -1,8 +1,8 @@
-"""Export of the prediction as one ONNX graph for batches of any size.
+"""Export of the prediction for images as one ONNX graph for batches of any size.
 
-One network with a linear classifier becomes a plain graph. Any other method is traced on one image, including the
-choices that it makes for an image, and the graph runs image after image in a Scan. That gives the same result, since a
-prediction does not depend on the other images of its batch.
+One network with a classifier of few tensors becomes a plain graph. Any other method is traced on one image, including
+the choices that it makes for an image, and the graph runs image after image in a Scan. That gives the same result,
+since a prediction does not depend on the other images of its batch.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from lamella.learner.export.network import Fixed, fixed
 from lamella.learner.model import Model
 from lamella.methods import Method
 
-__all__ = ["export_onnx"]
+__all__ = ["OUTPUT", "converted", "export_onnx"]
 
 INPUT, OUTPUT = "images", "logits"
 
@@ -65,7 +65,7 @@ def _images(backbone: Backbone, count: int) -> Tensor:
 
 def _batches(network: Fixed) -> Any:
     shapes = {"x": {0: torch.export.Dim("n")}}
-    return _converted(network, _images(network.backbone, 2), INPUT, OUTPUT, dynamic_shapes=shapes)
+    return converted(network, (_images(network.backbone, 2),), [INPUT], OUTPUT, dynamic_shapes=shapes)
 
 
 def _image_by_image(method: Method) -> Any:
@@ -73,7 +73,7 @@ def _image_by_image(method: Method) -> Any:
     from onnx import TensorProto, helper
 
     image = _images(method.backbone, 1)
-    model = _converted(_traced(method, image), image, "batch_of_one", "logits_of_one")
+    model = converted(_traced(method, image), (image,), ["batch_of_one"], "logits_of_one")
     one, axis = model.graph, helper.make_tensor("batch_axis", TensorProto.INT64, [1], [0])
     classes = one.output[0].type.tensor_type.shape.dim[1].dim_value
 
@@ -92,11 +92,20 @@ def _image_by_image(method: Method) -> Any:
     return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def _converted(module: nn.Module, x: Tensor, input: str, output: str, **options: Any) -> Any:
+def converted(module: nn.Module, x: tuple[Tensor, ...], inputs: list[str], output: str, **options: Any) -> Any:
+    """Return a module as an ONNX model.
+
+    Args:
+        module: the module.
+        x: examples of its arguments.
+        inputs: the names of its arguments in the graph.
+        output: the name of its result in the graph.
+        options: further ones of `torch.onnx.export`.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings of the exporter about its own code
         program: Any = torch.onnx.export(
-            module, (x,), input_names=[input], output_names=[output], dynamo=True, verbose=False, **options
+            module, x, input_names=inputs, output_names=[output], dynamo=True, verbose=False, **options
         )
     return program.model_proto
 

@@ -20,12 +20,12 @@ def export_timm(model: Model, method: Method, folder: Path) -> list[str]:
     """
     from safetensors.torch import load_file, save_file
 
-    network = fixed(method)
+    network = fixed(method, linear=True)
     described = description(model, method, method.classes)
     count = len(method.classes)
     backbone = {k: v.contiguous() for k, v in network.backbone.model.state_dict().items()}
     _, head = new_timm_model(model, count, {})
-    state = backbone | {f"{head}.{key}": value for key, value in network.classifier.state_dict().items()}
+    state = backbone | {f"{head}.{key}": value for key, value in network.classifier.as_linear().state_dict().items()}
     folder.mkdir()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"} | metadata(described))
     config = timm_config(model, described)
