@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import FastAPI, File, Query, Request, Response, UploadFile
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
@@ -71,7 +71,7 @@ def create_app(
         version=__version__,
         lifespan=lifespan,
         responses=ELSEWHERE,
-        description="A vision model that keeps learning: predict, and teach it new classes.",
+        description=f"A model of {service.kind.noun}s that keeps learning: predict, and teach it new classes.",
     )
     app.state.service = service
     _add_reading(app, service)
@@ -102,6 +102,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
             backbone=learner.backbone.name,
             learning=service.learning,
             waiting=service.desk.waiting,
+            samples=service.kind.noun,
         )
 
     @app.get("/classes")
@@ -121,14 +122,15 @@ def _add_reading(app: FastAPI, service: Service) -> None:
 
 
 def _add_predicting(app: FastAPI, service: Service) -> None:
-    @app.post("/predict", responses=FAULTS | DISK)
+    noun = service.kind.noun
+
+    @app.post("/predict", responses=FAULTS | DISK, openapi_extra={"requestBody": service.kind.body})
     async def predict(
-        images: Annotated[list[UploadFile], File(description="one or more image files")],
-        top: Annotated[int, Query(ge=1, description="how many classes to name for each image")] = 5,
+        request: Request,
+        top: Annotated[int, Query(ge=1, description=f"how many classes to name for each {noun}")] = 5,
     ) -> Predictions:
-        """Predict the class of each image. One version of the model answers for all images of a request."""
-        answer = await service.desk.predict(images, top)
-        names = [file.filename or "image" for file in images]
+        """Predict the class of each sample. One version of the model answers for all samples of a request."""
+        names, answer = await service.desk.predict(request, top)
         rows = [Predicted.of(name, p) for name, p in zip(names, answer.predictions, strict=True)]
         return Predictions(version=answer.version, predictions=rows)
 
