@@ -1,6 +1,5 @@
 """Tables of labelled texts that clients send to learn from."""
 
-import errno
 import re
 from pathlib import Path, PurePosixPath
 
@@ -34,14 +33,14 @@ def take_table(upload: UploadFile, folder: Path, columns: Columns, limits: Limit
     content = upload.file.read(int(limits.table_mb * MB) + 1)
     if len(content) > limits.table_mb * MB:
         raise HTTPException(413, f"'{sent}' is larger than the {limits.table_mb:g} MB that a table may have")
-    if (lines := content.count(b"\n")) > limits.table_lines:
+    if (lines := max(map(content.count, (b"\n", b"\r")))) > limits.table_lines:
         most = count(limits.table_lines)
         raise HTTPException(413, f"'{sent}' has {count(lines)} lines; a table may have {most}, send several one by one")
     file = folder / _plain_name(sent)
     try:
         file.write_bytes(content)
     except OSError as error:
-        full = error.errno in (*DISK_FULL, errno.EDQUOT)
+        full = error.errno in DISK_FULL
         raise HTTPException(507 if full else 422, f"'{sent}' cannot be stored: {error.strerror}") from None
     try:
         found = read_table(file, file.stem, *columns)

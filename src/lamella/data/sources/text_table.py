@@ -18,6 +18,7 @@ TEXTS = ("text", "sentence", "utterance", "query")
 LABELS = ("label", "category", "intent", "class")
 """The usual names of a column of labels."""
 ANSWERS = ("messages", "prompt", "response")
+SHOWING = 1000  # so many rows show what the columns hold
 FEW_NUMBERS = 5  # so many different numbers may be labels, however few rows there are
 
 
@@ -112,7 +113,7 @@ def _advice(rows: Rows, text: str | None, label: str | None) -> str:
         other = next((sign for sign in (";", "\t", "|", ",") if sign in "".join(rows.columns)), None)
         how = "with tabs in a .tsv file" if other == "\t" else "with commas, as .csv"
         return f"; save it {how}, not with {other!r} between the cells" if other else ""
-    cells = {c: [str(row.cells.get(c) or "") for row in rows.rows] for c in rows.columns}
+    cells = {c: [str(row.cells.get(c) or "") for row in rows.rows[:SHOWING]] for c in rows.columns}
     longest = text or max((c for c in rows.columns if c != label), key=lambda c: sum(map(len, cells[c])))
     fewest = label or min((c for c in rows.columns if c != longest), key=lambda c: len(set(cells[c])))
     said = [f"--text {_quoted(longest)}"] * (not text) + [f"--label {_quoted(fewest)}"] * (not label)
