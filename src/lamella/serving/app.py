@@ -25,6 +25,8 @@ from lamella.serving.versions import add_versions
 __all__ = ["create_app"]
 
 PAGE = Path(__file__).parent / "page.html"
+KIND = 'data-samples="image"'
+"""Where the page says what its server takes."""
 OWN_ONLY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob:; "
     "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
@@ -87,7 +89,8 @@ def create_app(
 def _add_reading(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": OWN_ONLY})
+        content = PAGE.read_text(encoding="utf-8").replace(KIND, KIND.replace("image", service.kind.noun), 1)
+        return HTMLResponse(content, headers={"Content-Security-Policy": OWN_ONLY})
 
     @app.get("/health")
     def health() -> Health:
