@@ -7,8 +7,9 @@
 
 DIR holds cifar100_part.npz, caltech101.npz, the unpacked folder clothing/, for texts clinc150.tar.xz and
 banking77.tar.xz, and, where the hubs cannot be reached, vit_tiny_patch16_224/ and
-sentence-transformers/all-MiniLM-L6-v2/. Every day brings classes that no earlier day had. A fifth of its training images is held back, as
-`lamella learn` does, and the rest is learned. After each day the test images of all classes so far are classified by
+sentence-transformers/all-MiniLM-L6-v2/. Every day brings classes that no earlier day had. A fifth of its training
+samples is held back, as `lamella learn` does, and the rest is learned. After each day the test samples of all classes
+so far are classified by
 
     learned         the model as `lamella learn` makes it, or with the settings that are given
     nearest means   the nearest class mean of the frozen backbone's features
@@ -39,7 +40,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from lamella import Learner
-from lamella.common.files import write_json
+from lamella.common.files import read_json, write_json
 from lamella.data.images import concatenate
 from lamella.data.loading import Examples
 from lamella.data.scenario import Scenario, Source, class_incremental, domain_incremental
@@ -83,9 +84,20 @@ def main(
     wanted = Wanted(seed=seed, settings=tuple(settings or ()), start=config)
     for name in stream or tuple(STREAMS)[:4]:
         stream_of_days = days_of(name, per_class, validation)
-        rows = follow(stream_of_days, Learner(wanted.config(stream_of_days[0].train.noun)), days)
-        write_json(out / f"{name}{'-validation' if validation else ''}.json", {"settings": settings, "days": rows})
-        show(name + (", validation" if validation else ""), rows)
+        called = f"{name}{f'-{per_class}' if per_class else ''}{'-validation' if validation else ''}"
+        learner = begun(out / f"{called}-model", Learner(wanted.config(stream_of_days[0].train.noun)))
+        rows = follow(stream_of_days, learner, days, out / f"{called}-model", out / f"{called}.json")
+        show(called, rows)
+
+
+def begun(folder: Path, new: Learner) -> Learner:
+    """Return the learner that an interrupted call has left in a folder, or the new one."""
+    if not folder.exists():
+        return new
+    left = Learner.load(folder)
+    if left.config | {"fit": None} != new.config | {"fit": None}:
+        raise ValueError(f"'{folder}' was learned with other settings; choose another --out")
+    return left
 
 
 def days_of(name: str, per_class: int | None, validation: bool) -> Scenario:
@@ -105,21 +117,30 @@ def without_test(source: Source) -> Source:
     return replace(source, train=train, test=test, train_domains=domains[0], test_domains=domains[1])
 
 
-def follow(scenario: Scenario, learner: Learner, days: int | None) -> list[dict[str, float]]:
-    """Learn day by day, and return what is measured after each of them, in per cent."""
+def follow(
+    scenario: Scenario, learner: Learner, days: int | None, model: Path, results: Path
+) -> list[dict[str, float]]:
+    """Learn day by day, and return what is measured after each of them, in per cent.
+
+    The model and the results are stored after each day, so that an interrupted call goes on where it was.
+    """
     frozen, fit = Learner(learner.config).backbone, learner.model.fit()
     statistics = ClassGaussians(frozen.width)
     seen: list[tuple[Tensor, Tensor]] = []
     tests: list[tuple[Tensor, Tensor]] = []
     texts: list[Examples] = []
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, float]] = read_json(results) if results.exists() else []
     for day in range(len(scenario) if days is None else days):
         task = scenario[day]
-        learner.learn(task, held_back=task.validation)
+        if len(learner.tasks) == day:
+            learner.learn(task, held_back=task.validation)
+            learner.save(model, keep=1)
         seen.append((fit.features(task.train, frozen), task.train.labels))
         tests.append((fit.features(scenario.test(day), frozen), scenario.test(day).labels))
         statistics.add(*seen[-1], task.classes)
         texts.append(task.train)
+        if day < len(rows):
+            continue
         x, y = together(tests)
         guesses = [guess for i in range(day + 1) for guess in learner.predict(scenario.test(i), top=1)]
         names = [learner.class_names[label] for label in y.tolist()]
@@ -138,6 +159,7 @@ def follow(scenario: Scenario, learner: Learner, days: int | None) -> list[dict[
             later = [g for i in range(day + 1, len(scenario)) for g in learner.predict(scenario.test(i), top=1)]
             row |= separation(guesses, later)
         rows.append(row)
+        write_json(results, rows)
         print(f"day {day + 1}: " + ", ".join(f"{name} {value:.1f}" for name, value in row.items()), flush=True)
     return rows
 

@@ -64,8 +64,8 @@ class SequenceSet:
         chosen = places.tolist()
         return type(self)([self.raw[i] for i in chosen], self.labels[places], [self.keys[i] for i in chosen])
 
-    def relabelled(self, labels: Tensor) -> Self:
-        return type(self)(self.raw, labels, self.keys)
+    def relabelled(self, labels: Tensor, keys: Sequence[str] | None = None) -> Self:
+        return type(self)(self.raw, labels, self.keys if keys is None else keys)
 
     def concatenate(self, others: Sequence[Self]) -> Self:
         sets = (self, *others)

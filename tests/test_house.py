@@ -24,7 +24,18 @@ OUTSIDE_ROOMS = ("__init__.py", "__main__.py")
 MATHEMATICS = ("adapters", "memory", "common/randomness.py")
 WITH_DATA = ("memory/exemplars.py",)
 """Within the mathematics, what reads images."""
-HEAVY = {"datasets", "jinja2", "matplotlib", "rich", "sklearn", "timm", "torchvision", "typer"}
+HEAVY = {
+    "datasets",
+    "jinja2",
+    "matplotlib",
+    "rich",
+    "sklearn",
+    "timm",
+    "tokenizers",
+    "torchvision",
+    "transformers",
+    "typer",
+}
 
 
 def name_of(path: Path) -> str:

@@ -9,11 +9,15 @@ from streams import build
 
 from lamella.backbones import Backbone
 from lamella.common.options import options_of
+from lamella.data.transform import Augmentation
+from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods import METHODS
 from lamella.methods.parts import PARTS
 from lamella.testing import check_method, tiny_bert
 from lamella.testing.checks import CHECKS
-from lamella.testing.trial import Trial
+from lamella.testing.tiny import tiny_tasks
+from lamella.testing.trial import Trial, difference, learn
+from lamella.training.fit import Fit
 
 CONVOLUTIONS = ("memo", "dlc")
 """Methods that cut a residual network."""
@@ -56,3 +60,54 @@ def test_a_method_keeps_the_contract_on_an_encoder_of_any_architecture(name: str
         lambda backbone, seed: make(method, backbone, seed), backbone=lambda: tiny_text_backbone(name)
     )
     assert len(checked) == len(CHECKS)
+
+
+# what cannot work is refused when it is built ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("memo", "the network, Encoder, has no stages of convolutions to cut between; use a residual network"),
+        ("dlc", "the network, Encoder, has no stages of convolutions to cut between; use a residual network"),
+    ],
+)
+def test_methods_that_cut_a_residual_network_are_refused(name: str, why: str) -> None:
+    with pytest.raises(ValueError, match=f"^{why}$"):
+        make(name, tiny_bert())
+
+
+@pytest.mark.parametrize("name", ["duallora", "inflora+calibrate", "streaming-lda+calibrate"])
+def test_methods_that_read_a_class_token_are_refused_where_there_is_none(name: str) -> None:
+    with pytest.raises(ValueError, match="this backbone has no class token, by which tasks are recognised"):
+        make(name, tiny_text_backbone("gpt2"))
+
+
+def test_an_augmentation_of_texts_is_refused_before_anything_is_learned() -> None:
+    method = make("inflora", tiny_bert())
+    fit = Fit(method, method.backbone.transform, augmentation=Augmentation(), device="cpu")
+    with pytest.raises(ValueError, match=r"^\[augment\] is for images, and this backbone takes texts; leave it out$"):
+        method.learn(tiny_tasks([2], noun="text")[0], fit)
+    assert not len(method.heads)
+
+
+# layers that read the same inputs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bert", "deberta-v3", "llama"])
+def test_one_second_moment_for_keys_and_values_gives_the_state_that_two_give(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = tiny_tasks([2, 2], noun="text")
+    shared = make("inflora", tiny_text_backbone(name))
+    assert len(set(shared.reads_as.values())) == len(shared.reads_as) // 2
+    monkeypatch.setattr(Backbone, "first_readers", lambda self, sites: {site.name: site.name for site in sites})
+    apart = make("inflora", tiny_text_backbone(name))
+    for number, task in enumerate(tasks):
+        learn(shared, number, task)
+        learn(apart, number, task)
+    assert difference(shared.state_dict(), apart.state_dict()) == ""
+    monkeypatch.undo()
+    again = make("inflora", tiny_text_backbone(name))
+    restore_state(again, learned_state(apart))
+    assert difference(again.state_dict(), apart.state_dict()) == "", "what was stored before is read"

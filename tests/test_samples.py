@@ -19,7 +19,7 @@ from lamella.adapters.adapter import watch
 from lamella.adapters.tokens import counted, counting, first_counted
 from lamella.backbones import Backbone
 from lamella.backbones.feature_cache import FeatureCache
-from lamella.common.options import options_of
+from lamella.common.options import Option, options_of
 from lamella.data.images import TensorSet, concatenate
 from lamella.data.loading import Examples
 from lamella.data.samples import Batch, concatenate_samples
@@ -69,6 +69,7 @@ def method_table(name: str) -> dict[str, Any]:
 def _encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """A configuration's [backbone] names the encoder of these tests."""
     monkeypatch.setattr(document, "load_backbone", encoder)
+    monkeypatch.setattr(document, "backbone_options", lambda table: {"name": Option(str)} | options_of(encoder))
 
 
 def new(name: str, **backbone: Any) -> Learner:

@@ -2,6 +2,6 @@
 
 from lamella.backbones.backbone import Backbone
 from lamella.backbones.describe import LayerRow, describe_layers
-from lamella.backbones.load import BACKBONES, load_backbone
+from lamella.backbones.load import BACKBONES, backbone_options, load_backbone
 
-__all__ = ["BACKBONES", "Backbone", "LayerRow", "describe_layers", "load_backbone"]
+__all__ = ["BACKBONES", "Backbone", "LayerRow", "backbone_options", "describe_layers", "load_backbone"]

@@ -1,7 +1,7 @@
 """A feature extractor with its width, its transform of inputs and its named places for branches."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
@@ -16,7 +16,7 @@ from lamella.backbones.feature_cache import FeatureCache
 from lamella.backbones.probing import call_order, first_readers, is_fused_as_thought
 from lamella.backbones.roles import LayerPlace, find_places, in_order, parse_roles, rows_of
 from lamella.common.randomness import generator as named_generator
-from lamella.data.samples import Batch, Samples, Transform
+from lamella.data.samples import CPU, Batch, Samples, Transform
 from lamella.data.tokens import MASK
 from lamella.data.transform import of_images
 
@@ -36,15 +36,27 @@ class Backbone(nn.Module):
         width: the number of features of a sample.
         transform: how raw samples become inputs.
         name: the name that it was loaded by.
-        weights_sha256: the SHA-256 of all weights as they were loaded.
+        weights_sha256: the SHA-256 of all weights as they were loaded, and of the marks.
         pool: "model", the model's own features, or "class+mean": the class token and the mean of the other tokens, side
             by side, twice as wide.
+
+    Args:
+        marks: digests and settings by name of what features depend on beside the weights, such as a tokenizer.
 
     Raises:
         ValueError: pool "class+mean" and the model has no class token, or takes no images.
     """
 
-    def __init__(self, model: nn.Module, *, name: str, width: int, transform: Transform, pool: str = "model") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        width: int,
+        transform: Transform,
+        pool: str = "model",
+        marks: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
         if pool not in ("model", "class+mean"):
             raise ValueError(f"pool '{pool}' is unknown; use 'model' or 'class+mean'")
@@ -61,9 +73,8 @@ class Backbone(nn.Module):
         self.width = width
         self.transform = transform
         self._digests = {key: _digest(value) for key, value in model.state_dict().items()}
-        self.weights_sha256 = sha256(
-            "".join(f"{k}:{v}\n" for k, v in sorted(self._digests.items())).encode()
-        ).hexdigest()
+        told = [*sorted(self._digests.items()), *sorted((marks or {}).items())]
+        self.weights_sha256 = sha256("".join(f"{k}:{v}\n" for k, v in told).encode()).hexdigest()
 
     def forward(self, x: Samples) -> Tensor:
         """(n, width) features, before any head, of n samples as the transform gives them."""
@@ -88,7 +99,12 @@ class Backbone(nn.Module):
 
     def example(self, n: int, generator: torch.Generator | None = None) -> Samples:
         """Inputs of n samples on the backbone's device: blank ones, or drawn where there is a generator."""
-        return self.transform.example(n, generator).to(next(self.model.parameters()).device)
+        return self.transform.example(n, generator).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are; the CPU for a network without weights."""
+        return next((weight.device for weight in self.model.parameters()), CPU)
 
     def _features(self, x: Samples) -> Tensor:
         if isinstance(x, Batch):
@@ -202,7 +218,9 @@ class Backbone(nn.Module):
             for weight in weights:
                 weight.requires_grad_(True)
             features = self(self.example(1))
-            slopes = torch.autograd.grad(features.sum(), weights, allow_unused=True)
+            if not features.requires_grad:  # as of hashed words, which no weights make
+                weights.clear()
+            slopes = torch.autograd.grad(features.sum(), weights, allow_unused=True) if weights else ()
         self.model.requires_grad_(False)
         return [w for w, slope in zip(weights, slopes, strict=True) if slope is not None]
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from lamella.adapters.adapter import adapt
-from lamella.backbones.load import load_backbone
+from lamella.backbones.load import backbone_options, load_backbone
 from lamella.backbones.roles import find_places
 
 __all__ = ["LayerRow", "describe_layers"]
@@ -22,7 +22,8 @@ class LayerRow(NamedTuple):
 
 def describe_layers(name: str, *, size: int | None = None) -> list[LayerRow]:
     """Every layer of backbone `name` (random weights) that has a role, with the rows of each role."""
-    backbone = load_backbone(name, weights="random", size=size)
+    options = {"weights": "random"} if "weights" in backbone_options({"name": name}) else {}
+    backbone = load_backbone(name, **options, **({} if size is None else {"size": size}))
     rows: list[LayerRow] = []
     for place in find_places(backbone.model):
         share = place.d_out // len(place.roles)

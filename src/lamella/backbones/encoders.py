@@ -22,6 +22,7 @@ class Encoder(nn.Module):
     Args:
         network: of transformers, without a head. Layers of it are replaced by equal ones that branches can attach to.
         pool: one of `pooling.POOLS`.
+        unit: whether the vector of each text is divided by its length.
         has_class_token: whether the first token is one that stands for the whole text; see the function of this name.
 
     Attributes:
@@ -29,7 +30,9 @@ class Encoder(nn.Module):
         transposed: names of the network's layers whose weights transformers stores the other way round.
     """
 
-    def __init__(self, network: "PreTrainedModel", pool: str, *, has_class_token: bool = False) -> None:
+    def __init__(
+        self, network: "PreTrainedModel", pool: str, *, unit: bool = False, has_class_token: bool = False
+    ) -> None:
         super().__init__()
         self.transposed = make_linear(network)
         part_positions(network)
@@ -37,12 +40,19 @@ class Encoder(nn.Module):
             network.config.use_cache = False  # no text is continued, so what was computed of it need not be kept
         self.network = network
         self.pool = pool
+        self.unit = unit
         self.has_class_token = has_class_token
 
     def forward(self, batch: Batch) -> Tensor:
         """(n, width) features of n texts."""
         mask = batch[MASK].bool()
-        return pooled(self._tokens(batch[IDS], mask), mask, self.pool)
+        features = pooled(self._tokens(batch[IDS], mask), mask, self.pool)
+        return nn.functional.normalize(features, dim=1) if self.unit else features
+
+    def plain_state(self) -> dict[str, Tensor]:
+        """The network's tensors by name, laid out as transformers loads them for the network's configuration."""
+        turned = {f"{name}.weight" for name in self.transposed}
+        return {name: t.T if name in turned else t for name, t in self.network.state_dict().items()}
 
     def _tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(n, t, width), the vector of each token."""

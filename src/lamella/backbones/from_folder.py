@@ -1,4 +1,4 @@
-"""What users call a backbone: a name, a folder that `lamella export` or timm wrote, or a name and a LoRA of PEFT."""
+"""What users call a backbone: a name, a folder of timm, transformers or `lamella export`, or one and a LoRA of PEFT."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lamella.backbones import bundled
+from lamella.backbones.encoder_places import holds_encoder, is_path
 from lamella.backbones.peft_lora import CONFIG
 from lamella.common.files import read_json
 
@@ -48,17 +49,21 @@ def backbone_table(text: str) -> dict[str, Any]:
     """Arguments of `load_backbone`.
 
     Args:
-        text: a name; a folder that holds timm's config.json, beside a checkpoint or an adapter of PEFT; or NAME+FOLDER,
-            a name and an adapter trained on its pre-trained weights.
+        text: a name; a folder that holds timm's config.json, beside a checkpoint or an adapter of PEFT; the folder of
+            an encoder; or NAME+FOLDER, one of these and an adapter trained on its pre-trained weights.
 
     Raises:
         ValueError: the folder does not say which network it is of, or it is one that no name stands for.
     """
-    folder = Path(text)
+    folder = Path(text).expanduser()
+    if folder.is_dir() and holds_encoder(folder):
+        return {"name": str(folder.absolute())}
     if folder.is_dir() and any((folder / file).is_file() for file in ("config.json", CONFIG)):
         return _of_folder(folder.absolute())
     name, plus, adapter = text.partition("+")
-    return {"name": name, "adapter": str(Path(adapter).absolute())} if plus else {"name": name}
+    if plus:
+        return backbone_table(name) | {"adapter": str(Path(adapter).expanduser().absolute())}
+    return {"name": str(folder.absolute()) if is_path(name) else name}
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:

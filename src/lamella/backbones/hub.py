@@ -1,4 +1,4 @@
-"""timm's hub, where pre-trained weights come from that are not on this machine."""
+"""The hub, where weights come from that are not on this machine: whether it may be asked, and those of timm."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Any
 from lamella.backbones.weight_files import WeightsNotFound
 from lamella.common.checks import first_line
 
-__all__ = ["hub_options", "not_found", "without_hub"]
+__all__ = ["SECONDS", "hub_options", "is_closed", "not_found", "without_hub"]
 
 FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
 SECONDS = 10.0
@@ -29,6 +29,11 @@ def without_hub() -> Iterator[None]:
         yield
     finally:
         _closed.reset(before)
+
+
+def is_closed() -> bool:
+    """Whether the hub must not be asked, since `without_hub` runs."""
+    return _closed.get()
 
 
 def hub_options(name: str) -> dict[str, Any]:

@@ -1,232 +1,101 @@
-"""Backbones by name: the bundled one, small ResNets, and any image model of timm; hub weights, a file, or random."""
+"""Backbones by name, of images and of texts: which function builds the one of a name, and what its options are."""
 
-import os
-from difflib import get_close_matches
-from pathlib import Path
-from threading import Lock
-from typing import Any
-
-import torch
-from torch import nn
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from lamella.backbones import bundled
 from lamella.backbones.backbone import Backbone
-from lamella.backbones.hub import hub_options, not_found
-from lamella.backbones.peft_lora import add_peft_lora
-from lamella.backbones.resnets import BLOCKS, ResNet, use_small_stem
-from lamella.backbones.weight_files import WeightsNotFound, load_strict, read_state, weights_file
-from lamella.common.checks import first_line
-from lamella.common.randomness import named_seed
-from lamella.data.transform import InputTransform
+from lamella.backbones.encoder_copies import is_kept_encoder
+from lamella.backbones.encoder_places import folder_below_data, holds_encoder, is_called_as_encoder
+from lamella.backbones.hashed_words import HASHED_WORDS, build_hashed_words
+from lamella.backbones.images import IMAGE_BACKBONES, build_image_backbone
+from lamella.backbones.resnets import BLOCKS
+from lamella.backbones.text_encoders import build_encoder
+from lamella.common.options import Option, options_of
 
-__all__ = ["BACKBONES", "load_backbone"]
+__all__ = ["BACKBONES", "backbone_options", "load_backbone", "noun_of"]
 
-_DRAWING = Lock()  # networks draw their first weights from torch's one generator, and a server loads in several threads
-
-BACKBONES: dict[str, str] = {
-    bundled.NAME: "the bundled one: a small ViT for 32 x 32 images, pre-trained on formulas; needs no download",
-    "vit_tiny_patch16_224": "timm's ViT-Tiny/16, ImageNet-21k then 1k (AugReg)",
-    "vit_base_patch16_224.augreg_in21k": "timm's ViT-B/16, ImageNet-21k (AugReg): the one of most published results",
-    "resnet32": 'He et al.\'s ResNet-32 for 32 x 32 images (also resnet20); weights="random", or trained on CIFAR-10',
-    "resnet18": 'timm\'s ResNet-18, ImageNet-1k; with stem="small" and weights="random" for small images',
-    "test_vit": "timm's smallest ViT, for tests",
+BACKBONES: dict[str, str] = IMAGE_BACKBONES | {
+    HASHED_WORDS: "for texts: words, word pairs and groups of letters, counted; no weights, needs no download",
+    "sentence-transformers/all-MiniLM-L6-v2": "for texts: an encoder of English sentences, small and quick (90 MB)",
+    "BAAI/bge-base-en-v1.5": "for texts: an encoder of English sentences, larger (440 MB)",
+    "intfloat/multilingual-e5-small": "for texts: an encoder of sentences in some hundred languages (470 MB)",
 }
 
 
-def load_backbone(
-    name: str,
-    *,
-    weights: str = "pretrained",
-    adapter: str | None = None,
-    size: int | None = None,
-    normalise: str = "auto",
-    crop: float | None = None,
-    crop_mode: str | None = None,
-    interpolation: str | None = None,
-    pool: str = "model",
-    stem: str = "model",
-    seed: int = 0,
-) -> Backbone:
+class Kind(NamedTuple):
+    """Backbones that are built by one function.
+
+    Attributes:
+        build: the function; its keyword arguments are the options of such a backbone.
+        plural: what they are called in messages.
+    """
+
+    build: Callable[..., Backbone]
+    plural: str
+
+
+IMAGES = Kind(build_image_backbone, "backbones of images")
+ENCODERS = Kind(build_encoder, "encoders of texts")
+HASHED = Kind(build_hashed_words, "hashed words")
+
+
+def load_backbone(name: str, **options: Any) -> Backbone:
     """Build a frozen backbone.
 
     Args:
-        name: the bundled backbone, "resnet20" or "resnet32", or any of timm's image models.
-        weights: "pretrained" (a folder of that name under $LAMELLA_DATA where there is one, else timm's hub), "random",
-            or the path of a safetensors or torch file, or of a folder that holds one.
-        adapter: the folder of a LoRA that PEFT trained on these weights; it is added to them.
-        size: image side in pixels; the model's own by default. Position embeddings are interpolated bicubically; a
-            network that takes any size simply gets larger or smaller images.
-        normalise: "auto" takes mean and standard deviation of the model's own configuration, "none" leaves 0..1.
-        crop: the share of the resized image that the centre crop keeps, the model's own by default; 1.0 keeps it whole.
-        crop_mode: "center", or "squash" for images whose sides are both resized to `size`; the model's own by default.
-        interpolation: how images are resized, "bicubic" or "bilinear"; the model's own by default.
-        pool: "model", or "class+mean" for the class token beside the mean of the other tokens (twice the width).
-        stem: "model", or "small" for timm's ResNets on small images (32 pixels where no size is given): a 3 x 3
-            convolution of stride 1, no pooling. It has no pre-trained weights.
-        seed: of random weights.
+        name: of images: the bundled backbone, "resnet20", "resnet32", or any of timm's image models. Of texts:
+            "hashed-words", or a transformers model: owner/name of its hub, the path of a folder, or the name of a
+            folder below $LAMELLA_DATA.
+        options: those of the function that builds it: of images `build_image_backbone`, of texts `build_encoder`; there
+            are none for "hashed-words".
 
     Raises:
         ValueError: an unknown name or option. FileNotFoundError: no such weights.
+        ModuleNotFoundError: transformers is not installed.
     """
-    if normalise not in ("auto", "none"):
-        raise ValueError(f"normalise '{normalise}' is unknown; use 'auto' or 'none'")
-    if stem not in ("model", "small"):
-        raise ValueError(f"stem '{stem}' is unknown; use 'model' or 'small'")
-    if stem == "small" and (name == bundled.NAME or name in BLOCKS):
-        raise ValueError(f"'{name}' is made for small images already; leave stem out")
-    if stem == "small" and weights == "pretrained":
-        raise ValueError("stem 'small' has no pre-trained weights; use weights='random' or weights=PATH")
-    with _DRAWING, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(named_seed(seed, "backbone", name))
-        if name == bundled.NAME:
-            model, transform = _build_bundled(weights, size)
-        elif name in BLOCKS:
-            model, transform = _build_resnet(name, weights, size)
-        else:
-            model, transform = _build_timm(name, weights, size, stem)
-    model = model.float()
-    if adapter is not None:
-        add_peft_lora(model, Path(adapter))
-    mean, std = ((0.0,) * 3, (1.0,) * 3) if normalise == "none" else (transform.mean, transform.std)
-    transform = InputTransform(
-        transform.size,
-        mean,
-        std,
-        interpolation or transform.interpolation,
-        transform.crop if crop is None else crop,
-        transform.crop_mode if crop_mode is None else crop_mode,
-    )
-    return Backbone(_laid_out(model), name=name, width=_width(model), transform=transform, pool=pool)
+    backbone_options({"name": name, **options})
+    return _kind_of(name, options.get("weights")).build(name, **options)
 
 
-def _laid_out(model: nn.Module) -> nn.Module:
-    """Channels last where most of the work is convolutions: faster on a CPU (`benchmarks/ratios.py memory-layout`)."""
-    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
-    return model.to(memory_format=torch.channels_last) if convolutions > 1 else model
+def backbone_options(table: Mapping[str, Any]) -> dict[str, Option]:
+    """The options of the backbone that a table names, by key; see `lamella.common.options`.
 
+    Args:
+        table: of a configuration, or arguments of `load_backbone` by name.
 
-def _width(model: nn.Module) -> int:
-    """Of the features: some convolutional networks widen them before the classifier."""
-    return int(getattr(model, "head_hidden_size", None) or getattr(model, "num_features", 0))
-
-
-def _build_bundled(weights: str, size: int | None) -> tuple[nn.Module, InputTransform]:
-    if size not in (None, bundled.ARCHITECTURE["img_size"]):
-        raise ValueError(f"{bundled.NAME} takes images of {bundled.ARCHITECTURE['img_size']} pixels, not {size}")
-    model = bundled.build()
-    if weights != "random":
-        path = bundled.weights_path() if weights == "pretrained" else weights_file(Path(weights))
-        load_strict(model, read_state(path), path)
-    half = (0.5, 0.5, 0.5)
-    return model, InputTransform(int(bundled.ARCHITECTURE["img_size"]), half, half, "bicubic", 1.0)
-
-
-def _build_resnet(name: str, weights: str, size: int | None) -> tuple[nn.Module, InputTransform]:
-    model = ResNet(BLOCKS[name])
-    path = _local_weights(name, weights)
-    if weights == "pretrained" and path is None:
-        root = os.environ.get("LAMELLA_DATA")
-        path = next(iter(sorted(Path(root, "resnet_cifar10").glob(f"{name}-*.th"))), None) if root else None
-        if path is None:
-            where = f"'{Path(root, 'resnet_cifar10')}' holds no {name}-*.th" if root else "$LAMELLA_DATA is not set"
-            raise WeightsNotFound(
-                f"the weights of '{name}' are not on this machine ({where}); put {name}-*.th into a folder "
-                "'resnet_cifar10' of the folder that $LAMELLA_DATA names, give their path as backbone.weights=PATH, or "
-                "start from random ones with backbone.weights=random"
+    Raises:
+        ValueError: it has an option that only backbones of another kind have.
+    """
+    name = table.get("name")
+    kind = _kind_of(name, table.get("weights")) if isinstance(name, str) else IMAGES
+    options = options_of(kind.build)
+    for key in table.keys() - options.keys():
+        if others := [other.plural for other in (IMAGES, ENCODERS) if key in options_of(other.build)]:
+            raise ValueError(
+                f"'backbone.{key}' is an option of {' and of '.join(others)}, but '{name}' is one of the "
+                f"{kind.plural}; take it away with backbone.{key}="
             )
-    if path is not None:
-        state = {k.replace("layer", "stage"): v for k, v in read_state(path).items() if not k.startswith("linear.")}
-        counters = {k: v for k, v in model.state_dict().items() if k.endswith(".num_batches_tracked")}
-        load_strict(model, counters | state, path)  # older files do not count batches
-    # What the CIFAR-10 weights were trained with.
-    return model, InputTransform(size or 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 1.0)
+    return {"name": Option(str)} | options
 
 
-def _build_timm(name: str, weights: str, size: int | None, stem: str) -> tuple[nn.Module, InputTransform]:
-    import timm
-    from timm.data.config import resolve_data_config
-
-    if not timm.is_model(name.split(".")[0]):
-        near = get_close_matches(name, list(dict.fromkeys([*BACKBONES, *timm.list_models()])), 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`lamella list backbones` names some"
-        raise ValueError(f"unknown backbone '{name}'; {hint}")
-    # A network of any input size, such as a convolutional one, has no argument for it.
-    sized = size is not None and _has_fixed_size(name)
-    options: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if sized else {})
-    path = _local_weights(name, weights)
-    if path is not None or stem == "small":
-        model = _from_hub(name, False, options)
-    else:
-        model = _from_hub(name, weights == "pretrained", options)
-    if stem == "small":
-        use_small_stem(model)
-    if path is not None:
-        _load_timm(model, path)
-    if size is not None:
-        _check_size(model, name, size)
-    found = resolve_data_config({}, model=model)
-    height, side, crop = *map(int, found["input_size"][-2:]), float(found["crop_pct"])
-    if size is None and height != side:
-        raise ValueError(
-            f"'{name}' takes images of {height} x {side} pixels, and only square ones can be had; give size"
-        )
-    if found["crop_mode"] not in ("center", "squash"):
-        raise ValueError(f"'{name}' crops images by '{found['crop_mode']}', which cannot be had; give crop_mode")
-    side, crop = (32, 1.0) if stem == "small" else (side, min(crop, 1.0))  # timm pads with black above 1
-    mean, std = tuple(found["mean"]), tuple(found["std"])
-    return model, InputTransform(size or side, mean, std, found["interpolation"], crop, found["crop_mode"])
+def _kind_of(name: str, weights: Any) -> Kind:
+    if name == HASHED_WORDS:
+        return HASHED
+    if name == bundled.NAME or name in BLOCKS:
+        return IMAGES
+    if is_called_as_encoder(name) or (isinstance(weights, str) and is_kept_encoder(weights)):
+        return ENCODERS
+    folder = folder_below_data(name)
+    return ENCODERS if folder is not None and holds_encoder(folder) and not _is_of_timm(name) else IMAGES
 
 
-def _check_size(model: nn.Module, name: str, size: int) -> None:
-    """Raise ValueError where the network does not take images of this size."""
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, size, size))
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"backbone '{name}' takes no images of {size} pixels: {first_line(error)}") from error
-
-
-def _has_fixed_size(name: str) -> bool:
+def _is_of_timm(name: str) -> bool:
     import timm
 
-    return bool(getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False))
-
-
-def _from_hub(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    import timm
-
-    weights = hub_options(name) if pretrained else {}
-    try:
-        return timm.create_model(name, pretrained=pretrained, **options, **weights)
-    except AssertionError as error:
-        refused = first_line(error)
-        raise ValueError(f"backbone '{name}' does not take {options} ({refused}); give another size") from error
-    except TypeError as error:
-        raise ValueError(f"backbone '{name}' does not take {options} ({error})") from error
-    except (OSError, RuntimeError) as error:
-        raise not_found(name, f"and could not be had from timm's hub ({first_line(error)})") from error
-
-
-def _local_weights(name: str, weights: str) -> Path | None:
-    if weights == "random":
-        return None
-    if weights != "pretrained":
-        return weights_file(Path(weights))
-    root = os.environ.get("LAMELLA_DATA")
-    folder = Path(root) / name if root else None
-    return weights_file(folder) if folder is not None and folder.is_dir() else None
-
-
-def _load_timm(model: nn.Module, path: Path) -> None:
-    """Load through timm's own filter of ViTs, which renames old keys and interpolates position embeddings."""
-    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-
-    state = read_state(path)
-    if isinstance(model, VisionTransformer):
-        state = checkpoint_filter_fn(state, model, interpolation="bicubic", antialias=True)
-    load_strict(model, state, path)
+    return timm.is_model(name.split(".")[0])
 
 
 def noun_of(name: str) -> str:
     """Return what a backbone of this name takes, "image" or "text"."""
-    return "text" if name == "hashed-words" or "/" in name else "image"
+    return "image" if _kind_of(name, None) is IMAGES else "text"

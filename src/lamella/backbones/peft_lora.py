@@ -1,7 +1,7 @@
 """A LoRA that PEFT trained, added to the weights of a backbone as it is loaded.
 
 A layer may be called as it is here, or as the ViTs of Transformers call it; query, key and value of their own go to
-their rows of a fused layer.
+their rows of a fused layer. Networks of texts are those of Transformers themselves, with or without a head in front.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lamella.backbones.plain_layers import is_transposed
 from lamella.backbones.roles import find_places, roles_of_name, rows_of
 from lamella.backbones.weight_files import CLASSIFIERS, read_state, weights_file
 from lamella.common.files import read_json
@@ -21,6 +22,8 @@ __all__ = ["CONFIG", "add_peft_lora"]
 
 CONFIG = "adapter_config.json"
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_HEADS = (*CLASSIFIERS, "score.", "pre_classifier.", "lm_head.", "cls.")
+"""How the keys of heads begin, those of transformers among them."""
 _OF_TRANSFORMERS = (  # names of its ViTs, and timm's
     (r"^(vit|deit|model)\.", ""),
     (r"encoder\.layer\.(\d+)\.", r"blocks.\1."),
@@ -42,6 +45,8 @@ def add_peft_lora(model: nn.Module, folder: Path) -> None:
         ValueError: it is no plain LoRA, or does not fit the model.
     """
     config, state = _read_config(folder), read_state(weights_file(folder, _FILES))
+    if config.get("fan_in_fan_out") and not any(map(is_transposed, model.modules())):
+        _refuse(folder, "a variant of it")
     pairs: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -54,9 +59,9 @@ def add_peft_lora(model: nn.Module, folder: Path) -> None:
     if not pairs:
         raise ValueError(f"'{folder}' holds no LoRA: none of its tensors is called ...lora_A.weight")
     for layer, pair in pairs.items():
-        if not f"{layer}.".startswith(CLASSIFIERS):
+        if not f"{layer}.".startswith(_HEADS):
             _add_pair(model, layer, pair, config, folder)
-    _take_over(model, others, folder)
+    _take_over(model, {_without_prefix(model, name): tensor for name, tensor in others.items()}, folder)
 
 
 PLAIN_KEY = re.compile(r"(\^?)((?:[A-Za-z0-9_.-]|\\\.|\\d\+?)+)")
@@ -73,12 +78,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("alpha_pattern") or {}, dict):
         raise ValueError(f"'{path}' is no configuration that PEFT wrote; save the adapter with PEFT again")
     kind = config.get("peft_type")
-    if kind != "LORA" or config.get("use_dora") or config.get("fan_in_fan_out"):
-        raise ValueError(
-            f"'{folder}' is no plain LoRA but {'a variant of it' if kind == 'LORA' else kind}; merge it with PEFT "
-            "(merge_and_unload), save the weights, and start from those"
-        )
+    if kind != "LORA" or config.get("use_dora"):
+        _refuse(folder, "a variant of it" if kind == "LORA" else str(kind))
     return config
+
+
+def _refuse(folder: Path, kind: str) -> None:
+    raise ValueError(
+        f"'{folder}' is no plain LoRA but {kind}; merge it with PEFT (merge_and_unload), save the weights, and start "
+        "from those"
+    )
 
 
 def _add_pair(
@@ -138,9 +147,11 @@ def _weight_of(model: nn.Module, layer: str, folder: Path) -> Tensor:
     timm = layer
     for theirs, ours in _OF_TRANSFORMERS:
         timm = re.sub(theirs, ours, timm)
-    for name in (layer, timm):
+    for name in (layer, _without_prefix(model, layer), timm):
         if isinstance(found := modules.get(name), nn.Linear | nn.Conv2d):
             return found.weight
+        if found is not None and is_transposed(found):
+            return cast(Tensor, found.weight).T  # a view, so what is written to it goes to the layer
     parent = timm.rpartition(".")[0]
     role = roles_of_name(timm)
     for place in find_places(model):
@@ -149,11 +160,17 @@ def _weight_of(model: nn.Module, layer: str, folder: Path) -> Tensor:
     raise ValueError(f"'{folder}' does not fit this backbone: it has no layer '{layer}' to add the LoRA to")
 
 
+def _without_prefix(model: nn.Module, name: str) -> str:
+    """A name as it is within the network that transformers puts a head on; the name itself for other networks."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return name.removeprefix(f"{prefix}.") if prefix else name
+
+
 def _take_over(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Put whole tensors, such as trained biases, in the place of the model's."""
     own = model.state_dict()
     for name, tensor in tensors.items():
         if name in own and own[name].shape == tensor.shape:
             own[name].copy_(tensor)
-        elif not name.startswith(CLASSIFIERS):
+        elif not name.startswith(_HEADS):
             raise ValueError(f"'{folder}' does not fit this backbone: it has no '{name}' of {tuple(tensor.shape)}")

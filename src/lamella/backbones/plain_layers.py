@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["make_linear", "part_positions"]
+__all__ = ["is_transposed", "make_linear", "part_positions"]
 
 
 @torch.no_grad()
@@ -18,7 +18,7 @@ def make_linear(network: nn.Module) -> tuple[str, ...]:
     Returns:
         The names of these layers: transposing their weights gives what transformers loads.
     """
-    found = {name: module for name, module in network.named_modules() if _is_conv1d(module)}
+    found = {name: module for name, module in network.named_modules() if is_transposed(module)}
     for name, layer in found.items():
         (d_in, d_out), weight = layer.weight.shape, layer.weight
         with torch.device("meta"):
@@ -54,7 +54,8 @@ def part_positions(network: nn.Module) -> bool:
     return bool(sharing)
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a layer is a `Conv1D` of transformers: a linear one whose weight is (inputs, outputs)."""
     kind = type(module)
     return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
 

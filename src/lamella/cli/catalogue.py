@@ -36,20 +36,26 @@ def list_known(
 
 def layers(
     backbone: Annotated[
-        str, typer.Argument(metavar="BACKBONE", help="A name of `lamella list backbones`, or any of timm's.")
+        str,
+        typer.Argument(
+            metavar="BACKBONE", help="A name of `lamella list backbones`, any of timm's, or an encoder of texts."
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:
     """List the layers that can have branches.
 
     Each with its roles (query, key, value ...) and their output rows.
-    Nothing is downloaded: the layers are the same with random weights.
+    No weights are downloaded: the layers are the same with random ones.
     """
     from lamella.backbones import describe_layers
+    from lamella.backbones.from_folder import backbone_table
 
-    rows = describe_layers(backbone)
+    rows = describe_layers(backbone_table(backbone)["name"])
     if not rows:
-        raise ValueError(f"no layer of '{backbone}' has a known role, so none can have branches; use a ViT of timm")
+        raise ValueError(
+            f"no layer of '{backbone}' has a known role, so none can have branches; use a ViT of timm or an encoder"
+        )
     if as_json:
         typer.echo(json.dumps([row._asdict() for row in rows], indent=2))
         return

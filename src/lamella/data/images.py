@@ -210,9 +210,9 @@ class ImageSet:
         keys = [self.keys[i] for i in index.tolist()]
         return type(self)(self.storage, self.labels[index], keys, self.positions[index])
 
-    def relabelled(self, labels: Tensor) -> Self:
-        """The same images with other labels (n,)."""
-        return type(self)(self.storage, labels, self.keys, self.positions)
+    def relabelled(self, labels: Tensor, keys: Sequence[str] | None = None) -> Self:
+        """The same images with other labels (n,), and with other keys where they are given."""
+        return type(self)(self.storage, labels, self.keys if keys is None else keys, self.positions)
 
     def concatenate(self, others: Sequence[Self]) -> Self:
         """The images of this set and then those of the others; a storage that all share stays shared."""
@@ -278,9 +278,9 @@ class TensorSet:
         keys = [self.keys[i] for i in index.tolist()]
         return type(self)(self.x[index], self.labels[index], keys, noun=self.noun)
 
-    def relabelled(self, labels: Tensor) -> Self:
-        """The same samples with other labels (n,)."""
-        return type(self)(self.x, labels, self.keys, noun=self.noun)
+    def relabelled(self, labels: Tensor, keys: Sequence[str] | None = None) -> Self:
+        """The same samples with other labels (n,), and with other keys where they are given."""
+        return type(self)(self.x, labels, self.keys if keys is None else keys, noun=self.noun)
 
     def concatenate(self, others: Sequence[Self]) -> Self:
         """The samples of this set and then those of the others, whose inputs have the same shapes."""

@@ -32,8 +32,8 @@ class Examples(Protocol):
         """The samples at these positions of this set, in this order."""
         ...
 
-    def relabelled(self, labels: Tensor) -> Self:
-        """The same samples with other labels (n,)."""
+    def relabelled(self, labels: Tensor, keys: Sequence[str] | None = None) -> Self:
+        """The same samples with other labels (n,), and with other keys where they are given."""
         ...
 
     def concatenate(self, others: Sequence[Self]) -> Self:

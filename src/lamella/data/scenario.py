@@ -1,6 +1,6 @@
-"""A data set cut into a sequence of tasks: by classes or by domains."""
+"""A data set cut into a sequence of tasks, by classes or by domains; or several data sets, one a task."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,16 @@ from lamella.data.loading import Examples
 from lamella.data.splits import stratified_split
 from lamella.data.tasks import Scenario, Source, Task
 
-__all__ = ["Scenario", "Source", "Task", "as_task", "class_incremental", "domain_incremental", "task_incremental"]
+__all__ = [
+    "Scenario",
+    "Source",
+    "Task",
+    "as_task",
+    "class_incremental",
+    "dataset_incremental",
+    "domain_incremental",
+    "task_incremental",
+]
 
 
 def class_incremental(
@@ -86,6 +95,49 @@ def domain_incremental(
     return _assemble("domain-incremental", source.class_names, parts, validation, seed)
 
 
+def dataset_incremental(
+    sources: Sequence[Source], *, share_labels: bool = False, seed: int = 0, validation: float = 0.0
+) -> Scenario:
+    """Each task brings a data set of its own; at test time all classes seen so far compete.
+
+    Args:
+        sources: the data sets, in the order they are learned. All have samples of one kind.
+        share_labels: whether classes of different data sets that have one name are one class. If not, each is called
+            "DATA SET: class".
+        seed: of the validation part.
+        validation: fraction of each class's training samples to hold out, in [0, 1).
+
+    Raises:
+        ValueError: there is no data set, two have the same name or samples of different kinds, or a class has no
+            training sample.
+    """
+    _check_datasets(sources)
+    names = [[name if share_labels else f"{s.name}: {name}" for name in s.class_names] for s in sources]
+    class_names = tuple(dict.fromkeys(name for own in names for name in own))
+    parts: list[Part] = []
+    for source, own in zip(sources, names, strict=True):
+        ids = torch.tensor([class_names.index(name) for name in own])
+        train, test = (
+            data.relabelled(ids[data.labels], [f"{source.name}/{key}" for key in data.keys])
+            for data in (source.train, source.test)
+        )
+        parts.append((source.name, tuple(ids.tolist()), train, test))
+    return _assemble("datasets", class_names, parts, validation, seed)
+
+
+def _check_datasets(sources: Sequence[Source]) -> None:
+    if not sources:
+        raise ValueError("there are no data sets; name at least one, each of which becomes a task")
+    names = [source.name for source in sources]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"two data sets are called {twice[0]!r}; rename the file or folder of one, or leave it out")
+    if len(nouns := {source.train.noun: source.name for source in sources}) > 1:
+        told = " and ".join(f"{name} has {noun}s" for noun, name in nouns.items())
+        raise ValueError(f"the data sets of a scenario must have samples of one kind, but {told}")
+    for source in sources:
+        _check_each_class(source, range(len(source.class_names)))
+
+
 def as_task(source: Source, *, name: str | None = None) -> Task:
     """The training part of a source as one task, for a learner that is shown data outside of any scenario."""
     classes = tuple(source.train.labels.unique().tolist())
@@ -109,16 +161,21 @@ def _by_class(
     if (tasks is None) == (sizes is None):
         raise ValueError("give either tasks= (their number, all equal) or sizes= (the classes of each task)")
     cut = equal_sizes(count, tasks) if tasks is not None else given_sizes(count, sizes or ())
-    present = set(source.train.labels.tolist())
-    if missing := [source.class_names[label] for label in classes if label not in present]:
-        noun = source.train.noun
-        raise ValueError(f"class {missing[0]!r} of {source.name} has no training {noun}; add some or remove the class")
+    _check_each_class(source, classes)
     parts: list[Part] = []
     for members in torch.tensor(classes).split(cut):
         train = _where(source.train, torch.isin(source.train.labels, members))
         test = _where(source.test, torch.isin(source.test.labels, members))
         parts.append((_short([source.class_names[label] for label in members]), tuple(members.tolist()), train, test))
     return _assemble(kind, source.class_names, parts, validation, seed)
+
+
+def _check_each_class(source: Source, classes: Iterable[int]) -> None:
+    """Raise ValueError where a class has no training sample."""
+    present = set(source.train.labels.tolist())
+    if missing := [source.class_names[label] for label in classes if label not in present]:
+        noun = source.train.noun
+        raise ValueError(f"class {missing[0]!r} of {source.name} has no training {noun}; add some or remove the class")
 
 
 def _assemble(kind: str, class_names: tuple[str, ...], parts: Sequence[Part], validation: float, seed: int) -> Scenario:

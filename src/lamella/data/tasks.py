@@ -104,7 +104,8 @@ class Scenario:
     """A sequence of tasks, and the test data of each.
 
     Args:
-        kind: "class-incremental", "domain-incremental" or "task-incremental" (the task is given at test time).
+        kind: "class-incremental", "domain-incremental", "task-incremental" (the task is given at test time) or
+            "datasets".
         class_names: of all classes of the source; `class_names[label]`.
         tasks: in the order they are learned.
         tests: the test data of each task.
@@ -137,6 +138,12 @@ class Scenario:
     def __repr__(self) -> str:
         sizes = ", ".join(str(len(task.classes)) for task in self._tasks)
         return f"Scenario({self.kind}, {len(self)} tasks of {sizes} classes)"
+
+    @property
+    def shared_classes(self) -> bool:
+        """Whether a class belongs to several tasks, so that a choice of task has no meaning."""
+        classes = sum(len(task.classes) for task in self._tasks)
+        return self.kind == "domain-incremental" or classes > len(self.class_order)
 
     def test(self, i: int) -> Examples:
         """The test data of task i."""

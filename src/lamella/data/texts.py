@@ -103,9 +103,9 @@ class TextSet:
         texts, keys = [self.texts[i] for i in positions], [self.keys[i] for i in positions]
         return type(self)(texts, self.labels[positions], keys)
 
-    def relabelled(self, labels: Tensor) -> Self:
-        """The same texts with other labels (n,)."""
-        return type(self)(self.texts, labels, self.keys)
+    def relabelled(self, labels: Tensor, keys: Sequence[str] | None = None) -> Self:
+        """The same texts with other labels (n,), and with other keys where they are given."""
+        return type(self)(self.texts, labels, self.keys if keys is None else keys)
 
     def concatenate(self, others: Sequence[Self]) -> Self:
         """The texts of this set and then those of the others."""

@@ -19,8 +19,6 @@ IDS = "input_ids"
 MASK = "attention_mask"
 """Name of a batch's tensor (n, tokens) bool that is False where samples are padded."""
 
-STEP = 8  # the number of tokens of a batch is rounded up to a multiple of it, so that there are few shapes
-
 
 class TokenTransform:
     """What an encoder of texts expects as input; a `Transform`.
@@ -70,10 +68,14 @@ class TokenTransform:
         """The tokens of each text."""
         return self.tokenizer.encode_batch(list(texts))
 
+    def lengths(self, raw: Sequence[str]) -> Tensor:
+        """(n,) the number of tokens of each text, special ones included."""
+        return torch.tensor([max(len(encoding), 1) for encoding in self.encode(raw)], dtype=torch.int64)
+
     def batch(self, ids: Sequence[Sequence[int]]) -> Batch:
         """Token ids of any lengths, padded to one length. A text without tokens counts as one of padding."""
         lengths = torch.tensor([max(len(row), 1) for row in ids])
-        width = -(-int(lengths.max()) // STEP) * STEP
+        width = int(lengths.max())
         padded = torch.full((len(ids), width), self.pad_id, dtype=torch.int64)
         for i, row in enumerate(ids):
             padded[i, : len(row)] = torch.tensor(row, dtype=torch.int64)

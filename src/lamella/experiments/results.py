@@ -42,6 +42,7 @@ from lamella.data.scenario import Scenario
 from lamella.experiments import metrics
 from lamella.experiments.results_files import SCHEMA
 from lamella.learner.config.document import readout_names
+from lamella.learner.config.scenario_table import source_name
 from lamella.learner.costs import costs_of_base
 from lamella.learner.learner import Learner
 from lamella.learner.scores import Score
@@ -92,15 +93,15 @@ def _measures(rows: list[Row], key: str, scenario: Scenario, whole_stream: bool)
     plain = _matrix(rows, key, lambda score: score.accuracy, len(scenario), whole_stream)
     matrix = aware if given else plain
     chance = [1 / len(scenario[j].classes) for j in range(len(scenario))]
-    shared = scenario.kind == "domain-incremental"
+    shared, same = scenario.shared_classes, scenario.kind == "domain-incremental"
     return {
         "final_accuracy": _number(metrics.final_accuracy(matrix, sizes)),
         "final_accuracy_task_mean": _number(metrics.final_accuracy(matrix)),
         "average_accuracy": _number(metrics.average_accuracy(matrix, sizes)),
         "forgetting": _number(metrics.forgetting(matrix)),
         "backward_transfer": _number(metrics.backward_transfer(matrix)),
-        "forward_transfer": _number(metrics.forward_transfer(matrix, chance)) if shared and not whole_stream else None,
-        "task_aware_accuracy": None if shared else _number(metrics.final_accuracy(aware, sizes)),
+        "forward_transfer": _number(metrics.forward_transfer(matrix, chance)) if same and not whole_stream else None,
+        "task_aware_accuracy": None if same else _number(metrics.final_accuracy(aware, sizes)),
         "task_choice_accuracy": None if shared or given else sum(score.right_task for score in last) / sum(sizes),
         "matrix": _nulls(matrix),
         "task_aware_matrix": _nulls(aware),
@@ -128,7 +129,7 @@ def _common(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str
     return {
         "schema": SCHEMA,
         "lamella": __version__,
-        "scenario": str(config["scenario"]["source"]),
+        "scenario": source_name(config["scenario"]),
         "kind": scenario.kind,
         "backbone": learner.backbone.name,
         "seed": learner.seed,

@@ -175,9 +175,9 @@ class _Run:
     def _evaluate(self, i: int) -> None:
         """Score the model after task i on the learned tasks, or on all tasks if they share their classes."""
         started = time.monotonic()
-        shared = self.scenario.kind == "domain-incremental"
-        last = len(self.scenario) if self.whole or shared else i + 1
-        row = [self._score(i, j, shared) for j in range(last)]
+        same = self.scenario.kind == "domain-incremental"
+        last = len(self.scenario) if self.whole or same else i + 1
+        row = [self._score(i, j, self.scenario.shared_classes) for j in range(last)]
         self.learner.notes["scores"].append({"row": stored_row(row), "seconds": time.monotonic() - started})
         self._save()
         given = self.scenario.kind == "task-incremental"

@@ -12,6 +12,7 @@ from lamella.backbones import Backbone
 from lamella.backbones.hub import without_hub
 from lamella.common.progress import Progress, silent
 from lamella.common.version import __version__
+from lamella.data.lengths import in_order
 from lamella.data.loading import Examples
 from lamella.data.names import normal_name
 from lamella.data.samples import Samples
@@ -133,7 +134,8 @@ class Model:
             checkpoints: where the loop saves its state, so that it can be resumed; None saves nothing.
             progress: opens a progress bar.
         """
-        chosen = {key: self.config["fit"][key] for key in ("device", "precision", "compile")}
+        known = ("device", "precision", "compile", "like_sizes")
+        chosen = {key: value for key, value in self.config["fit"].items() if key in known}
         return Fit(
             self.method,
             self.backbone.transform,
@@ -263,8 +265,8 @@ def scanned(
     def observe(x: Samples, y: Tensor) -> None:
         parts.append(tuple(value.clone() for value in compute(x)))
 
-    fit.scan(data, observe, name=name)
-    return tuple(torch.cat(values).cpu() for values in zip(*parts, strict=True))
+    order = fit.scan(data, observe, any_order=True, name=name)
+    return tuple(in_order(torch.cat(values).cpu(), order) for values in zip(*parts, strict=True))
 
 
 def save(model: Model, folder: Path, *, what: str, keep: int | None, whole: bool = True) -> int:
@@ -322,11 +324,12 @@ def load(
     if copy and (folder / copy).exists():
         plain_file(folder / copy)
     config = on_device(up_to_date(manifest["config"]), device)
+    kept = folder / copy if copy else None
     if only_facts:
-        model = Model(without_weights(config))
+        model = Model(without_weights(config, kept), trusted=trusted)
         model.backbone.weights_sha256 = manifest["weights_sha256"]
     else:
-        model = Model(config, backbone_copy=folder / copy if copy else None, trusted=trusted)
+        model = Model(config, backbone_copy=kept, trusted=trusted)
     if model.backbone.weights_sha256 != manifest["weights_sha256"]:
         raise ValueError(
             f"'{folder}' was learned on other weights of {model.backbone.name} than the ones found here; "

@@ -102,9 +102,9 @@ class _Rehearsal:
         self.spent += time.monotonic() - started
         return [0.0] * recipe.epochs
 
-    def scan(self, data: Examples, *arguments: Any, **options: Any) -> None:
+    def scan(self, data: Examples, *arguments: Any, **options: Any) -> Tensor:
         with self._measured(data):
-            self.fit.scan(data, *arguments, **options)
+            return self.fit.scan(data, *arguments, **options)
 
     def features(self, data: Examples, *arguments: Any, **options: Any) -> Tensor:
         with self._measured(data):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lamella.backbones.feature_cache import FeatureCache
+from lamella.data.lengths import in_order
 from lamella.data.samples import Samples
 from lamella.methods import Method
 from lamella.methods.shared.heads import only_columns
@@ -79,14 +80,14 @@ def score_task(
             parts_given.append(method.predict(x, tuple(task_classes)).float())
 
     with recall.reading(method.backbone):
-        fit.scan(data, observe, name=name)
+        order = fit.scan(data, observe, any_order=True, name=name)
     column = {c: i for i, c in enumerate(method.classes)}
     target = torch.tensor([column[label] for label in data.labels.tolist()])
     own = [column[c] for c in task_classes if c in column]
     scores: dict[str, Score] = {}
     for key, found in parts.items():
-        logits = torch.cat(found).cpu()
-        given = torch.cat(parts_given).cpu() if method.routed and key == "" else logits
+        logits = in_order(torch.cat(found).cpu(), order)
+        given = in_order(torch.cat(parts_given).cpu(), order) if method.routed and key == "" else logits
         right = [correct(logits, target), correct_given_task(given, target, own), correct_task(logits, own)]
         scores[key] = Score(len(target), *(int(r.sum()) for r in right))
     return {key: replace(s, right_task=-1) for key, s in scores.items()} if shared_classes else scores

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lamella.backbones.encoder_copies import is_kept_encoder
+from lamella.backbones.encoder_places import is_path
 from lamella.learner.config.registry import is_own
 
 __all__ = ["check_untrusted"]
@@ -28,13 +30,13 @@ def check_untrusted(folder: Path, config: Mapping[str, Any], copy: str | None) -
 
     Raises:
         ValueError: the method is a class of a Python file, the weights or the adapter are files elsewhere, or the name
-            of the backbone is a path.
+            of the backbone is a path, unless the copy holds all of an encoder.
     """
     for name in _names(config["method"]):
         if is_own(name):
             _refuse(folder, f"its method '{name}' is a class of a Python file, which would run")
     table = config["backbone"]
-    if {"/", "\\"} & set(str(table["name"])):
+    if is_path(str(table["name"])) and not (copy is not None and is_kept_encoder(str(folder / copy))):
         _refuse(folder, f"the name '{table['name']}' of its backbone is a path")
     if copy is not None:
         return

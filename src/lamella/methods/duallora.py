@@ -166,7 +166,7 @@ class DualLoRA(OwnHeads):
         # The whole network runs, because "attention_pooled" is checked against what comes after the layers.
         show = self.features if self.basis == "attention_pooled" else lambda x: self.backbone.show(x, self.sites)
         with gather(self.backbone.model, self.sites, self.basis) as inputs:
-            fit.scan(task.train, lambda x, y: show(x), name=name)
+            fit.scan(task.train, lambda x, y: show(x), any_order=True, name=name)
         return inputs
 
     def _grow_orthogonal(self, number: int) -> Allowed:

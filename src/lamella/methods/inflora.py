@@ -168,7 +168,14 @@ class InfLoRA(OwnHeads):
             images = images.subset(order[: self.statistics_images])
         firsts = [site for site in self.sites if self.reads_as[site.name] == site.name]
         with watch(firsts, lambda layer: SecondMoment(layer.weight.shape[1])) as observers:
-            fit.scan(images, lambda x, y: self.backbone.show(x, firsts), augment=True, keep=observers, name=name)
+            fit.scan(
+                images,
+                lambda x, y: self.backbone.show(x, firsts),
+                augment=True,
+                keep=observers,
+                any_order=True,
+                name=name,
+            )
         return {layer: observer.mean for layer, observer in observers.items()}
 
     def _grow_designed(self, moments: dict[str, Tensor]) -> list[Branch]:

@@ -17,7 +17,7 @@ from lamella.data.lengths import of_like_length
 from lamella.data.loading import Examples
 from lamella.data.samples import Transform
 from lamella.data.texts import TextSet, normal_text
-from lamella.data.tokens import STEP, TokenTransform
+from lamella.data.tokens import TokenTransform
 from lamella.learner.learner import Learner, Prediction
 from lamella.serving.forms import JSON, MULTIPART, form_of, media_type, unreadable
 from lamella.serving.kind import Columns, Named, Unpacked, refused_kind
@@ -175,6 +175,5 @@ def _batches(texts: Sequence[str], transform: Transform, tokens: int) -> Iterato
         return
     # One by one, because a tokenizer keeps all tokens of a text, also those beyond the largest length.
     ids = [transform.encode([text])[0].ids for text in texts]
-    padded = [-(-len(row) // STEP) * STEP for row in ids]
-    for batch in of_like_length(padded, samples=BATCH, size=tokens):
+    for batch in of_like_length([len(row) for row in ids], samples=BATCH, size=tokens):
         yield batch, TensorSet.unlabelled(transform.batch([ids[i] for i in batch]), noun="text")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.common.randomness import generator, named_seed
+from lamella.data.lengths import in_windows
 from lamella.data.loading import Examples, step_sizes
 from lamella.training.calls import TrainingCall
 from lamella.training.checks import check_examples, check_finite, check_gradients, check_loss
@@ -106,6 +107,9 @@ class Fit(Passes):
         saved, engine = job.saved, job.engine
         named = (self.task, saved.place.call, saved.epoch)
         order = torch.randperm(len(job.data), generator=generator(self.seed, *named, "order"))
+        if self.like_sizes and (lengths := self.feed.lengths(job.data)) is not None:
+            every = [size for sizes in job.steps for size in sizes]
+            order = in_windows(order, every, lengths, generator(self.seed, *named, "windows"))
         view = self.feed.view(len(job.data), self.augmentation if job.augment else None, *named)
         steps = job.steps[saved.step :]
         left = [size for sizes in steps for size in sizes]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lamella.common.checks import check_one_of
 from lamella.common.progress import Progress, silent
 from lamella.data.feeding import Feed
+from lamella.data.lengths import OfManyLengths, in_order
 from lamella.data.loading import Examples
 from lamella.data.samples import Batch, Samples, Transform
 from lamella.data.transform import Augmentation
@@ -34,10 +35,13 @@ class Passes:
         compile: whether training runs compiled blocks; see compilation.py.
         checkpoints: where the state of calls is stored, so that they can be resumed; None stores nothing.
         progress: opens a progress bar.
+        like_sizes: whether samples of like lengths share a batch of training; see `data.lengths.in_windows`. Passes
+            without training do that in any case.
         scan_batch_size: the number of samples in a forward pass without training; at least 1.
 
     Raises:
-        ValueError: the precision or the device is unknown, or samples of many lengths should be trained compiled.
+        ValueError: the precision or the device is unknown, samples of many lengths should be trained compiled, or those
+            of one length should be sorted by it.
     """
 
     def __init__(
@@ -52,12 +56,17 @@ class Passes:
         compile: bool = False,
         checkpoints: Checkpoints | None = None,
         progress: Progress = silent,
+        like_sizes: bool = False,
         scan_batch_size: int = 64,
     ) -> None:
         check_one_of("precision", precision, PRECISIONS)
         if compile and isinstance(transform.example(1), Batch):
             raise ValueError(
                 f"fit.compile is for batches of one shape, and {transform.noun}s are padded to many; leave it out"
+            )
+        if like_sizes and not isinstance(transform, OfManyLengths):
+            raise ValueError(
+                f"fit.like_sizes is for samples of many lengths, and {transform.noun}s have one; leave it out"
             )
         self.module = module
         self.transform = transform
@@ -66,6 +75,7 @@ class Passes:
         self.device = resolve_device(device)
         self.precision = precision
         self.compile = compile
+        self.like_sizes = like_sizes
         self.checkpoints = checkpoints
         self.progress = progress
         self.scan_batch_size = scan_batch_size
@@ -106,8 +116,9 @@ class Passes:
         augment: bool = False,
         keep: Mapping[str, nn.Module] | None = None,
         batch_size: int | None = None,
+        any_order: bool = False,
         name: str = "scan",
-    ) -> None:
+    ) -> Tensor:
         """Pass over data in their order, without training.
 
         Args:
@@ -117,15 +128,23 @@ class Passes:
             keep: the modules whose buffers `observe` fills, by name. With them an interrupted pass is resumed and a
                 finished one is restored; without them the pass is repeated.
             batch_size: the number of samples in a forward pass; `scan_batch_size` if left out.
+            any_order: whether samples may come in another order: those of like lengths together, so that little is
+                padding. It is the same one in each pass. Where all samples have one length, it is that of the set.
             name: the name of this call within the task.
+
+        Returns:
+            (n,) the positions of the samples in the set, in the order in which they were read.
         """
         place, size = self._place(self._call(name)), batch_size or self.scan_batch_size
-        self._scan(place, data, observe, augment, keep or {}, size, name)
+        order = self.feed.any_order(data, size) if any_order else torch.arange(len(data))
+        self._scan(place, data, order, observe, augment, keep or {}, size, name)
+        return order
 
     def _scan(
         self,
         place: Place,
         data: Examples,
+        order: Tensor,
         observe: Callable[[Any, Tensor], Any],
         augment: bool,
         keep: Mapping[str, nn.Module],
@@ -135,7 +154,6 @@ class Passes:
         for module in (self.module, *keep.values()):
             module.to(self.device)
         saved = ScanCall(place, keep)
-        order = torch.arange(len(data))
         view = self.feed.view(len(data), self.augmentation if augment else None, self.task, place.call, 0)
         with torch.no_grad(), self.progress(f"task {self.task} {name}", math.ceil(len(data) / size)) as advance:
             saved.restore()
@@ -175,8 +193,9 @@ class Passes:
             # A copy, because features are often a view of all tokens, which would stay in memory.
             parts.append(extract(x).to(torch.float32, copy=True))
 
-        self._scan(place, data, observe, False, {}, self.scan_batch_size, name)
-        features = torch.cat(parts)
+        order = self.feed.any_order(data, self.scan_batch_size)
+        self._scan(place, data, order, observe, False, {}, self.scan_batch_size, name)
+        features = in_order(torch.cat(parts), order)
         check_finite(f"features of task {self.task}", [features])
         if keep:
             place.save({"features": features}, {"seconds": self.seconds[place.call]})

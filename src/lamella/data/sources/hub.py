@@ -60,24 +60,24 @@ def load_hub(
     else:
         _check(test, splits, f"split of {name}")
     features = splits[train].features
-    image, text = _sample_column(name, features, image, text)
-    label = label or _label_column(name, features, text)
-    for column in (text or image, label):
-        _check(column, features, f"column of {name}")
+    column, of_texts = _sample_column(name, features, image, text)
+    label = label or _label_column(name, features, column)
+    for read in (column, label):
+        _check(read, features, f"column of {name}")
     used = [split for split in (train, test) if split]
     values, class_names = _classes(name, [splits[split] for split in used], label)
-    if text is not None:
+    if of_texts:
         samples = [
             LabelledText(_text(cell, place), class_names[value], place, is_test=split == test if test else None)
             for split, labels in zip(used, values, strict=True)
-            for i, (cell, value) in enumerate(zip(list(splits[split][text]), labels.tolist(), strict=True))
+            for i, (cell, value) in enumerate(zip(list(splits[split][column]), labels.tolist(), strict=True))
             for place in (f"row {i} of {name}/{split}",)
         ]
         return texts_to_source(
             name, samples, class_names=class_names, test_fraction=test_fraction, split_seed=split_seed
         )
     parts = [
-        ImageSet(HubRows(splits[split], image, f"{name}/{split}"), labels, [f"{name}/{split}/{i}" for i in range(n)])
+        ImageSet(HubRows(splits[split], column, f"{name}/{split}"), labels, [f"{name}/{split}/{i}" for i in range(n)])
         for split, labels, n in zip(used, values, map(len, values), strict=True)
     ]
     is_test = torch.cat([torch.full((len(part),), i == 1) for i, part in enumerate(parts)])
@@ -120,8 +120,8 @@ def _only_column(name: str, features: Any, kind: str, option: str) -> str:
     return found[0]
 
 
-def _sample_column(name: str, features: Any, image: str | None, text: str | None) -> tuple[str | None, str | None]:
-    """Return the column of the images and that of the texts, one of which is None.
+def _sample_column(name: str, features: Any, image: str | None, text: str | None) -> tuple[str, bool]:
+    """Return the column of the samples, and whether they are texts.
 
     Without a choice the samples are images where a column has them, and texts else.
 
@@ -130,19 +130,21 @@ def _sample_column(name: str, features: Any, image: str | None, text: str | None
     """
     if image is not None and text is not None:
         raise ValueError(f"the samples of {name} are images or texts; give one of image= and text=")
-    if image is not None or text is not None:
-        return image, text
+    if text is not None:
+        return text, True
+    if image is not None:
+        return image, False
     if any(type(feature).__name__ == "Image" for feature in features.values()):
-        return _only_column(name, features, "Image", "image"), None
+        return _only_column(name, features, "Image", "image"), False
     texts = [column for column, feature in features.items() if getattr(feature, "dtype", None) in STRINGS]
     others = [column for column in texts if not column_of([column], LABEL_COLUMNS)]
     found = column_of(texts, TEXTS) or (others[0] if len(others) == 1 else None)
     if found is None:
         raise ValueError(
-            f"{name} has no column of images, and none that is clearly of texts (it has {', '.join(features)}); name it "
-            "with image= or text="
+            f"{name} has no column of images, and none that is clearly of texts (it has {', '.join(features)}); name "
+            "it with image= or text="
         )
-    return None, found
+    return found, True
 
 
 def _text(cell: Any, place: str) -> str:
@@ -151,9 +153,9 @@ def _text(cell: Any, place: str) -> str:
     return cell or ""
 
 
-def _label_column(name: str, features: Any, text: str | None) -> str:
+def _label_column(name: str, features: Any, samples: str) -> str:
     if not any(type(feature).__name__ == "ClassLabel" for feature in features.values()):
-        others = [column for column in features if column != text]
+        others = [column for column in features if column != samples]
         if found := column_of(others, LABEL_COLUMNS):
             return found
     return _only_column(name, features, "ClassLabel", "label")

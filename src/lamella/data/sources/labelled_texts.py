@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from lamella.common.printable import printable
 from lamella.common.words import many
 from lamella.data.scenario import Source
 from lamella.data.sources.parts import divide
@@ -127,7 +128,11 @@ def _each_once(samples: Sequence[LabelledText]) -> tuple[list[LabelledText], lis
     classes: dict[str, set[str]] = defaultdict(set)
     for sample in apart:
         classes[sample.text].add(sample.class_name)
-    unsure = [f"{_short(text)} ({', '.join(sorted(names))})" for text, names in classes.items() if len(names) > 1]
+    unsure = [
+        f"{_short(text)} ({', '.join(map(printable, sorted(names)))})"
+        for text, names in classes.items()
+        if len(names) > 1
+    ]
     notes: list[str] = []
     if repeated := len(samples) - len(kept):
         notes.append(f"counted once: {many(repeated, 'text')} that came again under the same label")

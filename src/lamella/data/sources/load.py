@@ -43,7 +43,7 @@ SOURCES = {
     "domainnet": "6 domains, 345 classes, about 590,000 images; local copy, domainnet/",
     "clinc150": "queries, 150 intents of 10 domains, 19,500 texts; local copy, clinc150.tar.xz",
     "banking77": "queries to a bank, 77 intents, 13,083 texts; local copy, banking77.tar.xz",
-    "olora/NAME": "agnews, sst2 ..., 15 sets of texts of O-LoRA's benchmark; local copy, cl_benchmark_part.tar.xz",
+    "olora/NAME": "agnews, sst2 ..., 15 sets of texts of O-LoRA's benchmark; local copy, cl_benchmark.tar.xz",
 }
 """Data sets by name, with one line on each."""
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lamella.common.checks import did_you_mean
+from lamella.common.printable import printable
 from lamella.data.decoding import image_endings
 from lamella.data.names import alike, normal_name
 from lamella.data.scenario import Source
@@ -72,7 +73,7 @@ def _check_columns(rows: Rows, *required: str) -> None:
         raise ValueError(f"{rows.heading}: two columns are called {twice[0]!r}; rename or remove one of them")
     for column in required:
         if column not in columns:
-            found = ", ".join(columns) or "nothing"
+            found = ", ".join(map(printable, columns)) or "nothing"
             raise ValueError(
                 f"{rows.heading}: no column {column!r}{did_you_mean(column, columns)}; "
                 f"the first line must name the columns {' and '.join(required)} (and optionally split and domain), "

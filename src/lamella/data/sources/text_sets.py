@@ -4,6 +4,7 @@ import json
 import lzma
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,7 +20,8 @@ __all__ = ["OLORA_SETS", "load_banking77", "load_clinc150", "load_olora"]
 Root = str | Path | None
 LARGEST = 1 << 28
 """The largest file that is read from an archive, in bytes."""
-OLORA = "cl_benchmark_part.tar.xz"
+OLORA = ("cl_benchmark.tar.xz", "cl_benchmark_part.tar.xz")
+"""The archives of O-LoRA's benchmark, the whole one first."""
 OLORA_SETS = {
     "agnews": "TC/agnews",
     "amazon": "SC/amazon",
@@ -47,7 +49,7 @@ def load_clinc150(root: Root = None) -> Source:
     """
     data, domains = (
         _json("clinc150", content)
-        for content in _members("clinc150", root, "clinc150.tar.xz", "data/data_full.json", "data/domains.json")
+        for content in _members("clinc150", root, ("clinc150.tar.xz",), "data/data_full.json", "data/domains.json")
     )
     try:
         samples = [
@@ -65,7 +67,7 @@ def load_clinc150(root: Root = None) -> Source:
 def load_banking77(root: Root = None) -> Source:
     """banking77: queries to a bank of 77 intents, with their own test part."""
     members = ("banking_data/train.csv", "banking_data/test.csv", "banking_data/categories.json")
-    train, test, names = _members("banking77", root, "banking77.tar.xz", *members)
+    train, test, names = _members("banking77", root, ("banking77.tar.xz",), *members)
     samples: list[LabelledText] = []
     for member, content, is_test in zip(members, (train, test), (False, True), strict=False):
         for row in parse_rows(Path(member), content).rows:
@@ -98,13 +100,18 @@ def load_olora(which: str, root: Root = None, *, test_fraction: float = 0.2, spl
     names = _json(name, labels)
     parts = {part: _json(name, content) for part, content in (("train", train), ("test", test)) if content}
     if not parts:
-        raise ValueError(f"{OLORA} has the labels of {which} only; get the whole benchmark, or leave {name} out")
+        raise ValueError(
+            f"the archive of {name} has labels of it and no texts; get the whole benchmark, or leave {name} out"
+        )
     whole = len(parts) > 1
-    samples = [
-        LabelledText(row["sentence"], row["label"], f"{part}, row {i}", is_test=part == "test" if whole else None)
-        for part, rows in parts.items()
-        for i, row in enumerate(rows, 1)
-    ]
+    try:
+        samples = [
+            LabelledText(row["sentence"], row["label"], f"{part}, row {i}", is_test=part == "test" if whole else None)
+            for part, rows in parts.items()
+            for i, row in enumerate(rows, 1)
+        ]
+    except (KeyError, TypeError) as fault:
+        raise ValueError(f"{name} is not as O-LoRA's authors published it: {first_line(fault)}") from fault
     known = [sample for sample in samples if sample.class_name in names]
     told: list[str] = []
     if len(parts) == 1:
@@ -117,13 +124,15 @@ def load_olora(which: str, root: Root = None, *, test_fraction: float = 0.2, spl
     )
 
 
-def _members(name: str, root: Root, archive: str, *members: str, needed: list[str] | None = None) -> list[bytes]:
+def _members(
+    name: str, root: Root, archives: Sequence[str], *members: str, needed: list[str] | None = None
+) -> list[bytes]:
     """Return the content of files in an archive; nothing else of it is read, and nothing is unpacked.
 
     Args:
         name: of the data set.
         root: the folder that holds the archive, or a folder `text` with it.
-        archive: the name of the archive.
+        archives: the names of the archive, the first of which is taken that is there.
         members: the paths of the files in the archive.
         needed: those that must be there, all where left out. The content of the others is b"" where they are missing.
 
@@ -131,11 +140,12 @@ def _members(name: str, root: Root, archive: str, *members: str, needed: list[st
         FileNotFoundError: there is no such archive.
         ValueError: it is damaged, or lacks a file.
     """
-    path = look_for(root, archive, f"text/{archive}")
+    path = look_for(root, *(file for archive in archives for file in (archive, f"text/{archive}")))
     if path is None:
         looked = " or ".join(str(place) for place in places(root))
         raise FileNotFoundError(
-            f"{name} needs the file {archive} in {looked}; put it there, or name its folder by $LAMELLA_DATA"
+            f"{name} needs the file {' or '.join(archives)} in {looked}; put it there, or name its folder by "
+            "$LAMELLA_DATA"
         )
     found = dict.fromkeys(members, b"")
     try:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lamella.common.checks import did_you_mean
+from lamella.common.printable import printable
 from lamella.data.names import alike, normal_name
 from lamella.data.scenario import Source
 from lamella.data.sources.files import PARTS, used_parts
@@ -19,6 +20,7 @@ LABELS = ("label", "category", "intent", "class")
 """The usual names of a column of labels."""
 ANSWERS = ("messages", "prompt", "response")
 SHOWING = 1000  # so many rows show what the columns hold
+MANY_COLUMNS = 20  # a message names no more of them
 FEW_NUMBERS = 5  # so many different numbers may be labels, however few rows there are
 
 
@@ -85,14 +87,14 @@ def column_of(columns: Sequence[str], names: Sequence[str]) -> str | None:
 
 def _columns(rows: Rows, text: str | None, label: str | None) -> _Columns:
     where = rows.heading
-    has = f"its columns are {', '.join(rows.columns)}" if rows.columns else "it is empty"
+    has = f"its columns are {_listed(rows.columns)}" if rows.columns else "it is empty"
     for wanted in (text, label):
         if wanted is not None and wanted not in rows.columns:
             raise ValueError(f"{where}: no column {wanted!r}{did_you_mean(wanted, rows.columns)}; {has}")
     texts, labels = text or column_of(rows.columns, TEXTS), label or column_of(rows.columns, LABELS)
     if (not texts or not labels) and (found := [c for c in rows.columns if alike(c) in ANSWERS]):
         raise ValueError(
-            f"{where}: the columns {', '.join(found)} are those of answers, which cannot be learned yet; labels of "
+            f"{where}: the columns {_listed(found)} are those of answers, which cannot be learned yet; labels of "
             "texts need a column of texts and one of labels (--text and --label name them)"
         )
     if not texts or not labels:
@@ -121,7 +123,12 @@ def _advice(rows: Rows, text: str | None, label: str | None) -> str:
 
 
 def _quoted(column: str) -> str:
-    return column if column.isidentifier() else f"'{column}'"
+    return column if column.isidentifier() else f"'{printable(column)}'"
+
+
+def _listed(columns: Sequence[str]) -> str:
+    more = f" and {len(columns) - MANY_COLUMNS} more" if len(columns) > MANY_COLUMNS else ""
+    return ", ".join(map(printable, columns[:MANY_COLUMNS])) + more
 
 
 def _sample(rows: Rows, row: Row, columns: _Columns) -> LabelledText:
@@ -150,11 +157,11 @@ def _sample(rows: Rows, row: Row, columns: _Columns) -> LabelledText:
 
 
 def _label(value: Any, names: list[str] | None, where: str) -> str:
-    if names is not None and isinstance(value, int) and 0 <= value < len(names):
-        return names[value]
-    if value is None or value == -1:
-        raise ValueError(f"{where}: the label is empty")
-    return _plain(value, "label", where)
+    if names is None or not isinstance(value, int):
+        return _plain(value, "label", where)
+    if not 0 <= value < len(names):
+        raise ValueError(f"{where}: the label {value} has no name, there are {len(names)}; -1 hides a label")
+    return names[value]
 
 
 def _name(row: Row, column: str | None, noun: str, where: str) -> str | None:

@@ -6,14 +6,14 @@ plain arguments and never a configuration.
 """
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
-from lamella.backbones import Backbone, load_backbone
+from lamella.backbones import Backbone, backbone_options, load_backbone
+from lamella.backbones.encoder_places import is_path
 from lamella.common.options import Option, arguments, completed, near_matches, options_of
-from lamella.data.scenario import Scenario, class_incremental, domain_incremental, task_incremental
 from lamella.data.transform import Augmentation
 from lamella.learner.config.method_tables import (
     build_method,
@@ -25,6 +25,7 @@ from lamella.learner.config.method_tables import (
 )
 from lamella.learner.config.overrides import changes_of, parse_override, put
 from lamella.learner.config.own_methods import name_changes, name_in_table, plain_names
+from lamella.learner.config.scenario_table import build_scenario, complete_scenario
 
 __all__ = [
     "build_augmentation",
@@ -45,15 +46,11 @@ __all__ = [
 ]
 
 SECTIONS = ("scenario", "backbone", "method", "augment", "fit", "run")
-SCENARIOS: dict[str, Callable[..., Scenario]] = {
-    "class-incremental": class_incremental,
-    "domain-incremental": domain_incremental,
-    "task-incremental": task_incremental,
-}
 FIT = {
     "device": Option(str, "auto"),
     "precision": Option(Literal["float32", "bf16", "auto"], "float32"),
     "compile": Option(bool, False),
+    "like_sizes": Option(bool, None),
     "checkpoint_seconds": Option(float, 60.0),
     "measured": Option(str, None),  # added where "auto" was resolved; it is last, as in stored configurations
 }
@@ -132,7 +129,7 @@ def complete(document: Mapping[str, Any]) -> dict[str, Any]:
     run = completed("run", given["run"], RUN)
     if run["seed"] < 0:
         raise ValueError(f"run.seed = {run['seed']} should be a whole number of 0 or more")
-    scenario = _complete_scenario(given["scenario"], run) if "scenario" in document else {}
+    scenario = complete_scenario(given["scenario"], run) if "scenario" in document else {}
     config = {
         "scenario": scenario,
         "backbone": _complete_backbone(given["backbone"], run),
@@ -190,21 +187,10 @@ def to_toml(config: Mapping[str, Any]) -> str:
     return tomli_w.dumps(config)
 
 
-def build_scenario(config: Mapping[str, Any]) -> Scenario:
-    """Load the data set of [scenario] and split it into tasks."""
-    from lamella.data.sources.load import load_source
-
-    table, kind = config["scenario"], config["scenario"]["kind"]
-    options = options_of(SCENARIOS[kind])
-    cut = arguments("scenario", {k: v for k, v in table.items() if k in options}, options)
-    rest = {k: v for k, v in table.items() if k not in options and k not in ("source", "kind")}
-    loading = arguments("scenario", rest, _source_options(table["source"]))
-    return SCENARIOS[kind](load_source(table["source"], **loading), **cut)
-
-
 def build_backbone(config: Mapping[str, Any]) -> Backbone:
     """Load the backbone of [backbone], with frozen weights."""
-    return load_backbone(**arguments("backbone", config["backbone"], _backbone_options()))
+    table = config["backbone"]
+    return load_backbone(**arguments("backbone", table, backbone_options(table)))
 
 
 def build_augmentation(config: Mapping[str, Any]) -> Augmentation | None:
@@ -268,46 +254,12 @@ def _check_sections(document: Mapping[str, Any]) -> None:
 
 def _complete_backbone(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """Complete [backbone]; random weights depend on the seed of the run, weights of a file do not."""
+    if isinstance(name := table.get("name"), str) and is_path(name):
+        table = {**table, "name": str(Path(name).expanduser().absolute())}
     drawn = {"seed": run["seed"]} if table.get("weights") == "random" else {}
-    return completed("backbone", {**drawn, **table}, _backbone_options())
-
-
-def _complete_scenario(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    kind = table.get("kind", "class-incremental")
-    if not isinstance(kind, str) or kind not in SCENARIOS:
-        raise ValueError(f"unknown scenario.kind {kind!r}; {near_matches(str(kind), SCENARIOS)}")
-    options = {"source": Option(str), "kind": Option(str, "class-incremental")}
-    options |= _source_options(str(table.get("source"))) | options_of(SCENARIOS[kind])
-    for key in table.keys() - options.keys():
-        if kinds := [other for other, build in SCENARIOS.items() if key in options_of(build)]:
-            raise ValueError(
-                f"'scenario.{key}' belongs to the kinds {', '.join(kinds)}, not to {kind}; take it away with "
-                f"scenario.{key}="
-            )
-    done = completed("scenario", {"seed": run["seed"], **table}, options)
-    if run["evaluate_on"] == "validation" and not done["validation"]:
-        raise ValueError(
-            "run.evaluate_on = 'validation' needs a validation part; set scenario.validation to a share such as 0.2"
-        )
-    return done
-
-
-def _backbone_options() -> dict[str, Option]:
-    return {"name": Option(str)} | options_of(load_backbone)
+    return completed("backbone", {**drawn, **table}, backbone_options(table))
 
 
 def _augment_options(table: Mapping[str, Any]) -> dict[str, Option]:
     """Return the options of [augment], which is enabled by default if the table has any key."""
     return {"enabled": Option(bool, bool(table))} | options_of(Augmentation)
-
-
-def _source_options(source: str) -> dict[str, Option]:
-    """Return the options of all loaders, without defaults; `load_source` checks which ones this source has."""
-    from lamella.data.sources.folders import load_folder
-    from lamella.data.sources.hub import load_hub
-    from lamella.data.sources.load import HUB, load_source
-
-    options = options_of(load_hub if source.startswith(HUB) else load_folder, without={"name", "renamed"})
-    kept = {"domains": list[str], "classes": int | list[int | str], "per_class": int, "changes": list[str]}
-    options |= options_of(load_source) | {name: Option(annotation) for name, annotation in kept.items()}
-    return {name: Option(option.annotation, None) for name, option in options.items()}

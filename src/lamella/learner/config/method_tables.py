@@ -346,6 +346,8 @@ def _count_tasks(scenario: Mapping[str, Any]) -> int:
         return len(scenario["sizes"])
     if "tasks" in scenario:
         return scenario["tasks"]
+    if "sources" in scenario:
+        return len(scenario["sources"])
     if scenario.get("kind") == "domain-incremental":
         for key in ("domains", "changes"):
             if key in scenario:

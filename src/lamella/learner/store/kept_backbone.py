@@ -1,6 +1,7 @@
 """Copies a backbone from the user's own files into the model's folder, so that the folder is self-contained.
 
-    MODEL/backbone-<checksum>.safetensors   the weights as they were loaded, with a LoRA that was added to them
+    MODEL/backbone-<checksum>.safetensors   the weights as they were loaded, with a LoRA that was added to them; of an
+                                            encoder of texts also its configuration, tokenizer and pooling
 
 All versions share one copy. Two kinds of weights are not copied: those that can be loaded again by name (bundled, from
 timm's hub, or under $LAMELLA_DATA), and random ones, which the seed draws again.
@@ -10,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lamella.backbones import Backbone
+from lamella.backbones import Backbone, backbone_options
+from lamella.backbones.encoder_copies import copy_of, is_kept_encoder
+from lamella.backbones.encoder_places import is_path
 from lamella.common.files import write_tensors
 from lamella.learner.config.document import build_backbone
 
@@ -33,7 +36,8 @@ def keep_backbone(folder: Path, config: Mapping[str, Any], backbone: Backbone) -
         ValueError: the original files have changed since the backbone was loaded.
     """
     table = config["backbone"]
-    if table.get("weights", "pretrained") in ("pretrained", "random") and "adapter" not in table:
+    by_name = table.get("weights", "pretrained") in ("pretrained", "random") and not is_path(table["name"])
+    if by_name and "adapter" not in table:
         return None
     name = f"backbone-{backbone.weights_sha256[:16]}.safetensors"
     if not (folder / name).is_file():
@@ -43,7 +47,7 @@ def keep_backbone(folder: Path, config: Mapping[str, Any], backbone: Backbone) -
                 f"the files of backbone '{backbone.name}' ({_files(table)}) changed since they were loaded, so they "
                 "cannot be kept with the model; put the original ones back"
             )
-        write_tensors(folder / name, original.model.state_dict())
+        write_tensors(folder / name, *copy_of(original))
     return name
 
 
@@ -68,11 +72,24 @@ def from_copy(config: Mapping[str, Any], copy: Path | None) -> dict[str, Any]:
     return {**config, "backbone": {**table, "weights": str(copy)}}
 
 
-def without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration whose backbone has the same shape and random weights; its predictions mean nothing."""
+def without_weights(config: Mapping[str, Any], copy: Path | None = None) -> dict[str, Any]:
+    """Return a configuration whose backbone has the same shape and random weights; its predictions mean nothing.
+
+    An encoder of texts has the weights of its copy, which alone says of which shape it is.
+
+    Args:
+        config: the complete configuration.
+        copy: the file of the copy; None if there is none.
+    """
+    if copy is not None and is_kept_encoder(str(copy)):
+        return from_copy(config, copy)
+    if "weights" not in backbone_options(config["backbone"]):
+        return dict(config)
     table = {key: value for key, value in config["backbone"].items() if key != "adapter"}
     return {**config, "backbone": {**table, "weights": "random"}}
 
 
 def _files(table: Mapping[str, Any]) -> str:
-    return " and ".join(str(table[key]) for key in ("weights", "adapter") if key in table)
+    named = {"name": table["name"]} if is_path(table["name"]) else {}
+    given = {key: table[key] for key in ("weights", "adapter") if key in table}
+    return " and ".join(str(place) for place in (named | given).values() if place not in ("pretrained", "random"))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lamella.adapters.adapter import watch
 from lamella.common.checks import check_one_of
+from lamella.data.lengths import in_order
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
@@ -156,7 +157,9 @@ class Calibrated(Resizable, MethodOnBase):
             batches += 1
 
         with gather(self.backbone.model, self.watched) as inputs:
-            fit.scan(task.train, observe, name=name)
+            order = fit.scan(task.train, observe, any_order=True, name=name)
+        for seen in inputs.values():
+            seen.tokens = [in_order(seen.class_tokens, order)]
         return inputs
 
     def _read(self, forward: Callable[[Samples], Any], x: Samples) -> tuple[Any, Tensor]:

@@ -1,0 +1,70 @@
+"""A file that holds all of a backbone: its tensors, and of an encoder of texts also what describes it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from lamella.backbones.backbone import Backbone
+from lamella.backbones.encoder_files import EncoderFiles
+from lamella.backbones.encoder_tokenizer import tokenizer_of_text
+from lamella.backbones.encoders import Encoder
+from lamella.backbones.pooling import POOLS
+from lamella.data.tokens import TokenTransform
+
+__all__ = ["copy_of", "is_kept_encoder", "read_copy"]
+
+KEY = "encoder"
+"""Name of what describes the encoder, in the notes of the file."""
+
+
+def copy_of(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the notes of a file that a backbone can be loaded from again as it is now."""
+    if not isinstance(encoder := backbone.model, Encoder):
+        return encoder.state_dict(), {}
+    transform = cast(TokenTransform, backbone.transform)
+    described = {
+        "config": json.loads(encoder.network.config.to_json_string(use_diff=False)),
+        "tokenizer": transform.tokenizer.to_str(),
+        "pool": encoder.pool,
+        "max_length": transform.max_length,
+        "pad_id": transform.pad_id,
+    }
+    return encoder.plain_state(), {KEY: described}
+
+
+def is_kept_encoder(weights: str) -> bool:
+    """Whether this is the path of a file that holds all of an encoder."""
+    return _described(Path(weights)) is not None
+
+
+def read_copy(path: Path) -> EncoderFiles | None:
+    """What a file says of the encoder that it holds; None where it holds none.
+
+    Raises:
+        ValueError: what it says has another form.
+    """
+    if (found := _described(path)) is None:
+        return None
+    config, text, pool = found.get("config"), found.get("tokenizer"), found.get("pool")
+    length, pad_id = found.get("max_length"), found.get("pad_id")
+    right = isinstance(config, dict) and "auto_map" not in config and isinstance(text, str) and pool in POOLS
+    if not right or type(length) is not int or length < 3 or type(pad_id) is not int:
+        raise ValueError(f"'{path}' is no copy of an encoder that lamella wrote, or it is damaged; restore it")
+    return EncoderFiles(config, tokenizer_of_text(text, path), pool, (length,), pad_id, path)
+
+
+def _described(path: Path) -> Mapping[str, Any] | None:
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            notes = json.loads((file.metadata() or {}).get("notes", "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return None
+    found = notes.get(KEY) if isinstance(notes, dict) else None
+    return found if isinstance(found, dict) else None

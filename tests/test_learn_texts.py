@@ -1,0 +1,156 @@
+"""A model of texts from the command line: tables and folders in, labels out."""
+
+import json
+import sys
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+from lamella.data.sources.requests import load_requests
+from lamella.learner.learner import Learner
+
+
+def rows_of(*classes: str, part: slice = slice(None)) -> list[tuple[str, str]]:
+    """Texts of these classes with their labels."""
+    source = load_requests()
+    pairs = zip(source.train.texts, source.train.labels.tolist(), strict=True)
+    return [(text, source.class_names[label]) for text, label in pairs if source.class_names[label] in classes][part]
+
+
+def table(path: Path, *classes: str, header: str = "text,label") -> Path:
+    lines = [header, *(f'"{text}",{label}' for text, label in rows_of(*classes))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def support(lamella: Run, tmp_path: Path) -> Path:
+    """A model that has learned two tables."""
+    october = table(tmp_path / "october.csv", "holiday", "heating", "visa")
+    november = table(tmp_path / "november.csv", "pay slip", "mentor")
+    for file in (october, november):
+        code, _, err = lamella("learn", tmp_path / "support", file)
+        assert code == 0, err
+    return tmp_path / "support"
+
+
+def test_tables_that_arrive_one_after_the_other_become_tasks(lamella: Run, tmp_path: Path) -> None:
+    file = table(tmp_path / "october.csv", "holiday", "heating")
+    code, out, _ = lamella("learn", tmp_path / "support", file)
+    assert code == 0
+    assert "new model: ranpac on hashed-words" in out
+    assert "october: 40 texts to learn from, 8 held back; 2 new classes" in out
+    assert "texts are in the column 'text', labels in 'label'" in out
+    assert "right on held-back texts of these classes: " in out
+    assert "image" not in out
+
+
+def test_no_text_is_kept(support: Path) -> None:
+    written = b"".join(file.read_bytes() for file in support.rglob("*") if file.is_file())
+    assert not [text for text, _ in rows_of("holiday", "mentor") if text.encode() in written]
+
+
+def test_old_labels_take_more_rows_and_the_same_rows_are_refused(lamella: Run, support: Path, tmp_path: Path) -> None:
+    code, _, err = lamella("learn", support, tmp_path / "october.csv")
+    assert code == 2
+    assert "were learned before" in err
+    more = tmp_path / "december.csv"
+    more.write_text("text,label\nI take the whole of Friday off,holiday\nmy leave starts on Monday,holiday\n")
+    code, out, _ = lamella("learn", support, more)
+    assert code == 0
+    assert "more of: holiday" in out
+
+
+def test_columns_are_told_where_their_names_are_unusual(lamella: Run, tmp_path: Path) -> None:
+    file = table(tmp_path / "tickets.csv", "holiday", "heating", header="Body,Team")
+    code, _, err = lamella("learn", tmp_path / "support", file)
+    assert code == 2
+    assert err.strip().endswith("no text column; its columns are Body, Team: say --text Body --label Team")
+    code, out, _ = lamella("learn", tmp_path / "support", file, "--text", "Body", "--label", "Team")
+    assert code == 0
+    assert "new: heating, holiday" in out
+
+
+def test_a_text_on_the_command_line_is_named(lamella: Run, support: Path) -> None:
+    asked = "do I need a visa for Oslo"
+    code, out, _ = lamella("predict", support, "--text", asked, "--json")
+    assert code == 0
+    (row,) = json.loads(out)
+    assert (row["text"], row["path"], row["classes"][0]["name"], row["task"]) == (asked, "", "visa", "october")
+    assert 0 < row["familiarity"] <= 1
+    assert sum(entry["confidence"] for entry in row["classes"]) == pytest.approx(1)
+
+
+def test_tables_files_and_stdin_are_named_with_their_places(
+    lamella: Run, support: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "new.jsonl"
+    rows.write_text('{"text": "the radiator in room twelve makes a noise"}\n{"text": " "}\n')
+    note = tmp_path / "note.txt"
+    note.write_text("there is a mistake in my pay for May")
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"can my manager coach me\n\n")))
+    code, out, err = lamella("predict", support, rows, note, "-", "--csv")
+    assert code == 1
+    assert err.strip() == f"{rows}, line 2: cannot be read: it is empty"
+    lines = [line.rsplit(",", 4)[0] for line in out.splitlines()]
+    assert lines[0] == "text,path"
+    assert lines[1] == f'the radiator in room twelve makes a noise,"{rows}, line 1",heating'.rsplit(",", 1)[0]
+    assert [line.split(",")[-4] for line in out.splitlines()[1:]] == ["heating", "pay slip", "mentor"]
+
+
+def test_a_prediction_does_not_depend_on_the_other_texts(support: Path) -> None:
+    learner = Learner.load(support)
+    texts = [text for text, _ in rows_of("holiday", "mentor")]
+    together, alone = learner.predict(texts), [learner.predict([text])[0] for text in texts]
+    assert [p.classes[0] for p in together] == [p.classes[0] for p in alone]
+    assert [p.confidences[0] for p in together] == pytest.approx([p.confidences[0] for p in alone], abs=1e-5)
+
+
+def test_evaluate_measures_texts(lamella: Run, support: Path, tmp_path: Path) -> None:
+    file = tmp_path / "test.csv"
+    file.write_text("text,label\ndo I need a visa for Leeds,visa\nit is far too cold here,heating\nhello,greeting\n")
+    code, out, _ = lamella("evaluate", support, file)
+    assert code == 0
+    assert "2 texts" in out
+    assert "image" not in out
+
+
+def test_images_and_texts_do_not_mix(lamella: Run, support: Path, taught: Path, tmp_path: Path) -> None:
+    code, _, err = lamella("learn", taught, tmp_path / "october.csv")
+    assert code == 2
+    assert "this model takes images, by the backbone" in err
+    assert "october holds texts" in err
+    code, _, err = lamella("learn", support, "digits")
+    assert code == 2
+    assert "this model takes texts, by the backbone hashed-words, and digits holds images" in err
+    code, _, err = lamella("predict", taught, "--text", "hello")
+    assert code == 2
+    assert "--text and --column are for texts" in err
+
+
+def test_a_path_that_is_none_says_how_a_text_is_given(lamella: Run, support: Path) -> None:
+    code, _, err = lamella("predict", support, "my heating is broken")
+    assert code == 2
+    assert err.strip() == "lamella: no file or folder 'my heating is broken'; for a text itself use --text"
+
+
+def test_versions_of_texts_are_as_those_of_images(lamella: Run, support: Path) -> None:
+    assert lamella("forget", support, "november")[0] == 0
+    assert [name for name in Learner.load(support).class_names.values()] == ["heating", "holiday", "visa"]
+    for command in ("history", "inspect", "rollback"):
+        code, out, err = lamella(command, support)
+        assert code == 0, err
+        assert "image" not in out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["nothing here"], "this model takes texts that are not empty"),
+    ],
+)
+def test_learner_refuses_what_is_no_text(support: Path, given: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Learner.load(support).predict([*given, "  "])
