@@ -46,7 +46,7 @@ def packed_images(limits: Limits) -> Packed:
         with path.open("rb") as file:
             check_image(file, name, limits)
 
-    return Packed("image", ".jpg", image_endings(), check)
+    return Packed("image", ".jpg", image_endings(), {".txt"}, check)
 
 
 class ImageKind:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, FailFast, Field, StrictStr, ValidationError, cre
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lamella.common.words import count
+from lamella.data.decoding import image_endings
 from lamella.data.images import TensorSet
 from lamella.data.lengths import of_like_length
 from lamella.data.loading import Examples
@@ -82,7 +83,7 @@ class TextKind:
             return take_table(upload, folder, columns, self.limits)
         if any(columns):
             raise HTTPException(422, f"text and label name columns of a table, and '{ending}' is none")
-        return unpack(upload.file, folder, PACKED, self.limits)
+        return unpack(upload.file, folder, _packed(), self.limits)
 
     def close(self) -> None:
         """There is no thread to end."""
@@ -140,11 +141,12 @@ class TextKind:
         return HTTPException(413, f"{which} has more than the {most} characters that are allowed; send less of it")
 
 
+def _packed() -> Packed:
+    return Packed("text", ".txt", (".txt",), frozenset(image_endings()), _text_file)
+
+
 def _text_file(path: Path, name: str) -> None:
     """Take any file: what is no text is left out when it is learned, and the job names it."""
-
-
-PACKED = Packed("text", ".txt", (".txt",), _text_file)
 
 
 def _body_model(limits: Limits) -> type[BaseModel]:

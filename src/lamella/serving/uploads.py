@@ -10,7 +10,7 @@ import unicodedata
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
@@ -36,12 +36,14 @@ class Packed(NamedTuple):
         noun: what one sample is called.
         ending: of a usual file, for messages.
         endings: the endings of the names of files that are samples, in small letters.
+        others: the endings of the names of samples of other kinds, in small letters.
         check: called with each unpacked file and its name in the archive; raises an HTTPException if it is no sample.
     """
 
     noun: str
     ending: str
     endings: Sequence[str]
+    others: Set[str]
     check: Callable[[Path, str], None]
 
     @property
@@ -138,6 +140,10 @@ def _sorted_out(
         else:
             samples.append(entry)
     if not samples:
+        others = {PurePosixPath(name).suffix.lower() for name in ignored} & packed.others
+        if others:
+            fault = f"the archive holds no {packed.noun}s but {', '.join(sorted(others))} files; {packed.advice}"
+            raise HTTPException(415, fault)
         raise HTTPException(422, f"the archive has no {packed.noun}; {packed.advice}")
     return samples, tuple(ignored)
 
