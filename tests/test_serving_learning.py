@@ -63,8 +63,8 @@ def client(model: Path) -> Iterator[TestClient]:
 def sent(model: Path, names: tuple[str, ...], *, again: bool = False) -> Upload:
     """An archive of these colours, as a server takes it in."""
     made = take_in(model)
-    made.images.rmdir()
-    photos(made.images, names)
+    made.samples.rmdir()
+    photos(made.samples, names)
     made.keep("new", 10, [], again=again)
     return made
 
@@ -322,7 +322,7 @@ def test_what_a_server_could_not_finish_the_next_one_does(model: Path) -> None:
     assert job.error == "the learning is interrupted; it resumes when the model is served again"
     assert load_manifest(model)["version"] == 1
     half = take_in(model)
-    (half.images / "cut off.png").write_bytes(b"")
+    (half.samples / "cut off.png").write_bytes(b"")
     half.leave()
     with TestClient(create_app(model, token=TOKEN, limits=LIMITS)) as client:
         assert client.get("/health").json()["learning"] == 1

@@ -40,14 +40,15 @@ class ReadableData:
 
     @classmethod
     def of(cls, source: Source) -> Self:
-        """Return a data set of samples of any kind, all of which can be read.
+        """Return a data set of samples of any kind. Those that cannot be read were left out when it was loaded.
 
         Args:
             source: the data set. The content of a sample is what its set says of its identity.
         """
         parts = (source.train, source.test)
         identities = {key: part.identity(i) for part in parts for i, key in enumerate(part.keys)}
-        return cls(source, {key: content_digest(identity) for key, identity in identities.items()})
+        digests = {key: content_digest(identity) for key, identity in identities.items()}
+        return cls(source, digests, source.unreadable)
 
     def pairs(self) -> list[tuple[int, str]]:
         """Return the digest and the name of the class of each sample of the training part of `whole`."""
@@ -127,7 +128,7 @@ def load_readable(data: str | Path, **options: Any) -> ReadableData:
     """
     source = _undivided(data, options)
     if isinstance(source.train, TextSet):  # its loader has looked at them
-        return replace(ReadableData.of(source), unreadable=source.unreadable)
+        return ReadableData.of(source)
     if isinstance(source.train, ImageSet) and isinstance(source.test, ImageSet):
         return _of_images(source, source.train, source.test)
     raise TypeError(f"{source.name} holds {source.train.noun}s, which are neither images nor texts")
