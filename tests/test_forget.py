@@ -1,5 +1,6 @@
 """Forgetting a task that shares nothing: what is left is the same whatever was forgotten."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,13 @@ def test_what_comes_next_takes_the_id_of_no_class_that_stayed() -> None:
     learner.learn(task)
     assert set(learner.class_names.values()) == {*first.class_names, *last.class_names, "new"}
     assert len(learner.method.classes) == 5
+
+
+def test_two_classes_of_one_name_are_not_learned() -> None:
+    learner, task = fresh(ALONE[2]), another()
+    with pytest.raises(ValueError, match="two classes of task 'another' are called 'x'; class names must differ"):
+        learner.learn(replace(task, class_names=("x", "y", "x")))
+    learner.learn(task)
 
 
 def test_what_others_hold_traces_of_is_refused_with_the_reason() -> None:
