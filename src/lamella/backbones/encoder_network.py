@@ -59,7 +59,7 @@ def build_network(name: str, config: Mapping[str, Any], state: Mapping[str, Tens
         if state is None:
             network, found = kind(settings, **options).float(), None
         else:
-            network, found = kind.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 None,
                 config=settings,
                 state_dict=dict(state),
@@ -68,6 +68,7 @@ def build_network(name: str, config: Mapping[str, Any], state: Mapping[str, Tens
                 ignore_mismatched_sizes=True,
                 **options,
             )
+            network, found = loaded
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"'{name}' cannot be built as its config.json says ({first_line(error)})") from error
     if found is not None:
