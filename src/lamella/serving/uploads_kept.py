@@ -25,6 +25,7 @@ from lamella.learner.store.versions import VERSIONS, load_manifest
 __all__ = ["CHECKPOINTS", "IMAGES", "Upload", "check_places", "interrupted", "sent_again", "take_in", "tasks_before"]
 
 FOLDER, IMAGES, CHECKPOINTS, NOTE = "sent", "images", "learning", "sent.json"
+LARGEST_JOB = 2**31
 TIME = re.compile(r"\d+-[0-9a-f]{4}")
 """The names of the folders of uploads. Any other folder is left alone."""
 
@@ -38,8 +39,8 @@ class Upload:
     Attributes:
         images: the folder of its class folders.
         note: the description of the upload: the "name" of the task, the number of "images", the files "ignored", how
-            often its training was started ("starts"), how many "tasks" the model had when it arrived, and
-            whether images that were learned before are learned "again".
+            often its training was started ("starts"), how many "tasks" the model had when it arrived,
+            whether images that were learned before are learned "again", and the number of its "job" once it has one.
 
     Raises:
         Timeout: another process holds the lock.
@@ -65,6 +66,16 @@ class Upload:
         self._write(
             {**self.note, "name": name, "images": images, "ignored": list(ignored), "again": again, "starts": 0}
         )
+
+    @property
+    def job(self) -> int | None:
+        """The number of the job that an earlier server has given it; None if it has none."""
+        number = self.note.get("job")
+        return number if type(number) is int and 0 < number < LARGEST_JOB else None
+
+    def number(self, job: int) -> None:
+        """Write down the number of its job, which it keeps when a later server resumes it."""
+        self._write({**self.note, "job": job})
 
     def begin(self) -> None:
         """Count one more start of its training."""
