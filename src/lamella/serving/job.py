@@ -11,7 +11,7 @@ class Job:
     """One training job: its task, its progress, and its result.
 
     Attributes:
-        id: the number of the job, counted from 1.
+        id: the number of the job, counted from 1. A job that a later server resumes keeps it.
         name: the name of the task.
         images: how many samples the archive had: images or texts.
         ignored: the names of the files in the archive that are no samples.

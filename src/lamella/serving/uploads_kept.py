@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 FOLDER, IMAGES, TEXTS, CHECKPOINTS, NOTE = "sent", "images", "texts", "learning", "sent.json"
+LARGEST_JOB = 2**31
 TIME = re.compile(r"\d+-[0-9a-f]{4}")
 """The names of the folders of uploads. Any other folder is left alone."""
 
@@ -51,7 +52,8 @@ class Upload:
     Attributes:
         note: the description of the upload: the "name" of the task, the number of samples (as "images"), the files
             "ignored", how often its training was started ("starts"), how many "tasks" the model had when it arrived,
-            whether samples that were learned before are learned "again", and the "columns" of a table.
+            whether samples that were learned before are learned "again", the "columns" of a table, and the number of its "job" once
+            it has one.
 
     Raises:
         Timeout: another process holds the lock.
@@ -83,6 +85,16 @@ class Upload:
         """
         said = {"name": name, "images": samples, "ignored": list(ignored), "again": again, "columns": list(columns)}
         self._write({**self.note, **said, "starts": 0})
+
+    @property
+    def job(self) -> int | None:
+        """The number of the job that an earlier server has given it; None if it has none."""
+        number = self.note.get("job")
+        return number if type(number) is int and 0 < number < LARGEST_JOB else None
+
+    def number(self, job: int) -> None:
+        """Write down the number of its job, which it keeps when a later server resumes it."""
+        self._write({**self.note, "job": job})
 
     def begin(self) -> None:
         """Count one more start of its training."""
