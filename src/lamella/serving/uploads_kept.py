@@ -52,8 +52,8 @@ class Upload:
     Attributes:
         note: the description of the upload: the "name" of the task, the number of samples (as "images"), the files
             "ignored", how often its training was started ("starts"), how many "tasks" the model had when it arrived,
-            whether samples that were learned before are learned "again", the "columns" of a table, and the number of its "job" once
-            it has one.
+            whether samples that were learned before are learned "again", the "columns" of a table, and the number
+            of its "job" once it has one.
 
     Raises:
         Timeout: another process holds the lock.
