@@ -1,4 +1,4 @@
-"""Sets of labelled texts: rows of files, folders, the hub, named archives, and several data sets one after the other."""
+"""Sets of labelled texts: rows of files, folders, the hub, named archives; and several data sets, one a task."""
 
 import io
 import json
@@ -197,11 +197,11 @@ def test_learned_texts_are_known_again_whatever_row_they_stand_in(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"text,label\nyes,a\ncaf\xe9,b\n", r"a\.csv, line 3: not UTF-8 text; convert .* iconv -f LATIN1 -t UTF-8"),
-        ("a.csv", "text,label\nyes,a\n".encode("utf-16"), "line 1: not UTF-8 text; convert .* iconv -f UTF-16 -t UTF-8"),
+        ("a.csv", b"text,label\nyes,a\ncaf\xe9,b\n", r"a\.csv, line 3: not UTF-8 text; .* iconv -f LATIN1 -t UTF-8"),
+        ("a.csv", "text,label\nyes,a\n".encode("utf-16"), "line 1: not UTF-8 text; .* iconv -f UTF-16 -t UTF-8"),
         ("a.csv", b"text,label\nyes\0,a\n", "line 2: a NUL character"),
         ("a.jsonl", b'{"text": "a\\u0000b", "label": "a"}', "line 1: a NUL character in the text"),
-        ("a.jsonl", b'{"text": "a", "label": "a"}\n{"text": "\\ud83d", "label": "b"}', r"line 2: half a character \(\\ud83d\)"),
+        ("a.jsonl", b'\n{"text": "\\ud83d", "label": "b"}', r"line 2: half a character \(\\ud83d\)"),
         ("a.csv", b"text,label,label\nyes,a,b\n", "line 1: two columns are called 'label'"),
         ("a.csv", b"text,label\nyes,a\ntext,label\nno,b\n", "line 3: the names of the columns stand here once more"),
         ("a.csv", b"text,label\nyes, of course,a\n", "line 2: more cells than the 2 columns"),
@@ -210,12 +210,13 @@ def test_learned_texts_are_known_again_whatever_row_they_stand_in(tmp_path: Path
         ("a.csv", b"text,label,split\nyes,a,dev\n", "line 2: the split 'dev' is unknown; use one of train, "),
         ("a.csv", b"text,label\n", "no rows below the names of its columns"),
         ("a.csv", b"", "line 1: no text column; it is empty"),
-        ("a.csv", b"text;label\nyes;a\n", "save it with commas, as .csv, not with ';' between the cells"),
-        ("a.csv", b"text,label\n" + b'"' + b"x" * 140_000, "line 2: a cell has more than 131,072 characters; is a quot"),
+        ("a.tsv", b"text,label\nyes,a\n", "save it with tabs between the cells, not with ','"),
+        ("a.csv", b"text;label\nyes;a\n", "save it with commas between the cells, not with ';'"),
+        ("a.csv", b"text,label\n" + b'"' + b"x" * 140_000, "line 2: a cell has more than 131,072 characters; is"),
         ("a.csv", "text,score\n" + "\n".join(f"t{i},{i / 7}" for i in range(9)), "no label column"),
-        ("a.csv", "text,label\n" + "\n".join(f"t{i},{i / 7}" for i in range(9)), "'label' holds 9 different numbers in 9"),
+        ("a.csv", "text,label\n" + "\n".join(f"t{i},{i / 7}" for i in range(9)), "holds 9 different numbers in 9"),
         ("a.csv", b"prompt,response\nwho?,me\n", "line 1: the columns prompt, response are those of answers"),
-        ("a.jsonl", b'{"messages": []}', r"a\.jsonl: the columns messages are those of answers, .* need a column of texts"),
+        ("a.jsonl", b'{"messages": []}', r"a\.jsonl: the columns messages are those of answers"),
         ("a.jsonl", b'{"text": "a", "label": "a"}\n{"text": "b",\n', r"line 2, column 14: not JSON: Expecting"),
         ("a.jsonl", b'{"text": "a", "label": "a"}\n["b", "b"]\n', "line 2: a list and no row"),
         ("a.jsonl", b'{"text": "a", "label": "a"}\n{"prompt": "b"}\n', "line 2: the label is empty"),
@@ -256,16 +257,19 @@ def test_a_quote_that_swallows_rows_is_told_with_its_line(tmp_path: Path) -> Non
     assert "line 9 of t.csv has a cell of more than 200 lines: check its quotes" in source.told
 
 
-PIECES = st.sampled_from(
-    [b"text", b"label", b",", b"\n", b"\r\n", b"\r", b"\t", b'"', b"a", b"b", b"{", b"}", b"[", b"]", b":", b'"text"', b"null"]
-    + [b'"label"', b"\xff", b"\xef\xbb\xbf", b"\0", b"\\ud800", b"1", b"-", b"split", b"test", b"id", "é\u2028".encode()]
-)  # fmt: skip
-CONTENT = st.one_of(st.binary(max_size=60), st.lists(PIECES, max_size=40).map(b"".join))
+PIECES = [
+    *(b"text", b"label", b"split", b"test", b"id", b"a", b"b", b"1", b"-", b'"', b",", b"\t", b"\n", b"\r\n", b"\r"),
+    *(b"{", b"}", b"[", b"]", b":", b'"text"', b'"label"', b"null", b"\\ud800"),
+    *(b"\xff", b"\xef\xbb\xbf", b"\0", "é\u2028".encode()),
+]
+CONTENT = st.one_of(st.binary(max_size=60), st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CONTENT, st.sampled_from(["csv", "tsv", "jsonl", "json"]))
 @example(b'{"text\\ud800": "x"}', "jsonl")
+@example(b"text,text", "csv")
+@example(b"text,", "csv")
 @example(b'"a\nb",c\n1,2', "csv")
 @example(b'text,label\nx,"a\nb"\ny,"a\nb"\nz,"\x1b"', "csv")
 def test_any_bytes_are_a_data_set_or_are_refused_in_one_line(tmp_path: Path, content: bytes, ending: str) -> None:
@@ -436,7 +440,7 @@ def test_a_set_of_olora_has_its_own_split_or_a_made_one(tmp_path: Path) -> None:
     made = load_source("olora/yelp", root=tmp_path)
     assert (len(made.train), len(made.test)) == (8, 2)
     assert made.told == ("the archive has a train part only: a part of it is held out for testing",)
-    with pytest.raises(ValueError, match="archive of olora/yahoo has its? ?labels|labels of it and no texts"):
+    with pytest.raises(ValueError, match="archive of olora/yahoo has labels of it and no texts"):
         load_source("olora/yahoo", root=tmp_path)
 
 

@@ -94,6 +94,13 @@ def test_the_method_of_ones_own_runs_and_is_short(tmp_path: Path) -> None:
     assert code_lines(ROOT / "examples" / "own_method.py") < 70
 
 
+def test_the_example_of_texts_runs(tmp_path: Path) -> None:
+    told = run_example("tickets.py", tmp_path)
+    assert "october: 8 labels, 8 in all" in told
+    right, of = map(int, re.findall(r"(\d+) of (\d+) right", told)[0])
+    assert right > 0.9 * of, "fifteen labels, so chance is a fifteenth; all were right when this was written"
+
+
 def test_the_guide_quotes_the_example() -> None:
     example = (ROOT / "examples" / "own_method.py").read_text(encoding="utf-8")
     quoted = [block for block in blocks(TEXTS["docs/add-a-method.md"], "python") if block.startswith("    def")]

@@ -12,11 +12,13 @@ from PIL import Image
 
 from lamella import Learner
 from lamella.common.locks import exclusive_lock
+from lamella.data.sources.readable import load_readable
 from lamella.learner.classes import drop_class, merge_classes, rename_class
 from lamella.learner.folder import ModelFolder
+from lamella.learner.next_task import newest_with_all
 from lamella.learner.reference import Beside, Reference
 from lamella.learner.seen import Seen
-from lamella.learner.store.versions import drop_versions
+from lamella.learner.store.versions import drop_versions, load_manifest
 from lamella.memory.gaussians import ClassGaussians
 
 
@@ -71,6 +73,54 @@ def test_an_image_of_another_class_than_before_is_new(lamella: Run, model: Path)
     shutil.copytree(model.parent / "inbox" / "crow", other / "raven")
     code, out, _ = lamella("learn", model, other)
     assert (code, "6 of these images were learned before as 'crow'; check which class is right" in out) == (0, True)
+    assert "other: 5 images to learn from, 0 held back;" in out, "one is held back, the others were trained on"
+    assert "left out, held back before, so not learned: 1 image\n" in out
+    seen = Learner.load(model).model.seen
+    assert not seen.trained_on() & seen.held_back()
+    (image,) = (p for p in sorted((other / "raven").iterdir()) if digest(p) in seen.held_back())
+    (other / "jay").mkdir()
+    shutil.move(image, other / "jay" / "one.png")
+    shutil.rmtree(other / "raven")
+    for again in ((), ("--again",)):
+        code, _, err = lamella("learn", model, other, *again)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "nothing of other is new: 1 image held back before, on which the model is measured" in err
+
+
+def digest(path: Path) -> int:
+    """What a model keeps of an image."""
+    found = load_readable(path.parents[1])
+    return found.digests[next(key for key in found.digests if key.endswith(f"{path.parent.name}/{path.name}"))]
+
+
+def test_images_that_may_not_be_held_back_are_learned(lamella: Run, model: Path) -> None:
+    """Of twelve images two are held back, one of each class: the other ten are learned again, not eight of them."""
+    code, out, _ = lamella("learn", model, model.parent / "inbox", "--again")
+    assert (code, "inbox 2: 10 images to learn from, 0 held back;" in out) == (0, True)
+    assert "left out, held back before, so not learned: 2 images\n" in out
+    assert "--again" not in out
+    photos(model.parent / "inbox", {"crow": 10, "owl": 0}, seed=4)
+    code, out, _ = lamella("learn", model, model.parent / "inbox", "--again")
+    assert (code, "inbox 3: 18 images to learn from, 2 held back;" in out) == (0, True), "a fifth of ten new crows"
+
+
+def test_copies_are_not_said_to_have_been_learned_before(lamella: Run, tmp_path: Path) -> None:
+    day = photos(tmp_path / "day", {"crow": 6, "owl": 6})
+    for path in sorted((day / "owl").iterdir()):
+        shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    shutil.copy(day / "owl" / "0-0.png", day / "crow" / "owl.png")
+    code, out, _ = lamella("learn", tmp_path / "model", day, "--no-train")
+    assert (code, "left out, copies of others: 6 images\n" in out) == (0, True)
+    assert "learned before" not in out
+    assert "day: 11 images to learn from, 2 held back;" in out, "the one in both classes is learned as both"
+
+
+def test_a_learning_that_leaves_out_held_back_images_is_known_to_be_done(lamella: Run, model: Path) -> None:
+    other = model.parent / "other"
+    shutil.copytree(model.parent / "inbox" / "crow", other / "raven")
+    assert lamella("learn", model, other)[0] == 0
+    found = newest_with_all(Learner.load(model).model, load_readable(other))
+    assert found == 1
 
 
 def test_what_a_version_has_seen_goes_with_the_version(lamella: Run, model: Path) -> None:
@@ -175,6 +225,25 @@ def test_old_versions_are_pruned_but_never_the_current_one(lamella: Run, model: 
     Learner.load(model)
 
 
+def test_a_name_of_a_task_is_not_empty(lamella: Run, model: Path) -> None:
+    day = photos(model.parent / "day", {"wren": 4}, seed=2)
+    for name in ("", " "):
+        code, _, err = lamella("learn", model, day, "--name", name)
+        assert (code, "the name of the task is empty; give a name" in err) == (2, True)
+    with pytest.raises(ValueError, match="the name of the task is empty"):
+        Learner.load(model).learn_from(day, name="")
+
+
+def test_a_model_that_has_forgotten_all_is_not_new(lamella: Run, tmp_path: Path) -> None:
+    learner = Learner.create(method="linear-probe")
+    learner.learn_from(photos(tmp_path / "day", {"crow": 4, "owl": 4}), name="day")
+    learner.save(tmp_path / "model")
+    assert lamella("forget", tmp_path / "model", "day")[0] == 0
+    code, out, _ = lamella("learn", tmp_path / "model", tmp_path / "day", "--name", "again")
+    assert (code, "new model" in out, "again: " in out) == (0, False, True)
+    assert "learns it as task 1; expected: " in out
+
+
 def test_a_class_is_renamed_for_every_method(lamella: Run, model: Path) -> None:
     before = Learner.load(model).predict([next((model.parent / "inbox" / "owl").iterdir())], top=2)
     code, out, _ = lamella("classes", model, "rename", "owl", "barn owl")
@@ -191,6 +260,20 @@ def test_a_class_is_renamed_for_every_method(lamella: Run, model: Path) -> None:
         code, _, err = lamella("classes", model, "rename", *names)
         assert (code, text in err, err.count("\n")) == (2, True, 1)
     assert "'renme' is unknown; use rename, merge, drop" in lamella("classes", model, "renme", "a", "b")[2]
+
+
+def test_a_rename_stores_nothing_of_what_was_learned_again(lamella: Run, model: Path) -> None:
+    assert lamella("classes", model, "rename", "owl", "barn owl")[0] == 0
+    assert lamella("classes", model, "rename", "barn owl", "Tyto alba")[0] == 0
+    first, second, third = (load_manifest(model, number)["state"] for number in (1, 2, 3))
+    assert third["also"] == second["also"] == [first]
+    assert third["bytes"] == second["bytes"] < 1000
+    before = Learner.load(model, 1).predict([next((model.parent / "inbox" / "owl").iterdir())], top=2)
+    assert lamella("prune", model, "--keep", 1)[0] == 0
+    after = Learner.load(model).predict([next((model.parent / "inbox" / "owl").iterdir())], top=2)
+    assert after[0].confidences == before[0].confidences
+    assert lamella("classes", model, "merge", "Tyto alba", "crow")[0] == 0
+    assert "also" not in load_manifest(model)["state"], "a version without a class needs no file of one that has it"
 
 
 def test_merged_and_dropped_classes_are_as_if_learned_so(tmp_path: Path) -> None:
@@ -242,7 +325,7 @@ def test_what_cannot_be_exact_is_refused_and_changes_nothing(tmp_path: Path, met
     with pytest.raises(ValueError, match=r"cannot (drop|be dropped)|cannot drop a class"):
         drop_class(learner.model, "raven")
     if method.startswith("seq"):
-        with pytest.raises(ValueError, match="cannot merge classes: weights were trained to tell them apart"):
+        with pytest.raises(ValueError, match=r"^this method cannot merge classes: weights were trained"):
             merge_classes(learner.model, "raven", "crow")
     assert all(torch.equal(before[name], own) for name, own in learner.method.state_dict().items())
     rename_class(learner.model, "raven", "grip")
@@ -287,8 +370,6 @@ def test_it_is_said_whether_training_pays(lamella: Run, tmp_path: Path) -> None:
 
 def _held_back(learner: Learner, folder: Path) -> list[bool]:
     """Whether each held-back image of a task is classified correctly."""
-    from lamella.data.sources.readable import load_readable
-
     source = load_readable(folder).divided()
     names = [source.class_names[label] for label in source.test.labels.tolist()]
     return [g.classes[0] == name for g, name in zip(learner.predict(source.test, top=1), names, strict=True)]
@@ -340,6 +421,41 @@ def test_forgetting_keeps_the_names_that_classes_have_now(lamella: Run, model: P
     assert lamella("classes", model, "rename", "owl", "barn owl")[0] == 0
     assert lamella("forget", model, "day")[0] == 0
     assert set(Learner.load(model).class_names.values()) == {"crow", "barn owl"}
+
+
+def test_forgetting_keeps_the_names_that_classes_had_before(lamella: Run, model: Path) -> None:
+    assert lamella("learn", model, photos(model.parent / "day", {"wren": 4}, seed=2))[0] == 0
+    assert lamella("classes", model, "rename", "owl", "barn owl")[0] == 0
+    assert lamella("classes", model, "rename", "wren", "tit")[0] == 0
+    assert lamella("forget", model, "day")[0] == 0
+    assert Learner.load(model).model.former_names == {"owl": 1}, "no name is left of a class that was forgotten"
+    code, _, err = lamella("learn", model, model.parent / "inbox")
+    assert (code, "all 12 images of inbox were learned before" in err) == (2, True)
+    photos(model.parent / "inbox", {"crow": 0, "owl": 4}, seed=8)
+    assert "more of: barn owl" in lamella("learn", model, model.parent / "inbox")[1]
+
+
+def test_a_former_name_is_free_again_once_the_class_that_took_it_is_forgotten(lamella: Run, model: Path) -> None:
+    assert lamella("classes", model, "rename", "owl", "barn owl")[0] == 0
+    assert lamella("learn", model, photos(model.parent / "day", {"wren": 4}, seed=2))[0] == 0
+    assert lamella("classes", model, "rename", "wren", "owl")[0] == 0
+    assert lamella("forget", model, "day")[0] == 0
+    assert Learner.load(model).model.former_names == {"owl": 1}
+
+
+def test_forgetting_returns_to_a_version_of_the_own_line(lamella: Run, model: Path) -> None:
+    """Version 2 renames, 3 learns on top of it; 4 learns on top of version 1, whose tasks are those of version 2."""
+    day = photos(model.parent / "day", {"wren": 4}, seed=2)
+    assert lamella("classes", model, "rename", "owl", "barn owl")[0] == 0
+    assert lamella("learn", model, day)[0] == 0
+    assert lamella("rollback", model, "--to", 1)[0] == 0
+    assert lamella("learn", model, day)[0] == 0
+    assert "it is as it was in version 1;" in lamella("forget", model, "day")[1]
+    assert lamella("rollback", model, "--to", 3)[0] == 0
+    assert "it is as it was in version 2;" in lamella("forget", model, "day")[1]
+    assert lamella("rollback", model, "--to", 4)[0] == 0
+    drop_versions(model, [1])
+    assert "it is as it was in version 6;" in lamella("forget", model, "day")[1], "better than a refusal"
 
 
 def test_going_back_never_meets_a_version_that_was_left(lamella: Run, model: Path) -> None:

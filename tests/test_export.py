@@ -304,7 +304,7 @@ def test_networks_that_timm_does_not_build_are_refused(tmp_path: Path) -> None:
 
 def test_tasks_that_were_folded_into_one_weight_are_not_taken_apart(tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    with pytest.raises(ValueError, match="InfLoRA keeps no adapter for each task"):
+    with pytest.raises(ValueError, match="this method keeps no adapter for each task"):
         export(learned("inflora"), "peft", tmp_path / "out", per_task=True)
 
 

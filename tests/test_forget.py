@@ -1,5 +1,6 @@
 """Forgetting a task that shares nothing: what is left is the same whatever was forgotten."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,28 @@ def test_what_comes_next_takes_the_id_of_no_class_that_stayed() -> None:
     assert len(learner.method.classes) == 5
 
 
+def test_two_classes_of_one_name_are_not_learned() -> None:
+    learner, task = fresh(ALONE[2]), another()
+    with pytest.raises(ValueError, match="two classes of task 'another' are called 'x'; class names must differ"):
+        learner.learn(replace(task, class_names=("x", "y", "x")))
+    learner.learn(task)
+
+
 def test_what_others_hold_traces_of_is_refused_with_the_reason() -> None:
     first, middle, last = tasks()
     learner = taught({"name": "seq-lora", "epochs": 1, "batch_size": 8}, [first, middle])
     with pytest.raises(
-        ValueError, match=f"seq-lora cannot forget '{first.name}': {middle.name} were learned on top of it"
+        ValueError, match=f"seq-lora cannot forget '{first.name}': {middle.name} was learned on top of it"
     ):
         learner.forget(first.name)
     with pytest.raises(
         ValueError, match=f"cannot forget '{middle.name}': shared weights or statistics contain it; return"
     ):
         learner.forget(middle.name)
+    learner.learn(last)
+    with pytest.raises(ValueError, match=f"{middle.name}, {last.name} were learned on top of it"):
+        learner.forget(first.name)
+    learner = taught({"name": "seq-lora", "epochs": 1, "batch_size": 8}, [first, middle])
     with pytest.raises(ValueError, match=f"no task 'none' was learned; there are {first.name}, {middle.name}"):
         learner.forget("none")
     keyed = taught(ALONE[1], [first, middle])

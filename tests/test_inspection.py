@@ -79,7 +79,8 @@ def test_the_ledger_says_what_the_learner_recorded(model: Path) -> None:
     assert re.fullmatch("[0-9a-f]{64}", str(first.data_sha256))
     assert first.data_sha256 != second.data_sha256
     assert first.origin
-    assert first.origin.bytes == (model / load_manifest(model, 1)["state"]["file"]).stat().st_size
+    files = (model / load_manifest(model, 1)["state"]["file"], model / "versions" / "1.json")
+    assert first.origin.bytes == sum(file.stat().st_size for file in files)
     (space,) = found.spaces
     assert space.grown == (
         learner.tasks[0].directions[space.layer],

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from streams import QUICK, RESIDUAL, stream
 from torch import Tensor, nn
 
 from lamella.data.images import Files, data_sha256
-from lamella.data.keeping import content_digest, keep_readable
+from lamella.data.keeping import keep_readable
 from lamella.data.sources.folders import load_folder
 from lamella.data.sources.load import load_source
 from lamella.data.sources.readable import load_readable
@@ -144,7 +145,7 @@ def test_learning_names_what_it_leaves_out_and_the_ledger_says_what_was_learned(
     assert "left out, cannot be read: 6 files" in out
     assert sum(f"    {name}: " in out for name in BAD) == 5
     assert "and 1 more" in out
-    assert "took" in out.split("expected: about")[1]
+    assert "took" in out.split("; expected: ")[1]
     record = Learner.load(model).tasks[0]
     learned = load_source(clean(birds)).train
     assert record.images == 16
@@ -272,12 +273,13 @@ def test_an_interrupted_learning_whose_images_changed_is_given_up_with_the_reaso
             killed.setattr(prepared, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             assert lamella("learn", model, birds, "--again")[0] == 130
 
-    assert lamella("learn", model, birds, "--method", "nearest-mean")[0] == 0
+    first = shutil.copytree(birds, tmp_path / "first")
+    for i, path in enumerate(sorted(first.rglob("*.*"))):
+        paint(path, 130 + i)
+    assert lamella("learn", model, first, "--method", "nearest-mean")[0] == 0
     interrupt()
-    held_back = Learner.load(model).model.seen.held_back()
     for i, path in enumerate(sorted((birds / "owl").iterdir())):
-        if content_digest(path.read_bytes()) not in held_back:
-            paint(path, 99 + i)
+        paint(path, 99 + i)
     code, out, _ = lamella("learn", model, birds, "--again")
     assert (code, "starts again: the content of its images has changed" in out) == (0, True)
     interrupt()

@@ -176,6 +176,12 @@ def test_a_name_that_stands_for_settings_is_understood_at_every_door(tmp_path: P
     with pytest.raises(ValueError, match=r"'inflora-b5' means inflora with blocks = 5, and method.blocks is 3"):
         completed({"name": "inflora-b5", "blocks": 3})
     model = Learner.create(backbone=TINY, method="inflora").config
+    with pytest.raises(ValueError, match=r"'inflora-b6'; .* allowed: .* inflora, inflora-b5, "):
+        completed({"name": "inflora-b6"})
+    with pytest.raises(ValueError, match=r"lacks 'name'; set method.name to one of .*inflora-b5"):
+        completed({})
+    with pytest.raises(ValueError, match=r"unknown method 'inflora-b5'; .* inflora, joint"):
+        completed({"name": "dlc", "base": {"name": "inflora-b5"}})
     assert list(Wanted(method="inflora-b5").differences(model)) == ["method.blocks is None, not 5"]
 
 

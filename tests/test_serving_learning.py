@@ -35,6 +35,7 @@ from lamella.learner.folder import ModelFolder
 from lamella.learner.store.versions import load_manifest, roll_back
 from lamella.serving.app import create_app
 from lamella.serving.job import Job
+from lamella.serving.jobs import Jobs
 from lamella.serving.limits import Limits
 from lamella.serving.uploads_kept import FOLDER, IMAGES, Upload, interrupted, take_in
 from lamella.serving.worker import main, teach
@@ -63,8 +64,8 @@ def client(model: Path) -> Iterator[TestClient]:
 def sent(model: Path, names: tuple[str, ...], *, again: bool = False) -> Upload:
     """An archive of these colours, as a server takes it in."""
     made = take_in(model)
-    made.images.rmdir()
-    photos(made.images, names)
+    made.samples.rmdir()
+    photos(made.samples, names)
     made.keep("new", 10, [], again=again)
     return made
 
@@ -322,7 +323,7 @@ def test_what_a_server_could_not_finish_the_next_one_does(model: Path) -> None:
     assert job.error == "the learning is interrupted; it resumes when the model is served again"
     assert load_manifest(model)["version"] == 1
     half = take_in(model)
-    (half.images / "cut off.png").write_bytes(b"")
+    (half.samples / "cut off.png").write_bytes(b"")
     half.leave()
     with TestClient(create_app(model, token=TOKEN, limits=LIMITS)) as client:
         assert client.get("/health").json()["learning"] == 1
@@ -330,6 +331,37 @@ def test_what_a_server_could_not_finish_the_next_one_does(model: Path) -> None:
         assert (job["name"], job["state"], job["version"], job["images"]) == ("first colours", "done", 2, 10)
     assert not (model / FOLDER).exists()
     assert len(load_manifest(model)["tasks"]) == 2
+
+
+def test_a_job_keeps_its_number_and_new_ones_get_others(model: Path) -> None:
+    """Of four uploads that were left, two had the same number, of two servers, and one has none that is valid."""
+    left = [sent(model, NEW, again=True) for _ in range(4)]
+    for upload, number in zip(left, (7, 3, 3, "x"), strict=True):
+        upload.number(number)  # type: ignore[arg-type]
+        for _ in range(3):
+            upload.begin()  # killed so often that it is given up at once
+        upload.leave()
+    with TestClient(create_app(model, token=TOKEN, limits=LIMITS)) as client:
+        for number in (7, 3, 8, 9):
+            assert "killed 3 times" in ended(client, number)["error"]
+        assert client.get("/jobs/1").status_code == 404
+        started = learn(client, zipped(NEW_PHOTOS)).json()
+        assert started["id"] == 10
+        assert ended(client, 10)["state"] == "done"
+
+
+def test_the_number_of_a_job_is_stored_with_its_upload(model: Path) -> None:
+    upload = sent(model, NEW)
+    upload.leave()
+    (upload,) = interrupted(model)
+    assert upload.job is None
+    jobs = Jobs(model, lambda: 1, seconds=0)
+    jobs.close()
+    jobs._count = 4
+    assert jobs._noted(upload).id == 5
+    upload.leave()
+    (again,) = interrupted(model)
+    assert (again.job, again.note["name"]) == (5, "new")
 
 
 def test_what_was_stored_just_before_a_kill_is_not_learned_again(model: Path) -> None:

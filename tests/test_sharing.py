@@ -12,7 +12,8 @@ from test_store import described
 from torch import Tensor
 
 from lamella import Learner
-from lamella.learner.store.versions import drop_versions, load_manifest, load_model, roll_back, save_model
+from lamella.common.words import size
+from lamella.learner.store.versions import drop_versions, history, load_manifest, load_model, roll_back, save_model
 
 SIZE = 4000
 RANK = ("method.rank=16", "method.epochs=1", "method.batch_size=4")
@@ -55,6 +56,34 @@ def test_a_deleted_version_leaves_the_files_that_others_need(model: Path) -> Non
     drop_versions(model, [3])
     assert len(list(model.glob("state-*"))) == 1, "a whole version needs no other file"
     assert float(load_model(model)[0]["small"][0]) == 9
+
+
+def held(model: Path) -> int:
+    """The size of all that the folder holds of its versions."""
+    return sizes(model) + sum(file.stat().st_size for file in (model / "versions").iterdir())
+
+
+def test_the_sizes_of_the_versions_add_up_to_what_the_folder_holds(model: Path) -> None:
+    assert sum(version.bytes for version in history(model)) == held(model)
+    assert all(4 * SIZE < version.bytes < 4 * SIZE + 2000 for version in history(model)), "each adds its own branch"
+    before = held(model)
+    assert drop_versions(model, [2]) == before - held(model) < 1000, "version 3 needs the branch of version 2"
+    assert sum(version.bytes for version in history(model)) == held(model)
+    assert history(model)[-1].bytes > 8 * SIZE
+    save(model, branches(3, small=9.0), 3, whole=True)
+    assert sum(version.bytes for version in history(model)) == held(model)
+    before = held(model)
+    assert drop_versions(model, [1, 3]) == before - held(model) > 12 * SIZE
+    with pytest.raises(ValueError, match="in use"):
+        drop_versions(model, [4])
+
+
+def test_the_command_says_how_much_it_has_freed(lamella: Run, model: Path) -> None:
+    before = held(model)
+    out = lamella("prune", model, "--keep", 1)[1]
+    freed = before - held(model)
+    assert 0 < freed < 2000, "all branches are needed"
+    assert out == f"{model}: 2 versions deleted: 1, 2 ({size(freed)}); 1 version left\n"
 
 
 def test_what_is_made_from_an_earlier_version_shares_with_that_one(model: Path) -> None:

@@ -32,13 +32,16 @@ def save(folder: Path, value: float, keep: int | None = None) -> None:
     save_model(folder, state(value), described(int(value)), what=f"learned {value:g}", keep=keep)
 
 
+RECORD: dict[str, Any] = {"images": 1, "seconds": {"total": 1.0}, "trainable_parameters": 0}
+
+
 def described(tasks: int) -> dict[str, Any]:
     """What a version tells of a model of so many tasks."""
     return {
         "config": {"backbone": {"name": "b"}, "method": {"name": "m"}, "fit": {}, "run": {"seed": 0}},
         "weights_sha256": "0",
         "class_names": [[i, f"class {i}"] for i in range(tasks)],
-        "tasks": [{"name": f"task {i}", "classes": [i]} for i in range(tasks)],
+        "tasks": [{"name": f"task {i}", "classes": [i], **RECORD} for i in range(tasks)],
         "notes": {},
     }
 
@@ -185,6 +188,11 @@ def test_an_earlier_version_is_made_again_and_later_ones_can_be_dropped(model: P
     assert [v.number for v in history(model)] == [1, 2, 4]
 
 
+def one_task(**wrong: Any) -> dict[str, Any]:
+    """A list of tasks whose only record has wrong fields."""
+    return {"tasks": [{"name": "a", "classes": [0], **RECORD, **wrong}]}
+
+
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
@@ -192,8 +200,23 @@ def test_an_earlier_version_is_made_again_and_later_ones_can_be_dropped(model: P
         ({"config": []}, "'config' should be tables"),
         ({"config": {"backbone": {}, "method": {}}}, "'config' should be tables"),
         ({"tasks": 5}, "'tasks' should be records"),
-        ({"tasks": [1, 2]}, "'tasks' should be records"),
-        ({"tasks": [{"name": "a", "classes": [2**62]}]}, "'tasks' should be records"),
+        ({"tasks": [1, 2]}, "in the record of task 1, it should be a table"),
+        (one_task(classes=[2**62]), "in the record of task 1, 'classes' should be a list of class ids"),
+        (one_task(name=5), "'name' should be a text"),
+        (one_task(images=None), "'images' should be a whole number"),
+        (one_task(seconds={}), "'seconds' should be a table of seconds with a total"),
+        (one_task(seconds=3), "'seconds' should be a table of seconds with a total"),
+        (one_task(trained=[1]), "'trained' should be a table of whole numbers"),
+        (one_task(directions={"layer": "x"}), "'directions' should be a table of whole numbers"),
+        (one_task(held_back="x"), "3.json' is damaged: in the record of task 1, 'held_back' should be a table of"),
+        (one_task(held_back={"images": 0, "right": 0}), "'held_back' should be a table of"),
+        (one_task(held_back={"images": 1, "right": 1, "temperature": 0}), "'held_back' should be a table of"),
+        (one_task(held_back={"images": 1, "right": 1, "typicality": {"low": 0}}), "'held_back' should be a table of"),
+        (one_task(held_back={"images": 1, "right": 1, "more": 0}), "'held_back' should be a table of"),
+        (one_task(unreadable={"images": 1, "first": [2]}), "'unreadable' should be a table of images and first"),
+        (one_task(beside={"images": 1}), "'beside' should be a table of images, learned"),
+        ({"class_names": [[i, "same"] for i in range(3)]}, "two classes have the name 'same'"),
+        ({"class_names": [[0, "a"], [0, "b"], [1, "c"], [2, "d"]]}, "two classes have the id 0"),
         ({"class_names": [["x"]]}, "'class_names' should be pairs"),
         ({"class_names": [[2**62, "x"]]}, "'class_names' should be pairs"),
         ({"notes": None}, "'notes' should be a table"),
@@ -269,5 +292,5 @@ def test_rolling_back_goes_to_what_the_version_was_made_from(model: Path) -> Non
         folder.roll_back()
     roll_back(model, 4)
     drop_versions(model, [1])
-    with pytest.raises(ValueError, match=r"version 4 of .* none before it"):
+    with pytest.raises(ValueError, match=r"version 4 of .* is the oldest that is left of its line, so there is none"):
         folder.roll_back()

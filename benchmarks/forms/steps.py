@@ -17,6 +17,7 @@ from forms.network import images as noise
 from lamella.backbones import Backbone, load_backbone
 from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.experiments.bench.streams import short_method
 from lamella.learner.learner import Learner
@@ -118,7 +119,7 @@ def _forward(model: nn.Module, x: Tensor, precision: str) -> Form:
 
 def _activations_alone(backbone: Backbone, x: Tensor, precision: str) -> Form:
     bias = backbone.model.get_parameter("blocks.0.attn.qkv.bias").requires_grad_(True)
-    return _step(lambda x, y: F.cross_entropy(backbone(x)[:, :CLASSES], y), [bias], x, precision)
+    return step_form(lambda x, y: F.cross_entropy(backbone(x)[:, :CLASSES], y), [bias], x, precision)
 
 
 class _AuthorsAttention(nn.Module):
@@ -149,10 +150,10 @@ def _authors(backbone: Backbone, number: int, x: Tensor, precision: str) -> Form
         trained += list(block.attn.B[-2:])
     head = nn.Linear(backbone.width, CLASSES).to(x.device)
     loss = lambda x, y: F.cross_entropy(head(model(x)), y)  # noqa: E731
-    return _step(loss, [*trained, *head.parameters()], x, precision)
+    return step_form(loss, [*trained, *head.parameters()], x, precision)
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """The task to be timed is about to be trained."""
 
     def __init__(self, *call: Any, **hooks: Any) -> None:
@@ -160,7 +161,7 @@ class _Reached(Exception):
         self.call, self.hooks = call, hooks
 
 
-class _Pretended:
+class Pretended:
     """A `fit` that scans as the true one does, and instead of training adds noise, or stops before the last task."""
 
     def __init__(self, fit: Fit) -> None:
@@ -169,7 +170,7 @@ class _Pretended:
     def __call__(self, data: Any, loss: Any, params: Any, training: Any = None, **options: Any) -> None:
         groups = parameter_groups(params, 1e-4)
         if self.last:
-            raise _Reached(loss, groups, **{k: options[k] for k in ("before_step", "after_step") if k in options})
+            raise Reached(loss, groups, **{k: options[k] for k in ("before_step", "after_step") if k in options})
         for tensor in (t for group in groups for t in group["params"]):
             tensor.data += 1e-3 * torch.randn(tensor.shape, generator=generator(0, "noise")).to(tensor)
 
@@ -187,7 +188,7 @@ def _step_of(
     table = short_method(name, batch=images) | ({} if name == "color" else {"rank": RANK})
     learner = Learner.create(backbone=backbone, method=table, fit={"device": str(x.device)})
     fit = learner.fit()
-    pretended: Any = _Pretended(fit)
+    pretended: Any = Pretended(fit)
     try:
         for i in range(number):
             pretended.last = i == number - 1
@@ -196,18 +197,18 @@ def _step_of(
             data = TensorSet(pixels, torch.arange(images) % CLASSES + classes[0])
             fit.begin(str(i))
             learner.method.learn(Task(i, f"task {i}", classes, tuple(map(str, classes)), data), pretended)
-    except _Reached as reached:
+    except Reached as reached:
         loss, groups = reached.call
         prepare(learner.method)
         first = (number - 1) * CLASSES
-        return _step(lambda x, y: loss(x, y + first), groups, x, precision, **reached.hooks)
+        return step_form(lambda x, y: loss(x, y + first), groups, x, precision, **reached.hooks)
     raise RuntimeError(f"{name} has trained nothing in task {number}")
 
 
-def _step(
-    loss: Callable[[Tensor, Tensor], Tensor],
+def step_form(
+    loss: Callable[[Any, Tensor], Tensor],
     trained: Any,
-    x: Tensor,
+    x: Samples,
     precision: str,
     before_step: Callable[[], None] | None = None,
     after_step: Callable[[], None] | None = None,

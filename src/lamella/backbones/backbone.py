@@ -157,10 +157,11 @@ class Backbone(nn.Module):
                     found += adapt(self.model, place.name, rows)
         if not found:
             known = sorted({role for p in every for role in p.roles})
+            there = "`lamella layers` lists what there is" if any(self.model.children()) else "it has no layers"
             raise ValueError(
                 f"'{self.name}' has no layer with the roles {list(roles)}"
                 + (f" in its first {blocks} blocks" if blocks else "")
-                + (f"; its roles are {', '.join(known)}" if known else "; `lamella layers` lists what there is")
+                + (f"; its roles are {', '.join(known)}" if known else f"; {there}")
                 + ". Class statistics (--no-train) need no such layers"
             )
         self._check_reached(found)

@@ -50,10 +50,10 @@ def read_copy(path: Path) -> EncoderFiles | None:
         return None
     config, text, pool = found.get("config"), found.get("tokenizer"), found.get("pool")
     length, pad_id = found.get("max_length"), found.get("pad_id")
-    right = isinstance(config, dict) and "auto_map" not in config and isinstance(text, str) and pool in POOLS
-    if not right or type(length) is not int or length < 3 or type(pad_id) is not int:
+    described = isinstance(config, dict) and "auto_map" not in config and pool in POOLS
+    if not described or not isinstance(text, str) or type(length) is not int or length < 3 or type(pad_id) is not int:
         raise ValueError(f"'{path}' is no copy of an encoder that lamella wrote, or it is damaged; restore it")
-    return EncoderFiles(config, tokenizer_of_text(text, path), pool, (length,), pad_id, path)
+    return EncoderFiles(cast(dict[str, Any], config), tokenizer_of_text(text, path), pool, (length,), pad_id, path)
 
 
 def _described(path: Path) -> Mapping[str, Any] | None:

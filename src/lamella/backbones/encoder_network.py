@@ -53,12 +53,13 @@ def build_network(name: str, config: Mapping[str, Any], state: Mapping[str, Tens
         ValueError: transformers does not know the architecture, it takes no texts, or the tensors do not fit.
     """
     kind, settings = _architecture(name, config)
-    options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
+    pools = "add_pooling_layer" in inspect.signature(kind).parameters
+    options: dict[str, Any] = {"add_pooling_layer": False} if pools else {}
     try:
         if state is None:
-            network = kind(settings, **options).float()
+            network, found = kind(settings, **options).float(), None
         else:
-            network, found = kind.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 None,
                 config=settings,
                 state_dict=dict(state),
@@ -67,9 +68,11 @@ def build_network(name: str, config: Mapping[str, Any], state: Mapping[str, Tens
                 ignore_mismatched_sizes=True,
                 **options,
             )
-            _check_loaded(name, network, found)
-    except (RuntimeError, TypeError, KeyError, AttributeError, AssertionError, NotImplementedError) as error:
+            network, found = loaded
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"'{name}' cannot be built as its config.json says ({first_line(error)})") from error
+    if found is not None:
+        _check_loaded(name, network, found)
     if settings.is_encoder_decoder and hasattr(network, "decoder"):
         network = network.get_encoder()
     if vocabulary_of(network) is None:
@@ -96,7 +99,7 @@ def _architecture(name: str, config: Mapping[str, Any]) -> "tuple[type[PreTraine
         raise ValueError(f"the config.json of '{name}' is refused by transformers ({first_line(error)})") from error
     for kinds in (MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING):
         if type(settings) in kinds:
-            kind = kinds[type(settings)]
+            kind: Any = kinds[type(settings)]
             return (kind[0] if isinstance(kind, tuple) else kind), settings
     raise ValueError(f"'{name}' ({model_type}) has no network that gives vectors of tokens; choose another encoder")
 

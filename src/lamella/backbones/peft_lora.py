@@ -22,8 +22,8 @@ __all__ = ["CONFIG", "add_peft_lora"]
 
 CONFIG = "adapter_config.json"
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_HEADS = (*CLASSIFIERS, "score.", "pre_classifier.", "lm_head.", "cls.")
-"""How the keys of heads begin, those of transformers among them."""
+_HEADS = (*CLASSIFIERS, "score.", "pre_classifier.", "lm_head.", "cls.", "pooler.")
+"""How the keys begin of what stands behind the features, in networks of timm and of transformers."""
 _OF_TRANSFORMERS = (  # names of its ViTs, and timm's
     (r"^(vit|deit|model)\.", ""),
     (r"encoder\.layer\.(\d+)\.", r"blocks.\1."),

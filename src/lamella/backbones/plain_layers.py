@@ -18,7 +18,7 @@ def make_linear(network: nn.Module) -> tuple[str, ...]:
     Returns:
         The names of these layers: transposing their weights gives what transformers loads.
     """
-    found = {name: module for name, module in network.named_modules() if is_transposed(module)}
+    found: dict[str, Any] = {name: module for name, module in network.named_modules() if is_transposed(module)}
     for name, layer in found.items():
         (d_in, d_out), weight = layer.weight.shape, layer.weight
         with torch.device("meta"):

@@ -45,7 +45,8 @@ def classes(
 
     folder = ModelFolder(model, waiting=say_once() if wait else None, trusted=not untrusted)
     done = {"rename": "renamed {0} to {1}", "merge": "merged {0} into {1}", "drop": "dropped {0}"}[change]
-    version = folder.change(_change(change, given), done.format(*given))
+    # A version without a class must not need the files of one that has it.
+    version = folder.change(_change(change, given), done.format(*given), whole=change != "rename")
     say(f"{model}: {done.format(*given)}; this is version {version}")
 
 

@@ -23,11 +23,13 @@ NAMES = 8  # the largest number of classes in a line
 def say_found(learning: "Learning") -> None:
     """Print the samples, the classes and the unreadable files, and how the method treats known classes."""
     from lamella.learner.config.precision import precision_line
+    from lamella.learner.store.versions import holds_model
 
     model, task, unreadable = learning.model, learning.task, learning.data.unreadable
-    if not model.tasks and "measured" in model.config["fit"]:
+    is_new = not holds_model(learning.folder)
+    if is_new and "measured" in model.config["fit"]:
         say(precision_line(model.config))
-    if not model.tasks:
+    if is_new:
         say(f"new model: {model.name} on {_backbone(model)}")
     known = set(model.class_names.values())
     new = [name for name in task.class_names if name not in known]
@@ -44,8 +46,7 @@ def say_found(learning: "Learning") -> None:
         say(f"  few {task.train.noun}s: {_few(thin)}; such classes are recognised less often")
     for line in learning.data.whole.told:
         say(f"  {line}")
-    if learning.known:
-        say(f"  left out, learned before: {many(learning.known, task.train.noun)}; --again learns them once more")
+    _say_left_out(learning)
     for name, count in learning.otherwise.items():
         were = "was" if count == 1 else "were"
         say(f"  {count} of these {task.train.noun}s {were} learned before as '{name}'; check which class is right")
@@ -55,6 +56,17 @@ def say_found(learning: "Learning") -> None:
             say(f"    {file.key}: {file.reason}")
         if len(unreadable) > SHOWN:
             say(f"    and {len(unreadable) - SHOWN} more")
+
+
+def _say_left_out(learning: "Learning") -> None:
+    """Print how many samples are not learned, and why."""
+    left_out, noun = learning.left_out, learning.task.train.noun
+    if left_out.known:
+        say(f"  left out, learned before: {many(left_out.known, noun)}; --again learns them once more")
+    if left_out.held_back:
+        say(f"  left out, held back before, so not learned: {many(left_out.held_back, noun)}")
+    if left_out.copies:
+        say(f"  left out, copies of others: {many(left_out.copies, noun)}")
 
 
 def _thin(learning: "Learning") -> list[str]:
@@ -87,15 +99,26 @@ def say_resumed(learning: "Learning") -> None:
 
 def say_expected(learning: "Learning") -> "Expected":
     """Measure and print the expected time and memory of learning on this machine."""
-    from lamella.common.words import duration, size
+    from lamella.common.words import size
     from lamella.learner.rehearsal import rehearse
 
     model = learning.model
     say(f"  {model.name} on {model.backbone.name} learns it as task {len(model.tasks) + 1}", nl=False)
     expected = rehearse(learning.rehearsed(), learning.task, len(learning.held_back))
     memory = f" and {size(expected.bytes)} of memory" if expected.bytes else ""
-    say(f"; expected: about {duration(expected.seconds)}{memory}")
+    say(f"; expected: {_about(expected.seconds)}{memory}")
     return expected
+
+
+def _about(seconds: float) -> str:
+    """Format an expected duration.
+
+    >>> _about(0.02), _about(4.26)
+    ('under a second', 'about 4.3 s')
+    """
+    from lamella.common.words import duration
+
+    return f"about {duration(seconds)}" if seconds >= 1 else "under a second"
 
 
 def say_took(learning: "Learning", seconds: float, expected: "Expected | None") -> None:
@@ -109,7 +132,7 @@ def say_took(learning: "Learning", seconds: float, expected: "Expected | None") 
     say(f"{learning.folder} learned {counted}: {names}")
     peak = peak_bytes(learning.model.fit().device)
     memory = f" and {size(peak)} of memory" if peak else ""
-    beside = f" (expected: about {duration(expected.seconds)})" if expected else ""
+    beside = f" (expected: {_about(expected.seconds)})" if expected else ""
     say(f"took {duration(seconds)}{memory}{beside}")
 
 

@@ -38,6 +38,11 @@ def serve(
     max_upload: Annotated[float, typer.Option(min=0.001, help="MB of an archive to learn from.", metavar="MB")] = 512,
     max_files: Annotated[int, typer.Option(min=1, help="Files in an archive.")] = 5000,
     max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of one image.", metavar="N")] = 50,
+    max_texts: Annotated[int, typer.Option(min=1, help="Texts in a request.")] = 256,
+    max_characters: Annotated[int, typer.Option(min=1, help="Of one text in a request.")] = 20_000,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of the texts that are computed together.")] = 8192,
+    max_table: Annotated[float, typer.Option(min=0.001, help="MB of a table to learn from.", metavar="MB")] = 32,
+    max_lines: Annotated[int, typer.Option(min=1, help="Lines of a table.")] = 200_000,
     device: Device = None,
     untrusted: Untrusted = False,
 ) -> None:
@@ -63,7 +68,17 @@ def serve(
 
     listening = _listen(host, port)
     key = token or secrets.token_urlsafe(24)
-    limits = Limits(learn_mb=max_upload, unpacked_mb=4 * max_upload, files=max_files, megapixels=max_megapixels)
+    limits = Limits(
+        learn_mb=max_upload,
+        unpacked_mb=4 * max_upload,
+        files=max_files,
+        megapixels=max_megapixels,
+        texts=max_texts,
+        characters=max_characters,
+        batch_tokens=max_tokens,
+        table_mb=max_table,
+        table_lines=max_lines,
+    )
     names = known_as(host, allow_host or [])
     app = create_app(model, token=key, limits=limits, hosts=names, device=device, trusted=not untrusted)
     learner, version, _ = app.state.service.batcher.loaded

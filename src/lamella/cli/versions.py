@@ -92,18 +92,16 @@ def prune(
 ) -> None:
     """Delete old versions of a model, and the files that only they need.
 
-    The current version is always kept.
+    The current version is always kept. The size in the output is that of the deleted files.
     """
     from lamella.common.words import size
     from lamella.learner.folder import ModelFolder
 
     folder = ModelFolder(model, waiting=say_once() if wait else None)
-    before = {version.number: version.bytes for version in folder.history()}
-    gone = folder.prune(keep)
-    left = len(before) - len(gone)
-    if not gone:
-        say(f"{model} has {many(left, 'version')}; none is deleted")
+    done = folder.prune(keep)
+    left = many(done.left, "version")
+    if not done.versions:
+        say(f"{model} has {left}; none is deleted")
         return
-    numbers = ", ".join(map(str, gone))
-    gone_bytes = size(sum(before[number] for number in gone))
-    say(f"{model}: {many(len(gone), 'version')} deleted: {numbers} ({gone_bytes}); {many(left, 'version')} left")
+    numbers = ", ".join(map(str, done.versions))
+    say(f"{model}: {many(len(done.versions), 'version')} deleted: {numbers} ({size(done.bytes)}); {left} left")

@@ -1,5 +1,6 @@
 """Samples of like lengths together, so that little of a batch is padding."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from lamella.data.loading import Examples
 from lamella.data.samples import Transform
 
-__all__ = ["OfManyLengths", "in_order", "in_windows", "lengths_of", "longest_first"]
+__all__ = ["OfManyLengths", "in_order", "in_windows", "lengths_of", "longest_first", "of_like_length"]
 
 CHUNK = 1024
 """Samples that are measured at once."""
@@ -62,6 +63,26 @@ def longest_first(lengths: Tensor) -> Tensor:
         (n,) positions of the samples.
     """
     return torch.argsort(lengths, descending=True, stable=True)
+
+
+def of_like_length(lengths: Sequence[int], *, samples: int, size: int) -> list[list[int]]:
+    """The positions of samples in batches of like lengths, the shortest first.
+
+    >>> of_like_length([9, 2, 30, 2, 3], samples=3, size=16)
+    [[1, 3, 4], [0], [2]]
+
+    Args:
+        lengths: of each sample.
+        samples: the largest number of samples in a batch, at least 1.
+        size: the largest number of samples of a batch times the length of its longest; a longer sample is alone.
+    """
+    batches: list[list[int]] = []
+    for position in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        # In this order each sample is the longest so far.
+        if not batches or len(batches[-1]) == samples or (len(batches[-1]) + 1) * lengths[position] > size:
+            batches.append([])
+        batches[-1].append(position)
+    return batches
 
 
 def in_order(values: Tensor, order: Tensor) -> Tensor:

@@ -14,25 +14,25 @@ from lamella.learner.config.document import on_device, up_to_date
 from lamella.learner.config.precision import as_chosen
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.model import Model, load, save
-from lamella.learner.next_task import as_next_task, known_otherwise, new_samples, newest_with_all, next_task
+from lamella.learner.next_task import LeftOut, as_next_task, known_otherwise, new_samples, newest_with_all, next_task
 from lamella.learner.prepared import Learning
 from lamella.learner.records import TaskRecord, tasks_from_json
 from lamella.learner.resume import PLACE, Resumed, config_left, current_version, is_free, resume, stored_before
 from lamella.learner.store.versions import (
     MANIFEST,
     Version,
+    ancestors,
     drop_versions,
     history,
     holds_model,
     load_manifest,
     make_again,
     roll_back,
-    version_before,
 )
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.precision import resolve_device
 
-__all__ = ["Forgotten", "ModelFolder"]
+__all__ = ["Forgotten", "ModelFolder", "Pruned"]
 
 SECONDS_BETWEEN = 0.2
 """The time between two attempts to lock a model that another process is changing."""
@@ -51,6 +51,21 @@ class Forgotten:
     as_in: int | None
     having: tuple[int, ...]
     removed: bool
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was deleted of a model.
+
+    Attributes:
+        versions: the numbers of the deleted versions, oldest first.
+        bytes: the size of the deleted files.
+        left: how many versions are left.
+    """
+
+    versions: tuple[int, ...]
+    bytes: int
+    left: int
 
 
 class ModelFolder:
@@ -196,15 +211,14 @@ class ModelFolder:
             if done is not None:
                 task, held_back = as_next_task(data.divided(), opened)
                 resumed = Resumed(Checkpoints(place, 0.0), stored=True)
-                yield Learning(self.path, opened, task, held_back, data, 0, {}, resumed, opened.tasks[done])
+                yield Learning(self.path, opened, task, held_back, data, LeftOut(), {}, resumed, opened.tasks[done])
                 return
-            new = new_samples(opened, data, again)
+            new, left_out = new_samples(opened, data, again)
             task, held_back = next_task(new, opened, name)
             resumed = resume(self.path, place, opened, task)
-            otherwise = known_otherwise(opened, new)
-            known = len(data.whole.train) - len(new.whole.train)
+            otherwise = known_otherwise(opened, data.once())
             stored = opened.tasks[-1] if resumed.stored else None
-            yield Learning(self.path, opened, task, held_back, new, known, otherwise, resumed, stored)
+            yield Learning(self.path, opened, task, held_back, new, left_out, otherwise, resumed, stored)
 
     def _opened_and_read(
         self, read: Callable[[], ReadableData], wanted: Wanted | None, model: Model | None
@@ -275,19 +289,21 @@ class ModelFolder:
             BlockingIOError: another process holds the lock.
         """
         with self.held():
-            before = version_before(self.path) if to is None else to
-            if before is None:
-                first = f"version {self.version} of '{self.path}' is its first, so there is none before it"
-                raise ValueError(f"{first}; name one with --to")
-            roll_back(self.path, before)
+            earlier = ancestors(self.path) if to is None else [to]
+            if not earlier:
+                oldest = "its first" if self.version == 1 else "the oldest that is left of its line"
+                none = f"version {self.version} of '{self.path}' is {oldest}, so there is none before it"
+                raise ValueError(f"{none}; name one with --to")
+            roll_back(self.path, earlier[0])
             return next(v for v in self.history() if v.current)
 
-    def change(self, how: Callable[[Model], None], what: str) -> int:
+    def change(self, how: Callable[[Model], None], what: str, *, whole: bool = True) -> int:
         """Change the model without new samples, and store it as a new version.
 
         Args:
             how: a function that changes the model in place.
             what: a short text for the history that says what was changed.
+            whole: False for a change that loses nothing of the model: what did not change is not stored again then.
 
         Returns:
             The number of the new version.
@@ -300,17 +316,14 @@ class ModelFolder:
         with self.held():
             model = load(self.path, device=self.device, trusted=self.trusted)
             how(model)
-            save(model, self.path, what=what, keep=None)
+            save(model, self.path, what=what, keep=None, whole=whole)
             return self.version
 
-    def prune(self, keep: int) -> list[int]:
-        """Delete all versions but the newest ones and the current one.
+    def prune(self, keep: int) -> Pruned:
+        """Delete all versions but the newest ones and the current one, with the files that only they need.
 
         Args:
             keep: how many of the newest are kept, at least 1.
-
-        Returns:
-            The numbers of the deleted versions.
 
         Raises:
             FileNotFoundError: there is no model.
@@ -321,9 +334,8 @@ class ModelFolder:
             raise ValueError(f"--keep {keep} would leave no version; give 1 or more")
         with self.held():
             versions = self.history()
-            old = [v.number for v in versions[:-keep] if not v.current]
-            drop_versions(self.path, old)
-            return old
+            old = tuple(v.number for v in versions[:-keep] if not v.current)
+            return Pruned(old, drop_versions(self.path, old), len(versions) - len(old))
 
     def forget(self, task: str, *, purge: bool = False) -> Forgotten:
         """Forget a task exactly. This is possible for the last task, and for any task if the tasks share nothing.
@@ -337,7 +349,8 @@ class ModelFolder:
             BlockingIOError: another process holds the lock.
         """
         with self.held():
-            records = tasks_from_json(load_manifest(self.path)["tasks"])
+            now = load_manifest(self.path)
+            records = tasks_from_json(now["tasks"])
             names = [record.name for record in records]
             left_over = [v.number for v in self.history() if task in v.tasks]
             if task not in names and purge and left_over:  # it was forgotten before, without its versions
@@ -346,10 +359,9 @@ class ModelFolder:
             if task not in names:
                 learned = ", ".join(names) or "nothing"
                 raise ValueError(f"'{self.path}' has learned no task '{task}'; it has learned {learned}")
-            earlier = [v.number for v in self.history() if self._tasks_of(v) == records[:-1]]
-            as_in = earlier[-1] if task == names[-1] and earlier else None
+            as_in = self._newest_with(records[:-1]) if task == names[-1] else None
             if as_in is not None:
-                make_again(self.path, as_in, f"forgot {task}", names=load_manifest(self.path)["class_names"])
+                make_again(self.path, as_in, f"forgot {task}", named_as=now)
             else:
                 model = load(self.path, trusted=self.trusted)
                 forgetting.forget(model, task)
@@ -358,8 +370,15 @@ class ModelFolder:
             drop_versions(self.path, having if purge else [])
             return Forgotten(as_in, tuple(having), purge)
 
-    def _tasks_of(self, version: Version) -> list[TaskRecord]:
-        return tasks_from_json(load_manifest(self.path, version.number)["tasks"])
+    def _newest_with(self, records: list[TaskRecord]) -> int | None:
+        """Return the newest version that has learned these tasks, of those that the current one was made from.
+
+        Where none of these is left, another version that has learned the same counts; None if there is none at all.
+        """
+        own = ancestors(self.path)
+        others = [version.number for version in reversed(self.history()) if version.number not in own]
+        same = (n for n in [*own, *others] if tasks_from_json(load_manifest(self.path, n)["tasks"]) == records)
+        return next(same, None)
 
 
 @contextmanager

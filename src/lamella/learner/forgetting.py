@@ -41,7 +41,8 @@ def _traces(method: str, names: list[str], number: int) -> str:
     if len(names) == 1:
         return f"'{names[0]}' is the only task; delete the model's folder, or learn into another one"
     later = ", ".join(names[number + 1 :])
-    acting = f"{later} were learned on top of it, and " if later else ""
+    were = "was" if len(names) == number + 2 else "were"
+    acting = f"{later} {were} learned on top of it, and " if later else ""
     return (
         f"{method} cannot forget '{names[number]}': {acting}shared weights or statistics contain it; return to an "
         "earlier version (`lamella rollback`)" + (", and learn the later tasks again" if later else "")

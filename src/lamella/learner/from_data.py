@@ -28,7 +28,7 @@ def learn_from(
     if folder is not None:
         with ModelFolder(folder).learning(lambda: found, model=model, name=name, again=again) as learning:
             return learning.run(progress)
-    new = new_samples(model, found, again)
+    new, _ = new_samples(model, found, again)
     task, held_back = next_task(new, model, name)
     record = learn(model, task, held_back=held_back, progress=progress)
     note(model, record, task, held_back, new)

@@ -331,9 +331,10 @@ def load(
     else:
         model = Model(config, backbone_copy=kept, trusted=trusted)
     if model.backbone.weights_sha256 != manifest["weights_sha256"]:
+        also = " or another tokenizer" if model.backbone.transform.noun == "text" else ""
         raise ValueError(
-            f"'{folder}' was learned on other weights of {model.backbone.name} than the ones found here; "
-            "put the original weights back"
+            f"'{folder}' was learned on other weights{also} of {model.backbone.name} than the ones found here; "
+            "put the original ones back"
         )
     model.held_back = HeldBack.taken_from(state)
     model.seen = Seen.taken_from(state)

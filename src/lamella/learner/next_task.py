@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
+from lamella.common.words import many
 from lamella.data.loading import Examples
 from lamella.data.names import alike
 from lamella.data.scenario import Source, Task
@@ -12,7 +14,21 @@ from lamella.data.sources.readable import ReadableData
 from lamella.learner.model import Model
 from lamella.learner.records import TaskRecord
 
-__all__ = ["as_next_task", "known_otherwise", "new_samples", "newest_with_all", "next_task", "note"]
+__all__ = ["LeftOut", "as_next_task", "known_otherwise", "new_samples", "newest_with_all", "next_task", "note"]
+
+
+class LeftOut(NamedTuple):
+    """How many training samples of a data set are not learned.
+
+    Attributes:
+        known: those that the model has learned or held back before as the same class, unless they are learned again.
+        held_back: those that are never learned, because the model holds them back and is measured on them.
+        copies: copies of other samples of their class.
+    """
+
+    known: int = 0
+    held_back: int = 0
+    copies: int = 0
 
 
 def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple[Task, Examples]:
@@ -26,8 +42,10 @@ def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple
         name: the name of the task; None for the name of the data set, with a number if a task has that name already.
 
     Raises:
-        ValueError: a task has this name already, or two names of classes differ only in capitals.
+        ValueError: the name is empty, a task has it already, or two names of classes differ only in capitals.
     """
+    if name is not None and not name.strip():
+        raise ValueError("the name of the task is empty; give a name (--name), or leave it out for that of the data")
     used = {task.name for task in model.tasks}
     if name in used:
         raise ValueError(f"a task called '{name}' was learned already; choose another name (--name)")
@@ -72,14 +90,17 @@ def _numbered(name: str) -> Iterator[str]:
         number += 1
 
 
-def new_samples(model: Model, data: ReadableData, again: bool) -> ReadableData:
-    """Return the data set without the samples that were learned or held back before, and with each sample once.
+def new_samples(model: Model, data: ReadableData, again: bool) -> tuple[ReadableData, LeftOut]:
+    """Return the data set without the samples that were learned before, and with each sample once.
 
     Args:
         model: the model that will learn it.
         data: the data set.
-        again: whether samples that were learned before stay. Those that are held back never do, because the model is
-            measured on them.
+        again: whether samples that were learned before stay. Those that are held back never do, under whatever class,
+            because the model is measured on them.
+
+    Returns:
+        The data set, and how many samples are left out.
 
     Raises:
         ValueError: there is no training image, or none that is new.
@@ -87,12 +108,15 @@ def new_samples(model: Model, data: ReadableData, again: bool) -> ReadableData:
     noun = data.whole.train.noun
     if not len(data.whole.train):
         raise ValueError(f"{data.whole.name} has no training {noun}, so there is nothing to learn; add some {noun}s")
-    known, held_back = _seen(model), model.seen.held_back()
-    left_out = {pair for pair in known if pair[0] in held_back} if again else known.keys()
-    new = data.without(left_out).once()
+    pairs, tasks, measured = data.pairs(), _seen(model), model.seen.held_back()
+    known = [] if again else [pair for pair in pairs if pair in tasks]
+    held_back = [pair for pair in pairs if pair[0] in measured and (again or pair not in tasks)]
+    fresh = data.without({*known, *held_back})
+    new = fresh.once()
     if not len(new.whole.train):
-        raise ValueError(_learned_before(data, model.tasks[max(known[pair] for pair in data.pairs())]))
-    return new
+        newest = model.tasks[max(tasks[pair] for pair in known)] if known else None
+        raise ValueError(_nothing_new(data, newest))
+    return new, LeftOut(len(known), len(held_back), len(fresh.whole.train) - len(new.whole.train))
 
 
 def known_otherwise(model: Model, data: ReadableData) -> dict[str, int]:
@@ -123,9 +147,9 @@ def _seen(model: Model) -> dict[tuple[int, str], int]:
 
 
 def newest_with_all(model: Model, data: ReadableData) -> int | None:
-    """Return the newest task that has some of the images, if all of them are in tasks; else None."""
-    tasks = _seen(model)
-    found = [tasks.get(pair) for pair in data.pairs()]
+    """Return the newest task that has some of the images, if all that can be learned are in tasks; else None."""
+    tasks, measured = _seen(model), model.seen.held_back()
+    found = [tasks.get(pair) for pair in data.pairs() if pair in tasks or pair[0] not in measured]
     known = [task for task in found if task is not None]
     return max(known) if known and len(known) == len(found) else None
 
@@ -133,15 +157,18 @@ def newest_with_all(model: Model, data: ReadableData) -> int | None:
 def next_task(data: ReadableData, model: Model, name: str | None) -> tuple[Task, Examples]:
     """Return the next task of a model, and the samples of its classes that are held back.
 
-    Nothing is held back that the model has been or will be trained on, or that it holds back already.
+    Nothing is held back that the model has been or will be trained on, or that it holds back already. Such samples of a
+    data set without a test part are trained on.
 
     Args:
         data: the data set that the task is made of.
         model: the model that will learn it.
         name: the name of the task; None for that of the data set.
     """
-    task, held_back = as_next_task(data.divided(), model, name)
-    used = set(model.seen.digests.tolist()) | {data.digests[key] for key in task.train.keys}
+    known = set(model.seen.digests.tolist())
+    in_two_classes = {digest for digest, count in Counter(digest for digest, _ in data.pairs()).items() if count > 1}
+    task, held_back = as_next_task(data.divided(never=known | in_two_classes), model, name)
+    used = known | {data.digests[key] for key in task.train.keys}
     fresh: list[int] = []
     for i, key in enumerate(held_back.keys):
         if data.digests[key] not in used:
@@ -150,8 +177,13 @@ def next_task(data: ReadableData, model: Model, name: str | None) -> tuple[Task,
     return task, held_back.subset(fresh)
 
 
-def _learned_before(data: ReadableData, record: TaskRecord) -> str:
+def _nothing_new(data: ReadableData, record: TaskRecord | None) -> str:
     noun = data.whole.train.noun
+    if record is None:
+        return (
+            f"nothing of {data.whole.name} is new: {many(len(data.whole.train), noun)} held back before, on which the "
+            f"model is measured, so never learned; give new {noun}s"
+        )
     return (
         f"all {len(data.whole.train)} {noun}s of {data.whole.name} were learned before, the newest as task "
         f"'{record.name}'; once more they would count twice: give new {noun}s, or ask for it (--again, again=true in a "

@@ -10,9 +10,10 @@ from lamella.data.scenario import Task
 from lamella.data.sources.readable import ReadableData
 from lamella.learner.learning import learn
 from lamella.learner.model import Model, load, save
-from lamella.learner.next_task import note
+from lamella.learner.next_task import LeftOut, note
 from lamella.learner.records import TaskRecord
 from lamella.learner.resume import Resumed
+from lamella.learner.store.versions import holds_model
 
 __all__ = ["Learning"]
 
@@ -27,7 +28,7 @@ class Learning:
         task: the task to learn.
         held_back: the samples of its classes that the model is not trained on.
         data: the data set that the task is from.
-        known: how many of its training images are left out because a task was learned from them before.
+        left_out: how many of its training images are not learned, and why.
         otherwise: how many of its images were learned before as another class, by the name of that class.
         resumed: what an interrupted learning has left.
         stored: the record of the task if it was learned and stored already, so that nothing is left to do; else None.
@@ -38,7 +39,7 @@ class Learning:
     task: Task
     held_back: Examples
     data: ReadableData
-    known: int
+    left_out: LeftOut
     otherwise: Mapping[str, int]
     resumed: Resumed
     stored: TaskRecord | None = None
@@ -64,4 +65,5 @@ class Learning:
     def rehearsed(self) -> Model:
         """Return a copy of the model, for a trial that does not change `model`."""
         device, trusted = self.model.config["fit"]["device"], self.model.trusted
-        return load(self.folder, device=device, trusted=trusted) if self.model.tasks else Model(self.model.config)
+        stored = holds_model(self.folder)
+        return load(self.folder, device=device, trusted=trusted) if stored else Model(self.model.config)

@@ -1,5 +1,6 @@
 """The record of each learned task, and the check that a new task fits the learned ones."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -123,7 +124,8 @@ def check_task(task: Task, class_names: Mapping[int, str]) -> None:
         class_names: the name of each known global class id.
 
     Raises:
-        ValueError: a class id or name means another class than before, or a class has no sample.
+        ValueError: a class id or name means another class than before, two classes have one name, or a class has no
+            sample.
     """
     ids = {name: i for i, name in class_names.items()}
     for i, name in zip(task.classes, task.class_names, strict=True):
@@ -131,6 +133,8 @@ def check_task(task: Task, class_names: Mapping[int, str]) -> None:
             raise ValueError(
                 f"class {i} '{name}' of task '{task.name}' contradicts what was learned: {dict(class_names)}"
             )
+    if twice := [name for name, count in Counter(task.class_names).items() if count > 1]:
+        raise ValueError(f"two classes of task '{task.name}' are called '{twice[0]}'; class names must differ")
     counts = torch.bincount(task.train.labels, minlength=max(task.classes) + 1)
     if empty := [name for i, name in zip(task.classes, task.class_names, strict=True) if counts[i] == 0]:
         noun = task.train.noun

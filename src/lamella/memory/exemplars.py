@@ -13,7 +13,7 @@ from lamella.data.images import concatenate
 from lamella.data.loading import Examples
 from lamella.data.samples import Transform
 from lamella.memory.resizable import Resizable
-from lamella.memory.stores import Images, decoded, encoded, store_of
+from lamella.memory.stores import Images, Store, decoded, encoded, store_of
 from lamella.training.fit import Fit
 
 __all__ = ["Exemplars", "Kept"]
@@ -108,7 +108,7 @@ class Exemplars(Resizable):
                 f"a memory keeps images or texts, and this backbone takes {transform.noun}s; set the memory to 0"
             )
         self.noun, self.total, self.per_class, self.choose, self.seed = transform.noun, total, per_class, choose, seed
-        self.store = store or Images(0)
+        self.store: Store = store or Images(0)
         self.register_buffer(self.store.name, self.store.empty())
         self.register_buffer("labels", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("sources", encoded(()))

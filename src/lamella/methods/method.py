@@ -135,7 +135,7 @@ class Method(nn.Module, ABC):
         Raises:
             ValueError: Something that was trained holds the class.
         """
-        raise ValueError(f"{type(self).__name__} cannot merge classes: {APART}")
+        raise ValueError(f"this method cannot merge classes: {APART}")
 
     def drop_class(self, label: int) -> None:
         """Drop a class, as if it had never been learned.
@@ -148,7 +148,7 @@ class Method(nn.Module, ABC):
         Raises:
             ValueError: Something that was trained, or that classes share, holds the class.
         """
-        raise ValueError(f"{type(self).__name__} cannot drop a class: {TRAINED}")
+        raise ValueError(f"this method cannot drop a class: {TRAINED}")
 
     def what_more_images_do(self) -> str:
         """What becomes of a class that comes back with more samples, as the end of a sentence about them."""

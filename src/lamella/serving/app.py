@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import FastAPI, File, Query, Request, Response, UploadFile
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
@@ -25,6 +25,8 @@ from lamella.serving.versions import add_versions
 __all__ = ["create_app"]
 
 PAGE = Path(__file__).parent / "page.html"
+KIND = 'data-samples="image"'
+"""Where the page says what its server takes."""
 OWN_ONLY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob:; "
     "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
@@ -71,7 +73,7 @@ def create_app(
         version=__version__,
         lifespan=lifespan,
         responses=ELSEWHERE,
-        description="A vision model that keeps learning: predict, and teach it new classes.",
+        description=f"A model of {service.kind.noun}s that keeps learning: predict, and teach it new classes.",
     )
     app.state.service = service
     _add_reading(app, service)
@@ -87,7 +89,8 @@ def create_app(
 def _add_reading(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": OWN_ONLY})
+        content = PAGE.read_text(encoding="utf-8").replace(KIND, KIND.replace("image", service.kind.noun), 1)
+        return HTMLResponse(content, headers={"Content-Security-Policy": OWN_ONLY})
 
     @app.get("/health")
     def health() -> Health:
@@ -102,6 +105,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
             backbone=learner.backbone.name,
             learning=service.learning,
             waiting=service.desk.waiting,
+            samples=service.kind.noun,
         )
 
     @app.get("/classes")
@@ -121,14 +125,15 @@ def _add_reading(app: FastAPI, service: Service) -> None:
 
 
 def _add_predicting(app: FastAPI, service: Service) -> None:
-    @app.post("/predict", responses=FAULTS | DISK)
+    noun = service.kind.noun
+
+    @app.post("/predict", responses=FAULTS | DISK, openapi_extra={"requestBody": service.kind.body})
     async def predict(
-        images: Annotated[list[UploadFile], File(description="one or more image files")],
-        top: Annotated[int, Query(ge=1, description="how many classes to name for each image")] = 5,
+        request: Request,
+        top: Annotated[int, Query(ge=1, description=f"how many classes to name for each {noun}")] = 5,
     ) -> Predictions:
-        """Predict the class of each image. One version of the model answers for all images of a request."""
-        answer = await service.desk.predict(images, top)
-        names = [file.filename or "image" for file in images]
+        """Predict the class of each sample. One version of the model answers for all samples of a request."""
+        names, answer = await service.desk.predict(request, top)
         rows = [Predicted.of(name, p) for name, p in zip(names, answer.predictions, strict=True)]
         return Predictions(version=answer.version, predictions=rows)
 

@@ -3,18 +3,17 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-
-from lamella.data.images import TensorSet
 from lamella.learner.learner import Learner, Prediction
 
-__all__ = ["Answer", "Batcher", "Loaded"]
+__all__ = ["Answer", "Batcher", "Loaded", "Predict"]
+
+Inputs = TypeVar("Inputs", bound=Sized)
+"""The samples of one request; its length is their number."""
 
 
 class Loaded(NamedTuple):
@@ -35,7 +34,7 @@ class Answer(NamedTuple):
     """The answer to one request.
 
     Attributes:
-        predictions: one for each image, in the order of the request.
+        predictions: one for each sample, in the order of the request.
         version: the number of the model's version that predicted.
     """
 
@@ -43,13 +42,19 @@ class Answer(NamedTuple):
     version: int
 
 
-class _Request(NamedTuple):
-    x: Tensor
+class Predict(Protocol[Inputs]):
+    """Predicts the samples of several requests, in their order."""
+
+    def __call__(self, learner: Learner, requests: Sequence[Inputs], top: int) -> list[Prediction]: ...
+
+
+class _Request(NamedTuple, Generic[Inputs]):
+    x: Inputs
     top: int
     answer: "Future[Answer]"
 
 
-class Batcher:
+class Batcher(Generic[Inputs]):
     """Predicts for many clients at once.
 
     Branches are switched in place (`using`, `watch`), so only one thread may use a model: the one of this class. A new
@@ -57,34 +62,37 @@ class Batcher:
 
     Args:
         loaded: the model to start with.
-        batch_images: a batch with at least this many images waits for no further request. A request is never divided,
-            so a batch may be larger.
+        predict: what it predicts by.
+        together: a batch with at least this many samples waits for no further request. A request is never divided, so a
+            batch may be larger.
         wait_seconds: how long the first request of a batch waits for further requests, in seconds.
-        observe: a function that is called with the number of images of each batch.
+        observe: a function that is called with the number of samples of each batch.
     """
 
     def __init__(
         self,
         loaded: Loaded,
+        predict: Predict[Inputs],
         *,
-        batch_images: int = 32,
+        together: int = 32,
         wait_seconds: float = 0.004,
-        observe: Callable[[int], None] = lambda images: None,
+        observe: Callable[[int], None] = lambda samples: None,
     ) -> None:
         self.loaded = loaded
-        self.batch_images = batch_images
+        self.predict = predict
+        self.together = together
         self.wait_seconds = wait_seconds
         self.observe = observe
-        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Request[Inputs] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="lamella-model", daemon=True)
         self._thread.start()
 
-    def submit(self, x: Tensor, top: int) -> "Future[Answer]":
+    def submit(self, x: Inputs, top: int) -> "Future[Answer]":
         """Queue a request for prediction.
 
         Args:
-            x: the images as the backbone expects them, `(n, 3, size, size)`, with n at least 1.
-            top: how many classes to name for each image, at least 1.
+            x: the samples of the request, at least one.
+            top: how many classes to name for each sample, at least 1.
 
         Returns:
             A future of the answer. It raises what the prediction raised.
@@ -106,11 +114,11 @@ class Batcher:
             if waiting:
                 self._answer(waiting, self.loaded)
 
-    def _next_batch(self) -> tuple[list[_Request], bool]:
+    def _next_batch(self) -> tuple[list[_Request[Inputs]], bool]:
         """Return the requests to answer together, and whether further requests may follow."""
-        batch: list[_Request] = []
-        images, deadline = 0, 0.0
-        while images < self.batch_images:
+        batch: list[_Request[Inputs]] = []
+        samples, deadline = 0, 0.0
+        while samples < self.together:
             try:
                 # A request that is queued already is taken even after the deadline: it arrived during the last batch.
                 left = max(0.0, deadline - time.monotonic()) if batch else None
@@ -121,15 +129,14 @@ class Batcher:
                 return batch, False
             deadline = deadline or time.monotonic() + self.wait_seconds
             batch.append(request)
-            images += len(request.x)
+            samples += len(request.x)
         return batch, True
 
-    def _answer(self, batch: Sequence[_Request], loaded: Loaded) -> None:
+    def _answer(self, batch: Sequence[_Request[Inputs]], loaded: Loaded) -> None:
         try:
-            x = torch.cat([request.x for request in batch])
-            images = TensorSet.unlabelled(x, noun="image")
-            predictions = iter(loaded.learner.predict(images, top=max(request.top for request in batch)))
-            self.observe(len(x))
+            top = max(request.top for request in batch)
+            predictions = iter(self.predict(loaded.learner, [request.x for request in batch], top))
+            self.observe(sum(len(request.x) for request in batch))
             answers = [[_first(next(predictions), r.top) for _ in range(len(r.x))] for r in batch]
         except Exception as error:  # the clients receive the error, and the thread continues
             for request in batch:

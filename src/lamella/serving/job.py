@@ -11,25 +11,25 @@ class Job:
     """One training job: its task, its progress, and its result.
 
     Attributes:
-        id: the number of the job, counted from 1.
+        id: the number of the job, counted from 1. A job that a later server resumes keeps it.
         name: the name of the task.
-        images: how many images the archive had.
-        ignored: the names of the files in the archive that are no images.
+        images: how many samples the archive had: images or texts.
+        ignored: the names of the files in the archive that are no samples.
         starts: how often the training process was started; more than once if it was killed and resumed.
         state: "learning", "done" or "failed".
         error: one line that says why the job failed; "" if it did not.
-        unreadable: the images that were left out, each with the reason why it cannot be read.
+        unreadable: the samples that were left out, each with the reason why it cannot be read.
         classes: the names of the classes of the task; empty until they are known.
         new: the names of those classes that the model did not know before.
         step: the pass over the data that is running.
         steps: how many steps of this pass are done.
         of: how many steps this pass has.
         version: the number of the model's version that the job made; None until it is done.
-        held_back: how many images were held back, that is, not learned from.
-        right: how many of the held-back images the model classifies correctly.
+        held_back: how many samples were held back, that is, not learned from.
+        right: how many of the held-back samples the model classifies correctly.
         seconds: how long the job has been running in this server, or how long it took.
-        expected_seconds: how large `seconds` is expected to be in the end, rehearsed on a few of the images; None until
-            it is known, and where an interrupted learning resumes.
+        expected_seconds: how large `seconds` is expected to be in the end, rehearsed on a few of the samples; None
+            until it is known, and where an interrupted learning resumes.
     """
 
     id: int

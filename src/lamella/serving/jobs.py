@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lamella.serving.job import Job
@@ -77,6 +78,7 @@ class Jobs:
         Returns:
             The job of the first upload.
         """
+        self._count = max([self._count, *(one.job or 0 for one in sent)])
         jobs = [self._noted(one) for one in sent]
         self._thread = threading.Thread(target=self._run, args=(jobs, sent), name="lamella-jobs", daemon=True)
         self._thread.start()
@@ -106,9 +108,13 @@ class Jobs:
         return next((job.id for job in self.known.values() if job.state == "learning"), None)
 
     def _noted(self, sent: Upload) -> Job:
-        self._count += 1
-        job = self.known[self._count] = Job(
-            self._count, sent.note["name"], sent.note["images"], sent.note["ignored"], sent.note["starts"]
+        number = sent.job
+        if number is None or number in self.known:  # two servers may have given one number
+            number = self._count = self._count + 1
+            with suppress(OSError):  # on a full disk the job is learned all the same, or says so when it begins
+                sent.number(number)
+        job = self.known[number] = Job(
+            number, sent.note["name"], sent.note["images"], sent.note["ignored"], sent.note["starts"]
         )
         for old in sorted(self.known)[:-REMEMBERED]:
             del self.known[old]

@@ -9,8 +9,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPBearer
 
 from lamella.serving.job import Job
+from lamella.serving.kind import Columns
 from lamella.serving.schemas import DISK, FAULTS, FOREIGN, Problem
-from lamella.serving.uploads import unpack
 from lamella.serving.uploads_kept import Upload, take_in
 
 if TYPE_CHECKING:
@@ -42,21 +42,24 @@ def add_learning(app: FastAPI, service: "Service") -> None:
         service: what runs behind the routes.
     """
     documented = [Depends(HTTPBearer(auto_error=False, description="the token of `lamella serve`"))]  # the gate checks
+    kind = service.kind
 
     @app.post("/learn", status_code=202, responses=REFUSALS, dependencies=documented)
     async def learn(
-        archive: Annotated[UploadFile, File(description="a zip of CLASS/*.jpg")],
+        archive: Annotated[UploadFile, File(description=kind.archive)],
         name: Annotated[
             str, Form(max_length=NAME_LENGTH, description="the name of the task; by default that of the archive")
         ] = "",
-        again: Annotated[bool, Form(description="learn images once more that were learned before")] = False,
+        again: Annotated[bool, Form(description=f"learn {kind.noun}s once more that were learned before")] = False,
+        text: Annotated[str, Form(max_length=NAME_LENGTH, description="of a table, the column of the texts")] = "",
+        label: Annotated[str, Form(max_length=NAME_LENGTH, description="of a table, the column of the labels")] = "",
     ) -> Job:
-        """Learn the classes of an archive in the background; `/jobs/{id}` tells the progress."""
+        """Learn the classes of an archive or a table in the background; `/jobs/{id}` tells the progress."""
         if not service.jobs.claim():
             busy = f"job {service.learning} is learning" if service.learning else "another archive is being read"
             raise HTTPException(429, f"{busy}; try again when it is done", {"Retry-After": "10"})
         try:
-            sent = await run_in_threadpool(_taken_in, service, archive, name, again)
+            sent = await run_in_threadpool(_taken_in, service, archive, name, again, Columns(text, label))
             return replace(service.jobs.start([sent]))
         except BaseException:
             service.jobs.release()
@@ -74,19 +77,19 @@ def add_learning(app: FastAPI, service: "Service") -> None:
         return replace(_known(service, id))
 
 
-def _taken_in(service: "Service", archive: UploadFile, name: str, again: bool) -> Upload:
-    """Unpack an archive into the model's folder.
+def _taken_in(service: "Service", archive: UploadFile, name: str, again: bool, columns: Columns) -> Upload:
+    """Store an archive or a table in the model's folder.
 
     Raises:
-        HTTPException: the archive is refused, with a status of `unpack`; 503, the model is missing or damaged; 507, its
+        HTTPException: it is refused, with a status of `Kind.unpack`; 503, the model is missing or damaged; 507, its
             folder cannot be written.
     """
     try:
-        sent = take_in(service.model)
+        sent = take_in(service.model, service.kind.noun)
         try:
-            found = unpack(archive.file, sent.images, service.limits)
+            found = service.kind.unpack(archive, sent.samples, columns)
             task = _printable(name) or _printable(Path(archive.filename or "").stem) or "uploaded"
-            sent.keep(task, found.images, found.ignored, again=again)
+            sent.keep(task, found.samples, found.ignored, again=again, columns=columns)
         except BaseException:
             sent.drop()
             raise

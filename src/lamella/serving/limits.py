@@ -1,10 +1,13 @@
 """Bounds on the requests of clients."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 __all__ = ["MB", "Limits"]
 
 MB = 1_000_000
+ROOM = 200
+"""The bytes of a request around each text, such as the head of a part of a form."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,15 @@ class Limits:
         unpacked_mb: the total size of the unpacked files of an archive, in the same unit.
         megapixels: the size of one image according to its header, in units of 1,000,000 pixels.
         images: the number of images in a request to predict.
+        texts: the number of texts in a request to predict.
+        characters: the number of characters of one text in a request to predict.
+        batch_tokens: the number of tokens, padding included, that a model of texts computes at once; a text that alone
+            has more is computed alone.
         files: the number of files in an archive.
+        table_mb: the size of a table to learn from, in units of 1,000,000 bytes.
+        table_lines: the number of lines of a table.
         waiting: the number of images of all clients that may wait for the model at the same time.
+        waiting_texts: the same for texts.
         upload_seconds: the time until an archive to learn from has arrived.
         predict_upload_seconds: the time until a request to predict has arrived.
         predict_seconds: the time until a request to predict is answered.
@@ -34,9 +44,23 @@ class Limits:
     unpacked_mb: float = 2048
     megapixels: float = 50
     images: int = 64
+    texts: int = 256
+    characters: int = 20_000
+    batch_tokens: int = 8192
     files: int = 5000
+    table_mb: float = 32
+    table_lines: int = 200_000
     waiting: int = 512
+    waiting_texts: int = 4096
     upload_seconds: float = 600
     predict_upload_seconds: float = 60
     predict_seconds: float = 60
     learn_seconds: float = 24 * 3600
+
+    def of_texts(self) -> Self:
+        """The same bounds for a server of texts, where a request to predict is no larger than its texts may be.
+
+        JSON takes at most six bytes for a character of 16 bits. Reading it takes a multiple of its size in memory.
+        """
+        largest = self.texts * (6 * self.characters + ROOM) / MB
+        return replace(self, predict_mb=min(self.predict_mb, largest))

@@ -15,21 +15,24 @@ class Measures:
     """The metrics of one server.
 
     Args:
+        noun: what one sample is called, such as "image".
         version: returns the version of the model in use.
-        waiting: returns how many images wait for their prediction.
+        waiting: returns how many samples wait for their prediction.
         learning: returns 1 while a task is learned, else 0.
     """
 
     def __init__(
-        self, *, version: Callable[[], float], waiting: Callable[[], float], learning: Callable[[], float]
+        self, *, noun: str, version: Callable[[], float], waiting: Callable[[], float], learning: Callable[[], float]
     ) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("lamella_requests", "Requests answered", ["route", "status"], registry=registry)
         self.seconds = Histogram("lamella_request_seconds", "Until the answer", ["route"], registry=registry)
-        self.images = Histogram("lamella_batch_images", "Images per batch", buckets=BATCHES, registry=registry)
+        self.batches = Histogram(
+            f"lamella_batch_{noun}s", f"{noun.capitalize()}s answered together", buckets=BATCHES, registry=registry
+        )
         for name, text, value in (
             ("version", "Version of the model in use", version),
-            ("waiting_images", "Images whose prediction is awaited", waiting),
+            (f"waiting_{noun}s", f"{noun.capitalize()}s whose prediction is awaited", waiting),
             ("learning", "1 while a task is learned, else 0", learning),
         ):
             Gauge(f"lamella_{name}", text, registry=registry).set_function(value)

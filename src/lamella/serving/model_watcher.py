@@ -6,6 +6,7 @@ The folder changes by a job of the server, by `lamella learn`, or by `lamella ro
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
 from lamella.common.checks import first_line
 from lamella.learner.learner import Learner
@@ -53,7 +54,7 @@ class ModelWatcher:
     def __init__(
         self,
         folder: Path,
-        batcher: Batcher,
+        batcher: Batcher[Any],
         *,
         seconds: float = 1.0,
         device: str | None = None,
@@ -78,15 +79,24 @@ class ModelWatcher:
 
         Raises:
             FileNotFoundError: the model is missing. The version before stays in use.
-            ValueError: the model cannot be read. The version before stays in use.
+            ValueError: the model cannot be read, or takes samples of another kind. The version before stays in use.
         """
         with self._one_at_a_time:
             # Compare the whole metadata, not only the number: the folder may hold another model by now.
             if load_manifest(self.folder) != self.batcher.loaded.manifest:
-                self.batcher.loaded = load(self.folder, self.device, trusted=self.trusted)
+                found = load(self.folder, self.device, trusted=self.trusted)
+                self._check_kind(found)
+                self.batcher.loaded = found
                 log.info("version %d of %s is in use", self.batcher.loaded.version, self.folder)
             self.problem = ""
             return self.batcher.loaded.version
+
+    def _check_kind(self, found: Loaded) -> None:
+        old, new = (each.learner.backbone.transform.noun for each in (self.batcher.loaded, found))
+        if new != old:
+            raise ValueError(
+                f"'{self.folder}' holds a model of {new}s by now, and this server is one of {old}s; start it again"
+            )
 
     def close(self) -> None:
         self._ended.set()

@@ -1,114 +1,73 @@
-"""From the image files of a request to predictions: several threads read the files, the batcher's thread predicts."""
+"""From the samples of a request to predictions: they are read and prepared, then the batcher's thread predicts."""
 
 import asyncio
-import io
-import os
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from typing import Any
 
-import torch
-from fastapi import HTTPException, UploadFile
-from torch import Tensor
+from fastapi import HTTPException, Request
 
-from lamella.data.decoding import decode
-from lamella.data.transform import ImageView, of_images
+from lamella.common.words import many
 from lamella.serving.batching import Answer, Batcher
-from lamella.serving.budget import Budget
+from lamella.serving.kind import Kind, Named
 from lamella.serving.limits import Limits
-from lamella.serving.uploads import check_image
 
 __all__ = ["PredictionQueue"]
 
-READERS = min(4, os.cpu_count() or 1)
-LARGE = 12
-"""An image with more megapixels is decoded alone: one of 50 takes a gigabyte on its way to the backbone's input."""
-
 
 class PredictionQueue:
-    """Queues the images of requests and returns their predictions.
+    """Queues the samples of requests and returns their predictions.
 
     Args:
         batcher: the batcher that predicts.
-        limits: the bounds on images and time.
+        kind: of the samples.
+        limits: the bounds on time.
 
     Attributes:
-        waiting: how many images wait for their prediction.
+        waiting: how many samples wait for their prediction.
     """
 
-    def __init__(self, batcher: Batcher, limits: Limits) -> None:
+    def __init__(self, batcher: Batcher[Any], kind: Kind[Any], limits: Limits) -> None:
         self.batcher = batcher
+        self.kind = kind
         self.limits = limits
         self.waiting = 0
-        self.pixels = Budget(limits.megapixels_together, "megapixels")
-        self._one_large = threading.Lock()
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="lamella-read")
 
-    async def predict(self, files: Sequence[UploadFile], top: int) -> Answer:
-        """Predict the classes of images. The batcher keeps them together, so one version of the model answers for all.
+    async def predict(self, request: Request, top: int) -> tuple[list[str], Answer]:
+        """Predict the classes of the samples of a request. One version of the model answers for all of them.
 
         Args:
-            files: the image files of one request.
-            top: how many classes to name for each image.
+            request: the request.
+            top: how many classes to name for each sample.
+
+        Returns:
+            The name of each sample, and the answer.
 
         Raises:
-            HTTPException: 413, 415 or 422, an image is refused; 503, too many images wait, the model does not answer in
-                time, it has learned nothing, or it cannot predict.
+            HTTPException: 400, 413, 415 or 422, the request or a sample is refused; 503, too many samples wait, the
+                model does not answer in time, it has learned nothing, or it cannot predict.
         """
-        if not self.batcher.loaded.learner.tasks:
-            raise HTTPException(503, "this model has learned nothing yet; send a task to /learn first")
-        if len(files) > self.limits.images:
-            raise HTTPException(
-                413, f"{len(files)} images were sent at once; {self.limits.images} are allowed, send the rest later"
-            )
-        if self.waiting + len(files) > self.limits.waiting:
-            raise HTTPException(503, f"{self.waiting} images wait already; try again soon", {"Retry-After": "1"})
-        self.waiting += len(files)
-        try:
-            return await asyncio.wait_for(self._predict(files, top), self.limits.predict_seconds)
-        except TimeoutError:
-            fault = f"no answer within {self.limits.predict_seconds:g} s; try again with fewer images"
-            raise HTTPException(503, fault, {"Retry-After": "5"}) from None
-        finally:
-            self.waiting -= len(files)
+        async with self.kind.read(request) as samples:
+            if not self.batcher.loaded.learner.tasks:
+                raise HTTPException(503, "this model has learned nothing yet; send a task to /learn first")
+            noun, most, n = self.kind.noun, self.kind.most, len(samples)
+            if n > most:
+                raise HTTPException(413, f"{n} {noun}s were sent at once; {most} are allowed, send the rest later")
+            if self.waiting + n > self.kind.waiting:
+                fault = f"{many(self.waiting, noun)} wait already; try again soon"
+                raise HTTPException(503, fault, {"Retry-After": "1"})
+            self.waiting += n
+            try:
+                answer = await asyncio.wait_for(self._predict(samples, top), self.limits.predict_seconds)
+            except TimeoutError:
+                fault = f"no answer within {self.limits.predict_seconds:g} s; try again with fewer {noun}s"
+                raise HTTPException(503, fault, {"Retry-After": "5"}) from None
+            finally:
+                self.waiting -= n
+            return [sample.name for sample in samples], answer
 
-    async def _predict(self, files: Sequence[UploadFile], top: int) -> Answer:
-        loop = asyncio.get_running_loop()
-        contents = [(await file.read(), file.filename or "image") for file in files]
-        with self.pixels.share() as share:
-            sizes = [self._size(*each) for each in contents]
-            share.take(sum(sizes))
-            tasks = [(*each, size) for each, size in zip(contents, sizes, strict=True)]
-            inputs = await asyncio.gather(*(loop.run_in_executor(self._readers, self._prepare, *t) for t in tasks))
+    async def _predict(self, samples: Sequence[Named], top: int) -> Answer:
+        prepared = await self.kind.prepare(samples, self.batcher.loaded.learner)
         try:
-            return await asyncio.wrap_future(self.batcher.submit(torch.cat(inputs), top))
-        except ValueError as error:  # the fault of the model, since each image could be read
+            return await asyncio.wrap_future(self.batcher.submit(prepared, top))
+        except ValueError as error:  # the fault of the model, since each sample could be read
             raise HTTPException(503, str(error)) from None
-
-    def _size(self, content: bytes, name: str) -> float:
-        """Return the size of an image according to its header, in units of 1,000,000 pixels."""
-        if not content:
-            raise HTTPException(422, f"'{name}' is empty; send an image")
-        return check_image(io.BytesIO(content), name, self.limits)
-
-    def _prepare(self, content: bytes, name: str, size: float) -> Tensor:
-        """Decode one image into the backbone's input, `(1, 3, size, size)`."""
-        with self._one_large if size > LARGE else nullcontext():
-            return self._decoded(content, name)
-
-    def _decoded(self, content: bytes, name: str) -> Tensor:
-        try:
-            pixels = decode(content, f"'{name}'")
-        except ValueError as error:
-            raise HTTPException(422, str(error)) from None
-        return self._view()([pixels], torch.zeros(1, dtype=torch.int64))
-
-    def _view(self) -> ImageView:
-        try:
-            return of_images(self.batcher.loaded.learner.backbone.transform, "a request with files").view()
-        except ValueError as error:
-            raise HTTPException(415, str(error)) from None
-
-    def close(self) -> None:
-        self._readers.shutdown(cancel_futures=True)

@@ -40,8 +40,8 @@ FAULTS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "the request cannot be read"},
     **FOREIGN,
     408: {"model": Problem, "description": "the request took too long to arrive"},
-    413: {"model": Problem, "description": "too many bytes, files or pixels"},
-    415: {"model": Problem, "description": "not an image, or not a zip"},
+    413: {"model": Problem, "description": "too many bytes, files, pixels, texts or characters"},
+    415: {"model": Problem, "description": "samples of another kind than the model takes, or no zip"},
     422: {"model": Problem, "description": "damaged, or not what is expected"},
     503: {"model": Problem, "description": "too many requests, or nothing learned yet; try again later"},
 }
@@ -53,32 +53,32 @@ DISK: dict[int | str, dict[str, Any]] = {
 
 
 class Guess(BaseModel):
-    """A class that an image may show."""
+    """A class that a sample may belong to."""
 
     name: str
-    confidence: float = Field(description="0..1, the sum over all classes is 1; calibrated on held-back images")
+    confidence: float = Field(description="0..1, the sum over all classes is 1; calibrated on held-back samples")
 
 
 class Predicted(BaseModel):
-    """The prediction for one image."""
+    """The prediction for one sample."""
 
-    name: str = Field(description="the name of the file, as sent")
+    name: str = Field(description="the name of an image's file, as sent; of a text its place in the request, from 0 on")
     classes: list[Guess] = Field(description="best first")
     task: str = Field(description="the task that taught the first class")
     familiarity: float | None = Field(
-        description="0..1, the share of held-back images that looked at least as strange; null if none were held back"
+        description="0..1, the share of held-back samples that looked at least as strange; null if none were held back"
     )
     unknown: bool | None = Field(
-        description=f"whether familiarity is below {UNKNOWN}; null if no images were held back"
+        description=f"whether familiarity is below {UNKNOWN}; null if no samples were held back"
     )
 
     @classmethod
     def of(cls, name: str, prediction: Prediction) -> "Predicted":
-        """Convert the prediction for one file.
+        """Convert the prediction for one sample.
 
         Args:
-            name: the name of the file.
-            prediction: the prediction for its image.
+            name: what it is called.
+            prediction: the prediction for it.
         """
         pairs = zip(prediction.classes, prediction.confidences, strict=True)
         familiarity = prediction.familiarity
@@ -92,7 +92,7 @@ class Predicted(BaseModel):
 
 
 class Predictions(BaseModel):
-    """The predictions for the images of a request, in their order."""
+    """The predictions for the samples of a request, in their order."""
 
     version: int = Field(description="the version of the model that predicted")
     predictions: list[Predicted]
@@ -103,7 +103,7 @@ class ClassRow(BaseModel):
 
     id: int
     name: str
-    tasks: list[str] = Field(description="the tasks that had images of this class")
+    tasks: list[str] = Field(description="the tasks that had samples of this class")
 
     @classmethod
     def all_of(cls, learner: Learner) -> "list[ClassRow]":
@@ -119,11 +119,11 @@ class TaskRow(BaseModel):
 
     name: str
     classes: list[str]
-    images: int = Field(description="how many images were learned from")
+    images: int = Field(description="how many samples were learned from: images or texts")
     seconds: float
-    held_back: int = Field(description="how many images were held back, that is, not learned from")
+    held_back: int = Field(description="how many samples were held back, that is, not learned from")
     right: int = Field(
-        description="how many held-back images were classified correctly just after the task was learned"
+        description="how many held-back samples were classified correctly just after the task was learned"
     )
 
     @classmethod
@@ -178,4 +178,5 @@ class Health(BaseModel):
     method: str
     backbone: str
     learning: int | None = Field(description="the id of the running job; null if there is none")
-    waiting: int = Field(description="how many images wait for their prediction")
+    waiting: int = Field(description="how many samples wait for their prediction")
+    samples: str = Field(description='what the model takes: "image" or "text"')

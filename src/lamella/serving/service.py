@@ -2,13 +2,17 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from lamella.serving.batching import Batcher
+from lamella.serving.images import ImageKind
 from lamella.serving.jobs import Jobs
+from lamella.serving.kind import Kind
 from lamella.serving.limits import Limits
 from lamella.serving.measures import Measures
 from lamella.serving.model_watcher import ModelWatcher, load
 from lamella.serving.predicting import PredictionQueue
+from lamella.serving.texts import TextKind
 from lamella.serving.uploads_kept import check_places, interrupted
 
 __all__ = ["Service"]
@@ -18,6 +22,8 @@ log = logging.getLogger("lamella.serve")
 
 class Service:
     """The parts that run behind the routes of one server: the batcher, the watcher of the folder, and the jobs.
+
+    It serves samples of one kind, that of the model when it starts. A model of another kind in its folder is not used.
 
     Args:
         model: the model's folder.
@@ -32,16 +38,21 @@ class Service:
 
     def __init__(self, model: Path, limits: Limits, device: str | None = None, *, trusted: bool = True) -> None:
         self.model = model
-        self.limits = limits
         check_places(model)
         loaded = load(model, device, trusted=trusted)
+        of_texts = loaded.learner.backbone.transform.noun == TextKind.noun
+        self.limits = limits.of_texts() if of_texts else limits
+        self.kind: Kind[Any] = TextKind(self.limits) if of_texts else ImageKind(self.limits)
         self.measures = Measures(
+            noun=self.kind.noun,
             version=lambda: self.batcher.loaded.version,
             waiting=lambda: self.desk.waiting,
             learning=lambda: float(self.learning is not None),
         )
-        self.batcher = Batcher(loaded, observe=self.measures.images.observe)
-        self.desk = PredictionQueue(self.batcher, limits)
+        self.batcher: Batcher[Any] = Batcher(
+            loaded, self.kind.predict, together=self.kind.together, observe=self.measures.batches.observe
+        )
+        self.desk = PredictionQueue(self.batcher, self.kind, self.limits)
         self.follower = ModelWatcher(model, self.batcher, device=device, trusted=trusted)
         self.jobs = Jobs(model, self.follower.catch_up, seconds=limits.learn_seconds, device=device, trusted=trusted)
 
@@ -59,5 +70,5 @@ class Service:
 
     def close(self) -> None:
         """End every thread and process. Queued requests are answered first; an unfinished job can be resumed later."""
-        for part in (self.jobs, self.follower, self.desk, self.batcher):
+        for part in (self.jobs, self.follower, self.kind, self.batcher):
             part.close()

@@ -1,4 +1,4 @@
-"""Checks of what clients send: images, and archives of class folders.
+"""Checks of what clients send: images, and archives of class folders of images or texts.
 
 Every image is checked by its header before it is decoded, every archive by its list of entries before it is unpacked.
 """
@@ -10,17 +10,18 @@ import unicodedata
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from fastapi import HTTPException
 from PIL import Image
 
-from lamella.data.decoding import FAULTS, image_endings
+from lamella.data.decoding import FAULTS
+from lamella.serving.kind import Unpacked
 from lamella.serving.limits import MB, Limits
 
-__all__ = ["Unpacked", "check_image", "unpack"]
+__all__ = ["Packed", "check_image", "unpack"]
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The formats that are decoded: those of the file name extensions that are images in a folder."""
@@ -28,16 +29,27 @@ UNSAFE = re.compile(r"[\\:\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Characters that names may not contain: separators and drives of other systems, control characters, line breaks."""
 
 
-class Unpacked(NamedTuple):
-    """The content of an archive.
+class Packed(NamedTuple):
+    """What an archive holds.
 
     Attributes:
-        images: how many images it has.
-        ignored: the names of the files that are no images.
+        noun: what one sample is called.
+        ending: of a usual file, for messages.
+        endings: the endings of the names of files that are samples, in small letters.
+        others: the endings of the names of samples of other kinds, in small letters.
+        check: called with each unpacked file and its name in the archive; raises an HTTPException if it is no sample.
     """
 
-    images: int
-    ignored: tuple[str, ...]
+    noun: str
+    ending: str
+    endings: Sequence[str]
+    others: Set[str]
+    check: Callable[[Path, str], None]
+
+    @property
+    def advice(self) -> str:
+        """What to send."""
+        return f"send a zip of CLASS/*{self.ending}"
 
 
 def check_image(source: BinaryIO, name: str, limits: Limits) -> float:
@@ -71,8 +83,8 @@ def check_image(source: BinaryIO, name: str, limits: Limits) -> float:
     return width * height / 1e6
 
 
-def unpack(archive: BinaryIO, folder: Path, limits: Limits) -> Unpacked:
-    """Unpack the images of a zip file of CLASS/*.jpg.
+def unpack(archive: BinaryIO, folder: Path, packed: Packed, limits: Limits) -> Unpacked:
+    """Unpack the samples of a zip file of class folders.
 
     A single folder around the class folders is left out. Names are normalised to the Unicode form NFC. Some systems
     store "é" as two characters, which would otherwise become a second class.
@@ -80,39 +92,41 @@ def unpack(archive: BinaryIO, folder: Path, limits: Limits) -> Unpacked:
     Args:
         archive: the zip file.
         folder: an empty folder that receives the class folders.
+        packed: what the archive should hold.
         limits: the bounds on the archive.
 
     Raises:
-        HTTPException: 415, the archive is no zip file, or a file in it with the name of an image is none; 413, it has
+        HTTPException: 415, the archive is no zip file, or a file in it with the name of a sample is none; 413, it has
             too many files, bytes or pixels; 422, it is damaged or encrypted, a name leads out of the folder, or it has
             no class folders; 507, the disk is full.
     """
     try:
         with zipfile.ZipFile(archive) as content:
-            images, ignored = _sorted_out(content.infolist(), limits)
-            places = _without_wrapper([_safe_path(image.filename) for image in images])
-            for image, place in zip(images, places, strict=True):
-                _write(content, image, folder / place)
-                with (folder / place).open("rb") as file:
-                    check_image(file, image.filename, limits)
+            samples, ignored = _sorted_out(content.infolist(), packed, limits)
+            places = _without_wrapper([_safe_path(sample.filename) for sample in samples], packed)
+            for sample, place in zip(samples, places, strict=True):
+                _write(content, sample, folder / place)
+                packed.check(folder / place, sample.filename)
     except zipfile.BadZipFile as error:
         is_zip = zipfile.is_zipfile(archive)
         status, what = (422, "is damaged") if is_zip else (415, "is no zip file")
-        raise HTTPException(status, f"the archive {what} ({error}); send a zip of CLASS/*.jpg") from None
+        raise HTTPException(status, f"the archive {what} ({error}); {packed.advice}") from None
     except (NotImplementedError, RuntimeError, EOFError, UnicodeError) as error:
         raise HTTPException(422, f"the archive cannot be read ({error}); send an ordinary zip file") from None
     return Unpacked(len(places), ignored)
 
 
-def _sorted_out(entries: Sequence[zipfile.ZipInfo], limits: Limits) -> tuple[list[zipfile.ZipInfo], tuple[str, ...]]:
-    """Return the entries that are images, and the names of the other files. All entries are checked."""
+def _sorted_out(
+    entries: Sequence[zipfile.ZipInfo], packed: Packed, limits: Limits
+) -> tuple[list[zipfile.ZipInfo], tuple[str, ...]]:
+    """Return the entries that are samples, and the names of the other files. All entries are checked."""
     if len(entries) > limits.files:
         raise HTTPException(413, f"the archive has {len(entries)} entries; {limits.files} are allowed")
     if sum(entry.file_size for entry in entries) > limits.unpacked_mb * MB:
         raise HTTPException(
             413, f"the files of the archive have more than the {limits.unpacked_mb:g} MB that are allowed"
         )
-    images: list[zipfile.ZipInfo] = []
+    samples: list[zipfile.ZipInfo] = []
     ignored: list[str] = []
     for entry in entries:
         place = _safe_path(entry.filename)
@@ -121,37 +135,37 @@ def _sorted_out(entries: Sequence[zipfile.ZipInfo], limits: Limits) -> tuple[lis
         if entry.is_dir():
             continue
         hidden = any(part.startswith((".", "__MACOSX")) for part in place.parts)
-        if hidden or place.suffix.lower() not in image_endings():
+        if hidden or place.suffix.lower() not in packed.endings:
             ignored.append(entry.filename)
         else:
-            images.append(entry)
-    if not images:
-        raise HTTPException(422, "the archive has no image; send a zip of CLASS/*.jpg")
-    return images, tuple(ignored)
+            samples.append(entry)
+    if not samples:
+        others = {PurePosixPath(name).suffix.lower() for name in ignored} & packed.others
+        if others:
+            fault = f"the archive holds no {packed.noun}s but {', '.join(sorted(others))} files; {packed.advice}"
+            raise HTTPException(415, fault)
+        raise HTTPException(422, f"the archive has no {packed.noun}; {packed.advice}")
+    return samples, tuple(ignored)
 
 
 def _safe_path(name: str) -> PurePosixPath:
     path = PurePosixPath(unicodedata.normalize("NFC", name))
     if path.is_absolute() or ".." in path.parts or UNSAFE.search(name) or not path.parts:
-        raise HTTPException(422, f"the archive has an entry {name!r}, whose name is not allowed; use CLASS/image.jpg")
+        raise HTTPException(422, f"the archive has an entry {name!r}, whose name is not allowed; use CLASS/FILE")
     return path
 
 
-def _without_wrapper(paths: Sequence[PurePosixPath]) -> list[PurePosixPath]:
-    """Return the paths without the folders around the class folders.
-
-    >>> [str(p) for p in _without_wrapper([PurePosixPath("photos/cat/1.jpg"), PurePosixPath("photos/dog/1.jpg")])]
-    ['cat/1.jpg', 'dog/1.jpg']
-    """
+def _without_wrapper(paths: Sequence[PurePosixPath], packed: Packed) -> list[PurePosixPath]:
+    """Return the paths without the folders around the class folders, such as "photos" in "photos/cat/1.jpg"."""
     while len({p.parts[0] for p in paths}) == 1 and all(len(p.parts) > 2 for p in paths):
         paths = [p.relative_to(p.parts[0]) for p in paths]
     if loose := next((p for p in paths if len(p.parts) < 2), None):
-        raise HTTPException(422, f"'{loose}' in the archive is in no class folder; send a zip of CLASS/*.jpg")
+        raise HTTPException(422, f"'{loose}' in the archive is in no class folder; {packed.advice}")
     return list(paths)
 
 
 def _write(content: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
-    """Unpack one image. A `ZipFile` never returns more bytes than the entry announces."""
+    """Unpack one file. A `ZipFile` never returns more bytes than the entry announces."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file, content.open(entry) as packed:

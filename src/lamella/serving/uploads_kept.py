@@ -1,6 +1,7 @@
 """Uploads that are not learned yet. They are stored in the model's folder, so that a killed server loses none.
 
-    MODEL/sent/<time>/images/     the unpacked images
+    MODEL/sent/<time>/images/     the class folders of unpacked images
+    MODEL/sent/<time>/texts/      of a model of texts instead: class folders of text files, or one table
     MODEL/sent/<time>/sent.json   its description; written last, so the upload is complete if this file exists
     MODEL/sent/<time>/learning/   the checkpoints of its training
     MODEL/sent/<time>/.lock       held by the server that works on the upload
@@ -22,9 +23,22 @@ from filelock import FileLock, Timeout
 from lamella.common.files import read_json, refuse_links, write_json
 from lamella.learner.store.versions import VERSIONS, load_manifest
 
-__all__ = ["CHECKPOINTS", "IMAGES", "Upload", "check_places", "interrupted", "sent_again", "take_in", "tasks_before"]
+__all__ = [
+    "CHECKPOINTS",
+    "IMAGES",
+    "TEXTS",
+    "Upload",
+    "check_places",
+    "columns_sent",
+    "interrupted",
+    "samples_sent",
+    "sent_again",
+    "take_in",
+    "tasks_before",
+]
 
-FOLDER, IMAGES, CHECKPOINTS, NOTE = "sent", "images", "learning", "sent.json"
+FOLDER, IMAGES, TEXTS, CHECKPOINTS, NOTE = "sent", "images", "texts", "learning", "sent.json"
+LARGEST_JOB = 2**31
 TIME = re.compile(r"\d+-[0-9a-f]{4}")
 """The names of the folders of uploads. Any other folder is left alone."""
 
@@ -36,10 +50,10 @@ class Upload:
         folder: the folder of the upload, which must exist.
 
     Attributes:
-        images: the folder of its class folders.
-        note: the description of the upload: the "name" of the task, the number of "images", the files "ignored", how
-            often its training was started ("starts"), how many "tasks" the model had when it arrived, and
-            whether images that were learned before are learned "again".
+        note: the description of the upload: the "name" of the task, the number of samples (as "images"), the files
+            "ignored", how often its training was started ("starts"), how many "tasks" the model had when it arrived,
+            whether samples that were learned before are learned "again", the "columns" of a table, and the number
+            of its "job" once it has one.
 
     Raises:
         Timeout: another process holds the lock.
@@ -47,24 +61,40 @@ class Upload:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.images = folder / IMAGES
         self.note: dict[str, Any] = {}
         # One thread acquires the lock, another one releases it.
         self._hold = FileLock(folder / ".lock", timeout=0, thread_local=False)
         self._hold.acquire()
 
-    def keep(self, name: str, images: int, ignored: Sequence[str], *, again: bool = False) -> None:
+    @property
+    def samples(self) -> Path:
+        """The folder of its samples."""
+        return samples_sent(self.folder)
+
+    def keep(
+        self, name: str, samples: int, ignored: Sequence[str], *, again: bool = False, columns: Sequence[str] = ()
+    ) -> None:
         """Write the description, which marks the upload as complete.
 
         Args:
             name: the name of the task.
-            images: how many images the upload has.
-            ignored: the names of the files that are no images.
-            again: whether images that were learned before are learned once more.
+            samples: how many samples the upload has.
+            ignored: the names of the files that are no samples.
+            again: whether samples that were learned before are learned once more.
+            columns: of a table, the columns of texts and of labels.
         """
-        self._write(
-            {**self.note, "name": name, "images": images, "ignored": list(ignored), "again": again, "starts": 0}
-        )
+        said = {"name": name, "images": samples, "ignored": list(ignored), "again": again, "columns": list(columns)}
+        self._write({**self.note, **said, "starts": 0})
+
+    @property
+    def job(self) -> int | None:
+        """The number of the job that an earlier server has given it; None if it has none."""
+        number = self.note.get("job")
+        return number if type(number) is int and 0 < number < LARGEST_JOB else None
+
+    def number(self, job: int) -> None:
+        """Write down the number of its job, which it keeps when a later server resumes it."""
+        self._write({**self.note, "job": job})
 
     def begin(self) -> None:
         """Count one more start of its training."""
@@ -86,11 +116,12 @@ class Upload:
         self._hold.release()
 
 
-def take_in(model: Path) -> Upload:
+def take_in(model: Path, noun: str = "image") -> Upload:
     """Create an empty upload.
 
     Args:
         model: the model's folder.
+        noun: what one sample is called: "image" or "text".
 
     Raises:
         FileNotFoundError: there is no model at `model`.
@@ -100,7 +131,7 @@ def take_in(model: Path) -> Upload:
     tasks = len(load_manifest(model)["tasks"])
     refuse_links(model / FOLDER)
     folder = model / FOLDER / f"{time.time_ns()}-{token_hex(2)}"
-    (folder / IMAGES).mkdir(parents=True)
+    (folder / (TEXTS if noun == "text" else IMAGES)).mkdir(parents=True)
     folder.chmod(0o700)
     sent = Upload(folder)
     sent.note["tasks"] = tasks
@@ -124,7 +155,8 @@ def _archives(model: Path) -> list[Path]:
     """Return the folders of all uploads, oldest first. Raises ValueError if one is or contains a symbolic link."""
     refuse_links(model / FOLDER)
     found = sorted(folder for folder in (model / FOLDER).glob("*/") if TIME.fullmatch(folder.name))
-    refuse_links(*found, *(folder / own for folder in found for own in (".lock", IMAGES, NOTE, CHECKPOINTS)))
+    refuse_links(*found, *(folder / own for folder in found for own in (".lock", IMAGES, TEXTS, NOTE, CHECKPOINTS)))
+    refuse_links(*(file for folder in found for file in (folder / TEXTS).glob("*")))
     return found
 
 
@@ -157,5 +189,16 @@ def tasks_before(folder: Path) -> int:
 
 
 def sent_again(folder: Path) -> bool:
-    """Return whether the upload in `folder` asks that images that were learned before are learned once more."""
+    """Return whether the upload in `folder` asks that samples that were learned before are learned once more."""
     return bool(read_json(folder / NOTE).get("again"))
+
+
+def samples_sent(folder: Path) -> Path:
+    """Return the folder of the samples of the upload in `folder`."""
+    return next((folder / own for own in (TEXTS, IMAGES) if (folder / own).is_dir()), folder / IMAGES)
+
+
+def columns_sent(folder: Path) -> tuple[str, str]:
+    """Return the columns of texts and of labels of the table in `folder`; "" for the usual names."""
+    text, label = read_json(folder / NOTE).get("columns") or ("", "")
+    return str(text), str(label)

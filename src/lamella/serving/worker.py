@@ -1,7 +1,7 @@
 """The training process that the server starts: `python -m lamella.serving.worker MODEL SENT NAME DEVICE TRUST`.
 
-DEVICE is "" for a GPU if there is one, TRUST is "" or "untrusted". It does the same as `lamella learn MODEL
-SENT/images`. It reports its progress on standard output, as one JSON object per line. "still" is how many seconds it
+DEVICE is "" for a GPU if there is one, TRUST is "" or "untrusted". It does the same as `lamella learn MODEL DATA` with
+what was sent. It reports its progress on standard output, as one JSON object per line. "still" is how many seconds it
 expects to need from then on. The last object has the key "done" or "error".
 """
 
@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lamella.common.progress import Progress
-from lamella.data.sources.readable import ReadableData, load_readable
+from lamella.data.sources.readable import ReadableData
 from lamella.learner.folder import ModelFolder
 from lamella.learner.records import TaskRecord
 from lamella.learner.rehearsal import rehearse
-from lamella.serving.uploads_kept import CHECKPOINTS, IMAGES, sent_again, tasks_before
+from lamella.serving.sent import read_sent
+from lamella.serving.uploads_kept import CHECKPOINTS, samples_sent, sent_again, tasks_before
 
 __all__ = ["UNTRUSTED", "main", "teach"]
 
@@ -35,7 +36,7 @@ def teach(
 ) -> TaskRecord:
     """Learn an upload as the model's next task, or resume an interrupted attempt.
 
-    Images that cannot be read are left out and reported.
+    Samples that cannot be read are left out and reported.
 
     Args:
         model: the model's folder.
@@ -55,7 +56,7 @@ def teach(
     folder = ModelFolder(model, device=device, waiting=lambda busy: say({"step": f"waiting: {busy}"}), trusted=trusted)
 
     def read() -> ReadableData:
-        found = load_readable((sent / IMAGES).resolve(), name=name, layout="classes")
+        found = read_sent(sent, name)
         if found.unreadable:
             say({"unreadable": {file.key: file.reason for file in found.unreadable}})
         return found
@@ -111,7 +112,7 @@ def main() -> None:
         sys.exit(1)
     except (ValueError, RuntimeError, OSError) as error:
         # Name the files as in the archive, without the folder where they were unpacked.
-        say({"error": " ".join(str(error).replace(f"{sent / IMAGES}{os.sep}", "").split())})
+        say({"error": " ".join(str(error).replace(f"{samples_sent(sent)}{os.sep}", "").split())})
         sys.exit(1)
 
 

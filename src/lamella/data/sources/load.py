@@ -41,6 +41,7 @@ SOURCES = {
     "imagenet-a": "natural adversarial photos, 200 classes, 7,500 images; local copy, imagenet-a/",
     "cub200": "birds, 200 classes, 11,788 images; local copy, CUB_200_2011/",
     "domainnet": "6 domains, 345 classes, about 590,000 images; local copy, domainnet/",
+    "requests": "requests to a service desk written by a grammar, 15 classes, 540 texts; no download",
     "clinc150": "queries, 150 intents of 10 domains, 19,500 texts; local copy, clinc150.tar.xz",
     "banking77": "queries to a bank, 77 intents, 13,083 texts; local copy, banking77.tar.xz",
     "olora/NAME": "agnews, sst2 ..., 15 sets of texts of O-LoRA's benchmark; local copy, cl_benchmark.tar.xz",
@@ -104,6 +105,7 @@ def _load(name: str, root: str | Path | None, options: dict[str, Any]) -> Source
 
 def _named(name: str, root: str | Path | None) -> Callable[..., Source]:
     from lamella.data.sources import layouts, named, text_sets
+    from lamella.data.sources.requests import load_requests
 
     loaders: dict[str, Callable[..., Source]] = {
         "handwriting": load_handwriting,
@@ -117,6 +119,7 @@ def _named(name: str, root: str | Path | None) -> Callable[..., Source]:
         "imagenet-a": layouts.load_imagenet_a,
         "cub200": layouts.load_cub200,
         "domainnet": layouts.load_domainnet,
+        "requests": load_requests,
         "clinc150": text_sets.load_clinc150,
         "banking77": text_sets.load_banking77,
     }

@@ -40,14 +40,15 @@ class ReadableData:
 
     @classmethod
     def of(cls, source: Source) -> Self:
-        """Return a data set of samples of any kind, all of which can be read.
+        """Return a data set of samples of any kind. Those that cannot be read were left out when it was loaded.
 
         Args:
             source: the data set. The content of a sample is what its set says of its identity.
         """
         parts = (source.train, source.test)
         identities = {key: part.identity(i) for part in parts for i, key in enumerate(part.keys)}
-        return cls(source, {key: content_digest(identity) for key, identity in identities.items()})
+        digests = {key: content_digest(identity) for key, identity in identities.items()}
+        return cls(source, digests, source.unreadable)
 
     def pairs(self) -> list[tuple[int, str]]:
         """Return the digest and the name of the class of each sample of the training part of `whole`."""
@@ -84,18 +85,29 @@ class ReadableData:
         train_domains = None if domains is None else domains[index]
         return replace(self, whole=replace(source, train=source.train.subset(index), train_domains=train_domains))
 
-    def divided(self) -> Source:
+    def divided(self, never: Collection[int] = ()) -> Source:
         """Return the data set with a test part: its own, or a fifth of each class, drawn by the keys of the samples.
 
         The only sample of a class is never drawn.
+
+        Args:
+            never: the digests of samples that are not drawn either. They stay in the training part, and the fifth is
+                one of the others.
         """
         source = self.whole
         if len(source.test) or not len(source.train):
             return source
+        if never and (known := [self.digests[key] in never for key in source.train.keys]):
+            free = self._keep([i for i, is_known in enumerate(known) if not is_known])
+            drawn = set(free.divided().test.keys)
+            is_test = torch.tensor([key in drawn for key in source.train.keys], dtype=torch.bool)
+        else:
+            is_test = None
         return divide(
             source.name,
             source.train,
             source.class_names,
+            is_test=is_test,
             domains=source.train_domains,
             domain_names=source.domain_names,
             test_each_class=False,
@@ -116,7 +128,7 @@ def load_readable(data: str | Path, **options: Any) -> ReadableData:
     """
     source = _undivided(data, options)
     if isinstance(source.train, TextSet):  # its loader has looked at them
-        return replace(ReadableData.of(source), unreadable=source.unreadable)
+        return ReadableData.of(source)
     if isinstance(source.train, ImageSet) and isinstance(source.test, ImageSet):
         return _of_images(source, source.train, source.test)
     raise TypeError(f"{source.name} holds {source.train.noun}s, which are neither images nor texts")

@@ -18,6 +18,7 @@ __all__ = ["ROWS", "Row", "Rows", "decoded", "parse_rows", "read_rows"]
 ROWS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 """The endings of files of rows."""
 MANY_LINES = 200  # a cell with more line ends than this has probably swallowed other rows
+MOST_COLUMNS = 1000  # each row is filled up to all columns, so that a small file of many would become a large table
 BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LINE_END = re.compile(r"\r\n|\r|\n")
 
@@ -155,6 +156,7 @@ def _objects(path: Path, found: Iterator[tuple[str, Any]]) -> Rows:
             raise ValueError(f"{path}, {place}: {kind} and no row; a row is an object of columns and values")
         rows.append(Row(place, cells))
         columns |= dict.fromkeys(cells)
+        _check_width(path, place, len(columns))
     if not rows:
         raise ValueError(f"{path} holds no rows")
     return Rows(path, tuple(columns), rows)
@@ -174,6 +176,7 @@ def _separated(path: Path, text: str, delimiter: str) -> Rows:
             if not cells:
                 continue
             if not header:
+                _check_width(path, place, len(cells))
                 header = cells
                 continue
             if cells == header:
@@ -188,6 +191,11 @@ def _separated(path: Path, text: str, delimiter: str) -> Rows:
             why = f"a cell has more than {count(csv.field_size_limit())} characters; is a quotation mark missing?"
         raise ValueError(f"{path}, line {first}: {why}") from fault
     return Rows(path, tuple(header), rows, told=tuple(told))
+
+
+def _check_width(path: Path, place: str, columns: int) -> None:
+    if columns > MOST_COLUMNS:
+        raise ValueError(f"{path}, {place}: more than {count(MOST_COLUMNS)} columns; remove those that nobody needs")
 
 
 def _parquet(path: Path) -> Rows:

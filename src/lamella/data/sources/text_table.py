@@ -19,6 +19,8 @@ TEXTS = ("text", "sentence", "utterance", "query")
 LABELS = ("label", "category", "intent", "class")
 """The usual names of a column of labels."""
 ANSWERS = ("messages", "prompt", "response")
+SEPARATORS = {".csv": "commas", ".tsv": "tabs"}
+SHOWING = 1000  # so many rows show what the columns hold
 MANY_COLUMNS = 20  # a message names no more of them
 FEW_NUMBERS = 5  # so many different numbers may be labels, however few rows there are
 
@@ -110,13 +112,14 @@ def _columns(rows: Rows, text: str | None, label: str | None) -> _Columns:
 
 def _advice(rows: Rows, text: str | None, label: str | None) -> str:
     """Say how to name the columns: that of the longest cells as the texts, that of the fewest values as the labels."""
-    if len(rows.columns) < 2:
-        other = next((sign for sign in (";", "\t", "|", ",") if sign in "".join(rows.columns)), None)
-        how = "with tabs in a .tsv file" if other == "\t" else "with commas, as .csv"
-        return f"; save it {how}, not with {other!r} between the cells" if other else ""
-    cells = {c: [str(row.cells.get(c) or "") for row in rows.rows] for c in rows.columns}
-    longest = text or max((c for c in rows.columns if c != label), key=lambda c: sum(map(len, cells[c])))
-    fewest = label or min((c for c in rows.columns if c != longest), key=lambda c: len(set(cells[c])))
+    columns = [column for column in dict.fromkeys(rows.columns) if column]
+    if len(columns) < 2:
+        own = SEPARATORS.get(rows.path.suffix.lower())
+        other = next((sign for sign in (";", "\t", "|", ",") if sign in "".join(columns)), None)
+        return f"; save it with {own} between the cells, not with {other!r}" if own and other else ""
+    cells = {c: [str(row.cells.get(c) or "") for row in rows.rows[:SHOWING]] for c in columns}
+    longest = text or max((c for c in columns if c != label), key=lambda c: sum(map(len, cells[c])))
+    fewest = label or min((c for c in columns if c != longest), key=lambda c: len(set(cells[c])))
     said = [f"--text {_quoted(longest)}"] * (not text) + [f"--label {_quoted(fewest)}"] * (not label)
     return f": say {' '.join(said)}"
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from lamella.backbones import Backbone, backbone_options, load_backbone
 from lamella.backbones.encoder_places import is_path
-from lamella.common.options import Option, arguments, completed, near_matches, options_of
+from lamella.common.options import Option, arguments, check_table, completed, near_matches, options_of
 from lamella.data.transform import Augmentation
 from lamella.learner.config.method_tables import (
     build_method,
@@ -190,7 +190,9 @@ def to_toml(config: Mapping[str, Any]) -> str:
 def build_backbone(config: Mapping[str, Any]) -> Backbone:
     """Load the backbone of [backbone], with frozen weights."""
     table = config["backbone"]
-    return load_backbone(**arguments("backbone", table, backbone_options(table)))
+    options = backbone_options(table)
+    check_table("backbone", table, options)
+    return load_backbone(**arguments("backbone", table, options))
 
 
 def build_augmentation(config: Mapping[str, Any]) -> Augmentation | None:

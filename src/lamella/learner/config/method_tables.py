@@ -296,7 +296,7 @@ def _complete_plain(where: str, table: Mapping[str, Any], scenario: Mapping[str,
     """Complete the table of one method without its parts, which only the outermost method may have."""
     outermost = where == "method"
     if "name" not in table:
-        allowed = names() if outermost else _bases()
+        allowed = [*names(), *ALIASES] if outermost else _bases()
         raise ValueError(f"[{where}] lacks 'name'; set {where}.name to one of {', '.join(allowed)}")
     name = str(table["name"])
     if not outermost and not is_own(name) and re.search(r"[+()]", name):

@@ -23,7 +23,7 @@ from lamella.learner.config.own_files import (
     recognise,
     shown,
 )
-from lamella.methods import METHODS, Method
+from lamella.methods import ALIASES, METHODS, Method
 
 __all__ = [
     "GROUP",
@@ -60,7 +60,8 @@ def find(name: Any) -> Callable[..., Method]:
         return METHODS[name]
     if not given:
         hint = "write FILE.py:CLASS for a method of your own; " if name.endswith((".py", ".py:")) else ""
-        raise ValueError(f"unknown method {name!r}; {hint}{near_matches(name, names())}")
+        others = [] if name in ALIASES else ALIASES  # such a name is not known in this place
+        raise ValueError(f"unknown method {name!r}; {hint}{near_matches(name, [*names(), *others])}")
     return _loaded(given[0])
 
 

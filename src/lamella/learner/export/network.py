@@ -139,7 +139,7 @@ def _number(coefficient: Coefficient) -> float | None:
 def _per_sample(method: Method) -> ValueError:
     noun = method.backbone.transform.noun
     return ValueError(
-        f"{type(method).__name__} weighs its adapters anew for each {noun}, so they cannot become part of the weights; "
+        f"this method weighs its adapters anew for each {noun}, so they cannot become part of the weights; "
         f"{_OTHERWISE.get(noun, _TENSORS)}"
     )
 

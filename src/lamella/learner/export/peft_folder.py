@@ -103,7 +103,7 @@ def _tasks_apart(method: Method, learned: int) -> dict[int, dict[str, list[Actin
     own = {t: set(method.adapters_of(t)) & every for t in range(learned)}
     folded = method.merges or method.changes_backbone
     if folded or not all(own.values()) or every != set().union(*own.values()):
-        raise ValueError(f"{type(method).__name__} keeps no adapter for each task; leave out --per-task")
+        raise ValueError("this method keeps no adapter for each task; leave out --per-task")
     acting = (
         {n: [ActingBranch(a, b, 1.0) for a in layer.branches for b in layer.of(a)] for n, layer in layers.items()}
         if method.routed
@@ -118,7 +118,7 @@ def _differences(method: Method, network: Fixed, loaded: nn.Module) -> Differenc
     changed = [key for key in before if not torch.equal(before[key], after[key].to(before[key]))]
     if strange := [key for key in changed if key not in linear]:
         raise ValueError(
-            f"{type(method).__name__} changed '{strange[0]}' too, and {len(changed)} tensors in all, which LoRA on "
+            f"this method changed '{strange[0]}' too, and {len(changed)} tensors in all, which LoRA on "
             f"linear layers does not hold; use --format {WHOLE[method.backbone.transform.noun]}"
         )
     # Branches that are not merged are added in float64, so that they are not rounded to the precision of the weight.

@@ -7,52 +7,34 @@ folder is read, and a wrong value is one clear line.
 
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from lamella.learner.store.record_form import is_count, is_table, is_text, wrong_field
 
 __all__ = ["checked_manifest", "plain_file"]
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 STATE = re.compile(r"state-[0-9a-f]{16}\.safetensors")
 BACKBONE = re.compile(r"backbone-[0-9a-f]{16}\.safetensors")
-LARGEST_ID = 2**31
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < LARGEST_ID
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _is_config(value: Any) -> bool:
-    if not _is_table(value) or not all(_is_table(value.get(key)) for key in ("backbone", "method", "fit", "run")):
+    if not is_table(value) or not all(is_table(value.get(key)) for key in ("backbone", "method", "fit", "run")):
         return False
-    return all(_is_text(value[key].get("name")) for key in ("backbone", "method")) and _is_count(
-        value["run"].get("seed")
-    )
+    return all(is_text(value[key].get("name")) for key in ("backbone", "method")) and is_count(value["run"].get("seed"))
 
 
 def _are_names(value: Any) -> bool:
     if not isinstance(value, list):
         return False
-    return all(isinstance(pair, list) and len(pair) == 2 and _is_count(pair[0]) and _is_text(pair[1]) for pair in value)
+    return all(isinstance(pair, list) and len(pair) == 2 and is_count(pair[0]) and is_text(pair[1]) for pair in value)
 
 
-def _are_tasks(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        _is_table(task)
-        and _is_text(task.get("name"))
-        and isinstance(task.get("classes"), list)
-        and all(map(_is_count, task["classes"]))
-        for task in value
-    )
+def _are_records(value: Any) -> bool:
+    return isinstance(value, list)  # each of them is checked field by field
 
 
 def _is_state(value: Any) -> bool:
@@ -61,7 +43,7 @@ def _is_state(value: Any) -> bool:
 
 def _is_file(value: Any) -> bool:
     return (
-        _is_table(value)
+        is_table(value)
         and _matches(STATE, value.get("file"))
         and _matches(DIGEST, value.get("sha256"))
         and type(value.get("bytes")) is int
@@ -78,14 +60,14 @@ def _matches(pattern: re.Pattern[str], value: Any) -> bool:
 
 
 FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "version": (_is_count, "a whole number"),
-    "made": (_is_text, "a time as text"),
-    "what": (_is_text, "a text"),
+    "version": (is_count, "a whole number"),
+    "made": (is_text, "a time as text"),
+    "what": (is_text, "a text"),
     "config": (_is_config, "tables, among them backbone and method with a name, fit, and run with a seed"),
-    "weights_sha256": (_is_text, "a checksum"),
+    "weights_sha256": (is_text, "a checksum"),
     "class_names": (_are_names, "pairs of a class id and a name"),
-    "tasks": (_are_tasks, "records, each with a name and the ids of its classes"),
-    "notes": (_is_table, "a table"),
+    "tasks": (_are_records, "records, each with a name and the ids of its classes"),
+    "notes": (is_table, "a table"),
     "state": (_is_state, "the name state-<16 digits>.safetensors of a file of the folder, its checksum and its size"),
 }
 """Each key of a version that must be there, the check of its value, and what it should be in words."""
@@ -101,12 +83,19 @@ def checked_manifest(path: Path, manifest: Any) -> dict[str, Any]:
     Raises:
         ValueError: a value is missing or has another form; the message names it.
     """
-    if not _is_table(manifest):
+    if not is_table(manifest):
         raise ValueError(f"'{path}' was not written by lamella: it is no table; restore it from a copy")
     for key, (fits, words) in FORMS.items():
         if not fits(manifest.get(key)):
             raise ValueError(f"'{path}' was not written by lamella: '{key}' should be {words}; restore it from a copy")
-    named = {i for i, _ in manifest["class_names"]}
+    names = manifest["class_names"]
+    for number, record in enumerate(manifest["tasks"], 1):
+        if wrong := wrong_field(record):
+            raise ValueError(f"'{path}' is damaged: in the record of task {number}, {wrong}; restore it from a copy")
+    for what, values in (("id", [i for i, _ in names]), ("name", [name for _, name in names])):
+        if twice := [value for value, count in Counter(values).items() if count > 1]:
+            raise ValueError(f"'{path}' is damaged: two classes have the {what} {twice[0]!r}; restore it from a copy")
+    named = {i for i, _ in names}
     if unnamed := [i for task in manifest["tasks"] for i in task["classes"] if i not in named]:
         raise ValueError(f"'{path}' is damaged: class {unnamed[0]} of a task has no name; restore it from a copy")
     if not _are_names(manifest.get("former_names", [])):

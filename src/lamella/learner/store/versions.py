@@ -11,7 +11,8 @@ one step. Files without an entry there, left behind by a killed process, are del
 
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ __all__ = [
     "MANIFEST",
     "VERSIONS",
     "Version",
+    "ancestors",
     "drop_versions",
     "history",
     "holds_model",
@@ -41,7 +43,6 @@ __all__ = [
     "make_again",
     "roll_back",
     "save_model",
-    "version_before",
 ]
 
 FORMAT = 2
@@ -59,7 +60,8 @@ class Version(NamedTuple):
         made: when it was saved, as "YYYY-MM-DDTHH:MM:SS" in local time.
         what: a short text that says what made this version.
         tasks: the names of the tasks it has learned, oldest first.
-        bytes: the size of its own state file, without what it shares with earlier versions.
+        bytes: the size of its files, without those that it shares with earlier versions that are left. So all versions
+            together have the size of the folder.
         parent: the number of the version that was current when this one was made; None for the first, and where an
             older version of Lamella made it.
     """
@@ -187,13 +189,15 @@ def load_manifest(folder: Path, version: int | None = None) -> dict[str, Any]:
 def history(folder: Path) -> list[Version]:
     """List all versions of the model at `folder`, oldest first."""
     pointer = _read_pointer(folder)
-    found = []
+    found, counted = [], set[str]()
     for number in sorted(map(int, pointer["versions"])):
         manifest = load_manifest(folder, number)
         tasks = tuple(task["name"] for task in manifest["tasks"])
         current = number == pointer["current"]
-        own = manifest["made"], manifest["what"], tasks, manifest["state"]["bytes"], parent(manifest)
-        found.append(Version(number, current, *own))
+        files = _needed(manifest) - counted
+        counted |= files
+        size = sum(_size(path) for path in (_version_file(folder, number), *(folder / name for name in files)))
+        found.append(Version(number, current, manifest["made"], manifest["what"], tasks, size, parent(manifest)))
     return found
 
 
@@ -219,14 +223,15 @@ def roll_back(folder: Path, to: int) -> None:
     _point(folder, to, pointer["versions"], pointer["dropped"])
 
 
-def make_again(folder: Path, number: int, what: str, *, names: Sequence[Sequence[Any]] = ()) -> None:
+def make_again(folder: Path, number: int, what: str, *, named_as: Mapping[str, Any] | None = None) -> None:
     """Save a copy of an earlier version as the new current version.
 
     Args:
         folder: the model's folder.
         number: the number of the earlier version.
         what: a short text for the history that says what made the new version.
-        names: pairs of a class id and a name that its classes have now; the others keep their names.
+        named_as: the metadata of another version, whose names its classes get, with the names that they had before;
+            None leaves the names as they were.
 
     Raises:
         FileNotFoundError: there is no model, or a file of that version is missing.
@@ -235,33 +240,47 @@ def make_again(folder: Path, number: int, what: str, *, names: Sequence[Sequence
     state, manifest = load_model(folder, number)
     own = ("version", "made", "what", "parent", "state")
     learned = {key: value for key, value in manifest.items() if key not in own}
-    now = {i: name for i, name in names}
-    learned["class_names"] = [[i, now.get(i, name)] for i, name in learned["class_names"]]
+    if named_as is not None:
+        learned |= _renamed(learned, named_as)
     save_model(folder, state, learned, what=what)
 
 
-def version_before(folder: Path) -> int | None:
-    """Return the newest version that is left of those that the current one was made from; None if there is none.
+def _renamed(learned: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the names of classes, and their former names, as they are in the metadata of another version."""
+    now = dict(other["class_names"])
+    names = [[i, now.get(i, name)] for i, name in learned["class_names"]]
+    former = {name: i for manifest in (learned, other) for i, name in manifest.get("former_names", [])}
+    ids, taken = {i for i, _ in names}, {name for _, name in names}
+    kept = [[i, name] for name, i in former.items() if i in ids and name not in taken]
+    return {"class_names": names, "former_names": kept}
+
+
+def ancestors(folder: Path) -> list[int]:
+    """Return the versions that are left of those that the current one was made from, newest first.
 
     What is not known of versions of older Lamellas is taken to be the number before.
     """
     known = {version.number: version for version in history(folder)}
     dropped = _read_pointer(folder)["dropped"]
     number = next(version.number for version in known.values() if version.current)
+    found: list[int] = []
     while number > 1:
-        found = known[number].parent if number in known else dropped.get(str(number))
-        number = found if found is not None and found < number else number - 1
+        before = known[number].parent if number in known else dropped.get(str(number))
+        number = before if before is not None and before < number else number - 1
         if number in known:
-            return number
-    return None
+            found.append(number)
+    return found
 
 
-def drop_versions(folder: Path, numbers: Collection[int]) -> None:
+def drop_versions(folder: Path, numbers: Collection[int]) -> int:
     """Delete versions permanently, with the files that no other version needs.
 
     Args:
         folder: the model's folder.
         numbers: the numbers of the versions; numbers without a version are ignored.
+
+    Returns:
+        The size of the deleted files in bytes.
 
     Raises:
         ValueError: the current version is among them, or the folder's "versions" is a symbolic link.
@@ -273,7 +292,7 @@ def drop_versions(folder: Path, numbers: Collection[int]) -> None:
     left = {number: digest for number, digest in pointer["versions"].items() if int(number) not in numbers}
     gone = {str(v.number): v.parent for v in history(folder) if str(v.number) not in left and v.parent is not None}
     _point(folder, pointer["current"], left, pointer["dropped"] | gone)
-    _sweep(folder, left)
+    return _sweep(folder, left)
 
 
 def _version_file(folder: Path, number: int) -> Path:
@@ -317,20 +336,31 @@ def _read_pointer(folder: Path) -> dict[str, Any]:
     return pointer
 
 
-def _sweep(folder: Path, digests: Mapping[str, str]) -> None:
-    """Delete incomplete files, version files without an entry, and tensors that no version needs."""
-    for file in (folder / VERSIONS).glob("*.json"):
-        if file.stem not in digests:
-            file.unlink(missing_ok=True)
+def _sweep(folder: Path, digests: Mapping[str, str]) -> int:
+    """Delete incomplete files, version files without an entry, and tensors that no version needs; return the bytes."""
+    useless = [file for file in (folder / VERSIONS).glob("*.json") if file.stem not in digests]
     for pattern in (".state-*.part", ".backbone-*.part", f".{MANIFEST}.*.part", f"{VERSIONS}/.*.part"):
-        for file in folder.glob(pattern):
-            file.unlink(missing_ok=True)
+        useless += folder.glob(pattern)
+    # A damaged version may be restored from a copy, and then needs its state file.
+    with suppress(FileNotFoundError, ValueError):
+        needed = {file for number in digests for file in _needed(load_manifest(folder, int(number)))}
+        tensors = (*folder.glob("state-*.safetensors"), *folder.glob("backbone-*.safetensors"))
+        useless += [file for file in tensors if file.name not in needed]
+    freed = sum(map(_size, useless))
+    for file in useless:
+        file.unlink(missing_ok=True)
+    return freed
+
+
+def _needed(manifest: Mapping[str, Any]) -> set[str]:
+    """Return the names of the files with tensors that a version needs."""
+    copy = manifest.get("backbone_copy")
+    return {part["file"] for part in files_of(manifest["state"])} | ({copy} if copy else set())
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file in bytes; 0 if it is missing."""
     try:
-        manifests = [load_manifest(folder, int(number)) for number in digests]
-    except (FileNotFoundError, ValueError):
-        return  # a damaged version may be restored from a copy, and then needs its state file
-    needed = {part["file"] for manifest in manifests for part in files_of(manifest["state"])}
-    needed |= {manifest.get("backbone_copy") for manifest in manifests}
-    for file in (*folder.glob("state-*.safetensors"), *folder.glob("backbone-*.safetensors")):
-        if file.name not in needed:
-            file.unlink(missing_ok=True)
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0

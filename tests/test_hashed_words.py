@@ -1,0 +1,75 @@
+"""Hashed words: the vectors are stable, need no packages, and have no layers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+import torch
+
+from lamella import Learner
+from lamella.backbones import BACKBONES, describe_layers, load_backbone
+from lamella.backbones.hashed_words import HashedWords
+from lamella.data.texts import TextSet
+
+
+def test_a_vector_is_that_of_words_pairs_and_groups_of_letters_by_hand() -> None:
+    parts = {"my", "cards", "my cards", *(f"\0{g}" for g in (" my", "my ", " my ", " ca", "car", "ard", "rds", "ds "))}
+    parts |= {f"\0{g}" for g in (" car", "card", "ards", "rds ")}
+    expected = torch.zeros(512)
+    for part in parts:
+        found = crc32(part.encode())
+        expected[found // 2 % 512] += -1 if found % 2 else 1
+    expected = expected.sign() * expected.abs().sqrt()
+    found = HashedWords().vectors(["My  CARDS"])[0]
+    torch.testing.assert_close(found, expected / expected.norm())
+
+
+def test_texts_have_vectors_of_length_one_whatever_they_hold() -> None:
+    texts = ["?", "a", "word " * 5000, "你好 世界", "Ünïcode\ud800", "x" * 3000, "", " \n"]
+    vectors = HashedWords().vectors(texts)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.tensor([1.0] * 6 + [0.0] * 2))
+
+
+def test_what_comes_twice_counts_once() -> None:
+    once, twice, other = HashedWords().vectors(["pay pay", "pay pay pay", "play"])
+    torch.testing.assert_close(once, twice)
+    assert 0.0 < float(once @ other) < 0.8
+
+
+def test_it_has_no_weights_and_no_layers() -> None:
+    backbone = load_backbone("hashed-words")
+    assert (backbone.places(), backbone.changed(), backbone.used_weights()) == ([], set(), [])
+    assert backbone.example(3).shape == backbone.example(3, torch.Generator().manual_seed(0)).shape == (3, 512)
+    assert describe_layers("hashed-words") == []
+    with pytest.raises(ValueError, match=r"has no layer with the roles .*; it has no layers\. .*\(--no-train\)"):
+        backbone.sites("key+value")
+    with pytest.raises(ValueError, match="'hashed-words' has no layer with the roles"):
+        Learner.create(backbone="hashed-words", method="inflora")
+
+
+def test_a_network_without_parameters_is_a_backbone(tmp_path: Path) -> None:
+    learner = Learner.create(backbone="hashed-words", method="nearest-mean", fit={"device": "cpu"})
+    learner.save(tmp_path / "model")
+    again = Learner.load(tmp_path / "model", device="cpu", trusted=False)
+    assert again.backbone.weights_sha256 == learner.backbone.weights_sha256
+    texts = TextSet(["my card", "a bus"], torch.tensor([0, 1]))
+    x = texts.batch([0, 1], again.backbone.transform.view())
+    assert torch.equal(again.backbone(x), HashedWords().vectors(["my card", "a bus"]))
+
+
+def test_it_imports_no_package_of_encoders() -> None:
+    code = (
+        "import sys; from lamella import Learner; Learner.create(backbone='hashed-words', method='streaming-lda'); "
+        "print([m for m in ('transformers', 'tokenizers') if m in sys.modules])"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert found.stdout.strip() == "[]", found.stderr
+
+
+def test_the_list_of_backbones_names_it_and_some_encoders() -> None:
+    assert "hashed-words" in BACKBONES
+    assert len([name for name in BACKBONES if "/" in name]) == 3
