@@ -65,23 +65,29 @@ def longest_first(lengths: Tensor) -> Tensor:
     return torch.argsort(lengths, descending=True, stable=True)
 
 
-def of_like_length(lengths: Sequence[int], *, samples: int, size: int) -> list[list[int]]:
+def of_like_length(lengths: Sequence[int], *, samples: int, size: int, padding: int) -> list[list[int]]:
     """The positions of samples in batches of like lengths, the shortest first.
 
-    >>> of_like_length([9, 2, 30, 2, 3], samples=3, size=16)
+    >>> of_like_length([9, 2, 30, 2, 3], samples=3, size=60, padding=8)
     [[1, 3, 4], [0], [2]]
 
     Args:
         lengths: of each sample.
         samples: the largest number of samples in a batch, at least 1.
         size: the largest number of samples of a batch times the length of its longest; a longer sample is alone.
+        padding: the largest part of that size which is padding. As much as a pass of a batch costs in itself: more is
+            dearer than another batch, and less makes more batches than it saves.
     """
     batches: list[list[int]] = []
+    real = 0  # the length of all samples of the newest batch
     for position in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         # In this order each sample is the longest so far.
-        if not batches or len(batches[-1]) == samples or (len(batches[-1]) + 1) * lengths[position] > size:
+        number, longest = (len(batches[-1]) + 1 if batches else 0), lengths[position]
+        if not 0 < number <= samples or number * longest > size or number * longest - real - longest > padding:
             batches.append([])
+            real = 0
         batches[-1].append(position)
+        real += longest
     return batches
 
 
