@@ -2,8 +2,8 @@
 
     python examples/tickets.py
 
-The tables are made from requests that a small grammar of the package has written. Hashed words need no download; with the
-extra `text`, leave `backbone` out for an encoder of sentences.
+The tables are made from requests that a small grammar of the package has written. Hashed words need no download; with
+the extra `text`, leave `backbone` out for an encoder of sentences.
 """
 
 import csv
