@@ -11,8 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lamella import Learner, load_source
+from lamella.data.texts import TextSet
 
 requests = load_source("requests")
+assert isinstance(requests.train, TextSet)
 months = {"october": range(0, 8), "november": range(8, 15)}  # which labels come in which month
 
 learner = Learner.create(backbone="hashed-words")

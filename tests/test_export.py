@@ -260,7 +260,7 @@ def test_no_image_of_a_memory_is_exported(tmp_path: Path) -> None:
         ("timm", "inflora", "align", {"own_covariance": 0.2}, "--readout base"),
         ("timm", "color", "", {}, "for each image.*--format onnx"),
         ("timm", "nearest-mean", "", {}, "one linear layer.*--format onnx"),
-        ("peft", "seq-finetune", "", {}, "SeqFinetune changed .*--format timm"),
+        ("peft", "seq-finetune", "", {}, "this method changed .*--format timm"),
         ("peft", "linear-probe", "", {}, "no weight of the backbone changed"),
     ],
 )  # fmt: skip

@@ -66,8 +66,8 @@ def learned(method: str, architecture: str = "bert") -> Learner:
 
 
 def source() -> Source:
-    parts = [pattern_texts(4, per_class, part) for per_class, part in ((8, "train"), (2, "test"))]
-    return Source("patterns", *parts, tuple(f"kind {i}" for i in range(4)))
+    train, test = pattern_texts(4, 8, "train"), pattern_texts(4, 2, "test")
+    return Source("patterns", train, test, tuple(f"kind {i}" for i in range(4)))
 
 
 def batch(learner: Learner, texts: Sequence[str] = TEXTS) -> Batch:

@@ -65,9 +65,9 @@ def held(model: Path) -> int:
 
 def test_the_sizes_of_the_versions_add_up_to_what_the_folder_holds(model: Path) -> None:
     assert sum(version.bytes for version in history(model)) == held(model)
-    assert all(4 * SIZE < version.bytes < 4 * SIZE + 2000 for version in history(model)), "each adds its own branch"
+    assert all(4 * SIZE < version.bytes < 4 * SIZE + 3000 for version in history(model)), "each adds its own branch"
     before = held(model)
-    assert drop_versions(model, [2]) == before - held(model) < 1000, "version 3 needs the branch of version 2"
+    assert drop_versions(model, [2]) == before - held(model) < 3000, "version 3 needs the branch of version 2"
     assert sum(version.bytes for version in history(model)) == held(model)
     assert history(model)[-1].bytes > 8 * SIZE
     save(model, branches(3, small=9.0), 3, whole=True)
@@ -82,7 +82,7 @@ def test_the_command_says_how_much_it_has_freed(lamella: Run, model: Path) -> No
     before = held(model)
     out = lamella("prune", model, "--keep", 1)[1]
     freed = before - held(model)
-    assert 0 < freed < 2000, "all branches are needed"
+    assert 0 < freed < 4000, "all branches are needed"
     assert out == f"{model}: 2 versions deleted: 1, 2 ({size(freed)}); 1 version left\n"
 
 

@@ -121,7 +121,3 @@ class TextSet:
     def identity(self, i: int) -> bytes:
         """The text itself."""
         return self.texts[i].encode()
-
-    def sizes(self) -> Tensor:
-        """(n,) the number of characters of each text."""
-        return torch.tensor([len(text) for text in self.texts], dtype=torch.int64)

@@ -103,8 +103,9 @@ def pad_token(transform: TokenTransform) -> str:
 
     It may be another than the model pads with, since padding is never seen.
     """
-    special = {i: token.content for i, token in transform.tokenizer.get_added_tokens_decoder().items() if token.special}
-    first = next(iter(special.values()), None) or transform.tokenizer.id_to_token(0)
+    added = transform.tokenizer.get_added_tokens_decoder()
+    special = {i: token.content for i, token in added.items() if token.special}
+    first = next(iter(special.values()), None) or str(transform.tokenizer.id_to_token(0))
     return special.get(transform.pad_id, first)
 
 
