@@ -56,6 +56,13 @@ def test_serving(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "served / alone" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_serving_texts(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("fastapi")
+    script("serving_texts").main(backbone="hashed-words", texts=5, clients=2, rounds=1)
+    assert "served / alone" in capsys.readouterr().out
+
+
 def test_unknown(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     script("unknown").main(["method.name=nearest-mean", "backbone.weights=random", "scenario.tasks=2"])
     assert "area under the ROC curve" in capsys.readouterr().out

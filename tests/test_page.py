@@ -18,6 +18,7 @@ from PIL import Image
 
 from lamella.learner.learner import Learner
 from lamella.serving.app import create_app
+from lamella.serving.limits import Limits
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DROP = """(zone, {name, type, content}) => {
@@ -27,19 +28,19 @@ DROP = """(zone, {name, type, content}) => {
 }"""
 
 
-Served = Callable[[Path], str]
+Served = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    """Serves a model until the end of this file, and returns the address."""
+    """Serves a model, under limits where they are given, until the end of this file, and returns the address."""
     with ExitStack() as stack:
-        yield lambda model: stack.enter_context(serving(model))
+        yield lambda *options: stack.enter_context(serving(*options))
 
 
 @contextmanager
-def serving(model: Path) -> Iterator[str]:
-    app = create_app(model, token=TOKEN, limits=LIMITS)
+def serving(model: Path, limits: Limits = LIMITS) -> Iterator[str]:
+    app = create_app(model, token=TOKEN, limits=limits)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

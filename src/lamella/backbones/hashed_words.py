@@ -23,6 +23,7 @@ HASHED_WORDS = "hashed-words"
 WIDTH = 512
 LETTERS = (3, 4)
 """The lengths of the groups of letters; a word begins and ends with a blank."""
+REMEMBERED = 20  # letters of a word whose hashes are kept; those of long ones could fill the memory of a server
 VERSION = "1"  # of the vectors; another one is another backbone, on which nothing that was learned fits
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -89,11 +90,16 @@ def _parts(text: str) -> set[int]:
     """A hash of each part; one that comes twice counts once."""
     words = _WORD.findall(text.lower())
     parts = {_hash(f"{first} {second}") for first, second in pairwise(words)}
-    return parts.union(*map(_of_word, words))
+    return parts.union(*(_of_word(word) if len(word) <= REMEMBERED else _hashes(word) for word in words))
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def _of_word(word: str) -> frozenset[int]:
+    """The same as `_hashes`, remembered."""
+    return _hashes(word)
+
+
+def _hashes(word: str) -> frozenset[int]:
     """Of the word itself and of its groups of letters, which are told from words by a mark in front."""
     whole = f" {word} "
     groups = (whole[i : i + n] for n in LETTERS for i in range(max(1, len(whole) - n + 1)))
