@@ -1,4 +1,4 @@
-"""`lamella serve` with a model of texts under several clients at once, as a ratio to `Learner.predict` on these texts.
+"""`lamella serve` with a model of texts under several clients, as a ratio to `Learner.predict` on these texts.
 
     python benchmarks/serving_texts.py sentence-transformers/all-MiniLM-L6-v2
     python benchmarks/serving_texts.py FOLDER --source banking77 --clients 8 --per-request 16

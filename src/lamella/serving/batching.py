@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from lamella.learner.learner import Learner, Prediction
 
@@ -42,10 +42,8 @@ class Answer(NamedTuple):
     version: int
 
 
-class Predict(Protocol[Inputs]):
-    """Predicts the samples of several requests, in their order."""
-
-    def __call__(self, learner: Learner, requests: Sequence[Inputs], top: int) -> list[Prediction]: ...
+Predict = Callable[[Learner, Sequence[Inputs], int], list[Prediction]]
+"""(model, samples of several requests, how many classes to name) -> a prediction for each sample, in their order."""
 
 
 class _Request(NamedTuple, Generic[Inputs]):
