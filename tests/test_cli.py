@@ -245,7 +245,7 @@ def test_learn_twice_and_predict(lamella: Run, photos: Path, tmp_path: Path) -> 
     assert [line.split(",")[1] for line in out.splitlines()[1:]] == ["bright"] * 5 + ["dark"] * 5
     code, out, _ = lamella("predict", model, more, "--top", 1)
     assert (code, out.count(": red "), out.count("(task: more)")) == (0, 5, 5)
-    for wrong, text in ((("--json", "--csv"), "choose one"), ((tmp_path / "gone",), "no image file or folder")):
+    for wrong, text in ((("--json", "--csv"), "choose one"), ((tmp_path / "gone",), "no file or folder")):
         code, _, err = lamella("predict", model, more, *wrong)
         assert (code, err.count("\n")) == (2, 1)
         assert text in err
@@ -302,7 +302,7 @@ def test_versions_of_a_model_are_listed_and_taken_back(lamella: Run, photos: Pat
     assert (code, err.count("\n")) == (2, 1)
     assert "has no version 9; it has 1, 2" in err
     assert lamella("rollback", str(model), "--to", "2")[0] == 0
-    for name, text in (("first", "second were learned on top of it"), ("third", "has learned no task")):
+    for name, text in (("first", "second was learned on top of it"), ("third", "has learned no task")):
         code, _, err = lamella("forget", str(model), name)
         assert (code, err.count("\n")) == (2, 1)
         assert text in err

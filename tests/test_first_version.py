@@ -69,7 +69,7 @@ def test_an_interrupted_run_goes_on_to_what_it_would_have_come_to(
 @pytest.mark.parametrize("name", STATES)
 def test_what_a_method_keeps_has_its_names_and_shapes(name: str) -> None:
     plain, *parts = name.split("+")
-    method = build(plain, 0)
+    method = build(plain, 0, **({"projections": 2000} if plain == "ranpac" else {}))
     for part in parts:
         method = PARTS[part](method, seed=0)
     learn_all(method, stream(4, 2))

@@ -313,7 +313,7 @@ def test_the_weights_of_the_backbone_are_not_needed(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("lamella.backbones.load.load_strict", refuse)
+    monkeypatch.setattr("lamella.backbones.images.load_strict", refuse)
     assert lamella("inspect", model, "--verbose") == (0, before, "")
     with pytest.raises(AssertionError, match="weights were read"):
         lamella("evaluate", model, photos)

@@ -1,7 +1,6 @@
 """Learning from samples that are no images: batches of named tensors with padding, from data to the model's folder."""
 
 import dataclasses
-import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from sequences import Encoder, Tokens, encoder, sequences, source
 from streams import often, tiny_backbone
 from torch import Tensor
@@ -36,7 +34,6 @@ from lamella.memory.exemplars import Exemplars
 from lamella.memory.inputs import Inputs
 from lamella.memory.subspace import SecondMoment
 from lamella.methods import METHODS
-from lamella.serving.limits import Limits
 from lamella.training.fit import Fit
 
 REFUSED = {
@@ -222,15 +219,12 @@ def test_what_is_for_images_says_so() -> None:
     assert learner.method.what_more_images_do() == "their statistics take in the new sequences beside the old ones"
 
 
-def test_a_server_of_another_kind_takes_no_files() -> None:
-    fastapi, predicting = pytest.importorskip("fastapi"), pytest.importorskip("lamella.serving.predicting")
-    batcher = SimpleNamespace(loaded=SimpleNamespace(learner=new("nearest-mean")))
-    queue, content = predicting.PredictionQueue(batcher, Limits()), io.BytesIO()
-    Image.new("RGB", (4, 4)).save(content, "png")
-    with pytest.raises(fastapi.HTTPException) as refusal:
-        queue._prepare(content.getvalue(), "a.png", 0.1)
-    assert refusal.value.status_code == 415
-    assert "this backbone takes sequences" in refusal.value.detail
+def test_a_model_of_another_kind_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = pytest.importorskip("lamella.serving.service")
+    loaded = SimpleNamespace(learner=new("nearest-mean"))
+    monkeypatch.setattr(service, "load", lambda *_, **__: loaded)
+    with pytest.raises(ValueError, match="takes sequences, and only models of images or texts can be served"):
+        service.Service(tmp_path, service.Limits())
 
 
 # padding and what looks at layers ------------------------------------------------------------------------------------

@@ -232,7 +232,10 @@ class ModelFolder:
             model = self.open(wanted)
         if model is None and wanted is not None:
             self._check_free()
-            wanted.with_files_named().check()
+            if wanted.says_what_for:
+                model = self.open(wanted)
+            else:
+                wanted.with_files_named().check()
         data = read()
         model = self.open(wanted, data.noun) if model is None else model
         model.check_takes(data.whole)

@@ -1,6 +1,7 @@
 """The parts that run behind the routes of one server."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ __all__ = ["Service"]
 log = logging.getLogger("lamella.serve")
 
 
+KINDS: dict[str, Callable[[Limits], Kind[Any]]] = {"image": ImageKind, "text": TextKind}
+"""The samples that can be sent, by what one of them is called."""
+
+
 class Service:
     """The parts that run behind the routes of one server: the batcher, the watcher of the folder, and the jobs.
 
@@ -33,16 +38,19 @@ class Service:
 
     Raises:
         FileNotFoundError: there is no model at `model`.
-        ValueError: the model cannot be read, or a folder that Lamella makes inside it is a symbolic link.
+        ValueError: the model cannot be read or takes samples that cannot be sent, or a folder that Lamella makes inside
+            it is a symbolic link.
     """
 
     def __init__(self, model: Path, limits: Limits, device: str | None = None, *, trusted: bool = True) -> None:
         self.model = model
         check_places(model)
         loaded = load(model, device, trusted=trusted)
-        of_texts = loaded.learner.backbone.transform.noun == TextKind.noun
-        self.limits = limits.of_texts() if of_texts else limits
-        self.kind: Kind[Any] = TextKind(self.limits) if of_texts else ImageKind(self.limits)
+        noun = loaded.learner.backbone.transform.noun
+        if noun not in KINDS:
+            raise ValueError(f"'{model}' takes {noun}s, and only models of {'s or '.join(KINDS)}s can be served")
+        self.limits = limits.of_texts() if noun == TextKind.noun else limits
+        self.kind = KINDS[noun](self.limits)
         self.measures = Measures(
             noun=self.kind.noun,
             version=lambda: self.batcher.loaded.version,

@@ -56,7 +56,6 @@ def _plain_name(sent: str) -> str:
     >>> _plain_name("../a b\\\\Tickets (1).CSV"), _plain_name(".csv")
     ('Tickets (1).csv', 'table.csv')
     """
-    path = PurePosixPath(sent.replace("\\", "/"))
-    ending = next(part for part in (path.suffix, path.name) if part).lower()
-    kept = "".join(sign for sign in path.stem if sign.isalnum() or sign in " -_()")[:LONGEST_NAME]
-    return f"{kept.strip() or 'table'}{ending}"
+    stem, dot, ending = PurePosixPath(sent.replace("\\", "/")).name.rpartition(".")
+    kept = "".join(sign for sign in stem if sign.isalnum() or sign in " -_()")[:LONGEST_NAME]
+    return f"{kept.strip() or 'table'}{dot}{ending.lower()}"

@@ -29,6 +29,7 @@ from lamella.training.schedules import FORMER_NAMES
 __all__ = [
     "alias_settings",
     "build_method",
+    "check_method",
     "complete_method",
     "method_name",
     "parse_name",
@@ -250,6 +251,23 @@ def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:
     return method
 
 
+def check_method(config: Mapping[str, Any]) -> None:
+    """Check the values of [method] as far as that is possible without a backbone.
+
+    Raises:
+        ValueError: a value is not allowed, such as a number of epochs below 1.
+    """
+    table = config["method"]
+    for where, plain in (("method", table), ("method.base", table.get("base"))):
+        if plain is not None:
+            arguments(where, _own_keys(plain), _keywords(find(plain["name"])))
+
+
+def _own_keys(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a method itself, without those of its base and of its parts."""
+    return {key: value for key, value in table.items() if key not in ("name", "base", *PARTS)}
+
+
 def _switch_method(document: dict[str, Any], where: str, table: dict[str, Any], name: Any) -> None:
     if name == table.get("name"):
         return
@@ -325,8 +343,7 @@ def _complete_plain(where: str, table: Mapping[str, Any], scenario: Mapping[str,
 def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed: int, **base: Method) -> Method:
     """Build one method without its parts."""
     build = find(table["name"])
-    own = {key: value for key, value in table.items() if key not in ("name", "base", *PARTS)}
-    method = build(backbone, **base, seed=seed, **arguments(where, own, _keywords(build)))
+    method = build(backbone, **base, seed=seed, **arguments(where, _own_keys(table), _keywords(build)))
     if not isinstance(method, Method):
         raise TypeError(f"method '{table['name']}' is a {type(method).__name__}; derive its class from lamella.Method")
     return method

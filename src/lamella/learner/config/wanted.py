@@ -7,6 +7,7 @@ from typing import Any
 
 from lamella.learner.config.method_tables import (
     alias_settings,
+    check_method,
     method_name,
     parse_name,
     switch_methods,
@@ -56,12 +57,17 @@ class Wanted:
         method = None if self.method is None else name_in_full(self.method, here)
         return replace(self, method=method, settings=tuple(_with_file_named(each, here) for each in self.settings))
 
+    @property
+    def says_what_for(self) -> bool:
+        """Whether the settings alone say which samples a new model is for, by its backbone or its configuration."""
+        return self.backbone is not None or self.start is not None
+
     def check(self) -> None:
         """Raise ValueError if the settings suit a new model of no kind of samples."""
         faults: list[ValueError] = []
         for noun in NOUNS:
             try:
-                self.config(noun)
+                check_method(self.config(noun))
             except ValueError as error:
                 faults.append(error)
         if len(faults) == len(NOUNS):
