@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from streams import build, images, learn_all, stream, tiny_backbone
+from streams import often as often_of_all
 from torch import Tensor
 
 from lamella.data.transform import plain_view
@@ -35,7 +36,7 @@ def inputs(method: Any, n: int = 8) -> Tensor:
     return images(6, 4, "test").batch(torch.arange(n), plain_view(method.backbone.transform))
 
 
-OFTEN = {"inflora", "duallora", "color", "ranpac", "nearest-mean", "replay"}
+OFTEN = {"inflora", "color", "replay"}
 """The methods whose form with alignment is checked every time; the others, by `pytest -m slow`."""
 
 
@@ -94,7 +95,7 @@ def test_a_task_holds_no_test_data() -> None:
     assert not task_fields & {id(scenario.test(i)) for i in range(2)}
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", often_of_all(METHODS))
 def test_a_method_learns_the_first_task_better_than_chance(name: str) -> None:
     method = make(name) if name in ("nearest-mean", "streaming-lda") else build(name, epochs=15, lr=3e-3)
     scenario = stream(2, 1, per_class=16)
