@@ -6,28 +6,19 @@ from typing import Any
 
 import torch
 import transformers
+from encoders import LIKE_BERT
 
-from lamella.testing.texts import VOCABULARY, byte_tokenizer
+from lamella.testing.texts import byte_tokenizer
 
 __all__ = ["TEXTS", "bert_folder", "cached_in_hub", "folder_of", "sentence_modules", "write_json"]
 
 TEXTS = ["a", "when does the next bus to the harbour leave?", "my card has not come", "Ünïcode 42"]
-BERT: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 96,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
 
 
 def bert_folder(folder: Path, *, head: bool = False, seed: int = 0, **options: Any) -> Path:
     """A BERT on bytes; with `head`, as it lies within a classifier."""
     kind = transformers.BertForSequenceClassification if head else transformers.BertModel
-    return folder_of(folder, kind, transformers.BertConfig(**BERT | options), seed=seed)
+    return folder_of(folder, kind, transformers.BertConfig(**LIKE_BERT | options), seed=seed)
 
 
 def folder_of(folder: Path, kind: Any, config: Any, *, seed: int = 0, first: bool = True) -> Path:

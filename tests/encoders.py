@@ -8,7 +8,7 @@ import transformers
 from lamella.backbones import Backbone
 from lamella.testing.texts import CLS, PAD, SEP, VOCABULARY, tiny_bert, tiny_encoder
 
-__all__ = ["ENCODERS", "OFTEN", "tiny_text_backbone"]
+__all__ = ["ENCODERS", "LIKE_BERT", "OFTEN", "tiny_text_backbone"]
 
 LIKE_BERT: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -10,7 +10,8 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from encoder_folders import BERT, TEXTS, bert_folder, cached_in_hub, folder_of, sentence_modules, write_json
+from encoder_folders import TEXTS, bert_folder, cached_in_hub, folder_of, sentence_modules, write_json
+from encoders import LIKE_BERT
 from torch import Tensor
 
 from lamella.backbones import Backbone, backbone_options, describe_layers, load_backbone
@@ -56,7 +57,7 @@ def test_the_pooling_of_sentence_transformers_is_taken_as_it_is_defined(kind: st
 
 def test_a_text_alone_has_the_vector_that_it_has_beside_longer_ones(tmp_path: Path) -> None:
     for name, (kind, config) in {
-        "bert": (transformers.BertModel, transformers.BertConfig(**BERT)),
+        "bert": (transformers.BertModel, transformers.BertConfig(**LIKE_BERT)),
         "gpt2": (transformers.GPT2Model, gpt2_config()),
     }.items():
         backbone = load_backbone(str(folder_of(tmp_path / name, kind, config)))
@@ -98,7 +99,7 @@ def test_the_length_is_the_smallest_limit_that_the_files_name(tmp_path: Path) ->
     assert length(folder) == 64
     assert length(sentence_modules(folder, MEAN, max_seq_length=48)) == 48
     assert length(folder, max_length=96) == 96, "the network takes more than the files advise"
-    roberta = transformers.RobertaConfig(**BERT | {"pad_token_id": 1})
+    roberta = transformers.RobertaConfig(**LIKE_BERT | {"pad_token_id": 1})
     assert length(folder_of(tmp_path / "roberta", transformers.RobertaModel, roberta)) == 94
     assert length(folder_of(tmp_path / "t5", transformers.T5EncoderModel, t5_config(), first=False)) == 256
     long = load_backbone(str(tmp_path / "roberta"))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from encoder_folders import BERT, TEXTS, bert_folder, folder_of, sentence_modules
+from encoder_folders import TEXTS, bert_folder, folder_of, sentence_modules
+from encoders import LIKE_BERT
 from test_encoders import MEAN, asked, features, gpt2_config, t5_config
 from tokenizers import Tokenizer, normalizers
 
@@ -19,7 +20,7 @@ from lamella.learner.model import load
 
 __all__ = ["asked"]
 
-DEBERTA = BERT | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": -1}
+DEBERTA = LIKE_BERT | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": -1}
 
 
 def saved(model: Path, folder: Path, **options: Any) -> Learner:
