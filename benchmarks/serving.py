@@ -31,6 +31,8 @@ from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray
 from lamella.data.scenario import Task
 
+FORM = "multipart/form-data; boundary=cut"
+
 
 def main(
     backbone: str = "vit_tiny_patch16_224",
@@ -46,13 +48,14 @@ def main(
         learner = taught(backbone, size)
         learner.save(Path(name) / "model")
         files = photos(Path(name), images, size)
+        bodies = multipart_bodies(files, per_request)
         with server(Path(name) / "model") as port, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as crowd:
             ratios: list[float] = []
             for i in range(rounds + 1):
                 started = time.perf_counter()
                 learner.predict(files)
                 alone = time.perf_counter() - started
-                served = crowd.submit(ask_for_all, port, files, clients, per_request).result()
+                served = crowd.submit(ask_for_all, port, bodies, FORM, clients).result()
                 ratios.append(alone / served)
                 speeds = f"alone {images / alone:.1f}/s, served {images / served:.1f}/s"
                 print(f"round {i}: {speeds}" if i else f"warm-up: {speeds}", flush=True)
@@ -93,19 +96,23 @@ def photos(folder: Path, images: int, size: int) -> list[Path]:
     return files
 
 
-def ask_for_all(port: int, files: Sequence[Path], clients: int, per_request: int) -> float:
-    """Seconds until every file is predicted; each client keeps its connection and asks when it has its answer.
+def ask_for_all(port: int, bodies: Sequence[bytes], content_type: str, clients: int) -> float:
+    """Seconds until every request is answered; each client keeps its connection and asks when it has its answer.
+
+    Args:
+        port: of the server on this machine.
+        bodies: of the requests.
+        content_type: of the bodies.
+        clients: how many ask at the same time.
 
     Raises:
         RuntimeError: a request was not answered with 200.
     """
-    chunks = [files[i : i + per_request] for i in range(0, len(files), per_request)]
-    bodies = [multipart(chunk) for chunk in chunks]
 
     def client(number: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port)
         for body in bodies[number::clients]:
-            connection.request("POST", "/predict", body, {"Content-Type": "multipart/form-data; boundary=cut"})
+            connection.request("POST", "/predict", body, {"Content-Type": content_type})
             answer = connection.getresponse()
             text = answer.read()
             if answer.status != 200:
@@ -116,6 +123,11 @@ def ask_for_all(port: int, files: Sequence[Path], clients: int, per_request: int
     with ThreadPoolExecutor(clients) as threads:
         list(threads.map(client, range(clients)))
     return time.perf_counter() - started
+
+
+def multipart_bodies(files: Sequence[Path], per_request: int) -> list[bytes]:
+    """Requests of so many files each."""
+    return [multipart(files[i : i + per_request]) for i in range(0, len(files), per_request)]
 
 
 def multipart(files: Sequence[Path]) -> bytes:

@@ -9,18 +9,17 @@ of its own, the clients threads of a third one. Printed is the median over the r
 server, which speaks HTTP while the model computes.
 """
 
-import http.client
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import typer
-from serving import server
+from serving import ask_for_all, server
 
 from lamella import Learner, load_source
 from lamella.common.files import write_json
@@ -40,6 +39,7 @@ def main(
 ) -> None:
     """Time both."""
     learner, asked = taught(backbone, source, texts)
+    bodies = json_bodies(asked, per_request)
     with tempfile.TemporaryDirectory() as name:
         learner.save(Path(name) / "model")
         with server(Path(name) / "model") as port, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as crowd:
@@ -48,7 +48,7 @@ def main(
                 started = time.perf_counter()
                 learner.predict(TextSet.unlabelled(asked))
                 alone = time.perf_counter() - started
-                served = crowd.submit(ask_for_all, port, asked, clients, per_request).result()
+                served = crowd.submit(ask_for_all, port, bodies, "application/json", clients).result()
                 ratios.append(alone / served)
                 speeds = f"alone {texts / alone:.1f}/s, served {texts / served:.1f}/s"
                 print(f"round {i}: {speeds}" if i else f"warm-up: {speeds}", flush=True)
@@ -70,29 +70,10 @@ def taught(backbone: str, source: str, texts: int) -> tuple[Learner, list[str]]:
     return learner, [known[i % len(known)] for i in range(texts)]
 
 
-def ask_for_all(port: int, texts: Sequence[str], clients: int, per_request: int) -> float:
-    """Seconds until every text is predicted; each client keeps its connection and asks when it has its answer.
-
-    Raises:
-        RuntimeError: a request was not answered with 200.
-    """
-    chunks = [texts[i : i + per_request] for i in range(0, len(texts), per_request)]
-    bodies = [json.dumps({"texts": chunk}) for chunk in chunks]
-
-    def client(number: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port)
-        for body in bodies[number::clients]:
-            connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            text = answer.read()
-            if answer.status != 200:
-                raise RuntimeError(f"status {answer.status}: {text.decode()}")
-        connection.close()
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(clients) as threads:
-        list(threads.map(client, range(clients)))
-    return time.perf_counter() - started
+def json_bodies(texts: Sequence[str], per_request: int) -> list[bytes]:
+    """Requests of so many texts each."""
+    chunks = (texts[i : i + per_request] for i in range(0, len(texts), per_request))
+    return [json.dumps({"texts": chunk}).encode() for chunk in chunks]
 
 
 if __name__ == "__main__":
