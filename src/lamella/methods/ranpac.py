@@ -92,7 +92,7 @@ class RanPAC(Resizable, Method):
             2000; learning a task of n images needs n x M more.
         ridge: lambda, the strength of the regularisation; above 0. If left out, each task chooses one.
         adapt: how the backbone is adapted: "first-task" (a LoRA is trained on the first task, then frozen) or "none".
-        scatter: which scatter the solution inverts: "all" (of all samples: ridge regression, as in the paper) or "within"
+        scatter: which scatter is inverted: "all" (of all samples: ridge regression, as in the paper) or "within"
             (within the classes: a linear discriminant, which is better with fewer than about 30 samples a class, and
             needs a `ridge`).
         unit: whether features are brought to length 1 before they are projected, so that one `ridge` suits backbones
