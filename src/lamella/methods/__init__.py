@@ -19,6 +19,7 @@ from lamella.methods.replay import Replay
 from lamella.methods.sdlora import SDLoRA
 from lamella.methods.seq_finetune import SeqFinetune
 from lamella.methods.seq_lora import SeqLoRA
+from lamella.methods.slca import SLCA
 from lamella.methods.streaming_lda import StreamingLDA
 from lamella.methods.wa import WA
 
@@ -36,6 +37,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "seq-lora": SeqLoRA,
     "sdlora": SDLoRA,
     "seq-finetune": SeqFinetune,
+    "slca": SLCA,
     "replay": Replay,
     "icarl": ICaRL,
     "lwf": LwF,
