@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from lamella.methods.coda_prompt import CodaPrompt
 from lamella.methods.color import CoLoR
 from lamella.methods.der import DER
 from lamella.methods.dlc.dlc import DLC
@@ -34,6 +35,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "linear-probe": LinearProbe,
     "olora": OLoRA,
     "color": CoLoR,
+    "coda-prompt": CodaPrompt,
     "seq-lora": SeqLoRA,
     "sdlora": SDLoRA,
     "seq-finetune": SeqFinetune,
