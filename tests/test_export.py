@@ -264,7 +264,7 @@ def test_no_image_of_a_memory_is_exported(tmp_path: Path) -> None:
     [
         ("timm", "inflora", "align", {"own_covariance": 0.2}, "--readout base"),
         ("timm", "color", "", {}, "for each image.*--format onnx"),
-        ("timm", "coda-prompt", "", {}, "makes prompts anew for each image.*--format onnx"),
+        ("timm", "coda-prompt", "", {}, "makes prompts for each image.*--format onnx"),
         ("timm", "nearest-mean", "", {}, "one linear layer.*--format onnx"),
         ("peft", "seq-finetune", "", {}, "this method changed .*--format timm"),
         ("peft", "linear-probe", "", {}, "no weight of the backbone changed"),

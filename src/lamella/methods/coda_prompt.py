@@ -191,8 +191,8 @@ class CodaPrompt(OwnHeads):
         return False  # the components of later tasks act in every prompt
 
     def linear_classifier(self) -> nn.Linear:
-        noun = self.backbone.transform.noun
-        raise ValueError(f"this method makes prompts anew for each {noun}, so its network has no fixed weights")
+        why = f"it makes prompts for each {self.backbone.transform.noun}"
+        raise ValueError(f"CodaPrompt does not classify by one linear layer on the features of one network: {why}")
 
 
 def component_weights(query: Tensor, attentions: Tensor, keys: Tensor) -> Tensor:
