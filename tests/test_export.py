@@ -224,7 +224,12 @@ def test_tasks_kept_apart_become_a_folder_each(method: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("method", "part", "options"),
-    [("inflora", "align", {"own_covariance": 0.2}), ("duallora", "", {"blocks": 1}), ("color", "", {"blocks": 1})],
+    [
+        ("inflora", "align", {"own_covariance": 0.2}),
+        ("duallora", "", {"blocks": 1}),
+        ("color", "", {"blocks": 1}),
+        ("coda-prompt", "", {"blocks": 1}),
+    ],
 )
 def test_onnx_computes_the_whole_prediction_for_batches_of_any_size(
     method: str, part: str, options: dict[str, Any], tmp_path: Path
@@ -259,6 +264,7 @@ def test_no_image_of_a_memory_is_exported(tmp_path: Path) -> None:
     [
         ("timm", "inflora", "align", {"own_covariance": 0.2}, "--readout base"),
         ("timm", "color", "", {}, "for each image.*--format onnx"),
+        ("timm", "coda-prompt", "", {}, "makes prompts for each image.*--format onnx"),
         ("timm", "nearest-mean", "", {}, "one linear layer.*--format onnx"),
         ("peft", "seq-finetune", "", {}, "this method changed .*--format timm"),
         ("peft", "linear-probe", "", {}, "no weight of the backbone changed"),

@@ -21,7 +21,7 @@ from lamella.methods.parts import PARTS, Aligned, Calibrated
 from lamella.methods.shared.heads import Head, Heads
 
 BUILT = [*METHODS, "inflora+align", "replay+align", "seq-lora+calibrate", "inflora+align+calibrate"]
-NOT_LINEAR = ["nearest-mean", "ranpac", "color", "duallora", "icarl", "der", "memo", "dlc"]
+NOT_LINEAR = ["nearest-mean", "ranpac", "color", "duallora", "icarl", "der", "memo", "dlc", "coda-prompt"]
 NOT_LINEAR += ["seq-lora+calibrate", "inflora+align+calibrate"]
 
 

@@ -91,7 +91,7 @@ def test_the_whole_matrix_is_the_same_to_the_last_bit(name: str) -> None:
     [
         ("nearest-mean", TASKS), ("streaming-lda", TASKS), ("linear-probe", TASKS), ("linear-probe+align", TASKS),
         ("ranpac", TASKS), ("color", TASKS + 2 * PAIRS), ("color+align", TASKS + 2 * PAIRS), ("inflora", PAIRS),
-        ("inflora+align", PAIRS),
+        ("inflora+align", PAIRS), ("coda-prompt", TASKS + PAIRS),
     ],
 )  # fmt: skip
 def test_a_pass_is_made_only_where_the_function_is_new(name: str, passes: int) -> None:

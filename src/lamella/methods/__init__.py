@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from lamella.methods.coda_prompt import CodaPrompt
 from lamella.methods.color import CoLoR
 from lamella.methods.der import DER
 from lamella.methods.dlc.dlc import DLC
@@ -19,6 +20,7 @@ from lamella.methods.replay import Replay
 from lamella.methods.sdlora import SDLoRA
 from lamella.methods.seq_finetune import SeqFinetune
 from lamella.methods.seq_lora import SeqLoRA
+from lamella.methods.slca import SLCA
 from lamella.methods.streaming_lda import StreamingLDA
 from lamella.methods.wa import WA
 
@@ -33,9 +35,11 @@ METHODS: dict[str, Callable[..., Method]] = {
     "linear-probe": LinearProbe,
     "olora": OLoRA,
     "color": CoLoR,
+    "coda-prompt": CodaPrompt,
     "seq-lora": SeqLoRA,
     "sdlora": SDLoRA,
     "seq-finetune": SeqFinetune,
+    "slca": SLCA,
     "replay": Replay,
     "icarl": ICaRL,
     "lwf": LwF,
