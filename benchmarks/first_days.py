@@ -32,12 +32,11 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVC
 from torch import Tensor
+from words import words
 
 from lamella import Learner
 from lamella.common.files import read_json, write_json
@@ -202,12 +201,6 @@ def regression(x: Tensor, y: Tensor, test: Tensor) -> Tensor:
     """Fit a logistic regression on features and labels, and return the classes of other features."""
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x.numpy(), y.numpy())
     return torch.from_numpy(model.predict(test.numpy()))
-
-
-def words(train: Any, test: Any) -> Tensor:
-    """Fit a linear classifier on the words of texts, and return the classes of other texts."""
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LinearSVC())
-    return torch.from_numpy(model.fit(train.texts, train.labels.numpy()).predict(test.texts))
 
 
 def show(title: str, rows: Sequence[dict[str, float]]) -> None:

@@ -64,6 +64,11 @@ def test_serving_texts(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "served / alone" in capsys.readouterr().out
 
 
+def test_words(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    script("words").main("requests", ["scenario.per_class=4"])
+    assert "words, all texts at once: " in capsys.readouterr().out
+
+
 def test_unknown(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     script("unknown").main(["method.name=nearest-mean", "backbone.weights=random", "scenario.tasks=2"])
     assert "area under the ROC curve" in capsys.readouterr().out
