@@ -22,9 +22,7 @@ from lamella.data.loading import Examples
 from lamella.learner.config.document import build_scenario, load_config
 
 
-def main(
-    config: str, settings: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...")] = None
-) -> None:
+def main(config: str, settings: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...")] = None) -> None:
     """Fit, and print the accuracy in per cent."""
     scenario = build_scenario(load_config(config, settings or []))
     train = concatenate([task.train for task in scenario])
