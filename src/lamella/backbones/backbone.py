@@ -38,6 +38,7 @@ class Backbone(nn.Module):
         transform: how raw samples become inputs.
         name: the name that it was loaded by.
         weights_sha256: the SHA-256 of all weights as they were loaded, and of the marks.
+        marks: digests and settings by name of what features depend on beside the weights, such as a tokenizer.
         pool: "model", the model's own features, or "class+mean": the class token and the mean of the other tokens, side
             by side, twice as wide.
 
@@ -74,7 +75,8 @@ class Backbone(nn.Module):
         self.width = width
         self.transform = transform
         self._digests = {key: _digest(value) for key, value in model.state_dict().items()}
-        told = [*sorted(self._digests.items()), *sorted((marks or {}).items())]
+        self.marks = dict(marks or {})
+        told = [*sorted(self._digests.items()), *sorted(self.marks.items())]
         self.weights_sha256 = sha256("".join(f"{k}:{v}\n" for k, v in told).encode()).hexdigest()
 
     def forward(self, x: Samples) -> Tensor:
