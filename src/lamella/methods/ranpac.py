@@ -143,6 +143,10 @@ class RanPAC(Resizable, Method):
     def classes(self) -> tuple[int, ...]:
         return self.known("ids")
 
+    @property
+    def one_weight(self) -> bool:
+        return False  # nothing changes after the first task, so that a mean would be what there is
+
     def classify(self, features: Tensor) -> Tensor:
         """(n, classes) regression scores: about 1 for the right class, 0 for the others."""
         return (self.project(features) @ self.solution).to(torch.promote_types(features.dtype, torch.float32))

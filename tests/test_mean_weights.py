@@ -1,0 +1,140 @@
+"""The running mean of weights: what predicts is the mean, what trains is untouched."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from streams import build, fit_for, images, learn_all, stream
+from torch import Tensor
+
+from lamella.adapters.acting import acting_branches, added
+from lamella.data.transform import plain_view
+from lamella.methods.parts import Aligned, MeanWeights
+from lamella.methods.parts.mean_weights import newest_share
+
+FITTING: dict[str, Callable[[], Any]] = {
+    "inflora": lambda: build("inflora"),
+    "olora": lambda: build("olora"),
+    "seq-lora": lambda: build("seq-lora"),
+    "fresh seq-lora": lambda: build("seq-lora", fresh=True),
+    "sdlora": lambda: build("sdlora"),
+    "duallora without gates": lambda: build("duallora", gate="off"),
+    "query and value": lambda: build("inflora", sites=("query", "value")),
+    "duallora without R": lambda: build("duallora", residual="none"),
+}
+"""Methods that fold, and methods that keep branches."""
+
+
+def inputs(method: Any) -> Tensor:
+    return images(6, 4, "test").batch(torch.arange(8), plain_view(method.backbone.transform))
+
+
+def acting_weights(method: Any) -> dict[str, np.ndarray]:
+    """By layer, the weight that it acts as in predictions, in float64."""
+    layers = {site.name: site.layer for site in method.sites}
+    acting = acting_branches(layers, lambda: method.predict(inputs(method)))
+    return {n: layer.weight.detach().double().numpy() + added(layer.weight.shape, acting[n]).numpy() for n, layer in
+            layers.items()}  # fmt: skip
+
+
+def histories(name: str, power: float = 0.0) -> tuple[Any, Any, list[dict[str, np.ndarray]]]:
+    """The same method alone and under the mean, after three tasks, and the weights of the first after each task."""
+    plain, mean, scenario = FITTING[name](), MeanWeights(FITTING[name](), power=power), stream()
+    fit, weights = fit_for(plain), []
+    for task in (scenario[i] for i in range(3)):
+        fit.begin(str(task.id))
+        plain.learn(task, fit)
+        weights.append(acting_weights(plain.eval()))
+    return plain, learn_all(mean, scenario).eval(), weights
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_the_weights_that_predict_are_the_mean_of_those_after_each_task(name: str) -> None:
+    _, mean, weights = histories(name)
+    found = acting_weights(mean)
+    for layer in found:
+        wanted = sum(of_task[layer] for of_task in weights) / 3
+        assert np.abs(found[layer] - wanted).max() < 1e-6
+        assert np.abs(weights[-1][layer] - wanted).max() > 1e-4, "or else this says nothing"
+
+
+@pytest.mark.parametrize(("power", "shares"), [(0.0, (1, 1, 1)), (1.0, (1, 2, 3)), (1e9, (0, 0, 1))])
+def test_a_power_weighs_newer_tasks_more(power: float, shares: tuple[int, ...]) -> None:
+    _, mean, weights = histories("olora", power)
+    for layer, found in acting_weights(mean).items():
+        wanted = sum(share * of_task[layer] for share, of_task in zip(shares, weights, strict=True)) / sum(shares)
+        assert np.abs(found - wanted).max() < 1e-6
+
+
+def test_shares_of_the_tasks_grow_as_a_power_of_their_number() -> None:
+    """p = 2 by hand: 1, then 3 / 4, 3 / 5, 3 / 6; W_i in M_4 has i (i + 1) / 2 of 20 parts."""
+    assert [newest_share(t, 2.0) for t in (1, 2, 3, 4)] == [1.0, 0.75, 0.6, 0.5]
+    weights = [0.0, 0.0, 0.0, 0.0]
+    for t in range(4):
+        weights = [w * (1 - newest_share(t + 1, 2.0)) for w in weights]
+        weights[t] = newest_share(t + 1, 2.0)
+    assert np.allclose(weights, [0.05, 0.15, 0.3, 0.5])
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_training_is_the_same_to_the_last_bit(name: str) -> None:
+    plain, mean, _ = histories(name)
+    with mean.base_alone() as base, torch.no_grad():
+        alone, below = plain.state_dict(), base.state_dict()
+        assert alone.keys() == below.keys()
+        assert [key for key in alone if not torch.equal(alone[key], below[key])] == []
+        assert torch.equal(base.predict(inputs(plain)), plain.predict(inputs(plain)))
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_predictions_are_those_of_a_network_with_the_mean(name: str) -> None:
+    plain, mean, weights = histories(name)
+    x = inputs(mean)
+    for name, layer in {site.name: site.layer for site in plain.sites}.items():
+        branches = weights[-1][name] - layer.weight.detach().double().numpy()
+        layer.weight.copy_(torch.from_numpy(sum(of_task[name] for of_task in weights) / 3 - branches))
+    with torch.no_grad():
+        assert torch.allclose(mean.predict(x), plain.predict(x), atol=1e-5)
+        assert torch.allclose(mean.features(x), plain.features(x), atol=1e-5)
+
+
+def test_after_one_task_nothing_has_changed() -> None:
+    plain, mean, scenario = build("inflora"), MeanWeights(build("inflora")), stream(2, 1)
+    learn_all(plain, scenario)
+    learn_all(mean, scenario)
+    with torch.no_grad():
+        assert torch.equal(plain.predict(inputs(plain)), mean.predict(inputs(plain)))
+
+
+def test_the_newest_weights_and_the_mean_are_two_readouts() -> None:
+    plain, mean, _ = histories("inflora")
+    with torch.no_grad():
+        readouts = mean.readouts(inputs(mean))
+        assert list(readouts) == ["", "base"]
+        assert torch.equal(readouts["base"], plain.predict(inputs(plain)))
+        assert torch.equal(readouts[""], mean.predict(inputs(mean)))
+        assert not torch.allclose(readouts[""], readouts["base"], atol=1e-4)
+
+
+def test_alignment_sees_the_mean_before_and_after_a_task_and_passes_as_often() -> None:
+    scenario, passes = stream(), {}
+    for name, method in (("with", Aligned(MeanWeights(build("inflora")))), ("without", Aligned(build("inflora")))):
+        fit, seen = fit_for(method), []
+        features = fit.features
+
+        def watched(data: Any, extract: Any, *, name: str, seen: Any = seen, features: Any = features) -> Tensor:
+            found = features(data, extract, name=name)
+            seen.append((name, found))
+            return found
+
+        fit.features = watched
+        learn_all(method, scenario, fit)
+        passes[name] = seen
+    assert [name for name, _ in passes["with"]] == [name for name, _ in passes["without"]]
+    mean, last = MeanWeights(build("inflora")), dict(passes["with"][-2:])
+    learn_all(mean, stream(4, 2))
+    two_tasks, fit = learn_all(MeanWeights(build("inflora")), [scenario[0], scenario[1]]), fit_for(mean)
+    fit.begin("again")
+    assert torch.equal(fit.features(scenario[2].train, two_tasks.eval().features), last["align-before"])
