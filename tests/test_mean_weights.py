@@ -1,16 +1,24 @@
 """The running mean of weights: what predicts is the mean, what trains is untouched."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Run
 from streams import build, fit_for, images, learn_all, stream
 from torch import Tensor
 
+from lamella import Learner
 from lamella.adapters.acting import acting_branches, added
 from lamella.data.transform import plain_view
+from lamella.learner.costs import costs_of_base, parameter_counts
+from lamella.learner.export.network import fixed, predicting
+from lamella.learner.records import TaskRecord
+from lamella.learner.store.state import learned_state, restore_state, stored_bytes
+from lamella.methods import METHODS
 from lamella.methods.parts import Aligned, MeanWeights
 from lamella.methods.parts.mean_weights import newest_share
 
@@ -25,10 +33,16 @@ FITTING: dict[str, Callable[[], Any]] = {
     "duallora without R": lambda: build("duallora", residual="none"),
 }
 """Methods that fold, and methods that keep branches."""
+FOLD_OR_KEEP = ("inflora", "olora", "seq-lora", "joint", "sdlora")
 
 
 def inputs(method: Any) -> Tensor:
     return images(6, 4, "test").batch(torch.arange(8), plain_view(method.backbone.transform))
+
+
+def first_two(scenario: Any) -> Any:
+    """The first two tasks, as `learn_all` takes them."""
+    return [scenario[0], scenario[1]]
 
 
 def acting_weights(method: Any) -> dict[str, np.ndarray]:
@@ -133,8 +147,83 @@ def test_alignment_sees_the_mean_before_and_after_a_task_and_passes_as_often() -
         learn_all(method, scenario, fit)
         passes[name] = seen
     assert [name for name, _ in passes["with"]] == [name for name, _ in passes["without"]]
-    mean, last = MeanWeights(build("inflora")), dict(passes["with"][-2:])
-    learn_all(mean, stream(4, 2))
-    two_tasks, fit = learn_all(MeanWeights(build("inflora")), [scenario[0], scenario[1]]), fit_for(mean)
+    last = dict(passes["with"][-2:])
+    two_tasks = learn_all(MeanWeights(build("inflora")), first_two(scenario))
+    fit = fit_for(two_tasks)
     fit.begin("again")
     assert torch.equal(fit.features(scenario[2].train, two_tasks.eval().features), last["align-before"])
+
+
+def test_what_is_stored_has_both_weights_and_learns_on_with_the_same_bits() -> None:
+    scenario = stream()
+    whole = learn_all(MeanWeights(build("seq-lora")), first_two(scenario))
+    again = MeanWeights(build("seq-lora"))
+    restore_state(again, {key: tensor.clone() for key, tensor in learned_state(whole).items()})
+    assert int(again.tasks) == 2
+    for method in (whole, again):
+        fit = fit_for(method)
+        fit.begin("2")
+        method.learn(scenario[2], fit)
+    assert [k for k, v in whole.state_dict().items() if not torch.equal(v, again.state_dict()[k])] == []
+
+
+def test_an_export_has_the_mean_and_that_of_the_base_what_was_trained() -> None:
+    plain, mean, _ = histories("sdlora")
+    x = inputs(mean)
+    with torch.no_grad():
+        assert torch.allclose(fixed(mean)(x), mean.predict(x), atol=1e-4)
+        with predicting(mean, "base") as base:
+            assert torch.allclose(fixed(base)(x), plain.predict(x), atol=1e-4)
+        assert not torch.allclose(mean.predict(x), plain.predict(x), atol=1e-3)
+
+
+def test_the_base_costs_what_it_would_cost_alone_and_the_mean_one_copy_of_the_adapted_rows() -> None:
+    plain, mean, _ = histories("seq-lora")
+    record = TaskRecord("a", (0, 1), 16, {"total": 1.0}, 1, {"train": 1})
+    base = costs_of_base(mean, [record], 1)
+    assert base["parameters"] == parameter_counts(plain) == parameter_counts(mean)
+    assert base["stored_bytes"] == stored_bytes(plain)
+    rows = sum(site.layer.weight[site.rows].numel() for site in plain.sites)
+    kept = sum(t.numel() for name, t in mean.trained.named_buffers())
+    assert kept == rows
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in FOLD_OR_KEEP])
+def test_what_has_no_weights_to_average_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(ValueError, match="mean_weights") as caught:
+        MeanWeights(build(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_parts_are_carried_on_top_and_a_power_is_not_negative() -> None:
+    with pytest.raises(ValueError, match=r"is taken of a method alone.*inflora\+mean_weights\+align"):
+        MeanWeights(Aligned(build("inflora")))
+    with pytest.raises(ValueError, match=r"power -1 must be 0 \(all tasks weigh alike\) or more"):
+        MeanWeights(build("inflora"), power=-1)
+
+
+def test_a_fresh_adapter_a_task_is_olora_without_its_penalty() -> None:
+    fresh, olora = (learn_all(build(*args, **options), stream()) for args, options in (
+        (("seq-lora",), {"fresh": True}), (("olora",), {"orthogonality": 0.0}))
+    )  # fmt: skip
+    with torch.no_grad():
+        assert torch.equal(fresh.predict(inputs(fresh)), olora.predict(inputs(olora)))
+    assert not any(site.layer.branches for site in fresh.sites)
+
+
+def test_the_command_line_carries_it_and_exports_the_mean(tmp_path: Path, lamella: Run) -> None:
+    short = ["method.epochs=1", "method.rank=2", "scenario.tasks=2", "fit.device=cpu"]
+    code, _, err = lamella("run", "digits", "method.mean_weights=true", *short, "--out", tmp_path / "run")
+    assert code == 0, err
+    model = Learner.load(tmp_path / "run" / "model")
+    assert model.name == "inflora+mean_weights+align"
+    assert {f.name for f in (tmp_path / "run").glob("results*")} == {
+        "results.json", "results-inflora.json", "results-inflora+mean_weights.json"
+    }  # fmt: skip
+    x = model.backbone.example(3, torch.Generator().manual_seed(0))
+    before = model.logits(x)
+    for readout in ("", "base", "base.base"):
+        code, _, err = lamella("export", tmp_path / "run" / "model", "--format", "adapters", "--readout", readout,
+                               "--out", tmp_path / f"adapters{readout}")  # fmt: skip
+        assert code == 0, err
+    assert torch.equal(model.logits(x), before)
