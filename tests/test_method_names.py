@@ -238,11 +238,12 @@ def test_a_name_with_parts_is_the_name_and_its_parts(config: str, method: str) -
     for parts in ORDERS:
         at_once = load_config(config, [f"method.name={'+'.join([method, *parts])}"])
         one_by_one = load_config(config, [f"method.name={method}", *(f"method.{part}=true" for part in parts)])
-        assert method_name(at_once) == "+".join([method, *parts])
+        assert method_name(at_once) == "+".join([method, *carried(parts)])
         assert at_once["run"].pop("overrides", None) is not None or at_once == load_config(config)
         one_by_one["run"].pop("overrides", None)
         own = [part for part in load_config(config)["method"] if part in PARTS]
-        if list(parts) == sorted(parts, key=lambda part: (part not in own, parts.index(part))):  # else another order
+        tables_last = carried(sorted(parts, key=lambda part: (part not in own, parts.index(part))))
+        if carried(parts) == tables_last:  # else another order
             assert at_once == one_by_one
 
 

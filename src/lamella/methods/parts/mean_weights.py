@@ -14,7 +14,7 @@ mean. Prediction costs one pass, as without it, since the mean is one weight a l
 Sources: averages of the iterates of stochastic gradient descent: Ruppert 1988; Polyak & Juditsky, SIAM J. Control and
 Optimization 30, 1992. Along one training of a network: Izmailov et al., "Averaging Weights Leads to Wider Optima and
 Better Generalization", UAI 2018, arXiv 1803.05407. The weights with a power: Shamir & Zhang, "Stochastic Gradient
-Descent for Non-smooth Optimization", ICML 2013, arXiv 1212.1824, section 4.
+Descent for Non-smooth Optimization: Convergence Results and Optimal Averaging Schemes", ICML 2013, arXiv 1212.1824.
 
 Departures:
 - One iterate is a finished task, not a step of the optimiser. Heads are not averaged: each was trained once.
