@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lamella import Learner
 from lamella.adapters.acting import acting_branches, added
-from lamella.data.transform import plain_view
+from lamella.data.transform import Augmentation, plain_view
 from lamella.learner.costs import costs_of_base, parameter_counts
 from lamella.learner.export.network import fixed, predicting
 from lamella.learner.records import TaskRecord
@@ -21,6 +21,7 @@ from lamella.learner.store.state import learned_state, restore_state, stored_byt
 from lamella.methods import METHODS
 from lamella.methods.parts import Aligned, MeanWeights
 from lamella.methods.parts.mean_weights import newest_share
+from lamella.training.fit import Fit
 
 FITTING: dict[str, Callable[[], Any]] = {
     "inflora": lambda: build("inflora"),
@@ -135,10 +136,32 @@ def test_the_newest_weights_and_the_mean_are_two_readouts() -> None:
 def test_alignment_sees_the_mean_before_and_after_a_task_and_passes_as_often() -> None:
     scenario, passes = stream(), {}
     for name, method in (("with", Aligned(MeanWeights(build("inflora")))), ("without", Aligned(build("inflora")))):
-        fit, seen = fit_for(method), []
-        features = fit.features
+        passes[name] = Recorded(method)
+        learn_all(method, scenario, passes[name])
+    assert [name for name, _ in passes["with"].seen] == [name for name, _ in passes["without"].seen]
+    before, after = passes["with"].seen[-2:]
+    mean, fit = learn_all(MeanWeights(build("inflora")), first_two(scenario)), fit_for(build("inflora"))
+    fit.begin("2")
+    assert torch.equal(fit.features(scenario[2].train, mean.eval().features), before[1])
+    fit = fit_for(mean)
+    fit.begin("2")
+    mean.learn(scenario[2], fit)
+    assert torch.equal(fit.features(scenario[2].train, mean.eval().features), after[1])
 
-        def watched(data: Any, extract: Any, *, name: str, seen: Any = seen, features: Any = features) -> Tensor:
+
+class Recorded(Fit):
+    """The real fit, which keeps what passes gave."""
+
+    def __init__(self, method: Any) -> None:
+        super().__init__(method, method.backbone.transform, augmentation=Augmentation((0.8, 1.0)), device="cpu")
+        self.seen: list[tuple[str, Tensor]] = []
+
+    def features(self, data: Any, extract: Any, *, keep: bool = False, name: str = "features") -> Tensor:
+        self.seen.append((name, super().features(data, extract, keep=keep, name=name)))
+        return self.seen[-1][1]
+
+
+def watched(data: Any, extract: Any, *, name: str, seen: Any = seen, features: Any = features) -> Tensor:
             found = features(data, extract, name=name)
             seen.append((name, found))
             return found
@@ -203,9 +226,8 @@ def test_other_parts_are_carried_on_top_and_a_power_is_not_negative() -> None:
 
 
 def test_a_fresh_adapter_a_task_is_olora_without_its_penalty() -> None:
-    fresh, olora = (learn_all(build(*args, **options), stream()) for args, options in (
-        (("seq-lora",), {"fresh": True}), (("olora",), {"orthogonality": 0.0}))
-    )  # fmt: skip
+    fresh = learn_all(build("seq-lora", fresh=True), stream())
+    olora = learn_all(build("olora", orthogonality=0.0), stream())
     with torch.no_grad():
         assert torch.equal(fresh.predict(inputs(fresh)), olora.predict(inputs(olora)))
     assert not any(site.layer.branches for site in fresh.sites)
