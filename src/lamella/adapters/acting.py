@@ -45,7 +45,11 @@ def acting_branches(layers: Mapping[str, Adapted], forward: Callable[[], object]
     """
     passes: dict[Adapted, list[Any]] = {layer: [] for layer in layers.values()}
     sites = [Site(name, layer, slice(0, layer.weight.shape[0])) for name, layer in layers.items()]
-    with watch(sites, lambda layer: lambda x: passes[layer].append(layer.acting), padding_too=True):
+
+    def note(layer: Adapted) -> Callable[[Tensor], None]:
+        return lambda x: passes[layer].append(layer.acting)
+
+    with watch(sites, note, padding_too=True):
         forward()
     if any(len(seen) > 1 for seen in passes.values()):
         raise DiffersBySample("a layer is called several times in one pass")
