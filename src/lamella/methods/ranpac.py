@@ -161,6 +161,10 @@ class RanPAC(Resizable, Method):
     def classes(self) -> tuple[int, ...]:
         return self.known("ids")
 
+    @property
+    def one_weight(self) -> bool:
+        return False  # nothing changes after the first task, so that a mean would be what there is
+
     def classify(self, features: Tensor) -> Tensor:
         """(n, classes) scores: of the regression about 1 for the right class, 0 for the others."""
         scores = self.project(features) @ self.solution
