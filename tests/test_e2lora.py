@@ -1,4 +1,4 @@
-"""What E2-LoRA promises: each step of its specification, written out a second time in NumPy, and what holds after it."""
+"""What E2-LoRA promises: each step of its specification, written out again in NumPy, and what holds after it."""
 
 from typing import Any
 
@@ -133,8 +133,10 @@ def test_what_is_cut_comes_oldest_first_and_the_rest_stays_as_it_is() -> None:
     cut_A, cut_B = memory.release(4)
     kept, cut = [0, 1, 4], [2, 3, 5]
     assert memory.ranks.tolist() == [2, 1]
-    assert torch.equal(memory.A, A[kept]) and torch.equal(memory.B, B[:, kept])
-    assert torch.equal(cut_A, A[cut]) and torch.equal(cut_B, B[:, cut])
+    assert torch.equal(memory.A, A[kept])
+    assert torch.equal(memory.B, B[:, kept])
+    assert torch.equal(cut_A, A[cut])
+    assert torch.equal(cut_B, B[:, cut])
 
 
 # the method ----------------------------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ def memories(method: E2LoRA) -> list[OutputBudget]:
 
 @pytest.fixture(scope="module", params=[None, 16])
 def life(request: pytest.FixtureRequest) -> list[tuple[E2LoRA, Recorded, list[dict[str, Tensor]], list[Tensor]]]:
-    """By task: the method, what its fit saw, the memories and the weights after it. Only the last method is as it was."""
+    """By task: the method as it is in the end, what its fit saw, the memories and the weights after the task."""
     method = built(budget=request.param)
     tasks = []
     for number in range(4):

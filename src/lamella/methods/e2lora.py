@@ -7,14 +7,16 @@ InfLoRA keeps a new update away from the *inputs* of old tasks. E2-LoRA orders e
 weakest ranks when the next task comes, and gives their output directions to this task. So all tasks together have a
 constant budget of ranks, R in each layer, the number of its outputs.
 
-    specification               here
-    W0 + sum_k B_k A_k          the layer's weight, into which each update is folded; its factors are kept
-    A_k (r_k x d), B_k (R x r_k) OutputBudget.A, OutputBudget.B: rows and columns of all old updates
-    R = sum_k r_k               budget
-    D = X (B_t A_t)^T, centred  never formed: its covariance is (B_t A_t) C (B_t A_t)^T, C that of the inputs X
-    lambda_{t,i}                OutputBudget.variances
-    keep_k(thr)                 keep_counts
-    0.25 T^2 KL, T              distill, distill_temperature: SelfDistillation
+    paper                           here
+    W0 + sum_k B_k A_k              the layer's weight, into which each update is folded; its factors are kept
+    A_k (r_k x d), B_k (R x r_k)    OutputBudget.A, OutputBudget.B: rows and columns of all old updates
+    R = sum_k r_k                   budget
+    D = X (B_t A_t)^T, centred      never formed: its covariance is (B_t A_t) C (B_t A_t)^T, C that of the inputs X
+    lambda_{t,i}                    OutputBudget.variances
+    keep_k(thr)                     keep_counts
+    0.25 T^2 KL, T                  distill, distill_temperature: SelfDistillation
+
+The algorithm, in each layer:
 
     learn(task t):
       t = 1:   r_1 = R, A_1 Kaiming-uniform, B_1 = 0; train A_1 and B_1

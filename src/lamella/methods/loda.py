@@ -7,7 +7,7 @@ InfLoRA and GPM keep a new task out of all directions that old inputs use. Where
 in the new inputs as well. LoDA looks for the directions that are loud in the new inputs *for how loud they were* in old
 ones, and gives them to a branch of its own, beside one in the directions that are loud in both.
 
-    specification               here
+    paper                       here
     y = W x + g_S B_S A_S x + g_P B_P A_P x     adapters "shared" and "isolated"
     g_S, g_P                    shared_scale, isolated_scale
     A (r x d, fixed), B (3d x r, trained)       branch.A, branch.B
@@ -15,6 +15,8 @@ ones, and gives them to a branch of its own, beside one in the directions that a
     M_prev                      OldMoment: the sum of these over old tasks
     eta_i                       shrinkage
     s, m                        cosine_scale, margin
+
+The algorithm, in each layer:
 
     learn(task t):
       A_S = leading eigenvectors of M_cur + M_prev, rows divided by sqrt 3                        loud
