@@ -69,7 +69,9 @@ class CosineHeads(Heads):
         return PlainClassifier(self.scale * F.normalize(weight, dim=1), unit=True)
 
     def as_linear(self) -> nn.Linear:
-        raise ValueError("its heads score by cosines, which no linear layer computes")
+        raise ValueError(
+            "a model with cosine heads does not classify by one linear layer on the features of one network"
+        )
 
     def _new(self, classes: Sequence[int], generator: torch.Generator | None = None) -> Head:
         return CosineHead(self.width, classes, generator, self.start, self.scale)
