@@ -107,7 +107,7 @@ def test_timm_and_peft_load_it_without_lamella(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "part", "options"),
     [("seq-lora", "", {}), ("sdlora", "", {}), ("olora", "align", {"head": "refit"}), ("seq-finetune", "", {}),
-     ("streaming-lda", "", {}), ("linear-probe", "", {})],
+     ("e2lora", "", {}), ("loda", "", {"head": "linear"}), ("streaming-lda", "", {}), ("linear-probe", "", {})],
 )  # fmt: skip
 def test_timm_computes_what_the_method_computes(
     method: str, part: str, options: dict[str, Any], tmp_path: Path
@@ -229,6 +229,7 @@ def test_tasks_kept_apart_become_a_folder_each(method: str, tmp_path: Path) -> N
         ("duallora", "", {"blocks": 1}),
         ("color", "", {"blocks": 1}),
         ("coda-prompt", "", {"blocks": 1}),
+        ("loda", "", {"blocks": 1}),
     ],
 )
 def test_onnx_computes_the_whole_prediction_for_batches_of_any_size(

@@ -7,9 +7,11 @@ from lamella.methods.color import CoLoR
 from lamella.methods.der import DER
 from lamella.methods.dlc.dlc import DLC
 from lamella.methods.duallora import DualLoRA
+from lamella.methods.e2lora import E2LoRA
 from lamella.methods.icarl import ICaRL
 from lamella.methods.inflora import InfLoRA
 from lamella.methods.linear_probe import LinearProbe
+from lamella.methods.loda import LoDA
 from lamella.methods.lwf import LwF
 from lamella.methods.memo import MEMO
 from lamella.methods.method import Method
@@ -34,6 +36,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "ranpac": RanPAC,
     "linear-probe": LinearProbe,
     "olora": OLoRA,
+    "e2lora": E2LoRA,
+    "loda": LoDA,
     "color": CoLoR,
     "coda-prompt": CodaPrompt,
     "seq-lora": SeqLoRA,
