@@ -6,9 +6,11 @@ from lamella.methods.color import CoLoR
 from lamella.methods.der import DER
 from lamella.methods.dlc.dlc import DLC
 from lamella.methods.duallora import DualLoRA
+from lamella.methods.ewc_lora import EWCLoRA
 from lamella.methods.icarl import ICaRL
 from lamella.methods.inflora import InfLoRA
 from lamella.methods.linear_probe import LinearProbe
+from lamella.methods.lora_sub import LoRASub
 from lamella.methods.lwf import LwF
 from lamella.methods.memo import MEMO
 from lamella.methods.method import Method
@@ -19,6 +21,7 @@ from lamella.methods.replay import Replay
 from lamella.methods.sdlora import SDLoRA
 from lamella.methods.seq_finetune import SeqFinetune
 from lamella.methods.seq_lora import SeqLoRA
+from lamella.methods.splitlora import SplitLoRA
 from lamella.methods.streaming_lda import StreamingLDA
 from lamella.methods.wa import WA
 
@@ -32,6 +35,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "ranpac": RanPAC,
     "linear-probe": LinearProbe,
     "olora": OLoRA,
+    "splitlora": SplitLoRA,
+    "lora-sub": LoRASub,
+    "ewc-lora": EWCLoRA,
     "color": CoLoR,
     "seq-lora": SeqLoRA,
     "sdlora": SDLoRA,

@@ -48,6 +48,7 @@ class OwnHeads(Method):
         data: Examples | None = None,
         features: Callable[[Any], Tensor] | None = None,
         penalty: Callable[[], Tensor | float] | None = None,
+        temperature: float = 1.0,
         **hooks: Any,
     ) -> None:
         """Add a head for a task; train it, and weights below it, by cross-entropy among the task's classes.
@@ -59,6 +60,7 @@ class OwnHeads(Method):
             data: the training data; the task's samples if left out.
             features: computes the features that the head classifies; those of the method if left out.
             penalty: returns a number that is added to the loss of each batch.
+            temperature: what logits are divided by in the cross-entropy; above 0. Predictions do not use it.
             hooks: `before_step` and `after_step` of the training loop.
         """
         training = self.recipe.of_task(len(self.heads))
@@ -66,7 +68,7 @@ class OwnHeads(Method):
         features = features or self.features
 
         def loss(x: Any, y: Tensor) -> Tensor:  # only this task's classes compete
-            value = F.cross_entropy(head(features(x)), head.columns(y))
+            value = F.cross_entropy(head(features(x)) / temperature, head.columns(y))
             return value if penalty is None else value + penalty()
 
         fit(task.train if data is None else data, loss, with_head(weights, head, training), training, **hooks)

@@ -1,0 +1,31 @@
+"""One pass over a task that collects the second moments of the inputs of adapted layers."""
+
+from collections.abc import Mapping, Sequence
+
+from lamella.adapters.adapter import Site, watch
+from lamella.backbones import Backbone
+from lamella.data.loading import Examples
+from lamella.memory.subspace import SecondMoment
+from lamella.training.fit import Fit
+
+__all__ = ["input_moments"]
+
+
+def input_moments(
+    fit: Fit, data: Examples, backbone: Backbone, sites: Sequence[Site], reads_as: Mapping[str, str], *, name: str
+) -> dict[str, SecondMoment]:
+    """Return by layer the second moment of its inputs x (d,) over all tokens of augmented samples.
+
+    Args:
+        fit: the passes of this task.
+        data: the samples.
+        backbone: the network that the sites are in, with its branches as they act now.
+        sites: the sites whose layers are observed.
+        reads_as: by layer, the first one that reads the same inputs; only first ones are observed. See
+            `Backbone.first_readers`.
+        name: the name of the pass within the task.
+    """
+    firsts = [site for site in sites if reads_as[site.name] == site.name]
+    with watch(firsts, lambda layer: SecondMoment(layer.weight.shape[1])) as moments:
+        fit.scan(data, lambda x, y: backbone.show(x, firsts), augment=True, keep=moments, any_order=True, name=name)
+    return moments
