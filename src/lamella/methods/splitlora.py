@@ -1,12 +1,12 @@
 """SplitLoRA: a low-rank branch for each task, in random directions that old tasks use little, as many as pays off.
 
 Qiu et al., "SplitLoRA: Balancing Stability and Plasticity in Continual Learning Through Gradient Space Splitting",
-ICLR 2026, arXiv 2505.22370. Authors' code: github.com/iLearn-Lab/ICLR26-SplitLoRA. This is a specification from a public
-reading of the authors' code; the paper was read in its abstract only, so no equation numbers are given.
+ICLR 2026, arXiv 2505.22370. Authors' code: github.com/iLearn-Lab/ICLR26-SplitLoRA. This is a specification from a
+public reading of the authors' code; the paper was read in its abstract only, so no equation numbers are given.
 
 As in InfLoRA a branch with a fixed A changes W only within the span of A's rows, which avoid the inputs of old tasks.
-Two things differ: how many directions are avoided is the result of a trade-off, not of a fixed share of energy, and A is
-a random draw from the others, not the new task's leading directions.
+Two things differ: how many directions are avoided is the result of a trade-off, not of a fixed share of energy, and A
+is a random draw from the others, not the new task's leading directions.
 
     paper                       here
     A_t (r x d, fixed)          branch.A: reduces
@@ -20,8 +20,8 @@ a random draw from the others, not the new task's leading directions.
 
 Departures (from the authors' code [c]; unsaid in the specification [u]):
 - U_minor U_minor^T R with R Gaussian (d x r) takes the place of U_minor G. Both have the same distribution.
-- At least one direction is protected, as the formula says; the code protects two or more [c]. At least `rank` directions
-  stay free, so that the next branch has its rank; the code can run out of them [c].
+- At least one direction is protected, as the formula says; the code protects two or more [c]. At least `rank`
+  directions stay free, so that the next branch has its rank; the code can run out of them [c].
 - Two public versions of the code scale A differently: one divides by the number of the task, one does not [c];
   `shrinking=False` is the latter.
 - The moments of a task are taken after its branch is folded, over its augmented training images once, each token with
