@@ -148,7 +148,7 @@ class LoRASub(Method):
         training = self.recipe.of_task(number)
         draws = None if training.head_start == "zero" else generator(self.seed, "head", number)
         head = Head(self.backbone.width, task.classes, draws, training.head_start).to(self.tasks.device)
-        means, ids = self.statistics.means.float(), self.statistics.ids
+        means, ids = self.statistics.means, self.statistics.ids
 
         def loss(x: Samples, y: Tensor) -> Tensor:
             features = self.features(x)

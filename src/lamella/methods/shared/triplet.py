@@ -23,12 +23,12 @@ def augmented_triplet(features: Tensor, labels: Tensor, means: Tensor, ids: Tens
         ids: (c,) the global ids of their classes.
         margin: by how much d_near should be larger than d_far.
     """
-    # Autocast would round small distances to nothing.
-    with torch.autocast(features.device.type, enabled=False):
-        unit = normalize(features.float(), dim=1)
-        others = torch.cat([unit, normalize(means.to(unit), dim=1)])
-        distances = (2 - 2 * unit @ others.T).clamp_min(1e-12).sqrt()
-        same = labels[:, None] == torch.cat([labels, ids.to(labels)])
-        far = distances[:, : len(unit)].masked_fill(~same[:, : len(unit)], 0).amax(1)
-        near = distances.masked_fill(same, float("inf")).amin(1)
-        return (far - near + margin).clamp_min(0).mean()
+    # In float64, since the distance of samples that are alike is the root of a difference of numbers near 2; autocast
+    # leaves float64 alone.
+    unit = normalize(features.double(), dim=1)
+    others = torch.cat([unit, normalize(means.to(unit), dim=1)])
+    distances = (2 - 2 * unit @ others.T).clamp_min(1e-12).sqrt()
+    same = labels[:, None] == torch.cat([labels, ids.to(labels)])
+    far = distances[:, : len(unit)].masked_fill(~same[:, : len(unit)], 0).amax(1)
+    near = distances.masked_fill(same, float("inf")).amin(1)
+    return (far - near + margin).clamp_min(0).mean().float()
