@@ -32,6 +32,11 @@ def task(i: int, classes: tuple[int, ...]) -> Task:
     return Task(i, f"task {i}", classes, tuple(map(str, classes)), every.subset(index))
 
 
+def batch(method: Any, data: Any) -> Tensor:
+    """All images of a set as inputs, without augmentation."""
+    return data.batch(torch.arange(len(data)), plain_view(method.backbone.transform))
+
+
 def build(**options: Any) -> EWCLoRA:
     return configured(EWCLoRA, tiny_backbone(), **{**QUICK, **options})
 
@@ -54,7 +59,7 @@ def squared_gradients(method: EWCLoRA, data: Any, head: Head) -> list[Tensor]:
     for weight in weights:
         weight.requires_grad_(True)
     for i in range(len(data)):
-        x = data.batch(torch.tensor([i]), plain_view(method.backbone.transform))
+        x = batch(method, data.subset(torch.tensor([i])))
         loss = F.cross_entropy(head(method.features(x)), head.columns(data.labels[i : i + 1]))
         for total, slope in zip(totals, torch.autograd.grad(loss, weights), strict=True):
             total += slope.double().square()
@@ -156,7 +161,7 @@ def test_the_first_task_is_plain_lora_given_equal_draws() -> None:
         site.layer.branches.clear()
     learn(ours, 0, task(0, (0, 1, 2)))
     learn(theirs, 0, task(0, (0, 1, 2)))
-    x = images(6, 4, "test").batch(torch.arange(12), plain_view(ours.backbone.transform))
+    x = batch(ours, images(3, 4, "test"))
     with torch.no_grad():
         assert torch.allclose(ours.predict(x), theirs.predict(x), atol=1e-5)
 
@@ -169,7 +174,7 @@ def test_the_penalty_is_part_of_the_loss_from_the_second_task_on() -> None:
         branches = [b for site in method.sites for b in site.layer.of("new")]
         for branch in branches:
             branch.B.copy_(0.1 * draw(*branch.B.shape, name="B"))
-        x = data.batch(torch.arange(len(data)), plain_view(method.backbone.transform))
+        x = batch(method, data)
         head = method.heads[len(method.heads) - 1]
         with torch.no_grad():
             plain_loss = F.cross_entropy(head(method.features(x)), head.columns(data.labels))

@@ -32,6 +32,11 @@ def task(i: int, classes: tuple[int, ...]) -> Task:
     return Task(i, f"task {i}", classes, tuple(map(str, classes)), every.subset(index))
 
 
+def batch(method: Any, data: Any) -> Tensor:
+    """All images of a set as inputs, without augmentation."""
+    return data.batch(torch.arange(len(data)), plain_view(method.backbone.transform))
+
+
 def build(**options: Any) -> LoRASub:
     return configured(LoRASub, tiny_backbone(), **{**QUICK, **options})
 
@@ -115,7 +120,7 @@ def test_the_space_of_a_task_is_what_its_images_span_in_the_subtracted_network()
     fit.augmentation = None
     found = method._spaces(data, fit)
     seen: dict[Any, list[Tensor]] = {site.layer: [] for site in method.sites}
-    x = data.train.batch(torch.arange(len(data.train)), plain_view(method.backbone.transform))
+    x = batch(method, data.train)
     with torch.no_grad(), method.subtracted(), watch(method.sites, lambda layer: seen[layer].append):
         method.features(x)
     for site in method.sites:
@@ -173,7 +178,7 @@ def test_a_projected_gradient_would_leave_the_space_which_a_projected_step_does_
             steps.before()
             adam.step()
             steps.after()
-        return float((A @ outside).norm() / A.norm())
+        return float((A.detach() @ outside).norm() / A.detach().norm())
 
     assert left(by_step=True) < 1e-6
     assert left(by_step=False) > 0.1
@@ -282,7 +287,7 @@ def test_the_loss_is_cross_entropy_and_the_weighed_triplet_loss_with_the_means_o
     values: list[tuple[float, float]] = []
 
     def look(loss: Any, data: Any, tensors: list[Tensor]) -> None:
-        x = data.batch(torch.arange(len(data)), plain_view(method.backbone.transform))
+        x = batch(method, data)
         weight, bias = tensors[-2:]  # of the head, which the method does not keep
         with torch.no_grad():
             f, value = method.features(x), float(loss(x, data.labels))
@@ -317,7 +322,7 @@ def test_the_nearest_mean_decides_and_old_means_are_those_of_their_own_task() ->
     method = build()
     first = task(0, (0, 1, 2))
     learn(method, 0, first)
-    x = first.train.batch(torch.arange(len(first.train)), plain_view(method.backbone.transform))
+    x = batch(method, first.train)
     with torch.no_grad():
         features = method.features(x).double()
     means = torch.stack([features[first.train.labels == c].mean(0) for c in (0, 1, 2)])

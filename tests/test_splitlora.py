@@ -28,6 +28,11 @@ def task(i: int, classes: tuple[int, ...]) -> Task:
     return Task(i, f"task {i}", classes, tuple(map(str, classes)), every.subset(index))
 
 
+def batch(method: Any, data: Any) -> Tensor:
+    """All images of a set as inputs, without augmentation."""
+    return data.batch(torch.arange(len(data)), plain_view(method.backbone.transform))
+
+
 def build(**options: Any) -> SplitLoRA:
     return configured(SplitLoRA, tiny_backbone(), **{**QUICK, **options})
 
@@ -48,7 +53,7 @@ def inputs(method: SplitLoRA, data: Any) -> list[np.ndarray]:
     found: list[list[Tensor]] = [[] for _ in method.sites]
     numbers = {site.layer: i for i, site in enumerate(method.sites)}
     with torch.no_grad(), watch(method.sites, lambda layer: found[numbers[layer]].append):
-        method.features(data.batch(torch.arange(len(data)), plain_view(method.backbone.transform)))
+        method.features(batch(method, data))
     return [torch.cat(parts).flatten(0, -2).double().numpy() for parts in found]
 
 
@@ -176,7 +181,7 @@ def test_the_loss_is_the_cross_entropy_of_logits_divided_by_the_temperature() ->
     losses: list[tuple[float, float]] = []
 
     def look(loss: Any, data: Any, tensors: list[Tensor]) -> None:
-        x = data.batch(torch.arange(len(data)), plain_view(method.backbone.transform))
+        x = batch(method, data)
         with torch.no_grad():
             value, logits = float(loss(x, data.labels)), method.heads[0](method.features(x)).double().numpy()
         z = logits / 7.0

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from lamella.adapters.adapter import Adapted, Site
 from lamella.data.loading import Examples
+from lamella.data.samples import Samples
 from lamella.methods.shared.heads import Head
 from lamella.training.fit import Fit
 
@@ -53,7 +53,7 @@ class DiagonalFisher(nn.Module):
 
 
 def diagonal_fishers(
-    fit: Fit, data: Examples, features: Callable[[Any], Tensor], head: Head, sites: Sequence[Site]
+    fit: Fit, data: Examples, features: Callable[[Samples], Tensor], head: Head, sites: Sequence[Site]
 ) -> list[DiagonalFisher]:
     """Return the empirical Fisher information of each site: gradients of the cross-entropy of the true labels.
 
@@ -66,7 +66,7 @@ def diagonal_fishers(
     """
     fishers = [DiagonalFisher(site) for site in sites]
 
-    def observe(x: Any, y: Tensor) -> None:
+    def observe(x: Samples, y: Tensor) -> None:
         with torch.enable_grad(), _recorded(sites) as calls:
             loss = F.cross_entropy(head(features(x)), head.columns(y), reduction="sum")
             outputs = [output for called in calls.values() for _, output in called]
