@@ -151,6 +151,12 @@ def test_the_layer_that_runs_out_first_decides() -> None:
     assert forecast(build("duallora", orthogonal=False), [wide]) is None, "nothing is kept away from what it remembers"
 
 
+def test_directions_that_are_given_back_end_no_forecast() -> None:
+    found = forecast(Reads({}, 4), [Space("chosen anew", 20, 5, (9, -2, -2))])
+    assert found is not None
+    assert (found.tasks, found.pace) == (None, -2)
+
+
 def test_what_inflora_protects_is_used_and_what_a_part_remembers_is_not() -> None:
     base: Any = build("inflora", rank=2, epochs=1, blocks=1)
     method = Calibrated(base)

@@ -21,7 +21,19 @@ from lamella.methods.parts import PARTS, Aligned, Calibrated
 from lamella.methods.shared.heads import Head, Heads
 
 BUILT = [*METHODS, "inflora+align", "replay+align", "seq-lora+calibrate", "inflora+align+calibrate"]
-NOT_LINEAR = ["nearest-mean", "ranpac", "color", "duallora", "icarl", "der", "memo", "dlc", "coda-prompt", "loda"]
+NOT_LINEAR = [
+    "nearest-mean",
+    "lora-sub",
+    "ranpac",
+    "color",
+    "duallora",
+    "icarl",
+    "der",
+    "memo",
+    "dlc",
+    "coda-prompt",
+    "loda",
+]
 NOT_LINEAR += ["seq-lora+calibrate", "inflora+align+calibrate"]
 
 
@@ -181,6 +193,7 @@ def test_what_classifies_otherwise_has_no_linear_classifier(name: str) -> None:
         ("nearest-mean", {}),
         ("icarl", {}),
         ("loda", {}),
+        ("lora-sub", {}),
         ("ranpac", {}),
         ("ranpac", {"unit": True, "adapt": "none", "ridge": 0.1}),
     ],

@@ -1,5 +1,6 @@
 """Subspaces: whichever basis is stored, the projections are those of the mathematics."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +11,8 @@ from lamella.common.randomness import generator
 from lamella.memory.subspace import (
     SecondMoment,
     Subspace,
+    count_by_share,
+    count_by_trade_off,
     leading,
     left_singular,
     numerical_rank,
@@ -241,3 +244,41 @@ def test_any_extensions_span_what_they_were_given(width: int, steps: list[int], 
         assert error(vectors.T @ vectors, torch.eye(vectors.shape[1])) < 1e-6
         assert space.dimension == int(torch.linalg.matrix_rank(given_columns, rtol=1e-6))
         assert error(projection(space), spanned(given_columns)) < 1e-3
+
+
+# how many directions ------------------------------------------------------------------------------------------------
+
+ENERGIES = st.lists(st.floats(0, 10), min_size=1, max_size=12).map(lambda values: sorted(values, reverse=True))
+
+
+@settings(max_examples=80, deadline=None)
+@given(energies=ENERGIES, tasks=st.integers(1, 5), room=st.floats(0.05, 30))
+def test_the_trade_off_is_the_smallest_of_all_costs(energies: list[float], tasks: int, room: float) -> None:
+    """Written out: for every number of directions, the unprotected energy of so many tasks minus the free share."""
+    values, d = np.array(energies, dtype=np.float64), len(energies)
+    total = values.sum() if values.sum() > 0 else 1.0
+    costs = [tasks * (1 - values[:k].sum() / total) - room * (d - k) / d for k in range(1, d + 1)]
+    found = count_by_trade_off(torch.tensor(energies, dtype=torch.float64), tasks, room)
+    assert 1 <= found <= d
+    assert costs[found - 1] <= min(costs) + 1e-9
+
+
+def test_the_trade_off_protects_a_direction_whose_share_outweighs_its_room() -> None:
+    values = torch.tensor([40.0, 30.0, 15.0, 10.0, 5.0, 0.0, 0.0, 0.0])
+    for tasks in (1, 2, 4):
+        above = int((values / 100 > 1.0 / (8 * tasks)).sum())
+        assert count_by_trade_off(values, tasks, room=1.0) == above
+    assert count_by_trade_off(values, 100, room=1.0) == 5  # never what has no energy at all
+    assert count_by_trade_off(values, 1, room=1000.0) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(energies=ENERGIES, share=st.floats(0.05, 1.0))
+def test_a_share_is_reached_by_so_many_directions_and_not_by_fewer(energies: list[float], share: float) -> None:
+    values = np.array(energies, dtype=np.float64)
+    found = count_by_share(torch.tensor(energies, dtype=torch.float64), share)
+    if values.sum() == 0:
+        assert found == len(values)
+        return
+    assert values[:found].sum() / values.sum() >= share - 1e-9
+    assert values[: found - 1].sum() / values.sum() < share

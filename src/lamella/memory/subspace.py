@@ -10,7 +10,18 @@ from torch import Tensor, nn
 
 from lamella.memory.resizable import Resizable
 
-__all__ = ["SecondMoment", "Subspace", "leading", "left_singular", "numerical_rank", "orthonormal", "project_out"]
+__all__ = [
+    "SecondMoment",
+    "Subspace",
+    "count_by_share",
+    "count_by_trade_off",
+    "leading",
+    "left_singular",
+    "numerical_rank",
+    "orthonormal",
+    "project_out",
+    "shares",
+]
 
 
 class SecondMoment(nn.Module):
@@ -80,6 +91,54 @@ def left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
     M = matrix.double()
     values, vectors = torch.linalg.eigh(M @ M.T)
     return vectors.flip(1).to(matrix.dtype), values.flip(0).clamp_min(0).sqrt().to(matrix.dtype)
+
+
+def shares(values: Tensor) -> Tensor:
+    """Return the share of each value (d,) in their sum; all are 0 if the sum is 0.
+
+    Args:
+        values: (d,) energies, such as the eigenvalues of a second moment; rounding below 0 counts as 0.
+    """
+    energies = values.double().clamp_min(0)
+    return energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny)
+
+
+def count_by_share(values: Tensor, share: float) -> int:
+    """Return how many leading directions have together at least this share of the energy.
+
+    >>> count_by_share(torch.tensor([6.0, 3.0, 1.0, 0.0]), 0.9)
+    2
+
+    Args:
+        values: (d,) energies, largest first.
+        share: above 0, at most 1.
+    """
+    reached = shares(values).cumsum(0) >= share - 1e-12  # the sum of all shares may be 1 - 1e-16
+    return int(reached.long().argmax()) + 1 if bool(reached.any()) else len(values)
+
+
+def count_by_trade_off(values: Tensor, tasks: int, room: float) -> int:
+    """Return how many leading directions to protect, where protection and room for later tasks are weighed.
+
+    The number k minimises tasks x (1 - share of the first k) - room x (d - k) / d: the energy of old inputs that is not
+    protected, which counts more the more tasks have been learned, against the share of directions that stay free
+    (SplitLoRA: Qiu et al., ICLR 2026, arXiv 2505.22370). As energies fall, the k-th direction is protected if its share
+    is above room / (d x tasks).
+
+    >>> count_by_trade_off(torch.tensor([7.0, 2.0, 1.0, 0.0]), tasks=1, room=0.6)
+    2
+
+    Args:
+        values: (d,) energies, largest first.
+        tasks: the number of tasks learned so far, at least 1.
+        room: the weight of free directions; above 0.
+
+    Returns:
+        k, at least 1.
+    """
+    d = len(values)
+    k = torch.arange(1, d + 1, dtype=torch.float64, device=values.device)
+    return int((tasks * (1 - shares(values).cumsum(0)) - room * (d - k) / d).argmin()) + 1
 
 
 def numerical_rank(values: Tensor, reference: float | Tensor, tolerance: float = 1e-5) -> int:

@@ -8,10 +8,12 @@ from lamella.methods.der import DER
 from lamella.methods.dlc.dlc import DLC
 from lamella.methods.duallora import DualLoRA
 from lamella.methods.e2lora import E2LoRA
+from lamella.methods.ewc_lora import EWCLoRA
 from lamella.methods.icarl import ICaRL
 from lamella.methods.inflora import InfLoRA
 from lamella.methods.linear_probe import LinearProbe
 from lamella.methods.loda import LoDA
+from lamella.methods.lora_sub import LoRASub
 from lamella.methods.lwf import LwF
 from lamella.methods.memo import MEMO
 from lamella.methods.method import Method
@@ -23,6 +25,7 @@ from lamella.methods.sdlora import SDLoRA
 from lamella.methods.seq_finetune import SeqFinetune
 from lamella.methods.seq_lora import SeqLoRA
 from lamella.methods.slca import SLCA
+from lamella.methods.splitlora import SplitLoRA
 from lamella.methods.streaming_lda import StreamingLDA
 from lamella.methods.wa import WA
 
@@ -38,6 +41,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "olora": OLoRA,
     "e2lora": E2LoRA,
     "loda": LoDA,
+    "splitlora": SplitLoRA,
+    "lora-sub": LoRASub,
+    "ewc-lora": EWCLoRA,
     "color": CoLoR,
     "coda-prompt": CodaPrompt,
     "seq-lora": SeqLoRA,

@@ -191,9 +191,9 @@ class InfLoRA(OwnHeads):
         if self.statistics_images is not None:
             order = torch.randperm(len(images), generator=generator(self.seed, name, len(self.heads)))
             images = images.subset(order[: self.statistics_images])
-        firsts = [site for site in self.sites if self.reads_as[site.name] == site.name]
         dtype = torch.float64 if self.moments else torch.float32
-        return second_moments(self.backbone, firsts, images, fit, name, dtype)
+        found = second_moments(fit, images, self.backbone, self.sites, self.reads_as, name=name, dtype=dtype)
+        return {layer: moment.mean for layer, moment in found.items()}
 
     def _grow_designed(self, moments: dict[str, Tensor]) -> list[tuple[Site, Branch]]:
         """Add branches whose A has the leading free directions of the task's inputs as rows, of norm 1 / sqrt 3."""

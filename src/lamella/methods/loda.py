@@ -42,6 +42,7 @@ Departures (all from the specification):
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -55,7 +56,7 @@ from lamella.data.scenario import Task
 from lamella.memory.old_moments import OldMoment, loud, loud_and_quiet, shrinkage
 from lamella.methods.shared.cosine_heads import CosineHeads
 from lamella.methods.shared.moments import second_moments
-from lamella.methods.shared.own_heads import OwnHeads, factors
+from lamella.methods.shared.own_heads import OwnHeads, cross_entropy, factors
 from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.methods.shared.self_distillation import SelfDistillation
 from lamella.training.fit import Fit
@@ -134,6 +135,7 @@ class LoDA(OwnHeads):
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
         first = not len(self.heads)
+        margin = self.margin * (self.cosine_scale if self.head == "cosine" else 1.0)
         current = self._moments(task, fit, "moment-before")
         old = {name: self._old(name).moment for name in current}
         shared = self._grow("shared", {name: loud(M + old[name], self.lora.rank) for name, M in current.items()})
@@ -145,7 +147,7 @@ class LoDA(OwnHeads):
             task,
             fit,
             trained,
-            margin=self.margin * (self.cosine_scale if self.head == "cosine" else 1.0),
+            criterion=partial(cross_entropy, margin=margin),
             distillation=self.distillation,
             current=("shared", "isolated"),
         )
@@ -167,8 +169,8 @@ class LoDA(OwnHeads):
         if self.statistics_images is not None:
             order = torch.randperm(len(images), generator=generator(self.seed, name, len(self.heads)))
             images = images.subset(order[: self.statistics_images])
-        firsts = [site for site in self.sites if self.reads_as[site.name] == site.name]
-        return second_moments(self.backbone, firsts, images, fit, name, torch.float64)
+        found = second_moments(fit, images, self.backbone, self.sites, self.reads_as, name=name, dtype=torch.float64)
+        return {layer: moment.mean for layer, moment in found.items()}
 
     def _grow(self, name: str, directions: dict[str, Tensor]) -> list[Branch]:
         """Add an adapter whose A has the directions (d, k) of each layer's inputs as rows, of norm 1 / sqrt 3."""

@@ -48,7 +48,10 @@ class Space:
 
     @property
     def pace(self) -> float:
-        """The mean number of directions that each of the `latest` tasks took; 0 if nothing was recorded."""
+        """The mean number of directions that each of the `latest` tasks took; 0 if nothing was recorded.
+
+        It is negative where fewer are protected than before, as a method may that chooses them anew after each task.
+        """
         return 0.0 if not self.latest else sum(self.latest) / len(self.latest)
 
     @property
@@ -62,7 +65,7 @@ class Forecast:
     """How many further tasks still fit.
 
     Attributes:
-        tasks: the number of further tasks; None if the last tasks took no direction of any layer.
+        tasks: the number of further tasks; None if the last tasks took no direction of any layer, or gave some back.
         layer: the name of the layer that runs out of free directions first.
         rank: the number of free directions that a branch needs.
         pace: how many directions of that layer a task takes on average.
@@ -140,7 +143,7 @@ def _tasks_left(space: Space, rank: int) -> float:
     if space.free < rank:
         return 0
     # Integer arithmetic, because the floating-point quotient of two thirds may fall just below a whole number.
-    return math.inf if space.pace == 0 else (space.free - rank) * len(space.latest) // sum(space.latest) + 1
+    return math.inf if space.pace <= 0 else (space.free - rank) * len(space.latest) // sum(space.latest) + 1
 
 
 def overlap(method: Method, learned: int) -> Overlap | None:

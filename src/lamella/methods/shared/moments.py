@@ -1,9 +1,8 @@
-"""Second moments of what layers read, over the samples of a task."""
+"""One pass over a task that collects the second moments of the inputs of adapted layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from lamella.adapters.adapter import Site, watch
 from lamella.backbones import Backbone
@@ -15,30 +14,28 @@ __all__ = ["second_moments"]
 
 
 def second_moments(
+    fit: Fit,
+    data: Examples,
     backbone: Backbone,
     sites: Sequence[Site],
-    images: Examples,
-    fit: Fit,
+    reads_as: Mapping[str, str],
+    *,
     name: str,
     dtype: torch.dtype = torch.float32,
-) -> dict[str, Tensor]:
-    """Return by layer the mean (d, d) of x x^T over all tokens x that it reads of augmented samples.
+) -> dict[str, SecondMoment]:
+    """Return by layer the second moment of its inputs x (d,) over all tokens of augmented samples.
 
     Args:
-        backbone: the network, with whatever branches act.
-        sites: where the layers are.
-        images: the samples.
-        fit: the training loop, which makes the pass.
+        fit: the passes of this task.
+        data: the samples.
+        backbone: the network that the sites are in, with its branches as they act now.
+        sites: the sites whose layers are observed.
+        reads_as: by layer, the first one that reads the same inputs; only first ones are observed. See
+            `Backbone.first_readers`.
         name: the name of the pass within the task.
-        dtype: the precision of the sums.
+        dtype: the precision of the sums; float64 where a moment is inverted.
     """
-    with watch(sites, lambda layer: SecondMoment(layer.weight.shape[1], dtype)) as observers:
-        fit.scan(
-            images,
-            lambda x, y: backbone.show(x, sites),
-            augment=True,
-            keep=observers,
-            any_order=True,
-            name=name,
-        )
-    return {layer: observer.mean for layer, observer in observers.items()}
+    firsts = [site for site in sites if reads_as[site.name] == site.name]
+    with watch(firsts, lambda layer: SecondMoment(layer.weight.shape[1], dtype)) as moments:
+        fit.scan(data, lambda x, y: backbone.show(x, firsts), augment=True, keep=moments, any_order=True, name=name)
+    return moments

@@ -15,7 +15,7 @@ from lamella.methods.shared.self_distillation import SelfDistillation, SelfTeach
 from lamella.training.fit import Examples, Fit
 from lamella.training.recipe import LoRA, Training
 
-__all__ = ["OwnHeads", "factors", "with_head"]
+__all__ = ["OwnHeads", "cross_entropy", "factors", "with_head"]
 
 
 class OwnHeads(Method):
@@ -49,7 +49,7 @@ class OwnHeads(Method):
         data: Examples | None = None,
         features: Callable[[Any], Tensor] | None = None,
         penalty: Callable[[], Tensor | float] | None = None,
-        margin: float = 0.0,
+        criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         distillation: SelfDistillation | None = None,
         current: Sequence[str] = ("new",),
         **hooks: Any,
@@ -63,7 +63,7 @@ class OwnHeads(Method):
             data: the training data; the task's samples if left out.
             features: computes the features that the head classifies; those of the method if left out.
             penalty: returns a number that is added to the loss of each batch.
-            margin: what is subtracted from the logit of the right class in training.
+            criterion: the loss of logits (n, own classes) and columns (n,), in place of cross-entropy.
             distillation: how strongly the answers for old classes are kept, where they are; see `SelfDistillation`.
             current: the names of the adapters in training, which the teacher of `distillation` does without.
             hooks: `before_step` and `after_step` of the training loop.
@@ -77,16 +77,24 @@ class OwnHeads(Method):
 
         def loss(x: Any, y: Tensor) -> Tensor:  # only this task's classes compete
             found, columns = features(x), head.columns(y)
-            value = F.cross_entropy(_lowered(head(found), columns, margin), columns)
+            value = criterion(head(found), columns)
             value = value if penalty is None else value + penalty()
             return value if teacher is None else value + teacher.loss(x, found)
 
         fit(task.train if data is None else data, loss, with_head(weights, head, training), training, **hooks)
 
 
-def _lowered(logits: Tensor, columns: Tensor, margin: float) -> Tensor:
-    """Subtract a margin from the logit (n, classes) of each sample's right column (n,)."""
-    return logits - margin * F.one_hot(columns, logits.shape[1]) if margin else logits
+def cross_entropy(logits: Tensor, columns: Tensor, *, margin: float = 0.0, temperature: float = 1.0) -> Tensor:
+    """Return the cross-entropy of a batch, with a margin or a temperature.
+
+    Args:
+        logits: (n, classes).
+        columns: (n,), the right column of each sample.
+        margin: what is subtracted from the right logit first, so that the classes are parted further; at least 0.
+        temperature: what the logits are divided by; above 0.
+    """
+    lowered = logits - margin * F.one_hot(columns, logits.shape[1]) if margin else logits
+    return F.cross_entropy(lowered / temperature, columns)
 
 
 def factors(branches: Iterable[Branch]) -> list[nn.Parameter]:
