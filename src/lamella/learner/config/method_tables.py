@@ -222,7 +222,7 @@ def complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[
 
 
 def with_unstored(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored [method] with the options that its version did not have yet, as far as the method lists them.
+    """Return a stored [method] with the options that its version did not have yet, as far as it or a part lists them.
 
     Args:
         table: the table [method] of a stored configuration, which has every option that its version had.
@@ -230,7 +230,9 @@ def with_unstored(table: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: no method has this name.
     """
-    return {**getattr(find(with_parts(table).get("name")), "unstored", {}), **table}
+    found = {**getattr(find(with_parts(table).get("name")), "unstored", {}), **table}
+    parts = {part: found[part] for part in PARTS if isinstance(found.get(part), dict)}
+    return found | {part: {**getattr(PARTS[part], "unstored", {}), **own} for part, own in parts.items()}
 
 
 def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:
