@@ -251,7 +251,9 @@ class Aligned(MethodOnBase):
         if self.drift == "local":
             local = LocalDrift.between(before, after)
             width = self.backbone.width
-            noise = standard_noise(max(DRAWS, 2 * width), width, generator(self.seed, "align", "local", len(self.classes)))
+            noise = standard_noise(
+                max(DRAWS, 2 * width), width, generator(self.seed, "align", "local", len(self.classes))
+            )
             self.statistics.follow(local, noise.to(local.keys), FOLLOWING)
             fit.tell_drift(local)
         else:
