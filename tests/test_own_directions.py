@@ -220,11 +220,13 @@ def test_what_is_no_few_tensors_has_no_plain_classifier(options: dict[str, Any])
 
 
 def test_a_stored_model_keeps_the_whole_covariances_that_it_was_learned_with() -> None:
-    new = complete({"backbone": {"name": "test_vit"}, "method": {"name": "inflora+align", "align": {"ridge": 1.0}}})
-    assert up_to_date(new) == new
-    old = deepcopy(new)
-    assert old["method"]["align"].pop("own_directions") == 8
-    assert up_to_date(old)["method"]["align"]["own_directions"] == "all"
+    for own, kept in (("own_covariance", "all"), ("own_covariance_prior", "all"), ("ridge", 8)):
+        table = {"name": "inflora+align", "align": {own: 0.5}}
+        new = complete({"backbone": {"name": "test_vit"}, "method": table})
+        assert up_to_date(new) == new
+        old = deepcopy(new)
+        assert old["method"]["align"].pop("own_directions") == 8
+        assert up_to_date(old)["method"]["align"]["own_directions"] == kept
 
 
 @pytest.mark.parametrize("directions", [0, -1, "some", 2.5])

@@ -230,9 +230,15 @@ def with_unstored(table: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: no method has this name.
     """
-    found = {**getattr(find(with_parts(table).get("name")), "unstored", {}), **table}
+    found = {**_unstored(find(with_parts(table).get("name")), table), **table}
     parts = {part: found[part] for part in PARTS if isinstance(found.get(part), dict)}
-    return found | {part: {**getattr(PARTS[part], "unstored", {}), **own} for part, own in parts.items()}
+    return found | {part: {**_unstored(PARTS[part], own), **own} for part, own in parts.items()}
+
+
+def _unstored(build: Callable[..., Any], table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a method or a part lists as unstored, which may depend on what else the table has."""
+    found = getattr(build, "unstored", {})
+    return found(table) if callable(found) else found
 
 
 def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:

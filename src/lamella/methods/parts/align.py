@@ -38,8 +38,9 @@ Departures:
 - `compete` is our own; see shared/rivals.py.
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -100,8 +101,6 @@ class Aligned(MethodOnBase):
     Raises:
         ValueError: a value is not allowed, or the features of the base widen with each task.
     """
-
-    unstored: ClassVar[dict[str, Any]] = {"own_directions": "all"}  # older versions kept whole covariances
 
     own_calls = ("align-",)
     reads_features = True
@@ -164,6 +163,12 @@ class Aligned(MethodOnBase):
         mixed = partial(ClassMixtures, means=means, seed=seed) if means else ClassGaussians
         self.statistics: ClassGaussians = mixed(width, per_class=self.quadratic, directions=directions)
         self.refitted = Heads(width)
+
+    @staticmethod
+    def unstored(table: Mapping[str, object]) -> dict[str, object]:
+        """What a stored table lacks: versions before `own_directions` kept whole covariances."""
+        own = table.get("own_covariance") or table.get("own_covariance_prior")
+        return {"own_directions": "all"} if own else {}
 
     @property
     def classes(self) -> tuple[int, ...]:
