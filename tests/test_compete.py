@@ -21,7 +21,7 @@ from lamella.testing.trial import Trial
 from lamella.training.fit import Fit
 
 
-def carried(name: str = "seq-lora", seed: int = 0, *, compete: bool = True, **options: Any) -> Aligned:
+def carried(name: str = "seq-lora", seed: int = 0, *, compete: bool = True, **options: Any) -> Any:
     return Aligned(build(name, seed, **options), seed=seed, compete=compete)
 
 
@@ -123,9 +123,10 @@ def test_the_exported_layer_is_the_prediction_of_the_heads(tmp_path: Path) -> No
     export(learner.model, "timm", tmp_path / "heads", readout="base")
     model = timm.create_model("test_vit", num_classes=4, img_size=32).eval()
     model.load_state_dict(load_file(tmp_path / "heads" / "model.safetensors"))
-    x = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    x, base = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(3)), learner.method.base
+    assert base is not None
     with torch.no_grad():
-        wanted = learner.method.base.predict(x)
+        wanted = base.predict(x)
         torch.testing.assert_close(model(x), wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
 
 
@@ -142,7 +143,9 @@ def test_it_needs_heads_on_the_features_that_alignment_sees() -> None:
 
 def test_classes_that_come_back_compete_too() -> None:
     tasks = stream(4, 2)
-    method = learn_all(carried(), [tasks[0], tasks[0], tasks[1]])
+    method = carried()
+    for number, task in enumerate([tasks[0], tasks[0], tasks[1]]):
+        learn(method, number, task)
     assert len(method.base.classes) == 4
 
 
