@@ -32,12 +32,11 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVC
 from torch import Tensor
+from words import words
 
 from lamella import Learner
 from lamella.common.files import read_json, write_json
@@ -83,8 +82,9 @@ def main(
     """Learn, and classify the test images after each day."""
     wanted = Wanted(seed=seed, settings=tuple(settings or ()), start=config)
     for name in stream or tuple(STREAMS)[:4]:
-        stream_of_days = days_of(name, per_class, validation)
-        called = f"{name}{f'-{per_class}' if per_class else ''}{'-validation' if validation else ''}"
+        stream_of_days = days_of(name, per_class, validation, seed)
+        parts = (name, per_class and str(per_class), "validation" if validation else None, seed and f"seed-{seed}")
+        called = "-".join(part for part in parts if part)
         learner = begun(out / f"{called}-model", Learner(wanted.config(stream_of_days[0].train.noun)))
         rows = follow(stream_of_days, learner, days, out / f"{called}-model", out / f"{called}.json")
         show(called, rows)
@@ -100,13 +100,14 @@ def begun(folder: Path, new: Learner) -> Learner:
     return left
 
 
-def days_of(name: str, per_class: int | None, validation: bool) -> Scenario:
-    """Return the stream, with a fifth of each day's training samples held back."""
+def days_of(name: str, per_class: int | None, validation: bool, seed: int) -> Scenario:
+    """Return the stream, with a fifth of each day's training samples held back; the seed draws which, and the order."""
     data, usual, cut = STREAMS[name]
     cut = dict(cut)
     source = load_source(data, per_class=per_class or usual, changes=cut.pop("changes", None))
     source = without_test(source) if validation else source
-    return class_incremental(source, **cut, validation=0.2) if cut else domain_incremental(source, validation=0.2)
+    stream = class_incremental if cut else domain_incremental
+    return stream(source, **cut, seed=seed, validation=0.2)
 
 
 def without_test(source: Source) -> Source:
@@ -154,7 +155,7 @@ def follow(
         if all(isinstance(part, TextSet) for part in texts):
             lines.append(words(concatenate(texts), concatenate([scenario.test(i) for i in range(day + 1)])) == y)
         row = {line: 100 * float(own.float().mean()) for line, own in zip(LINES, lines, strict=False)}
-        row["calibration error"] = 100 * calibration_error(torch.tensor([g.confidences[0] for g in guesses]), right)
+        row |= calibration(torch.tensor([g.confidences[0] for g in guesses]), right)
         if day == len(scenario) // 2 - 1 and not set(task.classes) & set(scenario[-1].classes):
             later = [g for i in range(day + 1, len(scenario)) for g in learner.predict(scenario.test(i), top=1)]
             row |= separation(guesses, later)
@@ -162,6 +163,17 @@ def follow(
         write_json(results, rows)
         print(f"day {day + 1}: " + ", ".join(f"{name} {value:.1f}" for name, value in row.items()), flush=True)
     return rows
+
+
+def calibration(confidence: Tensor, right: Tensor) -> dict[str, float]:
+    """Return the calibration error in per cent and, below 1,000 samples, the bounds of its 95 % bootstrap interval."""
+    error = {"calibration error": 100 * calibration_error(confidence, right)}
+    if len(right) >= 1000:
+        return error
+    draws = torch.randint(len(right), (2000, len(right)), generator=torch.Generator().manual_seed(0))
+    errors = torch.tensor([100 * calibration_error(confidence[draw], right[draw]) for draw in draws])
+    low, high = errors.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return error | {"from": low, "to": high}
 
 
 def calibration_error(confidence: Tensor, right: Tensor) -> float:
@@ -189,12 +201,6 @@ def regression(x: Tensor, y: Tensor, test: Tensor) -> Tensor:
     """Fit a logistic regression on features and labels, and return the classes of other features."""
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x.numpy(), y.numpy())
     return torch.from_numpy(model.predict(test.numpy()))
-
-
-def words(train: Any, test: Any) -> Tensor:
-    """Fit a linear classifier on the words of texts, and return the classes of other texts."""
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LinearSVC())
-    return torch.from_numpy(model.fit(train.texts, train.labels.numpy()).predict(test.texts))
 
 
 def show(title: str, rows: Sequence[dict[str, float]]) -> None:

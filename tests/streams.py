@@ -42,6 +42,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "streaming-lda": {},
     "linear-probe": {"epochs": 5},
     "ranpac": {"epochs": 2, "batch_size": 8, "projections": 300},
+    "coda-prompt": {"epochs": 2, "batch_size": 8, "blocks": 2, "components": 3, "length": 2},
     "replay": {"epochs": 1, "batch_size": 16, "optimizer": "adam", "lr": 1e-3, "memory": 24},
     "icarl": {"epochs": 1, "batch_size": 16, "optimizer": "adam", "lr": 1e-3, "memory": 24},
     "lwf": {"epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 1e-3},

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lamella.experiments.sweep.plan import read_sweep
 
@@ -63,6 +64,11 @@ def test_serving_texts(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "served / alone" in capsys.readouterr().out
 
 
+def test_words(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    script("words").main("requests", ["scenario.per_class=4"])
+    assert "words, all texts at once: " in capsys.readouterr().out
+
+
 def test_unknown(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     script("unknown").main(["method.name=nearest-mean", "backbone.weights=random", "scenario.tasks=2"])
     assert "area under the ROC curve" in capsys.readouterr().out
@@ -73,6 +79,13 @@ def test_first_days(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     script("first_days").main(settings, stream=["digits"], per_class=6, days=2, validation=True, out=Path("days"))
     assert len(json.loads(Path("days/digits-6-validation.json").read_text())) == 2
     assert "area under the curve" in capsys.readouterr().out
+
+
+def test_the_bootstrap_interval_of_a_small_test_set_holds_its_calibration_error(script: Any) -> None:
+    confidence, right = torch.linspace(0.5, 1, 200), torch.arange(200) % 4 > 0
+    found = script("first_days").calibration(confidence, right)
+    assert found["from"] < found["calibration error"] < found["to"]
+    assert list(script("first_days").calibration(confidence.repeat(5), right.repeat(5))) == ["calibration error"]
 
 
 def test_first_days_of_domains(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from lamella.data.scenario import Source, class_incremental, dataset_incremental
 from lamella.data.sources.load import load_source
 from lamella.data.sources.readable import load_readable
 from lamella.data.sources.text_sets import OLORA_SETS
+from lamella.data.sources.unlabelled_texts import read_texts
 from lamella.data.texts import TextSet, keys_of_texts
 from lamella.learner.config.document import build_scenario, load_config
 
@@ -220,7 +221,7 @@ def test_learned_texts_are_known_again_whatever_row_they_stand_in(tmp_path: Path
         ("a.jsonl", b'{"text": "a", "label": "a"}\n{"text": "b",\n', r"line 2, column 14: not JSON: Expecting"),
         ("a.jsonl", b'{"text": "a", "label": "a"}\n["b", "b"]\n', "line 2: a list and no row"),
         ("a.jsonl", b'{"text": "a", "label": "a"}\n{"prompt": "b"}\n', "line 2: the label is empty"),
-        ("a.jsonl", b'{"text": 5, "label": "a"}', "line 1: the text is int '5'; a text stands in quotes"),
+        ("a.jsonl", b'{"text": 5, "label": "a"}', "line 1: the text is int '5'; write it as a text: in quotes in JSON"),
         ("a.jsonl", b'{"text": "a", "label": ["a"]}', "line 1: the label is list, not a text or a number"),
         ("a.jsonl", b"[" * 100_000, "line 1: lists are nested too deeply"),
         ("a.jsonl", b"\n", "holds no rows"),
@@ -526,3 +527,37 @@ def test_olora_orders_name_what_is_at_hand(number: int) -> None:
     sets = {source.removeprefix("olora/") for source in sources}
     assert sets == ({"dbpedia", "amazon", "agnews"} if number < 4 else {*OLORA_SETS} - {"yahoo"})
     assert len(sources) == len(sets)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ROWS + '"never closed,open\nanother,shut\n', "line 6: a quotation mark is never closed"),
+        ('label,text\nopen,a door\nshut,"a window\nopen,a gate\n', "line 3: a quotation mark is never closed"),
+        (ROWS + "a gate,\n", "line 6: the label is empty; write one, or remove the row"),
+        ("text\na door\n", "no label column; its columns are text; it needs one of texts and one of labels"),
+        ("my laptop does not start,device\n", "say --text .*; if line 1 is no names but the first text, put the line"),
+    ],
+)
+def test_a_table_that_was_written_wrongly_says_what_to_do(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_source(write(tmp_path / "t.csv", content))
+
+
+def test_a_last_cell_of_several_lines_is_no_open_one(tmp_path: Path) -> None:
+    found = texts(load_source(write(tmp_path / "t.csv", ROWS + '"a ""gate""\r\nof iron",open\n')))
+    assert found['a "gate"\r\nof iron'] == "open"
+
+
+def test_what_is_not_a_number_is_an_empty_cell(tmp_path: Path) -> None:
+    rows = [*({"text": f"{word} {i}", "label": word} for word in ("open", "shut") for i in range(3))]
+    lines = [json.dumps(row) for row in [*rows, {"text": float("nan"), "label": "open"}]]
+    source = load_source(write(tmp_path / "t.jsonl", "\n".join(lines)))
+    assert [(sample.key, sample.reason) for sample in source.unreadable] == [("t.jsonl, line 7", "the text is empty")]
+    with pytest.raises(ValueError, match="line 1: the label is empty"):
+        load_source(write(tmp_path / "u.jsonl", '{"text": "a", "label": NaN}\n'))
+
+
+def test_a_question_that_is_no_text_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="line 1: the text is int '5'; write it as a text"):
+        read_texts(write(tmp_path / "t.jsonl", '{"text": 5}\n'))

@@ -110,7 +110,7 @@ def test_timm_and_peft_load_it_without_lamella(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "part", "options"),
     [("seq-lora", "", {}), ("sdlora", "", {}), ("olora", "align", {"head": "refit"}), ("seq-finetune", "", {}),
-     ("streaming-lda", "", {}), ("linear-probe", "", {})],
+     ("e2lora", "", {}), ("loda", "", {"head": "linear"}), ("streaming-lda", "", {}), ("linear-probe", "", {})],
 )  # fmt: skip
 def test_timm_computes_what_the_method_computes(
     method: str, part: str, options: dict[str, Any], tmp_path: Path
@@ -240,6 +240,8 @@ def test_tasks_kept_apart_become_a_folder_each(method: str, tmp_path: Path) -> N
         ("inflora", "align", {"own_covariance": 0.2, "own_directions": "all"}),
         ("duallora", "", {"blocks": 1}),
         ("color", "", {"blocks": 1}),
+        ("coda-prompt", "", {"blocks": 1}),
+        ("loda", "", {"blocks": 1}),
     ],
 )
 def test_onnx_computes_the_whole_prediction_for_batches_of_any_size(
@@ -275,6 +277,7 @@ def test_no_image_of_a_memory_is_exported(tmp_path: Path) -> None:
     [
         ("timm", "inflora", "align", {"own_covariance": 0.2}, "--readout base"),
         ("timm", "color", "", {}, "for each image.*--format onnx"),
+        ("timm", "coda-prompt", "", {}, "makes prompts for each image.*--format onnx"),
         ("timm", "nearest-mean", "", {}, "one linear layer.*--format onnx"),
         ("peft", "seq-finetune", "", {}, "this method changed .*--format timm"),
         ("peft", "linear-probe", "", {}, "no weight of the backbone changed"),
@@ -326,7 +329,7 @@ def test_tasks_that_were_folded_into_one_weight_are_not_taken_apart(tmp_path: Pa
 
 def test_an_export_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "lamella.learner.export.network.update", lambda shape, acting: torch.zeros(*shape)
+        "lamella.learner.export.network.added", lambda shape, acting: torch.zeros(*shape)
     )  # forgets them
     with pytest.raises(RuntimeError, match="does not compute what the model computes, so it was not kept"):
         export(learned("seq-lora"), "timm", tmp_path / "deep" / "out")

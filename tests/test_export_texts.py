@@ -1,6 +1,7 @@
 """Exports of models of texts: others load them without Lamella, and they compute what the model computes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -347,3 +348,17 @@ def test_a_program_that_computes_something_else_is_not_kept(tmp_path: Path, monk
     with pytest.raises(RuntimeError, match="does not compute what the model computes, so it was not kept"):
         export(learned("ranpac").model, "hf", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_with_unit_features_is_a_start_with_unit_features(tmp_path: Path) -> None:
+    """Whether a model of it is learned, loaded, moved or exported once more."""
+    export(learned("ranpac").model, "hf", tmp_path / "export")
+    again = Learner.create(backbone=str(tmp_path / "export"), method="nearest-mean", fit={"device": "cpu"})
+    close(again.backbone(batch(again)), learned("ranpac").backbone(batch(learned("ranpac"))))
+    again.learn(class_incremental(source(), tasks=2)[0])
+    again.save(tmp_path / "model")
+    kept = again.backbone(batch(again))
+    shutil.rmtree(tmp_path / "export")
+    close(Learner.load(tmp_path / "model", device="cpu").backbone(batch(again)), kept)
+    export(again.model, "hf", tmp_path / "second")
+    assert "Normalize" in (tmp_path / "second" / "modules.json").read_text()

@@ -13,6 +13,8 @@ from lamella import Learner
 from lamella.backbones import BACKBONES, describe_layers, load_backbone
 from lamella.backbones.hashed_words import HashedWords
 from lamella.data.texts import TextSet
+from lamella.experiments.run import run
+from lamella.learner.config.document import load_config
 
 
 def test_a_vector_is_that_of_words_pairs_and_groups_of_letters_by_hand() -> None:
@@ -73,3 +75,10 @@ def test_it_imports_no_package_of_encoders() -> None:
 def test_the_list_of_backbones_names_it_and_some_encoders() -> None:
     assert "hashed-words" in BACKBONES
     assert len([name for name in BACKBONES if "/" in name]) == 3
+
+
+def test_the_end_of_a_run_names_its_parameters_though_the_backbone_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(load_config("requests", ["scenario.classes=4", "scenario.tasks=2", "fit.device=cpu"]), tmp_path / "run")
+    assert "parameters: " in capsys.readouterr().out

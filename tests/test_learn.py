@@ -137,12 +137,12 @@ def test_learning_names_what_it_leaves_out_and_the_ledger_says_what_was_learned(
     model = tmp_path / "model"
     code, _, err = lamella("learn", model, birds, "--strict")
     assert (code, err.count("\n")) == (2, 1)
-    assert "6 files of" in err
+    assert "6 images of" in err
     assert not model.exists()
     code, out, err = lamella("learn", model, birds, "--method", "nearest-mean")
     assert code == 0, err
     assert "16 images to learn from, 4 held back; 2 new classes" in out
-    assert "left out, cannot be read: 6 files" in out
+    assert "left out, cannot be read: 6 images" in out
     assert sum(f"    {name}: " in out for name in BAD) == 5
     assert "and 1 more" in out
     assert "took" in out.split("; expected: ")[1]
@@ -166,7 +166,7 @@ def test_learning_names_what_it_leaves_out_and_the_ledger_says_what_was_learned(
 
 def test_from_python_the_same_files_are_left_out_with_a_warning(birds: Path) -> None:
     learner = Learner.create(backbone={"name": "test_vit", "weights": "random", "size": 32}, method="nearest-mean")
-    with pytest.warns(UserWarning, match=r"left out, cannot be read: 6 files of '.*birds'; the first is crow/"):
+    with pytest.warns(UserWarning, match=r"left out, cannot be read: 6 images of '.*birds'; the first is crow/"):
         record = learner.learn_from(birds)
     assert learner.tasks[0] is record
     assert record.held_back is not None

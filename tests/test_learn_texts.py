@@ -2,13 +2,17 @@
 
 import json
 import sys
+from hashlib import sha256
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 from conftest import Run
+from PIL import Image
 
+from lamella.data.sources.readable import load_readable
 from lamella.data.sources.requests import load_requests
+from lamella.data.texts import TextSet
 from lamella.learner.learner import Learner
 
 
@@ -154,3 +158,60 @@ def test_versions_of_texts_are_as_those_of_images(lamella: Run, support: Path) -
 def test_learner_refuses_what_is_no_text(support: Path, given: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Learner.load(support).predict([*given, "  "])
+
+
+def test_a_folder_of_both_kinds_is_learned_as_the_one_that_is_said(lamella: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "both" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "both" / name / f"{i}.png")
+            (tmp_path / "both" / name / f"{i}.txt").write_text(f"{name} number {i}")
+    code, _, err = lamella("learn", tmp_path / "m", tmp_path / "both")
+    assert code == 2
+    assert "--samples images or --samples texts" in err
+    code, out, err = lamella("learn", tmp_path / "m", tmp_path / "both", "--samples", "texts")
+    assert code == 0, err
+    assert "both: 8 texts to learn from, 2 held back" in out
+    code, _, err = lamella("evaluate", tmp_path / "m", tmp_path / "both", "--samples", "texts")
+    assert code == 0, err
+
+
+def test_rows_of_a_test_part_that_were_learned_are_counted_and_told(
+    lamella: Run, support: Path, tmp_path: Path
+) -> None:
+    trained = Learner.load(support).model.seen.trained_on()
+    both = load_readable(tmp_path / "october.csv")
+    source = both.whole.train
+    assert isinstance(source, TextSet)
+    old = [text for text, key in zip(source.texts, source.keys, strict=True) if both.digests[key] in trained][:2]
+    rows = [(f"holidays of {i} weeks", "holiday", "train") for i in range(4)] + [(t, "holiday", "test") for t in old]
+    lines = ["text,label,split", *(f'"{text}",{label},{split}' for text, label, split in rows)]
+    (tmp_path / "next.csv").write_text("\n".join([*lines, "one more day off,holiday,test"]) + "\n")
+    code, out, err = lamella("learn", support, tmp_path / "next.csv")
+    assert code == 0, err
+    assert "next: 4 texts to learn from, 1 held back" in out
+    assert "left out of the test part, trained on before or in this task: 2 texts" in out
+
+
+def test_a_row_that_is_alone_is_told_of_in_the_singular(lamella: Run, support: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("text,label\nI need a free Friday,holiday\n")
+    assert lamella("learn", support, tmp_path / "one.csv")[0] == 0
+    code, _, err = lamella("learn", support, tmp_path / "one.csv")
+    assert code == 2
+    assert "the only text of one was learned before" in err
+    code, _, err = lamella("evaluate", support, tmp_path / "one.csv")
+    assert code == 2
+    assert "the model was trained on the only text of" in err
+
+
+def test_an_unknown_field_of_a_record_names_the_file(lamella: Run, support: Path) -> None:
+    pointer = json.loads((support / "lamella.json").read_text())
+    file = next((support / "versions").glob(f"*{pointer['current']}.json"))
+    stored = json.loads(file.read_text())
+    stored["tasks"][0]["colour"] = "red"
+    file.write_text(json.dumps(stored))
+    pointer["versions"][str(pointer["current"])] = sha256(file.read_bytes()).hexdigest()
+    (support / "lamella.json").write_text(json.dumps(pointer))
+    code, _, err = lamella("predict", support, "--text", "a free day")
+    assert code == 2
+    assert f"'{file}': a task's record has the unknown field 'colour'; upgrade lamella" in err

@@ -21,7 +21,7 @@ from lamella.methods.parts import PARTS, Aligned, Calibrated
 from lamella.methods.shared.heads import Head, Heads
 
 BUILT = [*METHODS, "inflora+align", "replay+align", "seq-lora+calibrate", "inflora+align+calibrate"]
-NOT_LINEAR = ["nearest-mean", "ranpac", "color", "duallora", "icarl", "der", "memo", "dlc"]
+NOT_LINEAR = ["nearest-mean", "ranpac", "color", "duallora", "icarl", "der", "memo", "dlc", "coda-prompt", "loda"]
 NOT_LINEAR += ["seq-lora+calibrate", "inflora+align+calibrate"]
 
 
@@ -177,7 +177,13 @@ def test_what_classifies_otherwise_has_no_linear_classifier(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("nearest-mean", {}), ("icarl", {}), ("ranpac", {}), ("ranpac", {"unit": True, "adapt": "none", "ridge": 0.1})],
+    [
+        ("nearest-mean", {}),
+        ("icarl", {}),
+        ("loda", {}),
+        ("ranpac", {}),
+        ("ranpac", {"unit": True, "adapt": "none", "ridge": 0.1}),
+    ],
 )
 def test_a_plain_classifier_is_the_prediction(name: str, options: dict[str, Any]) -> None:
     quick = {} if name == "nearest-mean" else {"epochs": 1}

@@ -1,6 +1,7 @@
 """One spelling for a method with its parts and its base: what it means, where it is understood, what contradicts it."""
 
 import json
+from collections.abc import Iterable
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,17 @@ from lamella.learner.config.method_tables import with_parts
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.store.versions import load_manifest
 from lamella.methods import METHODS
-from lamella.methods.parts import PARTS
+from lamella.methods.parts import FIRST, PARTS
 
 TINY = {"name": "test_vit", "weights": "random", "size": 32}
 BASES = ("wa", "icarl", "replay")
 ORDERS = [order for n in range(len(PARTS) + 1) for order in permutations(PARTS, n)]
 PLAIN = [*(name for name in METHODS if name != "dlc"), *(f"dlc({base})" for base in BASES)]
+
+
+def carried(parts: Iterable[str]) -> list[str]:
+    """The parts in the order in which they are carried: the one below all others, then these."""
+    return sorted(parts, key=lambda part: part != FIRST)
 
 
 def completed(table: dict[str, Any]) -> dict[str, Any]:
@@ -54,13 +60,13 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("plain", PLAIN)
-def test_every_name_is_printed_as_it_was_written_and_stored_as_name_and_tables(plain: str) -> None:
+def test_every_name_is_printed_as_it_is_carried_and_stored_as_name_and_tables(plain: str) -> None:
     for parts in ORDERS:
-        name = "+".join([plain, *parts])
-        config = completed({"name": name})
+        config = completed({"name": "+".join([plain, *parts])})
+        name = "+".join([plain, *carried(parts)])
         assert method_name(config) == name
         assert config["method"]["name"] == plain.partition("(")[0]
-        assert [key for key in config["method"] if key in PARTS] == list(parts)
+        assert [key for key in config["method"] if key in PARTS] == carried(parts)
         assert completed(config["method"])["method"] == config["method"], "what is stored is read as it is"
         assert list(completed(config["method"])["method"]) == list(config["method"]), "parts in their order, too"
         assert readout_names(config)[0] == name
@@ -68,12 +74,17 @@ def test_every_name_is_printed_as_it_was_written_and_stored_as_name_and_tables(p
 
 @given(order=st.sampled_from(ORDERS), tables=st.lists(st.sampled_from(sorted(PARTS)), unique=True), true=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_parts_of_the_name_come_first_and_those_of_tables_follow(
+def test_parts_of_the_name_come_first_and_those_of_tables_follow_but_for_the_one_below_all(
     order: tuple[str, ...], tables: list[str], true: bool
 ) -> None:
     table = {"name": "+".join(["inflora", *order])} | {part: True if true else {} for part in tables}
-    carried = [*order, *(part for part in tables if part not in order)]
-    assert method_name(completed(table)) == "+".join(["inflora", *carried])
+    parts = carried([*order, *(part for part in tables if part not in order)])
+    assert method_name(completed(table)) == "+".join(["inflora", *parts])
+
+
+def test_the_running_mean_is_carried_below_alignment_wherever_it_is_written() -> None:
+    for table in ({"name": "inflora+align+mean_weights"}, {"name": "inflora+align", "mean_weights": True}):
+        assert method_name(completed(table)) == "inflora+mean_weights+align"
 
 
 def test_the_table_of_a_part_in_the_name_gives_its_settings() -> None:
@@ -227,11 +238,12 @@ def test_a_name_with_parts_is_the_name_and_its_parts(config: str, method: str) -
     for parts in ORDERS:
         at_once = load_config(config, [f"method.name={'+'.join([method, *parts])}"])
         one_by_one = load_config(config, [f"method.name={method}", *(f"method.{part}=true" for part in parts)])
-        assert method_name(at_once) == "+".join([method, *parts])
+        assert method_name(at_once) == "+".join([method, *carried(parts)])
         assert at_once["run"].pop("overrides", None) is not None or at_once == load_config(config)
         one_by_one["run"].pop("overrides", None)
         own = [part for part in load_config(config)["method"] if part in PARTS]
-        if list(parts) == sorted(parts, key=lambda part: (part not in own, parts.index(part))):  # else another order
+        tables_last = carried(sorted(parts, key=lambda part: (part not in own, parts.index(part))))
+        if carried(parts) == tables_last:  # else another order
             assert at_once == one_by_one
 
 

@@ -1,4 +1,4 @@
-"""The contract: what holds for every method in METHODS, also when it carries alignment or, some, calibration.
+"""The contract: what holds for every method in METHODS, also when it carries alignment or, some, other parts.
 
 Most of it is what `lamella.testing.check_method` checks of anyone's method.
 """
@@ -21,6 +21,8 @@ from lamella.testing.trial import Trial, learn, logits, restored
 
 CARRY_ALIGNMENT = [name for name in METHODS if not build(name).widens]
 NAMES = [*METHODS, *(f"{name}+align" for name in CARRY_ALIGNMENT)]
+NAMES += [f"{name}+mean_weights" for name in METHODS if build(name).one_weight and name != "joint"]
+NAMES += ["inflora+mean_weights+calibrate", "inflora+mean_weights+calibrate+align"]
 NAMES += ["inflora+calibrate", "seq-finetune+calibrate", "streaming-lda+calibrate", "inflora+align+calibrate"]
 
 
@@ -37,12 +39,12 @@ def inputs(method: Any, n: int = 8) -> Tensor:
 
 
 OFTEN = {"inflora", "color", "replay"}
-"""The methods whose form with alignment is checked every time; the others, by `pytest -m slow`."""
+"""The methods whose form with one part is checked every time; the others, by `pytest -m slow`."""
 
 
 def often(name: str) -> Any:
     base, *parts = name.split("+")
-    seldom = parts == ["align"] and base not in OFTEN
+    seldom = parts in (["align"], ["mean_weights"]) and base not in OFTEN
     return pytest.param(name, marks=pytest.mark.slow) if seldom else name
 
 

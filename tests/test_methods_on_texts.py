@@ -23,7 +23,13 @@ CONVOLUTIONS = ("memo", "dlc")
 """Methods that cut a residual network."""
 ON_TEXTS = [name for name in METHODS if name not in CONVOLUTIONS]
 WITH_PARTS = [f"{name}+align" for name in ON_TEXTS if name != "der"]
-WITH_PARTS += ["inflora+calibrate", "seq-finetune+calibrate", "streaming-lda+calibrate", "inflora+align+calibrate"]
+WITH_PARTS += [
+    "inflora+mean_weights+align",
+    "inflora+calibrate",
+    "seq-finetune+calibrate",
+    "streaming-lda+calibrate",
+    "inflora+align+calibrate",
+]
 OFTEN_WITH_PARTS = ("inflora+align", "streaming-lda+calibrate")
 SHORT = {"epochs": 1, "projections": 64}
 IN_EVERY_ARCHITECTURE = ("inflora", "seq-lora", "streaming-lda")

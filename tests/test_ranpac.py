@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from streams import configured, fit_for, images, tiny_backbone
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from lamella.backbones import Backbone
 from lamella.common.randomness import generator
@@ -70,6 +71,31 @@ def test_scores_are_those_of_ridge_regression_on_the_same_projected_features(rid
     tested = torch.relu(method.backbone(x).double() @ method.projection)
     assert method.classes == (3, 1, 5, 0, 4)
     assert torch.allclose(method.predict(x).double(), torch.from_numpy(reference.predict(tested.numpy())), atol=1e-5)
+
+
+def test_within_classes_scores_are_log_likelihood_ratios_of_gaussians_that_share_their_covariance() -> None:
+    tasks = task(0, (3, 1), last=7), task(1, (5,)), task(2, (0, 4))
+    again = task(3, (1,), first=7)  # a class that comes back
+    method = learn(configured(RanPAC, tiny_backbone(), ridge=2.0, scatter="within", **SMALL), *tasks, again)
+    assert method.classes == (3, 1, 5, 0, 4)
+    h: dict[int, list[Tensor]] = {c: [] for c in method.classes}
+    for each in (*tasks, again):
+        for label, row in zip(each.train.labels.tolist(), features(method.backbone, each.train).double(), strict=True):
+            h[label].append(torch.relu(row @ method.projection))
+    rows = {c: torch.stack(own) for c, own in h.items()}
+    whole = torch.cat(list(rows.values()))
+    centred = torch.cat([own - own.mean(0) for own in rows.values()])
+    S = (centred.T @ centred + 2.0 * torch.eye(96)) / len(whole)
+    x = inputs(method.backbone)
+    tested = torch.relu(method.backbone(x).double() @ method.projection)
+    nobody = MultivariateNormal(whole.mean(0), S).log_prob(tested)
+    expected = torch.stack([MultivariateNormal(own.mean(0), S).log_prob(tested) for own in rows.values()], 1)
+    scores = method.predict(x)
+    assert torch.allclose(scores.double(), expected - nobody[:, None], rtol=1e-4, atol=1e-4)
+    relative = -2 * (expected.max(1).values - nobody)  # distance to the nearest class minus distance to all samples
+    typical = method.typicality(method.features(x), scores)
+    assert torch.allclose(typical.double(), -relative / 2, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(method.plain_classifier()(method.features(x)), scores, atol=1e-4)
 
 
 def test_the_order_of_tasks_does_not_matter_at_a_given_ridge() -> None:
@@ -271,6 +297,8 @@ def test_bfloat16_autocast_leaves_statistics_and_scores_wide() -> None:
         ({"adapt": "all"}, r"adapt 'all' is unknown; use one of first-task, none"),
         ({"projections": 0}, r"projections 0 is too small"),
         ({"ridge": 0.0}, r"ridge 0\.0 must be above 0; leave it out"),
+        ({"scatter": "between"}, r"scatter 'between' is unknown; use one of all, within"),
+        ({"scatter": "within"}, r"scatter 'within' needs a ridge"),
     ],
 )
 def test_mistakes_are_one_clear_line(options: dict[str, Any], message: str) -> None:

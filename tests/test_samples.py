@@ -49,6 +49,7 @@ CONVOLUTIONS = ("memo", "dlc")
 SHORT = {"epochs": 2, "batch_size": 8, "rank": 2, "projections": 64, "memory": 0, "optimizer": "adam", "lr": 1e-3}
 NAMES = [name for name in METHODS if name not in CONVOLUTIONS]
 WITH_PARTS = [
+    "inflora+mean_weights+align",
     "inflora+align",
     "seq-finetune+align",
     "inflora+calibrate",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, adapt, watch
+from lamella.adapters.prefix import Prefix, attentions_of, prefixing
 from lamella.adapters.tokens import counting
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
 from lamella.backbones.feature_cache import FeatureCache
@@ -37,6 +38,7 @@ class Backbone(nn.Module):
         transform: how raw samples become inputs.
         name: the name that it was loaded by.
         weights_sha256: the SHA-256 of all weights as they were loaded, and of the marks.
+        marks: digests and settings by name of what features depend on beside the weights, such as a tokenizer.
         pool: "model", the model's own features, or "class+mean": the class token and the mean of the other tokens, side
             by side, twice as wide.
 
@@ -73,7 +75,8 @@ class Backbone(nn.Module):
         self.width = width
         self.transform = transform
         self._digests = {key: _digest(value) for key, value in model.state_dict().items()}
-        told = [*sorted(self._digests.items()), *sorted((marks or {}).items())]
+        self.marks = dict(marks or {})
+        told = [*sorted(self._digests.items()), *sorted(self.marks.items())]
         self.weights_sha256 = sha256("".join(f"{k}:{v}\n" for k, v in told).encode()).hexdigest()
 
     def forward(self, x: Samples) -> Tensor:
@@ -211,6 +214,32 @@ class Backbone(nn.Module):
     def first_readers(self, sites: Sequence[Site]) -> dict[str, str]:
         """For the layer of each site the first layer among them that reads the very same inputs, often itself."""
         return first_readers(sites, lambda: self.run(self.example(1)))
+
+    def prefixed(self, x: Samples, prefixes: Sequence[Prefix]) -> Tensor:
+        """(n, width) features of n samples, where the first attentions see these prefixes; always computed anew."""
+        with prefixing(prefixes):
+            return self._features(x)
+
+    def prefix_width(self, blocks: int) -> int:
+        """The width of the keys and values of the first so many attentions, before which a prefix can stand.
+
+        Raises:
+            ValueError: there are not so many, or they are computed in another way, in which they would not see one.
+        """
+        found = attentions_of(lambda: self.run(self.example(2)))
+        if not found:
+            raise ValueError(
+                f"'{self.name}' has no attention that is computed by torch's scaled_dot_product_attention, so prompts "
+                "would do nothing; use another backbone, such as a ViT of timm, or another method"
+            )
+        if not 1 <= blocks <= len(found):
+            raise ValueError(f"blocks = {blocks}, but '{self.name}' has {len(found)} attentions; use 1 to {len(found)}")
+        if len(forms := {*found[:blocks]}) > 1 or (form := forms.pop()).rows != 2 or form.keys != form.values:
+            raise ValueError(
+                f"the first {blocks} attentions of '{self.name}' do not all read whole {self.transform.noun}s at one "
+                "width, so prompts cannot stand before their tokens; use another backbone, or another method"
+            )
+        return form.keys
 
     def used_weights(self) -> list[nn.Parameter]:
         """The parameters that the features depend on: some networks carry more, for heads that are not there."""

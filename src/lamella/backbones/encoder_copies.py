@@ -14,8 +14,10 @@ from lamella.backbones.encoders import Encoder
 from lamella.backbones.pooling import POOLS
 from lamella.data.tokens import TokenTransform
 
-__all__ = ["copy_of", "is_kept_encoder", "read_copy"]
+__all__ = ["UNIT", "copy_of", "is_kept_encoder", "read_copy"]
 
+UNIT = "unit"
+"""Name of the mark of an encoder whose folder asks for features of length 1."""
 KEY = "encoder"
 """Name of what describes the encoder, in the notes of the file."""
 
@@ -31,6 +33,7 @@ def copy_of(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "pool": encoder.pool,
         "max_length": transform.max_length,
         "pad_id": transform.pad_id,
+        UNIT: UNIT in backbone.marks,
     }
     return encoder.plain_state(), {KEY: described}
 
@@ -53,7 +56,15 @@ def read_copy(path: Path) -> EncoderFiles | None:
     described = isinstance(config, dict) and "auto_map" not in config and pool in POOLS
     if not described or not isinstance(text, str) or type(length) is not int or length < 3 or type(pad_id) is not int:
         raise ValueError(f"'{path}' is no copy of an encoder that lamella wrote, or it is damaged; restore it")
-    return EncoderFiles(cast(dict[str, Any], config), tokenizer_of_text(text, path), pool, (length,), pad_id, path)
+    return EncoderFiles(
+        cast(dict[str, Any], config),
+        tokenizer_of_text(text, path),
+        pool,
+        (length,),
+        pad_id,
+        path,
+        found.get(UNIT) is True,
+    )
 
 
 def _described(path: Path) -> Mapping[str, Any] | None:

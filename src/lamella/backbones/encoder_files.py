@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["EncoderFiles", "read_encoder", "read_weights"]
 
 INDEX = "model.safetensors.index.json"
+EXPORTED = "lamella"
+"""The key of config.json by which `lamella export` marks its folders. In those of others the length of features is left
+as it is, whatever their modules say: methods see to it themselves, and `normalise` chooses it."""
 KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
@@ -33,6 +36,7 @@ class EncoderFiles(NamedTuple):
         limits: the lengths in tokens that its files call the largest.
         pad_id: the id of the token that stands for padding; None where there is none.
         weights: the file or the folder that its weights are in.
+        unit: whether the model that it was exported from has features of length 1.
     """
 
     config: dict[str, Any]
@@ -41,6 +45,7 @@ class EncoderFiles(NamedTuple):
     limits: tuple[int, ...]
     pad_id: int | None
     weights: Path
+    unit: bool = False
 
 
 def read_encoder(folder: Path, *, pool: str | None = None) -> EncoderFiles:
@@ -78,7 +83,12 @@ def read_encoder(folder: Path, *, pool: str | None = None) -> EncoderFiles:
         tuple(length for length in lengths if type(length) is int and length > 0),
         None if token is None else tokenizer.token_to_id(token),
         inner,
+        pool is None and EXPORTED in config and any(_kind(module) == "Normalize" for module in modules or ()),
     )
+
+
+def _kind(module: dict[str, Any]) -> str:
+    return str(module.get("type")).rpartition(".")[2]
 
 
 def _modules(folder: Path) -> list[dict[str, Any]] | None:
@@ -92,7 +102,7 @@ def _modules(folder: Path) -> list[dict[str, Any]] | None:
 
 
 def _refuse_modules(folder: Path, modules: list[dict[str, Any]]) -> None:
-    kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
+    kinds = [_kind(module) for module in modules]
     if kinds[0] != "Transformer":
         raise ValueError(f"'{folder}' holds no network of transformers but '{kinds[0]}'; choose another encoder")
     if strange := [kind for kind in kinds if kind not in KNOWN_MODULES]:

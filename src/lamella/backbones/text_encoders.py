@@ -8,7 +8,7 @@ import torch
 
 from lamella.backbones.backbone import Backbone
 from lamella.backbones.drawing import drawn_by
-from lamella.backbones.encoder_copies import read_copy
+from lamella.backbones.encoder_copies import UNIT, read_copy
 from lamella.backbones.encoder_files import EncoderFiles, read_encoder, read_weights
 from lamella.backbones.encoder_network import build_network, longest_text, quiet, sees_ahead, vocabulary_of
 from lamella.backbones.encoder_places import encoder_folder
@@ -52,7 +52,8 @@ def build_encoder(
             folder of sentence-transformers says; else "mean", and "last" where no token sees the later ones.
         max_length: the largest number of tokens of a text, whose end is cut off. By default 256, or less where the
             encoder's files say so.
-        normalise: "none", or "unit" for vectors of length 1.
+        normalise: "unit" for vectors of length 1, or "none" to leave their length, unless the folder was exported from
+            a model with vectors of length 1.
         seed: of random weights.
 
     Raises:
@@ -69,13 +70,15 @@ def build_encoder(
         if adapter is not None:
             add_peft_lora(network, Path(adapter))
         transform = _transform(name, files, network, max_length)
-        encoder = _encoder(name, files, network, transform, normalise == "unit")
+        encoder = _encoder(name, files, network, transform, files.unit or normalise == "unit")
         width = encoder(transform.example(1)).shape[1]
     marks = {
         "max_length": str(transform.max_length),
         "pool": encoder.pool,
         "tokenizer": tokenizer_digest(transform.tokenizer),
     }
+    if files.unit:
+        marks[UNIT] = "true"
     return Backbone(encoder, name=name, width=width, transform=transform, marks=marks)
 
 

@@ -81,8 +81,16 @@ _add(
     "lamella learn model photos/           # photos/CLASS/*.jpg; the first use creates the model",
     "lamella learn model more-photos/      # the second task; the first is not needed any more",
     "lamella learn model scans/ --bundled    # digits and other small images; needs no download",
+    "lamella learn tickets october.csv       # texts: columns text and label; others by --text and --label",
 )
-_add(predict, "predict", "lamella predict model photo.jpg", "lamella predict model photos/ --top 3 --json")
+_add(
+    predict,
+    "predict",
+    "lamella predict model photo.jpg",
+    "lamella predict model photos/ --top 3 --json",
+    'lamella predict tickets --text "My card has not arrived yet"',
+    "lamella predict tickets new.csv --csv > labels.csv",
+)
 _add(
     export,
     "export",

@@ -7,7 +7,18 @@ import typer
 
 from lamella.cli.output import say
 
-__all__ = ["Device", "LabelColumn", "Layout", "Model", "TextColumn", "Untrusted", "Wait", "read_options", "say_once"]
+__all__ = [
+    "Device",
+    "LabelColumn",
+    "Layout",
+    "Model",
+    "Samples",
+    "TextColumn",
+    "Untrusted",
+    "Wait",
+    "read_options",
+    "say_once",
+]
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
 Device = Annotated[
@@ -18,6 +29,14 @@ Layout = Annotated[
     str | None,
     typer.Option(
         help="Of a folder: classes (CLASS/image, at any depth) or domains (DOMAIN/CLASS/image).",
+        metavar="NAME",
+        show_default="seen from the folder",
+    ),
+]
+Samples = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a folder: images or texts, where it holds both.",
         metavar="NAME",
         show_default="seen from the folder",
     ),
@@ -64,7 +83,7 @@ def say_once() -> _Once:
     return _Once()
 
 
-def read_options(layout: str | None, text: str | None, label: str | None) -> dict[str, str]:
+def read_options(layout: str | None, samples: str | None, text: str | None, label: str | None) -> dict[str, str]:
     """Return the options of reading a data set that were given."""
-    given = {"layout": layout, "text": text, "label": label}
+    given = {"layout": layout, "samples": samples, "text": text, "label": label}
     return {name: value for name, value in given.items() if value is not None}

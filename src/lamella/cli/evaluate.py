@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.arguments import Device, LabelColumn, Layout, Model, TextColumn, Untrusted, read_options
+from lamella.cli.arguments import Device, LabelColumn, Layout, Model, Samples, TextColumn, Untrusted, read_options
 from lamella.cli.output import say
 
 __all__ = ["evaluate"]
@@ -21,6 +21,7 @@ def evaluate(
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page as well.", metavar="FILE")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the confusion matrix.", metavar="FILE")] = None,
     layout: Layout = None,
+    samples: Samples = None,
     text: TextColumn = None,
     label: LabelColumn = None,
     device: Device = None,
@@ -45,7 +46,7 @@ def evaluate(
         if file is not None:
             check_file(file)
     learned = load(model, device=device, trusted=not untrusted)
-    images, names, part = images_to_measure(data, learned, **read_options(layout, text, label))
+    images, names, part = images_to_measure(data, learned, **read_options(layout, samples, text, label))
     measured = evaluated(learned, images, names, unknown_below=UNKNOWN)
     what = f"{data}: {part}"
     if as_json:

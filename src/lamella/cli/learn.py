@@ -10,6 +10,7 @@ from lamella.cli.arguments import (
     LabelColumn,
     Layout,
     Model,
+    Samples,
     TextColumn,
     Untrusted,
     Wait,
@@ -90,6 +91,7 @@ def learn(
         bool, typer.Option("--again", help="Learn samples once more that were learned before; they count twice then.")
     ] = False,
     layout: Layout = None,
+    samples: Samples = None,
     text: TextColumn = None,
     label: LabelColumn = None,
     wait: Wait = False,
@@ -130,12 +132,11 @@ def learn(
     )
 
     def read() -> "ReadableData":
-        found = load_readable(data, **read_options(layout, text, label))
+        found = load_readable(data, **read_options(layout, samples, text, label))
         if strict and found.unreadable:
             first = f"the first is {found.unreadable[0].key}: {found.unreadable[0].reason}"
-            raise ValueError(
-                f"{many(len(found.unreadable), 'file')} of '{data}' cannot be read, {first}; replace or remove"
-            )
+            left_out = many(len(found.unreadable), found.whole.train.noun)
+            raise ValueError(f"{left_out} of '{data}' cannot be read, {first}; replace or remove")
         return found
 
     folder = ModelFolder(model, device=device, waiting=say_once() if wait else None, trusted=not untrusted)
@@ -151,6 +152,8 @@ def learn(
             say_took(learning, time.monotonic() - started, expected)
             say_known(learning)
     except WeightsNotFound as error:
+        if "--backbone" in str(error):  # an encoder of texts, whose message says what else there is
+            raise
         raise FileNotFoundError(f"{error}; {OTHERS}") from error
     except KeyboardInterrupt:
         say(f"'{model}' is unchanged; the same command resumes where this one stopped", err=True)

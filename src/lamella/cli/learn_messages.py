@@ -51,7 +51,7 @@ def say_found(learning: "Learning") -> None:
         were = "was" if count == 1 else "were"
         say(f"  {count} of these {task.train.noun}s {were} learned before as '{name}'; check which class is right")
     if unreadable:
-        say(f"  left out, cannot be read: {many(len(unreadable), 'file')}")
+        say(f"  left out, cannot be read: {many(len(unreadable), task.train.noun)}")
         for file in unreadable[:SHOWN]:
             say(f"    {file.key}: {file.reason}")
         if len(unreadable) > SHOWN:
@@ -67,6 +67,8 @@ def _say_left_out(learning: "Learning") -> None:
         say(f"  left out, held back before, so not learned: {many(left_out.held_back, noun)}")
     if left_out.copies:
         say(f"  left out, copies of others: {many(left_out.copies, noun)}")
+    if left_out.tests:
+        say(f"  left out of the test part, trained on before or in this task: {many(left_out.tests, noun)}")
 
 
 def _thin(learning: "Learning") -> list[str]:

@@ -1,6 +1,6 @@
 """Formats numbers for reading: percentages, durations, counts and sizes, and a dash for a missing value."""
 
-__all__ = ["MINUS", "NOTHING", "count", "duration", "many", "number", "size"]
+__all__ = ["MINUS", "NOTHING", "all_of", "count", "duration", "many", "number", "size"]
 
 NOTHING = "\N{EM DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -46,6 +46,15 @@ def many(number: int, noun: str, plural: str = "s") -> str:
     ('1 image', '1,200 images', '3 classes')
     """
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}{plural}"
+
+
+def all_of(number: int, noun: str) -> str:
+    """Format the whole of some things.
+
+    >>> all_of(1, "image"), all_of(12, "text")
+    ('the only image', 'all 12 texts')
+    """
+    return f"the only {noun}" if number == 1 else f"all {number:,} {noun}s"
 
 
 def size(value: float | None) -> str:

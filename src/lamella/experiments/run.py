@@ -166,8 +166,10 @@ class _Run:
             write_json(self.out / name, result)
         if not self.quiet:
             counts = self.learner.parameter_counts()
-            shares = (f"{part} {n:,} ({n / counts['backbone']:.1%})" for part, n in counts.items())
-            print(f"parameters, beside the backbone's: {', '.join(shares)}")
+            whole = counts.get("backbone")  # hashed words are made by code, which has no parameters
+            shares = (f"{part} {n:,}" + (f" ({n / whole:.1%})" if whole else "") for part, n in counts.items())
+            beside = ", beside the backbone's" if whole else ""
+            print(f"parameters{beside}: {', '.join(shares)}")
             tested = sum(entry["seconds"] for entry in self.learner.notes["scores"])
             print(phases_line(self.learner.tasks, tested))
         self._log("finished", final_accuracy=results[""]["final_accuracy"])

@@ -6,6 +6,7 @@ base.
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -86,11 +87,14 @@ def costs_of_base(method: Method, records: Sequence[TaskRecord], depth: int) -> 
     """
     calls: tuple[str, ...] = ()
     adapters: set[str] = set()
-    for _ in range(depth):
-        if not isinstance(method, MethodOnBase):
-            raise ValueError(f"{type(method).__name__} is built on no other method; depth {depth} is too large")
-        calls, adapters = (*calls, *method.own_calls), {*adapters, *method.own_adapters}
-        method = method.base
+    with ExitStack() as levels:
+        for _ in range(depth):
+            if not isinstance(method, MethodOnBase):
+                raise ValueError(f"{type(method).__name__} is built on no other method; depth {depth} is too large")
+            calls, adapters = (*calls, *method.own_calls), {*adapters, *method.own_adapters}
+            method = levels.enter_context(method.base_alone())
+        counts = parameter_counts(method, adapters)
+        size = stored_bytes(method, without=adapters)
     phases: Counter[str] = Counter()
     learn: list[float] = []
     for record in records:
@@ -98,7 +102,6 @@ def costs_of_base(method: Method, records: Sequence[TaskRecord], depth: int) -> 
         learn.append(record.seconds["total"] - sum(taken_off.values()))
         phases.update({call: s for call, s in record.seconds.items() if call not in (*taken_off, "total")})
     trained = [n for record in records for call, n in (record.trained or {}).items() if not call.startswith(calls)]
-    counts = parameter_counts(method, adapters)
     counts.pop("plugins", None)
     return {
         "seconds": {"learn": learn},
@@ -107,5 +110,5 @@ def costs_of_base(method: Method, records: Sequence[TaskRecord], depth: int) -> 
         if all(record.trained is not None for record in records)
         else None,
         "parameters": counts,
-        "stored_bytes": stored_bytes(method, without=adapters),
+        "stored_bytes": size,
     }

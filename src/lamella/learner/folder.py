@@ -27,6 +27,7 @@ from lamella.learner.store.versions import (
     holds_model,
     load_manifest,
     make_again,
+    manifest_file,
     roll_back,
 )
 from lamella.training.checkpoints import Checkpoints
@@ -265,7 +266,7 @@ class ModelFolder:
             config = up_to_date(manifest["config"])  # as `load` gave it to the model
             same = on_device(config, None) == on_device(model.config, None)
             same = same and [[i, name] for i, name in model.class_names.items()] == manifest["class_names"]
-            if tasks_from_json(manifest["tasks"]) != model.tasks or not same:
+            if tasks_from_json(manifest["tasks"], manifest_file(self.path)) != model.tasks or not same:
                 raise ValueError(
                     f"'{self.path}' holds another model than this learner, or has learned more than it; continue with "
                     "Learner.load of that folder, or choose a new folder"
@@ -353,7 +354,7 @@ class ModelFolder:
         """
         with self.held():
             now = load_manifest(self.path)
-            records = tasks_from_json(now["tasks"])
+            records = tasks_from_json(now["tasks"], manifest_file(self.path))
             names = [record.name for record in records]
             left_over = [v.number for v in self.history() if task in v.tasks]
             if task not in names and purge and left_over:  # it was forgotten before, without its versions
@@ -380,8 +381,10 @@ class ModelFolder:
         """
         own = ancestors(self.path)
         others = [version.number for version in reversed(self.history()) if version.number not in own]
-        same = (n for n in [*own, *others] if tasks_from_json(load_manifest(self.path, n)["tasks"]) == records)
-        return next(same, None)
+        return next((n for n in [*own, *others] if self._records(n) == records), None)
+
+    def _records(self, version: int) -> list[TaskRecord]:
+        return tasks_from_json(load_manifest(self.path, version)["tasks"], manifest_file(self.path, version))
 
 
 @contextmanager

@@ -23,7 +23,9 @@ def learn_from(
     model.check_takes(found.whole)
     if found.unreadable:
         first = f"the first is {found.unreadable[0].key}: {found.unreadable[0].reason}"
-        left_out = f"left out, cannot be read: {many(len(found.unreadable), 'file')} of '{data}'; {first}"
+        left_out = (
+            f"left out, cannot be read: {many(len(found.unreadable), found.whole.train.noun)} of '{data}'; {first}"
+        )
         warnings.warn(left_out, stacklevel=3)  # points to the line where the user called the learner
     if folder is not None:
         with ModelFolder(folder).learning(lambda: found, model=model, name=name, again=again) as learning:

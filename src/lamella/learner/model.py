@@ -36,7 +36,7 @@ from lamella.learner.seen import Seen
 from lamella.learner.store.kept_backbone import from_copy, keep_backbone, without_weights
 from lamella.learner.store.manifest import plain_file
 from lamella.learner.store.state import learned_state, restore_state
-from lamella.learner.store.versions import load_model, save_model
+from lamella.learner.store.versions import load_model, manifest_file, save_model
 from lamella.learner.untrusted import check_untrusted
 from lamella.methods import Method
 from lamella.training.checkpoints import Checkpoints
@@ -342,6 +342,6 @@ def load(
     restore_state(model.method, state)
     model.class_names = {int(i): str(name) for i, name in manifest["class_names"]}
     model.former_names = {str(name): int(i) for i, name in manifest.get("former_names", [])}
-    model.tasks = tasks_from_json(manifest["tasks"])
+    model.tasks = tasks_from_json(manifest["tasks"], manifest_file(folder, version))
     model.notes = manifest["notes"]
     return model

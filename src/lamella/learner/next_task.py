@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from lamella.common.words import many
+from lamella.common.words import all_of, many
 from lamella.data.loading import Examples
 from lamella.data.names import alike
 from lamella.data.scenario import Source, Task
@@ -24,11 +24,14 @@ class LeftOut(NamedTuple):
         known: those that the model has learned or held back before as the same class, unless they are learned again.
         held_back: those that are never learned, because the model holds them back and is measured on them.
         copies: copies of other samples of their class.
+        tests: samples of the data's own test part that are not measured, because the model was or will be trained on
+            them.
     """
 
     known: int = 0
     held_back: int = 0
     copies: int = 0
+    tests: int = 0
 
 
 def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple[Task, Examples]:
@@ -116,7 +119,19 @@ def new_samples(model: Model, data: ReadableData, again: bool) -> tuple[Readable
     if not len(new.whole.train):
         newest = model.tasks[max(tasks[pair] for pair in known)] if known else None
         raise ValueError(_nothing_new(data, newest))
-    return new, LeftOut(len(known), len(held_back), len(fresh.whole.train) - len(new.whole.train))
+    copies = len(fresh.whole.train) - len(new.whole.train)
+    return new, LeftOut(len(known), len(held_back), copies, _trained_on(model, new))
+
+
+def _trained_on(model: Model, data: ReadableData) -> int:
+    """Count the test samples of a data set that were trained on before, or that its training part has, too."""
+    test, train = data.whole.test, data.whole.train
+    trained = model.seen.trained_on() | {data.digests[key] for key in train.keys}
+    labels = set(train.labels.tolist())
+    return sum(
+        label in labels and data.digests[key] in trained
+        for key, label in zip(test.keys, test.labels.tolist(), strict=True)
+    )
 
 
 def known_otherwise(model: Model, data: ReadableData) -> dict[str, int]:
@@ -184,10 +199,12 @@ def _nothing_new(data: ReadableData, record: TaskRecord | None) -> str:
             f"nothing of {data.whole.name} is new: {many(len(data.whole.train), noun)} held back before, on which the "
             f"model is measured, so never learned; give new {noun}s"
         )
+    number = len(data.whole.train)
+    was, they = ("was", "it") if number == 1 else ("were", "they")
     return (
-        f"all {len(data.whole.train)} {noun}s of {data.whole.name} were learned before, the newest as task "
-        f"'{record.name}'; once more they would count twice: give new {noun}s, or ask for it (--again, again=true in a "
-        "request)"
+        f"{all_of(number, noun)} of {data.whole.name} {was} learned before, the newest as task "
+        f"'{record.name}'; once more {they} would count twice: give new {noun}s, or ask for it (--again, "
+        "again=true in a request)"
     )
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,9 +112,20 @@ class TaskRecord:
             self.unreadable = Unread(len(files), tuple(file.key for file in files[:NAMED]))
 
 
-def tasks_from_json(stored: Sequence[Mapping[str, Any]]) -> list[TaskRecord]:
-    """Restore the records of all tasks of a stored model, oldest first."""
-    return [TaskRecord.from_json(record) for record in stored]
+def tasks_from_json(stored: Sequence[Mapping[str, Any]], file: Path) -> list[TaskRecord]:
+    """Restore the records of all tasks of a stored model, oldest first.
+
+    Args:
+        stored: the JSON values of the records.
+        file: which holds them, for messages.
+
+    Raises:
+        ValueError: as `TaskRecord.from_json`.
+    """
+    try:
+        return [TaskRecord.from_json(record) for record in stored]
+    except ValueError as error:
+        raise ValueError(f"'{file}': {error}") from error
 
 
 def check_task(task: Task, class_names: Mapping[int, str]) -> None:

@@ -17,24 +17,25 @@ class SecondMoment(nn.Module):
     """The mean of x x^T over tokens, stored as sum and count so that parts can be added exactly.
 
     Call it with inputs `(..., d)` and optionally with a mask `(...)`, which is false for padding. The mean is not
-    subtracted, and sums are in float32.
+    subtracted.
 
     Args:
         width: d, the number of inputs.
+        dtype: the precision of the sums; float64 where the moment is inverted.
     """
 
     total: Tensor
     count: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.register_buffer("total", torch.zeros(width, width))
+        self.register_buffer("total", torch.zeros(width, width, dtype=dtype))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def forward(self, x: Tensor, mask: Tensor | None = None) -> None:
         tokens = x[mask] if mask is not None else x
-        tokens = tokens.reshape(-1, tokens.shape[-1]).float()
+        tokens = tokens.reshape(-1, tokens.shape[-1]).to(self.total.dtype)
         if self.total.device != tokens.device:
             self.to(tokens.device)
         self.total.addmm_(tokens.T, tokens)

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 
+from lamella.methods.coda_prompt import CodaPrompt
 from lamella.methods.color import CoLoR
 from lamella.methods.der import DER
 from lamella.methods.dlc.dlc import DLC
 from lamella.methods.duallora import DualLoRA
+from lamella.methods.e2lora import E2LoRA
 from lamella.methods.icarl import ICaRL
 from lamella.methods.inflora import InfLoRA
 from lamella.methods.linear_probe import LinearProbe
+from lamella.methods.loda import LoDA
 from lamella.methods.lwf import LwF
 from lamella.methods.memo import MEMO
 from lamella.methods.method import Method
@@ -19,6 +22,7 @@ from lamella.methods.replay import Replay
 from lamella.methods.sdlora import SDLoRA
 from lamella.methods.seq_finetune import SeqFinetune
 from lamella.methods.seq_lora import SeqLoRA
+from lamella.methods.slca import SLCA
 from lamella.methods.streaming_lda import StreamingLDA
 from lamella.methods.wa import WA
 
@@ -32,10 +36,14 @@ METHODS: dict[str, Callable[..., Method]] = {
     "ranpac": RanPAC,
     "linear-probe": LinearProbe,
     "olora": OLoRA,
+    "e2lora": E2LoRA,
+    "loda": LoDA,
     "color": CoLoR,
+    "coda-prompt": CodaPrompt,
     "seq-lora": SeqLoRA,
     "sdlora": SDLoRA,
     "seq-finetune": SeqFinetune,
+    "slca": SLCA,
     "replay": Replay,
     "icarl": ICaRL,
     "lwf": LwF,

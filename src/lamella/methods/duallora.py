@@ -134,6 +134,10 @@ class DualLoRA(OwnHeads):
         term = self.calibrate.term(self.signatures.scores(), [last[c] for c in self.classes])
         return features, self.heads(features) + term
 
+    @property
+    def one_weight(self) -> bool:
+        return self.gate == "off" or self.residual == "none"
+
     def linear_classifier(self) -> nn.Linear:
         return super().linear_classifier() if self.calibration else self.heads.as_linear()
 

@@ -13,6 +13,9 @@ inputs of old tasks do not change their outputs; rows along the inputs of the ne
     M_t, M_t-orthogonal         Subspace: a basis of what is protected, or of its complement
     eps_th                      energy
 
+`design="ratio"` and `shrink` are two steps of LoDA (arXiv 2603.00191; see its own page), and `distill` is one of
+E2-LoRA (arXiv 2605.27482). The paper has none of them.
+
 Departures (from the paper [p], from the authors' code [c]):
 - A's rows are the left singular vectors of P G, the code's choice, not of P H [p]; `design="inputs"` is the paper's.
 - Energy counts squared singular values of G [c], not those of the inputs [p]; `energy_of="data"` is the paper's. The
@@ -33,14 +36,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lamella.adapters.adapter import Branch, merge, module_key, watch
+from lamella.adapters.adapter import Branch, Site, merge, module_key
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
+from lamella.memory.old_moments import OldMoment, loud_and_quiet, shrinkage
 from lamella.memory.signatures import protected_share
-from lamella.memory.subspace import SecondMoment, Subspace, left_singular, numerical_rank, orthonormal
+from lamella.memory.subspace import Subspace, left_singular, numerical_rank, orthonormal
+from lamella.methods.shared.moments import second_moments
 from lamella.methods.shared.own_heads import OwnHeads
+from lamella.methods.shared.self_distillation import SelfDistillation
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
 
@@ -107,9 +113,13 @@ class InfLoRA(OwnHeads):
             as in the authors' code) or "data" (the inputs themselves, as in the paper).
         design: the matrix whose leading left singular vectors become the rows of A: "moment" (the free part of the
             second moment of the inputs, as in the authors' code) or "inputs" (the free part of the inputs, as in the
-            paper).
+            paper). With "ratio" nothing is protected, and the rows are those directions that have the most energy in
+            the task's inputs for their energy in old ones, as in LoDA; `energy` and `horizon` then have no effect.
         statistics_images: how many random images of the task the second moments are computed from, before and again
             after training; at least 1. If left out, all of its images are used.
+        shrink: whether each column of B is scaled down after training by how much its row of A reads of old inputs, as
+            in LoDA.
+        distillation: how strongly the answers for old classes are kept; see `SelfDistillation`.
 
     Raises:
         ValueError: a value is not allowed.
@@ -129,33 +139,48 @@ class InfLoRA(OwnHeads):
         energy_of: str = "moment",
         design: str = "moment",
         statistics_images: int | None = None,
+        shrink: bool = False,
+        distillation: SelfDistillation = SelfDistillation(),
     ) -> None:
         super().__init__(backbone, seed, training, lora)
         if statistics_images is not None and statistics_images < 1:
             raise ValueError(f"statistics_images {statistics_images} is too small; give at least 1, or leave it out")
-        check_one_of("design", design, ("moment", "inputs"))
+        check_one_of("design", design, ("moment", "inputs", "ratio"))
         self.rule = EnergyRule(energy, energy_of, horizon)
         self.design = design
         self.statistics_images = statistics_images
-        self.free_rank = lora.rank
+        self.shrink = shrink
+        self.distillation = distillation
+        self.free_rank = lora.rank if design != "ratio" else None
         # Layers that read the same inputs, as key and value do, share what is known of these.
         self.reads_as = backbone.first_readers(self.sites)
         widths = {site.name: site.layer.weight.shape[1] for site in self.sites}
         spaces = {name: Subspace(widths[name]) for name in dict.fromkeys(self.reads_as.values())}
         self.memory = nn.ModuleDict({module_key(name): spaces[first] for name, first in self.reads_as.items()})
+        moments = spaces if shrink or design == "ratio" else ()  # what old inputs were, where they are weighed
+        self.moments = nn.ModuleDict({module_key(name): OldMoment(widths[name]) for name in moments})
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()  # no dropout while training, as in the authors' code
-        branches = self._grow_designed(self._moments(task, fit, "moment-before"))
-        self.train_head(task, fit, [branch.B for branch in branches])
+        before = self._moments(task, fit, "moment-before")
+        branches = self._grow_designed(before)
+        self.train_head(task, fit, [branch.B for _, branch in branches], distillation=self.distillation)
+        if self.shrink:
+            for site, branch in branches:
+                name = self.reads_as[site.name]
+                branch.B.mul_(1 - shrinkage(branch.A, self._old(name).moment, before[name]))
 
         number = len(self.heads) - 1
         for name, G in self._moments(task, fit, "moment-after").items():
-            self.rule.protect(self._space(name), G, number, first=number == 0)
+            if self.design != "ratio":
+                self.rule.protect(self._space(name), G, number, first=number == 0)
+            if self.moments:
+                self._old(name).add(G)
         merge(self.sites, "new")  # W <- W + B A
 
     def protected(self) -> dict[str, Subspace]:
-        return {layer: self._space(layer) for layer in dict.fromkeys(site.name for site in self.sites)}
+        names = dict.fromkeys(site.name for site in self.sites) if self.design != "ratio" else ()
+        return {layer: self._space(layer) for layer in names}
 
     def _moments(self, task: Task, fit: Fit, name: str) -> dict[str, Tensor]:
         """Return by layer G, the mean of x x^T over all tokens x of the task's augmented training images.
@@ -167,20 +192,12 @@ class InfLoRA(OwnHeads):
             order = torch.randperm(len(images), generator=generator(self.seed, name, len(self.heads)))
             images = images.subset(order[: self.statistics_images])
         firsts = [site for site in self.sites if self.reads_as[site.name] == site.name]
-        with watch(firsts, lambda layer: SecondMoment(layer.weight.shape[1])) as observers:
-            fit.scan(
-                images,
-                lambda x, y: self.backbone.show(x, firsts),
-                augment=True,
-                keep=observers,
-                any_order=True,
-                name=name,
-            )
-        return {layer: observer.mean for layer, observer in observers.items()}
+        dtype = torch.float64 if self.moments else torch.float32
+        return second_moments(self.backbone, firsts, images, fit, name, dtype)
 
-    def _grow_designed(self, moments: dict[str, Tensor]) -> list[Branch]:
+    def _grow_designed(self, moments: dict[str, Tensor]) -> list[tuple[Site, Branch]]:
         """Add branches whose A has the leading free directions of the task's inputs as rows, of norm 1 / sqrt 3."""
-        of_inputs = {name: self._design(G, self._space(name)) for name, G in moments.items()}
+        of_inputs = {name: self._directions(name, G) for name, G in moments.items()}
         designs = [of_inputs[self.reads_as[site.name]] for site in self.sites]
         open_sites = [(site, U) for site, U in zip(self.sites, designs, strict=True) if U.shape[1]]
         if not open_sites:
@@ -189,12 +206,17 @@ class InfLoRA(OwnHeads):
         branches = self.lora.grow([site for site, _ in open_sites], "new", rank=ranks)
         for branch, (_, U) in zip(branches, open_sites, strict=True):
             branch.A.copy_(U.T / 3**0.5)  # the expected row norm of LoRA's usual start
-        return branches
+        return [(site, branch) for branch, (site, _) in zip(branches, open_sites, strict=True)]
+
+    def _directions(self, layer: str, G: Tensor) -> Tensor:
+        if self.design == "ratio" and len(self.heads):
+            return loud_and_quiet(G, self._old(layer).moment, self.lora.rank)
+        return self._design(G, self._space(layer))
 
     def _design(self, G: Tensor, space: Subspace) -> Tensor:
         """Return (d, k) orthonormal free directions of the inputs, k at most `rank`, the most energetic ones."""
         G = G.double()
-        free = space.outside(G) if self.design == "moment" else space.outside(space.outside(G).T)
+        free = space.outside(G) if self.design != "inputs" else space.outside(space.outside(G).T)
         U, s = left_singular(free)
         count = min(
             self.lora.rank, space.width - space.dimension, numerical_rank(s, float(torch.linalg.matrix_norm(G, 2)))
@@ -203,3 +225,6 @@ class InfLoRA(OwnHeads):
 
     def _space(self, layer: str) -> Subspace:
         return cast(Subspace, self.memory[module_key(layer)])
+
+    def _old(self, layer: str) -> OldMoment:
+        return cast(OldMoment, self.moments[module_key(layer)])

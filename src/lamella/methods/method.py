@@ -240,6 +240,15 @@ class Method(nn.Module, ABC):
         return own == (Method.predict, Method.features_and_logits)
 
     @property
+    def one_weight(self) -> bool:
+        """Whether each layer in `sites` acts as one weight for all samples, and every task changes these weights.
+
+        The weights may be folded, or have branches beside them whose coefficients are numbers. By default so are all
+        adapters, if they are not routed.
+        """
+        return bool(self.sites) and not (self.routed or self.changes_backbone)
+
+    @property
     def features_stay(self) -> bool:
         """Whether features of a sample are the same after a later task; else `learn` may tell how: `fit.tell_drift`.
 

@@ -28,6 +28,7 @@ Departures (from the paper [p], from the authors' code [c]):
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -40,6 +41,7 @@ from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.memory.resizable import Resizable
 from lamella.methods.shared.own_heads import OwnHeads, factors
+from lamella.methods.shared.self_distillation import SelfDistillation
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
 
@@ -83,6 +85,8 @@ class OLoRA(OwnHeads):
         orthogonality: lambda_1, the weight of the penalty; at least 0, and 0 leaves the penalty out.
         penalty: what is summed over the inner products of new and old rows of A: "absolute" (their absolute values, as
             in the authors' code) or "squared" (their squares, as in the paper).
+        distillation: how strongly the answers for old classes are kept; see `SelfDistillation`. O-LoRA does not keep
+            them.
 
     Raises:
         ValueError: a value is not allowed.
@@ -100,6 +104,7 @@ class OLoRA(OwnHeads):
         training: Training = Training(schedule="inflora-code"),
         orthogonality: float = 0.5,
         penalty: str = "absolute",
+        distillation: SelfDistillation = SelfDistillation(),
     ) -> None:
         super().__init__(backbone, seed, training, lora)
         check_one_of("penalty", penalty, ("absolute", "squared"))
@@ -107,12 +112,14 @@ class OLoRA(OwnHeads):
             raise ValueError(f"orthogonality {orthogonality} is below 0; it weighs a penalty, and 0 leaves it out")
         self.orthogonality = orthogonality
         self.penalty = penalty
+        self.distillation = distillation
         self.memory = nn.ModuleDict({_key(site): ReadRows(site.layer.weight.shape[1]) for site in self.sites})
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
         branches = self.lora.grow(self.sites, "new", generator(self.seed, "lora", len(self.heads)))
-        self.train_head(task, fit, factors(branches), penalty=lambda: self.penalties(branches))
+        penalty = partial(self.penalties, branches)
+        self.train_head(task, fit, factors(branches), penalty=penalty, distillation=self.distillation)
         for site, branch in zip(self.sites, branches, strict=True):
             self._read(site).add(branch.A)
         merge(self.sites, "new")  # W <- W + B A

@@ -1,6 +1,7 @@
 """The contract of a method that is built on another one."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -49,6 +50,14 @@ class MethodOnBase(Method):
     @property
     def classes(self) -> tuple[int, ...]:
         return self.base.classes
+
+    @contextmanager
+    def base_alone(self) -> Generator[Method]:
+        """Within this context the base computes what it would compute without this method; that is the usual case.
+
+        A method that changes what the base computes overrides this. Nothing may learn within the context.
+        """
+        yield self.base
 
     def features(self, x: Samples) -> Tensor:
         """(n, d) features of the base."""

@@ -12,6 +12,7 @@ on the order of images, batches or tasks, and a class that comes back adds to it
     W               projection: standard normal, drawn from the seed
     G, Q            G, Q
     lambda          ridge; else `chosen` from 10^-8 ... 10^8, by squared error on a fifth of the task's training images
+    n_c, mu_c, mu   counts, Q / counts, the mean of all h: for `scatter="within"`
 
 As the code has it: the fifth is drawn at random from the current task's images; the value chosen last holds for all
 classes; the sums take in all images, without augmentation. So with `ridge=None` a prediction depends on the last task's
@@ -27,6 +28,11 @@ Departures (from the paper [p], from the code [c]):
   to it [c].
 - The candidates come from one eigendecomposition, in the smaller of the two spaces, instead of 17 solutions: the same
   numbers. With fewer than five images there is no fifth, and the value before (1 at first) stays [c].
+- `scatter="within"` is ours [p, c]: the linear discriminant on the same projections. From G the part that lies between
+  classes is taken out, S = (G - sum n_c mu_c mu_c^T + lambda I) / n, and the score of a class is the logarithm of how
+  much likelier h is under N(mu_c, S) than under N(mu, S), (mu_c - mu)^T S^-1 (h - (mu_c + mu) / 2). So the largest
+  score is minus half the relative Mahalanobis distance (Ren et al. 2021, arXiv 2106.09022), and says how familiar an
+  input is. With few samples a class it is better than the regression (docs/log.md).
 - `unit` brings features to length 1, off by default [p, c]. On sentence encoders it makes one ridge fit all.
 """
 
@@ -86,6 +92,9 @@ class RanPAC(Resizable, Method):
             2000; learning a task of n images needs n x M more.
         ridge: lambda, the strength of the regularisation; above 0. If left out, each task chooses one.
         adapt: how the backbone is adapted: "first-task" (a LoRA is trained on the first task, then frozen) or "none".
+        scatter: which scatter is inverted: "all" (of all samples: ridge regression, as in the paper) or "within"
+            (within the classes: a linear discriminant, which is better with fewer than about 30 samples a class, and
+            needs a `ridge`).
         unit: whether features are brought to length 1 before they are projected, so that one `ridge` suits backbones
             with features of any length. The paper has no such step.
 
@@ -93,7 +102,7 @@ class RanPAC(Resizable, Method):
         ValueError: a value is not allowed.
     """
 
-    resizable = ("ids", "Q", "solution")
+    resizable = ("ids", "Q", "solution", "counts", "offset")
 
     ids: Tensor
     projection: Tensor
@@ -102,6 +111,8 @@ class RanPAC(Resizable, Method):
     G: Tensor
     Q: Tensor
     solution: Tensor
+    counts: Tensor
+    offset: Tensor
 
     def __init__(
         self,
@@ -113,14 +124,18 @@ class RanPAC(Resizable, Method):
         projections: int = 2000,
         ridge: float | None = None,
         adapt: str = "first-task",
+        scatter: str = "all",
         unit: bool = False,
     ) -> None:
         super().__init__()
         check_one_of("adapt", adapt, ("first-task", "none"))
+        check_one_of("scatter", scatter, ("all", "within"))
         if projections < 1:
             raise ValueError(f"projections {projections} is too small; 1000 to 10000 works well")
         if ridge is not None and not ridge > 0:
             raise ValueError(f"ridge {ridge} must be above 0; leave it out to have it chosen")
+        if ridge is None and scatter == "within":
+            raise ValueError("scatter 'within' needs a ridge, such as 100 with unit=true; only for 'all' one is chosen")
         self.backbone = backbone
         self.seed = seed
         self.lora = lora
@@ -128,6 +143,7 @@ class RanPAC(Resizable, Method):
         self.projections = projections
         self.ridge = ridge
         self.adapt = adapt
+        self.scatter = scatter
         self.unit = unit
         self.sites = lora.attach(backbone) if adapt == "first-task" else ()
         W = torch.randn(backbone.width, projections, dtype=torch.float64, generator=generator(seed, "ranpac", "W"))
@@ -138,14 +154,22 @@ class RanPAC(Resizable, Method):
         self.register_buffer("G", torch.zeros(projections, projections, dtype=torch.float64))
         for name in ("Q", "solution"):
             self.register_buffer(name, torch.zeros(projections, 0, dtype=torch.float64))
+        for name in ("counts", "offset") if scatter == "within" else ():
+            self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
 
     @property
     def classes(self) -> tuple[int, ...]:
         return self.known("ids")
 
+    @property
+    def one_weight(self) -> bool:
+        return False  # nothing changes after the first task, so that a mean would be what there is
+
     def classify(self, features: Tensor) -> Tensor:
-        """(n, classes) regression scores: about 1 for the right class, 0 for the others."""
-        return (self.project(features) @ self.solution).to(torch.promote_types(features.dtype, torch.float32))
+        """(n, classes) scores: of the regression about 1 for the right class, 0 for the others."""
+        scores = self.project(features) @ self.solution
+        scores = scores + self.offset if self.scatter == "within" else scores
+        return scores.to(torch.promote_types(features.dtype, torch.float32))
 
     def project(self, features: Tensor) -> Tensor:
         """Return relu(f W), (n, M) float64, for features f (n, d). Autocast leaves products in float64 alone."""
@@ -153,10 +177,11 @@ class RanPAC(Resizable, Method):
         return F.relu((F.normalize(f, dim=1) if self.unit else f) @ self.projection)
 
     def plain_classifier(self) -> PlainClassifier:
-        return PlainClassifier(self.solution.T, projection=self.projection.T, unit=self.unit)
+        bias = self.offset if self.scatter == "within" else None
+        return PlainClassifier(self.solution.T, bias, projection=self.projection.T, unit=self.unit)
 
     def typicality(self, features: Tensor, logits: Tensor) -> Tensor:
-        """The largest score: about 1 for a sample like many that were learned, less for one like none."""
+        """The largest score: high for a sample like many that were learned, low for one like none."""
         return logits.max(1).values
 
     @property
@@ -174,9 +199,24 @@ class RanPAC(Resizable, Method):
         self.chosen.fill_(self._chosen(h, y, task.id))
         self.G = self.G + h.T @ h
         self.Q = F.pad(self.Q, (0, y.shape[1] - self.Q.shape[1])) + h.T @ y
+        if self.scatter == "within":
+            self.counts = F.pad(self.counts, (0, y.shape[1] - len(self.counts))) + y.sum(0)
+            self._discriminate()
+        else:
+            self.solution = self._solved(self.G, self.Q)
+
+    def _discriminate(self) -> None:
+        """Set solution and offset to the discriminant of each class against the mean of all samples."""
+        means, total = self.Q / self.counts, self.counts.sum()
+        mean = self.Q.sum(1, keepdim=True) / total
+        self.solution = self._solved(self.G - self.Q @ means.T, total * (means - mean))
+        self.offset = -(self.solution * (means + mean)).sum(0) / 2
+
+    def _solved(self, scatter: Tensor, targets: Tensor) -> Tensor:
+        """Return (scatter + lambda I)^-1 targets."""
         rounding = torch.finfo(self.G.dtype).eps * self.G.trace()
         level = torch.maximum(self.chosen, rounding) * torch.eye(len(self.G)).to(self.G)
-        self.solution = torch.cholesky_solve(self.Q, torch.linalg.cholesky(self.G + level)).contiguous()
+        return torch.cholesky_solve(targets, torch.linalg.cholesky(scatter + level)).contiguous()
 
     def _adapt(self, task: Task, fit: Fit) -> None:
         """Train a LoRA and a head on the first task; only the LoRA is kept."""

@@ -8,9 +8,11 @@ bound.
     r               rank
     alpha / r       alpha / rank; 1 if `alpha` is left out, as in InfLoRA's code
 
-Departures: the sites are key and value, as in InfLoRA; each task trains its own head on its own classes.
+Departures: the sites are key and value, as in InfLoRA; each task trains its own head on its own classes. With `fresh`
+every task begins with an adapter of its own, and the one before is folded into the weights.
 """
 
+from lamella.adapters.adapter import merge
 from lamella.backbones import Backbone
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
@@ -29,6 +31,8 @@ class SeqLoRA(OwnHeads):
         seed: the seed of every random draw.
         lora: the form of the adapter; see `LoRA`.
         training: how the adapter and the task's head are trained; see `Training`.
+        fresh: whether each task trains a new adapter, whose A is random and whose B is zero, and which is folded into
+            the weights after it. Otherwise one adapter is trained on and on.
     """
 
     def __init__(
@@ -38,10 +42,17 @@ class SeqLoRA(OwnHeads):
         seed: int = 0,
         lora: LoRA = LoRA(),
         training: Training = Training(schedule="inflora-code"),
+        fresh: bool = False,
     ) -> None:
         super().__init__(backbone, seed, training, lora)
-        lora.grow(self.sites, "lora", generator(seed, "lora"))
+        self.fresh = self.merges = fresh
+        if not fresh:
+            lora.grow(self.sites, "lora", generator(seed, "lora"))
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
+        if self.fresh:
+            self.lora.grow(self.sites, "lora", generator(self.seed, "lora", len(self.heads)))
         self.train_head(task, fit, factors(branch for site in self.sites for branch in site.layer.of("lora")))
+        if self.fresh:
+            merge(self.sites, "lora")  # W <- W + B A

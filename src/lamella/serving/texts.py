@@ -32,6 +32,8 @@ __all__ = ["TextKind"]
 HOW = 'send JSON {"texts": ["...", "..."]}, or each one as a field `text` of a form'
 BATCH = 64
 """The largest number of texts that are computed at once."""
+NO_TABLES = (".json", ".parquet", ".xls", ".xlsx", ".ods")
+"""Files of rows that are not taken: they can be far larger in memory than on disk."""
 FEW = 10_000
 """So many characters take less than a millisecond."""
 PASS = 32
@@ -88,6 +90,8 @@ class TextKind:
         """Store a table, or unpack a zip of class folders."""
         if (ending := Path(upload.filename or "").suffix.lower()) in TABLES:
             return take_table(upload, folder, columns, self.limits)
+        if ending in NO_TABLES:
+            raise HTTPException(415, f"{ending} files are not taken; save it as .csv, .tsv or .jsonl")
         if any(columns):
             raise HTTPException(422, f"text and label name columns of a table, and '{ending}' is none")
         return unpack(upload.file, folder, _packed(), self.limits)

@@ -2,10 +2,12 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 
 from lamella.methods import Method
+from lamella.methods.on_base import MethodOnBase
 from lamella.testing.tiny import MethodCheckError, tiny_tasks
 from lamella.testing.trial import (
     Killed,
@@ -141,11 +143,12 @@ def every_readout_is_the_prediction_of_what_it_is_named_after(trial: Trial) -> N
             raise MethodCheckError('readouts gives no prediction under ""; that is the name of the method\'s own one')
         for name, found in readouts.items():
             whose = method
-            for _ in name.split(".") if name else ():
-                if whose.base is None:
-                    raise MethodCheckError(f"readouts names '{name}', but the method has no base of that depth")
-                whose = whose.base
-            expected = whose.predict(x)
+            with ExitStack() as levels:
+                for _ in name.split(".") if name else ():
+                    if not isinstance(whose, MethodOnBase):
+                        raise MethodCheckError(f"readouts names '{name}', but the method has no base of that depth")
+                    whose = levels.enter_context(whose.base_alone())
+                expected = whose.predict(x)
             if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-5, rtol=1e-5):
                 raise MethodCheckError(
                     f"the readout '{name}' is not what predict of {type(whose).__name__} gives; readouts come from one "

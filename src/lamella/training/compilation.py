@@ -1,8 +1,8 @@
 """Compiles the blocks of a network for training, once for all tasks.
 
 The branches of adapted layers change from task to task, so they run outside of the compiled code, as do batches of
-other sizes. So nothing is compiled a second time, and results do not depend on earlier tasks. All blocks of one shape
-share the compiled code.
+other sizes and passes whose attentions see prefixes. So nothing is compiled a second time, and results do not depend on
+earlier tasks. All blocks of one shape share the compiled code.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.branches import Adapted
+from lamella.adapters.prefix import prefixes_act
 from lamella.common.checks import first_line
 
 __all__ = ["check_compilable", "compiled_blocks", "repeated_blocks"]
@@ -98,6 +99,7 @@ def _for_batches_of(size: int, forward: Callable[..., Tensor]) -> Callable[..., 
     compiled = torch.compile(forward, dynamic=False, backend=BACKEND)
 
     def choose(block: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return (compiled if len(x) == size else forward)(block, x, *args, **kwargs)
+        usual = len(x) == size and not prefixes_act()
+        return (compiled if usual else forward)(block, x, *args, **kwargs)
 
     return choose

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any, NamedTuple
 from lamella.common.checks import first_line
 from lamella.common.words import count
 
-__all__ = ["ROWS", "Row", "Rows", "decoded", "parse_rows", "read_rows"]
+__all__ = ["AS_TEXT", "ROWS", "Row", "Rows", "decoded", "parse_rows", "read_rows"]
 
 ROWS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 """The endings of files of rows."""
+AS_TEXT = "write it as a text: in quotes in JSON, as a column of strings in Parquet"
+"""What to do with a cell that should hold a text."""
 MANY_LINES = 200  # a cell with more line ends than this has probably swallowed other rows
 MOST_COLUMNS = 1000  # each row is filled up to all columns, so that a small file of many would become a large table
 BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -168,10 +171,11 @@ def _separated(path: Path, text: str, delimiter: str) -> Rows:
     header: list[str] = []
     rows: list[Row] = []
     told: list[str] = []
-    first = 1  # the line that the next row begins in
+    begins = first = 1  # the lines that this row and the next one begin in
     try:
         for cells in reader:
-            place, first = f"line {first}", reader.line_num + 1
+            begins, first = first, reader.line_num + 1
+            place = f"line {begins}"
             cells = [cell.strip() for cell in cells]
             if not cells:
                 continue
@@ -190,7 +194,21 @@ def _separated(path: Path, text: str, delimiter: str) -> Rows:
         if "field limit" in why:
             why = f"a cell has more than {count(csv.field_size_limit())} characters; is a quotation mark missing?"
         raise ValueError(f"{path}, line {first}: {why}") from fault
+    if _is_open(text, begins, delimiter):
+        raise ValueError(
+            f"{path}, line {begins}: a quotation mark is never closed, so the rest of the file is one cell"
+        )
     return Rows(path, tuple(header), rows, told=tuple(told))
+
+
+def _is_open(text: str, line: int, delimiter: str) -> bool:
+    """Whether the last row of a table, which begins in this line, ends within a cell in quotation marks."""
+    last = "\n".join(LINE_END.split(text)[line - 1 :])
+    try:
+        deque(csv.reader(io.StringIO(last, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True), 0)
+    except csv.Error as fault:
+        return "unexpected end of data" in str(fault)
+    return False
 
 
 def _check_width(path: Path, place: str, columns: int) -> None:

@@ -10,7 +10,7 @@ from lamella.data.names import alike, normal_name
 from lamella.data.scenario import Source
 from lamella.data.sources.files import PARTS, used_parts
 from lamella.data.sources.labelled_texts import LabelledText, texts_to_source
-from lamella.data.sources.rows import Row, Rows
+from lamella.data.sources.rows import AS_TEXT, Row, Rows
 
 __all__ = ["LABELS", "TEXTS", "column_of", "load_text_table"]
 
@@ -22,6 +22,7 @@ ANSWERS = ("messages", "prompt", "response")
 SEPARATORS = {".csv": "commas", ".tsv": "tabs"}
 SHOWING = 1000  # so many rows show what the columns hold
 MANY_COLUMNS = 20  # a message names no more of them
+WORDS_OF_NAMES = 3  # the name of a column with more words is probably a text
 FEW_NUMBERS = 5  # so many different numbers may be labels, however few rows there are
 
 
@@ -116,12 +117,15 @@ def _advice(rows: Rows, text: str | None, label: str | None) -> str:
     if len(columns) < 2:
         own = SEPARATORS.get(rows.path.suffix.lower())
         other = next((sign for sign in (";", "\t", "|", ",") if sign in "".join(columns)), None)
-        return f"; save it with {own} between the cells, not with {other!r}" if own and other else ""
+        save = f"save it with {own} between the cells, not with {other!r}"
+        return f"; {save if own and other else 'it needs one of texts and one of labels'}"
     cells = {c: [str(row.cells.get(c) or "") for row in rows.rows[:SHOWING]] for c in columns}
     longest = text or max((c for c in columns if c != label), key=lambda c: sum(map(len, cells[c])))
     fewest = label or min((c for c in columns if c != longest), key=lambda c: len(set(cells[c])))
     said = [f"--text {_quoted(longest)}"] * (not text) + [f"--label {_quoted(fewest)}"] * (not label)
-    return f": say {' '.join(said)}"
+    looks_like_text = max(len(column.split()) for column in columns) > WORDS_OF_NAMES
+    first = "; if line 1 is no names but the first text, put the line text,label above it" if looks_like_text else ""
+    return f": say {' '.join(said)}{first}"
 
 
 def _quoted(column: str) -> str:
@@ -142,14 +146,14 @@ def _sample(rows: Rows, row: Row, columns: _Columns) -> LabelledText:
         )
     label = _label(row.cells.get(columns.label), rows.names.get(columns.label), where)
     text = row.cells.get(columns.text)
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"{where}: the text is {type(text).__name__} {str(text)[:20]!r}; a text stands in quotes")
+    if text is not None and text == text and not isinstance(text, str):
+        raise ValueError(f"{where}: the text is {type(text).__name__} {str(text)[:20]!r}; {AS_TEXT}")
     domain = _name(row, columns.domain, "domain", where)
     split = _name(row, columns.split, "split", where)
     if split is not None and alike(split) not in PARTS:
         raise ValueError(f"{where}: the split {split!r} is unknown; use one of {', '.join(PARTS)}")
     return LabelledText(
-        _sound(text or "", "text", where),
+        _sound(text if isinstance(text, str) else "", "text", where),
         normal_name(label),
         f"{rows.path.name}, {row.place}",
         _name(row, columns.id, "id", where),
@@ -174,8 +178,8 @@ def _plain(value: Any, noun: str, where: str) -> str:
     """Return a label, an id, a split or a domain as text."""
     if not isinstance(value, str | int | float | None):
         raise ValueError(f"{where}: the {noun} is {type(value).__name__}, not a text or a number")
-    if value is None or not str(value).strip():
-        raise ValueError(f"{where}: the {noun} is empty")
+    if value is None or value != value or not str(value).strip():  # only NaN, an empty cell of a table, is not itself
+        raise ValueError(f"{where}: the {noun} is empty; write one, or remove the row")
     return _sound(str(value).strip(), noun, where)
 
 

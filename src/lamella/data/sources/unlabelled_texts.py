@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamella.common.checks import did_you_mean
-from lamella.data.sources.rows import ROWS, decoded, read_rows
+from lamella.data.sources.rows import AS_TEXT, ROWS, decoded, read_rows
 from lamella.data.sources.text_table import TEXTS, column_of
 from lamella.data.tasks import Unreadable
 from lamella.data.texts import normal_text
@@ -60,6 +60,9 @@ def _of_rows(path: Path, column: str | None) -> Iterator[PlacedText]:
         )
     for row in rows.rows:
         cell = row.cells.get(chosen)
+        if cell is not None and not isinstance(cell, str) and cell == cell:  # only NaN, an empty cell, is not itself
+            kind = type(cell).__name__
+            raise ValueError(f"{path}, {row.place}: the text is {kind} {str(cell)[:20]!r}; {AS_TEXT}")
         yield PlacedText(normal_text(cell if isinstance(cell, str) else ""), f"{path}, {row.place}")
 
 

@@ -6,11 +6,12 @@ method or a part lists as `removed`, and stored tables may lack those that a met
 
 A method with its base and its parts is written NAME(BASE)+PART+PART everywhere, as in "inflora+align" or
 "dlc(wa)+align". A method has only the parts that are in its name or have a table: "inflora" has no alignment. Stored
-configurations have the name alone, and a table for each part (`with_parts`), as in all versions. Two rules give the
+configurations have the name alone, and a table for each part (`with_parts`), as in all versions. Three rules give the
 order of the parts:
 
-1. The parts of the name come first, in the order of the name.
-2. Parts that only have a table come after them, in the order of their tables.
+1. `mean_weights` comes first wherever it stands, since what the other parts measure depends on it.
+2. The parts of the name come next, in the order of the name.
+3. Parts that only have a table come after them, in the order of their tables.
 """
 
 import inspect
@@ -23,7 +24,7 @@ from lamella.common.options import Option, arguments, check_table, completed, ne
 from lamella.learner.config.own_methods import NAME
 from lamella.learner.config.registry import find, is_own, names, shown
 from lamella.methods import ALIASES, METHODS, WHOLE_STREAM, Method
-from lamella.methods.parts import PARTS
+from lamella.methods.parts import FIRST, PARTS
 from lamella.training.schedules import FORMER_NAMES
 
 __all__ = [
@@ -104,7 +105,8 @@ def with_parts(table: Mapping[str, Any]) -> dict[str, Any]:
                 "leave one of them out"
             )
     others = {key: own.pop(key) for key in list(own) if key in PARTS}
-    return own | {part: table.get(part, {}) for part in name.parts} | others
+    parts = {part: table.get(part, {}) for part in name.parts} | others
+    return own | {FIRST: parts[FIRST]} | parts if FIRST in parts else own | parts
 
 
 def alias_settings(name: str, table: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from lamella.common.options import near_matches
 from lamella.learner.export.adapters import export_adapters
 from lamella.learner.export.drafts import atomic_output
 from lamella.learner.export.hf_folder import export_hf
-from lamella.learner.export.network import base_of
+from lamella.learner.export.network import predicting
 from lamella.learner.export.onnx_graph import export_onnx
 from lamella.learner.export.onnx_texts import export_onnx_of_texts
 from lamella.learner.export.peft_folder import export_peft, export_peft_tasks
@@ -55,8 +55,7 @@ def export(model: Model, format: str, out: str | Path, *, readout: str = "", per
     if not model.tasks:
         raise ValueError("this model has learned nothing yet; give it a task first")
     write = export_peft_tasks if per_task else _writer(format, model.backbone.transform.noun)
-    method = base_of(model.method.eval(), readout)
-    with atomic_output(Path(out)) as place, _on_the_cpu(model):
+    with atomic_output(Path(out)) as place, _on_the_cpu(model), predicting(model.method.eval(), readout) as method:
         return [line.replace(str(place), str(out)) for line in write(model, method, place)]
 
 

@@ -4,41 +4,28 @@ The method gives its classifier. The branches that act, and their coefficients, 
 The conversion is not possible if they differ from sample to sample, or if samples pass through the network repeatedly.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from lamella.adapters.adapter import Site, watch
-from lamella.adapters.branches import Adapted, Branch, Coefficient
+from lamella.adapters import acting
+from lamella.adapters.acting import ActingBranch, added
+from lamella.adapters.branches import Adapted
 from lamella.backbones import Backbone
 from lamella.data.samples import Samples
 from lamella.learner.export.check import random_samples
 from lamella.methods import Method
+from lamella.methods.on_base import MethodOnBase
 from lamella.methods.shared.plain_classifier import PlainClassifier
 
-__all__ = ["WHOLE", "ActingBranch", "Fixed", "acting_branches", "adapted_layers", "base_of", "fixed", "update"]
+__all__ = ["WHOLE", "Fixed", "acting_branches", "adapted_layers", "base_of", "fixed", "predicting"]
 
 WHOLE = {"image": "timm", "text": "hf"}
 """By what a model takes, the format that holds all weights of its network."""
 _OTHERWISE = {"image": "export the graph with --format onnx"}
 _TENSORS = "--format adapters writes what it learned as plain tensors"
-
-
-class ActingBranch(NamedTuple):
-    """A branch that acts in every prediction.
-
-    Attributes:
-        adapter: the name of its adapter.
-        branch: the branch.
-        coefficient: the number that it is multiplied by.
-    """
-
-    adapter: str
-    branch: Branch
-    coefficient: float
 
 
 class Fixed(nn.Module):
@@ -77,6 +64,22 @@ def base_of(method: Method, readout: str) -> Method:
     return method
 
 
+@contextmanager
+def predicting(method: Method, readout: str) -> Generator[Method]:
+    """Within this context the method of a readout computes what it would compute alone.
+
+    Args:
+        method: the method of the model.
+        readout: the readout, as in `base_of`, with its errors.
+    """
+    base_of(method, readout)
+    with ExitStack() as levels:
+        for _ in readout.split(".") if readout else ():
+            if isinstance(method, MethodOnBase):
+                method = levels.enter_context(method.base_alone())
+        yield method
+
+
 def fixed(method: Method, *, linear: bool = False) -> Fixed:
     """Convert a method into one network with fixed weights; predictions are the same up to rounding.
 
@@ -87,12 +90,12 @@ def fixed(method: Method, *, linear: bool = False) -> Fixed:
     Raises:
         ValueError: the method is not one network with such a classifier.
     """
-    acting = acting_branches(method)
+    branches = acting_branches(method)
     classifier = _classifier(method, linear)
     backbone = deepcopy(method.backbone)
     for name, layer in adapted_layers(backbone.model).items():
         wide = layer.weight.double()
-        layer.weight.data.copy_(wide + update(layer.weight.shape, acting[name]))
+        layer.weight.data.copy_(wide + added(layer.weight.shape, branches[name]))
         layer.branches = nn.ModuleDict()
         layer.acting = None
     return Fixed(backbone, classifier).eval().requires_grad_(False)
@@ -102,38 +105,17 @@ def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
 
 
-@torch.no_grad()
 def acting_branches(method: Method) -> dict[str, list[ActingBranch]]:
     """Return for each adapted layer the branches that act in every prediction.
 
     Raises:
         ValueError: the branches that act, or their coefficients, depend on the sample.
     """
-    layers = adapted_layers(method.backbone.model)
-    passes: dict[Adapted, list[Any]] = {layer: [] for layer in layers.values()}
-    sites = [Site(name, layer, slice(0, layer.weight.shape[0])) for name, layer in layers.items()]
-    with watch(sites, lambda layer: lambda x: passes[layer].append(layer.acting), padding_too=True):
-        method.predict(random_samples(method.backbone, 2))
-    if any(len(seen) > 1 for seen in passes.values()):
-        raise _per_sample(method)
-    chosen = {name: passes[layer][0] if passes[layer] else {} for name, layer in layers.items()}
-    return {name: _acting(method, layer, chosen[name]) for name, layer in layers.items()}
-
-
-def _acting(method: Method, layer: Adapted, chosen: Mapping[str, Coefficient] | None) -> list[ActingBranch]:
-    coefficients = dict.fromkeys(layer.branches, 1.0) if chosen is None else chosen
-    found = [(name, branch, c) for name, c in coefficients.items() for branch in layer.of(name)]
-    numbers = [(name, branch, _number(c)) for name, branch, c in found if branch.gate is None]
-    acting = [ActingBranch(name, branch, number) for name, branch, number in numbers if number is not None]
-    if len(acting) < len(found):
-        raise _per_sample(method)
-    return acting
-
-
-def _number(coefficient: Coefficient) -> float | None:
-    if isinstance(coefficient, Tensor):
-        return float(coefficient) if coefficient.numel() == 1 else None
-    return None if callable(coefficient) else coefficient
+    samples = random_samples(method.backbone, 2)
+    try:
+        return acting.acting_branches(adapted_layers(method.backbone.model), lambda: method.predict(samples))
+    except acting.DiffersBySample:
+        raise _per_sample(method) from None
 
 
 def _per_sample(method: Method) -> ValueError:
@@ -142,19 +124,6 @@ def _per_sample(method: Method) -> ValueError:
         f"this method weighs its adapters anew for each {noun}, so they cannot become part of the weights; "
         f"{_OTHERWISE.get(noun, _TENSORS)}"
     )
-
-
-def update(shape: Sequence[int], acting: Sequence[ActingBranch]) -> Tensor:
-    """Return the sum that branches add to a weight, in float64.
-
-    Args:
-        shape: the shape of the weight.
-        acting: the branches.
-    """
-    total = torch.zeros(*shape, dtype=torch.float64)
-    for _, branch, coefficient in acting:
-        total[branch.rows] += coefficient * deepcopy(branch).cpu().double().delta(shape)
-    return total
 
 
 def _classifier(method: Method, linear: bool) -> PlainClassifier:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from lamella.common.words import many
+from lamella.common.words import all_of, many
 from lamella.data.images import data_sha256
 from lamella.data.loading import Examples
 from lamella.data.sources.readable import ReadableData, load_readable
@@ -168,10 +168,10 @@ def images_to_measure(data: str, model: Model, **options: str) -> MeasuredSample
     new = [i for i, key in enumerate(images.keys) if found.digests[key] not in trained]
     counted = len(images) - len(new)
     left_out = [f"{many(counted, images.noun)} that the model was trained on"] * bool(counted)
-    left_out += [f"{many(len(found.unreadable), 'file')} that cannot be read"] * bool(found.unreadable)
+    left_out += [f"{many(len(found.unreadable), images.noun)} that cannot be read"] * bool(found.unreadable)
     if not new:
         raise ValueError(
-            f"the model was trained on all {len(images)} {images.noun}s of '{data}', so they measure nothing; "
+            f"the model was trained on {all_of(len(images), images.noun)} of '{data}', so nothing is measured; "
             f"give {images.noun}s that it has not learned"
         )
     part += f", without {' and '.join(left_out)}" if left_out else ""

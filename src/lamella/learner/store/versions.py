@@ -41,6 +41,7 @@ __all__ = [
     "load_manifest",
     "load_model",
     "make_again",
+    "manifest_file",
     "roll_back",
     "save_model",
 ]
@@ -184,6 +185,11 @@ def load_manifest(folder: Path, version: int | None = None) -> dict[str, Any]:
     if sha256(plain_file(path).read_bytes()).hexdigest() != pointer["versions"][str(number)]:
         raise ValueError(f"'{path}' is damaged: its checksum is not the recorded one; restore it from a copy")
     return checked_manifest(path, read_json(path))
+
+
+def manifest_file(folder: Path, version: int | None = None) -> Path:
+    """Return the file with the metadata of a version; of the current one where none is given."""
+    return _version_file(folder, _read_pointer(folder)["current"] if version is None else version)
 
 
 def history(folder: Path) -> list[Version]:

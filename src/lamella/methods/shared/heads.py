@@ -121,9 +121,12 @@ class Heads(nn.Module):
             raise ValueError(f"a head needs distinct classes, got {list(classes)}")
         if generator is None and self.start != "zero":
             generator = named_generator(self.seed, "head", len(self))
-        head = Head(self.width, classes, generator, self.start).to(self.here.device)
+        head = self._new(classes, generator).to(self.here.device)
         self.heads.append(head)
         return head
+
+    def _new(self, classes: Sequence[int], generator: torch.Generator | None = None) -> Head:
+        return Head(self.width, classes, generator, self.start)
 
     def drop(self, task: int) -> None:
         """Remove a task's head; the numbers of later heads fall by one."""
@@ -161,7 +164,7 @@ class Heads(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         numbers = {int(k[len(prefix) :].split(".")[1]) for k in state_dict if k.startswith(prefix + "heads.")}
         ids = [state_dict[f"{prefix}heads.{i}.ids"].tolist() for i in sorted(numbers)]
-        self.heads = nn.ModuleList(Head(self.width, c) for c in ids).to(self.here.device)
+        self.heads = nn.ModuleList(self._new(c) for c in ids).to(self.here.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

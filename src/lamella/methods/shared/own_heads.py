@@ -1,6 +1,6 @@
 """The base class of methods that train one head for each task, on the task's own classes alone."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from lamella.data.scenario import Task
 from lamella.methods.method import Method
 from lamella.methods.shared.heads import Heads
 from lamella.methods.shared.rivals import Rivals
+from lamella.methods.shared.self_distillation import SelfDistillation, SelfTeacher
 from lamella.training.fit import Examples, Fit
 from lamella.training.recipe import LoRA, Training
 
@@ -55,6 +56,9 @@ class OwnHeads(Method):
         data: Examples | None = None,
         features: Callable[[Any], Tensor] | None = None,
         penalty: Callable[[], Tensor | float] | None = None,
+        margin: float = 0.0,
+        distillation: SelfDistillation | None = None,
+        current: Sequence[str] = ("new",),
         **hooks: Any,
     ) -> None:
         """Add a head for a task; train it, and weights below it, by cross-entropy among the task's classes.
@@ -68,21 +72,34 @@ class OwnHeads(Method):
             data: the training data; the task's samples if left out.
             features: computes the features that the head classifies; those of the method if left out.
             penalty: returns a number that is added to the loss of each batch.
+            margin: what is subtracted from the logit of the right class in training.
+            distillation: how strongly the answers for old classes are kept, where they are; see `SelfDistillation`.
+            current: the names of the adapters in training, which the teacher of `distillation` does without.
             hooks: `before_step` and `after_step` of the training loop.
         """
         training = self.recipe.of_task(len(self.heads))
-        head = self.heads.grow(task.classes)
         features, rivals = features or self.features, self.rivals
+        teacher = None
+        if distillation is not None and distillation.distill and len(self.heads):
+            teacher = SelfTeacher(distillation, self.sites, current, features, self.heads)
+        head = self.heads.grow(task.classes)
         if rivals is not None:
             rivals.start(self.heads)
         rows = head if rivals is None else self.heads  # only this task's classes compete, or all do
 
         def loss(x: Any, y: Tensor) -> Tensor:
-            value = F.cross_entropy(rows(features(x)), rows.columns(y))
+            found, columns = features(x), rows.columns(y)
+            value = F.cross_entropy(_lowered(rows(found), columns, margin), columns)
             value = value if rivals is None else value + rivals.loss(self.heads)
-            return value if penalty is None else value + penalty()
+            value = value if penalty is None else value + penalty()
+            return value if teacher is None else value + teacher.loss(x, found)
 
         fit(task.train if data is None else data, loss, with_head(weights, rows, training), training, **hooks)
+
+
+def _lowered(logits: Tensor, columns: Tensor, margin: float) -> Tensor:
+    """Subtract a margin from the logit (n, classes) of each sample's right column (n,)."""
+    return logits - margin * F.one_hot(columns, logits.shape[1]) if margin else logits
 
 
 def factors(branches: Iterable[Branch]) -> list[nn.Parameter]:
