@@ -23,6 +23,7 @@ from forms.layer import branch_forms
 from forms.moments import second_moments
 from forms.network import compilation, memory_layout, precision
 from forms.prediction import dlc_tails, duallora_inference
+from forms.readouts import own_covariances
 from forms.steps import training_step
 from forms.testing import evaluation_cost
 from forms.texts import text_costs
@@ -58,6 +59,7 @@ COMPARISONS = {
     "compilation": Comparison(compilation, 15, SMALL | {"backend": "eager"}),
     "duallora-inference": Comparison(duallora_inference, 25, SMALL | {"tasks": 2}),
     "dlc-tails": Comparison(dlc_tails, 15, {"plugins": [2], "batch": [4], "small": True}),
+    "own-covariances": Comparison(own_covariances, 25, SMALL | {"classes": 10}),
     "evaluation-cost": Comparison(evaluation_cost, 5, {"methods": "nearest-mean,inflora", "tasks": 2, "images": 8}),
     "text-costs": Comparison(text_costs, 15),
     "input-cost": Comparison(input_cost, 7, {"images": 2, "photos": False}),

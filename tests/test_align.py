@@ -238,7 +238,8 @@ def test_both_readouts_come_from_one_pass() -> None:
 
 
 def test_a_class_may_have_a_covariance_of_its_own() -> None:
-    shared, own = (Aligned(NearestMean(tiny_backbone()), own_covariance=share) for share in (0.0, 0.2))
+    whole: dict[str, Any] = {"own_directions": "all"}
+    shared, own = (Aligned(NearestMean(tiny_backbone()), own_covariance=share, **whole) for share in (0.0, 0.2))
     for method in (shared, own):
         learn_all(method, stream(4, 2))
     features = own.features(torch.rand(5, 3, 32, 32))
@@ -246,7 +247,7 @@ def test_a_class_may_have_a_covariance_of_its_own() -> None:
     assert own.statistics.scatters.shape == (4, 64, 64)
     assert shared.statistics.scatters.shape == (0, 64, 64)
     assert not torch.allclose(own.classify(features), shared.classify(features))
-    by_count = Aligned(own.base, own_covariance_prior=32.0)
+    by_count = Aligned(own.base, own_covariance_prior=32.0, **whole)
     by_count.load_state_dict(own.state_dict())
     torch.testing.assert_close(by_count.classify(features), own.classify(features))  # 8 images: 8 / (8 + 32) = 0.2
 

@@ -56,11 +56,14 @@ def two_blocks(pretrained: bool = False, **options: Any) -> VisionTransformer:
     return VisionTransformer(**size, num_classes=options["num_classes"])
 
 
+OF_ALIGN = ("own_covariance", "own_directions", "head")
+
+
 @cache
 def learned(method: str, part: str = "", backbone: str = "test_vit", **options: Any) -> Learner:
     """A learner of two tasks of two classes; `part`: align or calibrate, `options`: of the method, or of align."""
     quick = {} if method in ("nearest-mean", "streaming-lda") else {"epochs": 2, "batch_size": 8}
-    of_part = {key: options.pop(key) for key in list(options) if part and key in ("own_covariance", "head")}
+    of_part = {key: options.pop(key) for key in list(options) if part and key in OF_ALIGN}
     table = {"name": method, **quick, **options} | ({part: of_part} if part else {})
     of_backbone = VIT | {"name": backbone} | ({"size": 16} if backbone == "resnet20" else {})
     learner = Learner.create(backbone=of_backbone, method=table, fit={"device": "cpu"})
@@ -172,6 +175,15 @@ def test_alignment_is_one_layer_of_an_onnx_file_that_takes_batches_of_any_size(t
         assert_same(run_onnx(file, images(count)), learner.logits(images(count)))
 
 
+def test_covariances_of_a_few_directions_are_products_in_an_onnx_file_without_a_loop(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    learner, file = learned("inflora", "align", "two_blocks", own_covariance=0.2, own_directions=3), tmp_path / "m.onnx"
+    assert "the graph runs whole batches" in export(learner.model, "onnx", file)
+    assert not {node.op_type for node in onnx.load(file).graph.node} & {"Scan", "Loop"}
+    for count in (1, 4, 7):
+        assert_same(run_onnx(file, images(count)), learner.logits(images(count)))
+
+
 def test_peft_holds_the_exact_change_in_its_rank_and_leaves_the_query_alone(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     from safetensors.torch import load_file
@@ -225,7 +237,7 @@ def test_tasks_kept_apart_become_a_folder_each(method: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("method", "part", "options"),
     [
-        ("inflora", "align", {"own_covariance": 0.2}),
+        ("inflora", "align", {"own_covariance": 0.2, "own_directions": "all"}),
         ("duallora", "", {"blocks": 1}),
         ("color", "", {"blocks": 1}),
         ("coda-prompt", "", {"blocks": 1}),

@@ -30,6 +30,7 @@ from lamella.learner.export import export, predict_program
 from lamella.learner.export.check import BATCHES, random_samples
 from lamella.learner.export.predict_program import logits_of
 from lamella.learner.export.transformers_files import save_network, save_tokenizer
+from lamella.memory.low_rank import Curves
 from lamella.methods import METHODS
 from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.testing.texts import byte_tokenizer, pattern_texts
@@ -191,6 +192,12 @@ def test_every_way_to_pool_and_classify_is_in_the_program() -> None:
             features = pooled(ids, mask, pool)
             features = torch.nn.functional.normalize(features, dim=1) if normalise else features
             torch.testing.assert_close(names(ids, mask.long()).float(), classifier(features))
+        shapes = [(4, 4), (2, 4), (2, 3, 4), (2, 3)]
+        curves = Curves(*(torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes))
+        classifier = PlainClassifier(torch.randn(2, 4, generator=draw).double(), curves=curves)
+        torch.testing.assert_close(
+            computed(pool, False, classifier)(ids, mask.long()).float(), classifier(pooled(ids, mask, pool))
+        )
 
 
 def test_an_export_is_a_start_for_a_new_model(tmp_path: Path) -> None:

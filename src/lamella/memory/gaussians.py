@@ -1,14 +1,17 @@
 """Class statistics of features: counts, means and scatters, and the discriminants that they give."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from lamella.memory.low_rank import LowRankCovariances, Quadratic, quadratic_of
 from lamella.memory.resizable import Resizable
 
-__all__ = ["ClassGaussians", "shrunk"]
+__all__ = ["ClassGaussians", "shrunk", "standard_noise"]
+
+T = TypeVar("T")
 
 FAR = 0.25
 """The weight of the distance itself in `strangeness`, chosen on frozen features of four streams; see docs/log.md."""
@@ -20,13 +23,15 @@ class ClassGaussians(Resizable):
     Args:
         width: d, the number of features.
         per_class: whether each class has its own scatter besides the shared one.
+        directions: how many directions of its covariance each class keeps then; at least 1. None keeps whole scatters.
 
     Attributes:
         ids: (c,) int64 global class ids, in the order in which they were first added.
         counts: (c,) int64, the number of images of each class.
         means: (c, d) float64.
         scatter: (d, d) float64, within-class scatter summed over all classes.
-        scatters: (c, d, d) float32, the scatter of each class; (0, d, d) without `per_class`.
+        scatters: (c, d, d) float32, the scatter of each class; (0, d, d) without `per_class`, or with `directions`.
+        low_rank: the directions of each class; None without them.
     """
 
     resizable = ("ids", "counts", "means", "scatters")
@@ -37,16 +42,18 @@ class ClassGaussians(Resizable):
     scatter: Tensor
     scatters: Tensor
 
-    def __init__(self, width: int, *, per_class: bool = False) -> None:
+    def __init__(self, width: int, *, per_class: bool = False, directions: int | None = None) -> None:
         super().__init__()
-        self.per_class = per_class
+        self.whole = per_class and directions is None
+        kept = LowRankCovariances(width, directions) if per_class and directions is not None else None
+        self.low_rank: LowRankCovariances | None = kept
         # In float64, because sums over many tasks must not lose the directions of small variance.
         self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("means", torch.zeros(0, width, dtype=torch.float64))
         self.register_buffer("scatter", torch.zeros(width, width, dtype=torch.float64))
         self.register_buffer("scatters", torch.zeros(0, width, width))
-        self._solved: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+        self._solved: dict[tuple[object, ...], object] = {}
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -84,8 +91,10 @@ class ClassGaussians(Resizable):
         old, shift = int(self.counts[i]), mean - self.means[i]
         scatter = (x - mean).T @ (x - mean) + torch.outer(shift, shift) * (old * n / (old + n))
         self.scatter += scatter
-        if self.per_class:
+        if self.whole:
             self.scatters[i] += scatter.to(self.scatters)
+        if self.low_rank is not None:
+            self.low_rank.add(i, old, x - mean, shift)
         self.means[i] += shift * (n / (old + n))
         self.counts[i] += n
 
@@ -96,8 +105,10 @@ class ClassGaussians(Resizable):
         self.ids = torch.cat([self.ids, self.ids.new_tensor([label])])
         self.counts = torch.cat([self.counts, self.counts.new_tensor([len(x)])])
         self.means = torch.cat([self.means, mean[None]])
-        if self.per_class:
+        if self.whole:
             self.scatters = torch.cat([self.scatters, scatter[None].to(self.scatters)])
+        if self.low_rank is not None:
+            self.low_rank.append(x - mean)
         self.scatter += scatter
 
     @torch.no_grad()
@@ -115,6 +126,38 @@ class ClassGaussians(Resizable):
         map_ = torch.eye(len(W), dtype=W.dtype, device=W.device) + W
         self.scatter = map_.T @ self.scatter @ map_
         self.scatters = map_.T.to(self.scatters) @ self.scatters @ map_.to(self.scatters)
+        if self.low_rank is not None:
+            self.low_rank.move(map_)
+
+    @torch.no_grad()
+    def follow(self, move: Callable[[Tensor], Tensor], noise: Tensor, share: float) -> None:
+        """Move the statistics as samples of the Gaussians move, by any map of features.
+
+        Means and covariances become share x those of the moved samples + (1 - share) x what they were. The samples of a
+        class have its whole own covariance, where it has one, else the shared one. Directions of its own move by
+        samples of theirs.
+
+        Args:
+            move: features (n, d) -> where they are now.
+            noise: (m, d), the same for every class, with mean 0 and second moment I; see `standard_noise`.
+            share: 0..1.
+        """
+        self._solved = {}
+        root, scatter = _root(self.covariance), torch.zeros_like(self.scatter)
+        means = self.means.clone()
+        for i, (old, count) in enumerate(zip(self.means, self.counts, strict=True)):
+            own = _root(self.scatters[i].to(root) / count) if self.whole else root
+            moved = move(old + noise @ own).to(old)
+            centre = moved.mean(0)
+            covariance = (moved - centre).T @ (moved - centre) / len(noise)
+            means[i] = share * centre + (1 - share) * old
+            scatter += count * covariance
+            if self.whole:
+                self.scatters[i] = (share * count * covariance + (1 - share) * self.scatters[i]).to(self.scatters)
+            if self.low_rank is not None:
+                moved = move(old + noise @ _root(self.low_rank.covariance(i))).to(old)
+                self.low_rank.resemble(i, moved - moved.mean(0), share)
+        self.means, self.scatter = means, share * scatter + (1 - share) * self.scatter
 
     @torch.no_grad()
     def merge(self, source: int, target: int) -> None:
@@ -132,20 +175,25 @@ class ClassGaussians(Resizable):
         self.scatter = self.scatter + between
         self.means[j] += shift * (m / (m + n))
         self.counts[j] += m
-        if self.per_class:
+        if self.whole:
             self.scatters[j] += self.scatters[i] + between.to(self.scatters)
+        if self.low_rank is not None:
+            self.low_rank.merge(j, n, i, m, shift)
         self._remove_class(source)
 
     @torch.no_grad()
     def drop(self, label: int) -> None:
         """Remove a class, as if it had never been added.
 
-        The shared scatter is then the sum of the others', in float32, if there is one `per_class`; else it stays.
+        The shared scatter is then the sum of what is kept of the others: of their scatters in float32, or of their
+        directions and the rest of each. It stays where classes have nothing of their own.
         """
         self._solved = {}
         self._remove_class(label)
-        if self.per_class:
+        if self.whole:
             self.scatter = self.scatters.to(self.scatter).sum(0)
+        if self.low_rank is not None:
+            self.scatter = self.low_rank.scatter(self.counts)
 
     def _remove_class(self, label: int) -> None:
         i = self.classes.index(label)
@@ -154,8 +202,10 @@ class ClassGaussians(Resizable):
     def _keep(self, rows: Tensor) -> None:
         rows = rows.to(self.ids.device)
         self.ids, self.counts, self.means = self.ids[rows], self.counts[rows], self.means[rows]
-        if self.per_class:
+        if self.whole:
             self.scatters = self.scatters[rows]
+        if self.low_rank is not None:
+            self.low_rank.keep(rows)
 
     @property
     def covariance(self) -> Tensor:
@@ -196,11 +246,30 @@ class ClassGaussians(Resizable):
             prior: nu, a number of images; above 0. If given, `own` is ignored and a = n_c / (n_c + nu). So the
                 covariance of a class with few images, whose own one is narrow by chance, is mostly the shared one.
         """
-        roots, volumes = self._kept(self._whitened, shrinkage, own, prior)
-        wide = features.to(roots)
-        distances = [((wide - m) @ R.T).square().sum(1) for m, R in zip(self.means, roots, strict=True)]
-        scores = -(torch.stack(distances, 1) + volumes) / 2
+        if self.low_rank is not None:
+            discriminant = self.low_rank_discriminant(shrinkage, own, prior)
+            scores = discriminant(features.to(discriminant.weight))
+        else:
+            roots, volumes = self._kept(self._whitened, shrinkage, own, prior)
+            wide = features.to(roots)
+            distances = [((wide - m) @ R.T).square().sum(1) for m, R in zip(self.means, roots, strict=True)]
+            scores = -(torch.stack(distances, 1) + volumes) / 2
         return scores.to(torch.promote_types(features.dtype, torch.float32))
+
+    def low_rank_discriminant(self, shrinkage: float, own: float, prior: float | None = None) -> Quadratic:
+        """Return `quadratic_discriminant` as a few products, where classes keep `directions`; float64.
+
+        Args:
+            shrinkage: as there.
+            own: as there.
+            prior: as there.
+
+        Raises:
+            ValueError: the statistics have no `directions`.
+        """
+        if self.low_rank is None:
+            raise ValueError("these classes keep no directions of their own; build the statistics with `directions`")
+        return self._kept(self._of_low_rank, shrinkage, own, prior)
 
     def strangeness(self, features: Tensor, shrinkage: float) -> Tensor:
         """Return (n,) how strange features are among those of all classes, higher for stranger ones; at any scale.
@@ -232,12 +301,12 @@ class ClassGaussians(Resizable):
         identity = torch.eye(len(L), dtype=L.dtype, device=L.device)
         return torch.linalg.solve_triangular(L, identity, upper=False), L
 
-    def _kept(self, solve: Callable[..., tuple[Tensor, Tensor]], *settings: float | None) -> tuple[Tensor, Tensor]:
+    def _kept(self, solve: Callable[..., T], *settings: float | None) -> T:
         """Return the result of `solve`, which is cached until the statistics change or move to another device."""
         key = solve.__name__, *settings, self.means.device
         if key not in self._solved:
             self._solved[key] = solve(*settings)
-        return self._solved[key]
+        return cast(T, self._solved[key])
 
     def _hyperplanes(self, shrinkage: float) -> tuple[Tensor, Tensor]:
         """Return S^-1 mu_c (d, c) and mu_c^T S^-1 mu_c / 2 (c,)."""
@@ -249,16 +318,44 @@ class ClassGaussians(Resizable):
         shared = shrunk(self.covariance, shrinkage)
         identity = torch.eye(len(shared), dtype=shared.dtype, device=shared.device)
         roots, volumes = [], []
-        for scatter, count in zip(self.scatters, self.counts.tolist(), strict=True):
-            share = own if prior is None else count / (count + prior)
+        for scatter, count, share in zip(self.scatters, self.counts, self._shares(own, prior), strict=True):
             L = torch.linalg.cholesky((1 - share) * shared + share * scatter.to(shared) / count)
             roots.append(torch.linalg.solve_triangular(L, identity, upper=False))
             volumes.append(2 * L.diagonal().log().sum())
         return torch.stack(roots), torch.stack(volumes)
 
+    def _of_low_rank(self, shrinkage: float, own: float, prior: float | None) -> Quadratic:
+        assert self.low_rank is not None
+        return quadratic_of(self.means, shrunk(self.covariance, shrinkage), self._shares(own, prior), self.low_rank)
+
+    def _shares(self, own: float, prior: float | None) -> Tensor:
+        """Return the share (c,) of each class's own covariance, float64."""
+        counts = self.counts.double()
+        return torch.full_like(counts, own) if prior is None else counts / (counts + prior)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._solved = {}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def standard_noise(count: int, width: int, generator: torch.Generator) -> Tensor:
+    """Return (count, width) normal draws in float64, standardised to mean 0 and second moment I.
+
+    Args:
+        count: more than `width`.
+        width: the number of features.
+        generator: draws them.
+    """
+    draws = torch.randn(count, width, generator=generator, dtype=torch.float64)
+    draws -= draws.mean(0)
+    L = torch.linalg.cholesky(draws.T @ draws / count)
+    return torch.linalg.solve_triangular(L, draws.T, upper=False).T
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """Return the symmetric square root of a covariance (d, d), which may be singular."""
+    e, U = torch.linalg.eigh(covariance)
+    return U * e.clamp_min(0).sqrt() @ U.T
 
 
 def shrunk(covariance: Tensor, amount: float) -> Tensor:

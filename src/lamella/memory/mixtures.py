@@ -19,6 +19,7 @@ class ClassMixtures(ClassGaussians):
     Args:
         width: d, the number of features.
         per_class: whether each Gaussian has its own scatter besides the shared one.
+        directions: how many directions of its covariance each Gaussian keeps then; None keeps whole scatters.
         means: how many Gaussians a class gets each time that images of it come; at least 1. With fewer images than
             that, each image is one.
         seed: of k-means.
@@ -27,8 +28,10 @@ class ClassMixtures(ClassGaussians):
         ids: (c,) int64 the class of each Gaussian; the other attributes have a row for each Gaussian too.
     """
 
-    def __init__(self, width: int, *, per_class: bool = False, means: int = 1, seed: int = 0) -> None:
-        super().__init__(width, per_class=per_class)
+    def __init__(
+        self, width: int, *, per_class: bool = False, directions: int | None = None, means: int = 1, seed: int = 0
+    ) -> None:
+        super().__init__(width, per_class=per_class, directions=directions)
         self.count, self.seed = means, seed
 
     @property

@@ -7,16 +7,19 @@ import torch
 from torch import nn
 
 from lamella.adapters.adapter import Adapted
+from lamella.common.randomness import named_seed
+from lamella.training.draws import Draws
 
 __all__ = ["dropping"]
 
 
 @contextmanager
 def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int], object]]:
-    """Apply dropout to the branches in a module, within the context, and make the module's own dropout repeatable.
+    """Apply dropout to the branches in a module, within the context, and make the module's own draws repeatable.
 
     Layers of a network that drop out, such as those of an encoder of texts, draw from torch's global generator. It is
-    seeded, too, where a part of the module is in training mode, and is as it was after the context.
+    seeded, too, where a part of the module is in training mode, and is as it was after the context. Losses that draw
+    have a generator of their own (`Draws`).
 
     Args:
         module: its adapted layers say which share of the inputs is dropped.
@@ -26,6 +29,7 @@ def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int
         A function that sets the seed of the draws; call it before each step.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, Adapted) and layer.dropout]
+    losses = [part for part in module.modules() if isinstance(part, Draws)]
     seeded: list[Callable[[int], object]] = []
     with ExitStack() as during:
         if layers:
@@ -33,6 +37,11 @@ def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int
             seeded.append(draws.manual_seed)
             for layer in layers:
                 layer.draws = draws
+        if losses:
+            of_losses = torch.Generator(device)
+            seeded.append(lambda seed: of_losses.manual_seed(named_seed(seed, "loss")))
+            for part in losses:
+                part.generator = of_losses
         if any(part.training for part in module.modules()):
             during.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             seeded.append(torch.manual_seed)
@@ -41,3 +50,5 @@ def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int
         finally:
             for layer in layers:
                 layer.draws = None
+            for part in losses:
+                part.generator = None

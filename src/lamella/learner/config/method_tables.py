@@ -224,7 +224,7 @@ def complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[
 
 
 def with_unstored(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored [method] with the options that its version did not have yet, as far as the method lists them.
+    """Return a stored [method] with the options that its version did not have yet, as far as it or a part lists them.
 
     Args:
         table: the table [method] of a stored configuration, which has every option that its version had.
@@ -232,7 +232,15 @@ def with_unstored(table: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: no method has this name.
     """
-    return {**getattr(find(with_parts(table).get("name")), "unstored", {}), **table}
+    found = {**_unstored(find(with_parts(table).get("name")), table), **table}
+    parts = {part: found[part] for part in PARTS if isinstance(found.get(part), dict)}
+    return found | {part: {**_unstored(PARTS[part], own), **own} for part, own in parts.items()}
+
+
+def _unstored(build: Callable[..., Any], table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a method or a part lists as unstored, which may depend on what else the table has."""
+    found = getattr(build, "unstored", {})
+    return found(table) if callable(found) else found
 
 
 def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:

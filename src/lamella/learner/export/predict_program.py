@@ -42,7 +42,7 @@ def logits(input_ids, attention_mask):
     mask = attention_mask[..., None]
     tokens = model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     {steps}
-    return features @ classifier["weight"].T + classifier["bias"]
+    return {scores}
 
 
 if __name__ == "__main__":
@@ -59,6 +59,13 @@ POOLED = {
     "last": "tokens[torch.arange(len(tokens)), attention_mask.sum(1) - 1]",
     "max": "tokens.masked_fill(mask == 0, -torch.inf).amax(1)",
 }
+
+_CURVED = [
+    'axes = (features @ classifier["curves.rotation"].T).square() @ classifier["curves.widths"].T',
+    'along = torch.einsum("nd,ckd->nck", features, classifier["curves.directions"]) - classifier["curves.offsets"]',
+    "along = along.square().sum(2)",
+]
+"""The steps of a quadratic discriminant of low rank; see `memory.low_rank.Curves`."""
 
 
 def program(encoder: Encoder, classifier: PlainClassifier, temperature: float, base: str = "") -> str:
@@ -77,6 +84,10 @@ def program(encoder: Encoder, classifier: PlainClassifier, temperature: float, b
     steps += ["features = normalize(features, dim=1)"] * classifier.unit
     if classifier.projection is not None:
         steps += ['features = torch.relu(features @ classifier["projection"].T)']
+    scores = 'features @ classifier["weight"].T + classifier["bias"]'
+    if classifier.curves is not None:
+        steps += _CURVED
+        scores += " + along / 2 - axes / 2"
     kind, network = loading(encoder, base or "HERE")
     imports = [
         *["from peft import PeftModel"] * bool(base),
@@ -89,6 +100,7 @@ def program(encoder: Encoder, classifier: PlainClassifier, temperature: float, b
         model=f"PeftModel.from_pretrained({network}, HERE)" if base else network,
         classifier=CLASSIFIER,
         steps="\n    ".join(steps),
+        scores=scores,
         temperature=temperature,
     )
 

@@ -7,16 +7,20 @@ features drift, and classifies with them.
 Sources: Fisher's discriminant in streaming form: Hayes & Kanan, CVPR-W 2020, arXiv 1909.01520. Heads re-fitted on
 samples of class Gaussians: Zhang et al., SLCA, ICCV 2023, arXiv 2303.05118. Drift of stored means: Yu et al., "Semantic
 Drift Compensation", CVPR 2020, arXiv 2004.00440; as a learned map: Gomez-Villa et al., ECCV 2024, arXiv 2407.08536.
+Own covariances of low rank (LR-RGDA) and local drift (HopDC): specification from a public reading of the authors' code,
+github.com/raoxuan98-hash/lr_rgda_hopdc, 2026.
 
     symbol          here
     mu_c, n_c       statistics.means, statistics.counts
     S               statistics.covariance: within-class scatter over all images seen
     l               shrinkage
-    S_c             own_covariance = a > 0: (1 - a) x shrunk S + a x the class's own covariance
+    S_c             own_covariance = a > 0: (1 - a) x shrunk S + a x the class's own covariance, of which
+                    own_directions are kept, see memory/low_rank.py
     (c, i)          with `means` = m > 0 a class has m Gaussians from each task that brings it; its score is the highest
     nu              own_covariance_prior: a = n_c / (n_c + nu), the posterior mean of S_c where S counts as nu images
     k               ridge x the mean diagonal of the centred Gram matrix
     I + W           the drift map
+    (k_i, v_i)      drift = "local": a new image's features before, of length 1, and how far they moved; LocalDrift
 
 Departures:
 - From SLCA, for `head="refit"`: SLCA keeps a covariance per class, to which it adds 1e-4 I, and scales logits by
@@ -25,9 +29,18 @@ Departures:
   means stay as they are, and a new head is trained on one draw for 10 epochs without decay.
 - From SDC, for `drift="mean"`: SDC weighs the shift of each image by its distance to the class mean; here all means
   move by the mean shift.
+- From LR-RGDA: it has 64 directions by a randomised decomposition, the covariance 0.2 S_c + 2.0 S + 0.5 I, and keeps
+  nothing of what it cuts off; here 8 exact ones, (1 - a) S + a S_c with S shrunk, and the trace of S_c is kept.
+- From HopDC, for `drift="local"`: it moves 2,000 draws of each class's own covariance; here the draws are the same for
+  all classes and standardised, so that without drift nothing changes, and at least twice as many as they have numbers.
+  Classes with no whole covariance of their own draw from the shared one, and directions move by draws of their own.
+  No unlabelled images, no random Fourier features. Samples that are held back move by the map itself.
+- `compete` is our own; see shared/rivals.py.
 """
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,16 +50,21 @@ from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
-from lamella.memory.gaussians import ClassGaussians, shrunk
+from lamella.memory.gaussians import ClassGaussians, shrunk, standard_noise
 from lamella.memory.mixtures import ClassMixtures
 from lamella.methods.method import SHARED, STATISTICS_GO_ON, Method
 from lamella.methods.on_base import MethodOnBase
-from lamella.methods.parts.drift import Drift, affine_drift, check_ridge, mean_drift
+from lamella.methods.parts.competing import competing, trains_heads
+from lamella.methods.parts.drift import LocalDrift, affine_drift, check_ridge, mean_drift
 from lamella.methods.shared.heads import Heads, linear_layer
+from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.training.fit import Fit
 from lamella.training.recipe import Training
 
 __all__ = ["Aligned"]
+
+FOLLOWING, DRAWS = 0.9, 2000
+"""HopDC's: the share of what moved draws say in the statistics, and how many draws there are at least."""
 
 
 class Aligned(MethodOnBase):
@@ -58,14 +76,17 @@ class Aligned(MethodOnBase):
         shrinkage: l, the share of a multiple of the identity in the shared covariance; above 0, at most 1.
         ridge: the strength of the regularisation of the drift map; above 0.
         drift: how the statistics of old classes follow the drift of the features: "affine" (by an affine map), "mean"
-            (by a shift) or "none" (they do not).
+            (by a shift), "local" (each part of a class as the new images most like it; slower) or "none" (they do
+            not).
         own_covariance: the share of each class's own covariance in its Gaussian (Friedman 1989); from 0 to below 1. At
-            0 all classes have the shared covariance, else d x d numbers are stored for each class. It suits classes
-            with about equal numbers of images: the own covariance of a class with few images is narrow by chance, so
-            that this class is predicted too rarely.
+            0 all classes have the shared covariance. It suits classes with about equal numbers of images: the own
+            covariance of a class with few images is narrow by chance, so that this class is predicted too rarely.
         own_covariance_prior: used in place of `own_covariance` if the classes have unequal numbers of images; above 0.
             A class with this number of images has equal shares of its own and of the shared covariance, classes with
             more images a larger share of their own.
+        own_directions: how many directions of its own covariance a class keeps, at least 1: d numbers each, and one
+            for the rest of them. "all" keeps the whole covariance, d x d numbers for each class. Without own
+            covariances nothing of the kind is kept.
         means: how many means a class gets each time that images of it come, found by k-means of their features; 0 keeps
             one mean of all of them. It suits the same classes in other domains. Not for head "refit".
         head: how images are classified: "lda" (a linear discriminant with the shrunk covariance) or "refit" (a linear
@@ -73,6 +94,9 @@ class Aligned(MethodOnBase):
         samples: how many samples of each class the re-fitted head is trained on; at least 1.
         epochs: how many times the re-fitted head sees each sample; at least 1.
         lr: the learning rate of the re-fitted head at the start; above 0. It falls towards 0 on a cosine.
+        compete: whether the classes of a new task compete with draws of the old ones while the base is trained, so that
+            its heads become one head over all classes (readout "base"). For a base that trains a linear head for each
+            task and is not routed, and with `means` 0.
 
     Raises:
         ValueError: a value is not allowed, or the features of the base widen with each task.
@@ -91,17 +115,19 @@ class Aligned(MethodOnBase):
         drift: str = "affine",
         own_covariance: float = 0.0,
         own_covariance_prior: float | None = None,
+        own_directions: int | Literal["all"] = 8,
         means: int = 0,
         head: str = "lda",
         samples: int = 256,
         epochs: int = 10,
         lr: float = 1e-2,
+        compete: bool = False,
     ) -> None:
         super().__init__(base, seed)
         if base.widens:
             name = type(base).__name__
             raise ValueError(f"alignment needs features of one width; those of {name} widen with each task")
-        check_one_of("drift", drift, ("affine", "mean", "none"))
+        check_one_of("drift", drift, ("affine", "mean", "local", "none"))
         check_one_of("head", head, ("lda", "refit"))
         if not 0 <= own_covariance < 1 or (own_covariance and head == "refit"):
             raise ValueError(f"own_covariance {own_covariance} must be within [0, 1), and 0 for head 'refit'")
@@ -110,11 +136,14 @@ class Aligned(MethodOnBase):
                 f"own_covariance_prior {own_covariance_prior} must be above 0, in samples; leave it out beside "
                 "own_covariance and for head 'refit'"
             )
+        if own_directions != "all" and (not isinstance(own_directions, int) or own_directions < 1):
+            raise ValueError(f"own_directions is {own_directions!r}; give a whole number of at least 1, or 'all'")
         self.shrinkage = shrinkage
         self.ridge = ridge
         self.drift = drift
         self.own_covariance = own_covariance
         self.own_covariance_prior = own_covariance_prior
+        self.own_directions = own_directions
         self.head = head
         self.samples = samples
         self.refitting = Training(epochs, lr, batch_size=256, optimizer="sgd", momentum=0.9, schedule="cosine")
@@ -124,9 +153,22 @@ class Aligned(MethodOnBase):
         if means < 0 or (means and head == "refit"):
             raise ValueError(f"means {means} must be a whole number from 0, and 0 for head 'refit'")
         self.means = means
+        if compete and (means or not trains_heads(base)):
+            raise ValueError(
+                "compete needs means 0 and a method that trains a linear head for each task on features of one "
+                "network, such as inflora or seq-lora; leave it out"
+            )
+        self.compete = compete
+        directions = None if own_directions == "all" else own_directions
         mixed = partial(ClassMixtures, means=means, seed=seed) if means else ClassGaussians
-        self.statistics: ClassGaussians = mixed(width, per_class=self.quadratic)
+        self.statistics: ClassGaussians = mixed(width, per_class=self.quadratic, directions=directions)
         self.refitted = Heads(width)
+
+    @staticmethod
+    def unstored(table: Mapping[str, object]) -> dict[str, object]:
+        """What a stored table lacks: versions before `own_directions` kept whole covariances."""
+        own = table.get("own_covariance") or table.get("own_covariance_prior")
+        return {"own_directions": "all"} if own else {}
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -142,9 +184,12 @@ class Aligned(MethodOnBase):
         if self.head == "refit":
             return self.refitted(features)
         if self.quadratic:
-            shares = self.own_covariance, self.own_covariance_prior
-            return self.statistics.quadratic_discriminant(features, self.shrinkage, *shares)
+            return self.statistics.quadratic_discriminant(features, self.shrinkage, *self._shares)
         return self.statistics.linear_discriminant(features, self.shrinkage)
+
+    @property
+    def _shares(self) -> tuple[float, float | None]:
+        return self.own_covariance, self.own_covariance_prior
 
     def typicality(self, features: Tensor, logits: Tensor) -> Tensor:
         """(n,) scores that are low far from all class means; see `ClassGaussians.strangeness`."""
@@ -162,6 +207,12 @@ class Aligned(MethodOnBase):
         if self.head == "refit":
             return self.refitted.as_linear()
         return linear_layer(*self.statistics.hyperplanes(self.shrinkage))
+
+    def plain_classifier(self) -> PlainClassifier:
+        if not self.quadratic or self.means or self.own_directions == "all":
+            return super().plain_classifier()
+        weight, bias, curves = self.statistics.low_rank_discriminant(self.shrinkage, *self._shares)
+        return PlainClassifier(weight, bias, curves=curves)
 
     def what_more_images_do(self) -> str:
         return STATISTICS_GO_ON.format(noun=self.backbone.transform.noun)
@@ -184,22 +235,36 @@ class Aligned(MethodOnBase):
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
+        known = len(self.classes) > 0
         # The experts of a routed method do not change, so the new task's images would show a drift that is none.
-        moves = self.drift != "none" and len(self.classes) > 0 and not self.routed
-        before = fit.features(task.train, self.features, name="align-before") if moves else None
-        self.base.learn(task, fit)
+        moves = self.drift != "none" and known and not self.routed
+        competes = self.compete and known
+        before = fit.features(task.train, self.features, name="align-before") if moves or competes else None
+        seen = before if competes else None
+        with competing(self.base, self.statistics, self.shrinkage, seen, task):
+            self.base.learn(task, fit)
         self.eval()
         after = fit.features(task.train, self.features, name="align-after")
-        if before is not None:
-            drift = self._drift(before, after)
-            self.statistics.move(*drift)
-            fit.tell_drift(drift)
+        if before is not None and moves:
+            self._follow(before, after, fit)
         self.statistics.add(after, task.train.labels, task.classes)
         if self.head == "refit":
             self._refit(fit)
 
-    def _drift(self, before: Tensor, after: Tensor) -> Drift:
-        return affine_drift(before, after, self.ridge) if self.drift == "affine" else mean_drift(before, after)
+    def _follow(self, before: Tensor, after: Tensor, fit: Fit) -> None:
+        """Move the statistics as the features of the task's images have moved."""
+        if self.drift == "local":
+            local = LocalDrift.between(before, after)
+            width = self.backbone.width
+            noise = standard_noise(
+                max(DRAWS, 2 * width), width, generator(self.seed, "align", "local", len(self.classes))
+            )
+            self.statistics.follow(local, noise.to(local.keys), FOLLOWING)
+            fit.tell_drift(local)
+        else:
+            drift = affine_drift(before, after, self.ridge) if self.drift == "affine" else mean_drift(before, after)
+            self.statistics.move(*drift)
+            fit.tell_drift(drift)
 
     def _refit(self, fit: Fit) -> None:
         """Train one head over all classes on samples of N(mu_c, shrunk S)."""

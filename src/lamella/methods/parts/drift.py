@@ -3,9 +3,13 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Drift", "affine_drift", "check_ridge", "mean_drift"]
+__all__ = ["Drift", "LocalDrift", "affine_drift", "check_ridge", "mean_drift"]
+
+BLOCK = 2**24
+"""How many similarities are held at once."""
 
 
 class Drift(NamedTuple):
@@ -72,3 +76,38 @@ def mean_drift(before: Tensor, after: Tensor) -> Drift:
     """
     x, y = before.double().mean(0), after.double().mean(0)
     return Drift(torch.zeros(len(x), len(x), dtype=x.dtype, device=x.device), x, y - x)
+
+
+class LocalDrift(NamedTuple):
+    """The map f -> f + sum_i p_i v_i of features, where v_i is how far image i moved (HopDC).
+
+    Over the images whose features before are most similar to f, p is the softmax of the cosines / temperature.
+
+    Attributes:
+        keys: (n, d), features before, brought to length 1.
+        shifts: (n, d), features after less features before.
+        neighbours: how many images count; at least 1, and all of them where there are fewer.
+        temperature: above 0; the smaller, the nearer the map is to the shift of the most similar image.
+    """
+
+    keys: Tensor
+    shifts: Tensor
+    neighbours: int = 400
+    temperature: float = 0.05
+
+    @classmethod
+    def between(cls, before: Tensor, after: Tensor) -> "LocalDrift":
+        """The drift of images from their features (n, d) before and after."""
+        X, Y = before.double(), after.double()
+        return cls(F.normalize(X, dim=1), Y - X)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features (n, d) after the drift, of features (n, d) before it."""
+        f = features.to(self.keys)
+        return torch.cat([block + self._shift(block) for block in f.split(max(BLOCK // len(self.keys), 1))])
+
+    def _shift(self, f: Tensor) -> Tensor:
+        cosines = F.normalize(f, dim=1) @ self.keys.T
+        nearest, which = cosines.topk(min(self.neighbours, len(self.keys)))
+        weights = torch.zeros_like(cosines).scatter(1, which, (nearest / self.temperature).softmax(1))
+        return weights @ self.shifts

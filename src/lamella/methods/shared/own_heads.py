@@ -11,6 +11,7 @@ from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.methods.method import Method
 from lamella.methods.shared.heads import Heads
+from lamella.methods.shared.rivals import Rivals
 from lamella.methods.shared.self_distillation import SelfDistillation, SelfTeacher
 from lamella.training.fit import Examples, Fit
 from lamella.training.recipe import LoRA, Training
@@ -26,14 +27,20 @@ class OwnHeads(Method):
         seed: the seed of every random draw.
         training: how a task is trained; stored as `recipe`, because torch's modules have an attribute `training`.
         lora: the form of the branches; a method that has none leaves it out.
+
+    Attributes:
+        rivals: what alignment with `compete` knows of old classes, while a task is trained; else None. The classes of
+            the task then compete with them, and all heads are trained.
     """
 
     lora: LoRA
+    rivals: Rivals | None
 
     def __init__(self, backbone: Backbone, seed: int, training: Training, lora: LoRA | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.seed = seed
+        self.rivals = None
         self.recipe = training
         self.heads = Heads(backbone.width, training.head_start, seed)
         if lora is not None:
@@ -56,6 +63,8 @@ class OwnHeads(Method):
     ) -> None:
         """Add a head for a task; train it, and weights below it, by cross-entropy among the task's classes.
 
+        Where there are `rivals`, all heads are trained, by cross-entropy among all classes.
+
         Args:
             task: the task to learn.
             fit: the training loop.
@@ -69,19 +78,23 @@ class OwnHeads(Method):
             hooks: `before_step` and `after_step` of the training loop.
         """
         training = self.recipe.of_task(len(self.heads))
-        features = features or self.features
+        features, rivals = features or self.features, self.rivals
         teacher = None
         if distillation is not None and distillation.distill and len(self.heads):
             teacher = SelfTeacher(distillation, self.sites, current, features, self.heads)
         head = self.heads.grow(task.classes)
+        if rivals is not None:
+            rivals.start(self.heads)
+        rows = head if rivals is None else self.heads  # only this task's classes compete, or all do
 
-        def loss(x: Any, y: Tensor) -> Tensor:  # only this task's classes compete
-            found, columns = features(x), head.columns(y)
-            value = criterion(head(found), columns)
+        def loss(x: Any, y: Tensor) -> Tensor:
+            found, columns = features(x), rows.columns(y)
+            value = criterion(rows(found), columns)
+            value = value if rivals is None else value + rivals.loss(self.heads)
             value = value if penalty is None else value + penalty()
             return value if teacher is None else value + teacher.loss(x, found)
 
-        fit(task.train if data is None else data, loss, with_head(weights, head, training), training, **hooks)
+        fit(task.train if data is None else data, loss, with_head(weights, rows, training), training, **hooks)
 
 
 def cross_entropy(logits: Tensor, columns: Tensor, *, margin: float = 0.0, temperature: float = 1.0) -> Tensor:

@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamella.memory.low_rank import Curves
 from lamella.methods.shared.heads import linear_layer
 
 __all__ = ["PlainClassifier"]
 
 
 class PlainClassifier(nn.Module):
-    """A linear classifier of features; they may be brought to length 1 and projected first.
+    """A linear classifier of features; they may be brought to length 1 and projected first, and squares may be added.
 
     It computes in the precision of its weights.
 
@@ -21,17 +22,26 @@ class PlainClassifier(nn.Module):
         bias: (classes,); zeros where it is left out.
         projection: (M, d). Features f become relu(projection f); None leaves them as they are.
         unit: whether features are brought to length 1 before anything else.
+        curves: what a quadratic discriminant adds to the scores; it has no projection. None adds nothing.
     """
 
     weight: Tensor
     bias: Tensor
     projection: Tensor | None
+    curves: Curves | None
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, *, projection: Tensor | None = None, unit: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        projection: Tensor | None = None,
+        unit: bool = False,
+        curves: Curves | None = None,
     ) -> None:
         super().__init__()
         self.unit = unit
+        self.curves = curves
         bias = weight.new_zeros(len(weight)) if bias is None else bias
         for name, tensor in (("weight", weight), ("bias", bias), ("projection", projection)):
             self.register_buffer(
@@ -55,7 +65,10 @@ class PlainClassifier(nn.Module):
             f = F.normalize(f, dim=1)
         if self.projection is not None:
             f = F.relu(f @ self.projection.T)
-        return F.linear(f, self.weight, self.bias).to(torch.promote_types(features.dtype, torch.float32))
+        scores = F.linear(f, self.weight, self.bias)
+        if self.curves is not None:
+            scores = scores + self.curves(f)
+        return scores.to(torch.promote_types(features.dtype, torch.float32))
 
     def as_linear(self) -> nn.Linear:
         """The same as one linear layer in float32.
@@ -63,6 +76,6 @@ class PlainClassifier(nn.Module):
         Raises:
             ValueError: it does more than that.
         """
-        if self.unit or self.projection is not None:
+        if self.unit or self.projection is not None or self.curves is not None:
             raise ValueError("this classifier is more than one linear layer")
         return linear_layer(self.weight, self.bias)
