@@ -1,6 +1,7 @@
 """The running mean of weights: what predicts is the mean, what trains is untouched."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,25 @@ FITTING: dict[str, Callable[[], Any]] = {
     "olora": lambda: build("olora"),
     "seq-lora": lambda: build("seq-lora"),
     "fresh seq-lora": lambda: build("seq-lora", fresh=True),
+    **{name: partial(build, name) for name in ("lora-sub", "e2lora")},
     "sdlora": lambda: build("sdlora"),
     "duallora without gates": lambda: build("duallora", gate="off"),
     "query and value": lambda: build("inflora", sites=("query", "value")),
     "duallora without R": lambda: build("duallora", residual="none"),
 }
 """Methods that fold, and methods that keep branches."""
-FOLD_OR_KEEP = ("inflora", "olora", "seq-lora", "joint", "sdlora")
+FOLD_OR_KEEP = (
+    "inflora",
+    "olora",
+    "seq-lora",
+    "joint",
+    "sdlora",
+    "splitlora",
+    "lora-sub",
+    "ewc-lora",
+    "e2lora",
+    "loda",
+)
 
 
 def inputs(method: Any) -> Tensor:
