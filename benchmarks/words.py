@@ -18,7 +18,6 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from lamella.data.images import concatenate
-from lamella.data.loading import Examples
 from lamella.learner.config.document import build_scenario, load_config
 
 
@@ -31,7 +30,7 @@ def main(config: str, settings: Annotated[list[str] | None, typer.Argument(metav
     print(f"words, all texts at once: {100 * float(right.mean()):.1f}")
 
 
-def words(train: Any, test: Examples) -> Tensor:
+def words(train: Any, test: Any) -> Tensor:
     """Fit a linear classifier on the words of texts, and return the classes of other texts."""
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LinearSVC())
     return torch.from_numpy(model.fit(train.texts, train.labels.numpy()).predict(test.texts))

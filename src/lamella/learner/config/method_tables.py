@@ -239,7 +239,7 @@ def with_unstored(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unstored(build: Callable[..., Any], table: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a method or a part lists as unstored, which may depend on what else the table has."""
-    found = getattr(build, "unstored", {})
+    found: Mapping[str, Any] | Callable[..., Mapping[str, Any]] = getattr(build, "unstored", {})
     return found(table) if callable(found) else found
 
 
