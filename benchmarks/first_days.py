@@ -20,7 +20,7 @@ so far are classified by
                     are (TF-IDF), of all texts so far: no encoder at all
 
 All see the same training images or texts. With --validation the test images are left alone: a quarter of the training
-images takes their place.
+images takes their place, before --per-class is counted.
 """
 
 from collections.abc import Sequence
@@ -44,6 +44,7 @@ from lamella.data.images import concatenate
 from lamella.data.loading import Examples
 from lamella.data.scenario import Scenario, Source, class_incremental, domain_incremental
 from lamella.data.sources.load import load_source
+from lamella.data.sources.parts import keep_per_class
 from lamella.data.splits import stratified_split
 from lamella.data.texts import TextSet
 from lamella.learner.confidence import UNKNOWN
@@ -104,8 +105,9 @@ def days_of(name: str, per_class: int | None, validation: bool, seed: int) -> Sc
     """Return the stream, with a fifth of each day's training samples held back; the seed draws which, and the order."""
     data, usual, cut = STREAMS[name]
     cut = dict(cut)
-    source = load_source(data, per_class=per_class or usual, changes=cut.pop("changes", None))
+    source = load_source(data, per_class=None if per_class else usual, changes=cut.pop("changes", None))
     source = without_test(source) if validation else source
+    source = keep_per_class(source, per_class) if per_class else source
     stream = class_incremental if cut else domain_incremental
     return stream(source, **cut, seed=seed, validation=0.2)
 
