@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, module_key, watch
+from lamella.adapters.tokens import class_token
 from lamella.data.samples import Samples
-from lamella.memory.inputs import Inputs, class_token
+from lamella.memory.inputs import Inputs
 from lamella.memory.resizable import Resizable
 from lamella.memory.subspace import orthonormal
 
