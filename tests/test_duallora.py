@@ -482,7 +482,7 @@ def test_one_training_step_lowers_the_loss_of_the_tasks_own_head_only() -> None:
     ("options", "text"),
     [
         ({"rank": 0}, "rank is 0; it must be a whole number"),
-        ({"residual": "next"}, "residual 'next' is unknown; use one of prev, all_prev, none"),
+        ({"residual": "next"}, "residual 'next' is unknown; use one of prev, all_prev, current, none"),
         ({"gate": "raw"}, "gate 'raw' is unknown"),
         ({"basis": "patches"}, "basis 'patches' is unknown"),
         ({"head_start": "one"}, "head_start 'one' is unknown"),

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from lamella.adapters.adapter import grow
 from lamella.common.randomness import generator
+from lamella.memory.calibration import Calibration
 from lamella.memory.inputs import Inputs, check_basis, gather
-from lamella.memory.signatures import Calibration, Signature, Signatures, protected_share
+from lamella.memory.signatures import Signature, Signatures, protected_share
 from lamella.memory.subspace import orthonormal
 
 D = 24

@@ -127,6 +127,12 @@ def _acting(method: Method, layer: Adapted, chosen: Mapping[str, Coefficient] | 
     acting = [ActingBranch(name, branch, number) for name, branch, number in numbers if number is not None]
     if len(acting) < len(found):
         raise _per_sample(method)
+    if any(a.branch.tokens == "class" for a in acting):
+        noun = method.backbone.transform.noun
+        raise ValueError(
+            "adapters of this method act on class tokens alone, so they cannot become part of the weights, which all "
+            f"tokens pass; {_OTHERWISE.get(noun, _TENSORS)}"
+        )
     return acting
 
 
