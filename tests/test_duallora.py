@@ -369,10 +369,10 @@ def test_with_current_r_reads_its_own_block_under_one_gate_in_training_and_test(
         assert sorted(set(owners[:known]) - {-1}) == sorted({0, 1} & set(owners))
         assert set(owners[known:]) <= {-1}  # what is protected after training is of no block, so the gate stays
         first = owners.index(1) if 1 in owners else len(owners)
-        O, R = spies[1].end["orthogonal"][i], spies[1].end["residual-1"][i]
+        orthogonal, R = spies[1].end["orthogonal"][i], spies[1].end["residual-1"][i]
         Psi, Phi = signature.basis[:, :first], signature.block(1)
-        if O[0].numel():
-            assert float((O[1] @ O[0] @ Psi).abs().max()) < 1e-5
+        if orthogonal[0].numel():
+            assert float((orthogonal[1] @ orthogonal[0] @ Psi).abs().max()) < 1e-5
         if R[0].numel():
             outside = torch.eye(len(Phi)) - Phi @ Phi.T
             assert float((R[1] @ R[0] @ outside).abs().max()) < 1e-6
@@ -600,6 +600,9 @@ def test_one_training_step_lowers_the_loss_of_the_tasks_own_head_only() -> None:
         ({"gate": "raw"}, "gate 'raw' is unknown"),
         ({"basis": "patches"}, "basis 'patches' is unknown"),
         ({"head_start": "one"}, "head_start 'one' is unknown"),
+        ({"tokens": "patches"}, "tokens 'patches' is unknown; use one of all, class"),
+        ({"gate": "vector"}, "gate 'vector' is for the directions of residual 'current', but residual is 'prev'"),
+        ({"calibration_form": "times"}, "calibration form 'times' is unknown"),
         ({"orthogonal": False, "residual": "none"}, "nothing is adapted"),
         ({"energy": 2.0}, "energy 2.0 is outside"),
         ({"horizon": 0}, "horizon 0 is too small"),

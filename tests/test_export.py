@@ -56,6 +56,9 @@ def two_blocks(pretrained: bool = False, **options: Any) -> VisionTransformer:
     return VisionTransformer(**size, num_classes=options["num_classes"])
 
 
+CLASS_TOKENS: dict[str, Any] = {"tokens": "class", "sites": ("out", "mlp"), "residual": "none", "calibration": 0}
+
+
 @cache
 def learned(method: str, part: str = "", backbone: str = "test_vit", **options: Any) -> Learner:
     """A learner of two tasks of two classes; `part`: align or calibrate, `options`: of the method, or of align."""
@@ -227,6 +230,8 @@ def test_tasks_kept_apart_become_a_folder_each(method: str, tmp_path: Path) -> N
     [
         ("inflora", "align", {"own_covariance": 0.2}),
         ("duallora", "", {"blocks": 1}),
+        ("duallora", "", CLASS_TOKENS | {"calibration": 1}),
+        ("duallora", "", CLASS_TOKENS | {"residual": "current", "gate": "vector", "calibration": 1}),
         ("color", "", {"blocks": 1}),
         ("coda-prompt", "", {"blocks": 1}),
     ],
@@ -265,6 +270,8 @@ def test_no_image_of_a_memory_is_exported(tmp_path: Path) -> None:
         ("timm", "inflora", "align", {"own_covariance": 0.2}, "--readout base"),
         ("timm", "color", "", {}, "for each image.*--format onnx"),
         ("timm", "coda-prompt", "", {}, "makes prompts for each image.*--format onnx"),
+        ("timm", "duallora", "", CLASS_TOKENS, "act on class tokens alone.*--format onnx"),
+        ("peft", "duallora", "", CLASS_TOKENS, "act on class tokens alone.*--format onnx"),
         ("timm", "nearest-mean", "", {}, "one linear layer.*--format onnx"),
         ("peft", "seq-finetune", "", {}, "this method changed .*--format timm"),
         ("peft", "linear-probe", "", {}, "no weight of the backbone changed"),

@@ -79,8 +79,8 @@ class DualLoRA(OwnHeads):
         lora: the form of the branches; see `LoRA`. `rank` is the rank of O on each layer; O is narrower on layers with
             fewer free directions.
         training: how the adapters and the task's head are trained; see `Training`.
-        tokens: the tokens that the adapters act on: "all", or the "class" token alone, from which the backbone must then
-            take its features; "class" is meant for the sites "query", "out" and "mlp".
+        tokens: the tokens that the adapters act on: "all", or the "class" token alone, which must then be what the
+            backbone gives as features; "class" is meant for the sites "query", "out" and "mlp".
         residual_rank: the rank of each R, at least 1; R is narrower where its block has fewer directions.
         orthogonal: whether each task trains an orthogonal adapter O.
         residual: the directions that R_t reads: "prev" (the block of the task before), "all_prev" (the blocks of all
