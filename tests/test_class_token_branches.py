@@ -15,7 +15,7 @@ from lamella.adapters.tokens import counting
 from lamella.backbones import Backbone
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
-from lamella.data.transform import plain_view
+from lamella.data.transform import of_images, plain_view
 from lamella.memory.inputs import gather
 from lamella.memory.signatures import Signatures
 from lamella.methods.duallora import DualLoRA
@@ -39,7 +39,7 @@ def size_of(change: Tensor, of: Tensor) -> float:
 # one layer -----------------------------------------------------------------------------------------------------------
 
 
-def layer_with_both() -> tuple[nn.Sequential, tuple[Site, ...], list[Branch]]:
+def layer_with_both() -> tuple[Any, tuple[Site, ...], list[Branch]]:
     """A layer with a branch for all tokens on some rows, and two for class tokens."""
     net = nn.Sequential(nn.Linear(6, 8)).requires_grad_(False)
     rows, every = adapt(net, "0", slice(2, 5)), adapt(net, "0")
@@ -258,7 +258,9 @@ def learn(method: DualLoRA, data: Task) -> None:
 
 @torch.no_grad()
 def features(method: DualLoRA, data: Task) -> Tensor:
-    return method.features(data.train.batch(torch.arange(len(data.train)), plain_view(method.backbone.transform)))
+    return method.features(
+        data.train.batch(torch.arange(len(data.train)), plain_view(of_images(method.backbone.transform, "the test")))
+    )
 
 
 @pytest.mark.parametrize("options", [
