@@ -258,9 +258,8 @@ def learn(method: DualLoRA, data: Task) -> None:
 
 @torch.no_grad()
 def features(method: DualLoRA, data: Task) -> Tensor:
-    return method.features(
-        data.train.batch(torch.arange(len(data.train)), plain_view(of_images(method.backbone.transform, "the test")))
-    )
+    view = plain_view(of_images(method.backbone.transform, "the test"))
+    return method.features(data.train.batch(torch.arange(len(data.train)), view))
 
 
 @pytest.mark.parametrize("options", [
