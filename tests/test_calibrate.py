@@ -13,7 +13,7 @@ from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
 from lamella.learner.config.document import build_method, complete, method_name, readout_names
 from lamella.learner.store.state import learned_state, restore_state
-from lamella.memory.signatures import Calibration
+from lamella.memory.calibration import Calibration
 from lamella.methods import Method
 from lamella.methods.parts import Aligned, Calibrated
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -379,6 +380,117 @@ def test_the_loss_is_the_sum_of_its_two_terms() -> None:
     assert checked == [3, 3]  # two classes of the task, and all others as one
 
 
+# the second reading: a part of phase 2 in which the plugin is alone --------------------------------------------------
+
+
+class Calls(Spy):
+    """The real fit; keeps what each call was given, and what it changed."""
+
+    def __init__(self, method: DLC) -> None:
+        super().__init__(method)
+        self.method, self.calls = method, []
+
+    def __call__(self, data: Any, loss: Any, params: Any, training: Any, **options: Any) -> list[float]:
+        before = {k: v.clone() for k, v in self.method.state_dict().items()}
+        groups = list(params)
+        result = super().__call__(data, loss, groups, training, **options)
+        after = self.method.state_dict()
+        changed = {k for k, v in before.items() if not torch.equal(v, after[k])}
+        self.calls.append((options.get("name", "train"), training, options.get("crop"), changed, groups))
+        return result
+
+
+def test_alone_a_plugin_is_trained_without_the_unit_and_the_joint_classifier() -> None:
+    method = build("dlc", epochs=6, lr=1e-2, alone=0.34, crop=0.5)
+    spy = Calls(method)
+    for i, task in enumerate(tasks(2)):
+        spy.fit.begin(str(i))
+        method.learn(task, spy)  # type: ignore[arg-type]
+    assert [name for name, *_ in spy.calls] == ["train", "plugin-alone", "plugin"] * 2
+    for i in range(2):
+        _, alone, together = spy.calls[3 * i : 3 * i + 3]
+        assert (alone[1].epochs, together[1].epochs) == (2, 4)
+        assert (spy.calls[3 * i][2], alone[2], together[2]) == (None, 0.5, 0.5)  # the base sees what it always sees
+        assert alone[3]
+        assert all(f".branches.plugin-{i}." in key for key in alone[3])
+        assert any(key.startswith("heads.") for key in together[3])
+        assert any(key.startswith("unit.") for key in together[3])
+        assert alone[4][-1]["weight_decay"] == method.head_weight_decay
+        assert [tuple(p.shape) for p in alone[4][-1]["params"]] == [(3, 16), (3,)]  # new, new or other
+
+
+def test_the_loss_of_a_plugin_alone_is_that_of_new_classes_and_one_other() -> None:
+    method = build("dlc", epochs=2, alone=0.5, scale=2.0)
+    checked: list[float] = []
+
+    class Look(Spy):
+        def __call__(self, data: Any, loss: Any, params: Any, training: Any, **options: Any) -> list[float]:
+            groups = list(params)
+            if options.get("name") == "plugin-alone":
+                x, y = pixels(method), torch.tensor([0, 0, 1, 1, 2, 3, 2, 3])
+                for i, factor in enumerate(groups[0]["params"]):
+                    factor.data.copy_(0.2 * draw(*factor.shape, name=f"factor {i}"))
+                weight, bias = (p.detach().double().numpy() for p in groups[-1]["params"])
+                with torch.no_grad():
+                    z = method.tails.trunk(x)
+                    f = method.tails(z, [method.plugins[-1]], "loop")[:, 0].double().numpy()
+                    base = method.tails(z, [""], "loop")[:, 0].double().numpy()
+                    found = float(loss(x, y))
+                new = method.heads[-1].ids.tolist()
+                target = [1 + new.index(c) if c in new else 0 for c in y.tolist()]
+                outputs = f @ weight.T + bias
+                rows = np.log(np.exp(outputs).sum(1)) - outputs[np.arange(8), target]
+                assert found == pytest.approx(rows.mean(), rel=1e-6)
+                assert np.abs(f - base).max() > 1e-3
+                checked.append(found)
+            return self.fit(data, loss, groups, training, **options)
+
+    look = Look(method)
+    for i, task in enumerate(tasks(2)):
+        look.fit.begin(str(i))
+        method.learn(task, look)  # type: ignore[arg-type]
+    assert len(checked) == 2
+
+
+def test_a_scale_multiplies_the_update_of_a_plugin() -> None:
+    single, fourfold = (Tails(tiny_residual_backbone(), ["last-conv"], 2, "kernel", scale) for scale in (1.0, 4.0))
+    kernels = []
+    for tails in (single, fourfold):
+        tails.grow("plugin-0", generator(0, "A"))
+        (site,) = tails.sites
+        (branch,) = site.layer.of("plugin-0")
+        branch.B.data.copy_(draw(*branch.B.shape))
+        kernels.append(branch.delta(site.layer.weight.shape))
+    torch.testing.assert_close(kernels[1], 4 * kernels[0])
+
+
+def moved(method: DLC) -> Tensor:
+    """(plugins,), by which share of their norm the features with each plugin differ from the base's."""
+    with torch.no_grad():
+        features = method.tails(method.tails.trunk(pixels(method, 24)), ["", *method.plugins])
+    change = (features[:, 1:] - features[:, :1]).norm(dim=2) / features[:, :1].norm(dim=2)
+    return change.mean(0)
+
+
+def test_plugins_of_the_second_reading_move_features_by_more_than_those_of_the_first() -> None:
+    """Of a base that fits its images, so that little of the joint loss is left to plugins."""
+    backbone = tiny_residual_backbone
+    found = []
+    for options in ({}, {"alone": 0.34, "crop": 0.5, "scale": 4.0}):
+        network = backbone()
+        base = build("wa", backbone=network, epochs=30, lr=3e-3)
+        chosen = {"epochs": 6, "batch_size": 8, "lr": 0.01, "layers": ["last-conv"], "rank": 8} | options
+        found.append(moved(learn_all(configured(DLC, network, base, **chosen), stream(4, 2))))
+    first, second = found
+    assert (second > 3 * first).all()
+    assert float(second.min()) > 0.02
+
+
+def test_without_a_part_alone_nothing_is_changed_by_it() -> None:
+    plain, rounded = (learn_all(build("dlc", lr=1e-2, **options), stream(4, 2)) for options in ({}, {"alone": 0.1}))
+    assert same(learned_state(plain), learned_state(rounded))  # a tenth of two epochs is none
+
+
 def test_new_rows_are_aligned_or_classes_are_weighed() -> None:
     method = learn_all(build("dlc", epochs=1, lr=1e-2, balance="align"), stream())
     norms = torch.cat([head.weight.norm(dim=1) for head in method.heads.heads])
@@ -587,6 +699,9 @@ def test_a_bad_table_is_refused_in_one_line(method: dict[str, Any], text: str) -
         ({"layers": ["conv1"]}, "plugins find no convolution 'conv1'"),
         ({"rank": 0}, "rank 0 is too small"),
         ({"factorisation": "svd"}, "factorisation 'svd' is unknown; use one of kernel, conv"),
+        ({"scale": 0.0}, "scale is 0.0; it must be above 0"),
+        ({"alone": 1.0}, "alone is 1.0; it must be a share of the epochs from 0 to below 1"),
+        ({"crop": 0.0}, "crop is 0.0; it must be above 0 and at most 1"),
         ({"gate": "relu"}, "gate 'relu' is unknown; use one of sigmoid, softmax, fixed"),
         ({"head_start": "one"}, "head_start 'one' is unknown; use one of uniform, kaiming, zero"),
         ({"balance": "herding"}, "balance 'herding' is unknown; use one of align, weights, none"),

@@ -2,18 +2,21 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from streams import configured, fit_for, images, learn_all, stream, tiny_backbone
 from torch import Tensor
 
-from lamella.adapters.adapter import watch
+from lamella.adapters.adapter import using, watch
 from lamella.backbones import Backbone
+from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
 from lamella.learner.store.state import learned_state, restore_state
+from lamella.memory.calibration import Calibration
 from lamella.memory.inputs import Inputs
 from lamella.methods.duallora import DualLoRA
 from lamella.methods.parts import Aligned
@@ -21,6 +24,10 @@ from lamella.methods.seq_lora import SeqLoRA
 from lamella.methods.shared.heads import Heads
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.02, "rank": 4, "residual_rank": 3, "blocks": 3}
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator(0, "x", *shape))
 
 
 def task(i: int, classes: tuple[int, ...]) -> Task:
@@ -345,6 +352,113 @@ def test_kinds_of_gates() -> None:
         assert float(gate.max()) < 1
 
 
+# R on the block of its own task --------------------------------------------------------------------------------------
+
+
+def test_with_current_r_reads_its_own_block_under_one_gate_in_training_and_test() -> None:
+    method, spies = taught(2, residual="current")
+    assert [spy.gated for spy in spies] == [
+        {"orthogonal": False, "residual-0": True},
+        {"orthogonal": False, "residual-0": True, "residual-1": True},
+    ]
+    for i, site in enumerate(method.sites):
+        signature, during = method.signatures[site.name], spies[1].bases[i]
+        known = during.shape[1]  # of the bases when training began: those of task 0, its rest, and block 1
+        assert torch.equal(signature.basis[:, :known], during)
+        owners = signature.owner.tolist()
+        assert sorted(set(owners[:known]) - {-1}) == sorted({0, 1} & set(owners))
+        assert set(owners[known:]) <= {-1}  # what is protected after training is of no block, so the gate stays
+        first = owners.index(1) if 1 in owners else len(owners)
+        orthogonal, R = spies[1].end["orthogonal"][i], spies[1].end["residual-1"][i]
+        Psi, Phi = signature.basis[:, :first], signature.block(1)
+        if orthogonal[0].numel():
+            assert float((orthogonal[1] @ orthogonal[0] @ Psi).abs().max()) < 1e-5
+        if R[0].numel():
+            outside = torch.eye(len(Phi)) - Phi @ Phi.T
+            assert float((R[1] @ R[0] @ outside).abs().max()) < 1e-6
+    assert any(float((B @ A).norm()) > 1e-3 for A, B in spies[1].end["residual-1"] if A.numel())
+
+
+def test_the_level_of_the_gate_is_measured_before_training() -> None:
+    method = configured(DualLoRA, tiny_backbone(), **(QUICK | {"residual": "current"}))
+    seen = recording(method)
+    learn(method, STREAM[0])
+    assert list(seen) == ["inputs-before", "inputs-after"]
+    for name, inputs in seen["inputs-before"].items():
+        signature, h = method.signatures[name], inputs.class_tokens
+        rho = (h @ signature.block(0)).norm(dim=1) / h.norm(dim=1)
+        assert float(rho.mean()) == pytest.approx(float(signature.level[0]), abs=1e-5)
+
+
+@pytest.mark.parametrize("tokens", ["all", "class"])
+def test_a_vector_gate_scales_each_direction_by_its_own_share(tokens: str) -> None:
+    options = {"residual": "current", "gate": "vector", "tokens": tokens, "sites": ["out", "mlp"], "energy": 0.999}
+    method, _ = taught(2, **options)
+    x, checked = pixels(method, STREAM[0]), 0
+    for site in method.sites:
+        signature = method.signatures[site.name]
+        for branch in site.layer.of("residual-1"):
+            h = draw(6, 5, signature.width)
+            first = signature.owner.tolist().index(1)
+            Phi = signature.basis.double().numpy()[:, first : first + branch.rank]
+            mean = signature.reach.double().numpy()[first : first + branch.rank]
+            B, H = branch.B.double().numpy(), h.double().numpy()
+            expected = np.zeros((6, 5, site.layer.weight.shape[0]))
+            for i in range(6):
+                share = np.abs(Phi.T @ H[i, 0]) / np.linalg.norm(H[i, 0])
+                g = np.minimum(1, share / mean)
+                for token in range(1 if tokens == "class" else 5):
+                    expected[i, token] = B @ (g * (Phi.T @ H[i, token]))
+            with using([site], "residual-1"), torch.no_grad():
+                found = site.layer(h)
+            with using([site]), torch.no_grad():
+                found = (found - site.layer(h)).double().numpy()
+            np.testing.assert_allclose(found, expected, atol=2e-6 * max(1.0, np.abs(expected).max()))
+            checked += int(np.abs(expected).max() > 1e-4)
+    assert checked >= 3
+    again = configured(DualLoRA, tiny_backbone(), **(QUICK | options))
+    restore_state(again, learned_state(method))
+    assert torch.equal(predicted(again, x), predicted(method, x))
+
+
+def test_the_share_of_a_direction_is_its_mean_over_the_tasks_own_images() -> None:
+    options = {"residual": "current", "gate": "vector"}
+    method = configured(DualLoRA, tiny_backbone(), **(QUICK | options))
+    seen = recording(method)
+    for data in STREAM[:2]:
+        learn(method, data)
+        for name, inputs in seen["inputs-before"].items():
+            signature, h = method.signatures[name], inputs.class_tokens
+            own = signature.owner == data.id
+            expected = ((h @ signature.basis).abs() / h.norm(dim=1, keepdim=True)).mean(0)[own]
+            torch.testing.assert_close(signature.reach[own], expected, atol=1e-6, rtol=1e-5)
+            assert signature.reach.shape == signature.owner.shape
+
+
+def test_on_class_tokens_o_stays_as_a_branch_of_each_task_and_the_weights_stay() -> None:
+    method = configured(DualLoRA, tiny_backbone(), **(QUICK | {"tokens": "class", "sites": ["out", "mlp"]}))
+    before = [s.layer.weight.clone() for s in method.sites]
+    for data in STREAM[:2]:
+        learn(method, data)
+    assert all(torch.equal(s.layer.weight, W) for s, W in zip(method.sites, before, strict=True))
+    assert set(method.sites[-1].layer.branches) == {"orthogonal-0", "orthogonal-1", "residual-1"}
+    assert {b.tokens for s in method.sites for n in s.layer.branches for b in s.layer.of(n)} == {"class"}
+    assert method.adapters_of(1) == ("orthogonal-1", "residual-1")
+
+
+@pytest.mark.parametrize("form", ["add", "scale", "mix"])
+def test_calibration_enters_by_the_form_that_is_chosen(three: Any, form: str) -> None:
+    method, _ = three
+    other = configured(DualLoRA, tiny_backbone(), **(QUICK | {"calibration_form": form}))
+    restore_state(other, learned_state(method))
+    x = pixels(method, STREAM[1])
+    with torch.no_grad():
+        found, plain = other.predict(x), other.heads(other.features(x))
+    expected = Calibration(1.0, 0.1, form)(plain, other.signatures.scores(), [t for t in range(3) for _ in range(3)])
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(found, plain)
+
+
 # scores, one pass, what is kept --------------------------------------------------------------------------------------
 
 
@@ -482,10 +596,13 @@ def test_one_training_step_lowers_the_loss_of_the_tasks_own_head_only() -> None:
     ("options", "text"),
     [
         ({"rank": 0}, "rank is 0; it must be a whole number"),
-        ({"residual": "next"}, "residual 'next' is unknown; use one of prev, all_prev, none"),
+        ({"residual": "next"}, "residual 'next' is unknown; use one of prev, all_prev, current, none"),
         ({"gate": "raw"}, "gate 'raw' is unknown"),
         ({"basis": "patches"}, "basis 'patches' is unknown"),
         ({"head_start": "one"}, "head_start 'one' is unknown"),
+        ({"tokens": "patches"}, "tokens 'patches' is unknown; use one of all, class"),
+        ({"gate": "vector"}, "gate 'vector' is for the directions of residual 'current', but residual is 'prev'"),
+        ({"calibration_form": "times"}, "calibration form 'times' is unknown"),
         ({"orthogonal": False, "residual": "none"}, "nothing is adapted"),
         ({"energy": 2.0}, "energy 2.0 is outside"),
         ({"horizon": 0}, "horizon 0 is too small"),

@@ -57,6 +57,7 @@ def two_blocks(pretrained: bool = False, **options: Any) -> VisionTransformer:
 
 
 OF_ALIGN = ("own_covariance", "own_directions", "head")
+CLASS_TOKENS: dict[str, Any] = {"tokens": "class", "sites": ("out", "mlp"), "residual": "none", "calibration": 0}
 
 
 @cache
@@ -239,6 +240,8 @@ def test_tasks_kept_apart_become_a_folder_each(method: str, tmp_path: Path) -> N
     [
         ("inflora", "align", {"own_covariance": 0.2, "own_directions": "all"}),
         ("duallora", "", {"blocks": 1}),
+        ("duallora", "", CLASS_TOKENS | {"calibration": 1}),
+        ("duallora", "", CLASS_TOKENS | {"residual": "current", "gate": "vector", "calibration": 1}),
         ("color", "", {"blocks": 1}),
         ("coda-prompt", "", {"blocks": 1}),
         ("loda", "", {"blocks": 1}),
@@ -278,6 +281,8 @@ def test_no_image_of_a_memory_is_exported(tmp_path: Path) -> None:
         ("timm", "inflora", "align", {"own_covariance": 0.2}, "--readout base"),
         ("timm", "color", "", {}, "for each image.*--format onnx"),
         ("timm", "coda-prompt", "", {}, "makes prompts for each image.*--format onnx"),
+        ("timm", "duallora", "", CLASS_TOKENS, "act on class tokens alone.*--format onnx"),
+        ("peft", "duallora", "", CLASS_TOKENS, "act on class tokens alone.*--format onnx"),
         ("timm", "nearest-mean", "", {}, "one linear layer.*--format onnx"),
         ("peft", "seq-finetune", "", {}, "this method changed .*--format timm"),
         ("peft", "linear-probe", "", {}, "no weight of the backbone changed"),

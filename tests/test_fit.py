@@ -11,7 +11,7 @@ from streams import build, fit_for, images, learn_all, stream, tiny_backbone
 from torch import Tensor, nn
 
 from lamella.data.images import TensorSet
-from lamella.data.transform import InputTransform
+from lamella.data.transform import Augmentation, InputTransform
 from lamella.memory.subspace import SecondMoment
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.fit import Fit
@@ -348,6 +348,25 @@ def test_features_come_in_the_order_of_the_data_and_without_augmentation() -> No
     assert together.shape == (12, method.backbone.width)
     torch.testing.assert_close(together, turned.flip(0), atol=1e-5, rtol=0)
     assert not together.requires_grad
+
+
+@pytest.mark.parametrize("usual", [None, Augmentation((0.8, 1.0)), Augmentation((0.8, 1.0), flip=False)])
+def test_a_call_may_crop_in_a_way_of_its_own(usual: Augmentation | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next call is augmented as the run says again."""
+    method, seen = build("seq-finetune", epochs=1), list[Any]()
+    view = InputTransform.view
+    monkeypatch.setattr(InputTransform, "view", lambda self, *args: (seen.append(args[1:2]), view(self, *args))[1])
+    fit = Fit(method, method.backbone.transform, augmentation=usual, device="cpu")
+    data, weights = images(2, 4, "train"), list(method.backbone.model.parameters())
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return method.backbone.model(x).square().mean()
+
+    fit(data, loss, weights, epochs=2, crop=0.3, name="cropped")
+    fit(data, loss, weights, epochs=1, name="usual")
+    fit(data, loss, weights, epochs=1, crop=0.3, augment=False, name="plain")
+    cropped = Augmentation((0.3, 1.0), flip=usual.flip if usual else False)
+    assert seen == [(cropped,)] * 2 + [(usual,) if usual else (), ()]
 
 
 def test_kept_features_come_back_as_they_were_filed_and_others_are_computed_anew(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from streams import often, tiny_backbone
 from torch import Tensor
 
 from lamella.adapters.adapter import watch
-from lamella.adapters.tokens import counted, counting, first_counted
+from lamella.adapters.tokens import class_places, class_token, counted, counting
 from lamella.backbones import Backbone
 from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.options import Option, options_of
@@ -270,7 +270,8 @@ def test_tokens_that_count_by_hand() -> None:
     with counting(mask):
         assert counted(x).tolist() == [[0, 1], [2, 3], [8, 9], [10, 11]]
         assert counted(x.flatten(0, 1)).tolist() == counted(x).tolist()
-        assert first_counted(x).tolist() == [[0, 1], [8, 9]]
+        assert class_token(x).tolist() == [[0, 1], [8, 9]]
+        assert class_places(x).tolist() == [0, 4]
         pooled = x[:, 0]
         assert counted(pooled) is pooled
         for other in (x[:, :2], x[:1], x[None]):

@@ -5,6 +5,7 @@ import gc
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from lamella.adapters.adapter import grow
 from lamella.common.randomness import generator
+from lamella.memory.calibration import FORMS, Calibration
 from lamella.memory.inputs import Inputs, check_basis, gather
-from lamella.memory.signatures import Calibration, Signature, Signatures, protected_share
+from lamella.memory.signatures import Signature, Signatures, protected_share
 from lamella.memory.subspace import orthonormal
 
 D = 24
@@ -206,6 +208,40 @@ def test_the_calibration_term_by_hand() -> None:
     assert torch.equal(Calibration(0.0, 0.2).term(scores, [0, 1]), torch.zeros(2, 2))
 
 
+@pytest.mark.parametrize("strength", [0.5, 1.0, 3.0])
+def test_the_three_forms_of_calibration_written_out(strength: float) -> None:
+    logits, scores = draw(6, 4, name="logits").float(), draw(6, 3, name="scores").float()
+    task_of = [0, 2, 1, 0]
+    for i, (z, s) in enumerate(zip(logits.double().numpy(), scores.double().numpy(), strict=True)):
+        pi = np.exp(s / 0.3) / np.exp(s / 0.3).sum()
+        conf = np.sort(pi)[-1] - np.sort(pi)[-2]
+        c = min(1 - 1e-6, strength * conf)
+        own = np.array(task_of)
+        of_all, best = np.exp(z) / np.exp(z).sum(), own == pi.argmax()
+        of_best = np.where(best, np.exp(z), 0) / np.exp(z)[best].sum()
+        expected = {
+            "add": z + strength * conf * np.log(pi[own]),
+            "scale": z.min() + (z - z.min()) * (1 - c + c * pi[own]),
+            "mix": np.log((1 - c) * of_all + c * of_best),
+        }
+        for form in FORMS:
+            found = Calibration(strength, 0.3, form)(logits, scores, task_of)[i].double().numpy()
+            np.testing.assert_allclose(found, expected[form], rtol=2e-6, atol=2e-6 if c < 0.99 else 0.1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_form_reorders_classes_of_a_task_nor_moves_what_it_is_unsure_of(form: str) -> None:
+    logits, scores, task_of = draw(20, 6, name="logits").float(), draw(20, 3, name="scores").float(), [0, 1, 2] * 2
+    found = Calibration(1.0, 0.5, form)(logits, scores, task_of)
+    for t in range(3):
+        own = torch.tensor([t == owner for owner in task_of])
+        assert torch.equal(found[:, own].argmax(1), logits[:, own].argmax(1))
+    unsure = Calibration(1.0, 0.5, form)(logits, torch.ones(20, 3), task_of)
+    torch.testing.assert_close(unsure.softmax(1), logits.softmax(1))
+    off = Calibration(0.0, 0.5, form)(logits, scores, task_of)
+    assert torch.equal(off, logits)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 6), st.floats(0.01, 5))
 def test_calibration_prefers_the_better_task_and_never_reorders_within_one(seed: int, tasks: int, tau: float) -> None:
@@ -227,6 +263,7 @@ def test_calibration_prefers_the_better_task_and_never_reorders_within_one(seed:
     [
         ((-1.0, 0.1), "strength -1.0 must not be negative"),
         ((1.0, 0.0), "temperature 0.0 must be above 0"),
+        ((1.0, 0.1, "times"), "calibration form 'times' is unknown; use one of add, scale, mix"),
     ],
 )
 def test_bad_calibrations_are_refused(options: Any, text: str) -> None:

@@ -22,10 +22,11 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from lamella.adapters.branches import Adapted, Branch, Coefficient
+from lamella.adapters.branches import TOKENS, Adapted, Branch, Coefficient
 from lamella.adapters.layers import AdaptedConv2d, AdaptedLinear
 from lamella.adapters.sites import Site, adapt, module_key
 from lamella.adapters.tokens import counted
+from lamella.common.checks import check_one_of
 
 __all__ = [
     "Adapted",
@@ -55,6 +56,7 @@ def grow(
     scale: float = 1.0,
     generator: torch.Generator | None = None,
     factorisation: str = "conv",
+    tokens: str = "all",
 ) -> list[Branch]:
     """Add an adapter: one branch of this name on every site. Its B is zero, so the outputs do not change yet.
 
@@ -66,13 +68,14 @@ def grow(
         generator: draws A as LoRA does (Kaiming uniform with a = sqrt 5: U(-1, 1) / sqrt(fan in)). None leaves A zero,
             for methods that compute A themselves.
         factorisation: the factorisation of convolutions, "conv" or "kernel"; see `AdaptedConv2d`.
+        tokens: what the branches act on: "all" tokens, or the "class" token of each sample, which is its first one.
 
     Returns:
         The new branches, in the order of `sites`.
 
     Raises:
         ValueError: the name exists already or is not allowed, a rank is below 1 or above the width of every
-            layer, or the number of ranks is wrong.
+            layer, the number of ranks is wrong, or a convolution has no class token.
     """
     ranks = [rank] * len(sites) if isinstance(rank, int) else list(rank)
     if "." in name or not name or hasattr(nn.ModuleDict(), name):
@@ -83,6 +86,9 @@ def grow(
         raise ValueError(f"there is an adapter '{name}' already; merge it or choose another name")
     if min(ranks, default=1) < 1:
         raise ValueError(f"rank {min(ranks)} is too small; a branch needs a rank of at least 1")
+    check_one_of("tokens", tokens, TOKENS)
+    if tokens == "class" and (images := [site.name for site in sites if not isinstance(site.layer, AdaptedLinear)]):
+        raise ValueError(f"layer '{images[0]}' is a convolution, which has no class token; choose tokens 'all'")
     widest = max((max(site.layer.weight.flatten(1).shape) for site in sites), default=0)
     if max(ranks, default=0) > widest:
         raise ValueError(f"rank {max(ranks)} is too large; the widest of these layers has {widest} inputs or outputs")
@@ -92,7 +98,7 @@ def grow(
         if generator is not None:
             bound = A[0].numel() ** -0.5
             A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator))
-        branch = Branch(A, B, site.rows, scale).to(A.device)
+        branch = Branch(A, B, site.rows, scale, tokens).to(A.device)
         if name not in site.layer.branches:
             site.layer.branches[name] = nn.ModuleList()
         cast(nn.ModuleList, site.layer.branches[name]).append(branch)
@@ -111,7 +117,8 @@ def using(sites: Sequence[Site], names: str | Sequence[str] | Mapping[str, Coeff
     Args:
         sites: the sites whose layers are affected.
         names: adapter names, or a mapping from names to coefficients. A coefficient is a number, a tensor `(n,)` with
-            one value per sample, or a function of the layer's input that returns one of these.
+            one value per sample, `(n, rank)` on linear layers, or a function of the layer's input that returns one of
+            these.
 
     Raises:
         ValueError: no site has an adapter of that name.
@@ -188,7 +195,8 @@ def merge(sites: Sequence[Site], name: str) -> None:
         name: the name of the adapter.
 
     Raises:
-        ValueError: there is no such adapter, or a branch has a gate, so its update differs between samples.
+        ValueError: there is no such adapter, or a branch has a gate or is for class tokens, so its update differs
+            between samples or tokens.
         TypeError: a weight is not a dense floating-point tensor, as in a quantised model.
     """
     layers = {n: layer for n, layer in _layers(sites).items() if name in layer.branches}
@@ -203,6 +211,11 @@ def merge(sites: Sequence[Site], name: str) -> None:
             )
         if any(branch.gate is not None for branch in layer.of(name)):
             raise ValueError(f"adapter '{name}' is gated on layer '{site}', so it cannot become part of the weight")
+        if any(branch.tokens == "class" for branch in layer.of(name)):
+            raise ValueError(
+                f"adapter '{name}' acts on class tokens alone, so it cannot become part of the weight of layer "
+                f"'{site}', which all tokens pass; keep the branches"
+            )
     for layer in layers.values():
         wide = torch.promote_types(layer.weight.dtype, torch.float32)
         for branch in layer.of(name):

@@ -12,10 +12,16 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Acting", "Adapted", "Branch", "Coefficient"]
+__all__ = ["TOKENS", "Acting", "Adapted", "Branch", "Coefficient"]
+
+TOKENS = ("all", "class")
+"""The tokens that a branch acts on: all of them, or the class token of each sample (see tokens.py) and no other."""
 
 Coefficient = float | Tensor | Callable[[Tensor], Tensor]
-"""The factor of a branch: a number, a tensor `(n,)` with one value per sample, or a function of the layer's input."""
+"""The factor of a branch: a number, a tensor `(n,)` with one value per sample, or a function of the layer's input.
+
+For a linear layer a tensor may also be `(n, rank)`: one value for each sample and row of A.
+"""
 
 
 class Branch(nn.Module):
@@ -28,19 +34,24 @@ class Branch(nn.Module):
             `(c_rows, rank, 1, 1)` or `(c_rows * k, rank * k)`.
         rows: the slice of output rows (channels) that the branch changes.
         scale: a constant factor of the update.
+        tokens: what the branch acts on, one of TOKENS. One for class tokens has no equal among the changes of a weight,
+            which all tokens pass.
         gate: an optional coefficient that belongs to the branch. If it is a module, it is saved with the branch.
     """
 
-    def __init__(self, A: Tensor, B: Tensor, rows: slice, scale: float = 1.0) -> None:
+    def __init__(self, A: Tensor, B: Tensor, rows: slice, scale: float = 1.0, tokens: str = "all") -> None:
         super().__init__()
         self.A = nn.Parameter(A, requires_grad=False)
         self.B = nn.Parameter(B, requires_grad=False)
         self.rows = rows
         self.scale = float(scale)
+        self.tokens = tokens
         # Rows and scale are also stored as tensors, so that an adapter file is complete. A forward pass does not read
         # these tensors, because that would make the CPU wait for an accelerator.
         self.register_buffer("extent", torch.tensor([rows.start, rows.stop], dtype=torch.int64))
         self.register_buffer("factor", torch.tensor(self.scale, dtype=torch.float64))
+        if tokens == "class":  # other branches are stored as they always were
+            self.register_buffer("class_token", torch.tensor(True))
         self.gate: Coefficient | None = None
 
     @property
@@ -61,7 +72,7 @@ class Acting(NamedTuple):
         branch: the branch.
         rows: start and stop of the output rows that `B` covers.
         B: the rows of the branch's B.
-        coefficient: a number, or a tensor with one value per sample.
+        coefficient: a number, or a tensor with one value per sample, or with one per sample and row of A.
     """
 
     branch: Branch
@@ -77,15 +88,22 @@ class Acting(NamedTuple):
         return self._replace(rows=(start - rows.start, stop - rows.start), B=B)
 
 
-def _value(coefficient: Coefficient, x: Tensor) -> float | Tensor:
-    """Evaluate a coefficient for the layer input x: a number, or a tensor with one value per sample."""
+def _value(coefficient: Coefficient, x: Tensor, rank: int | None) -> float | Tensor:
+    """Evaluate a coefficient for the layer input x: a number, or a tensor (n,), or (n, rank) where a rank is given."""
     value = coefficient(x) if callable(coefficient) else coefficient
-    if isinstance(value, Tensor) and value.shape not in ((), (1,), (len(x),)):
+    if isinstance(value, Tensor) and value.shape not in ((), (1,), (len(x),), (len(x), rank)):
         raise ValueError(
             f"a branch coefficient has shape {tuple(value.shape)}; "
             f"give a number or one value for each of the {len(x)} samples"
         )
     return value
+
+
+def _product(first: float | Tensor, second: float | Tensor) -> float | Tensor:
+    """Multiply two coefficients, of which one may have a value for each row of A."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor) and {first.ndim, second.ndim} == {1, 2}:
+        first, second = (f[:, None] if f.ndim == 1 else f for f in (first, second))
+    return first * second
 
 
 class Adapted(nn.Module):
@@ -149,8 +167,9 @@ class Adapted(nn.Module):
         found: list[Acting] = []
         for name, coefficient in self.chosen.items():
             for branch in self.of(name):
-                gate = 1.0 if branch.gate is None else _value(branch.gate, x)
-                total = _value(coefficient, x) * gate
+                rank = branch.rank if isinstance(self, nn.Linear) else None
+                gate = 1.0 if branch.gate is None else _value(branch.gate, x, rank)
+                total = _product(_value(coefficient, x, rank), gate)
                 found.append(Acting(branch, (branch.rows.start, branch.rows.stop), branch.B, total))
         return sorted(found, key=lambda a: a.rows)
 
@@ -187,15 +206,18 @@ class _Stored(NamedTuple):
     B: Tensor
     rows: slice
     scale: float
+    tokens: str
 
     @classmethod
     def read(cls, state: Mapping[str, Tensor], prefix: str) -> "_Stored":
         start, stop = state[prefix + "extent"].tolist()
-        return cls(state[prefix + "A"], state[prefix + "B"], slice(start, stop), float(state[prefix + "factor"]))
+        tokens = "class" if prefix + "class_token" in state else "all"
+        rows, factor = slice(start, stop), float(state[prefix + "factor"])
+        return cls(state[prefix + "A"], state[prefix + "B"], rows, factor, tokens)
 
     def fitted(self, own: Branch | None) -> Branch | None:
         """Return `own` with the stored scale if the stored numbers can be loaded into it unchanged; else None."""
-        if own is None or own.rows != self.rows:
+        if own is None or (own.rows, own.tokens) != (self.rows, self.tokens):
             return None
         if any(o.shape != s.shape or o.dtype != s.dtype for o, s in ((own.A, self.A), (own.B, self.B))):
             return None
@@ -205,4 +227,4 @@ class _Stored(NamedTuple):
     def empty(self, device: torch.device) -> Branch:
         """Create a branch into which the stored numbers can be loaded."""
         A, B = (torch.empty_like(stored, device=device) for stored in (self.A, self.B))
-        return Branch(A, B, self.rows, self.scale).to(device)
+        return Branch(A, B, self.rows, self.scale, self.tokens).to(device)

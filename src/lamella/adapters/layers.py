@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.adapters.branches import Acting, Adapted
+from lamella.adapters.tokens import class_places, class_token
 
 __all__ = ["AdaptedConv2d", "AdaptedLinear"]
 
@@ -36,6 +37,8 @@ def _scaled(z: Tensor, acting: Sequence[Acting], channel_dim: int) -> Tensor:
 def _rows_of_factors(acting: Acting, z: Tensor, samples: int) -> Tensor:
     """Return the factor of each row and sample of a branch's z, (rank, samples)."""
     factor, shape = acting.coefficient * acting.branch.scale, (acting.branch.rank, samples)
+    if isinstance(factor, Tensor) and factor.ndim == 2:
+        return factor.T
     return factor.reshape(-1).expand(shape) if isinstance(factor, Tensor) else z.new_full(shape, factor)
 
 
@@ -49,7 +52,9 @@ def _by_rows(acting: Sequence[Acting]) -> Iterator[tuple[slice, list[Acting]]]:
 
 
 class _AddToRows(torch.autograd.Function):
-    """y[..., rows] += (B z)^T in place, for y (..., d_out), z (rank, all other positions of y) and B (rows, rank).
+    """y[..., rows] += (B z)^T in place, for y (..., d_out), z (rank, k) and B (rows, rank).
+
+    The k columns of z are for all positions of y, or for those among them that `places` (k,) names.
 
     For a write to a slice, autograd copies the whole gradient of y, once for each slice. This function passes the
     gradient on without a copy. In all products the *first* matrix has few rows: products in which the second matrix has
@@ -57,27 +62,35 @@ class _AddToRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(y: Tensor, z: Tensor, B: Tensor, start: int) -> Tensor:
+    def forward(y: Tensor, z: Tensor, B: Tensor, start: int, places: Tensor | None) -> Tensor:
         # `view` fails where `flatten` would silently return a copy of y.
-        y.view(-1, y.shape[-1])[:, start : start + len(B)].addmm_(z.T, B.T)
+        of_rows = y.view(-1, y.shape[-1])[:, start : start + len(B)]
+        if places is None:
+            of_rows.addmm_(z.T, B.T)
+        else:
+            of_rows.index_add_(0, places, z.T @ B.T)
         return y
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
-        y, z, B, ctx.start = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, Tensor | None], output: Tensor) -> None:
+        y, z, B, ctx.start, ctx.places = inputs
         ctx.mark_dirty(y)
         ctx.save_for_backward(z, B)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
         z, B = ctx.saved_tensors
         of_rows = gradients[0].flatten(0, -2)[:, ctx.start : ctx.start + len(B)]
+        of_rows = of_rows if ctx.places is None else of_rows[ctx.places]
         to_z, to_B = ctx.needs_input_grad[1:3]
-        return gradients[0], B.T @ of_rows.T if to_z else None, (z @ of_rows).T if to_B else None, None
+        return gradients[0], B.T @ of_rows.T if to_z else None, (z @ of_rows).T if to_B else None, None, None
 
 
 class AdaptedLinear(Adapted, nn.Linear):
-    """`nn.Linear` that adds the active branches to its output: `y[rows] += coefficient * scale * B A x`."""
+    """`nn.Linear` that adds the active branches to its output: `y[rows] += coefficient * scale * B A x`.
+
+    Branches for class tokens add to the rows of these alone, at the cost of one token a sample.
+    """
 
     def forward_parts(self, input: Tensor, *parts: tuple[slice, slice]) -> list[Tensor]:
         """Compute only some output rows of some tokens: `forward(input)[:, tokens, rows]` for each part.
@@ -91,7 +104,8 @@ class AdaptedLinear(Adapted, nn.Linear):
         """
         self._show(input)
         acting = self._acting(input)
-        return [self._part(input[:, tokens], rows, acting) for tokens, rows in parts]
+        of_all = [a for a in acting if a.branch.tokens == "all"]  # what begins later has no class token
+        return [self._part(input[:, t], rows, of_all if t.start else acting) for t, rows in parts]
 
     def _part(self, x: Tensor, rows: slice, acting: list[Acting]) -> Tensor:
         y = F.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
@@ -99,12 +113,21 @@ class AdaptedLinear(Adapted, nn.Linear):
         return self._add(y, self._dropped(x), inside) if inside else y
 
     def _add(self, y: Tensor, x: Tensor, acting: list[Acting]) -> Tensor:
+        of_class = [a for a in acting if a.branch.tokens == "class"]
+        if not of_class:
+            return self._add_at(y, x, acting, None)
+        of_all = [a for a in acting if a.branch.tokens == "all"]
+        y = self._add_at(y, x, of_all, None) if of_all else y
+        return self._add_at(y, class_token(x), of_class, class_places(x))
+
+    def _add_at(self, y: Tensor, x: Tensor, acting: list[Acting], places: Tensor | None) -> Tensor:
+        """Add branches to all positions of y, or to k of its rows; x (..., d_in) or (k, d_in) has their inputs."""
         z = _stack([a.branch.A for a in acting], 0) @ x.flatten(0, -2).T
         z = _scaled(z.unflatten(1, x.shape[:-1]), acting, 0).flatten(1).to(y.dtype)
         start = 0
         for rows, group in _by_rows(acting):
             B = _stack([a.B for a in group], 1).to(y.dtype)
-            y = cast(Tensor, _AddToRows.apply(y, z[start : start + B.shape[1]], B, rows.start))
+            y = cast(Tensor, _AddToRows.apply(y, z[start : start + B.shape[1]], B, rows.start, places))
             start += B.shape[1]
         return y
 

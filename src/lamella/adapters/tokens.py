@@ -2,6 +2,8 @@
 
 A backbone says it once a pass. Who looks at the inputs of layers meanwhile sees the tokens that count and no others, so
 what is learned of them does not depend on how long the other samples of a batch happen to be.
+
+The class token, where a network has one, is the first token of each sample that counts.
 """
 
 from collections.abc import Generator
@@ -12,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["counted", "counting", "first_counted"]
+__all__ = ["class_places", "class_token", "counted", "counting"]
 
 
 class _Mask:
@@ -73,7 +75,29 @@ def counted(x: Tensor) -> Tensor:
     return flat[known.places]
 
 
-def first_counted(x: Tensor) -> Tensor:
-    """(n, tokens, d) -> (n, d): each sample's first token that counts."""
+def class_token(x: Tensor) -> Tensor:
+    """(n, tokens, d) -> (n, d): each sample's first token that counts.
+
+    Raises:
+        ValueError: x has another shape, so it is not known which of its rows are class tokens.
+    """
+    _check_tokens(x)
     known = _MASK.get()
     return x[:, 0] if known is None else x[torch.arange(len(x), device=x.device), known.first]
+
+
+def class_places(x: Tensor) -> Tensor:
+    """(n, tokens, d) -> (n,) int64: the row of each sample's class token in the (n tokens, d) rows of all samples.
+
+    Raises:
+        ValueError: x has another shape, so it is not known which of its rows are class tokens.
+    """
+    _check_tokens(x)
+    known = _MASK.get()
+    begin = torch.arange(len(x), device=x.device) * x.shape[1]
+    return begin if known is None else begin + known.first
+
+
+def _check_tokens(x: Tensor) -> None:
+    if x.ndim != 3:
+        raise ValueError(f"a layer's input has shape {tuple(x.shape)}, not (samples, tokens, width): no class token")

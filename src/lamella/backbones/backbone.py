@@ -14,7 +14,7 @@ from lamella.adapters.prefix import Prefix, attentions_of, prefixing
 from lamella.adapters.tokens import counting
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
 from lamella.backbones.feature_cache import FeatureCache
-from lamella.backbones.probing import call_order, first_readers, is_fused_as_thought
+from lamella.backbones.probing import call_order, first_readers, is_fused_as_thought, reads_class_token_alone
 from lamella.backbones.roles import LayerPlace, find_places, in_order, parse_roles, rows_of
 from lamella.common.randomness import generator as named_generator
 from lamella.data.samples import CPU, Batch, Samples, Transform
@@ -210,6 +210,28 @@ class Backbone(nn.Module):
         with watch(sites, lambda layer: lambda _: seen.update([names[layer]]), padding_too=True):
             self.run(self.example(1))
         return seen
+
+    @torch.no_grad()
+    def check_class_token_alone(self, what: str) -> None:
+        """Refuse what changes nothing but class tokens, unless the features are the class token.
+
+        Args:
+            what: acts on class tokens alone; it begins the message.
+
+        Raises:
+            ValueError: the backbone has no class token, or its features are made of other tokens, too.
+        """
+        x = self.example(2, named_generator(0, "backbone", "probe"))
+        if getattr(self.model, "has_class_token", False):
+            if reads_class_token_alone(self.model, self.places(), lambda: self._features(x)):
+                return
+            reason = "makes its features of other tokens, too"
+        else:
+            reason = "has no class token"
+        raise ValueError(
+            f"{what} acts on class tokens alone, but '{self.name}' {reason}; let it act on all tokens, or use a "
+            "backbone whose features are its class token, such as a ViT of timm"
+        )
 
     def first_readers(self, sites: Sequence[Site]) -> dict[str, str]:
         """For the layer of each site the first layer among them that reads the very same inputs, often itself."""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, watch
+from lamella.adapters.tokens import class_places
 from lamella.backbones.roles import LayerPlace, share_of
 
-__all__ = ["call_order", "first_readers", "is_fused_as_thought"]
+__all__ = ["call_order", "first_readers", "is_fused_as_thought", "reads_class_token_alone"]
 
 
 @torch.no_grad()
@@ -69,6 +70,45 @@ def is_fused_as_thought(model: nn.Module, places: Sequence[LayerPlace], run: Cal
         for place in places
         if all(place.name in found for found in without)  # else the network never calls the layer
     }
+
+
+@torch.no_grad()
+def reads_class_token_alone(model: nn.Module, places: Sequence[LayerPlace], run: Callable[[], Tensor]) -> bool:
+    """Return whether features depend on the class token and on no other token of what the last block gives.
+
+    The test: when all other tokens that leave the last layer with a role are set to zero, the features stay the same;
+    when the class token is, they do not.
+
+    Args:
+        model: the network.
+        places: its layers with a role.
+        run: a function that runs it on some samples, which are not blank, and returns their features.
+    """
+    called = call_order(model, places, run)
+    if not called:
+        return False
+    kept: list[bool] = []
+
+    def zero(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        if output.ndim != 3:
+            raise _NoTokens
+        rows = torch.ones(output.shape[:2].numel(), 1, device=output.device, dtype=output.dtype)
+        rows[class_places(output)] = 0
+        rows = rows if kept else 1 - rows
+        return output * rows.view(*output.shape[:2], 1)
+
+    expected = run()
+    try:
+        for _ in range(2):
+            with _hooks(iter([model.get_submodule(called[-1]).register_forward_hook(zero)])):
+                kept.append(torch.allclose(run(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())))
+    except _NoTokens:
+        return False
+    return kept == [True, False]
+
+
+class _NoTokens(Exception):
+    """The outputs of a layer are no tokens of samples."""
 
 
 def _outputs(

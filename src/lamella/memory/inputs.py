@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Adapted, Site, watch
-from lamella.adapters.tokens import counted, first_counted
+from lamella.adapters.tokens import class_token, counted
 from lamella.memory.subspace import SecondMoment
 
-__all__ = ["BASES", "Inputs", "check_basis", "class_token", "gather"]
+__all__ = ["BASES", "Inputs", "check_basis", "gather"]
 
 BASES = ("class_token", "tokens", "attention_pooled")
 """The vectors whose directions make a signature: the class token, all tokens, or, for each attention head, the mean of
@@ -128,10 +128,3 @@ def _pool(name: str, attention: Any, layer: Adapted, seen: SecondMoment) -> list
             )
 
     return [layer.register_forward_hook(pool), attention.proj.register_forward_pre_hook(compare)]
-
-
-def class_token(x: Tensor) -> Tensor:
-    """(n, tokens, d) -> (n, d), the first token of each sample that is not padding."""
-    if x.ndim != 3:
-        raise ValueError(f"a layer's input has shape {tuple(x.shape)}, not (samples, tokens, width): no class token")
-    return first_counted(x)

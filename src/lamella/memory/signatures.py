@@ -9,11 +9,10 @@ task, both in the forward pass that computes the features.
     rho_i(h) = |Phi_i^T h| / |h|                    Signature.similarity
     rho_bar_i                                       Signature.level: mean of rho_i over task i's own training images
     s_i = mean over layers of rho_i / rho_bar_i     Signatures.scores
-    pi = softmax(s / tau), conf = pi_(1) - pi_(2)   Calibration: z_c + beta conf log pi_task(c)
+    pi, conf                                        calibration.py
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 from weakref import ref
 
@@ -21,18 +20,27 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, module_key, watch
+from lamella.adapters.tokens import class_token
 from lamella.data.samples import Samples
-from lamella.memory.inputs import Inputs, class_token
+from lamella.memory.inputs import Inputs
 from lamella.memory.resizable import Resizable
 from lamella.memory.subspace import orthonormal
 
-__all__ = ["Calibration", "Signature", "Signatures", "protected_share"]
+__all__ = ["GATES", "Signature", "Signatures", "protected_share"]
+
+GATES = ("normalised", "cosine", "off", "vector")
 
 FLOOR = 1e-4
 """A block whose mean similarity is below this counts as empty."""
 
 ROUNDING = 1e-7
-"""A direction with a smaller share of the energy than this is due to rounding."""
+"""A direction with a smaller share of the energy than this is due to rounding, unless all of the energy is wanted."""
+
+FINE_ROUNDING = 1e-12
+"""The same where all of the energy is wanted: inputs in float32 have errors of about 1e-7 of their size."""
+
+NOBODYS = -1
+"""The owner of directions that are protected, but belong to no task's block."""
 
 
 def protected_share(energy: float, task: int, horizon: int | None) -> float:
@@ -56,20 +64,29 @@ def protected_share(energy: float, task: int, horizon: int | None) -> float:
 class Signature(Resizable):
     """The signatures of all tasks in one layer.
 
+    Args:
+        width: d, the number of the layer's inputs.
+        each: whether the share of each single direction is measured, too.
+
     Attributes:
         basis: (d, K), orthonormal columns, a block of columns for each task.
-        owner: (K,) int64, the task of each column.
+        owner: (K,) int64, the task of each column, or NOBODYS.
         level: (T,), the mean similarity of each task's own images to its block; 0 if the block is empty.
+        reach: (K,), the mean of |phi_j^T h| / |h| over the images of each column's own task; only with `each`.
     """
 
-    resizable = ("basis", "owner", "level")
+    resizable = ("basis", "owner", "level", "reach")
 
     basis: Tensor
     owner: Tensor
     level: Tensor
+    reach: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, each: bool = False) -> None:
         super().__init__()
+        self.each = each
+        if each:
+            self.register_buffer("reach", torch.zeros(0))
         self.register_buffer("basis", torch.zeros(width, 0))
         self.register_buffer("owner", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("level", torch.zeros(0))
@@ -111,7 +128,8 @@ class Signature(Resizable):
         shares = values.flip(0).clamp_min(0) / G.trace().clamp_min(torch.finfo(G.dtype).tiny)
         reached = 1 - shares.sum() + torch.cat([shares.new_zeros(1), shares.cumsum(0)])
         wanted = int((reached < share - 1e-12).sum())
-        count = min(wanted, int((shares > ROUNDING).sum()), self.width - self.dimension)
+        rounding = ROUNDING if share < 1 else FINE_ROUNDING
+        count = min(wanted, int((shares > rounding).sum()), self.width - self.dimension)
         # Projected once more, since the remaining parts of known directions would add up over the tasks.
         return orthonormal(self.outside(vectors.flip(1)[:, :count].T).T).to(self.basis.dtype).contiguous()
 
@@ -124,14 +142,29 @@ class Signature(Resizable):
             share: the share of their energy to protect, 0..1.
             class_tokens: (n, d), the class tokens of the task's own training images, which give its level.
         """
+        number = self.tasks
+        self.protect(moment, share, number)
+        self.level = torch.cat([self.level, self.level.new_zeros(1)])
+        self.level[number] = self.similarity(class_tokens)[:, number].mean()
+        if self.each:
+            self.reach = torch.cat([self.reach, self.parts(class_tokens)[:, len(self.reach) :].mean(0)])
+
+    @torch.no_grad()
+    def protect(self, moment: Tensor, share: float, owner: int = NOBODYS) -> None:
+        """Add directions for an owner until all directions together have a share of the energy.
+
+        Args:
+            moment: (d, d), the mean of h h^T over the vectors to protect.
+            share: the share of their energy to protect, 0..1.
+            owner: the task whose block they are; by default they are protected only.
+        """
         new = self.new_directions(moment, share)
         if self.basis.device != new.device:
             self.to(new.device)
-        number = self.tasks
         self.basis = torch.cat([self.basis, new], dim=1)
-        self.owner = torch.cat([self.owner, self.owner.new_full((new.shape[1],), number)])
-        self.level = torch.cat([self.level, self.level.new_zeros(1)])
-        self.level[number] = self.similarity(class_tokens)[:, number].mean()
+        self.owner = torch.cat([self.owner, self.owner.new_full((new.shape[1],), owner)])
+        if self.each and owner == NOBODYS:
+            self.reach = torch.cat([self.reach, self.reach.new_zeros(new.shape[1])])
 
     @torch.no_grad()
     def similarity(self, h: Tensor) -> Tensor:
@@ -141,6 +174,13 @@ class Signature(Resizable):
             of_task = (self.owner[:, None] == torch.arange(self.tasks, device=h.device)).to(h)
             energy = (h @ self.basis).square() @ of_task
             return (energy.sqrt() / h.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+
+    @torch.no_grad()
+    def parts(self, h: Tensor) -> Tensor:
+        """Return |phi_j^T h| / |h| (n, K), 0..1, the cosine between h (n, d) and each single direction."""
+        with torch.autocast(h.device.type, enabled=False):
+            h = h.to(self.basis)
+            return ((h @ self.basis).abs() / h.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
 
     def normalised(self, rho: Tensor) -> Tensor:
         """Return rho / rho_bar, (n, T) -> (n, T): about 1 on a task's own images, and 1 if its block is empty."""
@@ -152,11 +192,12 @@ class Reader:
 
     Args:
         signature: the signatures of the layer.
-        gate: "normalised" (gates are rho / rho_bar, at most 1) or "cosine" (gates are rho).
+        gate: one of GATES: "normalised" (gates are rho / rho_bar, at most 1), "cosine" (gates are rho) or "vector"
+            (each direction has its own: its share / the mean of it, at most 1).
 
     Attributes:
         rho: (n, T), the similarities of the latest input.
-        gates: (n, T), the gates that follow from them, 0..1.
+        gates: (n, T), the gates that follow from them, 0..1; (n, K) with "vector".
     """
 
     def __init__(self, signature: Signature, gate: str) -> None:
@@ -171,25 +212,33 @@ class Reader:
         latest, basis = self._read
         if latest is not None and latest() is x and basis is self.signature.basis:
             return
-        self.rho = self.signature.similarity(class_token(x))
-        self.gates = self.rho if self.gate == "cosine" else self.signature.normalised(self.rho).clamp_max(1.0)
+        signature, h = self.signature, class_token(x)
+        self.rho = signature.similarity(h)
+        if self.gate == "vector":
+            self.gates = (signature.parts(h) / signature.reach.clamp_min(FLOOR)).clamp_max(1.0)
+        else:
+            self.gates = self.rho if self.gate == "cosine" else signature.normalised(self.rho).clamp_max(1.0)
         self._read = ref(x), self.signature.basis
 
 
 class Gate:
-    """The coefficient (n,) of a branch: the similarity of each image to a task.
+    """The coefficient of a branch: the similarity of each image to a task (n,), or to its directions (n, rank).
 
     Args:
         reader: reads the inputs of the layer.
         task: the number of the task.
+        rank: with "vector", the number of the task's directions that have a gate, the leading ones.
     """
 
-    def __init__(self, reader: Reader, task: int) -> None:
-        self.reader, self.task = reader, task
+    def __init__(self, reader: Reader, task: int, rank: int) -> None:
+        self.reader, self.task, self.rank = reader, task, rank
 
     def __call__(self, x: Tensor) -> Tensor:
         self.reader(x)
-        return self.reader.gates[:, self.task]
+        if self.reader.gate != "vector":
+            return self.reader.gates[:, self.task]
+        first = self.reader.signature.known("owner").index(self.task)  # a block's columns are neighbours
+        return self.reader.gates[:, first : first + self.rank]
 
 
 class Signatures(nn.Module):
@@ -197,7 +246,7 @@ class Signatures(nn.Module):
 
     Args:
         sites: the sites whose layers are read.
-        gate: "normalised" (gates are rho / rho_bar, at most 1) or "cosine" (gates are rho).
+        gate: one of GATES, as in `Reader`.
     """
 
     def __init__(self, sites: Sequence[Site], gate: str = "normalised") -> None:
@@ -205,7 +254,7 @@ class Signatures(nn.Module):
         layers = {site.name: site.layer for site in sites}
         self.sites = tuple(sites)
         self.layers = nn.ModuleDict(
-            {module_key(name): Signature(layer.weight.shape[1]) for name, layer in layers.items()}
+            {module_key(name): Signature(layer.weight.shape[1], gate == "vector") for name, layer in layers.items()}
         )
         self.readers = {layer: Reader(self[name], gate) for name, layer in layers.items()}
 
@@ -216,9 +265,9 @@ class Signatures(nn.Module):
     def tasks(self) -> int:
         return next(iter(self.readers.values())).signature.tasks
 
-    def gate(self, site: Site, task: int) -> Gate:
+    def gate(self, site: Site, task: int, rank: int = 1) -> Gate:
         """Return the gate of a branch of this site: the similarity of each image to a task."""
-        return Gate(self.readers[site.layer], task)
+        return Gate(self.readers[site.layer], task, rank)
 
     def extend(self, inputs: Mapping[str, Inputs], share: float) -> None:
         """Add the blocks of the next task.
@@ -230,6 +279,11 @@ class Signatures(nn.Module):
         for name, seen in inputs.items():
             self[name].extend(seen.moment, share, seen.class_tokens)
 
+    def protect(self, inputs: Mapping[str, Inputs], share: float) -> None:
+        """Protect further inputs, without a block for them; the arguments are those of `extend`."""
+        for name, seen in inputs.items():
+            self[name].protect(seen.moment, share)
+
     def reading(self, forward: Callable[[Samples], Any], x: Samples) -> Any:
         """Return `forward(x)` for samples x; meanwhile every layer is read for `scores`."""
         with watch(self.sites, lambda layer: self.readers[layer], padding_too=True):
@@ -238,41 +292,3 @@ class Signatures(nn.Module):
     def scores(self) -> Tensor:
         """Return the scores s (n, T) of the latest batch, the mean over the layers; about 1 for the right task."""
         return torch.stack([r.signature.normalised(r.rho) for r in self.readers.values()]).mean(0)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Turns task scores into a term that is added to the logits.
-
-    Attributes:
-        strength: beta, at least 0; 0 adds nothing.
-        temperature: tau, above 0.
-
-    Raises:
-        ValueError: a value is not allowed.
-    """
-
-    strength: float
-    temperature: float
-
-    def __post_init__(self) -> None:
-        if not self.strength >= 0:
-            raise ValueError(f"the calibration strength {self.strength} must not be negative; 0 turns it off")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature {self.temperature} must be above 0; 0.1 is usual")
-
-    def probabilities(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log pi (n, T) and conf (n,), the lead of the best task over the second; 0 if there is only one."""
-        log_pi = (scores / self.temperature).log_softmax(1)
-        best = log_pi.exp().topk(min(2, log_pi.shape[1]), dim=1).values
-        return log_pi, best[:, 0] - best[:, -1]
-
-    def term(self, scores: Tensor, task_of: Sequence[int]) -> Tensor:
-        """Return beta conf log pi of the task of each class, (n, classes).
-
-        Args:
-            scores: (n, T).
-            task_of: the task of each class.
-        """
-        log_pi, confidence = self.probabilities(scores)
-        return self.strength * confidence[:, None] * log_pi[:, torch.tensor(task_of, device=log_pi.device)]

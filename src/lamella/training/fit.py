@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lamella.common.randomness import generator, named_seed
 from lamella.data.lengths import in_windows
 from lamella.data.loading import Examples, step_sizes
+from lamella.data.transform import Augmentation
 from lamella.training.calls import TrainingCall
 from lamella.training.checks import check_examples, check_finite, check_gradients, check_loss
 from lamella.training.compilation import compiled_blocks
@@ -45,6 +46,7 @@ class Fit(Passes):
         training: Training | None = None,
         *,
         augment: bool = True,
+        crop: float | None = None,
         before_step: Callable[[], None] | None = None,
         after_step: Callable[[], None] | None = None,
         name: str = "train",
@@ -59,6 +61,8 @@ class Fit(Passes):
             params: the tensors to train, or optimiser groups `{"params": [...], "lr": ...}`.
             training: the recipe; `Training()` if left out.
             augment: whether samples are augmented.
+            crop: the smallest share of an image's area that random crops show in this call, above 0, at most 1; that
+                of the run's augmentation if left out. Without one, images are cropped only.
             before_step: called after each backward pass of a step, before gradients are clipped and applied.
             after_step: called after each step of the optimiser. Checkpoints contain all parameters and buffers of the
                 module that `before_step` and `after_step` change, trained or not.
@@ -90,7 +94,8 @@ class Fit(Passes):
                 during.enter_context(compiled_blocks(self.module, recipe.batch_size))
             dropout = during.enter_context(dropping(self.module, self.device))
             advance = during.enter_context(self.progress(f"task {self.task} {name}", recipe.epochs * len(steps)))
-            job = _Job(data, loss, recipe, steps, augment, before_step, after_step, engine, saved, dropout, advance)
+            view = self._cropped(crop) if augment else None
+            job = _Job(data, loss, recipe, steps, view, before_step, after_step, engine, saved, dropout, advance)
             saved.restore(recipe.epochs)
             advance(saved.epoch * len(steps) + saved.step, "")
             while saved.epoch < recipe.epochs:
@@ -102,6 +107,12 @@ class Fit(Passes):
             self.seconds[call] = saved.finish()
         return saved.losses
 
+    def _cropped(self, share: float | None) -> Augmentation | None:
+        """Return the augmentation of a call, whose crops show at least this share of an image."""
+        if share is None:
+            return self.augmentation
+        return replace(self.augmentation or Augmentation(flip=False), scale=(share, 1.0))
+
     def _epoch(self, job: "_Job") -> None:
         """Train the rest of the current epoch, with checkpoints when they are due."""
         saved, engine = job.saved, job.engine
@@ -110,7 +121,7 @@ class Fit(Passes):
         if self.like_sizes and (lengths := self.feed.lengths(job.data)) is not None:
             every = [size for sizes in job.steps for size in sizes]
             order = in_windows(order, every, lengths, generator(self.seed, *named, "windows"))
-        view = self.feed.view(len(job.data), self.augmentation if job.augment else None, *named)
+        view = self.feed.view(len(job.data), job.augmentation, *named)
         steps = job.steps[saved.step :]
         left = [size for sizes in steps for size in sizes]
         with closing(self.feed(job.data, order[len(order) - sum(left) :], left, view)) as batches:
@@ -139,7 +150,7 @@ class _Job:
     loss: Loss
     recipe: Training
     steps: list[list[int]]
-    augment: bool
+    augmentation: Augmentation | None
     before_step: Callable[[], None] | None
     after_step: Callable[[], None] | None
     engine: torch.optim.Optimizer

@@ -190,6 +190,7 @@ class LoRA:
         generator: torch.Generator | None = None,
         *,
         rank: int | Sequence[int] | None = None,
+        tokens: str = "all",
     ) -> list[Branch]:
         """Add an adapter of this form to sites. The errors are those of `adapters.adapter.grow`.
 
@@ -198,8 +199,10 @@ class LoRA:
             name: the name of the adapter.
             generator: draws the start of each A; A is zero without it.
             rank: the rank of the branches, one number or one for each site; that of the recipe if left out.
+            tokens: what the branches act on: "all" tokens, or the "class" token of each sample.
         """
-        return grow(sites, name, self.rank if rank is None else rank, scale=self.scale, generator=generator)
+        ranks = self.rank if rank is None else rank
+        return grow(sites, name, ranks, scale=self.scale, generator=generator, tokens=tokens)
 
 
 def _check_count(name: str, value: Any) -> None:

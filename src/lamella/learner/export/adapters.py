@@ -20,7 +20,8 @@ __all__ = ["export_adapters"]
 def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
     """Write learned.safetensors and learned.json, which describes each tensor. Memories of samples are not exported.
 
-    Branches are named LAYER.branches.ADAPTER.NUMBER.A and .B; `factor` * B A is added to the weight's rows `extent`.
+    Branches are named LAYER.branches.ADAPTER.NUMBER.A and .B; `factor` * B A is added to the weight's rows `extent`,
+    for all tokens, or where there is a `class_token` for each sample's first token alone.
 
     Args:
         model: the model.

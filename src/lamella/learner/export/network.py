@@ -113,9 +113,16 @@ def acting_branches(method: Method) -> dict[str, list[ActingBranch]]:
     """
     samples = random_samples(method.backbone, 2)
     try:
-        return acting.acting_branches(adapted_layers(method.backbone.model), lambda: method.predict(samples))
+        found = acting.acting_branches(adapted_layers(method.backbone.model), lambda: method.predict(samples))
     except acting.DiffersBySample:
         raise _per_sample(method) from None
+    if any(own.branch.tokens == "class" for branches in found.values() for own in branches):
+        noun = method.backbone.transform.noun
+        raise ValueError(
+            "adapters of this method act on class tokens alone, so they cannot become part of the weights, which all "
+            f"tokens pass; {_OTHERWISE.get(noun, _TENSORS)}"
+        )
+    return found
 
 
 def _per_sample(method: Method) -> ValueError:

@@ -88,6 +88,7 @@ class Tails:
         wanted: which convolutions carry plugins, as in `plugin_layers`.
         rank: the rank of each plugin's branches; at least 1.
         factorisation: how a branch is factorised, "kernel" or "conv".
+        scale: the factor of each plugin's update; above 0.
 
     Attributes:
         sites: where plugins sit.
@@ -98,10 +99,17 @@ class Tails:
         TypeError: a layer can already carry adapters of another method, whose sites would become invalid.
     """
 
-    def __init__(self, backbone: Backbone, wanted: Sequence[str], rank: int = 2, factorisation: str = "kernel") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        wanted: Sequence[str],
+        rank: int = 2,
+        factorisation: str = "kernel",
+        scale: float = 1.0,
+    ) -> None:
         model = backbone.model
         names = plugin_layers(model, wanted)
-        self.model, self.rank, self.factorisation = model, rank, factorisation
+        self.model, self.rank, self.factorisation, self.scale = model, rank, factorisation, scale
         self.at = next(block for block in block_names(model) if names[0].startswith(f"{block}."))
         check_split(model, self.at, backbone.transform)
         # Every convolution of the first block may read the input that is the same in all lanes.
@@ -148,7 +156,8 @@ class Tails:
 
     def grow(self, name: str, generator: torch.Generator) -> None:
         """Add a plugin with a random A and a zero B, so that it changes nothing yet."""
-        grow(self.sites, name, self.rank, generator=generator, factorisation=self.factorisation)
+        form = {"scale": self.scale, "factorisation": self.factorisation}
+        grow(self.sites, name, self.rank, generator=generator, **form)
 
     def has(self, name: str) -> bool:
         """Return whether any layer carries a plugin of this name."""

@@ -1,8 +1,8 @@
 """Task calibration: predicts the task of an image in the same forward pass, and weights the classes by it.
 
 A replay-free method trains the head of each task alone, so in the end most errors are a wrong task. This part predicts
-the task of an image from its class token, in the forward pass that computes the features, and adds beta * confidence *
-log P(task) to the logit of each class. No old image is kept. P(task) comes from one of two scores:
+the task of an image from its class token, in the forward pass that computes the features, and by default adds beta *
+confidence * log P(task) to the logit of each class (`form`). No old image is kept. There are two scores for P(task):
 
     "signature"     the directions that each task's class tokens added at each layer (DualLoRA)
     "gaussian"      class means and one covariance of the class tokens that enter the last block, moved as they drift:
@@ -10,8 +10,8 @@ log P(task) to the logit of each class. No old image is kept. P(task) comes from
                     to log P(class | task), so that at full confidence the sum is the log of a product
 
 Source: the predicted task identity of DualLoRA (arXiv 2411.00623), as this library reconstructs it. The formulas and
-symbols are in signatures.py; methods/duallora.py says what is certain about the paper. The "gaussian" score is our own
-and uses the statistics of alignment (see align.py for their sources).
+symbols are in signatures.py, the forms in calibration.py (both in memory/); methods/duallora.py says what is certain
+about the paper. The "gaussian" score is our own and uses the statistics of alignment (see align.py for their sources).
 
 Departures: the signatures of a task are computed after it was learned, and are not updated when the base changes later.
 If the base changes the inputs of old tasks, old signatures become less exact. The paper uses this in DualLoRA only.
@@ -28,10 +28,11 @@ from lamella.common.checks import check_one_of
 from lamella.data.lengths import in_order
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
+from lamella.memory.calibration import Calibration
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.memory.inputs import Inputs, check_basis, gather
 from lamella.memory.resizable import Resizable
-from lamella.memory.signatures import Calibration, Signatures, protected_share
+from lamella.memory.signatures import Signatures, protected_share
 from lamella.methods.method import Method
 from lamella.methods.on_base import MethodOnBase
 from lamella.methods.parts.drift import affine_drift, check_ridge
@@ -51,6 +52,9 @@ class Calibrated(Resizable, MethodOnBase):
             the base, or in the key and value layers if it has none) or "gaussian" (by Gaussians of the class tokens
             that enter the last block).
         strength: beta, the weight of the predicted task in the logits; at least 0, and 0 leaves the logits as they are.
+        form: how the task and its confidence enter: "add" (the confidence times log P(task) is added), "scale" (logits
+            above the least one are multiplied by a factor of the task, the smaller the surer) or "mix" (probabilities
+            among all classes and those among the classes of the predicted task, mixed by the confidence).
         temperature: tau, the temperature of the softmax over the task scores; above 0. If left out, it is 0.1 for
             signatures and 1 for Gaussians.
         energy: the share of the class tokens' energy that signatures keep; above 0, at most 1.
@@ -77,6 +81,7 @@ class Calibrated(Resizable, MethodOnBase):
         seed: int = 0,
         score: str = "signature",
         strength: float = 1.0,
+        form: str = "add",
         temperature: float | None = None,
         energy: float = 0.95,
         shrinkage: float = 0.1,
@@ -88,9 +93,10 @@ class Calibrated(Resizable, MethodOnBase):
         protected_share(energy, 0, None)
         shrunk(torch.eye(1), shrinkage)
         usual = 0.1 if score == "signature" else 1.0
-        self.calibration = Calibration(strength, usual if temperature is None else temperature)
+        self.calibration = Calibration(strength, usual if temperature is None else temperature, form)
         self.score = score
         self.strength = strength
+        self.form = form
         self.energy = energy
         self.shrinkage = shrinkage
         self.ridge = ridge
@@ -179,7 +185,7 @@ class Calibrated(Resizable, MethodOnBase):
         return result, scores
 
     def _calibrated(self, logits: Tensor, scores: Tensor) -> Tensor:
-        """Return (n, classes) logits plus the term of the tasks; with Gaussians the logits are log P(class | task)."""
+        """Return (n, classes) logits, calibrated by the tasks; with Gaussians the logits are log P(class | task)."""
         if self.strength == 0:
             return logits
         last = self._last()
@@ -189,7 +195,7 @@ class Calibrated(Resizable, MethodOnBase):
             for task in set(owners):
                 own = torch.tensor([task == owner for owner in owners], device=logits.device)
                 logits[:, own] = logits[:, own].log_softmax(1)
-        return logits + self.calibration.term(scores, owners)
+        return self.calibration(logits, scores, owners)
 
 
 def _check_inputs(seen: Tensor, x: Samples) -> None:
