@@ -13,6 +13,7 @@ from lamella.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
+os.fsync = lambda _: None  # no test cuts the power, and each of thousands of files would wait for the disk
 
 Run = Callable[..., tuple[int, str, str]]
 

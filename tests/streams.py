@@ -1,6 +1,8 @@
 """Small streams and learners for tests: images whose class can be learned in seconds."""
 
+import copy
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from lamella.data.transform import Augmentation
 from lamella.methods import METHODS
 from lamella.testing.tiny import pattern_images as images
 from lamella.testing.tiny import tiny_resnet as tiny_residual_backbone
-from lamella.testing.tiny import tiny_vit as tiny_backbone
+from lamella.testing.tiny import tiny_vit
 from lamella.training.fit import Fit
 from lamella.training.recipe import Training
 
@@ -53,6 +55,18 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
+def _shallow(seed: int) -> Backbone:
+    deep = tiny_vit(seed)
+    deep.model.blocks = deep.model.blocks[:BLOCKS]
+    return Backbone(deep.model, name=deep.name, width=deep.width, transform=deep.transform)
+
+
+def tiny_backbone(seed: int = 0) -> Backbone:
+    """timm's smallest vision transformer with random weights, cut after two blocks: one with others, and the last."""
+    return copy.deepcopy(_shallow(seed))
+
+
 def source(classes: int = 6, per_class: int = 8) -> Source:
     names = tuple(f"class {i}" for i in range(classes))
     return Source("patterns", images(classes, per_class, "train"), images(classes, 4, "test"), names)
@@ -78,6 +92,9 @@ def colours_config(folder: Path) -> Path:
     )
     return path
 
+
+BLOCKS = 2
+"""Of the tiny backbone."""
 
 RESIDUAL = ("memo", "dlc")
 """Methods that need a network with stages of convolutions."""
