@@ -28,6 +28,7 @@ __all__ = [
     "Spy",
     "build",
     "configured",
+    "cut",
     "fit_for",
     "images",
     "learn",
@@ -55,16 +56,20 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
+def cut(backbone: Backbone) -> Backbone:
+    """A vision transformer that ends after two blocks: one that others follow, and the last."""
+    backbone.model.blocks = backbone.model.blocks[:BLOCKS]
+    return Backbone(backbone.model, name=backbone.name, width=backbone.width, transform=backbone.transform)
+
+
 @cache
-def _shallow(seed: int) -> Backbone:
-    deep = tiny_vit(seed)
-    deep.model.blocks = deep.model.blocks[:BLOCKS]
-    return Backbone(deep.model, name=deep.name, width=deep.width, transform=deep.transform)
+def _built(seed: int) -> Backbone:
+    return cut(tiny_vit(seed))
 
 
 def tiny_backbone(seed: int = 0) -> Backbone:
-    """timm's smallest vision transformer with random weights, cut after two blocks: one with others, and the last."""
-    return copy.deepcopy(_shallow(seed))
+    """timm's smallest vision transformer with random weights, cut after two blocks."""
+    return copy.deepcopy(_built(seed))
 
 
 def source(classes: int = 6, per_class: int = 8) -> Source:
