@@ -17,7 +17,7 @@ from lamella.data.transform import Augmentation
 from lamella.methods import METHODS
 from lamella.testing.tiny import pattern_images as images
 from lamella.testing.tiny import tiny_resnet as tiny_residual_backbone
-from lamella.testing.tiny import tiny_vit
+from lamella.testing.tiny import tiny_vit as tiny_backbone
 from lamella.training.fit import Fit
 from lamella.training.recipe import Training
 
@@ -27,6 +27,7 @@ __all__ = [
     "RESIDUAL",
     "Spy",
     "build",
+    "build_shallow",
     "configured",
     "cut",
     "fit_for",
@@ -34,6 +35,7 @@ __all__ = [
     "learn",
     "learn_all",
     "often",
+    "shallow_backbone",
     "source",
     "stream",
     "tiny_backbone",
@@ -64,11 +66,11 @@ def cut(backbone: Backbone) -> Backbone:
 
 @cache
 def _built(seed: int) -> Backbone:
-    return cut(tiny_vit(seed))
+    return cut(tiny_backbone(seed))
 
 
-def tiny_backbone(seed: int = 0) -> Backbone:
-    """timm's smallest vision transformer with random weights, cut after two blocks."""
+def shallow_backbone(seed: int = 0) -> Backbone:
+    """The tiny backbone with two blocks instead of six, for what many methods do at length."""
     return copy.deepcopy(_built(seed))
 
 
@@ -99,7 +101,7 @@ def colours_config(folder: Path) -> Path:
 
 
 BLOCKS = 2
-"""Of the tiny backbone."""
+"""Of a vision transformer that is cut."""
 
 RESIDUAL = ("memo", "dlc")
 """Methods that need a network with stages of convolutions."""
@@ -112,6 +114,11 @@ def build(name: str, seed: int = 0, backbone: Backbone | None = None, **options:
     if isinstance(chosen.get("base"), str):
         chosen["base"] = build(chosen["base"], seed, backbone, **{k: v for k, v in options.items() if k == "epochs"})
     return configured(METHODS[name], backbone, seed=seed, **chosen)
+
+
+def build_shallow(name: str, seed: int = 0, **options: Any) -> Any:
+    """What `build` gives, on the shallow backbone; residual networks are tiny anyway."""
+    return build(name, seed, None if name in RESIDUAL else shallow_backbone(), **options)
 
 
 OFTEN = {"inflora", "inflora+align", "inflora+calibrate+align", "inflora+align+calibrate", "duallora", "color",
