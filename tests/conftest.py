@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy read it; processes that tests start read it too
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from lamella.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
+os.fsync = lambda _: None  # no test cuts the power, and each of thousands of files would wait for the disk
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -1,6 +1,8 @@
 """Small streams and learners for tests: images whose class can be learned in seconds."""
 
+import copy
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,15 @@ __all__ = [
     "RESIDUAL",
     "Spy",
     "build",
+    "build_shallow",
     "configured",
+    "cut",
     "fit_for",
     "images",
     "learn",
     "learn_all",
     "often",
+    "shallow_backbone",
     "source",
     "stream",
     "tiny_backbone",
@@ -51,6 +56,22 @@ QUICK: dict[str, dict[str, Any]] = {
     "memo": {"epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 1e-3, "memory": 24},
     "dlc": {"base": "replay", "epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 3e-3},
 }
+
+
+def cut(backbone: Backbone) -> Backbone:
+    """A vision transformer that ends after two blocks: one that others follow, and the last."""
+    backbone.model.blocks = backbone.model.blocks[:BLOCKS]
+    return Backbone(backbone.model, name=backbone.name, width=backbone.width, transform=backbone.transform)
+
+
+@cache
+def _built(seed: int) -> Backbone:
+    return cut(tiny_backbone(seed))
+
+
+def shallow_backbone(seed: int = 0) -> Backbone:
+    """The tiny backbone with two blocks instead of six, for what many methods do at length."""
+    return copy.deepcopy(_built(seed))
 
 
 def source(classes: int = 6, per_class: int = 8) -> Source:
@@ -79,6 +100,9 @@ def colours_config(folder: Path) -> Path:
     return path
 
 
+BLOCKS = 2
+"""Of a vision transformer that is cut."""
+
 RESIDUAL = ("memo", "dlc")
 """Methods that need a network with stages of convolutions."""
 
@@ -90,6 +114,11 @@ def build(name: str, seed: int = 0, backbone: Backbone | None = None, **options:
     if isinstance(chosen.get("base"), str):
         chosen["base"] = build(chosen["base"], seed, backbone, **{k: v for k, v in options.items() if k == "epochs"})
     return configured(METHODS[name], backbone, seed=seed, **chosen)
+
+
+def build_shallow(name: str, seed: int = 0, **options: Any) -> Any:
+    """What `build` gives, on the shallow backbone; residual networks are tiny anyway."""
+    return build(name, seed, None if name in RESIDUAL else shallow_backbone(), **options)
 
 
 OFTEN = {"inflora", "inflora+align", "inflora+calibrate+align", "inflora+align+calibrate", "duallora", "color",

@@ -244,7 +244,7 @@ def test_tasks_kept_apart_become_a_folder_each(method: str, tmp_path: Path) -> N
         ("duallora", "", CLASS_TOKENS | {"residual": "current", "gate": "vector", "calibration": 1}),
         ("color", "", {"blocks": 1}),
         ("coda-prompt", "", {"blocks": 1}),
-        ("loda", "", {"blocks": 1}),
+        pytest.param("loda", "", {"blocks": 1}, marks=pytest.mark.slow),  # its heads and branches are those of others
     ],
 )
 def test_onnx_computes_the_whole_prediction_for_batches_of_any_size(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from streams import build, images, learn_all, often, stream, tiny_backbone
+from streams import build, build_shallow, images, learn_all, often, stream, tiny_backbone
 from torch import Tensor, nn
 
 from lamella import METHODS, Backbone, Fit, Learner, Method, Task
@@ -79,7 +79,7 @@ class Doubled(MethodOnBase):
 
 def make(name: str) -> Any:
     base, *parts = name.split("+")
-    method = build(base)
+    method = build_shallow(base)
     for part in parts:
         method = PARTS[part](method)
     return method

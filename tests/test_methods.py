@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from streams import build, images, learn_all, stream, tiny_backbone
+from streams import build_shallow, images, learn_all, shallow_backbone, stream
 from streams import often as often_of_all
 from torch import Tensor
 
@@ -19,16 +19,16 @@ from lamella.methods.parts import PARTS, Aligned
 from lamella.testing.checks import CHECKS
 from lamella.testing.trial import Trial, learn, logits, restored
 
-CARRY_ALIGNMENT = [name for name in METHODS if not build(name).widens]
+CARRY_ALIGNMENT = [name for name in METHODS if not build_shallow(name).widens]
 NAMES = [*METHODS, *(f"{name}+align" for name in CARRY_ALIGNMENT)]
-NAMES += [f"{name}+mean_weights" for name in METHODS if build(name).one_weight and name != "joint"]
+NAMES += [f"{name}+mean_weights" for name in METHODS if build_shallow(name).one_weight and name != "joint"]
 NAMES += ["inflora+mean_weights+calibrate", "inflora+mean_weights+calibrate+align"]
 NAMES += ["inflora+calibrate", "seq-finetune+calibrate", "streaming-lda+calibrate", "inflora+align+calibrate"]
 
 
 def make(name: str, seed: int = 0) -> Any:
     base, *parts = name.split("+")
-    method = build(base, seed)
+    method = build_shallow(base, seed)
     for part in parts:
         method = PARTS[part](method, seed=seed)
     return method
@@ -60,7 +60,7 @@ def test_every_method_keeps_the_contract(trial: tuple[str, Trial], check: Callab
 
 
 def test_the_whole_backbone_changes_or_what_is_merged_or_nothing(trial: tuple[str, Trial]) -> None:
-    method, before, _ = trial[1].learned
+    method, before = trial[1].learned[:2]
     after = method.backbone.model.state_dict()
     moved = {k for k, v in before.items() if not torch.equal(after[k], v)}
     merged = {f"{site.name}.weight" for site in method.sites} if method.merges else set()
@@ -68,7 +68,7 @@ def test_the_whole_backbone_changes_or_what_is_merged_or_nothing(trial: tuple[st
 
 
 def test_what_is_stored_leaves_an_unchanged_backbone_out(trial: tuple[str, Trial]) -> None:
-    method, before, _ = trial[1].learned
+    method, before = trial[1].learned[:2]
     stored = {k.split("backbone.model.")[1] for k in learned_state(method) if "backbone.model." in k}
     changed = {k for k in before if not torch.equal(method.backbone.model.state_dict()[k], before[k])}
     assert {k for k in stored if ".branches." not in k} == changed
@@ -85,7 +85,7 @@ def test_a_given_task_leaves_its_own_classes_in_their_order(trial: tuple[str, Tr
 
 def test_another_seed_differs_where_a_method_draws(trial: tuple[str, Trial]) -> None:
     name, examined = trial
-    first = restored(examined, examined.after_first)
+    first = restored(examined, examined.learned.stored_first)
     other = learn(examined.new(seed=1), 0, examined.tasks[0], seed=1)
     draws = name.split("+")[0] not in ("nearest-mean", "streaming-lda") and name != "linear-probe+align"
     assert torch.equal(logits(first), logits(other)) is not draws
@@ -99,7 +99,7 @@ def test_a_task_holds_no_test_data() -> None:
 
 @pytest.mark.parametrize("name", often_of_all(METHODS))
 def test_a_method_learns_the_first_task_better_than_chance(name: str) -> None:
-    method = make(name) if name in ("nearest-mean", "streaming-lda") else build(name, epochs=15, lr=3e-3)
+    method = make(name) if name in ("nearest-mean", "streaming-lda") else build_shallow(name, epochs=15, lr=3e-3)
     scenario = stream(2, 1, per_class=16)
     learn_all(method, scenario)
     test = scenario.test(0)
@@ -121,8 +121,8 @@ def test_alignment_leaves_the_training_of_its_base_untouched() -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in CARRY_ALIGNMENT])
 def test_alignment_needs_features_of_one_width(name: str) -> None:
     with pytest.raises(ValueError, match=r"features of one width; those of .* widen with each task"):
-        Aligned(build(name))
+        Aligned(build_shallow(name))
 
 
-def test_the_tiny_backbone_is_a_real_vit() -> None:
-    assert len(tiny_backbone().sites("key+value")) == 6
+def test_the_shallow_backbone_is_a_vit_of_two_blocks() -> None:
+    assert [site.name for site in shallow_backbone().sites("key+value")] == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]

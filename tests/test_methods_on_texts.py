@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from encoders import ENCODERS, OFTEN, tiny_text_backbone
 from streams import build
+from streams import often as often_of_all
 
 from lamella.backbones import Backbone
 from lamella.common.options import options_of
@@ -48,9 +49,15 @@ def seldom(name: str, often: Any) -> Any:
     return name if name in often else pytest.param(name, marks=pytest.mark.slow)
 
 
-@pytest.fixture(scope="module", params=[*ON_TEXTS, *(seldom(name, OFTEN_WITH_PARTS) for name in WITH_PARTS)])
+@pytest.fixture(
+    scope="module", params=[*often_of_all(ON_TEXTS), *(seldom(name, OFTEN_WITH_PARTS) for name in WITH_PARTS)]
+)
 def trial(request: pytest.FixtureRequest) -> Trial:
-    """A method on a BERT, and the tasks that the checks let it learn."""
+    """A method on a BERT, and the tasks that the checks let it learn.
+
+    On images `test_methods.py` checks every method; here the usual ones stand for what reads features, trains adapters,
+    keeps rows, widens and routes.
+    """
     return Trial(lambda seed: make(request.param, tiny_bert(), seed))
 
 

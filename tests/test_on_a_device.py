@@ -12,10 +12,11 @@ import pytest
 import torch
 from pretended import DEVICE, pretending
 from safetensors.torch import load_file
-from streams import QUICK, RESIDUAL, often, stream
+from streams import OFTEN, QUICK, RESIDUAL, cut, stream
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lamella.backbones import Backbone
 from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.files import read_json
 from lamella.data import resampling
@@ -24,6 +25,7 @@ from lamella.experiments.bench.growth import follow
 from lamella.experiments.bench.speed import measure_speed
 from lamella.experiments.bench.streams import synthetic_task
 from lamella.experiments.run import run
+from lamella.learner.config import document
 from lamella.learner.config.document import load_config
 from lamella.learner.inspection.facts import inspect
 from lamella.learner.learner import Learner, Prediction
@@ -36,6 +38,8 @@ from lamella.training.checkpoints import Checkpoints
 
 EVERY = [*sorted(set(METHODS) - {"inflora", *WHOLE_STREAM}), "inflora+align", "inflora+calibrate+align"]
 TASKS = stream(classes=6, tasks=3, per_class=4)
+SELDOM = {"inflora+align", "seq-lora", "nearest-mean"}
+"""Of the usual methods, those that do nothing there that inflora+calibrate+align and streaming-lda do not."""
 UNDIVIDED = {"nearest-mean", "ranpac", "streaming-lda"}
 """After the first task, they only scan, and begin anew when interrupted."""
 
@@ -114,7 +118,23 @@ def assert_same(one: Life, other: Life) -> None:
     assert one == other._replace(state=one.state)
 
 
-@pytest.mark.parametrize("name", often(EVERY))
+@pytest.fixture
+def _cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vision transformers have two blocks."""
+    build = document.load_backbone
+
+    def load(name: str, **options: Any) -> Backbone:
+        return cut(build(name, **options)) if name == "test_vit" else build(name, **options)
+
+    monkeypatch.setattr(document, "load_backbone", load)
+
+
+def seldom(name: str) -> Any:
+    return name if name in OFTEN - SELDOM else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.usefixtures("_cut")
+@pytest.mark.parametrize("name", map(seldom, EVERY))
 def test_a_life_on_an_accelerator_is_that_on_a_cpu(name: str, tmp_path: Path) -> None:
     with as_there():
         expected = undisturbed(name)

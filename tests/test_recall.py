@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from streams import build, fit_for, images, often, stream, tiny_backbone, tiny_residual_backbone
+from streams import build_shallow, fit_for, images, often, stream, tiny_backbone, tiny_residual_backbone
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, grow, merge, using, watch
@@ -58,7 +58,7 @@ def counted(backbone: Backbone) -> list[int]:
 
 def make(name: str) -> Any:
     base, *parts = name.split("+")
-    method = build(base)
+    method = build_shallow(base)
     for part in parts:
         method = PARTS[part](method)
     return method

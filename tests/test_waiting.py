@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from streams import Spy, build, learn, often, stream
+from streams import Spy, build_shallow, learn, often, stream
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -52,7 +52,7 @@ def pretended(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", often(sorted(set(EVERY) - WITH_MORE - {"nearest-mean", "streaming-lda"})))
 def test_no_training_loss_waits(name: str) -> None:
-    method = build(name)
+    method = build_shallow(name)
     looked: list[torch.Tensor] = []
 
     def look(loss: Any, data: Any, params: list[Any]) -> None:
@@ -77,7 +77,7 @@ def test_no_training_loss_waits(name: str) -> None:
 )
 @pytest.mark.parametrize("name", ["inflora", "seq-lora", "linear-probe"])
 def test_no_part_waits(name: str, parts: tuple[Any, ...]) -> None:
-    method = build(name)
+    method = build_shallow(name)
     for part in parts:
         method = part(method)
     check_prediction(method)
@@ -85,7 +85,7 @@ def test_no_part_waits(name: str, parts: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("name", often(EVERY))
 def test_no_prediction_waits(name: str) -> None:
-    check_prediction(build(name))
+    check_prediction(build_shallow(name))
 
 
 def check_prediction(method: Any) -> None:

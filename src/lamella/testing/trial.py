@@ -47,11 +47,15 @@ class Learned(NamedTuple):
         method: as it is then, in eval mode.
         before: the backbone's tensors before the first task.
         sizes: how many logits there were after each task.
+        after_second: its tensors after the second task.
+        stored_first: what was stored of it after the first task.
     """
 
     method: Method
     before: dict[str, Tensor]
     sizes: list[int]
+    after_second: dict[str, Tensor]
+    stored_first: dict[str, Tensor]
 
 
 class Trial:
@@ -90,15 +94,13 @@ class Trial:
         """The method after three tasks; checks leave it as it is."""
         method, sizes = self.new(), list[int]()
         before = {k: v.clone() for k, v in method.backbone.model.state_dict().items() if ".branches." not in k}
+        stored, states = dict[str, Tensor](), list[dict[str, Tensor]]()
         for number, task in enumerate(self.tasks[:3]):
             learn(method, number, task)
             sizes.append(logits(method).shape[-1])
-        return Learned(method, before, sizes)
-
-    @cached_property
-    def after_first(self) -> dict[str, Tensor]:
-        """What is stored of the method after its first task."""
-        return learned_tensors(learn(self.new(), 0, self.tasks[0]))
+            stored = stored or learned_tensors(method)
+            states.append({name: tensor.clone() for name, tensor in method.state_dict().items()})
+        return Learned(method, before, sizes, states[1], stored)
 
 
 class Killed(BaseException):
