@@ -57,27 +57,19 @@ def address(tmp_path_factory: pytest.TempPathFactory, served: Served) -> str:
     return served(taught_model(tmp_path_factory.mktemp("page")))
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """One for all tests of a file, since it takes seconds to start."""
+@pytest.fixture
+def page() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser can be driven")
     if BROWSER is None:
         pytest.skip("no Chromium or Chrome is installed")
     with api.sync_playwright() as playwright:
-        api.expect.set_options(timeout=180_000)
         # Who runs tests as root, as in a container, can have no sandbox; what is shown is our own page.
         browser = playwright.chromium.launch(executable_path=BROWSER, timeout=180_000, args=["--no-sandbox"])
-        yield browser
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.set_default_timeout(180_000)
+        api.expect.set_options(timeout=180_000)
+        yield page
         browser.close()
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    """A page of a visitor of whom the browser knows nothing."""
-    visitor = browser.new_context(viewport={"width": 390, "height": 844})
-    visitor.set_default_timeout(180_000)
-    yield visitor.new_page()
-    visitor.close()
 
 
 def drop(page: Any, zone: str, name: str, content: bytes) -> None:
