@@ -274,7 +274,7 @@ def test_both_commands_on_photos(lamella: Run, tmp_path: Path) -> None:
     assert read((tmp_path / "e.html").read_text()).outside == []
 
     (tmp_path / "new" / "dark" / "2.png").write_bytes(b"no image")
-    assert "without 1 file that cannot be read" in lamella("evaluate", model, tmp_path / "new")[1]
+    assert "without 1 image that cannot be read" in lamella("evaluate", model, tmp_path / "new")[1]
     (tmp_path / "empty").mkdir()
     for arguments, text in (
         (("inspect", tmp_path / "gone"), "holds no model"),

@@ -421,7 +421,6 @@ def test_sdlora_is_trained_by_default_as_the_authors_code_is() -> None:
     [
         ({"name": "olora", "norm_penalty": 0.3}, "method.norm_penalty = 0.3 is not an option any more: .* 0.0 only"),
         ({"name": "memo", "train_trunk": False}, "method.train_trunk = False is not an option any more"),
-        ({"name": "duallora", "residual": "current"}, "residual 'current' is unknown"),
         ({"name": "inflora", "calibrate": {"score_layers": 0.5}}, "method.calibrate.score_layers = 0.5 is not an op"),
         (
             {"name": "dlc", "aggregate": "sum", "base": {"name": "wa"}},
