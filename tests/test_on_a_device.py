@@ -134,7 +134,7 @@ def seldom(name: str) -> Any:
 
 
 @pytest.mark.usefixtures("_cut")
-@pytest.mark.parametrize("name", map(seldom, EVERY))
+@pytest.mark.parametrize("name", list(map(seldom, EVERY)))
 def test_a_life_on_an_accelerator_is_that_on_a_cpu(name: str, tmp_path: Path) -> None:
     with as_there():
         expected = undisturbed(name)
