@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.common.options import arguments, options_of
+from lamella.common.randomness import generator
 from lamella.data.images import ImageSet
 from lamella.data.scenario import Scenario, Source, Task, class_incremental
-from lamella.data.transform import Augmentation
+from lamella.data.transform import Augmentation, plain_view
 from lamella.methods import METHODS
 from lamella.testing.tiny import pattern_images as images
 from lamella.testing.tiny import tiny_resnet as tiny_residual_backbone
@@ -26,18 +29,22 @@ __all__ = [
     "QUICK",
     "RESIDUAL",
     "Spy",
+    "batch",
     "build",
     "build_shallow",
     "configured",
     "cut",
+    "draw",
     "fit_for",
     "images",
     "learn",
     "learn_all",
     "often",
+    "plain",
     "shallow_backbone",
     "source",
     "stream",
+    "task",
     "tiny_backbone",
     "tiny_residual_backbone",
 ]
@@ -100,6 +107,23 @@ def colours_config(folder: Path) -> Path:
     return path
 
 
+def draw(*shape: int, name: str = "x") -> Tensor:
+    """Normal draws by a name, so that no test changes those of another."""
+    return torch.randn(shape, generator=generator(0, name, *shape))
+
+
+def task(i: int, classes: tuple[int, ...]) -> Task:
+    """The images of some of eight classes, four of each."""
+    every = images(8, 4, "train")
+    index = torch.isin(every.labels, torch.tensor(classes)).nonzero()[:, 0]
+    return Task(i, f"task {i}", classes, tuple(map(str, classes)), every.subset(index))
+
+
+def batch(method: Any, data: Any) -> Tensor:
+    """All images of a set as inputs, without augmentation."""
+    return data.batch(torch.arange(len(data)), plain_view(method.backbone.transform))
+
+
 BLOCKS = 2
 """Of a vision transformer that is cut."""
 
@@ -141,6 +165,13 @@ def configured(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 def fit_for(method: Any, **options: Any) -> Fit:
     return Fit(method, method.backbone.transform, augmentation=Augmentation((0.8, 1.0)), device="cpu", **options)
+
+
+def plain(method: Any) -> Fit:
+    """A fit whose samples are not augmented."""
+    fit = fit_for(method)
+    fit.augmentation = None
+    return fit
 
 
 def learn_all(method: Any, scenario: Scenario, fit: Fit | None = None) -> Any:

@@ -6,23 +6,18 @@ import numpy as np
 import pytest
 import torch
 from sequences import encoder
-from streams import configured, fit_for, images, tiny_backbone, tiny_residual_backbone
+from streams import configured, draw, fit_for, images, tiny_backbone, tiny_residual_backbone
 from test_class_token import KINDS, ROLES, vit
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Branch, Site, adapt, grow, merge, using
 from lamella.adapters.tokens import counting
 from lamella.backbones import Backbone
-from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.data.transform import of_images, plain_view
 from lamella.memory.inputs import gather
 from lamella.memory.signatures import Signatures
 from lamella.methods.duallora import DualLoRA
-
-
-def draw(*shape: int, name: str = "x") -> Tensor:
-    return torch.randn(shape, generator=generator(0, name, *shape))
 
 
 def fill(branches: list[Branch], size: float = 0.3) -> list[Branch]:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import configured, fit_for, learn, stream, tiny_backbone, tiny_residual_backbone
-from torch import Tensor
+from streams import configured, draw, fit_for, learn, stream, tiny_backbone, tiny_residual_backbone
 
 from lamella.common.randomness import generator
 from lamella.methods.coda_prompt import CodaPrompt, Prompts, component_weights, orthonormal_start
@@ -21,10 +20,6 @@ QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "components": 3, "length"
 
 def build(**options: Any) -> Any:
     return configured(CodaPrompt, tiny_backbone(), **QUICK | options)
-
-
-def draw(*shape: int, name: str = "x") -> Tensor:
-    return torch.randn(shape, generator=generator(0, name, *shape))
 
 
 def grown(tasks: int, blocks: int = 2, length: int = 2, width: int = 6, query: int = 5) -> Prompts:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import configured, fit_for, images, tiny_backbone
+from streams import configured, draw, fit_for, images, tiny_backbone
 from torch import Tensor
 
 from lamella.adapters.adapter import using
@@ -23,10 +23,6 @@ from lamella.methods.parts.drift import affine_drift
 
 QUICK: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.01, "rank": 4, "blocks": 2, "schedule": "constant"}
 TASKS = ((0, 1), (2, 3), (4, 5))
-
-
-def draw(*shape: int, name: str = "x") -> Tensor:
-    return torch.randn(shape, generator=generator(0, name, *shape))
 
 
 def part(classes: tuple[int, ...], name: str = "train", per_class: int = 6) -> Any:

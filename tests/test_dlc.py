@@ -16,6 +16,7 @@ from streams import (
     Spy,
     build,
     configured,
+    draw,
     fit_for,
     images,
     learn_all,
@@ -44,10 +45,6 @@ from lamella.methods.dlc.plugins import Tails, plugin_layers
 from lamella.methods.dlc.weighting import WeightingUnit, aggregated
 from lamella.methods.shared.classifier import inverse_shares
 from lamella.training.checkpoints import Checkpoints
-
-
-def draw(*shape: int, name: str = "x") -> Tensor:
-    return torch.randn(shape, generator=generator(0, name, *shape))
 
 
 def pixels(method: Any, n: int = 8) -> Tensor:

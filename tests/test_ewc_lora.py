@@ -6,14 +6,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from streams import Spy, configured, fit_for, images, learn, tiny_backbone, tiny_residual_backbone
+from streams import (
+    Spy,
+    batch,
+    configured,
+    draw,
+    images,
+    learn,
+    plain,
+    task,
+    tiny_backbone,
+    tiny_residual_backbone,
+)
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import adapt, grow
 from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
-from lamella.data.scenario import Task
-from lamella.data.transform import plain_view
 from lamella.methods.ewc_lora import EWCLoRA
 from lamella.methods.seq_lora import SeqLoRA
 from lamella.methods.shared.fishers import DiagonalFisher, diagonal_fishers
@@ -22,30 +31,8 @@ from lamella.methods.shared.heads import Head
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.01, "rank": 4, "blocks": 2, "schedule": "constant"}
 
 
-def draw(*shape: int, name: str = "x") -> Tensor:
-    return torch.randn(shape, generator=generator(0, name, *shape))
-
-
-def task(i: int, classes: tuple[int, ...]) -> Task:
-    every = images(8, 4, "train")
-    index = torch.isin(every.labels, torch.tensor(classes)).nonzero()[:, 0]
-    return Task(i, f"task {i}", classes, tuple(map(str, classes)), every.subset(index))
-
-
-def batch(method: Any, data: Any) -> Tensor:
-    """All images of a set as inputs, without augmentation."""
-    return data.batch(torch.arange(len(data)), plain_view(method.backbone.transform))
-
-
 def build(**options: Any) -> EWCLoRA:
     return configured(EWCLoRA, tiny_backbone(), **{**QUICK, **options})
-
-
-def plain(method: Any) -> Any:
-    """A fit whose samples are not augmented."""
-    fit = fit_for(method)
-    fit.augmentation = None
-    return fit
 
 
 def importance(method: EWCLoRA) -> list[Tensor]:

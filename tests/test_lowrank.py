@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import draw
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import (
@@ -44,10 +45,6 @@ def small(seed: int = 0) -> Small:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Small().requires_grad_(False)
-
-
-def draw(*shape: int, name: str = "x") -> Tensor:
-    return torch.randn(shape, generator=generator(0, name, *shape))
 
 
 def fill(branches: list[Branch], name: str = "fill") -> list[Branch]:

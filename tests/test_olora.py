@@ -7,28 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import configured, fit_for, images, tiny_backbone
+from streams import configured, draw, fit_for, images, task, tiny_backbone
 from torch import Tensor
 
 from lamella.adapters.adapter import Branch, grow
 from lamella.common.randomness import generator
-from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
 from lamella.methods.olora import OLoRA, ReadRows
 from lamella.methods.seq_lora import SeqLoRA
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.01, "rank": 4, "blocks": 2, "schedule": "constant"}
 BACKBONE = tiny_backbone()
-
-
-def draw(*shape: int, name: str = "x") -> Tensor:
-    return torch.randn(shape, generator=generator(0, name, *shape))
-
-
-def task(i: int, classes: tuple[int, ...]) -> Task:
-    every = images(8, 4, "train")
-    index = torch.isin(every.labels, torch.tensor(classes)).nonzero()[:, 0]
-    return Task(i, f"task {i}", classes, tuple(map(str, classes)), every.subset(index))
 
 
 class Spy:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from streams import build, configured, images, learn, stream, tiny_backbone
+from streams import build, configured, draw, images, learn, stream, tiny_backbone
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import grow
@@ -21,10 +21,6 @@ TASKS = stream(6, 3)
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 5e-3, "blocks": 2}
 KEPT = ("inflora", "olora", "e2lora", "loda")
 """The methods with the option."""
-
-
-def draw(*shape: int, name: str = "x") -> Tensor:
-    return torch.randn(shape, generator=generator(0, name, *shape))
 
 
 def pixels(n: int = 6) -> Tensor:

@@ -5,43 +5,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from streams import Spy, configured, fit_for, images, learn, tiny_backbone, tiny_residual_backbone
+from streams import (
+    Spy,
+    batch,
+    configured,
+    draw,
+    learn,
+    plain,
+    task,
+    tiny_backbone,
+    tiny_residual_backbone,
+)
 from torch import Tensor
 
 from lamella.adapters.adapter import watch
 from lamella.common.randomness import generator
-from lamella.data.scenario import Task
-from lamella.data.transform import plain_view
 from lamella.memory.subspace import SecondMoment, Subspace
 from lamella.methods.splitlora import SeenInputs, SplitLoRA, free_draw
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.01, "rank": 4, "blocks": 2}
 
 
-def draw(*shape: int, name: str = "x") -> Tensor:
-    return torch.randn(shape, generator=generator(0, name, *shape))
-
-
-def task(i: int, classes: tuple[int, ...]) -> Task:
-    every = images(8, 4, "train")
-    index = torch.isin(every.labels, torch.tensor(classes)).nonzero()[:, 0]
-    return Task(i, f"task {i}", classes, tuple(map(str, classes)), every.subset(index))
-
-
-def batch(method: Any, data: Any) -> Tensor:
-    """All images of a set as inputs, without augmentation."""
-    return data.batch(torch.arange(len(data)), plain_view(method.backbone.transform))
-
-
 def build(**options: Any) -> SplitLoRA:
     return configured(SplitLoRA, tiny_backbone(), **{**QUICK, **options})
-
-
-def plain(method: SplitLoRA) -> Any:
-    """A fit whose samples are not augmented."""
-    fit = fit_for(method)
-    fit.augmentation = None
-    return fit
 
 
 def seen(method: SplitLoRA) -> list[SeenInputs]:

@@ -44,7 +44,7 @@ from lamella.data.scenario import Task
 from lamella.memory.old_moments import OldMoment, loud_and_quiet, shrinkage
 from lamella.memory.signatures import protected_share
 from lamella.memory.subspace import Subspace, left_singular, numerical_rank, orthonormal
-from lamella.methods.shared.moments import second_moments
+from lamella.methods.shared.moments import at_most, second_moments
 from lamella.methods.shared.own_heads import OwnHeads
 from lamella.methods.shared.self_distillation import SelfDistillation
 from lamella.training.fit import Fit
@@ -187,10 +187,7 @@ class InfLoRA(OwnHeads):
 
         Of layers that read the same inputs only the first has one.
         """
-        images = task.train
-        if self.statistics_images is not None:
-            order = torch.randperm(len(images), generator=generator(self.seed, name, len(self.heads)))
-            images = images.subset(order[: self.statistics_images])
+        images = at_most(task.train, self.statistics_images, generator(self.seed, name, len(self.heads)))
         dtype = torch.float64 if self.moments else torch.float32
         found = second_moments(fit, images, self.backbone, self.sites, self.reads_as, name=name, dtype=dtype)
         return {layer: moment.mean for layer, moment in found.items()}

@@ -55,7 +55,7 @@ from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.memory.old_moments import OldMoment, loud, loud_and_quiet, shrinkage
 from lamella.methods.shared.cosine_heads import CosineHeads
-from lamella.methods.shared.moments import second_moments
+from lamella.methods.shared.moments import at_most, second_moments
 from lamella.methods.shared.own_heads import OwnHeads, cross_entropy, factors
 from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.methods.shared.self_distillation import SelfDistillation
@@ -165,10 +165,7 @@ class LoDA(OwnHeads):
 
     def _moments(self, task: Task, fit: Fit, name: str) -> dict[str, Tensor]:
         """Return by layer the second moment (d, d) of its inputs; of layers that read the same only the first."""
-        images = task.train
-        if self.statistics_images is not None:
-            order = torch.randperm(len(images), generator=generator(self.seed, name, len(self.heads)))
-            images = images.subset(order[: self.statistics_images])
+        images = at_most(task.train, self.statistics_images, generator(self.seed, name, len(self.heads)))
         found = second_moments(fit, images, self.backbone, self.sites, self.reads_as, name=name, dtype=torch.float64)
         return {layer: moment.mean for layer, moment in found.items()}
 

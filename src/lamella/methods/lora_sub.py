@@ -49,15 +49,13 @@ from lamella.backbones import Backbone
 from lamella.common.randomness import generator
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.gaussians import ClassGaussians
 from lamella.memory.signatures import protected_share
 from lamella.memory.subspace import count_by_share
 from lamella.memory.weight_sums import WeightSum, site_key
-from lamella.methods.method import Method
-from lamella.methods.shared.heads import Head, cosine_scores
+from lamella.methods.shared.class_means import ClassMeans
+from lamella.methods.shared.heads import Head
 from lamella.methods.shared.moments import second_moments
 from lamella.methods.shared.own_heads import factors, with_head
-from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.methods.shared.triplet import augmented_triplet
 from lamella.training.fit import Fit
 from lamella.training.projected_steps import ProjectedSteps
@@ -66,7 +64,7 @@ from lamella.training.recipe import LoRA, Training
 __all__ = ["LoRASub", "drift_resistant"]
 
 
-class LoRASub(Method):
+class LoRASub(ClassMeans):
     """LoRA-Sub, with the authors' triplet loss and this package's settings of training.
 
     Args:
@@ -99,36 +97,20 @@ class LoRASub(Method):
         margin: float = 1.0,
         project_b: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(backbone, seed)
         protected_share(energy, 0, None)  # refuses a bad value before anything is learned
         if not triplet >= 0:
             raise ValueError(f"triplet {triplet} is below 0; it weighs a loss, and 0 leaves it out")
         if not margin > 0:
             raise ValueError(f"margin {margin} must be above 0; features have length 1, and 1 is usual")
-        self.backbone, self.seed, self.lora, self.recipe = backbone, seed, lora, training
+        self.lora, self.recipe = lora, training
         self.energy, self.triplet, self.margin, self.project_b = energy, triplet, margin, project_b
         self.sites = lora.attach(backbone)
         if project_b:
             _check_rows(self.sites)
         self.reads_as = backbone.first_readers(self.sites)
         self.memory = nn.ModuleDict({site_key(site): WeightSum(site) for site in self.sites})
-        self.statistics = ClassGaussians(backbone.width)
         self.register_buffer("tasks", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.statistics.classes
-
-    def classify(self, features: Tensor) -> Tensor:
-        """(n, classes) cosines with the class means, -1..1."""
-        return cosine_scores(features, self.statistics.means.to(features))
-
-    def typicality(self, features: Tensor, logits: Tensor) -> Tensor:
-        """(n,) the cosine to the nearest class mean, -1..1."""
-        return logits.amax(1)
-
-    def plain_classifier(self) -> PlainClassifier:
-        return PlainClassifier.of_means(self.statistics.means.float())
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

@@ -6,20 +6,15 @@ Mensink et al., "Distance-Based Image Classification", TPAMI 2013; as a baseline
 Departures: none. If a class comes back, its mean is that of all its images.
 """
 
-from torch import Tensor
-
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
-from lamella.memory.gaussians import ClassGaussians
-from lamella.methods.method import Method
-from lamella.methods.shared.heads import cosine_scores
-from lamella.methods.shared.plain_classifier import PlainClassifier
+from lamella.methods.shared.class_means import ClassMeans
 from lamella.training.fit import Fit
 
 __all__ = ["NearestMean"]
 
 
-class NearestMean(Method):
+class NearestMean(ClassMeans):
     """Classification by the cosine between an image's features and the mean features of each class.
 
     Args:
@@ -28,24 +23,7 @@ class NearestMean(Method):
     """
 
     def __init__(self, backbone: Backbone, *, seed: int = 0) -> None:
-        super().__init__()
-        self.backbone, self.seed = backbone, seed
-        self.statistics = ClassGaussians(backbone.width)
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return self.statistics.classes
-
-    def classify(self, features: Tensor) -> Tensor:
-        """(n, classes) cosines, -1..1."""
-        return cosine_scores(features, self.statistics.means.to(features))
-
-    def typicality(self, features: Tensor, logits: Tensor) -> Tensor:
-        """(n,) the cosine to the nearest class mean, -1..1."""
-        return logits.amax(1)
-
-    def plain_classifier(self) -> PlainClassifier:
-        return PlainClassifier.of_means(self.statistics.means.float())
+        super().__init__(backbone, seed)
 
     def merge_classes(self, source: int, target: int) -> None:
         self.statistics.merge(source, target)

@@ -43,28 +43,24 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
-from lamella.data.images import TensorSet
 from lamella.data.scenario import Task
-from lamella.memory.gaussians import ClassGaussians, shrunk, standard_noise
+from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.memory.mixtures import ClassMixtures
 from lamella.methods.method import SHARED, STATISTICS_GO_ON, Method
 from lamella.methods.on_base import MethodOnBase
 from lamella.methods.parts.competing import competing, trains_heads
-from lamella.methods.parts.drift import LocalDrift, affine_drift, check_ridge, mean_drift
+from lamella.methods.parts.drift import DRIFTS, check_ridge, drift_of, follow
+from lamella.methods.parts.refit import refitted_head
 from lamella.methods.shared.heads import Heads, linear_layer
 from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.training.fit import Fit
 from lamella.training.recipe import Training
 
 __all__ = ["Aligned"]
-
-FOLLOWING, DRAWS = 0.9, 2000
-"""HopDC's: the share of what moved draws say in the statistics, and how many draws there are at least."""
 
 
 class Aligned(MethodOnBase):
@@ -127,7 +123,7 @@ class Aligned(MethodOnBase):
         if base.widens:
             name = type(base).__name__
             raise ValueError(f"alignment needs features of one width; those of {name} widen with each task")
-        check_one_of("drift", drift, ("affine", "mean", "local", "none"))
+        check_one_of("drift", drift, (*DRIFTS, "none"))
         check_one_of("head", head, ("lda", "refit"))
         if not 0 <= own_covariance < 1 or (own_covariance and head == "refit"):
             raise ValueError(f"own_covariance {own_covariance} must be within [0, 1), and 0 for head 'refit'")
@@ -246,37 +242,9 @@ class Aligned(MethodOnBase):
         self.eval()
         after = fit.features(task.train, self.features, name="align-after")
         if before is not None and moves:
-            self._follow(before, after, fit)
+            drift = drift_of(before, after, self.drift, self.ridge)
+            follow(self.statistics, drift, generator(self.seed, "align", "local", len(self.classes)))
+            fit.tell_drift(drift)
         self.statistics.add(after, task.train.labels, task.classes)
         if self.head == "refit":
-            self._refit(fit)
-
-    def _follow(self, before: Tensor, after: Tensor, fit: Fit) -> None:
-        """Move the statistics as the features of the task's images have moved."""
-        if self.drift == "local":
-            local = LocalDrift.between(before, after)
-            width = self.backbone.width
-            noise = standard_noise(
-                max(DRAWS, 2 * width), width, generator(self.seed, "align", "local", len(self.classes))
-            )
-            self.statistics.follow(local, noise.to(local.keys), FOLLOWING)
-            fit.tell_drift(local)
-        else:
-            drift = affine_drift(before, after, self.ridge) if self.drift == "affine" else mean_drift(before, after)
-            self.statistics.move(*drift)
-            fit.tell_drift(drift)
-
-    def _refit(self, fit: Fit) -> None:
-        """Train one head over all classes on samples of N(mu_c, shrunk S)."""
-        draws = generator(self.seed, "align", "samples", len(self.classes))
-        root = torch.linalg.cholesky(shrunk(self.statistics.covariance, self.shrinkage))
-        noise = torch.randn(len(self.classes), self.samples, len(root), generator=draws).to(root)
-        x = (self.statistics.means[:, None] + noise @ root.T).flatten(0, 1).float()
-        y = self.statistics.ids.repeat_interleave(self.samples)
-        self.refitted = Heads(self.backbone.width).to(x.device)
-        head = self.refitted.grow(self.classes, generator(self.seed, "align", "head", len(self.classes))).to(x.device)
-
-        def loss(f: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(head(f), head.columns(labels))
-
-        fit(TensorSet(x, y), loss, head.parameters(), self.refitting, name="align-refit")
+            self.refitted = refitted_head(self.statistics, self.shrinkage, self.samples, self.refitting, fit, self.seed)

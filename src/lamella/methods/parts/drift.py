@@ -6,10 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Drift", "LocalDrift", "affine_drift", "check_ridge", "mean_drift"]
+from lamella.memory.gaussians import ClassGaussians, standard_noise
 
+__all__ = ["DRIFTS", "Drift", "LocalDrift", "affine_drift", "check_ridge", "drift_of", "follow", "mean_drift"]
+
+DRIFTS = ("affine", "mean", "local")
 BLOCK = 2**24
 """How many similarities are held at once."""
+FOLLOWING, DRAWS = 0.9, 2000
+"""HopDC's: the share of what moved draws say in the statistics, and how many draws there are at least."""
 
 
 class Drift(NamedTuple):
@@ -111,3 +116,33 @@ class LocalDrift(NamedTuple):
         nearest, which = cosines.topk(min(self.neighbours, len(self.keys)))
         weights = torch.zeros_like(cosines).scatter(1, which, (nearest / self.temperature).softmax(1))
         return weights @ self.shifts
+
+
+def drift_of(before: Tensor, after: Tensor, kind: str, ridge: float) -> Drift | LocalDrift:
+    """Return the drift that images show.
+
+    Args:
+        before: (n, d), their features before the task.
+        after: (n, d), their features after it.
+        kind: one of DRIFTS.
+        ridge: the strength of the regularisation of "affine"; above 0.
+    """
+    if kind == "local":
+        return LocalDrift.between(before, after)
+    return affine_drift(before, after, ridge) if kind == "affine" else mean_drift(before, after)
+
+
+def follow(statistics: ClassGaussians, drift: Drift | LocalDrift, draws: torch.Generator) -> None:
+    """Move class statistics as features drift: exactly by an affine map, by samples of the classes by a local one.
+
+    Args:
+        statistics: of features (d,) before the drift.
+        drift: the drift.
+        draws: draws the samples.
+    """
+    if isinstance(drift, Drift):
+        statistics.move(*drift)
+        return
+    width = drift.keys.shape[1]
+    noise = standard_noise(max(DRAWS, 2 * width), width, draws)
+    statistics.follow(drift, noise.to(drift.keys), FOLLOWING)

@@ -10,7 +10,7 @@ from lamella.data.loading import Examples
 from lamella.memory.subspace import SecondMoment
 from lamella.training.fit import Fit
 
-__all__ = ["second_moments"]
+__all__ = ["at_most", "second_moments"]
 
 
 def second_moments(
@@ -39,3 +39,14 @@ def second_moments(
     with watch(firsts, lambda layer: SecondMoment(layer.weight.shape[1], dtype)) as moments:
         fit.scan(data, lambda x, y: backbone.show(x, firsts), augment=True, keep=moments, any_order=True, name=name)
     return moments
+
+
+def at_most(data: Examples, count: int | None, draws: torch.Generator) -> Examples:
+    """Return so many samples of a set, drawn at random, or the set itself.
+
+    Args:
+        data: the set.
+        count: how many; None keeps all.
+        draws: draws their order.
+    """
+    return data if count is None else data.subset(torch.randperm(len(data), generator=draws)[:count])
