@@ -236,8 +236,7 @@ class Aligned(MethodOnBase):
         moves = self.drift != "none" and known and not self.routed
         competes = self.compete and known
         before = fit.features(task.train, self.features, name="align-before") if moves or competes else None
-        seen = before if competes else None
-        with competing(self.base, self.statistics, self.shrinkage, seen, task):
+        with competing(self.base, self.statistics, self.shrinkage, before if competes else None, task):
             self.base.learn(task, fit)
         self.eval()
         after = fit.features(task.train, self.features, name="align-after")
