@@ -15,7 +15,7 @@ from lamella.learner.export import export
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.methods.parts import Aligned, Calibrated
 from lamella.methods.shared.heads import Heads
-from lamella.methods.shared.rivals import DRAWS, SCALE, Rivals
+from lamella.methods.shared.pseudo_replay import DRAWS, SCALE, PseudoReplay
 from lamella.testing.checks import CHECKS
 from lamella.testing.trial import Trial
 from lamella.training.fit import Fit
@@ -46,7 +46,7 @@ def test_all_heads_start_from_the_discriminant_on_the_features_before() -> None:
     learn(method, 1, tasks[1], Spy(method, look))
     np.testing.assert_allclose(starts[0].numpy(), SCALE * W, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(starts[1].numpy(), -SCALE * (W * mu).sum(1) / 2, rtol=1e-4, atol=1e-4)
-    assert method.base.rivals is None, "nothing of old classes stays with the base"
+    assert method.base.pseudo_replay is None, "nothing of old classes stays with the base"
 
 
 def test_the_loss_is_cross_entropy_on_images_and_on_draws_where_every_class_weighs_alike() -> None:
@@ -55,11 +55,11 @@ def test_the_loss_is_cross_entropy_on_images_and_on_draws_where_every_class_weig
         heads.grow(classes)
     draws = torch.Generator().manual_seed(3)
     means, root = torch.randn(3, 5, generator=draws), torch.randn(5, 5, generator=draws).tril()
-    rivals = Rivals(torch.tensor([4, 1, 7]), means, root, {}, new=2)
+    pseudo_replay = PseudoReplay(torch.tensor([4, 1, 7]), means, root, {}, new=2)
     with pytest.raises(RuntimeError, match=r"train by fit\(\.\.\.\)"):
-        rivals.loss(heads)
-    rivals.generator = torch.Generator().manual_seed(0)
-    found = float(rivals.loss(heads))
+        pseudo_replay.loss(heads)
+    pseudo_replay.generator = torch.Generator().manual_seed(0)
+    found = float(pseudo_replay.loss(heads))
     again = torch.Generator().manual_seed(0)
     chosen = torch.randint(3, (DRAWS,), generator=again).numpy()
     noise = torch.randn(DRAWS, 5, generator=again).double().numpy()
@@ -76,12 +76,12 @@ def test_draws_reach_the_heads_alone() -> None:
     gradients: list[bool] = []
 
     def look(loss: Any, data: Any, params: list[Tensor]) -> None:
-        rivals = method.base.rivals
-        rivals.generator = torch.Generator().manual_seed(0)
+        pseudo_replay = method.base.pseudo_replay
+        pseudo_replay.generator = torch.Generator().manual_seed(0)
         for p in params:
             p.requires_grad_(True)
         own = {id(p) for p in method.base.heads.parameters()}
-        found = torch.autograd.grad(rivals.loss(method.base.heads), params, allow_unused=True)
+        found = torch.autograd.grad(pseudo_replay.loss(method.base.heads), params, allow_unused=True)
         gradients.extend(g is not None for g, p in zip(found, params, strict=True) if id(p) in own)
         assert all(g is None for g, p in zip(found, params, strict=True) if id(p) not in own)
 
@@ -138,7 +138,7 @@ def test_it_needs_heads_on_the_features_that_alignment_sees() -> None:
         Aligned(build("seq-lora"), compete=True, means=1)
     below = build("inflora", backbone=tiny_backbone())
     learn_all(Aligned(Calibrated(below), compete=True), stream(4, 2))
-    assert below.rivals is None
+    assert below.pseudo_replay is None
 
 
 def test_classes_that_come_back_compete_too() -> None:

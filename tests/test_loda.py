@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lamella.common.randomness import generator
 from lamella.data.transform import plain_view
-from lamella.memory.old_moments import OldMoment, loud, loud_and_quiet, shrinkage
-from lamella.memory.subspace import Subspace
+from lamella.memory.old_moments import OldMoment, ratio_directions, shrinkage
+from lamella.memory.subspace import Subspace, leading
 from lamella.methods.inflora import InfLoRA
 from lamella.methods.loda import LoDA
 from lamella.methods.shared.cosine_heads import CosineHeads
@@ -65,14 +65,14 @@ def test_the_isolated_directions_are_those_of_the_specification(old: str, new_in
     M, N = moment(10, new_inputs, "new"), moment(10, 100, "old") if old == "full" else silent_in_some(10)
     if old == "indefinite by rounding":
         N[0, 0] = -1e-7
-    U = loud_and_quiet(torch.tensor(M), torch.tensor(N), 4).numpy()
+    U = ratio_directions(torch.tensor(M), torch.tensor(N), 4).numpy()
     assert np.allclose(U.T @ U, np.eye(4), atol=1e-9)
     assert np.allclose(onto(U), onto(written_out(M, N, 4)), atol=1e-6)
 
 
 def test_no_direction_has_a_larger_ratio_than_the_first() -> None:
     M, N = moment(10, 100, "new"), moment(10, 100, "old")
-    a = loud_and_quiet(torch.tensor(M), torch.tensor(N), 1).numpy()[:, 0]
+    a = ratio_directions(torch.tensor(M), torch.tensor(N), 1).numpy()[:, 0]
     tried = draw(10, 1000, name="tried")
     ratios = ((tried.T @ M) * tried.T).sum(1) / ((tried.T @ N) * tried.T).sum(1)
     largest = np.linalg.eigvals(np.linalg.solve(N, M)).real.max()
@@ -83,16 +83,16 @@ def test_no_direction_has_a_larger_ratio_than_the_first() -> None:
 def test_directions_that_old_inputs_do_not_use_come_first() -> None:
     Q = np.linalg.qr(draw(10, 10))[0]
     N = Q[:, 3:] @ moment(7, 50, "old") @ Q[:, 3:].T
-    U = loud_and_quiet(torch.tensor(moment(10, 100, "new")), torch.tensor(N), 3).numpy()
+    U = ratio_directions(torch.tensor(moment(10, 100, "new")), torch.tensor(N), 3).numpy()
     assert np.allclose(onto(U), Q[:, :3] @ Q[:, :3].T, atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [100, 5])
 def test_the_shared_directions_are_the_leading_eigenvectors(n: int) -> None:
     M = moment(10, n, "new")
-    U = loud(torch.tensor(M), 4).numpy()
+    U = leading(torch.tensor(M), 4).numpy()
     assert np.allclose(onto(U), onto(np.linalg.svd(M)[0][:, :4]), atol=1e-6)
-    assert loud(torch.tensor(M), 30).shape == (10, 10), "no more than there are inputs"
+    assert leading(torch.tensor(M), 30).shape == (10, 10), "no more than there are inputs"
 
 
 def test_the_closed_form_of_the_shrinking() -> None:
@@ -232,7 +232,7 @@ def test_later_tasks_train_b_of_a_shared_and_an_isolated_branch(life: Any) -> No
             M, N = moments["moment-before"][site.name], old[site.name]
             shared, isolated = spy.start["shared"][i][0], spy.start["isolated"][i][0]
             assert np.allclose(3 * shared.T @ shared, onto(np.linalg.svd(M + N)[0][:, :6]), atol=1e-5)
-            expected = loud_and_quiet(torch.tensor(M), torch.tensor(N), 6).numpy()
+            expected = ratio_directions(torch.tensor(M), torch.tensor(N), 6).numpy()
             assert np.allclose(isolated, expected.T / 3**0.5, atol=1e-6)
             for name in ("shared", "isolated"):
                 assert np.array_equal(spy.start[name][i][0], spy.end[name][i][0]), "A is fixed"
@@ -299,7 +299,7 @@ def test_inflora_with_the_ratio_start_and_the_shrinking() -> None:
         for i, (site, (before, after)) in enumerate(zip(method.sites, weights, strict=True)):
             M, N = moments["moment-before"][site.name], old[site.name]
             A, B = spy.end["new"][i]
-            U = loud_and_quiet(torch.tensor(M), torch.tensor(N), 6).numpy() if number else np.linalg.svd(M)[0][:, :6]
+            U = ratio_directions(torch.tensor(M), torch.tensor(N), 6).numpy() if number else np.linalg.svd(M)[0][:, :6]
             assert np.allclose(3 * A.T @ A, onto(U), atol=1e-5)
             kept = [3 * (a @ M @ a) / (a @ N @ a + 3 * (a @ M @ a)) for a in A]
             assert max(kept) < 1 if number else min(kept) == 1

@@ -11,7 +11,7 @@ from torch import Tensor
 from lamella.memory.resizable import Resizable
 from lamella.memory.subspace import orthonormal
 
-__all__ = ["OldMoment", "loud", "loud_and_quiet", "shrinkage"]
+__all__ = ["OldMoment", "ratio_directions", "shrinkage"]
 
 
 class OldMoment(Resizable):
@@ -36,17 +36,7 @@ class OldMoment(Resizable):
         self.moment += moment.to(self.moment)
 
 
-def loud(moment: Tensor, rank: int) -> Tensor:
-    """Return the directions (d, k) with the most energy a^T M a: leading eigenvectors, k = min(rank, d), in float64.
-
-    Args:
-        moment: M (d, d), symmetric and positive semi-definite.
-        rank: how many directions are wanted.
-    """
-    return torch.linalg.eigh(moment.double())[1].flip(1)[:, :rank].contiguous()
-
-
-def loud_and_quiet(new: Tensor, old: Tensor, rank: int) -> Tensor:
+def ratio_directions(new: Tensor, old: Tensor, rank: int) -> Tensor:
     """Return the directions with the largest ratios a^T M a / a^T N a, made orthonormal: (d, k), k = min(rank, d).
 
     With N = L L^T they are L^-T v for the leading singular vectors v of L^-1 M L^-T. A multiple of the identity is
@@ -66,7 +56,7 @@ def loud_and_quiet(new: Tensor, old: Tensor, rank: int) -> Tensor:
 
 
 def _root(moment: Tensor) -> Tensor:
-    """Return L, lower triangular, with L L^T = moment (d, d) + jitter; see `loud_and_quiet`."""
+    """Return L, lower triangular, with L L^T = moment (d, d) + jitter; see `ratio_directions`."""
     eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     jitter = 1e-12
     while True:

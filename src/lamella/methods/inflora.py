@@ -41,7 +41,7 @@ from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
-from lamella.memory.old_moments import OldMoment, loud_and_quiet, shrinkage
+from lamella.memory.old_moments import OldMoment, ratio_directions, shrinkage
 from lamella.memory.signatures import protected_share
 from lamella.memory.subspace import Subspace, left_singular, numerical_rank, orthonormal
 from lamella.methods.shared.moments import at_most, second_moments
@@ -207,7 +207,7 @@ class InfLoRA(OwnHeads):
 
     def _directions(self, layer: str, G: Tensor) -> Tensor:
         if self.design == "ratio" and len(self.heads):
-            return loud_and_quiet(G, self._old(layer).moment, self.lora.rank)
+            return ratio_directions(G, self._old(layer).moment, self.lora.rank)
         return self._design(G, self._space(layer))
 
     def _design(self, G: Tensor, space: Subspace) -> Tensor:

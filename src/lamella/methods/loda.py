@@ -3,9 +3,9 @@
 "LoDA", ICML 2026, arXiv 2603.00191. Written after a specification from a public reading of the authors' code
 (github.com/HHHLF/LoDA_ICML2026, June 2026); we had neither the paper's text nor the code itself.
 
-InfLoRA and GPM keep a new task out of all directions that old inputs use. Where tasks are alike, what is left is quiet
-in the new inputs as well. LoDA looks for the directions that are loud in the new inputs *for how loud they were* in old
-ones, and gives them to a branch of its own, beside one in the directions that are loud in both.
+InfLoRA and GPM keep a new task out of all directions that old inputs use. Where tasks are alike, what is left has
+little energy in the new inputs as well. LoDA looks for the directions with the largest *ratio* of their energy in new
+inputs to that in old ones, and gives them to a branch of its own, beside one in the directions with most energy in all.
 
     paper                       here
     y = W x + g_S B_S A_S x + g_P B_P A_P x     adapters "shared" and "isolated"
@@ -19,8 +19,8 @@ ones, and gives them to a branch of its own, beside one in the directions that a
 The algorithm, in each layer:
 
     learn(task t):
-      A_S = leading eigenvectors of M_cur + M_prev, rows divided by sqrt 3                        loud
-      A_P = directions a of the largest a^T M_cur a / a^T M_prev a, orthonormal, by sqrt 3        loud_and_quiet
+      A_S = leading eigenvectors of M_cur + M_prev, rows divided by sqrt 3                        leading
+      A_P = directions a of the largest a^T M_cur a / a^T M_prev a, orthonormal, by sqrt 3        ratio_directions
       train B_S, B_P and the head on the task's classes; t = 1: no P, train A_S and B_S
       t >= 2: scale column i of B_S by 1 - eta_i = 3 a_i^T M_cur a_i / (a_i^T M_prev a_i + 3 a_i^T M_cur a_i)
       W <- W + g_S B_S A_S + g_P B_P A_P;  M_prev <- M_prev + M_cur
@@ -53,7 +53,8 @@ from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
-from lamella.memory.old_moments import OldMoment, loud, loud_and_quiet, shrinkage
+from lamella.memory.old_moments import OldMoment, ratio_directions, shrinkage
+from lamella.memory.subspace import leading
 from lamella.methods.shared.cosine_heads import CosineHeads
 from lamella.methods.shared.moments import at_most, second_moments
 from lamella.methods.shared.own_heads import OwnHeads, cross_entropy, factors
@@ -138,11 +139,11 @@ class LoDA(OwnHeads):
         margin = self.margin * (self.cosine_scale if self.head == "cosine" else 1.0)
         current = self._moments(task, fit, "moment-before")
         old = {name: self._old(name).moment for name in current}
-        shared = self._grow("shared", {name: loud(M + old[name], self.lora.rank) for name, M in current.items()})
+        shared = self._grow("shared", {name: leading(M + old[name], self.lora.rank) for name, M in current.items()})
         trained = factors(shared)
         if not first:
-            quiet = {name: loud_and_quiet(M, old[name], self.lora.rank) for name, M in current.items()}
-            trained = [branch.B for branch in (*shared, *self._grow("isolated", quiet))]
+            ratios = {name: ratio_directions(M, old[name], self.lora.rank) for name, M in current.items()}
+            trained = [branch.B for branch in (*shared, *self._grow("isolated", ratios))]
         self.train_head(
             task,
             fit,

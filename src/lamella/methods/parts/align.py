@@ -35,7 +35,7 @@ Departures:
   all classes and standardised, so that without drift nothing changes, and at least twice as many as they have numbers.
   Classes with no whole covariance of their own draw from the shared one, and directions move by draws of their own.
   No unlabelled images, no random Fourier features. Samples that are held back move by the map itself.
-- `compete` is our own; see shared/rivals.py.
+- `compete` is our own; see shared/pseudo_replay.py.
 """
 
 from collections.abc import Mapping

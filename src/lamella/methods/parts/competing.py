@@ -12,7 +12,7 @@ from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.methods.method import Method
 from lamella.methods.on_base import MethodOnBase
 from lamella.methods.shared.own_heads import OwnHeads
-from lamella.methods.shared.rivals import Rivals
+from lamella.methods.shared.pseudo_replay import PseudoReplay
 
 __all__ = ["competing", "trains_heads"]
 
@@ -26,34 +26,34 @@ def trains_heads(method: Method) -> bool:
 def competing(
     method: Method, statistics: ClassGaussians, shrinkage: float, before: Tensor | None, task: Task
 ) -> Generator[None]:
-    """Give a method its rivals within the context.
+    """Give a method pseudo-replay of old classes within the context.
 
     Args:
         method: the method, which `trains_heads`.
         statistics: of the old classes, in the features before the task.
         shrinkage: of the shared covariance; see `shrunk`.
-        before: (n, d), features of the task's samples before it; None for no rivals.
+        before: (n, d), features of the task's samples before it; None without it.
         task: the task.
     """
     base = _trained(method)
     if before is None or not isinstance(base, OwnHeads):
         yield
         return
-    base.rivals = _rivals(statistics, shrinkage, before, task)
+    base.pseudo_replay = _pseudo_replay(statistics, shrinkage, before, task)
     try:
         yield
     finally:
-        base.rivals = None
+        base.pseudo_replay = None
 
 
 @torch.no_grad()
-def _rivals(statistics: ClassGaussians, shrinkage: float, before: Tensor, task: Task) -> Rivals:
+def _pseudo_replay(statistics: ClassGaussians, shrinkage: float, before: Tensor, task: Task) -> PseudoReplay:
     together = deepcopy(statistics)
     together.add(before, task.train.labels, task.classes)
     weight, bias = together.hyperplanes(shrinkage)
     starts = dict(zip(together.classes, zip(weight.float(), bias.float(), strict=True), strict=True))
     root = torch.linalg.cholesky(shrunk(statistics.covariance, shrinkage))
-    return Rivals(statistics.ids, statistics.means, root, starts, len(task.classes))
+    return PseudoReplay(statistics.ids, statistics.means, root, starts, len(task.classes))
 
 
 def _trained(method: Method) -> Method:

@@ -11,7 +11,7 @@ from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.methods.method import Method
 from lamella.methods.shared.heads import Heads
-from lamella.methods.shared.rivals import Rivals
+from lamella.methods.shared.pseudo_replay import PseudoReplay
 from lamella.methods.shared.self_distillation import SelfDistillation, SelfTeacher
 from lamella.training.fit import Examples, Fit
 from lamella.training.recipe import LoRA, Training
@@ -29,18 +29,18 @@ class OwnHeads(Method):
         lora: the form of the branches; a method that has none leaves it out.
 
     Attributes:
-        rivals: what alignment with `compete` knows of old classes, while a task is trained; else None. The classes of
-            the task then compete with them, and all heads are trained.
+        pseudo_replay: what alignment with `compete` knows of old classes, while a task is trained; else None. The
+            classes of the task then compete with them, and all heads are trained.
     """
 
     lora: LoRA
-    rivals: Rivals | None
+    pseudo_replay: PseudoReplay | None
 
     def __init__(self, backbone: Backbone, seed: int, training: Training, lora: LoRA | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.seed = seed
-        self.rivals = None
+        self.pseudo_replay = None
         self.recipe = training
         self.heads = Heads(backbone.width, training.head_start, seed)
         if lora is not None:
@@ -63,7 +63,7 @@ class OwnHeads(Method):
     ) -> None:
         """Add a head for a task; train it, and weights below it, by cross-entropy among the task's classes.
 
-        Where there are `rivals`, all heads are trained, by cross-entropy among all classes.
+        Where there are `pseudo_replay`, all heads are trained, by cross-entropy among all classes.
 
         Args:
             task: the task to learn.
@@ -78,19 +78,19 @@ class OwnHeads(Method):
             hooks: `before_step` and `after_step` of the training loop.
         """
         training = self.recipe.of_task(len(self.heads))
-        features, rivals = features or self.features, self.rivals
+        features, pseudo_replay = features or self.features, self.pseudo_replay
         teacher = None
         if distillation is not None and distillation.distill and len(self.heads):
             teacher = SelfTeacher(distillation, self.sites, current, features, self.heads)
         head = self.heads.grow(task.classes)
-        if rivals is not None:
-            rivals.start(self.heads)
-        rows = head if rivals is None else self.heads  # only this task's classes compete, or all do
+        if pseudo_replay is not None:
+            pseudo_replay.start(self.heads)
+        rows = head if pseudo_replay is None else self.heads  # only this task's classes compete, or all do
 
         def loss(x: Any, y: Tensor) -> Tensor:
             found, columns = features(x), rows.columns(y)
             value = criterion(rows(found), columns)
-            value = value if rivals is None else value + rivals.loss(self.heads)
+            value = value if pseudo_replay is None else value + pseudo_replay.loss(self.heads)
             value = value if penalty is None else value + penalty()
             return value if teacher is None else value + teacher.loss(x, found)
 

@@ -1,4 +1,4 @@
-"""Old classes without their images: draws from class Gaussians that compete with the images of a new task.
+"""Pseudo-replay: draws from the Gaussians of old classes compete with the images of a new task, in place of old images.
 
 The samples are those of SLCA (Zhang et al., ICCV 2023, arXiv 2303.05118), which re-fits its head on them after each
 task; here they take part in the training of the task itself, so that one head is trained over all classes.
@@ -23,14 +23,14 @@ from torch import Tensor
 from lamella.methods.shared.heads import Head, Heads
 from lamella.training.draws import Draws
 
-__all__ = ["Rivals"]
+__all__ = ["PseudoReplay"]
 
 SCALE = 0.3
 DRAWS = 64
 
 
-class Rivals(Draws):
-    """The classes that a new task competes with.
+class PseudoReplay(Draws):
+    """The old classes, as draws that the classes of a new task compete with.
 
     Args:
         ids: (c,) global ids of the old classes.
