@@ -267,8 +267,6 @@ class ClassGaussians(Resizable):
         Raises:
             ValueError: the statistics have no `directions`.
         """
-        if self.low_rank is None:
-            raise ValueError("these classes keep no directions of their own; build the statistics with `directions`")
         return self._kept(self._of_low_rank, shrinkage, own, prior)
 
     def strangeness(self, features: Tensor, shrinkage: float) -> Tensor:
@@ -325,7 +323,8 @@ class ClassGaussians(Resizable):
         return torch.stack(roots), torch.stack(volumes)
 
     def _of_low_rank(self, shrinkage: float, own: float, prior: float | None) -> Quadratic:
-        assert self.low_rank is not None
+        if self.low_rank is None:
+            raise ValueError("these classes keep no directions of their own; build the statistics with `directions`")
         return quadratic_of(self.means, shrunk(self.covariance, shrinkage), self._shares(own, prior), self.low_rank)
 
     def _shares(self, own: float, prior: float | None) -> Tensor:
