@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from lamella.experiments.run import run
 from lamella.experiments.sweep.plan import read_sweep
+from lamella.learner.config.document import load_config
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -67,6 +69,14 @@ def test_serving_texts(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
 def test_words(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     script("words").main("requests", ["scenario.per_class=4"])
     assert "words, all texts at once: " in capsys.readouterr().out
+
+
+def test_dlc_plugins(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["scenario.source=digits", "scenario.per_class=4", "scenario.tasks=2", "fit.precision=float32"]
+    short += ["method.epochs=1", "method.base.epochs=1", "method.base.memory=10"]
+    run(load_config("mnist-5-scratch", short), Path("run"), quiet=True)
+    script("dlc_plugins").main(Path("run"), images=4)
+    assert "features" in capsys.readouterr().out
 
 
 def test_unknown(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
