@@ -282,7 +282,7 @@ def _switch_method(document: dict[str, Any], where: str, table: dict[str, Any], 
     if name == table.get("name"):
         return
     options = _keywords(find(name))
-    known = {"name"} | options.keys() | ({"base"} if _takes_base(name) else set())
+    known = {"name"} | options.keys() | PARTS.keys() | ({"base"} if _takes_base(name) else set())
     dropped = [key for key in table if key not in known or (key in SCHEDULING and not _fits(table, options))]
     _drop(document, where, table, dropped)
 
