@@ -158,7 +158,7 @@ def test_another_method_leaves_out_what_it_does_not_know(small: Path) -> None:
     carried = load_config(small, ["method.name=seq-lora", "method.align=true"])
     assert method_name(carried) == "seq-lora+align"
     named = load_config(small, ["method.name=seq-lora+align"])
-    assert named["method"] == carried["method"], "both methods have the part, so what the file says of it holds for both"
+    assert named["method"] == carried["method"], "both methods have the part: the file's settings hold"
     assert (named["method"]["align"]["shrinkage"], named["run"]["dropped"]) == (0.2, ["method.horizon"])
     with pytest.raises(ValueError, match=r"method\.rank"):  # asked for on the command line, it is a mistake
         load_config(small, ["method.name=nearest-mean", "method.rank=2"])
