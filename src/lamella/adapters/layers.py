@@ -96,7 +96,13 @@ class AdaptedLinear(Adapted, nn.Linear):
     def _part(self, x: Tensor, rows: slice, acting: list[Acting]) -> Tensor:
         y = F.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
         inside = [part for a in acting if len((part := a.within(rows)).B)]
-        return self._add(y, self._dropped(x), inside) if inside else y
+        if not inside:
+            return y
+        dropped = self._dropped(x)
+        return self._add(self._turned(y, x, dropped, inside, rows), dropped, inside)
+
+    def _bare(self, x: Tensor, rows: slice) -> Tensor:
+        return F.linear(x, self.weight[rows])
 
     def _add(self, y: Tensor, x: Tensor, acting: list[Acting]) -> Tensor:
         z = _stack([a.branch.A for a in acting], 0) @ x.flatten(0, -2).T
@@ -127,6 +133,11 @@ class AdaptedConv2d(Adapted, nn.Conv2d):
     "kernel" (loralib, ConvLoRA): the product `B @ A`, `(c_out k, rank k) @ (rank k, c_in k)`, is reshaped to a kernel.
     A coefficient scales the whole update.
     """
+
+    channels = 1
+
+    def _bare(self, x: Tensor, rows: slice) -> Tensor:
+        return self._convolve(x, self.weight[rows])
 
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
         if self.padding_mode != "zeros":

@@ -65,7 +65,7 @@ def export_peft_tasks(model: Model, method: Method, folder: Path) -> list[str]:
     for t, layers in tasks.items():
         head = method.head_of(t)
         coefficients = {a.adapter: a.coefficient for acting in layers.values() for a in acting}
-        changes = {n: (added(weights[n].shape, acting), weights[n]) for n, acting in layers.items()}
+        changes = {n: (added(weights[n], acting), weights[n]) for n, acting in layers.items()}
 
         def own(x: Samples, head: Head = head, coefficients: Mapping[str, float] = coefficients) -> Tensor:
             with using(sites, coefficients):
@@ -124,7 +124,7 @@ def _differences(method: Method, network: Fixed, loaded: nn.Module) -> Differenc
     acting, own = acting_branches(method), method.backbone.model.state_dict()
     return {
         key.removesuffix(".weight"): (
-            own[key].double() - before[key].double() + added(before[key].shape, acting.get(key[:-7], [])),
+            own[key].double() - before[key].double() + added(own[key], acting.get(key[:-7], [])),
             before[key],
         )
         for key in changed
