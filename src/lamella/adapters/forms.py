@@ -5,9 +5,9 @@
     "dora"    gain (W + scale B A) - W, gain = m / |W + B A|     A, B and m, the length of each row
     "vera"    scale diag(b) B diag(d) A                          the vectors b and d
 
-"dora": Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024, arXiv 2402.09353. "vera": Kopiczko et al.,
-"VeRA: Vector-based Random Matrix Adaptation", ICLR 2024, arXiv 2310.11454. The letters and the starts are those of PEFT:
-d is 0.1, b is zero, and A and B have entries of U(-1, 1) times the root of 6 over their number of columns.
+"dora": Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024, arXiv 2402.09353. "vera": Kopiczko et
+al., "VeRA: Vector-based Random Matrix Adaptation", ICLR 2024, arXiv 2310.11454. The letters and the starts are those of
+PEFT: d is 0.1, b is zero, and A and B have entries of U(-1, 1) times the root of 6 over their number of columns.
 """
 
 from collections.abc import Sequence

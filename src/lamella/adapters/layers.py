@@ -152,7 +152,7 @@ class AdaptedConv2d(Adapted, nn.Conv2d):
             start = 0
             for rows, group in _by_rows(convs):
                 width = sum(a.branch.rank for a in group)
-                y[:, rows] += F.conv2d(z[:, start : start + width], _stack([a.branch.B for a in group], 1))
+                y[:, rows] += F.conv2d(z[:, start : start + width], _stack([a.B for a in group], 1))
                 start += width
         for rows, group in _by_rows([a for a in acting if a.branch.A.ndim == 2]):
             y[:, rows] += self._kernels(x, group)

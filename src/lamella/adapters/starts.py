@@ -10,8 +10,8 @@
                    values U S V^T of W / scale                                     branch is what it was
     "milora"       the same of the r smallest              the same                the same
 
-"pissa": Meng et al., NeurIPS 2024, arXiv 2404.02948. "milora": Wang et al., NAACL 2025, arXiv 2406.09044. "eva": Paischer et
-al., "One Initialization to Rule them All", arXiv 2410.07170.
+"pissa": Meng et al., NeurIPS 2024, arXiv 2404.02948. "milora": Wang et al., NAACL 2025, arXiv 2406.09044. "eva":
+Paischer et al., "One Initialization to Rule them All", arXiv 2410.07170.
 """
 
 import torch
@@ -71,8 +71,8 @@ def start_with_weight(branch: Branch, weight: Tensor, *, largest: bool) -> None:
     wide = rows.flatten(1).to(torch.promote_types(rows.dtype, torch.float32))
     if branch.rank > min(wide.shape):
         raise ValueError(
-            f"a start from the weight has {min(wide.shape)} singular values at most on a weight of {tuple(wide.shape)}, "
-            f"and the rank is {branch.rank}; use a smaller rank, or start 'kaiming'"
+            f"a weight of {tuple(wide.shape)} has {min(wide.shape)} singular values for a branch to start with, and the "
+            f"rank is {branch.rank}; use a smaller rank, or start 'kaiming'"
         )
     U, s, Vh = torch.linalg.svd(wide, full_matrices=False)
     part = slice(branch.rank) if largest else slice(len(s) - branch.rank, len(s))

@@ -139,8 +139,7 @@ class RanPAC(Resizable, Method):
             raise ValueError(f"ridge {ridge} must be above 0; leave it out to have it chosen")
         if ridge is None and scatter == "within":
             raise ValueError("scatter 'within' needs a ridge, such as 100 with unit=true; only for 'all' one is chosen")
-        self.backbone = backbone
-        self.seed = seed
+        self.backbone, self.seed = backbone, seed
         check_variants(type(self).__name__, self.needs, lora)
         self.lora = lora
         self.recipe = training

@@ -1,7 +1,7 @@
 """Which variants of branches suit which methods: what a method needs of a branch, and what a variant breaks of it.
 
-A method lists what it needs in its class attribute `needs`. A variant is a setting of `LoRA` that is not the default; it
-lists here what it breaks. A combination is refused when the method is built if the variant breaks something that the
+A method lists what it needs in its class attribute `needs`. A variant is a setting of `LoRA` that is not the default;
+it lists here what it breaks. A combination is refused when the method is built if the variant breaks something that the
 method needs. The table in the documentation is made from the same two lists.
 """
 
