@@ -1,6 +1,7 @@
 """Variants of branches: each computes what PEFT's layer does, and is refused where it breaks a method's claim."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 from streams import configured, learn_all, stream, tiny_backbone
 from torch import Tensor, nn
 
-from lamella import LoRA
+from lamella import Learner, LoRA
 from lamella.adapters.acting import ActingBranch, added
 from lamella.adapters.adapter import Branch, Site, adapt, grow, merge, using
 from lamella.backbones import load_backbone
 from lamella.common.randomness import generator
+from lamella.learner.export import export
 from lamella.methods import METHODS
 from lamella.training.variants import NEEDS, VARIANTS, broken
 
@@ -333,3 +335,44 @@ def test_what_peft_trained_is_added_as_peft_adds_it(options: dict[str, Any], tmp
         expected = inside.forward_head(inside.forward_features(x), pre_logits=True)
         torch.testing.assert_close(found(x), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
         assert float((found(x) - load_backbone(**VIT)(x)).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "sites"),
+    [
+        ("seq-lora", {"form": "dora"}, ["key+value"]),
+        ("seq-lora", {"form": "dora", "alpha": 4.0, "scaling": "root"}, ["query", "value", "mlp"]),
+        ("color", {"form": "dora"}, ["query", "value"]),
+        ("seq-lora", {"form": "vera"}, ["key+value"]),
+        ("seq-lora", {"start": "pissa", "alpha": 4.0}, ["key+value"]),
+        ("seq-lora", {"start": "eva", "explained": 0.9}, ["key+value"]),
+    ],
+)
+def test_what_a_variant_learned_is_a_folder_that_peft_loads_and_comes_back(
+    method: str, options: dict[str, Any], sites: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    table = {"name": method, "epochs": 1, "batch_size": 8, "rank": 2, "lr": 0.01, "sites": sites, **options}
+    learner = Learner.create(backbone=VIT, method=table, fit={"device": "cpu"})
+    tasks = stream(classes=4, tasks=2, per_class=4)
+    for i in range(2):
+        learner.learn(tasks[i])
+    lines = export(learner.model, "peft", tmp_path / "tuned", per_task=method == "color")
+    assert lines, "the export compares logits with those of PEFT itself"
+    folder = tmp_path / "tuned" / "task1" if method == "color" else tmp_path / "tuned"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["use_dora"] == (options.get("form") == "dora")
+    again = load_backbone(**VIT, adapter=str(folder))
+    x = torch.randn(3, 3, 32, 32, generator=generator(0, "x"))
+    with torch.no_grad(), using(learner.method.sites, "task1" if method == "color" else "lora"):
+        expected = learner.backbone.model.forward_head(learner.backbone.model.forward_features(x), pre_logits=True)
+        torch.testing.assert_close(again(x), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_the_mean_of_weights_is_not_taken_beneath_a_dora_that_stays() -> None:
+    from lamella.methods.parts.mean_weights import MeanWeights
+
+    stays = configured(METHODS["seq-lora"], tiny_backbone(), form="dora", **QUICK)
+    with pytest.raises(ValueError, match="mean_weights"):
+        MeanWeights(stays)
+    MeanWeights(configured(METHODS["seq-lora"], tiny_backbone(), form="dora", fresh=True, **QUICK))

@@ -153,6 +153,35 @@ def metrics() -> str:
     return _table(("key", "name", "definition"), ((f"`{m.name}`", m.label, m.definition) for m in METRICS))
 
 
+def variants() -> str:
+    """A table of variants of branches: which method can have them, and what they break of what the others need."""
+    from lamella.methods import METHODS, WHOLE_STREAM
+    from lamella.training.variants import VARIANTS, broken
+
+    kinds: dict[str, Any] = {name: kind for name, kind in METHODS.items() if name not in WHOLE_STREAM}
+    able = {name: kind.needs for name, kind in kinds.items() if _has_branches(kind)}
+    head = ("", *(f"`{variant.setting}`" for variant in VARIANTS))
+    rows = [(f"`{name}`", *(", ".join(broken(needs, v)) or "yes" for v in VARIANTS)) for name, needs in able.items()]
+    return _table(head, rows)
+
+
+def variant_words() -> str:
+    """Two tables: what each variant is, and what each need is."""
+    from lamella.training.variants import NEEDS, VARIANTS
+
+    what = [(f"`{v.setting}`", v.what, ", ".join(need for need in NEEDS if need in v.breaks) or "—") for v in VARIANTS]
+    needs = [(need, meaning) for need, meaning in NEEDS.items()]
+    return "\n\n".join([_table(("setting", "what", "breaks"), what), _table(("need", "meaning"), needs)])
+
+
+def _has_branches(kind: Any) -> bool:
+    from lamella.common.options import options_of
+    from lamella.training.recipe import LoRA
+
+    recipes = {type(option.recipe[1]) for option in options_of(kind).values() if option.recipe}
+    return LoRA in recipes
+
+
 # ---- API reference
 
 
@@ -218,6 +247,8 @@ PARTS: dict[str, Callable[..., str]] = {
     "rooms": rooms,
     "configurations": configurations,
     "metrics": metrics,
+    "variants": variants,
+    "variant_words": variant_words,
     "public": public,
     "api": api,
 }

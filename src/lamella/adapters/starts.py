@@ -71,8 +71,8 @@ def start_with_weight(branch: Branch, weight: Tensor, *, largest: bool) -> None:
     wide = rows.flatten(1).to(torch.promote_types(rows.dtype, torch.float32))
     if branch.rank > min(wide.shape):
         raise ValueError(
-            f"a weight of {tuple(wide.shape)} has {min(wide.shape)} singular values for a branch to start with, and the "
-            f"rank is {branch.rank}; use a smaller rank, or start 'kaiming'"
+            f"a weight of {tuple(wide.shape)} has {min(wide.shape)} singular values for a branch to start with, "
+            f"and the rank is {branch.rank}; use a smaller rank, or start 'kaiming'"
         )
     U, s, Vh = torch.linalg.svd(wide, full_matrices=False)
     part = slice(branch.rank) if largest else slice(len(s) - branch.rank, len(s))

@@ -30,7 +30,7 @@ def _first_of_qr(weight: Tensor, rank: int, scale: float) -> Tensor:
 
 
 TAKEN: dict[object, Callable[[Tensor, int, float], Tensor]] = {"pissa": _largest, "olora": _first_of_qr}
-"""By the name of the start, the part of a weight that it takes at this rank and scale; PEFT's "olora" is arXiv 2406.01775."""
+"""By the name of the start, the part of a weight that it takes at a rank and a scale; "olora" is arXiv 2406.01775."""
 
 
 def with_lengths(weight: Tensor, lengths: Tensor | None, layer: str, folder: Path) -> Tensor:

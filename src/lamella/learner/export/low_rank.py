@@ -18,10 +18,12 @@ class Pair(NamedTuple):
     Attributes:
         A: (rank, d_in).
         B: (d_out, rank).
+        magnitude: in DoRA, the lengths (d_out,) of the rows of the changed weight; else None.
     """
 
     A: Tensor
     B: Tensor
+    magnitude: Tensor | None = None
 
 
 def low_rank(change: Tensor, weight: Tensor, merges: int = 1) -> Pair:
