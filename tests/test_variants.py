@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from streams import configured, learn_all, stream, tiny_backbone
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from lamella.backbones import load_backbone
 from lamella.common.randomness import generator
 from lamella.learner.export import export
 from lamella.methods import METHODS
+from lamella.testing import check_method
 from lamella.training.variants import NEEDS, VARIANTS, broken
 
 RANK = 3
@@ -376,3 +378,61 @@ def test_the_mean_of_weights_is_not_taken_beneath_a_dora_that_stays() -> None:
     with pytest.raises(ValueError, match="mean_weights"):
         MeanWeights(stays)
     MeanWeights(configured(METHODS["seq-lora"], tiny_backbone(), form="dora", fresh=True, **QUICK))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("seq-lora", {"form": "dora", "start": "eva", "dropout": 0.1}),
+        ("seq-lora", {"start": "pissa"}),
+        ("seq-lora", {"fresh": True, "start": "milora", "form": "dora", "b_rate": 4.0}),
+        ("color", {"form": "vera"}),
+        ("sdlora", {"start": "eva", "explained": 0.9}),
+    ],
+)
+def test_a_method_with_variants_keeps_the_contract(name: str, options: dict[str, Any]) -> None:
+    check_method(lambda backbone, seed: configured(METHODS[name], backbone, seed=seed, **QUICK | options))
+
+
+ROW = {"blocks.1.attn.proj.lora_A.weight": torch.ones(2, 64), "blocks.1.attn.proj.lora_B.weight": torch.ones(64, 2)}
+VECTORS = {"blocks.1.attn.proj.vera_lambda_b": torch.ones(64), "blocks.1.attn.proj.vera_lambda_d": torch.ones(2)}
+RANDOM = {"vera_A": torch.ones(2, 64), "vera_B": torch.ones(64, 2)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "message"),
+    [
+        (ROW | {"blocks.1.attn.proj.lora_magnitude_vector": torch.ones(3)}, {"use_dora": True}, "64 finite numbers"),
+        (ROW, {"init_lora_weights": "corda"}, "a variant of it that began with init_lora_weights 'corda'"),
+        (ROW, {"init_lora_weights": "pissa_niter_4"}, "began with init_lora_weights 'pissa_niter_4'"),
+        (VECTORS, {"peft_type": "VERA"}, "is a VeRA without its vera_A; save it with save_projection=True"),
+        (dict([*VECTORS.items()][:1]) | RANDOM, {"peft_type": "VERA"}, "of 'base_model.model.blocks.1.attn.proj' with"),
+        (VECTORS | RANDOM | {"vera_B": torch.ones(9, 2)}, {"peft_type": "VERA"}, "do not fit its vera_A and vera_B"),
+        (VECTORS | RANDOM | {"vera_A": torch.ones(2, 9)}, {"peft_type": "VERA"}, "does not fit this backbone"),
+    ],
+)  # fmt: skip
+def test_a_variant_that_cannot_be_read_is_told_in_one_line(
+    tensors: dict[str, Tensor], config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 4, **config}))
+    save_file({f"base_model.model.{k}": v for k, v in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=message) as error:
+        load_backbone(**VIT, adapter=str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"scaling": "root"}, "scaling 'root' divides alpha by the root of the rank, and alpha is left out; set alpha"),
+        ({"scaling": "sqrt", "alpha": 1.0}, "scaling 'sqrt' is unknown; use one of rank, root"),
+        ({"form": "dara"}, "form 'dara' is unknown; use one of lora, dora, vera"),
+        ({"start": "zero"}, "start 'zero' is unknown; use one of kaiming, orthonormal, pissa, milora, eva"),
+        ({"explained": 0.0}, "explained is 0.0; it must be above 0 and at most 1, such as 0.9"),
+        ({"b_rate": 0.0}, "b_rate is 0.0; it must be above 0, and 1 trains B as A"),
+        ({"form": "vera", "start": "eva"}, "form 'vera' draws A and B once for all layers and trains neither"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused_in_one_line(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LoRA(**wrong)
