@@ -132,7 +132,8 @@ def test_a_variant_starts_without_changing_outputs_and_folds_into_what_it_was(na
     with using(sites, {"a": 0.5}):
         halved = model(inputs())
     half = copy.deepcopy(model)
-    for name_, layer in half.named_modules():
+    layers: dict[str, Any] = dict(half.named_modules())
+    for name_, layer in layers.items():
         for site, branch in zip(sites, branches, strict=True):
             if name_ == site.name:
                 layer.weight.data += added(site.layer.weight, [ActingBranch("a", branch, 0.5)]).float()
@@ -366,8 +367,9 @@ def test_what_a_variant_learned_is_a_folder_that_peft_loads_and_comes_back(
     assert config["use_dora"] == (options.get("form") == "dora")
     again = load_backbone(**VIT, adapter=str(folder))
     x = torch.randn(3, 3, 32, 32, generator=generator(0, "x"))
+    network: Any = learner.backbone.model
     with torch.no_grad(), using(learner.method.sites, "task1" if method == "color" else "lora"):
-        expected = learner.backbone.model.forward_head(learner.backbone.model.forward_features(x), pre_logits=True)
+        expected = network.forward_head(network.forward_features(x), pre_logits=True)
         torch.testing.assert_close(again(x), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
