@@ -15,7 +15,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lamella.data.transform import plain_view
 from lamella.learner.config.document import build_scenario
 from lamella.learner.learner import Learner
 from lamella.methods.dlc.dlc import DLC
@@ -34,7 +33,7 @@ def main(run: Path, images: Annotated[int, typer.Option(min=1)] = 64) -> None:
         updates = [torch.stack([b.delta(weight.shape) for b in site.layer.of(name)]).sum(0) for name in method.plugins]
         table.add_row(site.name, *(f"{float(update.norm() / weight.norm()):.1%}" for update in updates))
     first = build_scenario(learner.config)[0].train
-    x = first.batch(torch.arange(min(images, len(first))), plain_view(learner.backbone.transform))
+    x = first.batch(torch.arange(min(images, len(first))), learner.backbone.transform.view())
     plain, *tuned = method.tails(method.tails.trunk(x), ["", *method.plugins]).unbind(1)
     table.add_row("features", *(f"{float((f - plain).norm() / plain.norm()):.1%}" for f in tuned))
     Console(width=40 + 11 * len(method.plugins)).print(table)

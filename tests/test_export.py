@@ -334,7 +334,7 @@ def test_tasks_that_were_folded_into_one_weight_are_not_taken_apart(tmp_path: Pa
 
 def test_an_export_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "lamella.learner.export.network.added", lambda shape, acting: torch.zeros(*shape)
+        "lamella.learner.export.network.added", lambda weight, acting: torch.zeros(weight.shape)
     )  # forgets them
     with pytest.raises(RuntimeError, match="does not compute what the model computes, so it was not kept"):
         export(learned("seq-lora"), "timm", tmp_path / "deep" / "out")

@@ -129,7 +129,7 @@ def test_layers_of_transformers_are_those_of_timm(tmp_path: Path) -> None:
         (pair("blocks.1.attn.qkv", 192) | {"norm.scale": torch.ones(2)}, {}, "has no 'norm.scale'"),
         ({"blocks.1.attn.qkv.lora_A.weight": torch.ones(2, 64)}, {}, "has lora_A of 'blocks.1.attn.qkv' without"),
         ({"blocks.1.attn.proj.ia3_l": torch.ones(2)}, {}, "holds no LoRA"),
-        (pair("blocks.1.attn.proj"), {"use_dora": True}, "a variant of it; merge it with PEFT"),
+        (pair("blocks.1.attn.proj"), {"use_dora": True}, "is a DoRA and has no lora_magnitude_vector of"),
         (pair("blocks.1.attn.proj"), {"peft_type": "IA3"}, "no plain LoRA but IA3"),
     ],
 )  # fmt: skip

@@ -75,7 +75,7 @@ def acting_weights(method: Any) -> dict[str, np.ndarray]:
     """By layer, the weight that it acts as in predictions, in float64."""
     layers = {site.name: site.layer for site in method.sites}
     acting = acting_branches(layers, lambda: method.predict(inputs(method)))
-    return {n: layer.weight.detach().double().numpy() + added(layer.weight.shape, acting[n]).numpy() for n, layer in
+    return {n: layer.weight.detach().double().numpy() + added(layer.weight, acting[n]).numpy() for n, layer in
             layers.items()}  # fmt: skip
 
 

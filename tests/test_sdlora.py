@@ -113,8 +113,8 @@ def test_the_end_of_a_task_and_the_start_of_the_next_change_no_output() -> None:
         normalise(new)
         seen.append(method.features(inputs()))
 
-    def begins(number: int) -> Any:
-        grown = start(number)
+    def begins(number: int, moments: Any) -> Any:
+        grown = start(number, moments)
         seen.append(method.features(inputs()))
         return grown
 

@@ -11,6 +11,7 @@ hand that could disagree with the code.
 
 import ast
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
@@ -153,6 +154,34 @@ def metrics() -> str:
     return _table(("key", "name", "definition"), ((f"`{m.name}`", m.label, m.definition) for m in METRICS))
 
 
+def variants() -> str:
+    """A table of variants of branches: which method can have them, and what they break of what the others need."""
+    from lamella.methods import METHODS, WHOLE_STREAM
+    from lamella.training.variants import VARIANTS, broken
+
+    kinds: dict[str, Any] = {name: kind for name, kind in METHODS.items() if name not in WHOLE_STREAM}
+    able = {name: kind.needs for name, kind in kinds.items() if _has_branches(kind)}
+    head = ("", *(f"`{variant.setting}`" for variant in VARIANTS))
+    rows = [(f"`{name}`", *(", ".join(broken(needs, v)) or "yes" for v in VARIANTS)) for name, needs in able.items()]
+    return _table(head, rows)
+
+
+def variant_words() -> str:
+    """Two tables: what each variant is, and what each need is."""
+    from lamella.training.variants import NEEDS, VARIANTS
+
+    what = [(f"`{v.setting}`", v.what, ", ".join(need for need in NEEDS if need in v.breaks) or "—") for v in VARIANTS]
+    needs = [(need, meaning) for need, meaning in NEEDS.items()]
+    return "\n\n".join([_table(("setting", "what", "breaks"), what), _table(("need", "meaning"), needs)])
+
+
+def _has_branches(kind: Any) -> bool:
+    from lamella.training.recipe import LoRA
+
+    # By annotation: Sphinx puts objects of its own in the place of defaults while it builds the site.
+    return any(p.annotation is LoRA for p in inspect.signature(kind, eval_str=True).parameters.values())
+
+
 # ---- API reference
 
 
@@ -218,6 +247,8 @@ PARTS: dict[str, Callable[..., str]] = {
     "rooms": rooms,
     "configurations": configurations,
     "metrics": metrics,
+    "variants": variants,
+    "variant_words": variant_words,
     "public": public,
     "api": api,
 }

@@ -74,14 +74,15 @@ def _number(coefficient: Coefficient) -> float | None:
 
 
 @torch.no_grad()
-def added(shape: Sequence[int], acting: Sequence[ActingBranch]) -> Tensor:
+def added(weight: Tensor, acting: Sequence[ActingBranch]) -> Tensor:
     """Return the sum that branches add to a weight, in float64 on the CPU.
 
     Args:
-        shape: the shape of the weight.
+        weight: the weight of the layer, without the branches.
         acting: the branches.
     """
-    total = torch.zeros(*shape, dtype=torch.float64)
+    total = torch.zeros(weight.shape, dtype=torch.float64)
+    wide = weight.detach().cpu().double()
     for _, branch, coefficient in acting:
-        total[branch.rows] += coefficient * deepcopy(branch).cpu().double().delta(shape)
+        total[branch.rows] += coefficient * deepcopy(branch).cpu().double().update(wide)
     return total

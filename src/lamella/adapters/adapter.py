@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.branches import TOKENS, Adapted, Branch, Coefficient
+from lamella.adapters.forms import check_form, fill_shared, vectors
 from lamella.adapters.layers import AdaptedConv2d, AdaptedLinear
 from lamella.adapters.sites import Site, adapt, module_key
 from lamella.adapters.tokens import counted
@@ -57,8 +58,9 @@ def grow(
     generator: torch.Generator | None = None,
     factorisation: str = "conv",
     tokens: str = "all",
+    form: str = "lora",
 ) -> list[Branch]:
-    """Add an adapter: one branch of this name on every site. Its B is zero, so the outputs do not change yet.
+    """Add an adapter: one branch of this name on every site, which does not change the outputs yet.
 
     Args:
         sites: the sites. Several sites of one layer give this layer several branches.
@@ -69,14 +71,18 @@ def grow(
             for methods that compute A themselves.
         factorisation: the factorisation of convolutions, "conv" or "kernel"; see `AdaptedConv2d`.
         tokens: what the branches act on: "all" tokens, or the "class" token of each sample, which is its first one.
+        form: "lora" (A and B are trained, B is zero), "dora" (also the lengths of the weight's rows) or "vera" (A and B
+            are drawn once for all sites and stay, two vectors are trained, of which one is zero).
 
     Returns:
         The new branches, in the order of `sites`.
 
     Raises:
         ValueError: the name exists already or is not allowed, a rank is below 1 or above the width of every
-            layer, the number of ranks is wrong, or a convolution has no class token.
+            layer, the number of ranks is wrong, a convolution has no class token, or the form is unknown or does not
+            fit the factorisation or the tokens.
     """
+    check_form(form, factorisation, tokens)
     ranks = [rank] * len(sites) if isinstance(rank, int) else list(rank)
     if "." in name or not name or hasattr(nn.ModuleDict(), name):
         raise ValueError(f"adapter name {name!r} must be non-empty, without dots, and no attribute of torch's modules")
@@ -93,12 +99,15 @@ def grow(
     if max(ranks, default=0) > widest:
         raise ValueError(f"rank {max(ranks)} is too large; the widest of these layers has {widest} inputs or outputs")
     grown: list[Branch] = []
-    for site, r in zip(sites, ranks, strict=True):
-        A, B = site.layer.new_factors(r, site.rows, factorisation)
-        if generator is not None:
+    factors = [site.layer.new_factors(r, site.rows, factorisation) for site, r in zip(sites, ranks, strict=True)]
+    if form == "vera" and generator is not None:
+        fill_shared(factors, generator)
+    for site, (A, B) in zip(sites, factors, strict=True):
+        if form != "vera" and generator is not None:
             bound = A[0].numel() ** -0.5
             A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator))
-        branch = Branch(A, B, site.rows, scale, tokens).to(A.device)
+        own = vectors(form, site.layer.weight[site.rows], B)
+        branch = Branch(A, B, site.rows, scale, tokens, **own).to(A.device)
         if name not in site.layer.branches:
             site.layer.branches[name] = nn.ModuleList()
         cast(nn.ModuleList, site.layer.branches[name]).append(branch)
@@ -220,5 +229,5 @@ def merge(sites: Sequence[Site], name: str) -> None:
         wide = torch.promote_types(layer.weight.dtype, torch.float32)
         for branch in layer.of(name):
             rows = layer.weight[branch.rows]
-            rows.copy_(rows.to(wide) + branch.to(wide).delta(layer.weight.shape))
+            rows.copy_(rows.to(wide) + branch.to(wide).update(layer.weight.to(wide)))
         del layer.branches[name]

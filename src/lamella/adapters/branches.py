@@ -10,6 +10,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["TOKENS", "Acting", "Adapted", "Branch", "Coefficient"]
@@ -22,6 +23,9 @@ Coefficient = float | Tensor | Callable[[Tensor], Tensor]
 
 For a linear layer a tensor may also be `(n, rank)`: one value for each sample and row of A.
 """
+
+VECTORS = ("magnitude", "inner", "outer")
+"""The tensors that branches of the forms "dora" and "vera" have beside A and B."""
 
 
 class Branch(nn.Module):
@@ -36,13 +40,34 @@ class Branch(nn.Module):
         scale: a constant factor of the update.
         tokens: what the branch acts on, one of TOKENS. One for class tokens has no equal among the changes of a weight,
             which all tokens pass.
+        magnitude: `(d_rows,)` the lengths of the weight's rows with the branch, as DoRA trains them beside the
+            direction; None in other forms.
+        inner: `(rank,)` what VeRA multiplies the columns of B by; None in other forms.
+        outer: `(d_rows,)` what VeRA multiplies the rows of B by; None in other forms.
         gate: an optional coefficient that belongs to the branch. If it is a module, it is saved with the branch.
     """
 
-    def __init__(self, A: Tensor, B: Tensor, rows: slice, scale: float = 1.0, tokens: str = "all") -> None:
+    magnitude: nn.Parameter | None
+    inner: nn.Parameter | None
+    outer: nn.Parameter | None
+
+    def __init__(
+        self,
+        A: Tensor,
+        B: Tensor,
+        rows: slice,
+        scale: float = 1.0,
+        tokens: str = "all",
+        *,
+        magnitude: Tensor | None = None,
+        inner: Tensor | None = None,
+        outer: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.A = nn.Parameter(A, requires_grad=False)
         self.B = nn.Parameter(B, requires_grad=False)
+        for name, vector in zip(VECTORS, (magnitude, inner, outer), strict=True):
+            self.register_parameter(name, None if vector is None else nn.Parameter(vector, requires_grad=False))
         self.rows = rows
         self.scale = float(scale)
         self.tokens = tokens
@@ -59,10 +84,52 @@ class Branch(nn.Module):
         """The first dimension of A: the rank, or rank * k in the "kernel" factorisation."""
         return self.A.shape[0]
 
+    @property
+    def factors(self) -> list[nn.Parameter]:
+        """What is trained: A, B and, in DoRA, the magnitude; in VeRA only the two vectors."""
+        if self.inner is not None and self.outer is not None:
+            return [self.inner, self.outer]
+        return [self.A, self.B] if self.magnitude is None else [self.A, self.B, self.magnitude]
+
+    @property
+    def expansion(self) -> Tensor:
+        """B, in VeRA with both vectors multiplied into it; of the shape of B."""
+        if self.inner is None or self.outer is None:
+            return self.B
+        ones = [1] * (self.B.ndim - 2)
+        return self.outer.reshape(-1, 1, *ones) * self.B * self.inner.reshape(1, -1, *ones)
+
     def delta(self, weight_shape: Sequence[int]) -> Tensor:
-        """Compute the update of the weight's rows, `(rows, *weight_shape[1:])`, in the precision of A and B."""
-        product = self.B.flatten(1) @ self.A.flatten(1)
+        """Compute scale * B A, `(rows, *weight_shape[1:])`, in the precision of A and B. See `update`."""
+        product = self.expansion.flatten(1) @ self.A.flatten(1)
         return self.scale * product.reshape(-1, *weight_shape[1:])
+
+    def gain(self, weight: Tensor) -> Tensor | None:
+        """What DoRA multiplies each row of the weight with its update by, `(d_rows,)`; None in other forms.
+
+        The length of a row is taken as a constant in training, as in section 4.3 of DoRA's paper and in PEFT.
+
+        Args:
+            weight: the whole weight of the layer.
+        """
+        if self.magnitude is None:
+            return None
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            rows = weight[self.rows].to(torch.promote_types(weight.dtype, self.A.dtype))
+            lengths = (rows + self.delta(weight.shape)).flatten(1).norm(dim=1)
+        return self.magnitude / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+
+    def update(self, weight: Tensor) -> Tensor:
+        """Compute what the branch adds to the weight's rows, `(rows, *weight.shape[1:])`.
+
+        Args:
+            weight: the whole weight of the layer, without the branch.
+        """
+        delta, gain = self.delta(weight.shape), self.gain(weight)
+        if gain is None:
+            return delta
+        rows = weight[self.rows]
+        return gain.reshape(-1, *[1] * (weight.ndim - 1)) * (rows + delta) - rows
 
 
 class Acting(NamedTuple):
@@ -71,21 +138,35 @@ class Acting(NamedTuple):
     Attributes:
         branch: the branch.
         rows: start and stop of the output rows that `B` covers.
-        B: the rows of the branch's B.
+        B: the rows of what expands: the branch's B with all that is multiplied into it.
         coefficient: a number, or a tensor with one value per sample, or with one per sample and row of A.
+        gain: in DoRA, what these rows of the weight are multiplied by; else None.
     """
 
     branch: Branch
     rows: tuple[int, int]
     B: Tensor
     coefficient: float | Tensor
+    gain: Tensor | None = None
 
     def within(self, rows: slice) -> "Acting":
         """Restrict the branch to some output rows, counted from the first of them. B is empty if none is covered."""
         start, stop = max(self.rows[0], rows.start), min(self.rows[1], rows.stop)
         stop = max(start, stop)
-        B = self.B[start - self.rows[0] : stop - self.rows[0]]
-        return self._replace(rows=(start - rows.start, stop - rows.start), B=B)
+        inside = slice(start - self.rows[0], stop - self.rows[0])
+        gain = None if self.gain is None else self.gain[inside]
+        return self._replace(rows=(start - rows.start, stop - rows.start), B=self.B[inside], gain=gain)
+
+
+def _change(acting: Acting, width: int) -> Tensor:
+    """Return coefficient * (gain - 1) for all output rows, `(width,)` or `(n, width)`; 0 where nothing is gained."""
+    assert acting.gain is not None
+    change, (start, stop) = acting.gain - 1, acting.rows
+    if isinstance(acting.coefficient, Tensor):
+        change = acting.coefficient.reshape(-1, 1) * change
+    else:
+        change = acting.coefficient * change
+    return F.pad(change, (start, width - stop))
 
 
 def _value(coefficient: Coefficient, x: Tensor, rank: int | None) -> float | Tensor:
@@ -119,6 +200,8 @@ class Adapted(nn.Module):
     """
 
     weight: Tensor
+    bias: Tensor | None
+    channels: int = -1  # the dimension of the outputs' channels
     branches: nn.ModuleDict
     dropout: float = 0.0
     draws: torch.Generator | None = None
@@ -133,7 +216,10 @@ class Adapted(nn.Module):
         self._show(input)
         y = super().forward(input)
         acting = self._acting(input)
-        return self._add(y, self._dropped(input), acting) if acting else y
+        if not acting:
+            return y
+        x = self._dropped(input)
+        return self._add(self._turned(y, input, x, acting), x, acting)
 
     @property
     def chosen(self) -> Mapping[str, Coefficient]:
@@ -167,11 +253,39 @@ class Adapted(nn.Module):
         found: list[Acting] = []
         for name, coefficient in self.chosen.items():
             for branch in self.of(name):
-                rank = branch.rank if isinstance(self, nn.Linear) else None
+                # A row of the weight has one length, so DoRA knows no coefficient for each row of A.
+                rank = branch.rank if isinstance(self, nn.Linear) and branch.magnitude is None else None
                 gate = 1.0 if branch.gate is None else _value(branch.gate, x, rank)
                 total = _product(_value(coefficient, x, rank), gate)
-                found.append(Acting(branch, (branch.rows.start, branch.rows.stop), branch.B, total))
+                B, gain = branch.expansion, branch.gain(self.weight)
+                B = B if gain is None else gain.reshape(-1, *[1] * (B.ndim - 1)) * B
+                found.append(Acting(branch, (branch.rows.start, branch.rows.stop), B, total, gain))
         return sorted(found, key=lambda a: a.rows)
+
+    def _turned(
+        self, y: Tensor, input: Tensor, x: Tensor, acting: Sequence[Acting], rows: slice = slice(None)
+    ) -> Tensor:
+        """Add coefficient * (gain - 1) W x for each branch of the form "dora"; the others leave y as it is.
+
+        Args:
+            y: W input + bias, for these rows.
+            input: the input of the layer.
+            x: the input with dropout; the same object if nothing is dropped.
+            acting: the active branches, their rows counted from the first of `rows`.
+            rows: the output rows in y.
+        """
+        changes = [_change(a, y.shape[self.channels]) for a in acting if a.gain is not None]
+        if not changes:
+            return y
+        bias = None if self.bias is None else self.bias[rows]
+        along = [-1 if d == self.channels % y.ndim else 1 for d in range(y.ndim)]
+        bare = self._bare(x, rows) if x is not input else y if bias is None else y - bias.reshape(along)
+        change = torch.stack(torch.broadcast_tensors(*changes)).sum(0)
+        shape = along if change.ndim == 1 else [len(change), *along[1:]]
+        return y + change.reshape(shape).to(y.dtype) * bare
+
+    def _bare(self, x: Tensor, rows: slice) -> Tensor:
+        raise NotImplementedError  # W[rows] x
 
     def _add(self, y: Tensor, x: Tensor, acting: list[Acting]) -> Tensor:
         raise NotImplementedError  # each concrete layer computes its branches in its own way
@@ -200,10 +314,9 @@ class Adapted(nn.Module):
 
 
 class _Stored(NamedTuple):
-    """A branch as stored in a state dict."""
+    """A branch as stored in a state dict; `tensors` are A, B and, in some forms, vectors."""
 
-    A: Tensor
-    B: Tensor
+    tensors: Mapping[str, Tensor]
     rows: slice
     scale: float
     tokens: str
@@ -212,19 +325,23 @@ class _Stored(NamedTuple):
     def read(cls, state: Mapping[str, Tensor], prefix: str) -> "_Stored":
         start, stop = state[prefix + "extent"].tolist()
         tokens = "class" if prefix + "class_token" in state else "all"
-        rows, factor = slice(start, stop), float(state[prefix + "factor"])
-        return cls(state[prefix + "A"], state[prefix + "B"], rows, factor, tokens)
+        tensors = {name: state[prefix + name] for name in ("A", "B", *VECTORS) if prefix + name in state}
+        return cls(tensors, slice(start, stop), float(state[prefix + "factor"]), tokens)
 
     def fitted(self, own: Branch | None) -> Branch | None:
         """Return `own` with the stored scale if the stored numbers can be loaded into it unchanged; else None."""
         if own is None or (own.rows, own.tokens) != (self.rows, self.tokens):
             return None
-        if any(o.shape != s.shape or o.dtype != s.dtype for o, s in ((own.A, self.A), (own.B, self.B))):
+        there = dict(own.named_parameters(recurse=False))
+        if there.keys() != self.tensors.keys():
+            return None
+        if any(there[n].shape != s.shape or there[n].dtype != s.dtype for n, s in self.tensors.items()):
             return None
         own.scale = self.scale
         return own
 
     def empty(self, device: torch.device) -> Branch:
         """Create a branch into which the stored numbers can be loaded."""
-        A, B = (torch.empty_like(stored, device=device) for stored in (self.A, self.B))
-        return Branch(A, B, self.rows, self.scale, self.tokens).to(device)
+        made = {name: torch.empty_like(stored, device=device) for name, stored in self.tensors.items()}
+        A, B = made.pop("A"), made.pop("B")
+        return Branch(A, B, self.rows, self.scale, self.tokens, **made).to(device)

@@ -110,7 +110,13 @@ class AdaptedLinear(Adapted, nn.Linear):
     def _part(self, x: Tensor, rows: slice, acting: list[Acting]) -> Tensor:
         y = F.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
         inside = [part for a in acting if len((part := a.within(rows)).B)]
-        return self._add(y, self._dropped(x), inside) if inside else y
+        if not inside:
+            return y
+        dropped = self._dropped(x)
+        return self._add(self._turned(y, x, dropped, inside, rows), dropped, inside)
+
+    def _bare(self, x: Tensor, rows: slice) -> Tensor:
+        return F.linear(x, self.weight[rows])
 
     def _add(self, y: Tensor, x: Tensor, acting: list[Acting]) -> Tensor:
         of_class = [a for a in acting if a.branch.tokens == "class"]
@@ -151,6 +157,11 @@ class AdaptedConv2d(Adapted, nn.Conv2d):
     A coefficient scales the whole update.
     """
 
+    channels = 1
+
+    def _bare(self, x: Tensor, rows: slice) -> Tensor:
+        return self._convolve(x, self.weight[rows])
+
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -164,7 +175,7 @@ class AdaptedConv2d(Adapted, nn.Conv2d):
             start = 0
             for rows, group in _by_rows(convs):
                 width = sum(a.branch.rank for a in group)
-                y[:, rows] += F.conv2d(z[:, start : start + width], _stack([a.branch.B for a in group], 1))
+                y[:, rows] += F.conv2d(z[:, start : start + width], _stack([a.B for a in group], 1))
                 start += width
         for rows, group in _by_rows([a for a in acting if a.branch.A.ndim == 2]):
             y[:, rows] += self._kernels(x, group)

@@ -1,4 +1,4 @@
-"""A LoRA that PEFT trained, added to the weights of a backbone as it is loaded.
+"""A LoRA that PEFT trained, or a DoRA or VeRA, added to the weights of a backbone as it is loaded.
 
 A layer may be called as it is here, or as the ViTs of Transformers call it; query, key and value of their own go to
 their rows of a fused layer. Networks of texts are those of Transformers themselves, with or without a head in front.
@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lamella.backbones.peft_variants import HARMLESS, TAKEN, vera_as_lora, with_lengths
 from lamella.backbones.plain_layers import is_transposed
 from lamella.backbones.roles import find_places, roles_of_name, rows_of
 from lamella.backbones.weight_files import CLASSIFIERS, read_state, weights_file
@@ -42,9 +43,11 @@ def add_peft_lora(model: nn.Module, folder: Path) -> None:
 
     Raises:
         FileNotFoundError: there is no adapter.
-        ValueError: it is no plain LoRA, or does not fit the model.
+        ValueError: it is another kind of adapter, or does not fit the model.
     """
     config, state = _read_config(folder), read_state(weights_file(folder, _FILES))
+    if config.get("peft_type") == "VERA":
+        state = vera_as_lora(state, folder)
     if config.get("fan_in_fan_out") and not any(map(is_transposed, model.modules())):
         _refuse(folder, "a variant of it")
     pairs: dict[str, dict[str, Tensor]] = {}
@@ -52,7 +55,7 @@ def add_peft_lora(model: nn.Module, folder: Path) -> None:
     for key, tensor in state.items():
         name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
         layer, _, letter = name.removesuffix(".weight").rpartition(".lora_")
-        if layer and letter in ("A", "B"):
+        if layer and letter in ("A", "B", "magnitude_vector"):
             pairs.setdefault(layer, {})[letter] = tensor.double()
         else:
             others[name] = tensor
@@ -78,8 +81,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("alpha_pattern") or {}, dict):
         raise ValueError(f"'{path}' is no configuration that PEFT wrote; save the adapter with PEFT again")
     kind = config.get("peft_type")
-    if kind != "LORA" or config.get("use_dora"):
-        _refuse(folder, "a variant of it" if kind == "LORA" else str(kind))
+    if kind not in ("LORA", "VERA"):
+        _refuse(folder, str(kind))
+    start = config.get("init_lora_weights", True)
+    if kind == "LORA" and isinstance(start, str) and start not in (*HARMLESS, *TAKEN):
+        _refuse(folder, f"a variant of it that began with init_lora_weights '{start[:40]}'")
     return config
 
 
@@ -93,20 +99,27 @@ def _refuse(folder: Path, kind: str) -> None:
 def _add_pair(
     model: nn.Module, layer: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path
 ) -> None:
-    if len(pair) < 2:
+    if not {"A", "B"} <= pair.keys():
         raise ValueError(f"'{folder}' has lora_{next(iter(pair))} of '{layer}' without the other of the two")
     A, B = pair["A"], pair["B"]
     weight = _weight_of(model, layer, folder)
+    A = A[:, : weight[0].numel()] if config.get("peft_type") == "VERA" else A
     fits = len(A) == B.shape[1] and A[0].numel() == weight[0].numel() and len(B) == len(weight)
     if not fits:
         raise ValueError(
             f"'{folder}' does not fit this backbone: the LoRA of '{layer}' has A {tuple(A.shape)} and B "
             f"{tuple(B.shape)}, the weight is {tuple(weight.shape)}"
         )
-    update = _scale(config, layer, len(A)) * (B.flatten(1) @ A.flatten(1))
+    scale = _scale(config, layer, len(A))
+    update = scale * (B.flatten(1) @ A.flatten(1))
     if not update.isfinite().all():
         raise ValueError(f"'{folder}' has numbers in the LoRA of '{layer}' that are not finite; train it again")
-    weight.copy_(weight.double() + update.reshape(weight.shape))
+    whole = weight.double().flatten(1) + update
+    if take := TAKEN.get(config.get("init_lora_weights", True)):
+        whole = whole - take(weight.flatten(1), len(A), scale)
+    if config.get("use_dora"):
+        whole = with_lengths(whole, pair.get("magnitude_vector"), layer, folder)
+    weight.copy_(whole.reshape(weight.shape))
 
 
 def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:

@@ -107,6 +107,7 @@ class CoLoR(OwnHeads):
     """
 
     routed = True
+    needs = frozenset({"frozen weight"})
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class CoLoR(OwnHeads):
         self.eval()
         number = len(self.heads)
         expert = f"task{number}"
-        branches = self.lora.grow(self.sites, expert, generator(self.seed, "expert", number))
+        branches = self.grow_new(expert, generator(self.seed, "expert", number), task, fit)
 
         def features(x: Samples) -> Tensor:
             with using(self.sites, expert):

@@ -105,6 +105,7 @@ class DualLoRA(OwnHeads):
     """
 
     merges = True
+    needs = frozenset({"own A", "reads A", "product", "trained pair"})
     removed: ClassVar[dict[str, Any]] = {"score_layers": 1.0}
 
     def __init__(

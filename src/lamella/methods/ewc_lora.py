@@ -62,6 +62,7 @@ class EWCLoRA(OwnHeads):
     """
 
     merges = True
+    needs = frozenset({"product"})
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class EWCLoRA(OwnHeads):
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
         number = len(self.heads)
-        branches = self.lora.grow(self.sites, "new", generator(self.seed, "lora", number))
+        branches = self.grow_new("new", generator(self.seed, "lora", number), task, fit)
         penalty = (lambda: self.penalty(branches)) if number and self.strength else None
         self.train_head(task, fit, factors(branches), penalty=penalty)
         merge(self.sites, "new")  # W <- W + B A

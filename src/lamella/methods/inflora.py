@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Branch, Site, merge, module_key
+from lamella.adapters.starts import read_directions
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
@@ -126,6 +127,7 @@ class InfLoRA(OwnHeads):
     """
 
     merges = True
+    needs = frozenset({"own A", "reads A", "product"})
 
     def __init__(
         self,
@@ -202,7 +204,7 @@ class InfLoRA(OwnHeads):
         ranks = [U.shape[1] for _, U in open_sites]
         branches = self.lora.grow([site for site, _ in open_sites], "new", rank=ranks)
         for branch, (_, U) in zip(branches, open_sites, strict=True):
-            branch.A.copy_(U.T / 3**0.5)  # the expected row norm of LoRA's usual start
+            read_directions(branch, U)
         return [(site, branch) for branch, (site, _) in zip(branches, open_sites, strict=True)]
 
     def _directions(self, layer: str, G: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Branch, grow, merge, module_key
+from lamella.adapters.starts import read_directions
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
@@ -92,6 +93,7 @@ class LoDA(OwnHeads):
     """
 
     merges = True
+    needs = frozenset({"own A", "reads A", "product"})
 
     def __init__(
         self,
@@ -175,7 +177,7 @@ class LoDA(OwnHeads):
         designs = [directions[self.reads_as[site.name]] for site in self.sites]
         branches = grow(self.sites, name, [U.shape[1] for U in designs], scale=self.scales[name])
         for branch, U in zip(branches, designs, strict=True):
-            branch.A.copy_(U.T / 3**0.5)
+            read_directions(branch, U)
         return branches
 
     def _remember(self, task: Task, fit: Fit, before: dict[str, Tensor]) -> None:

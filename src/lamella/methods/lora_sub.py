@@ -53,6 +53,7 @@ from lamella.memory.signatures import protected_share
 from lamella.memory.subspace import count_by_share
 from lamella.memory.weight_sums import WeightSum, site_key
 from lamella.methods.shared.class_means import ClassMeans
+from lamella.methods.shared.growing import grow_for_task
 from lamella.methods.shared.heads import Head
 from lamella.methods.shared.moments import second_moments
 from lamella.methods.shared.own_heads import factors, with_head
@@ -60,6 +61,7 @@ from lamella.methods.shared.triplet import augmented_triplet
 from lamella.training.fit import Fit
 from lamella.training.projected_steps import ProjectedSteps
 from lamella.training.recipe import LoRA, Training
+from lamella.training.variants import check_variants
 
 __all__ = ["LoRASub", "drift_resistant"]
 
@@ -83,6 +85,7 @@ class LoRASub(ClassMeans):
     """
 
     merges = True
+    needs = frozenset({"product", "trained pair"})
     tasks: Tensor
 
     def __init__(
@@ -105,6 +108,7 @@ class LoRASub(ClassMeans):
             raise ValueError(f"margin {margin} must be above 0; features have length 1, and 1 is usual")
         self.lora, self.recipe = lora, training
         self.energy, self.triplet, self.margin, self.project_b = energy, triplet, margin, project_b
+        check_variants(type(self).__name__, self.needs, lora)
         self.sites = lora.attach(backbone)
         if project_b:
             _check_rows(self.sites)
@@ -116,7 +120,8 @@ class LoRASub(ClassMeans):
         self.eval()
         number = int(self.tasks)
         spaces = self._spaces(task, fit) if number else {}
-        branches = self.lora.grow(self.sites, "new", generator(self.seed, "lora", number))
+        draws = generator(self.seed, "lora", number)
+        branches = grow_for_task(self.lora, self.backbone, self.sites, "new", draws, task, fit)
         self._train(task, fit, branches, spaces, number)
         for site, branch in zip(self.sites, branches, strict=True):
             self._old(site).add(branch.delta(site.layer.weight.shape))
@@ -140,7 +145,7 @@ class LoRASub(ClassMeans):
             return value + self.triplet * augmented_triplet(features, y, means, ids, self.margin)
 
         steps = ProjectedSteps(self._projections(branches, spaces))
-        groups = with_head(factors(branches), head, training)
+        groups = with_head(self.lora.groups(factors(branches), self.sites, training.lr), head, training)
         fit(task.train, loss, groups, training, before_step=steps.before, after_step=steps.after)
 
     def _projections(

@@ -17,6 +17,7 @@ from lamella.memory.subspace import Subspace
 from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.training.fit import Fit
+from lamella.training.variants import EVERYTHING
 
 __all__ = ["SHARED", "STATISTICS_GO_ON", "Method"]
 
@@ -72,6 +73,8 @@ class Method(nn.Module, ABC):
         exemplars: The samples that are kept of old tasks, where the method keeps any; the defaults use them.
         base: The method that this one is built on; None for a method that stands alone. See `MethodOnBase`.
         sites: Where the method's adapters sit; empty where it has none.
+        needs: What it needs of a branch, names of `training.variants.NEEDS`; variants of LoRA that break any of it are
+            refused. By default it is everything, so that a method says itself what it can do without.
         routed: Whether experts are chosen for each sample. Then a given task changes the features, and the experts of
             old tasks stay as they are, so that samples of a new task cannot show how features of old ones drift.
         widens: Whether the features get wider with each task.
@@ -86,6 +89,7 @@ class Method(nn.Module, ABC):
     heads: Heads
     base: "Method | None"
     sites: Sequence[Site] = ()
+    needs: frozenset[str] = EVERYTHING
     routed: bool = False
     widens: bool = False
     changes_backbone: bool = False

@@ -93,6 +93,7 @@ class OLoRA(OwnHeads):
     """
 
     merges = True
+    needs = frozenset({"reads A", "trained pair", "one rank"})
     removed: ClassVar[dict[str, Any]] = {"norm_penalty": 0.0}
 
     def __init__(
@@ -117,7 +118,7 @@ class OLoRA(OwnHeads):
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
-        branches = self.lora.grow(self.sites, "new", generator(self.seed, "lora", len(self.heads)))
+        branches = self.grow_new("new", generator(self.seed, "lora", len(self.heads)), task, fit)
         penalty = partial(self.penalties, branches)
         self.train_head(task, fit, factors(branches), penalty=penalty, distillation=self.distillation)
         for site, branch in zip(self.sites, branches, strict=True):

@@ -49,11 +49,13 @@ from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.resizable import Resizable
 from lamella.methods.method import Method
+from lamella.methods.shared.growing import grow_for_task
 from lamella.methods.shared.heads import Heads
 from lamella.methods.shared.own_heads import factors, with_head
 from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
+from lamella.training.variants import check_variants
 
 __all__ = ["RanPAC", "best_ridge"]
 
@@ -107,6 +109,7 @@ class RanPAC(Resizable, Method):
     ids: Tensor
     projection: Tensor
     check: Tensor
+    needs = frozenset({"frozen weight"})
     chosen: Tensor
     G: Tensor
     Q: Tensor
@@ -136,8 +139,8 @@ class RanPAC(Resizable, Method):
             raise ValueError(f"ridge {ridge} must be above 0; leave it out to have it chosen")
         if ridge is None and scatter == "within":
             raise ValueError("scatter 'within' needs a ridge, such as 100 with unit=true; only for 'all' one is chosen")
-        self.backbone = backbone
-        self.seed = seed
+        self.backbone, self.seed = backbone, seed
+        check_variants(type(self).__name__, self.needs, lora)
         self.lora = lora
         self.recipe = training
         self.projections = projections
@@ -220,14 +223,16 @@ class RanPAC(Resizable, Method):
 
     def _adapt(self, task: Task, fit: Fit) -> None:
         """Train a LoRA and a head on the first task; only the LoRA is kept."""
-        branches = self.lora.grow(self.sites, "first", generator(self.seed, "lora"))
+        draws = generator(self.seed, "lora")
+        branches = grow_for_task(self.lora, self.backbone, self.sites, "first", draws, task, fit)
         head = Heads(self.backbone.width, self.recipe.head_start, self.seed).grow(task.classes).to(self.G.device)
 
         def loss(x: Samples, y: Tensor) -> Tensor:
             return F.cross_entropy(head(self.features(x)), head.columns(y))
 
         training = self.recipe.of_task(0)
-        fit(task.train, loss, with_head(factors(branches), head, training), training)
+        groups = with_head(self.lora.groups(factors(branches), self.sites, training.lr), head, training)
+        fit(task.train, loss, groups, training)
 
     def _chosen(self, h: Tensor, y: Tensor, task: int) -> float:
         """Return lambda: the given one, or the one that is best on a random fifth of the task's training images."""

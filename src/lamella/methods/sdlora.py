@@ -29,7 +29,7 @@ Departures (from the authors' code [c]):
   combination of the old ones, are not here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +41,7 @@ from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
+from lamella.methods.shared.growing import start_moments
 from lamella.methods.shared.own_heads import OwnHeads, factors
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
@@ -67,6 +68,7 @@ class SDLoRA(OwnHeads):
         ValueError: a value is not allowed.
     """
 
+    needs = frozenset({"product", "trained pair", "frozen weight"})
     removed: ClassVar[dict[str, Any]] = {"rank_reduction": []}
     unstored: ClassVar[dict[str, Any]] = {"momentum": 0.0}  # version 0.1 had no momentum here
 
@@ -98,7 +100,7 @@ class SDLoRA(OwnHeads):
         number = len(self.heads)
         if self.magnitudes == "restarted":
             self.alphas = nn.ParameterList(self._start() for _ in range(number))
-        pairs = self._grow(number)
+        pairs = self._grow(number, start_moments(self.lora, self.backbone, self.sites, task, fit))
         self.alphas.append(self._start())
         self.train_head(task, fit, [*factors(pairs), *self.alphas])
         self._normalise(pairs)
@@ -106,11 +108,13 @@ class SDLoRA(OwnHeads):
     def adapters_of(self, task: int) -> tuple[str, ...]:
         return tuple(_name(task, k) for k in self._numbers)
 
-    def _grow(self, number: int) -> list[Branch]:
+    def _grow(self, number: int, moments: Mapping[str, Tensor]) -> list[Branch]:
         """Add the pairs of a new task, one adapter for each site, so that each site can have its own magnitude."""
         draws = generator(self.seed, "sdlora", number)
         return [
-            branch for k, site in enumerate(self.sites) for branch in self.lora.grow([site], _name(number, k), draws)
+            branch
+            for k, site in enumerate(self.sites)
+            for branch in self.lora.grow([site], _name(number, k), draws, moments=moments)
         ]
 
     def _start(self) -> nn.Parameter:

@@ -35,6 +35,8 @@ class SeqLoRA(OwnHeads):
             the weights after it. Otherwise one adapter is trained on and on.
     """
 
+    needs = frozenset()
+
     def __init__(
         self,
         backbone: Backbone,
@@ -46,13 +48,20 @@ class SeqLoRA(OwnHeads):
     ) -> None:
         super().__init__(backbone, seed, training, lora)
         self.fresh = self.merges = fresh
-        if not fresh:
+        if not fresh and not lora.needs_moments:
             lora.grow(self.sites, "lora", generator(seed, "lora"))
+
+    @property
+    def one_weight(self) -> bool:
+        # What DoRA makes of a weight is no sum, so that a mean cannot lie beneath a branch that stays.
+        return super().one_weight and (self.fresh or self.lora.form != "dora")
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
         if self.fresh:
-            self.lora.grow(self.sites, "lora", generator(self.seed, "lora", len(self.heads)))
+            self.grow_new("lora", generator(self.seed, "lora", len(self.heads)), task, fit)
+        elif not any(site.layer.of("lora") for site in self.sites):
+            self.grow_new("lora", generator(self.seed, "lora"), task, fit)  # its start needs the first task's inputs
         self.train_head(task, fit, factors(branch for site in self.sites for branch in site.layer.of("lora")))
         if self.fresh:
             merge(self.sites, "lora")  # W <- W + B A

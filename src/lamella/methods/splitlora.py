@@ -105,6 +105,7 @@ class SplitLoRA(OwnHeads):
     """
 
     merges = True
+    needs = frozenset({"own A", "reads A", "product"})
 
     def __init__(
         self,

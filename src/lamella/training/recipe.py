@@ -6,13 +6,16 @@ keys.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lamella.adapters.adapter import Branch, Site, grow
+from lamella.adapters.forms import check_form
+from lamella.adapters.starts import STARTS, explained_rank, read_directions, start_orthonormal, start_with_weight
 from lamella.backbones.backbone import Backbone
 from lamella.common.checks import check_one_of
 from lamella.data.loading import step_sizes
@@ -131,18 +134,32 @@ class Training:
 
 @dataclass(frozen=True)
 class LoRA:
-    """Which layers carry low-rank branches, and of which form: dW = (alpha / rank) B A.
+    """Which layers carry low-rank branches, and of which form: dW = scale B A.
+
+    Not every variant suits every method: `training/variants.py` has what each of them breaks.
 
     Args:
         rank: the rank of a branch; at least 1.
-        alpha: the update is multiplied by alpha / rank; above 0. If left out, the update is multiplied by 1.
+        alpha: what the scale is made of; above 0. If left out, the scale is 1.
+        scaling: what alpha is divided by: "rank" (alpha / rank, as in LoRA) or "root" (alpha / sqrt(rank), as in
+            rsLoRA).
         sites: the roles of the layers that carry branches, such as "query" and "value". Roles that are joined by a plus
             sign, such as "key+value", share one A.
         blocks: how many blocks are adapted, counted from the input; at least 1. If left out, all of them are.
         dropout: the share of a branch's inputs that is set to zero at random while it is trained; from 0 to below 1.
+        form: what is trained: "lora" (A and B), "dora" (also the length of each row of the weight, beside its
+            direction) or "vera" (two vectors beside random A and B, which are the same on all layers and stay).
+        start: what A and B are before training: "kaiming" (A is random, B zero), "orthonormal" (the rows of A are
+            random and orthonormal), "eva" (the rows of A are the directions in which the task's inputs have most
+            energy), "pissa" or "milora" (the parts of the weight with its largest or its smallest singular values,
+            which the weight loses).
+        explained: the share of the energy of a layer's inputs that its branch should read; above 0, at most 1. Each
+            branch has the smallest rank whose leading directions have that share, but never more than `rank`. If left
+            out, each has `rank`.
+        b_rate: what the learning rate of B is multiplied by, as in LoRA+; above 0.
 
     Raises:
-        ValueError: a number is out of its range, or no site is named.
+        ValueError: a value is out of its range or unknown, values contradict each other, or no site is named.
     """
 
     rank: int = 10
@@ -150,6 +167,11 @@ class LoRA:
     sites: tuple[str, ...] = ("key+value",)
     blocks: int | None = None
     dropout: float = 0.0
+    scaling: str = "rank"
+    form: str = "lora"
+    start: str = "kaiming"
+    explained: float | None = None
+    b_rate: float = 1.0
 
     def __post_init__(self) -> None:
         _check_count("rank", self.rank)
@@ -160,11 +182,32 @@ class LoRA:
             raise ValueError(f"alpha is {self.alpha}; it must be above 0, or left out for a scale of 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be within [0, 1), and 0 leaves it out")
+        check_one_of("scaling", self.scaling, ("rank", "root"))
+        check_one_of("start", self.start, STARTS)
+        check_form(self.form)
+        if self.scaling == "root" and self.alpha is None:
+            raise ValueError("scaling 'root' divides alpha by the root of the rank, and alpha is left out; set alpha")
+        if self.explained is not None and not 0 < self.explained <= 1:
+            raise ValueError(f"explained is {self.explained}; it must be above 0 and at most 1, such as 0.9")
+        if not 0 < self.b_rate < math.inf:
+            raise ValueError(f"b_rate is {self.b_rate}; it must be above 0, and 1 trains B as A")
+        if self.form == "vera" and (self.start != "kaiming" or self.b_rate != 1):
+            raise ValueError(
+                "form 'vera' draws A and B once for all layers and trains neither; leave out start and b_rate, or "
+                "choose another form"
+            )
 
     @property
     def scale(self) -> float:
-        """The constant factor of an update, alpha / rank."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
+        """The constant factor of an update: alpha / rank or alpha / sqrt(rank), of the recipe's own rank."""
+        if self.alpha is None:
+            return 1.0
+        return self.alpha / (self.rank if self.scaling == "rank" else self.rank**0.5)
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether `grow` needs the second moments of the inputs."""
+        return self.start == "eva" or self.explained is not None
 
     def attach(self, backbone: Backbone) -> tuple[Site, ...]:
         """Make the layers of a backbone able to carry branches, which does not change its outputs.
@@ -191,18 +234,60 @@ class LoRA:
         *,
         rank: int | Sequence[int] | None = None,
         tokens: str = "all",
+        moments: Mapping[str, Tensor] | None = None,
     ) -> list[Branch]:
-        """Add an adapter of this form to sites. The errors are those of `adapters.adapter.grow`.
+        """Add an adapter of this form to sites, which does not change the outputs yet.
 
         Args:
             sites: where the branches of the adapter sit.
             name: the name of the adapter.
-            generator: draws the start of each A; A is zero without it.
+            generator: draws the start of each A; without it A is zero, for methods that compute A themselves.
             rank: the rank of the branches, one number or one for each site; that of the recipe if left out.
             tokens: what the branches act on: "all" tokens, or the "class" token of each sample.
+            moments: by layer the second moment (d, d) of its inputs, where `needs_moments`.
+
+        Raises:
+            ValueError: as for `adapters.adapter.grow`, or the start does not fit a layer.
         """
+        leading = [_leading(moments, site.name) for site in sites] if self.needs_moments else []
+        if self.explained is not None:
+            rank = [explained_rank(values, self.explained, self.rank) for values, _ in leading]
+        kaiming = generator if self.start == "kaiming" else None
         ranks = self.rank if rank is None else rank
-        return grow(sites, name, ranks, scale=self.scale, generator=generator, tokens=tokens)
+        branches = grow(sites, name, ranks, scale=self.scale, generator=kaiming, form=self.form, tokens=tokens)
+        for number, (site, branch) in enumerate(zip(sites, branches, strict=True)):
+            if self.start == "orthonormal" and generator is not None:
+                start_orthonormal(branch, generator)
+            elif self.start == "eva":
+                read_directions(branch, leading[number][1][:, : branch.rank], 1)
+            elif self.start in ("pissa", "milora"):
+                start_with_weight(branch, site.layer.weight, largest=self.start == "pissa")
+        return branches
+
+    def groups(self, weights: Iterable[Tensor], sites: Sequence[Site], lr: float) -> list[dict[str, Any]]:
+        """Return the optimiser groups of weights; one group, unless B has a learning rate of its own.
+
+        Args:
+            weights: what is trained.
+            sites: the sites that carry the branches.
+            lr: the learning rate of A.
+        """
+        weights = list(weights)
+        if self.b_rate == 1:
+            return [{"params": weights}]
+        layers = {site.layer for site in sites}
+        expanding = {id(b.B) for layer in layers for name in layer.branches for b in layer.of(name)}
+        own = [weight for weight in weights if id(weight) in expanding]
+        others = [weight for weight in weights if id(weight) not in expanding]
+        return [{"params": others}, {"params": own, "lr": self.b_rate * lr}]
+
+
+def _leading(moments: Mapping[str, Tensor] | None, layer: str) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (d,) and eigenvectors (d, d) of a second moment, in falling order of the values."""
+    if moments is None or layer not in moments:
+        raise ValueError(f"the second moment of the inputs of layer '{layer}' is needed for its branch; give `moments`")
+    values, vectors = torch.linalg.eigh(moments[layer].double())
+    return values.flip(0), vectors.flip(1)
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -18,10 +18,12 @@ class Pair(NamedTuple):
     Attributes:
         A: (rank, d_in).
         B: (d_out, rank).
+        magnitude: in DoRA, the lengths (d_out,) of the rows of the changed weight; else None.
     """
 
     A: Tensor
     B: Tensor
+    magnitude: Tensor | None = None
 
 
 def low_rank(change: Tensor, weight: Tensor, merges: int = 1) -> Pair:
@@ -73,7 +75,8 @@ def lora_options(pairs: Mapping[str, Pair]) -> dict[str, Any]:
     """Return the arguments of PEFT's LoraConfig: every layer has its own rank, and its change is B A itself."""
     ranks = {name: len(pair.A) for name, pair in pairs.items()}
     largest = max(ranks.values())
-    return {
+    dora = any(pair.magnitude is not None for pair in pairs.values())
+    return ({"use_dora": True} if dora else {}) | {
         "r": largest,
         "lora_alpha": largest,
         "target_modules": list(ranks),
@@ -87,7 +90,8 @@ def lora_options(pairs: Mapping[str, Pair]) -> dict[str, Any]:
 
 def adapter_tensors(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
     """Return the tensors of an adapter_model.safetensors by their names."""
-    named = {f"{name}.lora_{letter}.weight": t for name, p in pairs.items() for letter, t in p._asdict().items()}
+    named = {f"{name}.lora_{letter}.weight": t for name, p in pairs.items() for letter, t in (("A", p.A), ("B", p.B))}
+    named |= {f"{name}.lora_magnitude_vector": p.magnitude for name, p in pairs.items() if p.magnitude is not None}
     return {f"base_model.model.{key}": value for key, value in named.items()}
 
 

@@ -95,7 +95,7 @@ def fixed(method: Method, *, linear: bool = False) -> Fixed:
     backbone = deepcopy(method.backbone)
     for name, layer in adapted_layers(backbone.model).items():
         wide = layer.weight.double()
-        layer.weight.data.copy_(wide + added(layer.weight.shape, branches[name]))
+        layer.weight.data.copy_(wide + added(layer.weight, branches[name]))
         layer.branches = nn.ModuleDict()
         layer.acting = None
     return Fixed(backbone, classifier).eval().requires_grad_(False)

@@ -10,6 +10,7 @@ from lamella.adapters.acting import ActingBranch, added
 from lamella.adapters.adapter import Site, using
 from lamella.data.samples import Samples
 from lamella.learner.export.describe import architecture, description, needed
+from lamella.learner.export.dora_pairs import dora_pairs
 from lamella.learner.export.low_rank import Differences, pairs_of
 from lamella.learner.export.network import (
     WHOLE,
@@ -42,7 +43,9 @@ def export_peft(model: Model, method: Method, folder: Path) -> list[str]:
     write, noun = _writer(model)
     network = fixed(method, linear=noun == "image")
     loaded = model.new_backbone().model
-    pairs = pairs_of(_differences(method, network, loaded), len(model.tasks), WHOLE[noun])
+    pairs = dora_pairs(acting_branches(method), _weights(method), _weights(method, loaded))
+    if pairs is None:
+        pairs = pairs_of(_differences(method, network, loaded), len(model.tasks), WHOLE[noun])
     described = description(model, method, method.classes)
     return write(folder, model, Adapter(loaded, pairs, network.classifier, described, method.predict))
 
@@ -59,13 +62,16 @@ def export_peft_tasks(model: Model, method: Method, folder: Path) -> list[str]:
     tasks = _tasks_apart(method, len(model.tasks))
     loaded = model.new_backbone().model
     sites = [Site(n, layer, slice(None)) for n, layer in adapted_layers(method.backbone.model).items()]
-    weights = {name: layer.weight for name, layer in adapted_layers(method.backbone.model).items()}
+    weights = _weights(method)
     folder.mkdir()
     lines: list[str] = []
     for t, layers in tasks.items():
         head = method.head_of(t)
         coefficients = {a.adapter: a.coefficient for acting in layers.values() for a in acting}
-        changes = {n: (added(weights[n].shape, acting), weights[n]) for n, acting in layers.items()}
+        pairs = dora_pairs(layers, weights, _weights(method, loaded))
+        if pairs is None:
+            changes = {n: (added(weights[n], acting), weights[n]) for n, acting in layers.items()}
+            pairs = pairs_of(changes, 1, WHOLE[noun])
 
         def own(x: Samples, head: Head = head, coefficients: Mapping[str, float] = coefficients) -> Tensor:
             with using(sites, coefficients):
@@ -73,7 +79,7 @@ def export_peft_tasks(model: Model, method: Method, folder: Path) -> list[str]:
 
         described = description(model, method, list(head.classes)) | {"tasks": [model.tasks[t].name]}
         classifier = PlainClassifier(head.weight, head.bias)
-        adapter = Adapter(loaded, pairs_of(changes, 1, WHOLE[noun]), classifier, described, own)
+        adapter = Adapter(loaded, pairs, classifier, described, own)
         lines += [f"task{t}: {line}" for line in write(folder / f"task{t}", model, adapter)]
     return lines
 
@@ -111,6 +117,12 @@ def _tasks_apart(method: Method, learned: int) -> dict[int, dict[str, list[Actin
     return {t: {n: [a for a in found if a.adapter in own[t]] for n, found in acting.items()} for t in own}
 
 
+def _weights(method: Method, network: nn.Module | None = None) -> dict[str, Tensor]:
+    """By adapted layer, its weight without branches, as it is in the method, or in another network of the same form."""
+    state = method.backbone.model.state_dict() if network is None else network.state_dict()
+    return {name: state[f"{name}.weight"] for name in adapted_layers(method.backbone.model)}
+
+
 def _differences(method: Method, network: Fixed, loaded: nn.Module) -> Differences:
     before, after = loaded.state_dict(), network.backbone.model.state_dict()
     linear = {f"{name}.weight" for name, layer in loaded.named_modules() if type(layer) is nn.Linear}
@@ -124,7 +136,7 @@ def _differences(method: Method, network: Fixed, loaded: nn.Module) -> Differenc
     acting, own = acting_branches(method), method.backbone.model.state_dict()
     return {
         key.removesuffix(".weight"): (
-            own[key].double() - before[key].double() + added(before[key].shape, acting.get(key[:-7], [])),
+            own[key].double() - before[key].double() + added(own[key], acting.get(key[:-7], [])),
             before[key],
         )
         for key in changed

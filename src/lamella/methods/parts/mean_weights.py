@@ -155,8 +155,7 @@ class MeanWeights(MethodOnBase):
         branches = acting_branches(layers, lambda: self.base.features(example))
         weights = {name: layer.weight.cpu().double() for name, layer in layers.items()}
         return {
-            name: (weight + added(weight.shape, branches[name]))[self.trained.rows[name]]
-            for name, weight in weights.items()
+            name: (weight + added(weight, branches[name]))[self.trained.rows[name]] for name, weight in weights.items()
         }
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,11 +11,13 @@ from lamella.adapters.adapter import Branch
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.methods.method import Method
+from lamella.methods.shared.growing import grow_for_task
 from lamella.methods.shared.heads import Heads
 from lamella.methods.shared.pseudo_replay import PseudoReplay
 from lamella.methods.shared.self_distillation import SelfDistillation, SelfTeacher
 from lamella.training.fit import Examples, Fit
 from lamella.training.recipe import LoRA, Training
+from lamella.training.variants import check_variants
 
 __all__ = ["OwnHeads", "cross_entropy", "factors", "with_head"]
 
@@ -27,6 +30,9 @@ class OwnHeads(Method):
         seed: the seed of every random draw.
         training: how a task is trained; stored as `recipe`, because torch's modules have an attribute `training`.
         lora: the form of the branches; a method that has none leaves it out.
+
+    Raises:
+        ValueError: the form of the branches breaks what the method needs; see `Method.needs`.
 
     Attributes:
         pseudo_replay: what alignment with `compete` knows of old classes, while a task is trained; else None. The
@@ -44,6 +50,7 @@ class OwnHeads(Method):
         self.recipe = training
         self.heads = Heads(backbone.width, training.head_start, seed)
         if lora is not None:
+            check_variants(type(self).__name__, self.needs, lora)
             self.lora = lora
             self.sites = lora.attach(backbone)
 
@@ -94,7 +101,22 @@ class OwnHeads(Method):
             value = value if penalty is None else value + penalty()
             return value if teacher is None else value + teacher.loss(x, found)
 
-        fit(task.train if data is None else data, loss, with_head(weights, rows, training), training, **hooks)
+        fit(
+            task.train if data is None else data,
+            loss,
+            with_head(self._groups(weights, training), rows, training),
+            training,
+            **hooks,
+        )
+
+    def grow_new(self, name: str, draws: torch.Generator, task: Task, fit: Fit) -> list[Branch]:
+        """Add an adapter of this name to all sites, for a task; see `grow_for_task`."""
+        return grow_for_task(self.lora, self.backbone, self.sites, name, draws, task, fit)
+
+    def _groups(self, weights: Iterable[Tensor], training: Training) -> list[dict[str, Any]]:
+        """The optimiser groups of weights below the head."""
+        lora = getattr(self, "lora", None)
+        return [{"params": list(weights)}] if lora is None else lora.groups(weights, self.sites, training.lr)
 
 
 def cross_entropy(logits: Tensor, columns: Tensor, *, margin: float = 0.0, temperature: float = 1.0) -> Tensor:
@@ -111,11 +133,21 @@ def cross_entropy(logits: Tensor, columns: Tensor, *, margin: float = 0.0, tempe
 
 
 def factors(branches: Iterable[Branch]) -> list[nn.Parameter]:
-    """Return A and B of each branch, in the order of the branches."""
-    return [factor for branch in branches for factor in (branch.A, branch.B)]
+    """Return what is trained of each branch, A and B in the usual form, in the order of the branches."""
+    return [factor for branch in branches for factor in branch.factors]
 
 
-def with_head(weights: Iterable[Tensor], head: nn.Module, training: Training) -> list[dict[str, Any]]:
-    """Return the optimiser groups of weights and a head; the head has the recipe's `head_lr`, if there is one."""
+def with_head(
+    weights: Iterable[Tensor] | Sequence[dict[str, Any]], head: nn.Module, training: Training
+) -> list[dict[str, Any]]:
+    """Return the optimiser groups of weights and a head; the head has the recipe's `head_lr`, if there is one.
+
+    Args:
+        weights: tensors, which become one group, or groups; see `LoRA.groups`.
+        head: the head.
+        training: the recipe.
+    """
     own = {} if training.head_lr is None else {"lr": training.head_lr}
-    return [{"params": list(weights)}, {"params": list(head.parameters()), **own}]
+    below = list(weights)
+    groups = [entry for entry in below if isinstance(entry, dict)] or [{"params": below}]
+    return [*groups, {"params": list(head.parameters()), **own}]
