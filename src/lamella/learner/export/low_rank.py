@@ -1,48 +1,16 @@
-"""Changes of weights as LoRA in their numerical rank, in the form in which PEFT stores them."""
+"""Changes of weights in the form in which PEFT stores LoRA."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
-__all__ = ["Differences", "Pair", "adapter_tensors", "lora_options", "low_rank", "pairs_of", "told_ranks"]
+from lamella.adapters.pairs import Pair, low_rank
+
+__all__ = ["Differences", "adapter_tensors", "lora_options", "pairs_of", "told_ranks"]
 
 Differences = Mapping[str, tuple[Tensor, Tensor]]
 """By layer, the change of its weight (float64), and the original weight."""
-
-
-class Pair(NamedTuple):
-    """The change B A of a weight.
-
-    Attributes:
-        A: (rank, d_in).
-        B: (d_out, rank).
-    """
-
-    A: Tensor
-    B: Tensor
-
-
-def low_rank(change: Tensor, weight: Tensor, merges: int = 1) -> Pair:
-    """Factorise the change of a float32 weight, in its numerical rank.
-
-    Singular values above the rounding noise count. Each addition to the weight rounds its entries by up to eps / 2 of
-    their size. After `merges` additions that is a random matrix whose norm is about eps / sqrt 12 x rms x
-    (sqrt m + sqrt n) x sqrt(merges).
-
-    Args:
-        change: (m, n).
-        weight: (m, n).
-        merges: how many times a change was added to the weight.
-    """
-    D = change.double()
-    rms = weight.double().square().mean().sqrt()
-    eps = torch.finfo(torch.float32).eps
-    noise = eps * rms * (D.shape[0] ** 0.5 + D.shape[1] ** 0.5) * merges**0.5
-    _, s, Vh = torch.linalg.svd(D, full_matrices=False)
-    A = Vh[: int((s > noise).sum())]
-    return Pair(A.float().contiguous(), (D @ A.T).float().contiguous())  # rows of zeros stay zero
 
 
 def pairs_of(differences: Differences, merges: int, whole: str) -> dict[str, Pair]:

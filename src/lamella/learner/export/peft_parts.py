@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lamella.learner.export.low_rank import Pair
+from lamella.adapters.pairs import Pair
 from lamella.learner.model import Model
 from lamella.methods.shared.plain_classifier import PlainClassifier
 
