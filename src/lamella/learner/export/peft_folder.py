@@ -27,7 +27,7 @@ from lamella.methods import Method
 from lamella.methods.shared.heads import Head
 from lamella.methods.shared.plain_classifier import PlainClassifier
 
-__all__ = ["export_peft", "export_peft_tasks"]
+__all__ = ["differences", "export_peft", "export_peft_tasks"]
 
 
 def export_peft(model: Model, method: Method, folder: Path) -> list[str]:
@@ -42,7 +42,7 @@ def export_peft(model: Model, method: Method, folder: Path) -> list[str]:
     write, noun = _writer(model)
     network = fixed(method, linear=noun == "image")
     loaded = model.new_backbone().model
-    pairs = pairs_of(_differences(method, network, loaded), len(model.tasks), WHOLE[noun])
+    pairs = pairs_of(differences(method, network, loaded), len(model.tasks), WHOLE[noun])
     described = description(model, method, method.classes)
     return write(folder, model, Adapter(loaded, pairs, network.classifier, described, method.predict))
 
@@ -111,7 +111,17 @@ def _tasks_apart(method: Method, learned: int) -> dict[int, dict[str, list[Actin
     return {t: {n: [a for a in found if a.adapter in own[t]] for n, found in acting.items()} for t in own}
 
 
-def _differences(method: Method, network: Fixed, loaded: nn.Module) -> Differences:
+def differences(method: Method, network: Fixed, loaded: nn.Module) -> Differences:
+    """Return what a method changed in the linear layers of its backbone.
+
+    Args:
+        method: the method.
+        network: the method as one network.
+        loaded: the network of the backbone before anything was learned.
+
+    Raises:
+        ValueError: something else was changed too.
+    """
     before, after = loaded.state_dict(), network.backbone.model.state_dict()
     linear = {f"{name}.weight" for name, layer in loaded.named_modules() if type(layer) is nn.Linear}
     changed = [key for key in before if not torch.equal(before[key], after[key].to(before[key]))]
