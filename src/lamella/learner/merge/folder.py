@@ -63,7 +63,10 @@ def merge_folders(
     lines = [told_ranks(pairs)]
     lines += [] if rank is None else [f"rank {rank} keeps {100 * kept:.1f} % of the squared norm of the merged update"]
     lines += [f"left out of {source.place}: {source.left_out}" for source in sources if source.left_out]
-    return [*lines, f"load it: peft.PeftModel.from_pretrained(model, '{out}'), or start a model with backbone.adapter"]
+    how = (
+        f"load it: peft.PeftModel.from_pretrained(model, '{out}'), or lamella learn NEW PHOTOS --backbone NETWORK+{out}"
+    )
+    return [*lines, how]
 
 
 def _check_one_base(sources: Sequence[Source]) -> None:
