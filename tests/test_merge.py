@@ -117,6 +117,7 @@ def test_experts_become_one_and_nothing_is_chosen() -> None:
             wanted = plain.heads(plain.backbone(x))
         assert torch.allclose(part.predict(x), wanted, atol=1e-4)
         assert torch.equal(part.readouts(x)["base"], plain.predict(x))
+        assert torch.equal(part.readouts(x)[""], part.predict(x))
         assert torch.allclose(fixed(part)(x), part.predict(x), atol=1e-4)
         assert torch.allclose(part.predict(x), part.classify(part.features(x)))
 

@@ -122,7 +122,7 @@ class OtherWeights(MethodOnBase):
         """
         with self.base_alone() as base:
             newest = base.readouts(x)
-        features, logits = self.base.features_and_logits(x)
+        features, logits = self.features_and_logits(x)
         return features, self.with_own(logits, newest)
 
     def typicality(self, features: Tensor, logits: Tensor) -> Tensor:
