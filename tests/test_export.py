@@ -16,11 +16,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from lamella import Learner
+from lamella.adapters.pairs import low_rank
 from lamella.backbones import load_backbone
 from lamella.learner.export import export
 from lamella.learner.export.check import Check, compare
 from lamella.learner.export.drafts import atomic_output
-from lamella.learner.export.low_rank import low_rank
 
 VIT = {"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0}
 OUTSIDE = """

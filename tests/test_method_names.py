@@ -30,13 +30,13 @@ from lamella.methods.parts import FIRST, PARTS
 
 TINY = {"name": "test_vit", "weights": "random", "size": 32}
 BASES = ("wa", "icarl", "replay")
-ORDERS = [order for n in range(len(PARTS) + 1) for order in permutations(PARTS, n)]
+ORDERS = [order for n in range(len(PARTS) + 1) for order in permutations(PARTS, n) if not {*FIRST} <= {*order}]
 PLAIN = [*(name for name in METHODS if name != "dlc"), *(f"dlc({base})" for base in BASES)]
 
 
 def carried(parts: Iterable[str]) -> list[str]:
-    """The parts in the order in which they are carried: the one below all others, then these."""
-    return sorted(parts, key=lambda part: part != FIRST)
+    """The parts in the order in which they are carried: those below all others, then these."""
+    return sorted(parts, key=lambda part: FIRST.index(part) if part in FIRST else len(FIRST))
 
 
 def completed(table: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +85,11 @@ def test_parts_of_the_name_come_first_and_those_of_tables_follow_but_for_the_one
 def test_the_running_mean_is_carried_below_alignment_wherever_it_is_written() -> None:
     for table in ({"name": "inflora+align+mean_weights"}, {"name": "inflora+align", "mean_weights": True}):
         assert method_name(completed(table)) == "inflora+mean_weights+align"
+
+
+def test_merging_is_carried_below_alignment_wherever_it_is_written() -> None:
+    for table in ({"name": "olora+align+merge"}, {"name": "olora+align", "merge": {"rule": "iso-c"}}):
+        assert method_name(completed(table)) == "olora+merge+align"
 
 
 def test_the_table_of_a_part_in_the_name_gives_its_settings() -> None:

@@ -23,6 +23,7 @@ CARRY_ALIGNMENT = [name for name in METHODS if not build_shallow(name).widens]
 NAMES = [*METHODS, *(f"{name}+align" for name in CARRY_ALIGNMENT)]
 NAMES += [f"{name}+mean_weights" for name in METHODS if build_shallow(name).one_weight and name != "joint"]
 NAMES += ["inflora+mean_weights+calibrate", "inflora+mean_weights+calibrate+align"]
+NAMES += ["seq-lora+merge", "color+merge", "sdlora+merge+align"]
 NAMES += ["inflora+calibrate", "seq-finetune+calibrate", "streaming-lda+calibrate", "inflora+align+calibrate"]
 
 

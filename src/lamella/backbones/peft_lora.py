@@ -19,7 +19,7 @@ from lamella.backbones.roles import find_places, roles_of_name, rows_of
 from lamella.backbones.weight_files import CLASSIFIERS, read_state, weights_file
 from lamella.common.files import read_json
 
-__all__ = ["CONFIG", "add_peft_lora"]
+__all__ = ["CONFIG", "add_peft_lora", "is_classifier", "read_peft", "scale_of"]
 
 CONFIG = "adapter_config.json"
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -45,11 +45,32 @@ def add_peft_lora(model: nn.Module, folder: Path) -> None:
         FileNotFoundError: there is no adapter.
         ValueError: it is another kind of adapter, or does not fit the model.
     """
+    config, pairs, others = read_peft(folder)
+    if config.get("fan_in_fan_out") and not any(map(is_transposed, model.modules())):
+        _refuse(folder, "a variant of it")
+    for layer, pair in pairs.items():
+        if not is_classifier(layer):
+            _add_pair(model, layer, pair, config, folder)
+    _take_over(model, {_without_prefix(model, name): tensor for name, tensor in others.items()}, folder)
+
+
+def read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Read an adapter of PEFT.
+
+    Args:
+        folder: its folder.
+
+    Returns:
+        Its configuration; by layer the factors "A" and "B", float64 and without `scale_of`, and the "magnitude_vector"
+        of a DoRA; and all other tensors. The A of a VeRA has the columns of its widest layer.
+
+    Raises:
+        FileNotFoundError: there is no adapter.
+        ValueError: it is another kind of adapter, or cannot be read.
+    """
     config, state = _read_config(folder), read_state(weights_file(folder, _FILES))
     if config.get("peft_type") == "VERA":
         state = vera_as_lora(state, folder)
-    if config.get("fan_in_fan_out") and not any(map(is_transposed, model.modules())):
-        _refuse(folder, "a variant of it")
     pairs: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -61,10 +82,12 @@ def add_peft_lora(model: nn.Module, folder: Path) -> None:
             others[name] = tensor
     if not pairs:
         raise ValueError(f"'{folder}' holds no LoRA: none of its tensors is called ...lora_A.weight")
-    for layer, pair in pairs.items():
-        if not f"{layer}.".startswith(_HEADS):
-            _add_pair(model, layer, pair, config, folder)
-    _take_over(model, {_without_prefix(model, name): tensor for name, tensor in others.items()}, folder)
+    return config, pairs, others
+
+
+def is_classifier(name: str) -> bool:
+    """Return whether a tensor or a layer of this name stands behind the features."""
+    return f"{name}.".startswith(_HEADS)
 
 
 PLAIN_KEY = re.compile(r"(\^?)((?:[A-Za-z0-9_.-]|\\\.|\\d\+?)+)")
@@ -110,7 +133,7 @@ def _add_pair(
             f"'{folder}' does not fit this backbone: the LoRA of '{layer}' has A {tuple(A.shape)} and B "
             f"{tuple(B.shape)}, the weight is {tuple(weight.shape)}"
         )
-    scale = _scale(config, layer, len(A))
+    scale = scale_of(config, layer, len(A))
     update = scale * (B.flatten(1) @ A.flatten(1))
     if not update.isfinite().all():
         raise ValueError(f"'{folder}' has numbers in the LoRA of '{layer}' that are not finite; train it again")
@@ -122,8 +145,17 @@ def _add_pair(
     weight.copy_(whole.reshape(weight.shape))
 
 
-def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
-    """What PEFT multiplies B A by: alpha / rank, or alpha / sqrt(rank)."""
+def scale_of(config: Mapping[str, Any], layer: str, rank: int) -> float:
+    """What PEFT multiplies B A by: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+
+    Args:
+        config: the adapter's configuration.
+        layer: the name of the layer.
+        rank: the rank of its pair.
+
+    Raises:
+        ValueError: alpha is no number above 0.
+    """
     own = [a for key, a in (config.get("alpha_pattern") or {}).items() if _means(key, layer)]
     alpha = own[0] if own else config.get("lora_alpha") or rank
     if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
@@ -185,5 +217,5 @@ def _take_over(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) ->
     for name, tensor in tensors.items():
         if name in own and own[name].shape == tensor.shape:
             own[name].copy_(tensor)
-        elif not name.startswith(_HEADS):
+        elif not is_classifier(name):
             raise ValueError(f"'{folder}' does not fit this backbone: it has no '{name}' of {tuple(tensor.shape)}")

@@ -13,6 +13,7 @@ from lamella.cli.evaluate import evaluate
 from lamella.cli.export import export
 from lamella.cli.inspect import inspect
 from lamella.cli.learn import learn
+from lamella.cli.merge import merge
 from lamella.cli.predict import predict
 from lamella.cli.report import report
 from lamella.cli.run import run, show
@@ -97,6 +98,13 @@ _add(
     "lamella export model --format timm --out model-timm",
     "lamella export model --format onnx --out model.onnx",
     "lamella export model --format timm --readout base --out own-heads",
+)
+_add(
+    merge,
+    "merge",
+    "lamella merge north south --rule tsv --out both      # two models of one network",
+    "lamella merge lora-a lora-b --rule weighted --weights 1,-0.5 --out lora-c",
+    "lamella merge lora-a lora-b --rule ties --rank 16 --out lora-c",
 )
 _add(history, "history", "lamella history model", "lamella history model --json")
 _add(rollback, "rollback", "lamella rollback model", "lamella rollback model --to 3")

@@ -9,7 +9,7 @@ A method with its base and its parts is written NAME(BASE)+PART+PART everywhere,
 configurations have the name alone, and a table for each part (`with_parts`), as in all versions. Three rules give the
 order of the parts:
 
-1. `mean_weights` comes first wherever it stands, since what the other parts measure depends on it.
+1. `mean_weights` and `merge` come first wherever they stand, since what the other parts measure depends on them.
 2. The parts of the name come next, in the order of the name.
 3. Parts that only have a table come after them, in the order of their tables.
 """
@@ -106,7 +106,7 @@ def with_parts(table: Mapping[str, Any]) -> dict[str, Any]:
             )
     others = {key: own.pop(key) for key in list(own) if key in PARTS}
     parts = {part: table.get(part, {}) for part in name.parts} | others
-    return own | {FIRST: parts[FIRST]} | parts if FIRST in parts else own | parts
+    return own | {part: parts[part] for part in FIRST if part in parts} | parts
 
 
 def alias_settings(name: str, table: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lamella.adapters.acting import ActingBranch
-from lamella.learner.export.low_rank import Pair
+from lamella.learner.export.low_rank import DoraPair
 
 __all__ = ["dora_pairs"]
 
@@ -19,7 +19,7 @@ __all__ = ["dora_pairs"]
 @torch.no_grad()
 def dora_pairs(
     acting: Mapping[str, Sequence[ActingBranch]], weights: Mapping[str, Tensor], loaded: Mapping[str, Tensor]
-) -> dict[str, Pair] | None:
+) -> dict[str, DoraPair] | None:
     """Return the branches of all layers as DoRA, by layer; None where none has the form, or where it cannot hold them.
 
     Args:
@@ -43,7 +43,7 @@ def _is_one(acting: Sequence[ActingBranch]) -> bool:
     return apart and all(a.branch.A.ndim == 2 and (a.branch.magnitude is None or a.coefficient == 1) for a in acting)
 
 
-def _pair(acting: Sequence[ActingBranch], weight: Tensor) -> Pair:
+def _pair(acting: Sequence[ActingBranch], weight: Tensor) -> DoraPair:
     W = weight.detach().cpu().double()
     A = torch.cat([a.branch.A.detach().cpu().double() for a in acting])
     B = W.new_zeros(len(W), len(A))
@@ -55,4 +55,4 @@ def _pair(acting: Sequence[ActingBranch], weight: Tensor) -> Pair:
     for _, branch, _ in acting:
         if branch.magnitude is not None:
             lengths[branch.rows] = branch.magnitude.detach().cpu().double()
-    return Pair(*(tensor.float().contiguous() for tensor in (A, B, lengths)))
+    return DoraPair(*(tensor.float().contiguous() for tensor in (A, B, lengths)))

@@ -1,50 +1,35 @@
-"""Changes of weights as LoRA in their numerical rank, in the form in which PEFT stores them."""
+"""Changes of weights in the form in which PEFT stores LoRA."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-__all__ = ["Differences", "Pair", "adapter_tensors", "lora_options", "low_rank", "pairs_of", "told_ranks"]
+from lamella.adapters.pairs import Pair, low_rank
+
+__all__ = ["Differences", "DoraPair", "Stored", "adapter_tensors", "lora_options", "pairs_of", "told_ranks"]
 
 Differences = Mapping[str, tuple[Tensor, Tensor]]
 """By layer, the change of its weight (float64), and the original weight."""
 
 
-class Pair(NamedTuple):
-    """The change B A of a weight.
+class DoraPair(NamedTuple):
+    """The change B A of a weight, whose rows are then given these lengths.
 
     Attributes:
         A: (rank, d_in).
         B: (d_out, rank).
-        magnitude: in DoRA, the lengths (d_out,) of the rows of the changed weight; else None.
+        magnitude: (d_out,) the lengths of the rows of the changed weight.
     """
 
     A: Tensor
     B: Tensor
-    magnitude: Tensor | None = None
+    magnitude: Tensor
 
 
-def low_rank(change: Tensor, weight: Tensor, merges: int = 1) -> Pair:
-    """Factorise the change of a float32 weight, in its numerical rank.
-
-    Singular values above the rounding noise count. Each addition to the weight rounds its entries by up to eps / 2 of
-    their size. After `merges` additions that is a random matrix whose norm is about eps / sqrt 12 x rms x
-    (sqrt m + sqrt n) x sqrt(merges).
-
-    Args:
-        change: (m, n).
-        weight: (m, n).
-        merges: how many times a change was added to the weight.
-    """
-    D = change.double()
-    rms = weight.double().square().mean().sqrt()
-    eps = torch.finfo(torch.float32).eps
-    noise = eps * rms * (D.shape[0] ** 0.5 + D.shape[1] ** 0.5) * merges**0.5
-    _, s, Vh = torch.linalg.svd(D, full_matrices=False)
-    A = Vh[: int((s > noise).sum())]
-    return Pair(A.float().contiguous(), (D @ A.T).float().contiguous())  # rows of zeros stay zero
+Stored = Pair | DoraPair
+"""The change of a weight as PEFT has it in a folder."""
+_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
 
 def pairs_of(differences: Differences, merges: int, whole: str) -> dict[str, Pair]:
@@ -71,11 +56,11 @@ def pairs_of(differences: Differences, merges: int, whole: str) -> dict[str, Pai
     return pairs
 
 
-def lora_options(pairs: Mapping[str, Pair]) -> dict[str, Any]:
+def lora_options(pairs: Mapping[str, Stored]) -> dict[str, Any]:
     """Return the arguments of PEFT's LoraConfig: every layer has its own rank, and its change is B A itself."""
     ranks = {name: len(pair.A) for name, pair in pairs.items()}
     largest = max(ranks.values())
-    dora = any(pair.magnitude is not None for pair in pairs.values())
+    dora = any(isinstance(pair, DoraPair) for pair in pairs.values())
     return ({"use_dora": True} if dora else {}) | {
         "r": largest,
         "lora_alpha": largest,
@@ -88,14 +73,16 @@ def lora_options(pairs: Mapping[str, Pair]) -> dict[str, Any]:
     }
 
 
-def adapter_tensors(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
+def adapter_tensors(pairs: Mapping[str, Stored]) -> dict[str, Tensor]:
     """Return the tensors of an adapter_model.safetensors by their names."""
-    named = {f"{name}.lora_{letter}.weight": t for name, p in pairs.items() for letter, t in (("A", p.A), ("B", p.B))}
-    named |= {f"{name}.lora_magnitude_vector": p.magnitude for name, p in pairs.items() if p.magnitude is not None}
-    return {f"base_model.model.{key}": value for key, value in named.items()}
+    return {
+        f"base_model.model.{name}.{_NAMES[part]}": tensor
+        for name, pair in pairs.items()
+        for part, tensor in pair._asdict().items()
+    }
 
 
-def told_ranks(pairs: Mapping[str, Pair]) -> str:
+def told_ranks(pairs: Mapping[str, Stored]) -> str:
     """Return a line about the ranks."""
     ranks = [len(pair.A) for pair in pairs.values()]
     low, high = min(ranks), max(ranks)

@@ -11,7 +11,7 @@ from lamella.adapters.adapter import Site, using
 from lamella.data.samples import Samples
 from lamella.learner.export.describe import architecture, description, needed
 from lamella.learner.export.dora_pairs import dora_pairs
-from lamella.learner.export.low_rank import Differences, pairs_of
+from lamella.learner.export.low_rank import Differences, Stored, pairs_of
 from lamella.learner.export.network import (
     WHOLE,
     Fixed,
@@ -28,7 +28,7 @@ from lamella.methods import Method
 from lamella.methods.shared.heads import Head
 from lamella.methods.shared.plain_classifier import PlainClassifier
 
-__all__ = ["export_peft", "export_peft_tasks"]
+__all__ = ["differences", "export_peft", "export_peft_tasks"]
 
 
 def export_peft(model: Model, method: Method, folder: Path) -> list[str]:
@@ -43,9 +43,9 @@ def export_peft(model: Model, method: Method, folder: Path) -> list[str]:
     write, noun = _writer(model)
     network = fixed(method, linear=noun == "image")
     loaded = model.new_backbone().model
-    pairs = dora_pairs(acting_branches(method), _weights(method), _weights(method, loaded))
+    pairs: Mapping[str, Stored] | None = dora_pairs(acting_branches(method), _weights(method), _weights(method, loaded))
     if pairs is None:
-        pairs = pairs_of(_differences(method, network, loaded), len(model.tasks), WHOLE[noun])
+        pairs = pairs_of(differences(method, network, loaded), len(model.tasks), WHOLE[noun])
     described = description(model, method, method.classes)
     return write(folder, model, Adapter(loaded, pairs, network.classifier, described, method.predict))
 
@@ -123,7 +123,17 @@ def _weights(method: Method, network: nn.Module | None = None) -> dict[str, Tens
     return {name: state[f"{name}.weight"] for name in adapted_layers(method.backbone.model)}
 
 
-def _differences(method: Method, network: Fixed, loaded: nn.Module) -> Differences:
+def differences(method: Method, network: Fixed, loaded: nn.Module) -> Differences:
+    """Return what a method changed in the linear layers of its backbone.
+
+    Args:
+        method: the method.
+        network: the method as one network.
+        loaded: the network of the backbone before anything was learned.
+
+    Raises:
+        ValueError: something else was changed too.
+    """
     before, after = loaded.state_dict(), network.backbone.model.state_dict()
     linear = {f"{name}.weight" for name, layer in loaded.named_modules() if type(layer) is nn.Linear}
     changed = [key for key in before if not torch.equal(before[key], after[key].to(before[key]))]

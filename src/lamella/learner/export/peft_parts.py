@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lamella.learner.export.low_rank import Pair
+from lamella.learner.export.low_rank import Stored
 from lamella.learner.model import Model
 from lamella.methods.shared.plain_classifier import PlainClassifier
 
@@ -27,7 +27,7 @@ class Adapter:
     """
 
     loaded: nn.Module
-    pairs: Mapping[str, Pair]
+    pairs: Mapping[str, Stored]
     classifier: PlainClassifier
     described: dict[str, Any]
     own: Callable[[Any], Tensor]

@@ -6,9 +6,15 @@ from lamella.methods.method import Method
 from lamella.methods.parts.align import Aligned
 from lamella.methods.parts.calibrate import Calibrated
 from lamella.methods.parts.mean_weights import MeanWeights
+from lamella.methods.parts.merge import Merged
 
-__all__ = ["FIRST", "PARTS", "Aligned", "Calibrated", "MeanWeights"]
+__all__ = ["FIRST", "PARTS", "Aligned", "Calibrated", "MeanWeights", "Merged"]
 
-PARTS: dict[str, Callable[..., Method]] = {"align": Aligned, "calibrate": Calibrated, "mean_weights": MeanWeights}
-FIRST = "mean_weights"
-"""The part that is carried below all others, because what they measure depends on it."""
+PARTS: dict[str, Callable[..., Method]] = {
+    "align": Aligned,
+    "calibrate": Calibrated,
+    "mean_weights": MeanWeights,
+    "merge": Merged,
+}
+FIRST = ("mean_weights", "merge")
+"""The parts that are carried below all others, because what they measure depends on them."""

@@ -1,0 +1,151 @@
+"""Pairs: updates of a weight that are kept as two thin factors, and their decompositions, which never need the update.
+
+Everything is computed in float64, by the factors alone: an update (d_out, d_in) of rank r costs O((d_out + d_in) r^2).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Pair",
+    "Spectrum",
+    "compact",
+    "low_rank",
+    "spectrum",
+    "spectrum_of",
+    "tolerance",
+    "truncated",
+    "weighted_sum",
+]
+
+
+class Pair(NamedTuple):
+    """The change B A of a weight.
+
+    Attributes:
+        A: (rank, d_in).
+        B: (d_out, rank).
+    """
+
+    A: Tensor
+    B: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in), the shape of the weight."""
+        return len(self.B), self.A.shape[1]
+
+    def delta(self) -> Tensor:
+        """Return B A, (d_out, d_in) in float64."""
+        return self.B.double() @ self.A.double()
+
+
+class Spectrum(NamedTuple):
+    """The singular values of a matrix that are not zero, largest first, with their vectors: M = U diag(S) V^T.
+
+    Attributes:
+        U: (d_out, rank), orthonormal columns.
+        S: (rank,), above 0.
+        V: (d_in, rank), orthonormal columns.
+    """
+
+    U: Tensor
+    S: Tensor
+    V: Tensor
+
+
+def tolerance(*tensors: Tensor) -> float:
+    """Return the share of the largest singular value below which a singular value counts as zero.
+
+    That is the usual max(shape) x eps. Numbers of 16 bits count as float32, because products of them are exact there.
+
+    Args:
+        tensors: the factors, as they are stored; at least one.
+    """
+    eps = max(torch.finfo(t.dtype if t.dtype == torch.float64 else torch.float32).eps for t in tensors)
+    return eps * max(max(t.shape) for t in tensors)
+
+
+def spectrum_of(matrix: Tensor, share: float) -> Spectrum:
+    """Decompose a matrix, and leave out what belongs to singular values that count as zero.
+
+    Args:
+        matrix: (m, n) in float64; it may have no rows or columns.
+        share: a singular value counts if it is above this share of the largest one.
+    """
+    if not matrix.numel():
+        return Spectrum(matrix.new_zeros(len(matrix), 0), matrix.new_zeros(0), matrix.new_zeros(matrix.shape[1], 0))
+    U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    rank = int((S > share * S[0]).sum())
+    return Spectrum(U[:, :rank], S[:rank], Vh[:rank].T)
+
+
+def spectrum(pair: Pair, share: float) -> Spectrum:
+    """Decompose the update of a pair, by decompositions of its factors.
+
+    Args:
+        pair: the pair.
+        share: as for `spectrum_of`.
+    """
+    Q_B, R_B = torch.linalg.qr(pair.B.double())
+    Q_A, R_A = torch.linalg.qr(pair.A.double().T)
+    inner = spectrum_of(R_B @ R_A.T, share)
+    return Spectrum(Q_B @ inner.U, inner.S, Q_A @ inner.V)
+
+
+def truncated(pair: Pair, rank: int) -> tuple[Pair, float]:
+    """Return the nearest pair of at most this rank, and the share of the squared norm that it keeps (1.0 for zero).
+
+    Args:
+        pair: the pair.
+        rank: the largest rank; at least 1.
+
+    Raises:
+        ValueError: the rank is below 1.
+    """
+    if rank < 1:
+        raise ValueError(f"rank {rank} is too small; an update keeps a rank of at least 1")
+    U, S, V = spectrum(pair, tolerance(pair.A.double()))
+    energy = S.square()
+    kept = float(energy[:rank].sum() / energy.sum()) if len(S) else 1.0
+    return Pair(V[:, :rank].T, U[:, :rank] * S[:rank]), kept
+
+
+def compact(pair: Pair) -> Pair:
+    """Return the same update in its numerical rank, which is at most the smaller width of the weight."""
+    return truncated(pair, min(pair.shape))[0]
+
+
+def weighted_sum(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
+    """Return the pair of the sum of weighted updates, which is exact: A's are stacked, B's stand side by side.
+
+    Args:
+        pairs: the updates of one weight; at least one.
+        weights: one factor for each.
+    """
+    A = torch.cat([pair.A.double() for pair in pairs])
+    return Pair(A, torch.cat([w * pair.B.double() for w, pair in zip(weights, pairs, strict=True)], 1))
+
+
+def low_rank(change: Tensor, weight: Tensor, merges: int = 1) -> Pair:
+    """Factorise the change of a float32 weight, in its numerical rank.
+
+    Singular values above the rounding noise count. Each addition to the weight rounds its entries by up to eps / 2 of
+    their size. After `merges` additions that is a random matrix whose norm is about eps / sqrt 12 x rms x
+    (sqrt m + sqrt n) x sqrt(merges).
+
+    Args:
+        change: (m, n).
+        weight: (m, n).
+        merges: how many times a change was added to the weight.
+    """
+    D = change.double()
+    rms = weight.double().square().mean().sqrt()
+    eps = torch.finfo(torch.float32).eps
+    noise = eps * rms * (D.shape[0] ** 0.5 + D.shape[1] ** 0.5) * merges**0.5
+    _, s, Vh = torch.linalg.svd(D, full_matrices=False)
+    A = Vh[: int((s > noise).sum())]
+    return Pair(A.float().contiguous(), (D @ A.T).float().contiguous())  # rows of zeros stay zero

@@ -1,0 +1,1 @@
+"""Adapters of several models or PEFT folders, merged into one PEFT folder."""

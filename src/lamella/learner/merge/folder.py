@@ -1,0 +1,120 @@
+"""Merges adapters and writes the result as a folder that PEFT loads, and that a backbone of Lamella can start from."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from lamella.adapters.merging import Merging, merged
+from lamella.adapters.pairs import Pair, truncated
+from lamella.common.files import write_json
+from lamella.learner.export.drafts import atomic_output
+from lamella.learner.export.low_rank import adapter_tensors, lora_options, told_ranks
+from lamella.learner.merge.sources import Source, read_source
+
+__all__ = ["merge_folders"]
+
+_WHOLE = ("ties", "dare", "elect")
+"""The rules whose results have no low rank."""
+
+
+def merge_folders(
+    places: Sequence[Path],
+    out: Path,
+    merging: Merging,
+    *,
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    trusted: bool = True,
+) -> list[str]:
+    """Merge adapters of one network, and write the result.
+
+    Args:
+        places: folders of models, or of adapters that PEFT saved; at least one.
+        out: the folder to write, which must not exist.
+        merging: the rule and its numbers.
+        weights: for the rule "weighted", one for each adapter.
+        rank: the largest rank of a layer's merged update, which is truncated to it. Rules on entries need one.
+        seed: the seed of the draws of "dare".
+        trusted: False for models of strangers.
+
+    Returns:
+        Lines about the ranks, what truncation keeps, what was left out, and how to use the result.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: `out` exists, an adapter cannot be merged, they belong to different networks, or the rule does not
+            fit what was given.
+    """
+    if merging.rule == "regmean":
+        raise ValueError(
+            "rule 'regmean' needs the inputs that each adapter was trained on, which are not here; choose another "
+            "rule, such as 'tsv', or call lamella.adapters.merging.merged with second moments"
+        )
+    if rank is None and merging.rule in _WHOLE:
+        raise ValueError(f"rule '{merging.rule}' gives whole matrices; say by --rank what the LoRA may have")
+    with atomic_output(out) as draft:
+        sources = [read_source(place, trusted=trusted) for place in places]
+        _check_one_base(sources)
+        found = merged([source.pairs for source in sources], merging, weights=weights, seed=seed)
+        pairs, kept = _of_rank(found, rank)
+        _write(draft, pairs, sources)
+    lines = [told_ranks(pairs)]
+    lines += [] if rank is None else [f"rank {rank} keeps {100 * kept:.1f} % of the squared norm of the merged update"]
+    lines += [f"left out of {source.place}: {source.left_out}" for source in sources if source.left_out]
+    how = (
+        f"load it: peft.PeftModel.from_pretrained(model, '{out}'), or lamella learn NEW PHOTOS --backbone NETWORK+{out}"
+    )
+    return [*lines, how]
+
+
+def _check_one_base(sources: Sequence[Source]) -> None:
+    """Make sure that nothing says that adapters belong to different networks."""
+    for what in ("base", "digest"):
+        known = [(source, value) for source in sources if (value := getattr(source, what))]
+        for source, value in known[1:]:
+            first, wanted = known[0]
+            if value != wanted:
+                of = "the network" if what == "base" else "weights with the checksum"
+                raise ValueError(
+                    f"'{source.place}' belongs to {of} '{value[:60]}', and '{first.place}' to '{wanted[:60]}'; "
+                    "adapters of one network can be merged"
+                )
+    for source in sources[1:]:
+        first = sources[0]
+        if not set(first.pairs) & set(source.pairs):
+            raise ValueError(
+                f"'{source.place}' changes no layer that '{first.place}' changes ('{next(iter(source.pairs))}' and "
+                f"'{next(iter(first.pairs))}'), so they belong to different networks, or name its layers differently"
+            )
+        if first.turned != source.turned:
+            raise ValueError(f"'{source.place}' and '{first.place}' differ in fan_in_fan_out; save both in one form")
+
+
+def _of_rank(pairs: Mapping[str, Pair], rank: int | None) -> tuple[dict[str, Pair], float]:
+    """Truncate the pairs of layers that change, and return what of the squared norm of all is kept."""
+    changed = {name: pair for name, pair in pairs.items() if len(pair.A) and bool(pair.B.any())}
+    if not changed:
+        raise ValueError("the merged update is zero on every layer, so there is nothing to write")
+    total = sum(float(pair.delta().square().sum()) for pair in changed.values())
+    cut = changed if rank is None else {name: truncated(pair, rank)[0] for name, pair in changed.items()}
+    return cut, sum(float(pair.delta().square().sum()) for pair in cut.values()) / total
+
+
+def _write(folder: Path, pairs: Mapping[str, Pair], sources: Sequence[Source]) -> None:
+    from safetensors.torch import save_file
+
+    stored = {name: Pair(A.float().contiguous(), B.float().contiguous()) for name, (A, B) in pairs.items()}
+    digest = next((source.digest for source in sources if source.digest), None)
+    config = lora_options(stored) | {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": next((source.base for source in sources if source.base), None),
+        "fan_in_fan_out": sources[0].turned,
+    }
+    notes = {"format": "pt"} | ({"weights_sha256": digest} if digest else {})
+    folder.mkdir()
+    write_json(folder / "adapter_config.json", config)
+    tensors: dict[str, torch.Tensor] = adapter_tensors(stored)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata=notes)
