@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, using
 from lamella.adapters.arrow import arrow_scores
@@ -26,10 +26,13 @@ from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.samples import Samples
+from lamella.data.scenario import Task
 from lamella.memory.task_scores import TaskCentres, TaskGaussians, TaskRegression
+from lamella.methods.method import Method
 from lamella.methods.shared.heads import OTHER_TASK_PENALTY
+from lamella.training.fit import Fit
 
-__all__ = ["ON_FEATURES", "ROUTERS", "Experts", "Routing", "TaskKeys", "entropy"]
+__all__ = ["ON_FEATURES", "ROUTERS", "Experts", "RouterOnBase", "Routing", "TaskKeys", "entropy", "router_on_base"]
 
 ON_FEATURES = ("nearest", "gaussian", "least-squares")
 ROUTERS = (*ON_FEATURES, "arrow", "entropy")
@@ -153,6 +156,69 @@ class Routing:
         chosen = F.one_hot(scores.topk(self.top, dim=1).indices, scores.shape[1]).sum(1)
         spread = scores.amax(1, keepdim=True) - scores.amin(1, keepdim=True)
         return scores - (OTHER_TASK_PENALTY + spread) * (1 - chosen)
+
+
+class RouterOnBase(nn.Module):
+    """A router that reads the features of the network without adapters, for a method whose adapters act together.
+
+    Args:
+        routing: the router, one that reads features.
+        experts: the network and its sites.
+        seed: the seed of its draws.
+
+    Attributes:
+        keys: what the router keeps of each task.
+        tasks: () int64, how many tasks it knows.
+    """
+
+    tasks: Tensor
+
+    def __init__(self, routing: Routing, experts: Experts, seed: int) -> None:
+        super().__init__()
+        self.routing, self.experts = routing, experts
+        keys = routing.keys(experts.backbone.width, seed)
+        assert keys is not None
+        self.keys = keys
+        self.register_buffer("tasks", torch.zeros((), dtype=torch.int64))
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        """Add a task, from one pass over its samples."""
+        self.keys.add(fit.features(task.train, self._features, name="router"), task.train.labels)
+        self.tasks += 1
+
+    def scores(self, x: Samples) -> Tensor:
+        """Return (n, tasks) float32 scores of samples, whose softmax are the probabilities of the tasks."""
+        return self.routing.sharpened(self.keys.scores(self._features(x), int(self.tasks))).float()
+
+    def _features(self, x: Samples) -> Tensor:
+        return self.experts.features(x, self.experts.base)
+
+
+def router_on_base(method: Method, own: str, routing: Routing, *, frozen: bool) -> RouterOnBase | None:
+    """Return a router on the features without adapters; None where the method has its own way.
+
+    Args:
+        method: the method, which has its backbone, sites and seed already.
+        own: the value of `router` that means the method's own way.
+        routing: the router.
+        frozen: whether the network without adapters stays as it is.
+
+    Raises:
+        ValueError: the router does not fit the method, or the network changes.
+    """
+    together = "its adapters of all tasks act together, so no task has an adapter or an answer of its own"
+    name = type(method).__name__
+    routing.check(name, (own, *ON_FEATURES), {"arrow": together, "entropy": together})
+    if routing.router == own:
+        if routing.top is not None or routing.router_temperature is not None:
+            raise ValueError(f"top and router_temperature are for a router on features, and router is '{own}'")
+        return None
+    if not frozen:
+        raise ValueError(
+            f"router '{routing.router}' reads the network without adapters, and {name} merges orthogonal adapters "
+            "into its weights; use tokens = 'class' or orthogonal = false"
+        )
+    return RouterOnBase(routing, Experts(method.backbone, method.sites, (), (), nn.Identity()), method.seed)
 
 
 def entropy(logits: Tensor) -> Tensor:
