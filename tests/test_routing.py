@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from streams import configured, draw, tiny_backbone
+from streams import configured, draw, fit_for, tiny_backbone
 from test_color import QUICK, TASKS, inputs, learn, part, taught
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from lamella.adapters.adapter import adapt, grow, using
 from lamella.adapters.arrow import arrow_scores, leading_inputs
 from lamella.adapters.tokens import counting, mean_over_tokens
 from lamella.common.randomness import generator
+from lamella.learner.scores import score_task
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.memory.task_scores import RIDGE, SHRINKAGE, TaskCentres, TaskGaussians, TaskRegression
 from lamella.methods.color import CoLoR
@@ -245,6 +246,14 @@ def test_least_entropy_is_the_surest_expert() -> None:
                 p = method.heads(method.backbone(x)).double().softmax(1).numpy()
             sure.append((p * np.log(p)).sum(1))
         assert method.choose_task(x).tolist() == np.argmax(sure, 0).tolist()
+
+
+def test_the_reported_task_choice_is_that_of_the_router(method: CoLoR) -> None:
+    for t, classes in enumerate(TASKS):
+        score = score_task(method, fit_for(method), part(classes, "test", 4), classes, shared_classes=False, name="t")
+        x, _ = inputs(method, classes)
+        with torch.no_grad():
+            assert score[""].right_task == int((method.choose_task(x) == t).sum())
 
 
 @pytest.mark.parametrize("router", ROUTERS)
