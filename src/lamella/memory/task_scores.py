@@ -31,7 +31,7 @@ __all__ = ["TaskCentres", "TaskGaussians", "TaskRegression"]
 
 SHRINKAGE = 0.1
 RIDGE = 0.01
-"""Both were chosen on frozen features of two streams of digits; see docs/log.md."""
+"""Both are good on frozen features of held-back images of two streams of digits; see docs/log.md."""
 
 
 class TaskCentres(Resizable):
