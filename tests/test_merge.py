@@ -20,7 +20,7 @@ from lamella.adapters.pairs import low_rank
 from lamella.learner.export.network import fixed, predicting
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods import METHODS
-from lamella.methods.parts import Aligned, Merged
+from lamella.methods.parts import Aligned, MeanWeights, Merged
 
 IN_A_ROW: dict[str, Callable[[], Any]] = {
     "fresh seq-lora": lambda: build_shallow("seq-lora", fresh=True),
@@ -175,6 +175,9 @@ def test_rules_that_need_more_than_the_updates_and_other_starts_are_refused() ->
         Merged(build_shallow("seq-lora", fresh=True, form="dora"))
     with pytest.raises(ValueError, match=r"is for a method alone.*seq-lora\+merge\+align"):
         Merged(Aligned(base))
+    for one, other in ((Merged, MeanWeights), (MeanWeights, Merged)):
+        with pytest.raises(ValueError, match="merge and mean_weights both choose the weights"):
+            other(one(build("olora")))
 
 
 def test_the_command_line_carries_it_below_alignment(tmp_path: Path, lamella: Run) -> None:
