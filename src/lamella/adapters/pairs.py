@@ -14,6 +14,7 @@ __all__ = [
     "Spectrum",
     "compact",
     "low_rank",
+    "rank_of_energy",
     "spectrum",
     "spectrum_of",
     "tolerance",
@@ -112,6 +113,24 @@ def truncated(pair: Pair, rank: int) -> tuple[Pair, float]:
     energy = S.square()
     kept = float(energy[:rank].sum() / energy.sum()) if len(S) else 1.0
     return Pair(V[:, :rank].T, U[:, :rank] * S[:rank]), kept
+
+
+def rank_of_energy(pair: Pair, energy: float) -> int:
+    """Return the smallest rank whose truncation keeps at least this share of the squared norm; 1 for an update of zero.
+
+    Args:
+        pair: the pair.
+        energy: the share, above 0 and at most 1. 1 keeps the numerical rank.
+
+    Raises:
+        ValueError: the share is out of its range.
+    """
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy {energy} must be above 0 and at most 1, such as 0.99")
+    squares = spectrum(pair, tolerance(pair.A.double())).S.square()
+    if not len(squares) or energy == 1:
+        return max(1, len(squares))
+    return 1 + int((squares.cumsum(0) < energy * squares.sum()).sum())
 
 
 def compact(pair: Pair) -> Pair:
