@@ -401,7 +401,7 @@ def root(G: Matrix) -> Matrix:
 
 def few_inputs(directions: int) -> Matrix:
     """Inputs (samples, D_IN) of unequal strength that span so many directions."""
-    strength = np.logspace(1, -1, directions)
+    strength = torch.logspace(1, -1, directions, dtype=torch.float64)
     return (normal(200, directions, seed=70) * strength @ normal(directions, D_IN, seed=71)).numpy()
 
 

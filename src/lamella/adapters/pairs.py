@@ -121,8 +121,8 @@ def truncated_for(pair: Pair, rank: int, moment: Tensor) -> tuple[Pair, float]:
 
     With G the second moment of the inputs it minimises |(B A - B' A') G^(1/2)|, whose square is the mean of
     |B A x - B' A' x|^2 over the inputs x. If U are the strongest left singular vectors of B A G^(1/2), the nearest
-    product is U U^T B A: a projection of the outputs, for which G^(1/2) need not have an inverse. U comes from the small
-    matrix R_B (A G A^T) R_B^T, for B = Q_B R_B. So directions below about 1e-7 of the strongest one count as zero.
+    product is U U^T B A: a projection of the outputs, for which G^(1/2) need not have an inverse. U comes from the
+    small matrix R_B (A G A^T) R_B^T, for B = Q_B R_B. So directions below about 1e-7 of the strongest count as zero.
 
     Args:
         pair: the pair.
