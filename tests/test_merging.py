@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lamella.adapters.merging import RULES, Merging, merged, regmean
-from lamella.adapters.pairs import Pair, compact, spectrum, tolerance, truncated
+from lamella.adapters.pairs import Pair, compact, rank_of_energy, spectrum, tolerance, truncated, truncated_for
 
 D_OUT, D_IN, RANK, TASKS = 128, 96, 4, 5
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
@@ -425,6 +425,69 @@ def test_truncation_is_the_nearest_of_its_rank_and_says_what_it_keeps() -> None:
         truncated(pair, 0)
 
 
+def root(G: Matrix) -> Matrix:
+    values, vectors = np.linalg.eigh(G)
+    return vectors * np.sqrt(values.clip(0)) @ vectors.T
+
+
+def few_inputs(directions: int) -> Matrix:
+    """Inputs (samples, D_IN) of unequal strength that span so many directions."""
+    strength = torch.logspace(1, -1, directions, dtype=torch.float64)
+    return (normal(200, directions, seed=70) * strength @ normal(directions, D_IN, seed=71)).numpy()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("inputs", ["random", "deficient"])
+def test_truncation_for_inputs_is_the_nearest_on_them(inputs: str, rank: int) -> None:
+    (pair,) = (random_pairs() if inputs == "random" else deficient_pairs())[:1]
+    X = few_inputs(D_IN)
+    G, M = X.T @ X, deltas([pair])[0]
+    U, s, Vh = np.linalg.svd(M @ root(G))
+    nearest = U[:, :rank] * s[:rank] @ Vh[:rank] @ np.linalg.inv(root(G))
+    found, kept = truncated_for(pair, rank, torch.from_numpy(G))
+    assert near(found.delta().numpy(), nearest, 1e-8)
+    assert abs(kept - (s[:rank] ** 2).sum() / (s**2).sum()) < 1e-10
+    off = np.linalg.norm(X @ (M - found.delta().numpy()).T) ** 2 / np.linalg.norm(X @ M.T) ** 2
+    assert abs(off - (1 - kept)) < 1e-10
+    plain = np.linalg.norm(X @ (M - truncated(pair, rank)[0].delta().numpy()).T) ** 2 / np.linalg.norm(X @ M.T) ** 2
+    assert off < plain or off < 1e-12, "what the inputs use is not what is large in the weight"
+
+
+@pytest.mark.parametrize("rank", [1, 2, RANK, RANK + 3])
+def test_truncation_for_white_inputs_is_plain_truncation(rank: int) -> None:
+    for pair in [*random_pairs(), *deficient_pairs()]:
+        plain, share = truncated(pair, rank)
+        found, kept = truncated_for(pair, rank, 7.0 * torch.eye(D_IN))
+        assert near(found.delta().numpy(), plain.delta().numpy(), 1e-7)
+        assert abs(kept - share) < 1e-10
+
+
+def test_inputs_of_few_directions_need_only_as_much_rank() -> None:
+    (pair,) = random_pairs()[:1]
+    X = few_inputs(2)
+    found, kept = truncated_for(pair, RANK, torch.from_numpy(X.T @ X))
+    assert len(found.A) == 2
+    assert kept == 1.0
+    assert near(X @ found.delta().numpy().T, X @ deltas([pair])[0].T, 1e-8)
+
+
+def test_an_update_that_its_inputs_do_not_see_is_truncated_to_nothing() -> None:
+    (pair,) = random_pairs()[:1]
+    for of, G in ((pair, torch.zeros(D_IN, D_IN)), (Pair(pair.A, 0 * pair.B), torch.eye(D_IN))):
+        found, kept = truncated_for(of, 2, G)
+        assert found.delta().shape == (D_OUT, D_IN)
+        assert not found.delta().any()
+        assert kept == 1.0
+
+
+def test_the_rank_of_an_energy_is_the_smallest_that_keeps_it() -> None:
+    pair = Pair(torch.eye(4, 6), torch.eye(5, 4) * torch.tensor([2.0, 1.0, 1.0, 0.0]))  # squares 4, 1, 1, 0
+    assert [rank_of_energy(pair, share) for share in (0.5, 0.7, 0.83, 0.84, 1.0)] == [1, 2, 2, 3, 3]
+    assert rank_of_energy(Pair(pair.A, 0 * pair.B), 0.9) == 1
+    with pytest.raises(ValueError, match="energy 0 must be above 0"):
+        rank_of_energy(pair, 0)
+
+
 def test_the_spectrum_of_a_pair_is_that_of_its_matrix() -> None:
     (pair,) = random_pairs()[:1]
     found = spectrum(pair, tolerance(*pair))
@@ -454,6 +517,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "moments": (lambda: merged([OK], Merging("sum"), moments=[{}]), "takes no second moments"),
     "of few": (lambda: merged([OK, OK], Merging("regmean"), moments=[{}]), "1 sets of second moments were given for 2"),
     "of others": (lambda: merged([OK], Merging("regmean"), moments=[{"x": A}]), r"finite second moment \(6, 6\)"),
+    "rank": (lambda: truncated_for(OK["x"], 0, torch.eye(6)), "rank 0 is too small"),
+    "moment": (lambda: truncated_for(OK["x"], 1, torch.eye(5)), r"shape \(5, 5\); a layer with 6 inputs"),
+    "NaN in G": (lambda: truncated_for(OK["x"], 1, torch.eye(6) * float("nan")), "numbers that are not finite"),
+    "no moment": (lambda: truncated_for(OK["x"], 1, torch.ones(6, 6).triu()), "must be symmetric"),
+    "negative": (lambda: truncated_for(OK["x"], 1, -torch.eye(6)), "a diagonal of at least 0"),
 }  # fmt: skip
 
 

@@ -382,6 +382,15 @@ def test_what_a_variant_learned_is_a_folder_that_peft_loads_and_comes_back(
         torch.testing.assert_close(again(x), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_a_dora_is_not_truncated_since_its_change_has_no_low_rank(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    table = {"name": "seq-lora", "epochs": 1, "batch_size": 8, "rank": 2, "form": "dora"}
+    learner = Learner.create(backbone=VIT, method=table, fit={"device": "cpu"})
+    learner.learn(stream(classes=4, tasks=2, per_class=4)[0])
+    with pytest.raises(ValueError, match=r"is a DoRA, which scales whole rows .* leave out --rank and --energy"):
+        learner.export(tmp_path / "out", "peft", rank=1)
+
+
 def test_the_mean_of_weights_is_not_taken_beneath_a_dora_that_stays() -> None:
     from lamella.methods.parts.mean_weights import MeanWeights
 
