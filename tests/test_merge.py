@@ -177,7 +177,7 @@ def test_rules_that_need_more_than_the_updates_and_other_starts_are_refused() ->
         Merged(Aligned(base))
     for one, other in ((Merged, MeanWeights), (MeanWeights, Merged)):
         with pytest.raises(ValueError, match="merge and mean_weights both choose the weights"):
-            other(one(build("olora")))
+            other(one(build_shallow("olora")))
 
 
 def test_the_command_line_carries_it_below_alignment(tmp_path: Path, lamella: Run) -> None:
