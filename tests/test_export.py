@@ -19,7 +19,7 @@ from lamella import Learner
 from lamella.adapters.pairs import low_rank
 from lamella.backbones import load_backbone
 from lamella.learner.export import export
-from lamella.learner.export.check import Check, compare
+from lamella.learner.export.check import Check, compare, random_samples
 from lamella.learner.export.drafts import atomic_output
 
 VIT = {"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0}
@@ -213,6 +213,92 @@ def test_the_rank_is_that_of_the_update_not_of_rounding() -> None:
     assert len(pair.A) == 4
     torch.testing.assert_close(pair.B @ pair.A, change, rtol=0, atol=2e-6)
     assert len(low_rank(torch.zeros(96, 32), W).A) == 0
+
+
+def changes(folder: Path) -> dict[str, Tensor]:
+    """By layer the change B A that a folder of PEFT holds, (d_out, d_in)."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    of_A = {key: tensor for key, tensor in tensors.items() if key.endswith("lora_A.weight")}
+    return {key: tensors[key.replace("lora_A", "lora_B")].double() @ A.double() for key, A in of_A.items()}
+
+
+def test_a_rank_truncates_each_layer_to_the_nearest_and_says_what_it_keeps_and_costs(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    learner = learned("inflora", rank=3)
+    learner.export(tmp_path / "whole", "peft")
+    lines = learner.export(tmp_path / "two", "peft", rank=2)
+    whole, two, shares = changes(tmp_path / "whole"), changes(tmp_path / "two"), []
+    for name, change in whole.items():
+        U, S, Vh = torch.linalg.svd(change)
+        torch.testing.assert_close(two[name], U[:, :2] * S[:2] @ Vh[:2], rtol=0, atol=1e-6 * float(S[0]))
+        shares.append(float(S[:2].square().sum() / S.square().sum()))
+    (told,) = [line for line in lines if line.startswith("truncated from")]
+    least, mean = (float(share) for share in re.findall(r"([\d.]+) %", told))
+    assert abs(least - 100 * min(shares)) < 0.011
+    assert abs(mean - 100 * sum(shares) / len(shares)) < 0.011
+    assert least < 100
+    assert "rank 2 on" in lines[1]
+
+
+def test_the_cost_of_truncation_is_the_distance_of_the_logits_of_the_export_from_the_model(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    import timm
+    from safetensors.torch import load_file
+
+    learner = learned("inflora", rank=3)
+    lines = learner.export(tmp_path / "one", "peft", rank=1)
+    (told,) = [line for line in lines if "differs from the model" in line]
+    network = timm.create_model("test_vit", num_classes=4, img_size=32)
+    network.load_state_dict(load_file(tmp_path / "one" / "base.safetensors"), strict=False)
+    network = peft.PeftModel.from_pretrained(network, str(tmp_path / "one")).eval()
+    x = random_samples(learner.backbone, 16)
+    with torch.no_grad():
+        wanted, found = learner.logits(x), network(x)
+    distance = float((wanted - found).abs().max())
+    assert distance > 1e-3
+    assert float(re.findall(r"up to ([\d.e+-]+) in its logits", told)[0]) == pytest.approx(distance, rel=0.06)
+    assert f"same class for {int((wanted.argmax(1) == found.argmax(1)).sum())} of 16 random images" in told
+
+
+def test_an_energy_gives_each_layer_the_smallest_rank_that_keeps_it(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    learner = learned("inflora", rank=3)
+    learner.export(tmp_path / "whole", "peft")
+    learner.export(tmp_path / "cut", "peft", energy=0.9)
+    ranks = json.loads((tmp_path / "cut" / "adapter_config.json").read_text())["rank_pattern"]
+    for name, change in changes(tmp_path / "whole").items():
+        squares = torch.linalg.svdvals(change).square()
+        rank = ranks[name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")]
+        assert squares[:rank].sum() >= 0.9 * squares.sum() > squares[: rank - 1].sum()
+
+
+def test_truncation_says_for_each_task_what_it_costs(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    lines = learned("sdlora").export(tmp_path / "tasks", "peft", per_task=True, rank=1)
+    assert [line.partition(":")[0] for line in lines if "differs from the model" in line] == ["task0", "task1"]
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "message"),
+    [
+        ("timm", {"rank": 2}, "format 'timm' has no low rank to truncate; leave out --rank"),
+        ("onnx", {"energy": 0.9}, "format 'onnx' has no low rank"),
+        ("adapters", {"rank": 2}, "format 'adapters' has no low rank"),
+        ("peft", {"rank": 0}, "rank 0 is too small; give at least 1"),
+        ("peft", {"energy": 1.5}, "energy 1.5 must be above 0 and at most 1"),
+        ("peft", {"energy": float("nan")}, "energy nan must be above 0"),
+        ("peft", {"rank": 2, "energy": 0.9}, "either to a rank .* or to a share"),
+    ],
+)
+def test_truncation_that_cannot_be_is_refused_in_one_line(
+    form: str, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        learned("seq-lora").export(tmp_path / "out", form, **options)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("method", ["color", "sdlora"])

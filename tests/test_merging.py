@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lamella.adapters.merging import RULES, Merging, merged, regmean
-from lamella.adapters.pairs import Pair, compact, spectrum, tolerance, truncated
+from lamella.adapters.pairs import Pair, compact, rank_of_energy, spectrum, tolerance, truncated, truncated_for
 
 D_OUT, D_IN, RANK, TASKS = 128, 96, 4, 5
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
@@ -260,6 +260,37 @@ def test_the_factors_of_an_update_do_not_matter_to_spectral_rules(rule: str) -> 
     assert near(by_rule(others, rule), by_rule(pairs, rule))
 
 
+def test_what_an_update_has_left_by_rounding_is_no_direction_of_its_own() -> None:
+    """The first update lies in the common directions, so that nothing but rounding is left of it beside them."""
+    Q = torch.linalg.qr(normal(D_IN, D_IN, seed=8))[0]
+    P = torch.linalg.qr(normal(D_OUT, D_OUT, seed=9))[0]
+    values = torch.arange(8.0, 0, -1).double()
+    pairs = [Pair(Q[:1], P[:, :1] * 10), Pair(Q[1:8], P[:, 1:8] * values[1:])]
+    found = spectrum(merged([{"x": pair} for pair in pairs], Merging("iso-cts", common=0.8))["x"], 1e-9).S
+    assert torch.allclose(found, ((10 + values[1:7].sum()) / 7).expand(7))
+
+
+@pytest.mark.parametrize("rule", ["sum", "mean", "iso-c", "iso-cts", "tsv"])
+def test_updates_that_cancel_out_leave_no_rank(rule: str) -> None:
+    pair = random_pairs()[0]
+    assert not len(merged([{"x": pair}, {"x": Pair(pair.A, -pair.B)}], Merging(rule))["x"].A)
+
+
+def test_opcm_leaves_out_all_that_the_merge_has_where_all_of_it_is_strong() -> None:
+    first, second = shared_pairs()[:2]
+    inside = Pair(second.A, first.B @ normal(RANK, RANK, seed=4))  # in the span of the first
+    found = merged([{"x": first}, {"x": inside}], Merging("opcm", strong=1.0))["x"].delta()
+    direction = first.delta() / first.delta().norm()
+    assert near(found / found.norm(), direction)
+    weaker = merged([{"x": first}, {"x": inside}], Merging("opcm", strong=0.0))["x"].delta()
+    assert (weaker / weaker.norm() - direction).norm() > 0.1
+
+
+def test_of_entries_that_are_equally_large_trimming_keeps_all() -> None:
+    even = Pair(torch.ones(1, 6), torch.ones(5, 1))
+    assert near(merged([{"x": even}] * 2, Merging("ties"))["x"].delta(), even.delta())
+
+
 def test_tsv_leaves_updates_that_share_no_direction_as_their_sum() -> None:
     Q = torch.linalg.qr(normal(D_IN, D_IN, seed=8))[0]
     P = torch.linalg.qr(normal(D_OUT, D_OUT, seed=9))[0]
@@ -394,6 +425,69 @@ def test_truncation_is_the_nearest_of_its_rank_and_says_what_it_keeps() -> None:
         truncated(pair, 0)
 
 
+def root(G: Matrix) -> Matrix:
+    values, vectors = np.linalg.eigh(G)
+    return vectors * np.sqrt(values.clip(0)) @ vectors.T
+
+
+def few_inputs(directions: int) -> Matrix:
+    """Inputs (samples, D_IN) of unequal strength that span so many directions."""
+    strength = torch.logspace(1, -1, directions, dtype=torch.float64)
+    return (normal(200, directions, seed=70) * strength @ normal(directions, D_IN, seed=71)).numpy()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("inputs", ["random", "deficient"])
+def test_truncation_for_inputs_is_the_nearest_on_them(inputs: str, rank: int) -> None:
+    (pair,) = (random_pairs() if inputs == "random" else deficient_pairs())[:1]
+    X = few_inputs(D_IN)
+    G, M = X.T @ X, deltas([pair])[0]
+    U, s, Vh = np.linalg.svd(M @ root(G))
+    nearest = U[:, :rank] * s[:rank] @ Vh[:rank] @ np.linalg.inv(root(G))
+    found, kept = truncated_for(pair, rank, torch.from_numpy(G))
+    assert near(found.delta().numpy(), nearest, 1e-8)
+    assert abs(kept - (s[:rank] ** 2).sum() / (s**2).sum()) < 1e-10
+    off = np.linalg.norm(X @ (M - found.delta().numpy()).T) ** 2 / np.linalg.norm(X @ M.T) ** 2
+    assert abs(off - (1 - kept)) < 1e-10
+    plain = np.linalg.norm(X @ (M - truncated(pair, rank)[0].delta().numpy()).T) ** 2 / np.linalg.norm(X @ M.T) ** 2
+    assert off < plain or off < 1e-12, "what the inputs use is not what is large in the weight"
+
+
+@pytest.mark.parametrize("rank", [1, 2, RANK, RANK + 3])
+def test_truncation_for_white_inputs_is_plain_truncation(rank: int) -> None:
+    for pair in [*random_pairs(), *deficient_pairs()]:
+        plain, share = truncated(pair, rank)
+        found, kept = truncated_for(pair, rank, 7.0 * torch.eye(D_IN))
+        assert near(found.delta().numpy(), plain.delta().numpy(), 1e-7)
+        assert abs(kept - share) < 1e-10
+
+
+def test_inputs_of_few_directions_need_only_as_much_rank() -> None:
+    (pair,) = random_pairs()[:1]
+    X = few_inputs(2)
+    found, kept = truncated_for(pair, RANK, torch.from_numpy(X.T @ X))
+    assert len(found.A) == 2
+    assert kept == 1.0
+    assert near(X @ found.delta().numpy().T, X @ deltas([pair])[0].T, 1e-8)
+
+
+def test_an_update_that_its_inputs_do_not_see_is_truncated_to_nothing() -> None:
+    (pair,) = random_pairs()[:1]
+    for of, G in ((pair, torch.zeros(D_IN, D_IN)), (Pair(pair.A, 0 * pair.B), torch.eye(D_IN))):
+        found, kept = truncated_for(of, 2, G)
+        assert found.delta().shape == (D_OUT, D_IN)
+        assert not found.delta().any()
+        assert kept == 1.0
+
+
+def test_the_rank_of_an_energy_is_the_smallest_that_keeps_it() -> None:
+    pair = Pair(torch.eye(4, 6), torch.eye(5, 4) * torch.tensor([2.0, 1.0, 1.0, 0.0]))  # squares 4, 1, 1, 0
+    assert [rank_of_energy(pair, share) for share in (0.5, 0.7, 0.83, 0.84, 1.0)] == [1, 2, 2, 3, 3]
+    assert rank_of_energy(Pair(pair.A, 0 * pair.B), 0.9) == 1
+    with pytest.raises(ValueError, match="energy 0 must be above 0"):
+        rank_of_energy(pair, 0)
+
+
 def test_the_spectrum_of_a_pair_is_that_of_its_matrix() -> None:
     (pair,) = random_pairs()[:1]
     found = spectrum(pair, tolerance(*pair))
@@ -423,6 +517,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "moments": (lambda: merged([OK], Merging("sum"), moments=[{}]), "takes no second moments"),
     "of few": (lambda: merged([OK, OK], Merging("regmean"), moments=[{}]), "1 sets of second moments were given for 2"),
     "of others": (lambda: merged([OK], Merging("regmean"), moments=[{"x": A}]), r"finite second moment \(6, 6\)"),
+    "rank": (lambda: truncated_for(OK["x"], 0, torch.eye(6)), "rank 0 is too small"),
+    "moment": (lambda: truncated_for(OK["x"], 1, torch.eye(5)), r"shape \(5, 5\); a layer with 6 inputs"),
+    "NaN in G": (lambda: truncated_for(OK["x"], 1, torch.eye(6) * float("nan")), "numbers that are not finite"),
+    "no moment": (lambda: truncated_for(OK["x"], 1, torch.ones(6, 6).triu()), "must be symmetric"),
+    "negative": (lambda: truncated_for(OK["x"], 1, -torch.eye(6)), "a diagonal of at least 0"),
 }  # fmt: skip
 
 

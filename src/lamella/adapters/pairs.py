@@ -14,10 +14,12 @@ __all__ = [
     "Spectrum",
     "compact",
     "low_rank",
+    "rank_of_energy",
     "spectrum",
     "spectrum_of",
     "tolerance",
     "truncated",
+    "truncated_for",
     "weighted_sum",
 ]
 
@@ -69,58 +71,135 @@ def tolerance(*tensors: Tensor) -> float:
     return eps * max(max(t.shape) for t in tensors)
 
 
-def spectrum_of(matrix: Tensor, share: float) -> Spectrum:
+def spectrum_of(matrix: Tensor, share: float, largest: float = 0.0) -> Spectrum:
     """Decompose a matrix, and leave out what belongs to singular values that count as zero.
 
     Args:
         matrix: (m, n) in float64; it may have no rows or columns.
         share: a singular value counts if it is above this share of the largest one.
+        largest: the largest singular value of what the matrix was computed from, if that is larger. Where that has
+            cancelled out, only rounding is left, and none of it counts.
     """
     if not matrix.numel():
         return Spectrum(matrix.new_zeros(len(matrix), 0), matrix.new_zeros(0), matrix.new_zeros(matrix.shape[1], 0))
     U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
-    rank = int((S > share * S[0]).sum())
+    rank = int((S > share * S[0].clamp(min=largest)).sum())
     return Spectrum(U[:, :rank], S[:rank], Vh[:rank].T)
 
 
-def spectrum(pair: Pair, share: float) -> Spectrum:
+def spectrum(pair: Pair, share: float, largest: float = 0.0) -> Spectrum:
     """Decompose the update of a pair, by decompositions of its factors.
 
     Args:
         pair: the pair.
         share: as for `spectrum_of`.
+        largest: as for `spectrum_of`.
     """
     Q_B, R_B = torch.linalg.qr(pair.B.double())
     Q_A, R_A = torch.linalg.qr(pair.A.double().T)
-    inner = spectrum_of(R_B @ R_A.T, share)
+    inner = spectrum_of(R_B @ R_A.T, share, largest)
     return Spectrum(Q_B @ inner.U, inner.S, Q_A @ inner.V)
 
 
-def truncated(pair: Pair, rank: int) -> tuple[Pair, float]:
+def truncated(pair: Pair, rank: int, largest: float = 0.0) -> tuple[Pair, float]:
     """Return the nearest pair of at most this rank, and the share of the squared norm that it keeps (1.0 for zero).
 
     Args:
         pair: the pair.
         rank: the largest rank; at least 1.
+        largest: as for `spectrum_of`.
 
     Raises:
         ValueError: the rank is below 1.
     """
     if rank < 1:
         raise ValueError(f"rank {rank} is too small; an update keeps a rank of at least 1")
-    U, S, V = spectrum(pair, tolerance(pair.A.double()))
+    U, S, V = spectrum(pair, tolerance(pair.A.double()), largest)
     energy = S.square()
     kept = float(energy[:rank].sum() / energy.sum()) if len(S) else 1.0
     return Pair(V[:, :rank].T, U[:, :rank] * S[:rank]), kept
 
 
-def compact(pair: Pair) -> Pair:
-    """Return the same update in its numerical rank, which is at most the smaller width of the weight."""
-    return truncated(pair, min(pair.shape))[0]
+def truncated_for(pair: Pair, rank: int, moment: Tensor) -> tuple[Pair, float]:
+    """Return the pair of at most this rank whose outputs are nearest on given inputs, and the share that it keeps.
+
+    With G the second moment of the inputs it minimises |(B A - B' A') G^(1/2)|, whose square is the mean of
+    |B A x - B' A' x|^2 over the inputs x. If U are the strongest left singular vectors of B A G^(1/2), the nearest
+    product is U U^T B A: a projection of the outputs, for which G^(1/2) need not have an inverse. U comes from the
+    small matrix R_B (A G A^T) R_B^T, for B = Q_B R_B. So directions below about 1e-7 of the strongest count as zero.
+
+    Args:
+        pair: the pair.
+        rank: the largest rank; at least 1. A direction in which these inputs have no output is left out in any case.
+        moment: G (d_in, d_in), the sum or the mean of x x^T over the layer's inputs; its scale does not matter.
+
+    Returns:
+        The pair in float64, and the share of the squared norm of the outputs on these inputs that it keeps, which is
+        1.0 if there are none. With G = I both are those of `truncated`.
+
+    Raises:
+        ValueError: the rank is below 1, or the moment has another shape, is not finite, not symmetric, or has a
+            negative value on its diagonal.
+    """
+    if rank < 1:
+        raise ValueError(f"rank {rank} is too small; an update keeps a rank of at least 1")
+    G, A = _checked_moment(moment, pair.shape[1]), pair.A.double()
+    Q, R = torch.linalg.qr(pair.B.double())
+    core = R @ (A @ G @ A.T) @ R.T
+    energy, U = torch.linalg.eigh((core + core.T) / 2)
+    energy, U = energy.flip(0), U.flip(1)
+    counted = int((energy > tolerance(A, R) * energy[:1].clamp_min(0)).sum())
+    kept = float(energy[: min(rank, counted)].sum() / energy[:counted].sum()) if counted else 1.0
+    U = U[:, : min(rank, counted)]
+    return Pair(U.T @ R @ A, Q @ U), kept
+
+
+def _checked_moment(moment: Tensor, width: int) -> Tensor:
+    if moment.shape != (width, width):
+        raise ValueError(
+            f"the second moment has the shape {tuple(moment.shape)}; "
+            f"a layer with {width} inputs needs ({width}, {width})"
+        )
+    G = moment.double()
+    if not G.isfinite().all():
+        raise ValueError("the second moment has numbers that are not finite; collect it anew")
+    if float((G - G.T).abs().max()) > 1e-5 * float(G.abs().max()) or bool((G.diagonal() < 0).any()):
+        raise ValueError("the second moment must be symmetric with a diagonal of at least 0, as a sum of x x^T is")
+    return G
+
+
+def rank_of_energy(pair: Pair, energy: float) -> int:
+    """Return the smallest rank whose truncation keeps at least this share of the squared norm; 1 for an update of zero.
+
+    Args:
+        pair: the pair.
+        energy: the share, above 0 and at most 1. 1 keeps the numerical rank.
+
+    Raises:
+        ValueError: the share is out of its range.
+    """
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy {energy} must be above 0 and at most 1, such as 0.99")
+    squares = spectrum(pair, tolerance(pair.A.double())).S.square()
+    if not len(squares) or energy == 1:
+        return max(1, len(squares))
+    return 1 + int((squares.cumsum(0) < energy * squares.sum()).sum())
+
+
+def compact(pair: Pair, largest: float = 0.0) -> Pair:
+    """Return the same update in its numerical rank, which is at most the smaller width of the weight.
+
+    Args:
+        pair: the pair.
+        largest: as for `spectrum_of`.
+    """
+    return truncated(pair, min(pair.shape), largest)[0]
 
 
 def weighted_sum(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
     """Return the pair of the sum of weighted updates, which is exact: A's are stacked, B's stand side by side.
+
+    It has the rank of all together; `compact` finds that of the sum.
 
     Args:
         pairs: the updates of one weight; at least one.

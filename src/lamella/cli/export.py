@@ -23,16 +23,26 @@ def export(
     per_task: Annotated[
         bool, typer.Option("--per-task", help="With peft: a folder for each task, where tasks are kept apart.")
     ] = False,
+    rank: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With peft: truncate each layer to this rank.", show_default="as it is"),
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="With peft: the smallest ranks that keep this share, such as 0.99."),
+    ] = None,
     device: Device = None,
     untrusted: Untrusted = False,
 ) -> None:
     """Write a model in a format that can be used without Lamella.
 
     The export is loaded again and compared with the model on random images or texts. It is deleted if it differs.
+    A truncated one is compared with the truncated model, and how far that is from the model is printed.
     """
     from lamella.learner.export import export as write
     from lamella.learner.model import load
 
-    lines = write(load(model, device=device, trusted=not untrusted), format, out, readout=readout, per_task=per_task)
+    found = load(model, device=device, trusted=not untrusted)
+    lines = write(found, format, out, readout=readout, per_task=per_task, rank=rank, energy=energy)
     for line in (f"wrote {out} ({format})", *lines):
         say(line)

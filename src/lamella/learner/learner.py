@@ -340,10 +340,19 @@ class Learner:
         self.method.eval()
         return score_task(self.method, fit, data, classes, shared_classes=shared_classes, name="score", recall=recall)
 
-    def export(self, out: str | Path, format: str, *, readout: str = "", per_task: bool = False) -> list[str]:
+    def export(
+        self,
+        out: str | Path,
+        format: str,
+        *,
+        readout: str = "",
+        per_task: bool = False,
+        rank: int | None = None,
+        energy: float | None = None,
+    ) -> list[str]:
         """Export the model to a format that can be used without Lamella.
 
         Arguments, return value and errors are those of `learner.export.export`.
         """
         self.model.check_whole()
-        return export(self.model, format, out, readout=readout, per_task=per_task)
+        return export(self.model, format, out, readout=readout, per_task=per_task, rank=rank, energy=energy)

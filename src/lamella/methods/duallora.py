@@ -204,7 +204,8 @@ class DualLoRA(OwnHeads):
             self.signatures.extend(self._inputs(task, fit, "inputs-before"), share)
         constrained += self._grow_residual(number)
         _attach_gates(self)
-        self.train_head(task, fit, trained(constrained), **projecting(constrained))
+        before, after = projecting(constrained)
+        self.train_head(task, fit, trained(constrained), before_step=before, after_step=after)
         if any(site.layer.of("orthogonal") for site in self.sites):
             merge(self.sites, "orthogonal")  # W <- W + O
         known = self.signatures.protect if self.residual == "current" else self.signatures.extend

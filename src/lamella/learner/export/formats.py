@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from lamella.common.options import near_matches
@@ -13,6 +14,7 @@ from lamella.learner.export.onnx_graph import export_onnx
 from lamella.learner.export.onnx_texts import export_onnx_of_texts
 from lamella.learner.export.peft_folder import export_peft, export_peft_tasks
 from lamella.learner.export.timm_folder import export_timm
+from lamella.learner.export.truncation import Truncation
 from lamella.learner.model import Model
 from lamella.methods import Method
 
@@ -30,7 +32,16 @@ FORMATS: dict[str, dict[str, Export]] = {
 """By format and by what a model takes, the function that writes it; that of tensors takes any model."""
 
 
-def export(model: Model, format: str, out: str | Path, *, readout: str = "", per_task: bool = False) -> list[str]:
+def export(
+    model: Model,
+    format: str,
+    out: str | Path,
+    *,
+    readout: str = "",
+    per_task: bool = False,
+    rank: int | None = None,
+    energy: float | None = None,
+) -> list[str]:
     """Export a model and check the export. If anything fails, nothing is written.
 
     Args:
@@ -40,6 +51,9 @@ def export(model: Model, format: str, out: str | Path, *, readout: str = "", per
         readout: the prediction to export: "" (that of the model), "base" (that of the method it is built on),
             "base.base", and so on.
         per_task: whether each task gets its own folder; only for "peft", and for methods with an adapter for each task.
+        rank: the rank that the change of each layer is truncated to; only for "peft". None for its own.
+        energy: the share of the squared norm of each layer's change that is kept at least, above 0 and up to 1, as the
+            other way to say a rank; only for "peft".
 
     Returns:
         Lines with the result of the check, and how to load the export.
@@ -52,9 +66,15 @@ def export(model: Model, format: str, out: str | Path, *, readout: str = "", per
         raise ValueError(f"unknown format '{format}'; {near_matches(format, FORMATS)}")
     if per_task and format != "peft":
         raise ValueError(f"per-task exports are folders of PEFT, not of format '{format}'; leave out --per-task")
+    cut = rank is not None or energy is not None
+    if cut and format != "peft":
+        raise ValueError(f"format '{format}' has no low rank to truncate; leave out --rank and --energy, or use peft")
+    truncation = Truncation(rank, energy) if cut else None
     if not model.tasks:
         raise ValueError("this model has learned nothing yet; give it a task first")
-    write = export_peft_tasks if per_task else _writer(format, model.backbone.transform.noun)
+    write = _writer(format, model.backbone.transform.noun)
+    if format == "peft":
+        write = partial(export_peft_tasks if per_task else export_peft, truncation=truncation)
     with atomic_output(Path(out)) as place, _on_the_cpu(model), predicting(model.method.eval(), readout) as method:
         return [line.replace(str(place), str(out)) for line in write(model, method, place)]
 

@@ -23,6 +23,7 @@ from lamella.learner.export.peft_parts import Adapter, Write
 from lamella.learner.export.peft_texts import write_for_transformers
 from lamella.learner.export.peft_timm import write_for_timm
 from lamella.learner.export.transformers_files import encoder_of
+from lamella.learner.export.truncation import Truncation
 from lamella.learner.model import Model
 from lamella.methods import Method
 from lamella.methods.shared.heads import Head
@@ -31,8 +32,17 @@ from lamella.methods.shared.plain_classifier import PlainClassifier
 __all__ = ["differences", "export_peft", "export_peft_tasks"]
 
 
-def export_peft(model: Model, method: Method, folder: Path) -> list[str]:
+def export_peft(model: Model, method: Method, folder: Path, truncation: Truncation | None = None) -> list[str]:
     """Write one adapter with the whole change of the backbone since it was loaded, and the classifier.
+
+    Args:
+        model: the model.
+        method: its method, or one that this is built on.
+        folder: the folder to write.
+        truncation: how far the change of each layer is truncated; None for not at all.
+
+    Returns:
+        Lines with the result of the check, the ranks, what truncation costs, and how to load the adapter.
 
     Raises:
         ValueError: the model is not one network with such a classifier, its network is not one that timm or
@@ -42,16 +52,20 @@ def export_peft(model: Model, method: Method, folder: Path) -> list[str]:
     needed("peft", "peft")
     write, noun = _writer(model)
     network = fixed(method, linear=noun == "image")
-    loaded = model.new_backbone().model
+    backbone = model.new_backbone()
+    loaded = backbone.model
     pairs: Mapping[str, Stored] | None = dora_pairs(acting_branches(method), _weights(method), _weights(method, loaded))
     if pairs is None:
         pairs = pairs_of(differences(method, network, loaded), len(model.tasks), WHOLE[noun])
     described = description(model, method, method.classes)
-    return write(folder, model, Adapter(loaded, pairs, network.classifier, described, method.predict))
+    adapter = Adapter(loaded, pairs, network.classifier, described, method.predict)
+    return write(folder, model, truncation.of(adapter, backbone) if truncation else adapter)
 
 
-def export_peft_tasks(model: Model, method: Method, folder: Path) -> list[str]:
+def export_peft_tasks(model: Model, method: Method, folder: Path, truncation: Truncation | None = None) -> list[str]:
     """Write an adapter and a classifier for each task, in the folders task0, task1, ...
+
+    Arguments and lines are those of `export_peft`; each line begins with the task.
 
     Raises:
         ValueError: the method has no adapter for each task, or as for `export_peft`.
@@ -60,7 +74,8 @@ def export_peft_tasks(model: Model, method: Method, folder: Path) -> list[str]:
     needed("peft", "peft")
     write, noun = _writer(model)
     tasks = _tasks_apart(method, len(model.tasks))
-    loaded = model.new_backbone().model
+    backbone = model.new_backbone()
+    loaded = backbone.model
     sites = [Site(n, layer, slice(None)) for n, layer in adapted_layers(method.backbone.model).items()]
     weights = _weights(method)
     folder.mkdir()
@@ -80,6 +95,7 @@ def export_peft_tasks(model: Model, method: Method, folder: Path) -> list[str]:
         described = description(model, method, list(head.classes)) | {"tasks": [model.tasks[t].name]}
         classifier = PlainClassifier(head.weight, head.bias)
         adapter = Adapter(loaded, pairs, classifier, described, own)
+        adapter = truncation.of(adapter, backbone) if truncation else adapter
         lines += [f"task{t}: {line}" for line in write(folder / f"task{t}", model, adapter)]
     return lines
 

@@ -24,6 +24,7 @@ class Adapter:
         classifier: the classifier on its features.
         described: the description of the export.
         own: samples -> logits, what the export is compared with.
+        notes: further lines for the one who exports.
     """
 
     loaded: nn.Module
@@ -31,7 +32,8 @@ class Adapter:
     classifier: PlainClassifier
     described: dict[str, Any]
     own: Callable[[Any], Tensor]
+    notes: tuple[str, ...] = ()
 
 
 Write = Callable[[Path, Model, Adapter], list[str]]
-"""(a new folder, the model, the adapter) -> lines with the result of the check, the ranks, and how to load it."""
+"""(a new folder, the model, the adapter) -> lines: the result of the check, ranks, notes, and how to load it."""

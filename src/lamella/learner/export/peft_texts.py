@@ -73,6 +73,7 @@ def write_for_transformers(folder: Path, model: Model, adapter: Adapter) -> list
     return [
         str(found),
         told_ranks(pairs),
+        *adapter.notes,
         f"run it: python {folder / PROGRAM} 'a text'",
         f"load it: import peft, transformers; model = transformers.{loading(encoder, shown)[1]}; "
         f"model = peft.PeftModel.from_pretrained(model, '{folder}')",

@@ -43,7 +43,7 @@ def write_for_timm(folder: Path, model: Model, adapter: Adapter) -> list[str]:
 
     plain = PeftModel.from_pretrained(network, str(folder)).eval()
     found = compare(adapter.own, plain, model.backbone)
-    return [str(found), told_ranks(adapter.pairs), _how_to_load(folder, model, classes)]
+    return [str(found), told_ranks(adapter.pairs), *adapter.notes, _how_to_load(folder, model, classes)]
 
 
 def _base_is_ours(model: Model) -> bool:

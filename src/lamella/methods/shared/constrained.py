@@ -79,7 +79,7 @@ def _project_gradients(constrained: Sequence[Constrained]) -> None:
             branch.A.grad.copy_(project(branch.A.grad))
 
 
-def projecting(constrained: Sequence[Constrained]) -> dict[str, Callable[[], None]]:
-    """Project each A now, and return the hooks of the training loop that keep it where it is."""
+def projecting(constrained: Sequence[Constrained]) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Project each A now, and return what has to run before and after each step of training, so that it stays."""
     _project_rows(constrained)
-    return {"before_step": partial(_project_gradients, constrained), "after_step": partial(_project_rows, constrained)}
+    return partial(_project_gradients, constrained), partial(_project_rows, constrained)
