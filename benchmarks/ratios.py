@@ -20,6 +20,7 @@ import typer
 from forms.case import Case, Seconds
 from forms.inputs import input_cost
 from forms.layer import branch_forms
+from forms.mixed import mixed
 from forms.moments import second_moments
 from forms.network import compilation, memory_layout, precision
 from forms.prediction import dlc_tails, duallora_inference
@@ -58,6 +59,7 @@ COMPARISONS = {
     "memory-layout": Comparison(memory_layout, 7, {"large": False}),
     "compilation": Comparison(compilation, 15, SMALL | {"backend": "eager"}),
     "duallora-inference": Comparison(duallora_inference, 25, SMALL | {"tasks": 2}),
+    "mixed": Comparison(mixed, 9, SMALL | {"held": [1, 10]}),
     "dlc-tails": Comparison(dlc_tails, 15, {"plugins": [2], "batch": [4], "small": True}),
     "own-covariances": Comparison(own_covariances, 25, SMALL | {"classes": 10}),
     "evaluation-cost": Comparison(evaluation_cost, 5, {"methods": "nearest-mean,inflora", "tasks": 2, "images": 8}),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.adapters.branches import Acting, Adapted
+from lamella.adapters.few import parted
 from lamella.adapters.tokens import class_places, class_token
 
 __all__ = ["AdaptedConv2d", "AdaptedLinear"]
@@ -121,10 +122,18 @@ class AdaptedLinear(Adapted, nn.Linear):
     def _add(self, y: Tensor, x: Tensor, acting: list[Acting]) -> Tensor:
         of_class = [a for a in acting if a.branch.tokens == "class"]
         if not of_class:
-            return self._add_at(y, x, acting, None)
+            return self._add_to_all(y, x, acting)
         of_all = [a for a in acting if a.branch.tokens == "all"]
-        y = self._add_at(y, x, of_all, None) if of_all else y
+        y = self._add_to_all(y, x, of_all) if of_all else y
         return self._add_at(y, class_token(x), of_class, class_places(x))
+
+    def _add_to_all(self, y: Tensor, x: Tensor, acting: list[Acting]) -> Tensor:
+        """Add branches to all positions of y; where a sample has few of many, these alone are computed."""
+        dense, gathered = parted(acting, len(x))
+        y = self._add_at(y, x, dense, None) if dense else y
+        for few in gathered:
+            few.add(y, x)
+        return y
 
     def _add_at(self, y: Tensor, x: Tensor, acting: list[Acting], places: Tensor | None) -> Tensor:
         """Add branches to all positions of y, or to k of its rows; x (..., d_in) or (k, d_in) has their inputs."""
