@@ -81,10 +81,12 @@ def passes(method: Method) -> float | None:
         method: the method that has learned.
 
     Returns:
-        The ratio; None for a network without such products.
+        The ratio; None for a network without such products, and before the first task.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    if not method.classes:
+        return None
     x = method.backbone.example(8)  # several, so that what is computed once a batch hardly counts
     layers = [module for module in method.backbone.model.modules() if isinstance(module, Adapted)]
     with FlopCounterMode(display=False) as whole:
