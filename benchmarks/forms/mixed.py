@@ -14,6 +14,8 @@ from lamella.adapters.adapter import Site, grow, using
 from lamella.backbones import Backbone, load_backbone
 from lamella.common.randomness import generator
 
+Features = Callable[[Tensor], Tensor]
+
 
 def mixed(
     backbone: str = "vit_tiny_patch16_224",
@@ -43,7 +45,7 @@ def mixed(
 def _case(network: Backbone, sites: tuple[Site, ...], x: Tensor, count: int, device: str) -> Case:
     tops = {"one": 1} | ({"two": 2} if count > 2 else {}) | ({"all": count} if count > 1 else {})
     weights = {name: _weights(len(x), count, top, device) for name, top in tops.items()}
-    forms: dict[str, Form] = {"frozen": _pass(network, sites, {}, dense=False)}
+    forms: dict[str, Features] = {"frozen": _pass(network, sites, {}, dense=False)}
     forms |= {name: _pass(network, sites, own, dense=False) for name, own in weights.items()}
     dense = {name: _pass(network, sites, own, dense=True) for name, own in weights.items()}
     forms |= {"one, dense": dense["one"]} if count > 1 else {}
@@ -53,7 +55,7 @@ def _case(network: Backbone, sites: tuple[Site, ...], x: Tensor, count: int, dev
         name: {"products": f"{products[name] / products['frozen']:.3f}", "difference": apart.get(name, "")}
         for name in forms
     }
-    timed = {name: (lambda own=form: own(x)) for name, form in forms.items()}
+    timed: dict[str, Form] = {name: (lambda own=form: own(x)) for name, form in forms.items()}
     return Case(f"{count} held", timed, "frozen", len(x), device == "cpu", lambda seconds: notes)
 
 
@@ -71,12 +73,10 @@ def _weights(samples: int, count: int, top: int, device: str) -> dict[str, Tenso
     return {f"task{k}": found[:, k] for k in range(count)}
 
 
-def _pass(
-    network: Backbone, sites: tuple[Site, ...], weights: Mapping[str, Tensor], *, dense: bool
-) -> Callable[[Any], Tensor]:
+def _pass(network: Backbone, sites: tuple[Site, ...], weights: Mapping[str, Tensor], *, dense: bool) -> Features:
     """A pass under these coefficients; where gradients could be recorded, every branch is computed."""
 
-    def forward(x: Any) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         with torch.set_grad_enabled(dense), using(sites, weights):
             return network(x)
 
