@@ -1,14 +1,14 @@
 """Branches of which each sample has few: the same outputs as all branches computed, at the price of those that act."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lamella.adapters.adapter import Branch, Site, adapt, grow, using
+from lamella.adapters.adapter import AdaptedLinear, Branch, Site, adapt, grow, using
 from lamella.adapters.few import parted
 from lamella.common.randomness import generator
 
@@ -117,10 +117,10 @@ def test_branches_for_class_tokens_beside_them_act_on_class_tokens_alone() -> No
 
 def test_parts_of_tokens_and_rows_are_those_of_the_whole() -> None:
     model, sites = layer()
-    x, adapted = draw(SAMPLES, TOKENS, D_IN, name="x"), sites[0].layer
+    x, adapted = draw(SAMPLES, TOKENS, D_IN, name="x"), cast(AdaptedLinear, sites[0].layer)
     with torch.no_grad(), using(sites, choice(1)):
         whole = model(x)
-        parts: list[Tensor] = adapted.forward_parts(x, (slice(0, 1), slice(0, 5)), (slice(1, None), slice(5, 18)))
+        parts = adapted.forward_parts(x, (slice(0, 1), slice(0, 5)), (slice(1, None), slice(5, 18)))
     torch.testing.assert_close(parts[0], whole[:, :1, :5], rtol=0, atol=1e-12)
     torch.testing.assert_close(parts[1], whole[:, 1:, 5:], rtol=0, atol=1e-12)
 

@@ -73,12 +73,10 @@ def _weights(samples: int, count: int, top: int, device: str) -> dict[str, Tenso
     return {f"task{k}": found[:, k] for k in range(count)}
 
 
-def _pass(
-    network: Backbone, sites: tuple[Site, ...], weights: Mapping[str, Tensor], *, dense: bool
-) -> Callable[[Any], Tensor]:
+def _pass(network: Backbone, sites: tuple[Site, ...], weights: Mapping[str, Tensor], *, dense: bool) -> Features:
     """A pass under these coefficients; where gradients could be recorded, every branch is computed."""
 
-    def forward(x: Any) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         with torch.set_grad_enabled(dense), using(sites, weights):
             return network(x)
 
