@@ -99,6 +99,23 @@ def test_models_of_lamella_are_merged_and_an_export_counts_as_the_model(tmp_path
     assert all((d[layer].delta() - a[layer].delta()).abs().max() < 1e-6 for layer in a)
 
 
+@pytest.mark.parametrize("rule", ["iso-c", "iso-cts", "tsv", "opcm"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_directions_that_differ_by_the_rounding_of_the_files_are_one(
+    kind: torch.dtype, rule: str, tmp_path: Path
+) -> None:
+    draws = torch.Generator().manual_seed(3)
+    A = torch.randn(4, 64, generator=draws, dtype=torch.float64)
+    for name in "ab":
+        peft_folder(tmp_path / name, 1, target_modules=[LAYERS[0]])
+        M = torch.randn(4, 4, generator=draws, dtype=torch.float64)  # the same rows, in other factors
+        with_tensor(tmp_path / name, FIRST, (M @ A).to(kind))
+        B = torch.randn(192, 4, generator=draws, dtype=torch.float64)
+        with_tensor(tmp_path / name, FIRST.replace("lora_A", "lora_B"), B.to(kind))
+    lines = merge_folders([tmp_path / "a", tmp_path / "b"], tmp_path / "c", Merging(rule))
+    assert lines[0] == "rank 4 on 1 layer"
+
+
 def test_rules_on_entries_are_truncated_to_a_rank_and_say_what_that_keeps(tmp_path: Path) -> None:
     peft_folder(tmp_path / "a", 1)
     peft_folder(tmp_path / "b", 2)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lamella.adapters.pairs import Pair, low_rank
+from lamella.common.words import many
 
 __all__ = ["Differences", "DoraPair", "Stored", "adapter_tensors", "lora_options", "pairs_of", "told_ranks"]
 
@@ -86,4 +87,4 @@ def told_ranks(pairs: Mapping[str, Stored]) -> str:
     """Return a line about the ranks."""
     ranks = [len(pair.A) for pair in pairs.values()]
     low, high = min(ranks), max(ranks)
-    return f"rank {low if low == high else f'{low} to {high}'} on {len(ranks)} layers"
+    return f"rank {low if low == high else f'{low} to {high}'} on {many(len(ranks), 'layer')}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lamella.adapters.pairs import Pair
@@ -125,7 +126,8 @@ def _pair(place: Path, layer: str, factors: Mapping[str, Tensor], scale: float) 
         )
     if not (A.isfinite().all() and B.isfinite().all()):
         raise ValueError(f"'{place}' has numbers in the LoRA of '{layer}' that are not finite; train it again")
-    return Pair(A, scale * B)
+    single = A.float()  # as it was stored, so that rules know from which size on a singular value is only rounding
+    return Pair(single if torch.equal(single.double(), A) else A, scale * B)
 
 
 def _metadata(place: Path) -> Mapping[str, str]:
