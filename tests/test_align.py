@@ -262,8 +262,11 @@ def test_a_class_may_have_a_covariance_of_its_own() -> None:
         ({"own_covariance": 1.0}, r"own_covariance 1.0 must be within \[0, 1\)"),
         ({"own_covariance": 0.1, "head": "refit"}, "0 for head 'refit'"),
         ({"own_covariance_prior": 0.0}, "own_covariance_prior 0.0 must be above 0"),
-        ({"own_covariance_prior": 500.0, "own_covariance": 0.1}, "leave it out beside own_covariance"),
-        ({"own_covariance_prior": 500.0, "head": "refit"}, "and for head 'refit'"),
+        (
+            {"own_covariance_prior": 500.0, "own_covariance": 0.1},
+            "cannot stand beside own_covariance = 0.1; leave one out",
+        ),
+        ({"own_covariance_prior": 500.0, "head": "refit"}, "cannot stand beside head = 'refit'"),
     ],
 )
 def test_bad_settings_are_refused_at_once(options: dict[str, Any], text: str) -> None:

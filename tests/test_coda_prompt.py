@@ -195,8 +195,8 @@ class Recorder:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"components": 0}, "components 0 and length 2 must be at least 1"),
-        ({"length": 0}, "components 3 and length 0 must be at least 1"),
+        ({"components": 0}, "components 0 must be at least 1"),
+        ({"length": 0}, "length 0 must be at least 1"),
         ({"blocks": 7}, "blocks = 7, but 'test_vit' has 6 attentions; use 1 to 6"),
         ({"orthogonality": -1.0}, "orthogonality -1.0 is below 0; it weighs a penalty, and 0 leaves it out"),
     ],

@@ -17,7 +17,8 @@ from lamella.common.clusters import cluster_centres
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
-from lamella.methods.color import CoLoR, TaskKeys
+from lamella.memory.task_scores import TaskCentres
+from lamella.methods.color import CoLoR
 from lamella.methods.parts import Aligned
 from lamella.methods.parts.drift import affine_drift
 
@@ -239,9 +240,9 @@ def test_keys_of_the_first_task_variant_are_features_of_its_expert(method: CoLoR
 def test_the_soft_choice_is_the_mixture_of_the_heads(method: CoLoR) -> None:
     method = copy.deepcopy(method)
     method.choice = "soft"
-    keys = TaskKeys(64)
+    keys = TaskCentres(64)
     for i in range(3):  # near enough to each other for a real mixture
-        keys.add(method.keys.centres.mean(0) + 0.5 * draw(2, 64, name=f"near {i}"))
+        keys.append(method.keys.centres.mean(0) + 0.5 * draw(2, 64, name=f"near {i}"))
     method.keys = keys
     x, _ = inputs(method)
     with torch.no_grad():
@@ -352,17 +353,17 @@ def test_a_task_keeps_two_centres_a_class_by_default_and_a_single_image_is_enoug
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 6), st.integers(0, 99))
 def test_distances_are_to_the_nearest_centre_of_each_task(counts: list[int], n: int, seed: int) -> None:
-    keys, points = TaskKeys(5), 100 + draw(n, 5, name=f"points {seed}")
+    keys, points = TaskCentres(5), 100 + draw(n, 5, name=f"points {seed}")
     groups = [100 + draw(k, 5, name=f"centres {seed} {i}") for i, k in enumerate(counts)]
     for group in groups:
-        keys.add(group)
+        keys.append(group)
     with torch.autocast("cpu", torch.bfloat16):
         found = keys.distances(points, len(counts))
     for i in range(n):
         for t, group in enumerate(groups):
             expected = min(math.dist(points[i].tolist(), centre.tolist()) for centre in group)
             assert float(found[i, t]) == pytest.approx(expected, rel=1e-9, abs=1e-9)
-    again = TaskKeys(5)
+    again = TaskCentres(5)
     again.load_state_dict(keys.state_dict())
     assert torch.equal(again.distances(points, len(counts)), keys.distances(points, len(counts)))
 

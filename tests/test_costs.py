@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from streams import RESIDUAL, build, learn_all, stream, tiny_backbone, tiny_residual_backbone
 
+from lamella.adapters.adapter import Adapted
 from lamella.backbones import Backbone
-from lamella.learner.costs import costs_of_base, parameter_counts
+from lamella.learner.costs import costs_of_base, parameter_counts, passes
 from lamella.learner.records import TaskRecord
 from lamella.learner.store.state import stored_bytes
 from lamella.methods import METHODS
@@ -87,3 +88,31 @@ def test_the_numbers_of_the_backbone_are_its_own_whatever_the_method(name: str) 
     counts = parameter_counts(method)
     assert counts.pop("backbone") == size(tiny_residual_backbone() if name in RESIDUAL else tiny_backbone())
     assert all(counts.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("nearest-mean", {}, 1),
+        ("inflora", {}, 1),
+        ("coda-prompt", {}, 2),
+        ("color", {}, 2),
+        ("color", {"router": "arrow"}, 2),
+        ("color", {"router": "entropy"}, 1 + TASKS),
+        ("der", {}, TASKS),
+    ],
+)
+def test_passes_of_a_prediction(name: str, options: dict[str, Any], expected: int) -> None:
+    """Adapters, prompts and heads come on top: at these sizes less than a fifth of a pass for each."""
+    options = options if name == "nearest-mean" else {"epochs": 1, **options}
+    method = learn_all(build(name, **options), stream(CLASSES, TASKS)).eval()
+    acting = [layer.acting for layer in method.backbone.model.modules() if isinstance(layer, Adapted)]
+    found = passes(method)
+    assert found is not None
+    assert expected <= found < expected + 0.2 * expected
+    assert acting == [layer.acting for layer in method.backbone.model.modules() if isinstance(layer, Adapted)]
+
+
+def test_passes_of_a_base_are_those_of_the_base_alone() -> None:
+    aligned = learn_all(Aligned(build("color", epochs=1)), stream(CLASSES, TASKS)).eval()
+    assert costs_of_base(aligned, [], 1)["passes"] == passes(aligned.base)

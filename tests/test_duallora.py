@@ -44,7 +44,7 @@ class Spy:
 
     def __init__(self, method: DualLoRA) -> None:
         self.method, self.fit = method, fit_for(method)
-        self.scan = self.fit.scan
+        self.scan, self.features = self.fit.scan, self.fit.features
         self.bases: list[Tensor] = []
         self.start: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.end: dict[str, list[tuple[Tensor, Tensor]]] = {}

@@ -12,6 +12,7 @@ from lamella.adapters.adapter import Branch
 from lamella.common.randomness import generator
 from lamella.memory.output_budget import InputCovariance, OutputBudget, Update, keep_counts, rotated
 from lamella.methods.e2lora import E2LoRA
+from lamella.methods.parts import Aligned
 from lamella.testing import tiny_bert, tiny_resnet
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 5e-3, "blocks": 1}
@@ -260,5 +261,8 @@ def test_a_budget_of_fewer_ranks_than_tasks_ends_with_its_reason() -> None:
     method = built(budget=2)
     for number in range(2):
         learn(method, number, TASKS[number])
-    with pytest.raises(RuntimeError, match="has no room for 3 tasks"):
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    with pytest.raises(ValueError, match=r"a budget of 2 ranks a layer has no room for task 3, as each task needs one"):
         learn(method, 2, TASKS[2])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
+    assert Aligned(method).most_tasks == method.most_tasks == 2

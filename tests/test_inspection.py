@@ -127,8 +127,9 @@ def facts(**changes: Any) -> Inspection:
     tasks = [LearnedTask(EVIL, (EVIL,), 5, 3, 61.0, 7, "ab" * 32, 4, 3, 1.5, None)] * 2
     content: dict[str, Any] = {
         "method": "color", "backbone": EVIL, "weights_sha256": "c" * 64, "classes": (EVIL, "owl"), "temperature": 2.0,
-        "parameters": {"head": 1234}, "tasks": tuple(tasks), "spaces": (Space("layer", 8, 3, (2, 1)),),
-        "forecast": Forecast(6, "layer", 2, 1.0, 1), "overlap": Overlap((0, 1), ((1, 0.25), (0.25, 1)), 0.1),
+        "most_tasks": None, "parameters": {"head": 1234}, "tasks": tuple(tasks),
+        "spaces": (Space("layer", 8, 3, (2, 1)),), "forecast": Forecast(6, "layer", 2, 1.0, 1),
+        "overlap": Overlap((0, 1), ((1, 0.25), (0.25, 1)), 0.1),
     }  # fmt: skip
     return Inspection(**(content | changes))
 
@@ -198,6 +199,7 @@ def test_texts_say_the_numbers() -> None:
     ("changes", "told"),
     [
         ({"spaces": (), "forecast": None}, "this method has no limit, because it protects no inputs"),
+        ({"most_tasks": 5, "spaces": ()}, "Room for more tasks: 3. This method can learn 5 tasks in all."),
         ({"tasks": (), "forecast": None, "overlap": None}, "not known before something has been learned."),
         ({"forecast": None}, "new tasks may also use what old ones protect"),
         (

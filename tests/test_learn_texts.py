@@ -104,6 +104,19 @@ def test_tables_files_and_stdin_are_named_with_their_places(
     assert [line.split(",")[-4] for line in out.splitlines()[1:]] == ["heating", "pay slip", "mentor"]
 
 
+def test_nothing_to_predict_is_said_and_text_in_another_code_is_converted_on_the_way(
+    lamella: Run, support: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b" \n\n")))
+    code, out, err = lamella("predict", support, "-", "--csv")
+    assert (code, out.split(",")[:2]) == (0, ["text", "path"])
+    assert err.strip() == "no text in what was given, so nothing is predicted"
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO("a café\n".encode("latin-1"))))
+    code, out, err = lamella("predict", support, "-")
+    assert (code, out) == (2, "")
+    assert "stdin, line 1: not UTF-8 text; convert it on the way, for example by iconv -f LATIN1" in err
+
+
 def test_a_prediction_does_not_depend_on_the_other_texts(support: Path) -> None:
     learner = Learner.load(support)
     texts = [text for text, _ in rows_of("holiday", "mentor")]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run
-from streams import build, fit_for, images, learn_all, stream
+from streams import build_shallow, fit_for, images, learn_all, stream
 from torch import Tensor
 
 from lamella import Learner
@@ -25,15 +25,15 @@ from lamella.methods.parts.mean_weights import newest_share
 from lamella.training.fit import Fit
 
 FITTING: dict[str, Callable[[], Any]] = {
-    "inflora": lambda: build("inflora"),
-    "olora": lambda: build("olora"),
-    "seq-lora": lambda: build("seq-lora"),
-    "fresh seq-lora": lambda: build("seq-lora", fresh=True),
-    **{name: partial(build, name) for name in ("lora-sub", "e2lora")},
-    "sdlora": lambda: build("sdlora"),
-    "duallora without gates": lambda: build("duallora", gate="off"),
-    "query and value": lambda: build("inflora", sites=("query", "value")),
-    "duallora without R": lambda: build("duallora", residual="none"),
+    "inflora": lambda: build_shallow("inflora"),
+    "olora": lambda: build_shallow("olora"),
+    "seq-lora": lambda: build_shallow("seq-lora"),
+    "fresh seq-lora": lambda: build_shallow("seq-lora", fresh=True),
+    **{name: partial(build_shallow, name) for name in ("lora-sub", "e2lora")},
+    "sdlora": lambda: build_shallow("sdlora"),
+    "duallora without gates": lambda: build_shallow("duallora", gate="off"),
+    "query and value": lambda: build_shallow("inflora", sites=("query", "value")),
+    "duallora without R": lambda: build_shallow("duallora", residual="none"),
 }
 """Methods that fold, and methods that keep branches."""
 FOLD_OR_KEEP = (
@@ -141,7 +141,7 @@ def test_predictions_are_those_of_a_network_with_the_mean(name: str) -> None:
 
 
 def test_after_one_task_nothing_has_changed() -> None:
-    plain, mean, scenario = build("inflora"), MeanWeights(build("inflora")), stream(2, 1)
+    plain, mean, scenario = build_shallow("inflora"), MeanWeights(build_shallow("inflora")), stream(2, 1)
     learn_all(plain, scenario)
     learn_all(mean, scenario)
     with torch.no_grad():
@@ -160,12 +160,15 @@ def test_the_newest_weights_and_the_mean_are_two_readouts() -> None:
 
 def test_alignment_sees_the_mean_before_and_after_a_task_and_passes_as_often() -> None:
     scenario, passes = stream(), {}
-    for name, method in (("with", Aligned(MeanWeights(build("inflora")))), ("without", Aligned(build("inflora")))):
+    for name, method in (
+        ("with", Aligned(MeanWeights(build_shallow("inflora")))),
+        ("without", Aligned(build_shallow("inflora"))),
+    ):
         passes[name] = Recorded(method)
         learn_all(method, scenario, passes[name])
     assert [name for name, _ in passes["with"].seen] == [name for name, _ in passes["without"].seen]
     before, after = passes["with"].seen[-2:]
-    mean = learn_all(MeanWeights(build("inflora")), first_two(scenario))
+    mean = learn_all(MeanWeights(build_shallow("inflora")), first_two(scenario))
     fit = fit_for(mean)
     fit.begin("again")
     assert torch.equal(fit.features(scenario[2].train, mean.eval().features), before[1])
@@ -176,8 +179,8 @@ def test_alignment_sees_the_mean_before_and_after_a_task_and_passes_as_often() -
 
 def test_what_is_stored_has_both_weights_and_learns_on_with_the_same_bits() -> None:
     scenario = stream()
-    whole = learn_all(MeanWeights(build("seq-lora")), first_two(scenario))
-    again = MeanWeights(build("seq-lora"))
+    whole = learn_all(MeanWeights(build_shallow("seq-lora")), first_two(scenario))
+    again = MeanWeights(build_shallow("seq-lora"))
     restore_state(again, {key: tensor.clone() for key, tensor in learned_state(whole).items()})
     assert int(again.tasks) == 2
     for method in (whole, again):
@@ -211,27 +214,27 @@ def test_the_base_costs_what_it_would_cost_alone_and_the_mean_one_copy_of_the_ad
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in FOLD_OR_KEEP])
 def test_what_has_no_weights_to_average_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ValueError, match="mean_weights") as caught:
-        MeanWeights(build(name))
+        MeanWeights(build_shallow(name))
     assert "\n" not in str(caught.value)
 
 
 def test_other_parts_are_carried_on_top_and_a_power_is_not_negative() -> None:
     with pytest.raises(ValueError, match=r"is taken of a method alone.*inflora\+mean_weights\+align"):
-        MeanWeights(Aligned(build("inflora")))
+        MeanWeights(Aligned(build_shallow("inflora")))
     with pytest.raises(ValueError, match=r"power -1 must be 0 \(all tasks weigh alike\) or more"):
-        MeanWeights(build("inflora"), power=-1)
+        MeanWeights(build_shallow("inflora"), power=-1)
 
 
 def test_a_fresh_adapter_a_task_is_olora_without_its_penalty() -> None:
-    fresh = learn_all(build("seq-lora", fresh=True), stream())
-    olora = learn_all(build("olora", orthogonality=0.0), stream())
+    fresh = learn_all(build_shallow("seq-lora", fresh=True), stream())
+    olora = learn_all(build_shallow("olora", orthogonality=0.0), stream())
     with torch.no_grad():
         assert torch.equal(fresh.predict(inputs(fresh)), olora.predict(inputs(olora)))
     assert not any(site.layer.branches for site in fresh.sites)
 
 
 def test_the_command_line_carries_it_and_exports_the_mean(tmp_path: Path, lamella: Run) -> None:
-    short = ["method.epochs=1", "method.rank=2", "scenario.tasks=2", "fit.device=cpu"]
+    short = ["method.epochs=1", "method.rank=2", "scenario.tasks=2", "fit.device=cpu", "scenario.per_class=10"]
     code, _, err = lamella("run", "digits", "method.mean_weights=true", *short, "--out", tmp_path / "run")
     assert code == 0, err
     model = Learner.load(tmp_path / "run" / "model")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run
-from streams import build, fit_for, learn_all, stream
+from streams import build_shallow, fit_for, learn_all, stream
 from test_mean_weights import acting_weights, first_two, inputs
 
 from lamella import Learner
@@ -20,12 +20,12 @@ from lamella.adapters.pairs import low_rank
 from lamella.learner.export.network import fixed, predicting
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods import METHODS
-from lamella.methods.parts import Aligned, Merged
+from lamella.methods.parts import Aligned, MeanWeights, Merged
 
 IN_A_ROW: dict[str, Callable[[], Any]] = {
-    "fresh seq-lora": lambda: build("seq-lora", fresh=True),
-    "query and value": lambda: build("olora", sites=("query", "value")),
-    **{name: partial(build, name) for name in ("seq-lora", "olora", "inflora", "sdlora")},
+    "fresh seq-lora": lambda: build_shallow("seq-lora", fresh=True),
+    "query and value": lambda: build_shallow("olora", sites=("query", "value")),
+    **{name: partial(build_shallow, name) for name in ("seq-lora", "olora", "inflora", "sdlora")},
 }
 """Methods that fold, and methods that keep branches."""
 FITTING = ("inflora", "olora", "seq-lora", "joint", "sdlora", "splitlora", "lora-sub", "ewc-lora", "e2lora", "loda",
@@ -82,8 +82,8 @@ def test_training_in_a_row_is_the_same_to_the_last_bit(name: str) -> None:
 
 
 def test_the_sum_of_what_tasks_added_in_a_row_is_the_method_alone() -> None:
-    plain = learn_all(build("olora"), stream()).eval()
-    part = learn_all(Merged(build("olora"), merging=Merging("sum")), stream()).eval()
+    plain = learn_all(build_shallow("olora"), stream()).eval()
+    part = learn_all(Merged(build_shallow("olora"), merging=Merging("sum")), stream()).eval()
     with torch.no_grad():
         assert torch.allclose(plain.predict(inputs(plain)), part.predict(inputs(part)), atol=1e-4)
 
@@ -109,8 +109,8 @@ def test_from_the_pretrained_start_every_task_adds_to_the_same_weights(name: str
 
 
 def test_experts_become_one_and_nothing_is_chosen() -> None:
-    plain = learn_all(build("color"), stream()).eval()
-    part = learn_all(Merged(build("color"), merging=Merging("mean")), stream()).eval()
+    plain = learn_all(build_shallow("color"), stream()).eval()
+    part = learn_all(Merged(build_shallow("color"), merging=Merging("mean")), stream()).eval()
     x = inputs(part)
     with torch.no_grad():
         with using(plain.sites, {f"task{t}": 1 / 3 for t in range(3)}):
@@ -125,8 +125,8 @@ def test_experts_become_one_and_nothing_is_chosen() -> None:
 @pytest.mark.parametrize("name", ["seq-lora", "color"])
 def test_what_is_stored_learns_on_with_the_same_bits(name: str) -> None:
     scenario = stream()
-    whole = learn_all(Merged(build(name)), first_two(scenario))
-    again = Merged(build(name))
+    whole = learn_all(Merged(build_shallow(name)), first_two(scenario))
+    again = Merged(build_shallow(name))
     restore_state(again, {key: tensor.clone() for key, tensor in learned_state(whole).items()})
     for method in (whole, again):
         fit = fit_for(method)
@@ -136,7 +136,10 @@ def test_what_is_stored_learns_on_with_the_same_bits(name: str) -> None:
 
 
 def test_an_export_has_the_merge_and_that_of_the_base_what_was_trained() -> None:
-    plain, part = learn_all(build("olora"), stream()).eval(), learn_all(Merged(build("olora")), stream()).eval()
+    plain, part = (
+        learn_all(build_shallow("olora"), stream()).eval(),
+        learn_all(Merged(build_shallow("olora")), stream()).eval(),
+    )
     x = inputs(part)
     with torch.no_grad():
         assert torch.allclose(fixed(part)(x), part.predict(x), atol=1e-4)
@@ -145,7 +148,7 @@ def test_an_export_has_the_merge_and_that_of_the_base_what_was_trained() -> None
 
 
 def test_it_keeps_two_copies_of_the_adapted_rows_and_thin_factors_for_each_task() -> None:
-    part = learn_all(Merged(build("olora", rank=2)), stream())
+    part = learn_all(Merged(build_shallow("olora", rank=2)), stream())
     rows = sum(site.layer.weight[site.rows].numel() for site in part.sites)
     assert sum(t.numel() for t in part.trained.buffers()) == sum(t.numel() for t in part.begun.buffers()) == rows
     widths = sum(sum(site.layer.weight[site.rows].shape) for site in part.sites)
@@ -156,12 +159,12 @@ def test_it_keeps_two_copies_of_the_adapted_rows_and_thin_factors_for_each_task(
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in FITTING])
 def test_what_adds_nothing_that_could_be_merged_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=r"merge needs adapters|merge is for a method alone") as caught:
-        Merged(build(name))
+        Merged(build_shallow(name))
     assert "\n" not in str(caught.value)
 
 
 def test_rules_that_need_more_than_the_updates_and_other_starts_are_refused() -> None:
-    base = build("olora")
+    base = build_shallow("olora")
     with pytest.raises(ValueError, match="rule 'weighted' needs a weight for each task"):
         Merged(base, merging=Merging("weighted"))
     with pytest.raises(ValueError, match="rule 'regmean' needs second moments"):
@@ -169,13 +172,23 @@ def test_rules_that_need_more_than_the_updates_and_other_starts_are_refused() ->
     with pytest.raises(ValueError, match="start 'first' is unknown; use one of newest, pretrained"):
         Merged(base, start="first")
     with pytest.raises(ValueError, match=r"those of DoRA are not; use method\.form = 'lora'"):
-        Merged(build("seq-lora", fresh=True, form="dora"))
+        Merged(build_shallow("seq-lora", fresh=True, form="dora"))
     with pytest.raises(ValueError, match=r"is for a method alone.*seq-lora\+merge\+align"):
         Merged(Aligned(base))
+    for one, other in ((Merged, MeanWeights), (MeanWeights, Merged)):
+        with pytest.raises(ValueError, match="merge and mean_weights both choose the weights"):
+            other(one(build_shallow("olora")))
 
 
 def test_the_command_line_carries_it_below_alignment(tmp_path: Path, lamella: Run) -> None:
-    short = ["method.name=olora+align", "method.epochs=1", "method.rank=2", "scenario.tasks=2", "fit.device=cpu"]
+    short = [
+        "method.name=olora+align",
+        "method.epochs=1",
+        "method.rank=2",
+        "scenario.tasks=2",
+        "fit.device=cpu",
+        "scenario.per_class=10",
+    ]
     rule = ["method.merge.rule=iso-c", "method.merge.start=pretrained"]
     code, _, err = lamella("run", "digits", *short, *rule, "--out", tmp_path / "run")
     assert code == 0, err

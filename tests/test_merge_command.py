@@ -121,6 +121,7 @@ FIRST = f"base_model.model.{LAYERS[0]}.lora_A.weight"
 SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "DoRA": (lambda b: edited(b, use_dora=True), "is a DoRA, whose change is no scaled product"),
     "a start": (lambda b: edited(b, init_lora_weights="pissa"), "is a LoRA that began with 'pissa'"),
+    "no kind": (lambda b: edited(b, peft_type=None), "has no 'peft_type'"),
     "another kind": (lambda b: edited(b, peft_type="IA3"), "is no plain LoRA but IA3"),
     "biases": (lambda b: edited(b, bias="all"), "has trained biases"),
     "more than LoRA": (lambda b: with_tensor(b, "base_model.model.norm.weight", torch.ones(4)), "'norm.weight'"),
@@ -157,6 +158,9 @@ def test_what_cannot_be_merged_is_refused_in_one_line_and_nothing_is_written(cas
         (("--rule", "weighted", "--weights", "1,x"), "is no list of numbers"),
         (("--rule", "weighted", "--weights", "1,nan"), "is not finite"),
         (("--scale", "inf"), "scale is inf"),
+        (("--scale", "1e300"), "is too large for float32"),
+        (("--rule", "weighted", "--weights", "1,-1"), "is zero on every layer"),
+        (("--rule", "dare", "--drop", "0.9999999", "--rank", "4"), "is zero on every layer"),
     ],
 )
 def test_the_command_refuses_in_one_line(

@@ -260,6 +260,37 @@ def test_the_factors_of_an_update_do_not_matter_to_spectral_rules(rule: str) -> 
     assert near(by_rule(others, rule), by_rule(pairs, rule))
 
 
+def test_what_an_update_has_left_by_rounding_is_no_direction_of_its_own() -> None:
+    """The first update lies in the common directions, so that nothing but rounding is left of it beside them."""
+    Q = torch.linalg.qr(normal(D_IN, D_IN, seed=8))[0]
+    P = torch.linalg.qr(normal(D_OUT, D_OUT, seed=9))[0]
+    values = torch.arange(8.0, 0, -1).double()
+    pairs = [Pair(Q[:1], P[:, :1] * 10), Pair(Q[1:8], P[:, 1:8] * values[1:])]
+    found = spectrum(merged([{"x": pair} for pair in pairs], Merging("iso-cts", common=0.8))["x"], 1e-9).S
+    assert torch.allclose(found, ((10 + values[1:7].sum()) / 7).expand(7))
+
+
+@pytest.mark.parametrize("rule", ["sum", "mean", "iso-c", "iso-cts", "tsv"])
+def test_updates_that_cancel_out_leave_no_rank(rule: str) -> None:
+    pair = random_pairs()[0]
+    assert not len(merged([{"x": pair}, {"x": Pair(pair.A, -pair.B)}], Merging(rule))["x"].A)
+
+
+def test_opcm_leaves_out_all_that_the_merge_has_where_all_of_it_is_strong() -> None:
+    first, second = shared_pairs()[:2]
+    inside = Pair(second.A, first.B @ normal(RANK, RANK, seed=4))  # in the span of the first
+    found = merged([{"x": first}, {"x": inside}], Merging("opcm", strong=1.0))["x"].delta()
+    direction = first.delta() / first.delta().norm()
+    assert near(found / found.norm(), direction)
+    weaker = merged([{"x": first}, {"x": inside}], Merging("opcm", strong=0.0))["x"].delta()
+    assert (weaker / weaker.norm() - direction).norm() > 0.1
+
+
+def test_of_entries_that_are_equally_large_trimming_keeps_all() -> None:
+    even = Pair(torch.ones(1, 6), torch.ones(5, 1))
+    assert near(merged([{"x": even}] * 2, Merging("ties"))["x"].delta(), even.delta())
+
+
 def test_tsv_leaves_updates_that_share_no_direction_as_their_sum() -> None:
     Q = torch.linalg.qr(normal(D_IN, D_IN, seed=8))[0]
     P = torch.linalg.qr(normal(D_OUT, D_OUT, seed=9))[0]

@@ -57,6 +57,7 @@ def result(method: str = "inflora", seed: Any = 0, drop: float = 0.3, **changes:
         "phase_seconds": {"train": 61.0, "scan": 9.0},
         "trainable_parameters": 12345,
         "stored_bytes": 2_500_000,
+        "passes": 2.13,
         "evaluated_on": "test",
         "selection": "chosen on validation",
         "config": {"seed": seed, "method": {"name": method, "rank": 4}},
@@ -237,8 +238,8 @@ def test_costs_are_columns_where_they_are_asked_for(several: Path):
     results = load_results([several])
     lines = render_table(results, "markdown", costs=True).splitlines()
     header, rule, first = next(lines[i : i + 3] for i, line in enumerate(lines) if line.startswith("| method"))
-    assert header.endswith("| trained parameters | stored | learning |")
-    assert first.endswith("| 12,345 | 2.5 MB | 1 min 10 s |")
+    assert header.endswith("| trained parameters | stored | learning | passes |")
+    assert first.endswith("| 12,345 | 2.5 MB | 1 min 10 s | 2.13 |")
     assert header.count("|") == rule.count("|") == first.count("|")
     assert "2.5 MB" in render_table(results, costs=True)
     assert "2.5 MB" not in render_table(results) + render_table(results, "markdown")

@@ -103,6 +103,13 @@ def test_more_tasks_or_less_room_protect_more_and_a_branch_always_has_its_rank()
     assert size(1, 0.01, free=20) == 0
 
 
+def test_no_end_of_full_branches_is_forecast_because_fewer_directions_are_protected_before() -> None:
+    method = build(room=2.0)
+    learn(method, 0, task(0, (0, 1)), plain(method))
+    assert method.protected()
+    assert method.free_rank is None
+
+
 # the next A ----------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from streams import configured, learn_all, stream, tiny_backbone
+from streams import configured, learn_all, shallow_backbone, stream
 from torch import Tensor, nn
 
 from lamella import Learner, LoRA
@@ -303,10 +303,10 @@ def test_a_combination_learns_or_is_refused_in_one_line(name: str, setting: str)
     options = QUICK | SETTINGS[setting] | ({"projections": 20} if name == "ranpac" else {})
     if broken(method.needs, variant):
         with pytest.raises(ValueError, match="cannot have branches with") as error:
-            configured(method, tiny_backbone(), **options)
+            configured(method, shallow_backbone(), **options)
         assert "\n" not in str(error.value)
         return
-    built = configured(method, tiny_backbone(), **options)
+    built = configured(method, shallow_backbone(), **options)
     learn_all(built, stream(classes=4, tasks=2, per_class=4))
     with torch.no_grad():
         assert built.predict(torch.randn(3, 3, 32, 32, generator=generator(0, "x"))).isfinite().all()
@@ -394,18 +394,20 @@ def test_a_dora_is_not_truncated_since_its_change_has_no_low_rank(tmp_path: Path
 def test_the_mean_of_weights_is_not_taken_beneath_a_dora_that_stays() -> None:
     from lamella.methods.parts.mean_weights import MeanWeights
 
-    stays = configured(METHODS["seq-lora"], tiny_backbone(), form="dora", **QUICK)
+    stays = configured(METHODS["seq-lora"], shallow_backbone(), form="dora", **QUICK)
     with pytest.raises(ValueError, match="mean_weights"):
         MeanWeights(stays)
-    MeanWeights(configured(METHODS["seq-lora"], tiny_backbone(), form="dora", fresh=True, **QUICK))
+    MeanWeights(configured(METHODS["seq-lora"], shallow_backbone(), form="dora", fresh=True, **QUICK))
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("seq-lora", {"form": "dora", "start": "eva", "dropout": 0.1}),
-        ("seq-lora", {"start": "pissa"}),
-        ("seq-lora", {"fresh": True, "start": "milora", "form": "dora", "b_rate": 4.0}),
+        pytest.param("seq-lora", {"start": "pissa"}, marks=pytest.mark.slow),
+        pytest.param(
+            "seq-lora", {"fresh": True, "start": "milora", "form": "dora", "b_rate": 4.0}, marks=pytest.mark.slow
+        ),
         ("color", {"form": "vera"}),
         ("sdlora", {"start": "eva", "explained": 0.9}),
     ],

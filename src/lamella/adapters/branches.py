@@ -81,7 +81,7 @@ class Branch(nn.Module):
 
     @property
     def rank(self) -> int:
-        """The first dimension of A: the rank, or rank * k in the "kernel" factorisation."""
+        """The number of rows of A, which is the rank, or rank * k in the "kernel" factorisation."""
         return self.A.shape[0]
 
     @property

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lamella.adapters.pairs import Pair, spectrum, spectrum_of, tolerance
+from lamella.adapters.pairs import Pair, Spectrum, spectrum, spectrum_of, tolerance
 
 __all__ = ["Core", "core_of", "iso_c", "iso_cts", "opcm", "tsv"]
 
@@ -31,17 +31,23 @@ class Core(NamedTuple):
         columns: (d_out, n), a basis of all their columns.
         inner: the updates in these bases, (n, m) each.
         share: singular values below this share of the largest one count as zero.
+        largest: the largest singular value of any of the updates; what is below its share is rounding.
     """
 
     rows: Tensor
     columns: Tensor
     inner: list[Tensor]
     share: float
+    largest: float
 
     def pair(self, inner: Tensor) -> Pair:
         """Return the pair of a matrix (n, m) in these bases, in its numerical rank."""
-        U, S, V = spectrum_of(inner, self.share)
+        U, S, V = self.spectrum(inner)
         return Pair((self.rows @ V).T, self.columns @ (U * S))
+
+    def spectrum(self, inner: Tensor) -> Spectrum:
+        """Decompose a matrix (n, m) in these bases; what is only rounding beside the updates does not count."""
+        return spectrum_of(inner, self.share, self.largest)
 
 
 def core_of(pairs: Sequence[Pair]) -> Core:
@@ -55,7 +61,8 @@ def core_of(pairs: Sequence[Pair]) -> Core:
     spectra = [spectrum(pair, share) for pair in pairs]
     columns = spectrum_of(torch.cat([s.U for s in spectra], 1), share).U
     rows = spectrum_of(torch.cat([s.V for s in spectra], 1), share).U
-    return Core(rows, columns, [(columns.T @ s.U * s.S) @ (rows.T @ s.V).T for s in spectra], share)
+    largest = max((float(s.S[0]) for s in spectra if len(s.S)), default=0.0)
+    return Core(rows, columns, [(columns.T @ s.U * s.S) @ (rows.T @ s.V).T for s in spectra], share, largest)
 
 
 def polar(matrix: Tensor, share: float) -> Tensor:
@@ -69,7 +76,7 @@ def iso_c(core: Core) -> Pair:
 
     Iso-C: Marczak et al., ICML 2025, arXiv 2502.04959.
     """
-    U, S, V = spectrum_of(_sum(core), core.share)
+    U, S, V = core.spectrum(_sum(core))
     return core.pair(S.mean() * U @ V.T if len(S) else _sum(core))
 
 
@@ -85,10 +92,10 @@ def iso_cts(core: Core, common: float) -> Pair:
     """
     tasks, room = len(core.inner), min(len(core.columns.T), len(core.rows.T))
     each = round((room - int(common * room)) / tasks)
-    U, S, V = (x[..., : max(0, room - each * tasks)] for x in spectrum_of(_sum(core), core.share))
+    U, S, V = (x[..., : max(0, room - each * tasks)] for x in core.spectrum(_sum(core)))
     parts = [(U, S, V)]
     for C in core.inner:
-        own = spectrum_of(C - U @ (U.T @ C), core.share)
+        own = core.spectrum(C - U @ (U.T @ C))
         parts.append((own.U[:, :each], own.S[:each], own.V[:, :each]))
     left, values, right = (torch.cat(found, -1) for found in zip(*parts, strict=True))
     mean = values.mean() if len(values) else 0.0
@@ -115,7 +122,7 @@ def opcm(cores: Sequence[Core], strong: float) -> list[Pair]:
     Args:
         cores: the updates of each layer, in the order of learning.
         strong: the strong directions are the first whose singular values sum up to at most this share of the total;
-            from 0 to 1.
+            from 0 to 1. At 1 all are strong; the authors' code then takes none.
     """
     running = [core.inner[0] for core in cores]
     norms = [_norm(running)]
@@ -136,8 +143,8 @@ def _without_strong(running: Tensor, new: Tensor, strong: float, share: float) -
     if not len(S):
         return new
     inside = U.T @ new @ V
-    passed = (S.cumsum(0) / S.sum() > strong).nonzero()
-    leading = int(passed[0]) if len(passed) else 0  # as in the authors' code
+    sums = S.cumsum(0)
+    leading = int((sums / sums[-1] <= strong).sum())
     removed = inside.diagonal().diag()
     removed[:leading, :leading] = inside[:leading, :leading]
     return new - U @ removed @ V.T

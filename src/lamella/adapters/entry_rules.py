@@ -27,14 +27,15 @@ def elect(updates: Sequence[Tensor]) -> Tensor:
 def trimmed(updates: Sequence[Tensor], keep: float) -> list[Tensor]:
     """Set all but the largest entries of an adapter to zero; entries of all its layers are compared with each other.
 
+    Of entries that are equally large all stay.
+
     Args:
         updates: the updates of all layers of one adapter.
         keep: the share of the entries that stay, above 0 and at most 1.
     """
     sizes = torch.cat([update.abs().flatten() for update in updates])
-    zeros = len(sizes) - max(1, round(keep * len(sizes)))
-    least = sizes.kthvalue(zeros).values if zeros else sizes.new_tensor(-1.0)
-    return [torch.where(update.abs() > least, update, 0.0) for update in updates]
+    least = sizes.kthvalue(len(sizes) - max(1, round(keep * len(sizes))) + 1).values
+    return [torch.where(update.abs() >= least, update, 0.0) for update in updates]
 
 
 def ties(updates: Sequence[Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lamella.adapters.core_rules import core_of, iso_c, iso_cts, opcm, tsv
 from lamella.adapters.entry_rules import dare, elect, ties, trimmed
-from lamella.adapters.pairs import Pair, compact, weighted_sum
+from lamella.adapters.pairs import Pair, compact, spectrum, weighted_sum
 from lamella.common.checks import check_one_of
 
 __all__ = ["RULES", "Merging", "Pairs", "merged", "regmean"]
@@ -117,7 +117,7 @@ def merged(
     _check_moments(merging.rule, layers, moments)
     rule = merging.rule
     if factors is not None:
-        found = {name: compact(weighted_sum(pairs, factors)) for name, pairs in layers.items()}
+        found = {name: _linear(pairs, factors) for name, pairs in layers.items()}
     elif moments is not None:
         found = {name: regmean(pairs, [own[name] for own in moments]) for name, pairs in layers.items()}
     elif rule in ("ties", "dare", "elect"):
@@ -147,6 +147,13 @@ def regmean(pairs: Sequence[Pair], moments: Sequence[Tensor]) -> Pair:
     inverse = torch.linalg.pinv(total, hermitian=True)
     reading = [Pair(pair.A.double() @ G.double() @ inverse, pair.B) for pair, G in zip(pairs, moments, strict=True)]
     return compact(weighted_sum(reading, [1.0] * len(pairs)))
+
+
+def _linear(pairs: Sequence[Pair], factors: Sequence[float]) -> Pair:
+    """Return the weighted sum in its numerical rank, which is 0 where the updates cancel out."""
+    spectra = [spectrum(pair, 0.0).S for pair in pairs]
+    largest = max((abs(w) * float(S[0]) for w, S in zip(factors, spectra, strict=True) if len(S)), default=0.0)
+    return compact(weighted_sum(pairs, factors), largest)
 
 
 def _by_entries(layers: Mapping[str, list[Pair]], merging: Merging, seed: int) -> dict[str, Pair]:

@@ -71,46 +71,50 @@ def tolerance(*tensors: Tensor) -> float:
     return eps * max(max(t.shape) for t in tensors)
 
 
-def spectrum_of(matrix: Tensor, share: float) -> Spectrum:
+def spectrum_of(matrix: Tensor, share: float, largest: float = 0.0) -> Spectrum:
     """Decompose a matrix, and leave out what belongs to singular values that count as zero.
 
     Args:
         matrix: (m, n) in float64; it may have no rows or columns.
         share: a singular value counts if it is above this share of the largest one.
+        largest: the largest singular value of what the matrix was computed from, if that is larger. Where that has
+            cancelled out, only rounding is left, and none of it counts.
     """
     if not matrix.numel():
         return Spectrum(matrix.new_zeros(len(matrix), 0), matrix.new_zeros(0), matrix.new_zeros(matrix.shape[1], 0))
     U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
-    rank = int((S > share * S[0]).sum())
+    rank = int((S > share * S[0].clamp(min=largest)).sum())
     return Spectrum(U[:, :rank], S[:rank], Vh[:rank].T)
 
 
-def spectrum(pair: Pair, share: float) -> Spectrum:
+def spectrum(pair: Pair, share: float, largest: float = 0.0) -> Spectrum:
     """Decompose the update of a pair, by decompositions of its factors.
 
     Args:
         pair: the pair.
         share: as for `spectrum_of`.
+        largest: as for `spectrum_of`.
     """
     Q_B, R_B = torch.linalg.qr(pair.B.double())
     Q_A, R_A = torch.linalg.qr(pair.A.double().T)
-    inner = spectrum_of(R_B @ R_A.T, share)
+    inner = spectrum_of(R_B @ R_A.T, share, largest)
     return Spectrum(Q_B @ inner.U, inner.S, Q_A @ inner.V)
 
 
-def truncated(pair: Pair, rank: int) -> tuple[Pair, float]:
+def truncated(pair: Pair, rank: int, largest: float = 0.0) -> tuple[Pair, float]:
     """Return the nearest pair of at most this rank, and the share of the squared norm that it keeps (1.0 for zero).
 
     Args:
         pair: the pair.
         rank: the largest rank; at least 1.
+        largest: as for `spectrum_of`.
 
     Raises:
         ValueError: the rank is below 1.
     """
     if rank < 1:
         raise ValueError(f"rank {rank} is too small; an update keeps a rank of at least 1")
-    U, S, V = spectrum(pair, tolerance(pair.A.double()))
+    U, S, V = spectrum(pair, tolerance(pair.A.double()), largest)
     energy = S.square()
     kept = float(energy[:rank].sum() / energy.sum()) if len(S) else 1.0
     return Pair(V[:, :rank].T, U[:, :rank] * S[:rank]), kept
@@ -182,13 +186,20 @@ def rank_of_energy(pair: Pair, energy: float) -> int:
     return 1 + int((squares.cumsum(0) < energy * squares.sum()).sum())
 
 
-def compact(pair: Pair) -> Pair:
-    """Return the same update in its numerical rank, which is at most the smaller width of the weight."""
-    return truncated(pair, min(pair.shape))[0]
+def compact(pair: Pair, largest: float = 0.0) -> Pair:
+    """Return the same update in its numerical rank, which is at most the smaller width of the weight.
+
+    Args:
+        pair: the pair.
+        largest: as for `spectrum_of`.
+    """
+    return truncated(pair, min(pair.shape), largest)[0]
 
 
 def weighted_sum(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
     """Return the pair of the sum of weighted updates, which is exact: A's are stacked, B's stand side by side.
+
+    It has the rank of all together; `compact` finds that of the sum.
 
     Args:
         pairs: the updates of one weight; at least one.

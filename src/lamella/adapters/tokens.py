@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["class_places", "class_token", "counted", "counting"]
+__all__ = ["class_places", "class_token", "counted", "counting", "mean_over_tokens"]
 
 
 class _Mask:
@@ -73,6 +73,25 @@ def counted(x: Tensor) -> Tensor:
             "and tokens, so it is not known which of its rows are padding; adapt other layers"
         )
     return flat[known.places]
+
+
+def mean_over_tokens(values: Tensor) -> Tensor:
+    """(n, tokens, k) -> (n, k): the mean over each sample's tokens that count; (n, k) stays as it is.
+
+    Args:
+        values: numbers of each token of a layer's input, in the layout of that input.
+
+    Raises:
+        ValueError: the values have another shape, so it is not known which of them are one sample's.
+    """
+    if values.ndim == 2:
+        return values
+    _check_tokens(values)
+    known = _MASK.get()
+    if known is None:
+        return values.mean(1)
+    share = known.mask.to(values) / known.mask.sum(1, keepdim=True)
+    return (share[:, None] @ values)[:, 0]
 
 
 def class_token(x: Tensor) -> Tensor:

@@ -104,6 +104,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("alpha_pattern") or {}, dict):
         raise ValueError(f"'{path}' is no configuration that PEFT wrote; save the adapter with PEFT again")
     kind = config.get("peft_type")
+    if kind is None:
+        raise ValueError(
+            f"'{path}' has no 'peft_type', so it does not say what is in the folder; save it with PEFT again"
+        )
     if kind not in ("LORA", "VERA"):
         _refuse(folder, str(kind))
     start = config.get("init_lora_weights", True)

@@ -76,10 +76,12 @@ def predict(
         typer.echo(json.dumps([*rows, *broken], indent=2))
     elif as_csv:
         # Written as bytes, because file names need not be valid UTF-8 and must stay unchanged.
-        typer.echo(_csv(rows).encode(errors="surrogateescape"), nl=False)
+        typer.echo(_csv(rows, noun).encode(errors="surrogateescape"), nl=False)
     else:
         for row in rows:
             say(_line(row))
+    if not rows and not broken:
+        say(f"no {noun} in what was given, so nothing is predicted", err=True)
     for row in broken:
         say(f"{row['path']}: cannot be read: {row['error']}", err=True)
     if broken:
@@ -109,10 +111,10 @@ def _short(text: str) -> str:
     return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
+def _csv(rows: Sequence[dict[str, Any]], noun: str) -> str:
     page = io.StringIO()
     extra = ["unknown"] if rows and "unknown" in rows[0] else []
-    names = ["text", "path"] if rows and "text" in rows[0] else ["path"]
+    names = ["text", "path"] if noun == "text" else ["path"]
     writer = csv.writer(page, lineterminator="\n")
     writer.writerow([*names, "class", "confidence", "task", "familiarity", *extra])
     for row in rows:

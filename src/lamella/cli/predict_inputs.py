@@ -9,8 +9,8 @@ from typing import NamedTuple, TypeAlias
 from lamella.data.images import Files, ImageSet
 from lamella.data.keeping import keep_readable
 from lamella.data.loading import Examples
+from lamella.data.sources import rows
 from lamella.data.sources.files import list_images
-from lamella.data.sources.rows import decoded
 from lamella.data.sources.unlabelled_texts import PlacedText, read_texts, without_empty
 from lamella.data.texts import TextSet, normal_text
 
@@ -79,8 +79,8 @@ def asked_texts(paths: Sequence[str], texts: Sequence[str], column: str | None) 
 
 
 def _texts_of_stdin() -> list[PlacedText]:
-    lines = decoded(sys.stdin.buffer.read(), "stdin").splitlines()
-    return [PlacedText(normal_text(line), f"stdin, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    lines = rows.decoded(sys.stdin.buffer.read(), rows.STDIN).splitlines()
+    return [PlacedText(normal_text(line), f"{rows.STDIN}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
 
 
 def _lines_of_stdin() -> list[str]:

@@ -20,7 +20,7 @@ def report(
         bool, typer.Option("--across-splits", help="Pool seeds whose class order or split differs.")
     ] = False,
     costs: Annotated[
-        bool, typer.Option("--costs", help="Also show trained parameters, stored bytes and training time.")
+        bool, typer.Option("--costs", help="Also show trained parameters, stored bytes, training time and passes.")
     ] = False,
 ) -> None:
     """Compare finished runs in a table.

@@ -18,13 +18,14 @@ Schema 1 (all accuracies are fractions 0..1, null where a metric has no meaning)
     trainable_parameters            numbers trained in one task by one call, the largest
     parameters                      {part: numbers of the finished model that a prediction needs}
     stored_bytes                    of all that was learned, backbone not counted unless changed
+    passes                          products of a prediction, in passes of the backbone without adapters; null if none
     evaluated_on, selection         "test" or "validation"; how the configuration was chosen
     config                          resolved; in [run], overrides and dropped say what the command line changed
                                     and left out of the file
 
-In a further readout's file the costs (seconds, phase_seconds, trainable_parameters, parameters, stored_bytes) are those
-of its own method: what is built on top of it is taken off. Its seconds have no "evaluate", since one pass gives all
-readouts; trainable_parameters is null where a model was learned by an older version.
+In a further readout's file the costs (seconds, phase_seconds, trainable_parameters, parameters, stored_bytes, passes)
+are those of its own method: what is built on top of it is taken off. Its seconds have no "evaluate", since one pass
+gives all readouts; trainable_parameters is null where a model was learned by an older version.
 """
 
 import math
@@ -43,7 +44,7 @@ from lamella.experiments import metrics
 from lamella.experiments.results_files import SCHEMA
 from lamella.learner.config.document import readout_names
 from lamella.learner.config.scenario_table import source_name
-from lamella.learner.costs import costs_of_base
+from lamella.learner.costs import costs_of_base, passes
 from lamella.learner.learner import Learner
 from lamella.learner.scores import Score
 
@@ -148,6 +149,7 @@ def _common(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str
         "trainable_parameters": max(record.trainable_parameters for record in learner.tasks),
         "parameters": learner.parameter_counts(),
         "stored_bytes": stored_bytes,
+        "passes": passes(learner.method),
         "evaluated_on": config["run"]["evaluate_on"],
         "selection": config["run"]["selection"],
         "config": config,

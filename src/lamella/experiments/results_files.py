@@ -49,6 +49,7 @@ class Result:
     phase_seconds: Seconds
     trainable_parameters: int | None
     stored_bytes: int | None
+    passes: float | None
     evaluated_on: str
     selection: str
     config: Mapping[str, Any]
@@ -155,6 +156,7 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Result:
         phase_seconds=_seconds(content, "phase_seconds"),
         trainable_parameters=_optional_count(content, "trainable_parameters"),
         stored_bytes=_optional_count(content, "stored_bytes"),
+        passes=_optional_number(content, "passes"),
         evaluated_on=_text(content, "evaluated_on"),
         selection=str(content.get("selection") or ""),
         config=_table(content, "config"),
@@ -222,6 +224,11 @@ def _count(value: Any, key: str) -> int:
 def _optional_count(content: Mapping[str, Any], key: str) -> int | None:
     value = content.get(key)
     return None if value is None else _count(value, key)
+
+
+def _optional_number(content: Mapping[str, Any], key: str) -> float | None:
+    value = content.get(key)
+    return None if value is None else _number(value, key)
 
 
 def _seconds(content: Mapping[str, Any], key: str) -> Seconds:

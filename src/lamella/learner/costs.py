@@ -1,4 +1,4 @@
-"""The costs of a learned model: parameters by part, bytes on disk, and seconds.
+"""The costs of a learned model: parameters by part, bytes on disk, passes of a prediction, and seconds.
 
 A method that is built on a base method declares what it adds to it (`MethodOnBase`). The rest are the costs of the
 base.
@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lamella.adapters.adapter import Adapted
 from lamella.learner.records import TaskRecord
 from lamella.learner.store.state import stored_bytes
 from lamella.memory.resizable import Resizable
 from lamella.methods.method import Method
 from lamella.methods.on_base import MethodOnBase
 
-__all__ = ["costs_of_base", "parameter_counts"]
+__all__ = ["costs_of_base", "parameter_counts", "passes"]
 
 
 def parameter_counts(method: Method, plugins: Collection[str] = (), *, classifier: bool = True) -> dict[str, int]:
@@ -69,6 +70,40 @@ def _held(method: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}".lstrip("."), tensor
 
 
+@torch.no_grad()
+def passes(method: Method) -> float | None:
+    """Count what a prediction computes, in forward passes of the backbone without adapters.
+
+    The products of matrices and convolutions of one prediction, divided by those of one such pass, to two digits. So it
+    is a little above 1 for adapters beside the weights, and a little above 2 where another pass finds the task.
+
+    Args:
+        method: the method that has learned.
+
+    Returns:
+        The ratio; None for a network without such products, and before the first task.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if not method.classes:
+        return None
+    x = method.backbone.example(8)  # several, so that what is computed once a batch hardly counts
+    layers = [module for module in method.backbone.model.modules() if isinstance(module, Adapted)]
+    with FlopCounterMode(display=False) as whole:
+        method.predict(x)
+    before = [layer.acting for layer in layers]
+    try:
+        for layer in layers:
+            layer.acting = {}
+        with FlopCounterMode(display=False) as alone:
+            method.backbone(x)
+    finally:
+        for layer, acting in zip(layers, before, strict=True):
+            layer.acting = acting
+    one = alone.get_total_flops()
+    return round(whole.get_total_flops() / one, 2) if one else None
+
+
 def costs_of_base(method: Method, records: Sequence[TaskRecord], depth: int) -> dict[str, Any]:
     """Return the costs of a method's base, that is, what the base would cost without what is built on it.
 
@@ -95,6 +130,7 @@ def costs_of_base(method: Method, records: Sequence[TaskRecord], depth: int) -> 
             method = levels.enter_context(method.base_alone())
         counts = parameter_counts(method, adapters)
         size = stored_bytes(method, without=adapters)
+        computed = passes(method)
     phases: Counter[str] = Counter()
     learn: list[float] = []
     for record in records:
@@ -111,4 +147,5 @@ def costs_of_base(method: Method, records: Sequence[TaskRecord], depth: int) -> 
         else None,
         "parameters": counts,
         "stored_bytes": size,
+        "passes": computed,
     }

@@ -269,6 +269,13 @@ class Signatures(nn.Module):
         """Return the gate of a branch of this site: the similarity of each image to a task."""
         return Gate(self.readers[site.layer], task, rank)
 
+    def attach_gates(self, prefix: str) -> None:
+        """Scale the branches of adapter `prefix` + number of each task by the similarity to the task of that number."""
+        for site in self.sites:
+            for task in range(self.tasks):
+                for branch in site.layer.of(f"{prefix}{task}"):
+                    branch.gate = self.gate(site, task, branch.rank)
+
     def extend(self, inputs: Mapping[str, Inputs], share: float) -> None:
         """Add the blocks of the next task.
 

@@ -163,8 +163,9 @@ class CodaPrompt(OwnHeads):
         orthogonality: float = 0.0,
     ) -> None:
         super().__init__(backbone, seed, training)
-        if components < 1 or length < 1:
-            raise ValueError(f"components {components} and length {length} must be at least 1")
+        for name, value in (("components", components), ("length", length)):
+            if value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
         if not orthogonality >= 0:
             raise ValueError(f"orthogonality {orthogonality} is below 0; it weighs a penalty, and 0 leaves it out")
         self.components = components

@@ -24,6 +24,8 @@ Departures, and our choices where the paper leaves it open:
 - `choice="soft"`: P(class) = sum_t w_t P_t(class), where w is the softmax of the negative distances to each task's
   nearest centre. The experts are mixed by the same w, so that this too is one pass.
 - The training settings are those of `seq-lora`.
+- `router` puts another score in the place of the negative distance to the nearest centre, which is the paper's; all
+  that is said of distances here then holds for it. With "entropy" a batch costs t + 1 passes, else two.
 
 Features of old images do not drift. Alignment would measure the step from an old expert to the new one on the new
 task's images, so it leaves the old means where they are (`routed`). In the soft choice a new expert has some weight for
@@ -35,72 +37,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lamella.adapters.adapter import using
+from lamella.adapters.arrow import check_arrow
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
-from lamella.common.clusters import cluster_centres
-from lamella.common.randomness import generator, named_seed
+from lamella.common.randomness import generator
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.resizable import Resizable
+from lamella.memory.task_scores import TaskCentres
 from lamella.methods.shared.heads import OTHER_TASK_PENALTY, only_columns
 from lamella.methods.shared.own_heads import OwnHeads, factors
+from lamella.methods.shared.routing import ROUTERS, Experts, Routing
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
 
-__all__ = ["CoLoR", "TaskKeys"]
-
-
-class TaskKeys(Resizable):
-    """The cluster centres of every task.
-
-    Attributes:
-        centres: (k, d), the centres of all tasks.
-        tasks: (k,) int64, the task that each centre belongs to.
-    """
-
-    resizable = ("centres", "tasks")
-
-    centres: Tensor
-    tasks: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("centres", torch.zeros(0, width))
-        self.register_buffer("tasks", torch.zeros(0, dtype=torch.int64))
-
-    def add(self, centres: Tensor) -> None:
-        """Append the centres (k, d) of the next task."""
-        number = int(self.tasks.max()) + 1 if len(self.tasks) else 0
-        self.centres = torch.cat([self.centres.to(centres), centres])
-        self.tasks = torch.cat([self.tasks.to(centres.device), self.tasks.new_full((len(centres),), number)])
-
-    def drop(self, number: int) -> None:
-        """Remove the centres of a task; the numbers of later tasks fall by one."""
-        kept = self.tasks != number
-        self.centres, tasks = self.centres[kept], self.tasks[kept]
-        self.tasks = tasks - (tasks > number).long()
-
-    def distances(self, features: Tensor, tasks: int) -> Tensor:
-        """Return the (n, tasks) float64 distances of features (n, d) to the nearest centre of each task."""
-        # In float64 and without a matrix product, since centres may be much nearer to each other than to the origin.
-        far = torch.cdist(features.double(), self.centres.double(), compute_mode="donot_use_mm_for_euclid_dist")
-        nearest = far.new_full((len(far), tasks), torch.inf)
-        return nearest.scatter_reduce(1, self.tasks.expand(len(far), -1), far, "amin")
+__all__ = ["CoLoR"]
 
 
 class CoLoR(OwnHeads):
-    """One expert and one head per task, chosen by the nearest cluster centre.
+    """One expert and one head per task, chosen by the nearest cluster centre or by another router.
 
     Args:
         backbone: the feature extractor; the layers of the roles in `sites` are adapted.
         seed: the seed of every random draw.
         lora: the form of the branches that are the expert of a task; see `LoRA`.
         training: how the expert and the head of a task are trained; see `Training`.
-        clusters: how many cluster centres are kept of each task; at least 1. If left out, two for each of its classes.
-        key_features: the features that are clustered: "plain" (those of the backbone without experts) or "first_task"
-            (those of the backbone with the expert of the first task: CoLoR++).
-        choice: how an image finds its expert: "hard" (it is that of the nearest centre) or "soft" (all experts are
-            mixed, with weights that fall with the distance to their nearest centres).
+        routing: how the task of an image is recognised; see `Routing`. `top` is for the choice "soft".
+        clusters: how many cluster centres the router "nearest" keeps of each task; at least 1. If left out, two for
+            each of its classes.
+        key_features: the features that the router reads: "plain" (those of the backbone without experts) or
+            "first_task" (those of the backbone with the expert of the first task: CoLoR++).
+        choice: how an image finds its expert: "hard" (it is that of the task with the best score, such as that of the
+            nearest centre) or "soft" (all experts, or the `top` ones, are mixed by the softmax of the scores, such as
+            the negative distances to their nearest centres).
 
     Raises:
         ValueError: a value is not allowed.
@@ -116,6 +84,7 @@ class CoLoR(OwnHeads):
         seed: int = 0,
         lora: LoRA = LoRA(rank=16, sites=("query", "value")),
         training: Training = Training(schedule="inflora-code"),
+        routing: Routing = Routing(),
         clusters: int | None = None,
         key_features: str = "plain",
         choice: str = "hard",
@@ -125,13 +94,26 @@ class CoLoR(OwnHeads):
         check_one_of("choice", choice, ("hard", "soft"))
         if clusters is not None and clusters < 1:
             raise ValueError(f"clusters {clusters} is too small; a task needs at least 1, or leave it out")
+        self._check_routing(routing, clusters, key_features, choice)
+        self.routing = routing
         self.clusters = clusters
         self.key_features = key_features
         self.choice = choice
-        self.keys = TaskKeys(backbone.width)
+        self.keys = routing.keys(backbone.width, seed, clusters)
+
+    def _check_routing(self, routing: Routing, clusters: int | None, key_features: str, choice: str) -> None:
+        routing.check("color", ROUTERS, {})
+        if routing.router == "arrow":
+            check_arrow(self.sites)
+        if clusters is not None and routing.router != "nearest":
+            raise ValueError(f"clusters {clusters} is for the router 'nearest', and router is '{routing.router}'")
+        if routing.router == "entropy" and key_features != "plain":
+            raise ValueError("router 'entropy' reads no key_features; leave key_features out")
+        if routing.top is not None and choice != "soft":
+            raise ValueError(f"top {routing.top} is for the choice 'soft', and choice is '{choice}'")
 
     def choose_task(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
-        """Return (n,) the number of the task with the nearest centre.
+        """Return (n,) the number of the task with the best score, such as that of the nearest centre.
 
         Args:
             x: (n, 3, size, size) normalised images.
@@ -168,9 +150,9 @@ class CoLoR(OwnHeads):
                 return self.backbone(x)
 
         self.train_head(task, fit, factors(branches), features=features)
-        points = fit.features(task.train, self._key, name="keys")
-        count = self.clusters or 2 * len(task.classes)
-        self.keys.add(cluster_centres(points, count, named_seed(self.seed, "clusters", number)))
+        if self.keys is not None:
+            points = fit.features(task.train, self._key, name="keys")
+            self.keys.add(points, task.train.labels)
 
     def adapters_of(self, task: int) -> tuple[str, ...]:
         return (f"task{task}",)
@@ -182,8 +164,14 @@ class CoLoR(OwnHeads):
             number: the place of the task in the order of learning, from 0.
 
         Raises:
-            ValueError: the expert of this task computes the features of all centres.
+            ValueError: the expert of this task computes the features of all centres, or the router keeps what all
+                tasks share.
         """
+        if not (self.keys is None or isinstance(self.keys, TaskCentres)):
+            raise ValueError(
+                f"what the router '{self.routing.router}' keeps holds all tasks together; only a model with the "
+                "router 'nearest', 'arrow' or 'entropy' can forget one"
+            )
         if self.key_features == "first_task" and number == 0 and len(self.heads) > 1:
             raise ValueError("the expert of the first task makes the keys of all others (key_features 'first_task')")
         for layer in {site.layer for site in self.sites}:
@@ -191,18 +179,24 @@ class CoLoR(OwnHeads):
             del experts[number]
             layer.branches.update({f"task{t}": expert for t, expert in enumerate(experts)})
         self.heads.drop(number)
-        self.keys.drop(number)
+        if self.keys is not None:
+            self.keys.drop(number)
 
     def _key(self, x: Samples) -> Tensor:
-        """(n, d) features in which the nearest centre is looked for."""
-        with using(self.sites, "task0" if self.key_features == "first_task" else ()):
-            return self.backbone(x)
+        """(n, d) features that the router reads."""
+        experts = self._routed()
+        return experts.features(x, experts.base)
+
+    def _routed(self) -> Experts:
+        names = [f"task{t}" for t in range(len(self.heads))]
+        base = "task0" if self.key_features == "first_task" else ()
+        return Experts(self.backbone, self.sites, names, base, self.heads)
 
     def _closeness(self, x: Samples, task: tuple[int, ...] | None) -> Tensor:
-        """(n, tasks) negative distances; tasks without any of the given classes are excluded."""
-        closeness = -self.keys.distances(self._key(x), len(self.heads))
+        """(n, tasks) scores, such as negative distances; tasks without any of the given classes are excluded."""
+        closeness = self.routing.scores(self.keys, self._routed(), x)
         able = None if task is None else [t for t, ids in enumerate(self._ids()) if set(ids) & set(task)]
-        return only_columns(closeness, range(len(self.heads)), able)
+        return self.routing.sharpened(only_columns(closeness, range(len(self.heads)), able))
 
     def _weights(self, closeness: Tensor) -> Tensor:
         """(n, tasks) float32 weights of the experts for each image; each row sums to 1."""

@@ -43,13 +43,12 @@ Departures: each of these is our own choice, because we could not read that of t
 - The similarity is always that of the class token at each layer, one number for each image, whatever `basis` is; or
   with `gate = "vector"` one for each direction that R_t reads, whose A = Phi_t^T then stays as it is.
 - The scores, the confidence and how they change the logits (`calibration`, `calibration_form`, `temperature`).
+- `router` predicts the task by frozen features in the place of the signatures (ours), in a second pass.
 - Each task trains a head on its own classes only; a class that comes back belongs to the last task that had it.
 """
 
-from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import merge
@@ -62,8 +61,9 @@ from lamella.data.scenario import Task
 from lamella.memory.calibration import Calibration
 from lamella.memory.inputs import Inputs, check_basis, gather
 from lamella.memory.signatures import GATES, Signature, Signatures, protected_share
-from lamella.methods.shared.constrained import Constrained, onto, outside, project_gradients, project_rows, trained
+from lamella.methods.shared.constrained import Constrained, outside, projecting, read_at_random, read_directly, trained
 from lamella.methods.shared.own_heads import OwnHeads
+from lamella.methods.shared.routing import Routing, router_on_base
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
 
@@ -95,7 +95,9 @@ class DualLoRA(OwnHeads):
             added), "scale" (logits above the least one are multiplied by a factor of the task, the smaller the surer)
             or "mix" (probabilities among all classes and those among the classes of the predicted task, mixed by the
             confidence).
-        temperature: tau, the temperature of the softmax over the task scores; above 0.
+        temperature: tau, the temperature of the softmax over the signatures' task scores; above 0.
+        routing: how the task is predicted for the calibration; see `Routing`. "signature" is DualLoRA's way, from the
+            same pass. Routers on features need a pass without adapters, so with O only `tokens = "class"` has them.
         basis: the vectors that the protected directions are computed from: "class_token", "tokens" (all tokens) or
             "attention_pooled" (for each attention head, what the class token reads).
         energy: the share of the inputs' energy that is protected after the first task; above 0, at most 1.
@@ -123,6 +125,7 @@ class DualLoRA(OwnHeads):
         calibration: float = 1.0,
         calibration_form: str = "add",
         temperature: float = 0.1,
+        routing: Routing = Routing(router="signature"),
         basis: str = "class_token",
         energy: float = 0.95,
         horizon: int | None = None,
@@ -141,7 +144,9 @@ class DualLoRA(OwnHeads):
         check_basis(backbone.model, self.sites, basis)
         if tokens == "class":
             backbone.check_class_token_alone("tokens = 'class'")
-        self.calibrate = Calibration(calibration, temperature, calibration_form)
+        self.router = router_on_base(self, "signature", routing, frozen=not orthogonal or tokens == "class")
+        self.routing = routing
+        self.calibrate = Calibration(calibration, temperature if self.router is None else 1.0, calibration_form)
         self.tokens = tokens
         self.merges = tokens == "all"
         self.residual_rank = residual_rank
@@ -162,10 +167,10 @@ class DualLoRA(OwnHeads):
         if self.calibration == 0:
             features = self.features(x)
             return features, self.heads(features)
-        features = self.signatures.reading(self.features, x)
+        features, scores = self._scored(x)
         last = {c: t for t in range(len(self.heads)) for c in self.heads[t].classes}
         owners = [last[c] for c in self.classes]
-        return features, self.calibrate(self.heads(features), self.signatures.scores(), owners)
+        return features, self.calibrate(self.heads(features), scores, owners)
 
     @property
     def one_weight(self) -> bool:
@@ -182,8 +187,13 @@ class DualLoRA(OwnHeads):
 
     def choose_task(self, x: Samples) -> Tensor:
         """Return (n,) the number of the task that each image is most likely from, in the order of learning."""
-        self.signatures.reading(self.features, x)
-        return self.signatures.scores().argmax(1)
+        return self._scored(x)[1].argmax(1)
+
+    def _scored(self, x: Samples) -> tuple[Tensor, Tensor]:
+        """(n, d) features and (n, T) scores of the tasks: from one pass, or with a router from one more before it."""
+        scores = None if self.router is None else self.router.scores(x)
+        features = self.signatures.reading(self.features, x)
+        return features, self.signatures.scores() if scores is None else scores
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
@@ -194,15 +204,15 @@ class DualLoRA(OwnHeads):
             self.signatures.extend(self._inputs(task, fit, "inputs-before"), share)
         constrained += self._grow_residual(number)
         _attach_gates(self)
-        project = partial(project_rows, constrained)
-        project()
-        gradients = partial(project_gradients, constrained)
-        self.train_head(task, fit, trained(constrained), before_step=gradients, after_step=project)
+        before, after = projecting(constrained)
+        self.train_head(task, fit, trained(constrained), before_step=before, after_step=after)
         if any(site.layer.of("orthogonal") for site in self.sites):
             merge(self.sites, "orthogonal")  # W <- W + O
         known = self.signatures.protect if self.residual == "current" else self.signatures.extend
         known(self._inputs(task, fit, "inputs-after"), share)
         _attach_gates(self)
+        if self.router is not None:
+            self.router.learn(task, fit)
 
     def _inputs(self, task: Task, fit: Fit, name: str) -> dict[str, Inputs]:
         # The whole network runs, because "attention_pooled" is checked against what comes after the layers.
@@ -229,29 +239,20 @@ class DualLoRA(OwnHeads):
         ranks = [min(self.residual_rank, Phi.shape[1]) for _, Phi in reads]
         sites, name = [site for site, _ in reads], f"residual-{number}"
         branches = self.lora.grow(sites, name, rank=ranks, tokens=self.tokens)
+        bases = [Phi for _, Phi in reads]
         if self.gate == "vector":
-            for branch, (_, Phi) in zip(branches, reads, strict=True):
-                branch.A.copy_(Phi[:, : branch.rank].T)
-            return [Constrained(branch, None) for branch in branches]
-        draws = generator(self.seed, "residual", number)
-        for branch, (_, Phi) in zip(branches, reads, strict=True):
-            bound = Phi.shape[1] ** -0.5
-            C = torch.empty(branch.rank, Phi.shape[1]).uniform_(-bound, bound, generator=draws)
-            branch.A.copy_(C.to(Phi) @ Phi.T)
-        return [Constrained(branch, onto(Phi)) for branch, (_, Phi) in zip(branches, reads, strict=True)]
+            return read_directly(branches, bases)
+        return read_at_random(branches, bases, generator(self.seed, "residual", number))
 
     def _reads(self, layer: str, number: int) -> Tensor:
         """Return Phi (d, k), the directions that R_t reads on this layer."""
-        signature = self.signatures[layer]
-        if self.residual == "all_prev":
-            return signature.basis
-        task = {"prev": number - 1, "current": number}.get(self.residual)
-        return signature.basis[:, :0] if task is None else signature.block(task)
+        signature, task = self.signatures[layer], {"prev": number - 1, "current": number}.get(self.residual)
+        if task is not None:
+            return signature.block(task)
+        return signature.basis if self.residual == "all_prev" else signature.basis[:, :0]
 
 
 def _attach_gates(method: DualLoRA, _: object = None) -> None:
     """Scale each residual branch by the similarity to the signature of its own task."""
-    for site in method.sites if method.gate != "off" else ():
-        for task in range(method.signatures.tasks):
-            for branch in site.layer.of(f"residual-{task}"):
-                branch.gate = method.signatures.gate(site, task, branch.rank)
+    if method.gate != "off":
+        method.signatures.attach_gates("residual-")

@@ -54,6 +54,7 @@ from torch import Tensor, nn
 from lamella.adapters.adapter import Branch, Site, grow, merge, module_key, watch
 from lamella.backbones import Backbone
 from lamella.common.randomness import generator
+from lamella.common.words import many
 from lamella.data.scenario import Task
 from lamella.memory.output_budget import InputCovariance, OutputBudget, rotated
 from lamella.methods.shared.own_heads import OwnHeads, factors
@@ -109,9 +110,15 @@ class E2LoRA(OwnHeads):
         self.statistics_images = statistics_images
         self.sites = _reading_tokens(backbone, LoRA(sites=sites, blocks=blocks).attach(backbone))
         self.memory = nn.ModuleDict({_key(s): OutputBudget(s.layer.weight.shape[1], _outputs(s)) for s in self.sites})
+        self.most_tasks = min(self.ranks(site) for site in self.sites)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
+        if self.most_tasks is not None and len(self.heads) >= self.most_tasks:
+            raise ValueError(
+                f"a budget of {many(self.most_tasks, 'rank')} a layer has no room for task {len(self.heads) + 1}, as "
+                "each task needs one; start a new model with a larger `budget`"
+            )
         first = not len(self.heads)
         branches = self._grow_whole() if first else self._grow_freed()
         trained = factors(branches) if first else [branch.A for branch in branches]

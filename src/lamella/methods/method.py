@@ -82,6 +82,7 @@ class Method(nn.Module, ABC):
         merges: Whether adapters are folded into the weights of the layers in `sites`.
         free_rank: How many free directions of a layer the branch of a new task wants, where `protected` tells which
             are taken; None where no branch is kept away from them.
+        most_tasks: How many tasks it can learn in all; None where there is no such limit.
     """
 
     backbone: Backbone
@@ -95,6 +96,7 @@ class Method(nn.Module, ABC):
     changes_backbone: bool = False
     merges: bool = False
     free_rank: int | None = None
+    most_tasks: int | None = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ class MethodOnBase(Method):
         self.widens = self.widens or base.widens
         self.changes_backbone = self.changes_backbone or base.changes_backbone
         self.merges = self.merges or base.merges
-        self.sites, self.free_rank = base.sites, base.free_rank
+        self.sites, self.free_rank, self.most_tasks = base.sites, base.free_rank, base.most_tasks
 
     @property
     def backbone(self) -> Backbone:

@@ -129,8 +129,10 @@ class SLCA(OwnHeads):
         oldest: float = 0.9,
     ) -> None:
         super().__init__(backbone, seed, training)
-        if align_epochs < 0 or samples < 1:
-            raise ValueError(f"align_epochs {align_epochs} must be at least 0, and samples {samples} at least 1")
+        if align_epochs < 0:
+            raise ValueError(f"align_epochs {align_epochs} must be at least 0, and 0 leaves the heads alone")
+        if samples < 1:
+            raise ValueError(f"samples {samples} must be at least 1")
         if not align_lr > 0:
             raise ValueError(f"align_lr {align_lr} must be above 0")
         if temperature is not None and not temperature > 0:

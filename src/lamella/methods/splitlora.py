@@ -137,7 +137,6 @@ class SplitLoRA(OwnHeads):
         self.room = room
         self.temperature = temperature
         self.shrinking = shrinking
-        self.free_rank = lora.rank
         # Layers that read the same inputs, as key and value do where they are not fused, share what is known of these.
         self.reads_as = backbone.first_readers(self.sites)
         widths = {site.name: site.layer.weight.shape[1] for site in self.sites}

@@ -129,7 +129,7 @@ def _is_from_elsewhere(headers: Headers) -> bool:
 
 
 def _too_large(limit: int) -> str:
-    return f"the request is larger than the {limit / MB:g} MB that are allowed; send less at once"
+    return f"the request is larger than the {round(limit / MB, 1):g} MB that are allowed; send less at once"
 
 
 def _digest(token: str) -> bytes:

@@ -15,7 +15,7 @@ from lamella.data.sources.text_table import LABELS, TEXTS, column_of
 
 __all__ = ["load_hub"]
 
-TEST_SPLITS = ("test", "validation", "valid", "val")
+TEST_SPLITS = ("test", "validation", "valid", "val", "dev")
 LABEL_COLUMNS = ("label", "labels", *LABELS[1:])
 STRINGS = ("string", "large_string")
 

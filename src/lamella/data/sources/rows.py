@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from lamella.common.checks import first_line
 from lamella.common.words import count
 
-__all__ = ["AS_TEXT", "ROWS", "Row", "Rows", "decoded", "parse_rows", "read_rows"]
+__all__ = ["AS_TEXT", "ROWS", "Row", "Rows", "STDIN", "decoded", "parse_rows", "read_rows"]
 
 ROWS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 """The endings of files of rows."""
@@ -23,6 +23,8 @@ AS_TEXT = "write it as a text: in quotes in JSON, as a column of strings in Parq
 MANY_LINES = 200  # a cell with more line ends than this has probably swallowed other rows
 MOST_COLUMNS = 1000  # each row is filled up to all columns, so that a small file of many would become a large table
 BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+STDIN = "stdin"
+"""What stands in the place of a file's name where texts come from the standard input."""
 LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -127,6 +129,8 @@ def decoded(content: bytes, name: str) -> str:
 def _not_utf8(content: bytes, name: str) -> str:
     """Say how to convert a file that is not UTF-8."""
     was, file = "UTF-16" if content[:2] in BOMS else "LATIN1", Path(name).name
+    if name == STDIN:
+        return f"not UTF-8 text; convert it on the way, for example by iconv -f {was} -t UTF-8 | lamella ..."
     return f"not UTF-8 text; convert the file, for example by iconv -f {was} -t UTF-8 '{file}' > 'utf8-{file}'"
 
 

@@ -90,6 +90,10 @@ class Row:
     def stored_bytes(self) -> float | None:
         return _mean(result.stored_bytes for result in self.results)
 
+    def passes(self) -> float | None:
+        """Mean over seeds of what a prediction computes, in passes of the backbone; None where it was not recorded."""
+        return _mean(result.passes for result in self.results)
+
 
 @dataclass(frozen=True)
 class Summary:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamella.common.printable import printable
-from lamella.common.words import count, duration, many, size
+from lamella.common.words import NOTHING, count, duration, many, size
 from lamella.experiments.metrics import METRICS
 from lamella.experiments.report.summary import Row, Summary, summarise
 from lamella.experiments.report.words import best, percent, shown_metrics
@@ -126,8 +126,10 @@ COSTS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("trained parameters", lambda row: count(row.trainable_parameters())),
     ("stored", lambda row: size(row.stored_bytes())),
     ("learning", lambda row: duration(row.seconds("learn"))),
+    ("passes", lambda row: NOTHING if (passes := row.passes()) is None else f"{passes:.2f}"),
 )
-"""What a row costs: numbers trained in one task, bytes of all that was learned, time of all tasks."""
+"""What a row costs: numbers trained in one task, bytes of all that was learned, time of all tasks, and what a
+prediction computes in passes of the backbone."""
 
 
 def _cost_cells(row: Row) -> list[str]:
@@ -157,6 +159,7 @@ def _record(row: Row) -> dict[str, Any]:
         "evaluate_seconds": row.seconds("evaluate"),
         "trainable_parameters": row.trainable_parameters(),
         "stored_bytes": row.stored_bytes(),
+        "passes": row.passes(),
         "split_sha256": " ".join(sorted({result.split_sha256 for result in row.results})),
         "weights_sha256": first.weights_sha256,
     }

@@ -76,6 +76,7 @@ class Inspection:
         temperature: the temperature of the confidences, above 0.
         parameters: how many numbers a prediction needs, by part of the model.
         tasks: the learned tasks, oldest first.
+        most_tasks: how many tasks the method can learn in all; None where there is no such limit.
         spaces: the directions of each layer; empty if the method protects none.
         forecast: how many further tasks fit; None if this has no meaning for the method or is not known.
         overlap: how much the tasks overlap; None if this has no meaning for the method or is not known.
@@ -88,6 +89,7 @@ class Inspection:
     temperature: float
     parameters: dict[str, int]
     tasks: tuple[LearnedTask, ...]
+    most_tasks: int | None
     spaces: tuple[Space, ...]
     forecast: Forecast | None
     overlap: Overlap | None
@@ -110,6 +112,7 @@ def inspect(model: Model, found: Sequence[Origin | None] = ()) -> Inspection:
         model.confidence.temperature,
         model.parameter_counts(),
         tuple(_learned(model, i, origin) for i, origin in enumerate(places)),
+        model.method.most_tasks,
         known,
         forecast(model.method, known),
         overlap(model.method, len(model.tasks)),

@@ -68,6 +68,9 @@ def inspection_text(model: "Inspection", noun: str = "image", *, verbose: bool =
 def format_forecast(model: "Inspection") -> str:
     """Format the number of tasks that still fit, how it was estimated, what happens then, and what to do."""
     found = model.forecast
+    if model.most_tasks is not None:
+        left = max(model.most_tasks - len(model.tasks), 0)
+        return f"Room for more tasks: {left}. This method can learn {words.many(model.most_tasks, 'task')} in all."
     if not model.spaces:
         return "Room for more tasks: this method has no limit, because it protects no inputs of its layers."
     if not model.tasks:

@@ -94,12 +94,20 @@ def _check_one_base(sources: Sequence[Source]) -> None:
 
 def _of_rank(pairs: Mapping[str, Pair], rank: int | None) -> tuple[dict[str, Pair], float]:
     """Truncate the pairs of layers that change, and return what of the squared norm of all is kept."""
-    changed = {name: pair for name, pair in pairs.items() if len(pair.A) and bool(pair.B.any())}
+    changed = {name: pair for name, pair in pairs.items() if _changes(name, pair)}
     if not changed:
         raise ValueError("the merged update is zero on every layer, so there is nothing to write")
     total = sum(float(pair.delta().square().sum()) for pair in changed.values())
     cut = changed if rank is None else {name: truncated(pair, rank)[0] for name, pair in changed.items()}
     return cut, sum(float(pair.delta().square().sum()) for pair in cut.values()) / total
+
+
+def _changes(name: str, pair: Pair) -> bool:
+    """Return whether an update is more than zeros in float32, in which it is stored."""
+    stored = pair.delta().float()
+    if not all(tensor.float().isfinite().all() for tensor in (*pair, stored)):
+        raise ValueError(f"the merged update of layer '{name}' is too large for float32; choose a smaller --scale")
+    return bool(stored.any())
 
 
 def _write(folder: Path, pairs: Mapping[str, Pair], sources: Sequence[Source]) -> None:

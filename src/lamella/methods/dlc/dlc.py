@@ -39,7 +39,8 @@ Departures (ours, where the public text is silent; each is a setting unless it s
 - The first task has a plugin too. Batch norm in a plugin's path is the base's, frozen (always).
 - Old plugins are frozen, and are used with the later weights of the base. The whole classifier and the whole unit are
   trained in every task (always).
-- Gates: a sigmoid of the base's features (a setting), not supervised, with V = 0 and b = 2 at the start (always).
+- Gates: a sigmoid of the base's features (a setting), not supervised, with V = 0 and b = 2 at the start (always); or
+  the weights of the tasks that a router gives (`router`, ours), fixed before phase 2 begins.
 - Aggregation by concatenation, as DER and MEMO do (always); new columns and rows of the classifier start as torch's
   linear layers do. Summing, one plugin for all tasks and supervised gates were worse (docs/log.md).
 - Loss: cross-entropy over all classes, and that of an auxiliary classifier of the new plugin's features, to which all
@@ -67,12 +68,14 @@ from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.methods.dlc.losses import loss_alone, loss_together
 from lamella.methods.dlc.plugins import Tails, check_base
-from lamella.methods.dlc.weighting import WeightingUnit, aggregated
+from lamella.methods.dlc.routed import gates_of
+from lamella.methods.dlc.weighting import aggregated
 from lamella.methods.method import Method
 from lamella.methods.on_base import MethodOnBase
 from lamella.methods.shared.classifier import align_new_rows, inverse_shares, start_draws, widened
 from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.methods.shared.own_heads import with_head
+from lamella.methods.shared.routing import Routing
 from lamella.training.fit import Fit, Loss
 from lamella.training.recipe import Training
 
@@ -143,6 +146,7 @@ class DLC(MethodOnBase):
         alone: float = 0.0,
         crop: float = 1.0,
         gate: str = "sigmoid",
+        routing: Routing = Routing(router="none"),
         auxiliary_weight: float = 1.0,
         balance: str = "weights",
         head_weight_decay: float = 5e-4,
@@ -171,7 +175,8 @@ class DLC(MethodOnBase):
         self.auxiliary_weight = auxiliary_weight
         self.balance = balance
         self.head_weight_decay = head_weight_decay
-        self.unit = WeightingUnit(backbone.width, gate)
+        self.routing = routing
+        self.unit = gates_of(base, backbone.width, gate, routing, seed)
         self.heads = Heads(backbone.width, training.head_start, seed)
         self.tails = Tails(backbone, layers, rank, factorisation, scale)
 
@@ -218,6 +223,7 @@ class DLC(MethodOnBase):
 
         number = len(self.heads)
         auxiliary = self._grow(task, number)
+        self.unit.prepare(fit, data, self.tails.plain, [head.classes for head in self.heads])
         training = self.recipe.of_task(number)
         first = min(round(self.alone * training.epochs), training.epochs - 1)
         plugin = self.tails.factors(self.plugins[-1:])
@@ -231,8 +237,8 @@ class DLC(MethodOnBase):
             loss = loss_alone(self.tails, self.plugins[-1], auxiliary, task.classes)
             train("plugin-alone", loss, plugin, auxiliary, first)
 
-        device = self.heads[0].weight.device
-        weight = inverse_shares(data.labels, self.classes).to(device) if self.balance == "weights" else None
+        shares = inverse_shares(data.labels, self.classes).to(self.heads.here.device)
+        weight = shares if self.balance == "weights" else None
         other = self.auxiliary_weight, auxiliary, task.classes
         loss = loss_together(self.tails, self.plugins, self.unit, self.heads, weight, other)
         classifiers = nn.ModuleList([self.heads, auxiliary] if self.auxiliary_weight else [self.heads])
@@ -247,18 +253,17 @@ class DLC(MethodOnBase):
 
     def _grow(self, task: Task, number: int) -> Head:
         """Add plugin, gate, rows and columns of the classifier for a task; return the plugin's auxiliary classifier."""
-        device, width = self.unit.weight.device, self.backbone.width
+        width = self.backbone.width
         self.tails.grow(f"plugin-{number}", generator(self.seed, "plugin", number))
         self.unit.grow()
         columns = start_draws(self.heads, "plugin-columns", number)
         self.heads = widened(self.heads, (2 + len(self.plugins)) * width, columns)
         self.heads.grow(task.classes, start_draws(self.heads, "plugin-head", number))
-        self.heads.to(device)
         draws = generator(self.seed, "plugin-auxiliary", number)
-        return Head(width, range(len(task.classes) + 1), draws, self.heads.start).to(device)
+        return Head(width, range(len(task.classes) + 1), draws, self.heads.start).to(self.heads.here.device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         held = state_dict.get(prefix + "heads.heads.0.weight")
         width = self.backbone.width if held is None else held.shape[1]
-        self.heads = Heads(width, self.heads.start, self.seed).to(self.unit.weight.device)
+        self.heads = Heads(width, self.heads.start, self.seed).to(self.heads.here.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lamella.data.samples import Samples
 from lamella.methods.dlc.plugins import Tails
+from lamella.methods.dlc.routed import RoutedUnit
 from lamella.methods.dlc.weighting import WeightingUnit, aggregated
 from lamella.methods.shared.classifier import new_or_old
 from lamella.methods.shared.heads import Head, Heads
@@ -37,7 +38,7 @@ def loss_alone(tails: Tails, plugin: str, auxiliary: Head, classes: Sequence[int
 def loss_together(
     tails: Tails,
     plugins: Sequence[str],
-    unit: WeightingUnit,
+    unit: WeightingUnit | RoutedUnit,
     heads: Heads,
     weight: Tensor | None,
     auxiliary: tuple[float, Head, Sequence[int]],

@@ -126,6 +126,10 @@ class Tails:
         """Images (n, 3, size, size) -> the input of the tails (n, c, h, w)."""
         return split(self.model, self.at)[0](x)
 
+    def plain(self, x: Samples) -> Tensor:
+        """Images (n, 3, size, size) -> the features (n, d) without plugins."""
+        return self(self.trunk(x), [""])[:, 0]
+
     def __call__(self, z: Tensor, lanes: Sequence[str], form: str = "batched") -> Tensor:
         """Compute the features of each lane, (n, len(lanes), d).
 

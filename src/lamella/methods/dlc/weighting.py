@@ -53,6 +53,9 @@ class WeightingUnit(Resizable):
             weight = torch.cat([self.weight, self.weight.new_zeros(1, self.weight.shape[1])])
             self._set(weight, torch.cat([self.bias, self.bias.new_full((1,), 2.0)]))
 
+    def prepare(self, *_: object) -> None:
+        """The unit learns together with the plugins, so nothing is computed before; compare `RoutedUnit.prepare`."""
+
     def _set(self, weight: Tensor, bias: Tensor) -> None:
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(bias, requires_grad=False)

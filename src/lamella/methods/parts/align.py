@@ -127,11 +127,11 @@ class Aligned(MethodOnBase):
         check_one_of("head", head, ("lda", "refit"))
         if not 0 <= own_covariance < 1 or (own_covariance and head == "refit"):
             raise ValueError(f"own_covariance {own_covariance} must be within [0, 1), and 0 for head 'refit'")
-        if own_covariance_prior is not None and (own_covariance_prior <= 0 or own_covariance or head == "refit"):
-            raise ValueError(
-                f"own_covariance_prior {own_covariance_prior} must be above 0, in samples; leave it out beside "
-                "own_covariance and for head 'refit'"
-            )
+        if own_covariance_prior is not None and not own_covariance_prior > 0:
+            raise ValueError(f"own_covariance_prior {own_covariance_prior} must be above 0, in samples")
+        if own_covariance_prior is not None and (own_covariance or head == "refit"):
+            beside = f"own_covariance = {own_covariance}" if own_covariance else "head = 'refit'"
+            raise ValueError(f"own_covariance_prior {own_covariance_prior} cannot stand beside {beside}; leave one out")
         if own_directions != "all" and (not isinstance(own_directions, int) or own_directions < 1):
             raise ValueError(f"own_directions is {own_directions!r}; give a whole number of at least 1, or 'all'")
         self.shrinkage = shrinkage

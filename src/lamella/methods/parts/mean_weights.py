@@ -33,7 +33,7 @@ from torch import Tensor
 from lamella.data.scenario import Task
 from lamella.methods.method import Method
 from lamella.methods.on_base import MethodOnBase
-from lamella.methods.parts.other_weights import OtherWeights
+from lamella.methods.parts.other_weights import OtherWeights, check_own_weights
 from lamella.training.fit import Fit
 
 __all__ = ["MeanWeights", "newest_share"]
@@ -72,6 +72,7 @@ class MeanWeights(OtherWeights):
     tasks: Tensor
 
     def __init__(self, base: Method, *, seed: int = 0, power: float = 0.0) -> None:
+        check_own_weights(base)
         super().__init__(base, seed)
         if not 0 <= power < float("inf"):
             raise ValueError(f"power {power} must be 0 (all tasks weigh alike) or more (newer ones weigh more)")

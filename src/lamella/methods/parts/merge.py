@@ -44,7 +44,7 @@ from lamella.data.scenario import Task
 from lamella.memory.resizable import Resizable
 from lamella.methods.method import Method
 from lamella.methods.on_base import MethodOnBase
-from lamella.methods.parts.other_weights import OtherWeights, TrainedWeights
+from lamella.methods.parts.other_weights import OtherWeights, TrainedWeights, check_own_weights
 from lamella.methods.shared.heads import Heads, only_columns
 from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.training.fit import Fit
@@ -105,6 +105,7 @@ class Merged(OtherWeights):
         if merging.rule in ("weighted", "regmean"):
             needs = "a weight for each task" if merging.rule == "weighted" else "second moments of all tasks' inputs"
             raise ValueError(f"rule '{merging.rule}' needs {needs}, which [method.merge] has not; choose another rule")
+        check_own_weights(base)
         if isinstance(base, MethodOnBase):
             raise ValueError(
                 f"merge is for a method alone, and {type(base).__name__} is built on another one; name it before other "

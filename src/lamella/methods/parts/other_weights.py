@@ -16,7 +16,17 @@ from lamella.methods.on_base import MethodOnBase
 from lamella.methods.shared.heads import Head
 from lamella.methods.shared.plain_classifier import PlainClassifier
 
-__all__ = ["OtherWeights", "TrainedWeights"]
+__all__ = ["OtherWeights", "TrainedWeights", "check_own_weights"]
+
+
+def check_own_weights(base: Method) -> None:
+    """Make sure that a method predicts with the weights that it has trained.
+
+    Raises:
+        ValueError: it is itself one with other weights.
+    """
+    if isinstance(base, OtherWeights):
+        raise ValueError("merge and mean_weights both choose the weights to predict with; leave one of them out")
 
 
 class TrainedWeights(Resizable):
