@@ -254,6 +254,18 @@ def test_tasks_kept_apart_become_a_folder_each(tmp_path: Path) -> None:
         close(logits_of(tmp_path / "tasks" / f"task{t}" / "predict.py")(x), learner.logits(x, task=t)[:, own])
 
 
+@pytest.mark.parametrize("per_task", [False, True], ids=["whole", "per task"])
+def test_a_truncated_adapter_computes_what_the_truncated_network_does_and_says_what_that_costs(
+    per_task: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    learner = learned("color" if per_task else "seq-lora")
+    lines = export(learner.model, "peft", tmp_path / "small", per_task=per_task, rank=1)
+    folder = tmp_path / "small" / "task0" if per_task else tmp_path / "small"
+    assert set(json.loads((folder / "adapter_config.json").read_text())["rank_pattern"].values()) == {1}
+    assert sum("random texts" in line and "differs from the model" in line for line in lines) == 1 + per_task
+
+
 # ONNX ----------------------------------------------------------------------------------------------------------------
 
 

@@ -63,7 +63,7 @@ def parted(acting: Sequence[Acting], samples: int) -> tuple[list[Acting], list[F
     Returns:
         Those for the dense form, sorted by rows, and the gathered ones.
     """
-    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     if len(acting) <= LEAST or not samples or torch.is_grad_enabled() or traced:
         return list(acting), []
     dense: list[Acting] = []
