@@ -128,7 +128,7 @@ def test_a_run_asks_a_frozen_backbone_once_for_each_test_image(tmp_path: Path, m
         return compute(self, x)
 
     monkeypatch.setattr(Backbone, "_features", features)
-    monkeypatch.setattr("lamella.experiments.results.passes", lambda method: None)  # counts products on images of its own
+    monkeypatch.setattr("lamella.experiments.results.passes", lambda method: None)  # it has images of its own
     settings = ["method.name=nearest-mean", "backbone.weights=random", "scenario.tasks=5", "fit.device=cpu"]
     run(load_config("digits", settings), tmp_path, quiet=True)
     assert sum(seen) == 1797, "each image of digits, once to learn or once to test"
