@@ -21,6 +21,7 @@ from lamella.learner.config.document import (
     shipped_configs,
     to_toml,
 )
+from lamella.methods import METHODS
 
 SMALL = """# A small configuration
 [scenario]
@@ -162,6 +163,36 @@ def test_another_method_leaves_out_what_it_does_not_know(small: Path) -> None:
     assert (named["method"]["align"]["shrinkage"], named["run"]["dropped"]) == (0.2, ["method.horizon"])
     with pytest.raises(ValueError, match=r"method\.rank"):  # asked for on the command line, it is a mistake
         load_config(small, ["method.name=nearest-mean", "method.rank=2"])
+
+
+def test_an_option_that_means_something_else_in_the_other_method_is_not_carried() -> None:
+    config = load_config("digits", ["method.name=lora-sub"])
+    assert config["method"]["energy"] == 0.99, "its own default, not the share that inflora protects"
+    assert "method.energy" in config["run"]["dropped"]
+    assert load_config("digits", ["method.name=lora-sub", "method.energy=0.9"])["method"]["energy"] == 0.9
+    assert load_config("digits", ["method.name=duallora"])["method"]["energy"] == 0.95
+    assert "method.energy" not in load_config("digits", ["method.name=duallora"])["run"]["dropped"]
+
+
+def test_a_file_with_a_method_that_is_not_known_here_may_be_run_with_another_one(small: Path, tmp_path: Path) -> None:
+    path = tmp_path / "strange.toml"
+    text = small.read_text().replace('name = "inflora"', 'name = "nowhere"').replace('horizon = "auto"', "")
+    path.write_text(text)
+    assert load_config(path, ["method.name=inflora"])["method"]["rank"] == 2
+
+
+SAME = {"blocks", "distill", "statistics_images"}
+"""Options with defaults of their own that mean the same in every method but those that list them."""
+
+
+def test_methods_whose_own_options_have_the_same_name_share_the_default_or_list_them() -> None:
+    holders: dict[str, dict[str, object]] = {}
+    for name, build in METHODS.items():
+        for key, option in options_of(build, without={"seed"}).items():
+            if option.recipe is None and key not in getattr(build, "own_meanings", ()):
+                holders.setdefault(key, {})[name] = option.default
+    differing = {key: own for key, own in holders.items() if len(set(map(repr, own.values()))) > 1}
+    assert differing.keys() <= SAME, "which of them means something else? list it in its own_meanings"
 
 
 def test_random_weights_are_another_draw_for_each_seed(small: Path) -> None:

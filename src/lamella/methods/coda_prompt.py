@@ -151,6 +151,8 @@ class CodaPrompt(OwnHeads):
         ValueError: a value is not allowed, or the backbone's attentions cannot see prompts.
     """
 
+    own_meanings = frozenset({"blocks", "orthogonality"})
+
     def __init__(
         self,
         backbone: Backbone,

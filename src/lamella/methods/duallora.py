@@ -108,6 +108,7 @@ class DualLoRA(OwnHeads):
 
     merges = True
     needs = frozenset({"own A", "reads A", "product", "trained pair"})
+    own_meanings = frozenset({"gate", "router", "temperature"})
     removed: ClassVar[dict[str, Any]] = {"score_layers": 1.0}
 
     def __init__(

@@ -63,6 +63,7 @@ class EWCLoRA(OwnHeads):
 
     merges = True
     needs = frozenset({"product"})
+    own_meanings = frozenset({"strength"})
 
     def __init__(
         self,

@@ -94,6 +94,7 @@ class LoDA(OwnHeads):
 
     merges = True
     needs = frozenset({"own A", "reads A", "product"})
+    own_meanings = frozenset({"margin"})
 
     def __init__(
         self,

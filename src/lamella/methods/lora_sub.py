@@ -86,6 +86,7 @@ class LoRASub(ClassMeans):
 
     merges = True
     needs = frozenset({"product", "trained pair"})
+    own_meanings = frozenset({"energy", "margin"})
     tasks: Tensor
 
     def __init__(

@@ -54,6 +54,8 @@ class LwF(FromScratch):
         ValueError: a value is not allowed.
     """
 
+    own_meanings = frozenset({"strength"})
+
     def __init__(
         self,
         backbone: Backbone,

@@ -94,6 +94,7 @@ class OLoRA(OwnHeads):
 
     merges = True
     needs = frozenset({"reads A", "trained pair", "one rank"})
+    own_meanings = frozenset({"orthogonality"})
     removed: ClassVar[dict[str, Any]] = {"norm_penalty": 0.0}
 
     def __init__(

@@ -115,6 +115,7 @@ class SLCA(OwnHeads):
     """
 
     changes_backbone = True
+    own_meanings = frozenset({"temperature"})
 
     def __init__(
         self,

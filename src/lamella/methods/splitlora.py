@@ -106,6 +106,7 @@ class SplitLoRA(OwnHeads):
 
     merges = True
     needs = frozenset({"own A", "reads A", "product"})
+    own_meanings = frozenset({"temperature"})
 
     def __init__(
         self,

@@ -59,6 +59,8 @@ class WA(FromScratch):
         ValueError: a value is not allowed.
     """
 
+    own_meanings = frozenset({"strength"})
+
     def __init__(
         self,
         backbone: Backbone,

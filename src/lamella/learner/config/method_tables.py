@@ -2,7 +2,9 @@
 
 Only the outermost method may have parts. A method that is built on another one has the keyword argument `base`.
 Configurations of older versions can be read: schedules may have their former names, tables may have options that a
-method or a part lists as `removed`, and stored tables may lack those that a method lists as `unstored`.
+method or a part lists as `removed`, and stored tables may lack those that a method lists as `unstored`. A method lists
+as `own_meanings` the options whose names others have too, for something else: their values are not carried over to
+another method.
 
 A method with its base and its parts is written NAME(BASE)+PART+PART everywhere, as in "inflora+align" or
 "dlc(wa)+align". A method has only the parts that are in its name or have a table: "inflora" has no alignment. Stored
@@ -177,6 +179,8 @@ def _plain_name(table: Mapping[str, Any]) -> str:
 def switch_methods(document: dict[str, Any], changes: Mapping[tuple[str, ...], Any]) -> None:
     """Remove the settings of a file that do not fit if the command line names another method or another base.
 
+    An option that both methods have is kept, unless one of them lists it in `own_meanings`.
+
     The name on the command line decides which parts the method has. Other parts of the file are removed, unless the
     command line has settings of them, as in `method.name=inflora method.align.ridge=1`.
 
@@ -283,8 +287,17 @@ def _switch_method(document: dict[str, Any], where: str, table: dict[str, Any], 
         return
     options = _keywords(find(name))
     known = {"name"} | options.keys() | PARTS.keys() | ({"base"} if _takes_base(name) else set())
+    known -= _own_meanings(name) | _own_meanings(table.get("name"))
     dropped = [key for key in table if key not in known or (key in SCHEDULING and not _fits(table, options))]
     _drop(document, where, table, dropped)
+
+
+def _own_meanings(name: Any) -> frozenset[str]:
+    """Return the options of a method that mean something else in others."""
+    try:
+        return getattr(find(name), "own_meanings", frozenset())
+    except ValueError:  # the file may name a method that is not known here, since another one replaces it
+        return frozenset()
 
 
 def _drop(document: dict[str, Any], where: str, table: dict[str, Any], dropped: list[str]) -> None:

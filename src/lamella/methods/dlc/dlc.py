@@ -120,6 +120,7 @@ class DLC(MethodOnBase):
     own_calls = ("plugin",)
     reads_features = True
     widens = True
+    own_meanings = frozenset({"gate", "router"})
 
     removed: ClassVar[dict[str, Any]] = {
         "first_plugin": True,
