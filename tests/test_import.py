@@ -238,6 +238,12 @@ def test_what_a_backbone_may_be_called(tmp_path: Path) -> None:
         ({"alpha_pattern": ["mlp"]}, "is no configuration that PEFT wrote"),
         ({"lora_alpha": math.nan}, "has alpha nan; it must be a number above 0"),
         ({"lora_alpha": "4"}, "has alpha '4'; it must be a number above 0"),
+        ({"lora_alpha": None}, "has alpha None; it must be a number above 0, so set lora_alpha"),
+        ({"lora_alpha": 0}, "has alpha 0; it must be a number above 0"),
+        ({"r": 8}, "has tensors of rank 2, and its adapter_config.json says 8"),
+        ({"r": 2, "rank_pattern": {"query": 8}}, "has tensors of rank 2, and its adapter_config.json says 8"),
+        ({"rank_pattern": {"(": 4}}, "of 'rank_pattern' in .* is an expression that is not read"),
+        ({"rank_pattern": [4]}, "is no configuration that PEFT wrote"),
     ],
 )
 def test_a_strange_configuration_of_peft_is_one_line_and_never_hangs(

@@ -4,7 +4,6 @@ A layer may be called as it is here, or as the ViTs of Transformers call it; que
 their rows of a fused layer. Networks of texts are those of Transformers themselves, with or without a head in front.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lamella.backbones.peft_scale import PATTERNS, scale_of
 from lamella.backbones.peft_variants import HARMLESS, TAKEN, vera_as_lora, with_lengths
 from lamella.backbones.plain_layers import is_transposed
 from lamella.backbones.roles import find_places, roles_of_name, rows_of
 from lamella.backbones.weight_files import CLASSIFIERS, read_state, weights_file
 from lamella.common.files import read_json
 
-__all__ = ["CONFIG", "add_peft_lora", "is_classifier", "read_peft", "scale_of"]
+__all__ = ["CONFIG", "add_peft_lora", "is_classifier", "read_peft"]
 
 CONFIG = "adapter_config.json"
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -90,18 +90,13 @@ def is_classifier(name: str) -> bool:
     return f"{name}.".startswith(_HEADS)
 
 
-PLAIN_KEY = re.compile(r"(\^?)((?:[A-Za-z0-9_.-]|\\\.|\\d\+?)+)")
-"""The keys of "alpha_pattern" that are read."""
-LONGEST, NUMBERS = 200, 2
-"""The largest length of such a key, and how many numbers it may leave open: with many, matching takes for ever."""
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"'{folder}' holds no adapter of PEFT: it has no {CONFIG}")
     config = read_json(path)
-    if not isinstance(config, dict) or not isinstance(config.get("alpha_pattern") or {}, dict):
+    tables = [config.get(key) or {} for key in PATTERNS] if isinstance(config, dict) else [None]
+    if not isinstance(config, dict) or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"'{path}' is no configuration that PEFT wrote; save the adapter with PEFT again")
     kind = config.get("peft_type")
     if kind is None:
@@ -137,7 +132,7 @@ def _add_pair(
             f"'{folder}' does not fit this backbone: the LoRA of '{layer}' has A {tuple(A.shape)} and B "
             f"{tuple(B.shape)}, the weight is {tuple(weight.shape)}"
         )
-    scale = scale_of(config, layer, len(A))
+    scale = scale_of(config, layer, len(A), folder)
     update = scale * (B.flatten(1) @ A.flatten(1))
     if not update.isfinite().all():
         raise ValueError(f"'{folder}' has numbers in the LoRA of '{layer}' that are not finite; train it again")
@@ -147,43 +142,6 @@ def _add_pair(
     if config.get("use_dora"):
         whole = with_lengths(whole, pair.get("magnitude_vector"), layer, folder)
     weight.copy_(whole.reshape(weight.shape))
-
-
-def scale_of(config: Mapping[str, Any], layer: str, rank: int) -> float:
-    """What PEFT multiplies B A by: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
-
-    Args:
-        config: the adapter's configuration.
-        layer: the name of the layer.
-        rank: the rank of its pair.
-
-    Raises:
-        ValueError: alpha is no number above 0.
-    """
-    own = [a for key, a in (config.get("alpha_pattern") or {}).items() if _means(key, layer)]
-    alpha = own[0] if own else config.get("lora_alpha") or rank
-    if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-        raise ValueError(f"the LoRA of '{layer}' has alpha {alpha!r}; it must be a number above 0")
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
-
-
-def _means(key: str, layer: str) -> bool:
-    """Return whether a key of "alpha_pattern" means this layer: its name, or the end of it.
-
-    PEFT reads keys as regular expressions. A stranger's expression could take for ever, so only the usual forms are
-    read: names, "\\." for a dot, "\\d" and "\\d+" for a number, and "^" for the beginning of the name.
-
-    Raises:
-        ValueError: the key has another form.
-    """
-    found = PLAIN_KEY.fullmatch(key) if len(key) <= LONGEST and key.count("\\d") <= NUMBERS else None
-    if found is None:
-        raise ValueError(
-            f"the key {key[:60]!r} of 'alpha_pattern' is an expression that is not read; write the name of a layer, in "
-            f"which \\d+ may stand for a number, {NUMBERS} times at most"
-        )
-    name = re.sub(r"(?<!\\)\.", r"\\.", found[2])
-    return re.fullmatch(("" if found[1] else r"(?:.*\.)?") + name, layer) is not None
 
 
 def _weight_of(model: nn.Module, layer: str, folder: Path) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lamella.adapters.pairs import Pair
 from lamella.backbones.encoder_places import is_path
-from lamella.backbones.peft_lora import CONFIG, is_classifier, read_peft, scale_of
+from lamella.backbones.peft_lora import CONFIG, is_classifier, read_peft
+from lamella.backbones.peft_scale import scale_of
 from lamella.backbones.peft_variants import TAKEN
 from lamella.learner.export.low_rank import pairs_of
 from lamella.learner.export.network import WHOLE, fixed
@@ -95,8 +96,7 @@ def _of_peft(place: Path) -> Source:
     pairs: dict[str, Pair] = {}
     for layer, factors in found.items():
         if not is_classifier(layer):
-            scale = scale_of(config, layer, len(factors["A"])) if "A" in factors else 1.0
-            pairs[layer] = _pair(place, layer, factors, scale)
+            pairs[layer] = _pair(place, layer, factors, config)
     if not pairs:
         raise ValueError(f"'{place}' changes the classifier alone, so there is nothing to merge")
     beside = len(others) + sum(is_classifier(layer) for layer in found)
@@ -115,7 +115,7 @@ def _no_product(config: Mapping[str, Any]) -> str:
     return "a DoRA" if config.get("use_dora") else ""
 
 
-def _pair(place: Path, layer: str, factors: Mapping[str, Tensor], scale: float) -> Pair:
+def _pair(place: Path, layer: str, factors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Pair:
     if len(factors) < 2:
         raise ValueError(f"'{place}' has lora_{next(iter(factors))} of '{layer}' without the other of the two")
     A, B = factors["A"], factors["B"]
@@ -127,7 +127,7 @@ def _pair(place: Path, layer: str, factors: Mapping[str, Tensor], scale: float) 
     if not (A.isfinite().all() and B.isfinite().all()):
         raise ValueError(f"'{place}' has numbers in the LoRA of '{layer}' that are not finite; train it again")
     single = A.float()  # as it was stored, so that rules know from which size on a singular value is only rounding
-    return Pair(single if torch.equal(single.double(), A) else A, scale * B)
+    return Pair(single if torch.equal(single.double(), A) else A, scale_of(config, layer, len(A), place) * B)
 
 
 def _metadata(place: Path) -> Mapping[str, str]:
