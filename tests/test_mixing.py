@@ -59,7 +59,7 @@ def test_the_penalty_leaves_out_what_does_not_help() -> None:
     model, sites = network()
     x = draw(6, D_IN, name="few")
     y = outputs(model, sites, {}, x)
-    found = mix(sites, "abc", lambda: F.mse_loss(model(x), y))
+    found = mix(sites, list("abc"), lambda: F.mse_loss(model(x), y))
     assert found.coefficients == {"a": 0.0, "b": 0.0, "c": 0.0}
     assert found.loss == found.bare == 0.0
 
@@ -79,7 +79,7 @@ def test_a_domain_between_two_learned_ones_is_predicted_better_than_by_either() 
     between = {"a": 0.5, "b": 0.5}
     x, new = draw(60, D_IN, name="few"), draw(2000, D_IN, name="new")
     y, wanted = (outputs(model, sites, between, of).argmax(1) for of in (x, new))
-    found = mix(sites, "abc", lambda: F.cross_entropy(4 * model(x), y), Mixing(penalty=0.0, evaluations=400))
+    found = mix(sites, list("abc"), lambda: F.cross_entropy(4 * model(x), y), Mixing(penalty=0.0, evaluations=400))
     share = {
         name: float((outputs(model, sites, own, new).argmax(1) == wanted).double().mean())
         for name, own in {"mix": found.coefficients, "a": {"a": 1.0}, "b": {"b": 1.0}, "none": {}}.items()
@@ -91,7 +91,7 @@ def test_a_domain_between_two_learned_ones_is_predicted_better_than_by_either() 
 def test_the_same_seed_finds_the_same_and_adapters_act_as_before() -> None:
     model, sites = network()
     with using(sites, "b"):
-        found = [mix(sites, "abc", distance(model, sites), Mixing(evaluations=60), seed=s) for s in (1, 1, 2)]
+        found = [mix(sites, list("abc"), distance(model, sites), Mixing(evaluations=60), seed=s) for s in (1, 1, 2)]
         assert list(sites[0].layer.chosen) == ["b"]
     assert found[0] == found[1] != found[2]
 
@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_is_never_chosen() -> None:
     def loss() -> float:
         return float("nan") if float(sites[0].layer.chosen["a"]) > 0.3 else float(near())  # type: ignore[arg-type]
 
-    found = mix(sites, "abc", loss, Mixing(penalty=0.0))
+    found = mix(sites, list("abc"), loss, Mixing(penalty=0.0))
     assert found.coefficients["a"] <= 0.3
     assert found.loss < found.bare
 
@@ -133,6 +133,16 @@ def test_a_start_of_lower_rank_is_the_nearest_and_says_what_it_keeps() -> None:
     assert kept < 1
 
 
+def test_a_sum_that_is_zero_is_a_start_that_changes_nothing() -> None:
+    model, sites = network()
+    x = draw(5, D_IN, name="x")
+    assert grow_sum(sites, "new", dict.fromkeys(KNOWN, 0.0), rank=3, generator=generator(0, "new")) == 1.0
+    assert grow_sum(sites, "exact", {"a": 0.0}) == 1.0
+    (branch,) = sites[0].layer.of("new")
+    assert branch.A.norm(dim=1).min() > 0, "its A is drawn, so that it can be trained"
+    assert torch.equal(outputs(model, sites, "new", x), outputs(model, sites, (), x))
+
+
 def test_convolutions_start_as_the_sum_too() -> None:
     model = nn.Sequential(nn.Conv2d(3, 5, 3)).double().requires_grad_(False)
     sites = list(adapt(model, "0"))
@@ -146,11 +156,13 @@ def test_convolutions_start_as_the_sum_too() -> None:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda sites: mix(sites, [], lambda: 0.0), "must be at least one"),
-        (lambda sites: mix(sites, "aa", lambda: 0.0), "each named once"),
-        (lambda sites: mix(sites, "ax", lambda: 0.0), "no adapter 'x'"),
-        (lambda sites: mix(sites, "a", lambda: float("nan")), "the loss without adapters is not finite"),
-        (lambda sites: Mixing(evaluations=0), "evaluations 0 must be at least 1"),
+        (lambda sites: mix(sites, [], lambda: 0.0), "it must be a list of at least one"),
+        (lambda sites: mix(sites, ["a", "a"], lambda: 0.0), "each named once"),
+        (lambda sites: mix(sites, ["a", "x"], lambda: 0.0), "no adapter 'x'"),
+        (lambda sites: mix(sites, ["a"], lambda: float("nan")), "the loss without adapters is not finite"),
+        (lambda sites: Mixing(evaluations=0), "evaluations 0 must be a whole number of at least 1"),
+        (lambda sites: mix(sites, "a", lambda: 0.0), "names is 'a'; it must be a list"),
+        (lambda sites: mix(sites, ["a", "b"], lambda: 0.0, Mixing(evaluations=3)), "are too few .* at least 7"),
         (lambda sites: Mixing(bound=0.0), "bound 0.0 must be"),
         (lambda sites: Mixing(penalty=-1.0), "penalty -1.0 must be"),
         (lambda sites: grow_sum(sites, "new", {}), "must be finite numbers"),
@@ -173,4 +185,4 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(__import__("sys").modules, "cmaes", None)
     model, sites = network()
     with pytest.raises(RuntimeError, match=r"pip install 'lamella\[mixing\]'"):
-        mix(sites, "abc", distance(model, sites))
+        mix(sites, list("abc"), distance(model, sites))

@@ -106,6 +106,8 @@ def test_a_training_that_cannot_be_is_refused_in_one_line(wrong: dict[str, Any],
         ({"sites": "query"}, r"sites is 'query'; it must be a list of roles such as \['query', 'value'\]"),
         ({"sites": ()}, r"sites is \(\); it must be a list of roles"),
         ({"alpha": 0.0}, "alpha is 0.0; it must be above 0"),
+        ({"alpha": "x"}, "alpha is 'x'; it must be a number"),
+        ({"explained": "x"}, "explained is 'x'; it must be a number"),
         ({"dropout": 1.0}, r"dropout is 1.0; it must be within \[0, 1\)"),
     ],
 )

@@ -302,7 +302,7 @@ def test_a_class_in_two_domains_is_told_by_its_domain(method: CoLoR) -> None:
         ),
         ({"top": 0}, "top 0 is too small"),
         ({"top": 2}, "top 2 is for the choice 'soft', and choice is 'hard'"),
-        ({"router_temperature": 0.0}, "router_temperature 0.0 must be above 0"),
+        ({"router_temperature": 0.0}, "router_temperature 0.0 must be a finite number above 0"),
         ({"router_projections": -1}, "router_projections -1 is below 0"),
         ({"router": "gaussian", "clusters": 3}, "clusters 3 is for the router 'nearest', and router is 'gaussian'"),
         ({"router": "entropy", "key_features": "first_task"}, "router 'entropy' reads no key_features"),

@@ -57,7 +57,7 @@ def grow_sum(
     for branch, (pair, _) in zip(grow(sites, name, ranks, scale=scale, generator=generator), cut, strict=True):
         own = len(pair.A)
         branch.A[:own] = pair.A.reshape(own, *branch.A.shape[1:]).to(branch.A)
-        branch.B[:, :own] = (pair.B / scale).reshape(-1, own, *branch.B.shape[2:]).to(branch.B)
+        branch.B[:, :own] = (pair.B / scale).reshape(len(branch.B), own, *branch.B.shape[2:]).to(branch.B)
     return min((kept for _, kept in cut), default=1.0)
 
 

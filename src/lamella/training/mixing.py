@@ -40,8 +40,8 @@ class Mixing:
     penalty: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1:
-            raise ValueError(f"evaluations {self.evaluations} must be at least 1")
+        if type(self.evaluations) is not int or self.evaluations < 1:
+            raise ValueError(f"evaluations {self.evaluations!r} must be a whole number of at least 1, such as 200")
         if not 0 < self.bound < math.inf:
             raise ValueError(f"bound {self.bound} must be a finite number above 0, such as 1.5")
         if not 0 <= self.penalty < math.inf:
@@ -86,11 +86,12 @@ def mix(
         seed: the seed of the search.
 
     Raises:
-        ValueError: there is no adapter of a name, a name is given twice, or the loss without adapters is not finite.
+        ValueError: there is no adapter of a name, a name is given twice, the loss without adapters is not finite, or
+            the evaluations are too few for a first round of the search, which grows with the number of adapters.
         RuntimeError: the package cmaes is not installed.
     """
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"adapters {list(names)} must be at least one, each named once")
+    if isinstance(names, str) or not names or len(set(names)) < len(names):
+        raise ValueError(f"names is {names!r}; it must be a list of at least one adapter, each named once")
     tried: list[tuple[float, float, list[float]]] = []
 
     def objective(w: Sequence[float]) -> float:
@@ -116,6 +117,11 @@ def _search(objective: Callable[[Sequence[float]], float], count: int, mixing: M
     bounds = np.tile([-mixing.bound, mixing.bound], (wide, 1))
     optimizer = _cmaes().CMA(np.zeros(wide), mixing.bound / 3, bounds=bounds, seed=seed % 2**32)
     left = mixing.evaluations - 1
+    if left < optimizer.population_size:
+        raise ValueError(
+            f"evaluations {mixing.evaluations} are too few to search the coefficients of {count} adapters; give at "
+            f"least {1 + optimizer.population_size}, and some hundreds are usual"
+        )
     while left >= optimizer.population_size and not optimizer.should_stop():
         asked = [optimizer.ask() for _ in range(optimizer.population_size)]
         optimizer.tell([(w, min(objective(w[:count].tolist()), 1e300)) for w in asked])

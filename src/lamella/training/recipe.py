@@ -178,6 +178,8 @@ class LoRA:
         _check_count("blocks", self.blocks)
         if isinstance(self.sites, str) or not self.sites:
             raise ValueError(f"sites is {self.sites!r}; it must be a list of roles such as ['query', 'value']")
+        for name in ("alpha", "dropout", "explained", "b_rate"):
+            _check_number(name, getattr(self, name))
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise ValueError(f"alpha is {self.alpha}; it must be above 0, or left out for a scale of 1")
         if not 0 <= self.dropout < 1:

@@ -321,7 +321,8 @@ def _point(folder: Path, current: int, digests: Mapping[str, str], dropped: Mapp
 def _read_pointer(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.exists():
-        raise FileNotFoundError(f"'{folder}' holds no model (no {MANIFEST}); `lamella learn` makes one")
+        of_run = f"that of this run is '{folder / 'model'}'" if holds_model(folder / "model") else ""
+        raise FileNotFoundError(f"'{folder}' holds no model (no {MANIFEST}); {of_run or '`lamella learn` makes one'}")
     pointer = read_json(plain_file(path))
     form = pointer.get("lamella") if isinstance(pointer, dict) else None
     if not isinstance(form, int):

@@ -12,6 +12,7 @@ memory/task_scores.py, that of Arrow in adapters/arrow.py. Least entropy: Wang, 
 and Universal Adapters for Pre-Trained Model-based Class-Incremental Learning" (TUNA), ICCV 2025, arXiv 2508.08165.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -94,9 +95,10 @@ class Routing:
     def __post_init__(self) -> None:
         if self.top is not None and self.top < 1:
             raise ValueError(f"top {self.top} is too small; at least 1 adapter is chosen, or leave it out for all")
-        if self.router_temperature is not None and not self.router_temperature > 0:
+        if self.router_temperature is not None and not 0 < self.router_temperature < math.inf:
             raise ValueError(
-                f"router_temperature {self.router_temperature} must be above 0; leave it out for the usual"
+                f"router_temperature {self.router_temperature} must be a finite number above 0; leave it out for the "
+                "usual one"
             )
         if self.router_projections < 0:
             raise ValueError(f"router_projections {self.router_projections} is below 0; 1000 is usual, 0 uses none")
