@@ -21,6 +21,7 @@ from lamella.backbones import load_backbone
 from lamella.learner.export import export
 from lamella.learner.export.check import Check, compare, random_samples
 from lamella.learner.export.drafts import atomic_output
+from lamella.methods.shared.heads import OTHER_TASK_PENALTY
 
 VIT = {"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0}
 OUTSIDE = """
@@ -440,6 +441,19 @@ def test_the_tolerance_is_a_share_of_the_largest_logit() -> None:
             compare(logits(0), logits(wrong), backbone)
     with pytest.raises(RuntimeError, match="shape"):
         compare(logits(0), lambda x: base, backbone)
+
+
+def test_logits_of_tasks_that_are_ruled_out_do_not_widen_the_tolerance() -> None:
+    base, backbone = torch.tensor([[10.0, 0.0, -OTHER_TASK_PENALTY - 10]]), tiny_backbone()
+
+    def logits(*shift: float) -> Any:
+        return lambda x: base.repeat(len(x), 1) + torch.tensor(shift)
+
+    found = compare(logits(0, 0, 0), logits(0.0005, 0, 0.5), backbone)
+    assert (found.largest, found.difference) == (10.0, pytest.approx(0.0005, rel=1e-2))
+    for wrong, allowed in ((logits(0.01, 0, 0), r"1\.0e-03"), (logits(0, 0, 2.0), r"1\.0e\+00")):
+        with pytest.raises(RuntimeError, match=f"allowed {allowed}"):
+            compare(logits(0, 0, 0), wrong, backbone)
 
 
 def test_nothing_is_overwritten_and_a_failure_leaves_nothing(tmp_path: Path) -> None:

@@ -169,8 +169,14 @@ def test_a_foreign_or_future_pointer_is_told(model: Path, pointer: Any, text: st
 def test_a_version_that_is_not_there_is_told_with_those_that_are(model: Path) -> None:
     with pytest.raises(ValueError, match="has no version 7; it has 1, 2, 3"):
         roll_back(model, 7)
-    with pytest.raises(FileNotFoundError, match="holds no model"):
+    with pytest.raises(FileNotFoundError, match="holds no model.*`lamella learn` makes one"):
         history(model / "nowhere")
+
+
+def test_the_folder_of_a_run_is_told_where_its_model_is(model: Path) -> None:
+    assert model.name == "model"
+    with pytest.raises(FileNotFoundError, match=rf"holds no model \(.*\); that of this run is '{model}'"):
+        history(model.parent)
 
 
 def test_an_earlier_version_is_made_again_and_later_ones_can_be_dropped(model: Path) -> None:

@@ -106,11 +106,15 @@ class CoLoR(OwnHeads):
         if routing.router == "arrow":
             check_arrow(self.sites)
         if clusters is not None and routing.router != "nearest":
-            raise ValueError(f"clusters {clusters} is for the router 'nearest', and router is '{routing.router}'")
+            raise ValueError(
+                f"clusters {clusters} is for the router 'nearest', and router is '{routing.router}'; leave clusters out"
+            )
         if routing.router == "entropy" and key_features != "plain":
             raise ValueError("router 'entropy' reads no key_features; leave key_features out")
         if routing.top is not None and choice != "soft":
-            raise ValueError(f"top {routing.top} is for the choice 'soft', and choice is '{choice}'")
+            raise ValueError(
+                f"top {routing.top} is for the choice 'soft', and choice is '{choice}'; leave top out, or set choice"
+            )
 
     def choose_task(self, x: Samples, task: tuple[int, ...] | None = None) -> Tensor:
         """Return (n,) the number of the task with the best score, such as that of the nearest centre.

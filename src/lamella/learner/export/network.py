@@ -25,6 +25,7 @@ __all__ = ["WHOLE", "Fixed", "acting_branches", "adapted_layers", "base_of", "fi
 WHOLE = {"image": "timm", "text": "hf"}
 """By what a model takes, the format that holds all weights of its network."""
 _OTHERWISE = {"image": "export the graph with --format onnx"}
+_APART = ", or write a folder for each task with --format peft --per-task"
 _TENSORS = "--format adapters writes what it learned as plain tensors"
 
 
@@ -129,7 +130,7 @@ def _per_sample(method: Method) -> ValueError:
     noun = method.backbone.transform.noun
     return ValueError(
         f"this method weighs its adapters anew for each {noun}, so they cannot become part of the weights; "
-        f"{_OTHERWISE.get(noun, _TENSORS)}"
+        f"{_OTHERWISE.get(noun, _TENSORS)}{_APART if method.routed else ''}"
     )
 
 

@@ -213,7 +213,10 @@ def router_on_base(method: Method, own: str, routing: Routing, *, frozen: bool) 
     routing.check(name, (own, *ON_FEATURES), {"arrow": together, "entropy": together})
     if routing.router == own:
         if routing.top is not None or routing.router_temperature is not None:
-            raise ValueError(f"top and router_temperature are for a router on features, and router is '{own}'")
+            raise ValueError(
+                f"top and router_temperature are for a router on features, and router is '{own}'; leave them out, or "
+                f"use router {', '.join(ON_FEATURES)}"
+            )
         return None
     if not frozen:
         raise ValueError(
