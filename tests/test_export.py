@@ -330,6 +330,10 @@ def test_tasks_kept_apart_become_a_folder_each(method: str, tmp_path: Path) -> N
         ("duallora", "", CLASS_TOKENS | {"calibration": 1}),
         ("duallora", "", CLASS_TOKENS | {"residual": "current", "gate": "vector", "calibration": 1}),
         ("color", "", {"blocks": 1}),
+        ("color", "", {"blocks": 1, "router": "arrow"}),
+        ("color", "", {"blocks": 1, "router": "gaussian"}),
+        pytest.param("color", "", {"blocks": 1, "router": "entropy"}, marks=pytest.mark.slow),
+        pytest.param("color", "", {"blocks": 1, "router": "least-squares"}, marks=pytest.mark.slow),
         ("coda-prompt", "", {"blocks": 1}),
         pytest.param("loda", "", {"blocks": 1}, marks=pytest.mark.slow),  # its heads and branches are those of others
     ],

@@ -153,6 +153,26 @@ def test_leading_inputs_are_the_first_right_singular_vectors() -> None:
     assert not leading_inputs([(draw(2, 12), torch.zeros(9, 2))]).any()
 
 
+def test_arrow_sees_at_once_that_an_adapter_has_changed() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5))
+    sites = adapt(model, ["0"])
+    (branch,) = grow(sites, "a", 2, generator=generator(0, "a"))
+    x = draw(3, 7, 6, name="tokens")
+
+    def scores() -> torch.Tensor:
+        with using(sites, ()):
+            return arrow_scores(sites, ["a"], lambda: model(x))
+
+    with torch.no_grad():
+        branch.B.copy_(draw(5, 2, name="B"))
+        first = scores()
+        assert torch.equal(scores(), first)
+        branch.A.copy_(draw(2, 6, name="other A"))
+        assert not torch.allclose(scores(), first)
+        branch.load_state_dict({"A": draw(2, 6, name="loaded A"), "B": branch.B}, strict=False)
+        assert not torch.allclose(scores(), first)
+
+
 def test_arrow_is_the_mean_cosine_over_tokens_and_branches() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4))
     sites = adapt(model, ["0", "1"])

@@ -169,7 +169,7 @@ def test_a_foreign_or_future_pointer_is_told(model: Path, pointer: Any, text: st
 def test_a_version_that_is_not_there_is_told_with_those_that_are(model: Path) -> None:
     with pytest.raises(ValueError, match="has no version 7; it has 1, 2, 3"):
         roll_back(model, 7)
-    with pytest.raises(FileNotFoundError, match="holds no model.*`lamella learn` makes one"):
+    with pytest.raises(FileNotFoundError, match=r"holds no model.*`lamella learn` makes one"):
         history(model / "nowhere")
 
 

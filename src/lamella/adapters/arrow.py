@@ -12,13 +12,14 @@ sample, so that it can choose a classifier, too. The inputs are those of the net
 """
 
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, watch
-from lamella.adapters.branches import Adapted
+from lamella.adapters.branches import Adapted, Branch
 from lamella.adapters.tokens import mean_over_tokens
 
 __all__ = ["arrow_scores", "check_arrow", "leading_inputs"]
@@ -73,12 +74,30 @@ def arrow_scores(sites: Sequence[Site], names: Sequence[str], run: Callable[[], 
     return torch.stack(found).mean(0)
 
 
+_KEPT: WeakKeyDictionary[Branch, tuple[object, Tensor]] = WeakKeyDictionary()
+"""By branch, the state of its tensors and the leading input that was computed from them."""
+
+
+def _leading_input(branch: Branch) -> Tensor:
+    """Return the leading input of a branch, (d,) float32, which is computed anew only after its tensors have changed.
+
+    So a pass that is traced for an export has it as a constant, since ONNX has no eigenvectors.
+    """
+    tensors = (*branch.parameters(), *branch.buffers())
+    state = [(t.data_ptr(), t._version, t.dtype, t.device) for t in tensors]
+    found = _KEPT.get(branch)
+    if found is None or found[0] != state:
+        found = state, leading_inputs([(branch.A, branch.expansion)])[0].float()
+        _KEPT[branch] = found
+    return found[1]
+
+
 class _Along:
     """Compares the inputs of one layer with the leading inputs of its branches."""
 
     def __init__(self, layer: Adapted, names: Sequence[str]) -> None:
         branches = zip(*(layer.of(name) for name in names), strict=True)
-        self.directions = [leading_inputs([(b.A, b.expansion) for b in of_all]).float() for of_all in branches]
+        self.directions = [torch.stack([_leading_input(b) for b in of_all]) for of_all in branches]
         self.scores: list[Tensor] = []
 
     def __call__(self, x: Tensor) -> None:

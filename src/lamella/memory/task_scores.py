@@ -136,7 +136,7 @@ class TaskGaussians(Resizable):
     def scores(self, features: Tensor, tasks: int) -> Tensor:
         """Return (n, tasks) scores log P(task), in float64, of features (n, d)."""
         log_p = self.gaussians.linear_discriminant(features.double(), SHRINKAGE).log_softmax(1)
-        return torch.stack([log_p[:, self.tasks == t].logsumexp(1) for t in range(tasks)], 1)
+        return torch.stack([log_p[:, own].logsumexp(1) for own in _places(self.tasks, tasks)], 1)
 
 
 class TaskRegression(Resizable):
@@ -206,7 +206,7 @@ class TaskRegression(Resizable):
     def scores(self, features: Tensor, tasks: int) -> Tensor:
         """Return (n, tasks) float64 scores of features (n, d): about 1 for the right task, 0 for others."""
         outputs = self.project(features) @ self.solution
-        return torch.stack([outputs[:, self.tasks == t].amax(1) for t in range(tasks)], 1)
+        return torch.stack([outputs[:, own].amax(1) for own in _places(self.tasks, tasks)], 1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         drawn = self.check.clone()
@@ -218,3 +218,9 @@ class TaskRegression(Resizable):
 def _next(tasks: Tensor) -> int:
     """Return the number of the next task."""
     return int(tasks.max()) + 1 if len(tasks) else 0
+
+
+def _places(numbers: Tensor, tasks: int) -> list[list[int]]:
+    """Return by task the places where `numbers` has it: lists, since ONNX takes no choice whose size a tensor tells."""
+    held = numbers.tolist()
+    return [[i for i, number in enumerate(held) if number == t] for t in range(tasks)]
