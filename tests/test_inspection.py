@@ -282,6 +282,7 @@ def test_both_commands_on_photos(lamella: Run, tmp_path: Path) -> None:
         (("inspect", tmp_path / "gone"), "holds no model"),
         (("inspect", model, "--html", tmp_path), "is a folder; name a file in it"),
         (("evaluate", tmp_path / "gone", photos), "holds no model"),
+        (("predict", model, tmp_path / "empty"), "has no images; give another one, or image files"),
         (("evaluate", model, tmp_path / "empty"), "no class folders"),
         (("evaluate", model, tmp_path / "gone"), "no such file or folder"),
         (("evaluate", model, save_photos(tmp_path / "other", blue=40)), "none of the classes in the data was learned"),

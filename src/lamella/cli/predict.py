@@ -54,7 +54,7 @@ def predict(
     if as_json and as_csv:
         raise ValueError("--json and --csv cannot be combined; choose one")
     if not paths and not text:
-        raise ValueError("there is nothing to predict; give files, or texts with --text")
+        raise ValueError("there is nothing to predict; give files or folders, or for a model of texts --text")
     from lamella.cli.predict_inputs import asked_images, asked_texts, check_paths
     from lamella.learner.learner import Learner
 

@@ -52,7 +52,7 @@ def asked_images(paths: Sequence[str]) -> Asked:
     """
     lines = [line for path in paths for line in (_lines_of_stdin() if path == STDIN else [path]) if line]
     check_paths(lines)
-    files = [file for path in map(Path, lines) for file in (list_images(path) if path.is_dir() else [path])]
+    files = [file for path in map(Path, lines) for file in (_images_in(path) if path.is_dir() else [path])]
     found = keep_readable(ImageSet.unlabelled(Files(files)))
     named = [{"path": str(files[int(key)])} for key in found.data.keys]
     return Asked(found.data, named, [(str(files[int(file.key)]), file.reason) for file in found.unreadable])
@@ -76,6 +76,13 @@ def asked_texts(paths: Sequence[str], texts: Sequence[str], column: str | None) 
     kept, empty = without_empty(placed)
     named = [{"text": text.text, "path": text.place} for text in kept]
     return Asked(TextSet.unlabelled([text.text for text in kept]), named, [(file.key, file.reason) for file in empty])
+
+
+def _images_in(folder: Path) -> list[Path]:
+    try:
+        return list_images(folder)
+    except ValueError:  # speaks of a class to learn
+        raise ValueError(f"folder '{folder}' has no images; give another one, or image files") from None
 
 
 def _texts_of_stdin() -> list[PlacedText]:

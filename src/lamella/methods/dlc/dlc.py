@@ -102,6 +102,8 @@ class DLC(MethodOnBase):
             are augmented as in phase 1.
         gate: how the features of a plugin are weighted for each image: "sigmoid" (each plugin for itself), "softmax"
             (the weights of all plugins sum to 1), or "fixed" (all weights are 1).
+        routing: what gives the weights in the place of the learned unit; see `Routing`. "none" keeps the unit, "arrow"
+            and "entropy" are refused.
         auxiliary_weight: the factor of the auxiliary classifier's loss; at least 0, and 0 leaves the loss out.
         balance: how classes with few images are treated: "weights" (each class has the same weight in the loss),
             "align" (the classifier rows of new classes are scaled to the mean length of old ones) or "none".
@@ -228,11 +230,12 @@ class DLC(MethodOnBase):
         training = self.recipe.of_task(number)
         first = min(round(self.alone * training.epochs), training.epochs - 1)
         plugin = self.tails.factors(self.plugins[-1:])
+        crop = None if self.crop == 1 else self.crop
 
         def train(name: str, loss: Loss, below: list[nn.Parameter], classifiers: nn.Module, epochs: int) -> None:
             groups = with_head(below, classifiers, training)
             groups[-1]["weight_decay"] = self.head_weight_decay
-            fit(data, loss, groups, replace(training, epochs=epochs), crop=self._crop, name=name)
+            fit(data, loss, groups, replace(training, epochs=epochs), crop=crop, name=name)
 
         if first:
             loss = loss_alone(self.tails, self.plugins[-1], auxiliary, task.classes)
@@ -247,10 +250,6 @@ class DLC(MethodOnBase):
         train("plugin", loss, [*plugin, *gates], classifiers, training.epochs - first)
         if self.balance == "align" and number:
             align_new_rows(self.heads)
-
-    @property
-    def _crop(self) -> float | None:
-        return None if self.crop == 1 else self.crop
 
     def _grow(self, task: Task, number: int) -> Head:
         """Add plugin, gate, rows and columns of the classifier for a task; return the plugin's auxiliary classifier."""

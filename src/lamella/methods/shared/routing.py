@@ -76,7 +76,8 @@ class Routing:
         router: how the task of a sample is recognised: "nearest" (by cluster centres), "gaussian" (by Gaussians of the
             classes with one covariance), "least-squares" (by a ridge regression on random projections), all three of
             the features without adapters, "arrow" (by what each adapter reads, from the adapters alone) or "entropy"
-            (by how sure each adapter is, in a pass for each task).
+            (by how sure each adapter is, in a pass for each task). A method may refuse some of them, and have a way of
+            its own under another name, which is then the default.
         top: how many adapters are mixed for a sample, those with the best scores; at least 1. If left out, all are.
         router_temperature: what the scores are divided by before their softmax gives the weights; above 0. If left out,
             it is 1 for "nearest" and "gaussian", and 0.1 for the others.
