@@ -40,6 +40,7 @@ def main(
     held: list[Tensor] = []
     for task in scenario:
         learned.append((fit.features(task.train, backbone), task.train.labels))
+        assert task.validation is not None
         held.append(fit.features(task.validation, backbone))
     table = Table("scores", "right task, %", title=f"{source}, {sum(map(len, held))} held-back images")
     for name, new, apart in rows(backbone.width, seed):
@@ -53,7 +54,9 @@ def rows(width: int, seed: int) -> list[tuple[str, Callable[[], Keys], bool]]:
     def regression(projections: int, ridge: float = 0.01) -> Callable[[], Keys]:
         return lambda: TaskRegression(width, projections, generator(seed, "router"), ridge)
 
-    found: list[tuple[str, Callable[[], Keys], bool]] = [("nearest of 4 centres a task", lambda: TaskCentres(width), True)]
+    found: list[tuple[str, Callable[[], Keys], bool]] = [
+        ("nearest of 4 centres a task", lambda: TaskCentres(width), True)
+    ]
     found += [(f"Gaussians, shrinkage {s}", lambda s=s: TaskGaussians(width, s), True) for s in (0.1, 0.01)]
     for count in (0, 500, 1000, 2000):
         for apart in (False, True):

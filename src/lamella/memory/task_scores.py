@@ -30,7 +30,7 @@ __all__ = ["TaskCentres", "TaskGaussians", "TaskRegression"]
 
 SHRINKAGE = 0.1
 RIDGE = 0.01
-"""Both are good on frozen features of held-back images of two streams of digits; see docs/log.md."""
+"""Both were chosen on held-back images of two sets of digits; see benchmarks/task_scores.py and docs/log.md."""
 
 
 class _ByTask(Resizable):
