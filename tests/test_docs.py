@@ -161,6 +161,11 @@ def test_every_method_is_in_both_tables_of_the_methods(name: str) -> None:
         assert f"| [`{name}`](methods/{name}.md) |" in section(TEXTS["docs/methods.md"], title)
 
 
+def test_the_page_on_choosing_names_every_method_and_every_part() -> None:
+    page = TEXTS["docs/choosing.md"]
+    assert [name for name in (*METHODS, *PARTS) if f"`{name}" not in page] == []
+
+
 def test_method_pages_are_what_the_docstrings_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     wanted = importlib.import_module("method_pages").pages()

@@ -22,6 +22,7 @@ from lamella.learner.export import export
 from lamella.learner.export.check import Check, compare, random_samples
 from lamella.learner.export.drafts import atomic_output
 from lamella.methods.shared.heads import OTHER_TASK_PENALTY
+from lamella.methods.shared.routing import ROUTERS
 
 VIT = {"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0}
 OUTSIDE = """
@@ -330,10 +331,7 @@ def test_tasks_kept_apart_become_a_folder_each(method: str, tmp_path: Path) -> N
         ("duallora", "", CLASS_TOKENS | {"calibration": 1}),
         ("duallora", "", CLASS_TOKENS | {"residual": "current", "gate": "vector", "calibration": 1}),
         ("color", "", {"blocks": 1}),
-        ("color", "", {"blocks": 1, "router": "arrow"}),
-        ("color", "", {"blocks": 1, "router": "gaussian"}),
-        pytest.param("color", "", {"blocks": 1, "router": "entropy"}, marks=pytest.mark.slow),
-        pytest.param("color", "", {"blocks": 1, "router": "least-squares"}, marks=pytest.mark.slow),
+        *(pytest.param("color", "", {"blocks": 1, "router": r}, marks=pytest.mark.slow) for r in ROUTERS[1:]),
         ("coda-prompt", "", {"blocks": 1}),
         pytest.param("loda", "", {"blocks": 1}, marks=pytest.mark.slow),  # its heads and branches are those of others
     ],

@@ -202,6 +202,18 @@ def test_nothing_free_is_a_clear_error_and_leaves_the_method_as_it_was() -> None
     assert all(torch.equal(v, state[k]) for k, v in method.state_dict().items())
 
 
+def test_layers_whose_inputs_are_zero_are_told_from_layers_without_room() -> None:
+    method = configured(InfLoRA, tiny_backbone(), **QUICK)
+    for site in method.sites:
+        site.layer.register_forward_pre_hook(lambda _, x: (torch.zeros_like(x[0]),))
+    with torch.no_grad():
+        for name, parameter in method.backbone.model.named_parameters():
+            if "norm1" in name:  # what the attention reads
+                parameter.zero_()
+    with pytest.raises(RuntimeError, match="the inputs of every adapted layer are zero"):
+        learn(method, 0, (0, 1))
+
+
 def test_a_full_layer_stays_out_and_the_others_learn() -> None:
     method = configured(InfLoRA, tiny_backbone(), **QUICK)
     learn(method, 0, (0, 1))

@@ -23,6 +23,7 @@ from lamella.adapters.adapter import (
     using,
     watch,
 )
+from lamella.adapters.branches import adapter_names
 from lamella.common.randomness import generator
 
 D = 12  # width of the small model: qkv maps D -> 3 D
@@ -768,3 +769,22 @@ def test_convolutions_become_the_class_asked_for() -> None:
     adapt(other := nn.Sequential(nn.Conv2d(3, 4, 3)), "0")
     with pytest.raises(TypeError, match=r"layer '0' is of the class AdaptedConv2d already, .* become Doubled; load"):
         adapt(other, "0", convolution=Doubled)
+
+
+def test_a_networks_own_branches_are_no_adapters() -> None:
+    class Streams(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branches = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    network = nn.Module()
+    network.stage, network.head = Streams(), nn.Linear(4, 2)
+    sites = adapt(network, ["stage.branches.1", "head"])
+    grow(sites, "new", 2)
+    of = {key: adapter_names(network)(key) for key in network.state_dict()}
+    assert {key for key, name in of.items() if name} == {
+        f"{layer}.branches.new.0.{tensor}"
+        for layer in ("stage.branches.1", "head")
+        for tensor in ("A", "B", "extent", "factor")
+    }
+    assert set(of.values()) == {"", "new"}

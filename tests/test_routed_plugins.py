@@ -37,7 +37,7 @@ def test_gates_are_the_weights_of_the_tasks(learned: DLC) -> None:
     x, _ = pixels(learned)
     with torch.no_grad():
         f = learned.tails(learned.tails.trunk(x), ["", *learned.plugins])
-        scores = learned.unit.keys.scores(f[:, 0], 3)
+        scores = learned.unit.keys.scores(f[:, 0])
         weights = learned.routing.sharpened(scores).softmax(1).float()
         parts = [f[:, 0], *(weights[:, [i]] * f[:, i + 1] for i in range(3))]
         torch.testing.assert_close(learned.predict(x), learned.heads(torch.cat(parts, 1)))
@@ -61,7 +61,9 @@ def test_the_router_is_that_of_the_present_features_of_all_kept_images() -> None
         data = method.base.with_exemplars(scenario[i].train)
         method.learn(scenario[i], fit)
     points = fit_for(method).features(data, method.tails.plain)
-    fresh = Routing(router="least-squares", router_projections=PROJECTIONS).keys(method.backbone.width, method.seed)
+    fresh = Routing(router="least-squares", router_projections=PROJECTIONS).on_features(
+        method.backbone.width, method.seed
+    )
     assert isinstance(fresh, TaskRegression)
     for head in method.heads:
         own = torch.isin(data.labels, torch.tensor(head.classes))

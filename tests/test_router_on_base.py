@@ -35,7 +35,7 @@ def test_the_features_that_it_reads_are_those_of_the_network_before_the_first_ta
     router, fresh = method.router, tiny_backbone()
     assert router is not None
     with torch.no_grad():
-        torch.testing.assert_close(router._features(x), fresh(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(router.experts.features(x, ()), fresh(x), atol=1e-5, rtol=1e-5)
         assert not torch.allclose(method.features(x), fresh(x), atol=1e-3)
 
 
@@ -55,7 +55,7 @@ def test_its_probabilities_calibrate_the_logits(method: DualLoRA) -> None:
     with torch.no_grad():
         plain = method.heads(method.features(x))
         with using(method.sites, ()):
-            scores = method.router.keys.scores(method.backbone(x), 3)
+            scores = method.router.keys.scores(method.backbone(x))
         tau = 0.1 if method.routing.router == "least-squares" else 1.0
         expected = Calibration(1.0, tau, "add")(plain, scores.float(), OWNERS)
         torch.testing.assert_close(method.predict(x), expected, atol=1e-4, rtol=1e-4)

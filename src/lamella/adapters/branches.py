@@ -1,8 +1,8 @@
 """Branches, and the base class of all layers that have them.
 
 A layer with branches is a subclass of its torch class. It keeps the same `weight` and `bias` Parameters, so the keys of
-the model's state dict do not change. The keys of adapters are exactly those that contain `.branches.`. `layers.py` has
-the two concrete layers, `adapter.py` the operations on adapters.
+the model's state dict do not change. The keys of adapters are LAYER.branches.ADAPTER. and so on, see `adapter_names`.
+`layers.py` has the two concrete layers, `adapter.py` the operations on adapters.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["TOKENS", "Acting", "Adapted", "Branch", "Coefficient"]
+__all__ = ["TOKENS", "Acting", "Adapted", "Branch", "Coefficient", "adapter_names"]
 
 TOKENS = ("all", "class")
 """The tokens that a branch acts on: all of them, or the class token of each sample (see tokens.py) and no other."""
@@ -311,6 +311,25 @@ class Adapted(nn.Module):
             restored = [s.fitted(own) or s.empty(self.weight.device) for s, own in there]
             self.branches[name] = nn.ModuleList(restored)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def adapter_names(network: nn.Module) -> Callable[[str], str]:
+    """Return a function that names the adapter that a key of the network's state belongs to; "" if to none.
+
+    The word "branches" in a key does not tell: networks such as HRNet have modules of this name themselves.
+
+    Args:
+        network: the network, with its adapted layers.
+    """
+    mark = ".branches."
+    adapted = {name for name, module in network.named_modules() if isinstance(module, Adapted)}
+
+    def adapter_of(key: str) -> str:
+        parts = key.split(mark)
+        layers = (n for n in range(1, len(parts)) if mark.join(parts[:n]) in adapted)
+        return next((parts[n].partition(".")[0] for n in layers), "")
+
+    return adapter_of
 
 
 class _Stored(NamedTuple):

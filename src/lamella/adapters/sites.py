@@ -92,7 +92,9 @@ def adapt(
             was converted to another class before.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    every = {n: m for n, m in model.named_modules() if n and ".branches" not in n}
+    adapted = [module for module in model.modules() if isinstance(module, Adapted)]
+    of_branches = {part for layer in adapted for part in layer.branches.modules()}
+    every = {n: m for n, m in model.named_modules() if n and m not in of_branches}
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
             layers = [n for n, m in every.items() if isinstance(m, nn.Linear | nn.Conv2d)]

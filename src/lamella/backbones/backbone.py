@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, adapt, watch
+from lamella.adapters.branches import adapter_names
 from lamella.adapters.prefix import Prefix, attentions_of, prefixing
 from lamella.adapters.tokens import counting
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
@@ -265,7 +266,8 @@ class Backbone(nn.Module):
 
     def used_weights(self) -> list[nn.Parameter]:
         """The parameters that the features depend on: some networks carry more, for heads that are not there."""
-        weights = [p for n, p in self.model.named_parameters() if ".branches." not in n]
+        adapter_of = adapter_names(self.model)
+        weights = [p for n, p in self.model.named_parameters() if not adapter_of(n)]
         with torch.enable_grad():
             for weight in weights:
                 weight.requires_grad_(True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamella.adapters.adapter import Adapted
+from lamella.adapters.branches import Adapted, adapter_names
 from lamella.learner.records import TaskRecord
 from lamella.learner.store.state import stored_bytes
 from lamella.memory.resizable import Resizable
@@ -43,8 +43,9 @@ def parameter_counts(method: Method, plugins: Collection[str] = (), *, classifie
         classifies = classifier and not method.reads_features
         counts.update(parameter_counts(method.base, {*plugins, *method.own_adapters}, classifier=classifies))
     else:
+        adapter_of = adapter_names(method.backbone.model)
         for name, tensor in method.backbone.model.named_parameters():
-            adapter = name.partition(".branches.")[2].partition(".")[0]
+            adapter = adapter_of(name)
             part = "plugins" if adapter in plugins else "adapters" if adapter else "backbone"
             counts[part] += tensor.numel()
     for name, tensor in _held(method):

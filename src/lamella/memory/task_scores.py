@@ -16,8 +16,6 @@ router is from NoFA-BC (arXiv 2605.29592, known to us by its abstract); all deta
 A class that comes back in a later task has its own centres, mean or column there.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,16 +23,44 @@ from torch import Tensor
 from lamella.common.clusters import cluster_centres
 from lamella.common.randomness import named_seed
 from lamella.memory.gaussians import ClassGaussians
+from lamella.memory.random_projections import RandomProjections, ridge_solution
 from lamella.memory.resizable import Resizable
 
 __all__ = ["TaskCentres", "TaskGaussians", "TaskRegression"]
 
 SHRINKAGE = 0.1
 RIDGE = 0.01
-"""Both are good on frozen features of held-back images of two streams of digits; see docs/log.md."""
+"""Both were chosen on held-back images of two sets of digits; see benchmarks/task_scores.py and docs/log.md."""
 
 
-class TaskCentres(Resizable):
+class _ByTask(Resizable):
+    """What has entries, each of which belongs to a task.
+
+    Attributes:
+        tasks: (k,) int64, the task of each entry. Tasks are numbered from 0 in the order in which they are added.
+    """
+
+    tasks: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("tasks", torch.zeros(0, dtype=torch.int64))
+
+    @property
+    def count(self) -> int:
+        """The number of tasks."""
+        return max(self.known("tasks"), default=-1) + 1
+
+    def entries(self, task: int) -> list[int]:
+        """Return the places of the entries of a task."""
+        return [place for place, owner in enumerate(self.known("tasks")) if owner == task]
+
+    def _extend(self, entries: int, device: torch.device) -> None:
+        """Note that the next task has so many entries."""
+        self.tasks = torch.cat([self.tasks, self.tasks.new_full((entries,), self.count)]).to(device)
+
+
+class TaskCentres(_ByTask):
     """The cluster centres of every task.
 
     Args:
@@ -50,13 +76,11 @@ class TaskCentres(Resizable):
     resizable = ("centres", "tasks")
 
     centres: Tensor
-    tasks: Tensor
 
     def __init__(self, width: int, clusters: int | None = None, seed: int = 0) -> None:
         super().__init__()
         self.clusters, self.seed = clusters, seed
         self.register_buffer("centres", torch.zeros(0, width))
-        self.register_buffer("tasks", torch.zeros(0, dtype=torch.int64))
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Add the next task.
@@ -66,13 +90,12 @@ class TaskCentres(Resizable):
             labels: (n,) class ids.
         """
         count = self.clusters or 2 * len(labels.unique())
-        self.append(cluster_centres(features, count, named_seed(self.seed, "clusters", _next(self.tasks))))
+        self.append(cluster_centres(features, count, named_seed(self.seed, "clusters", self.count)))
 
     def append(self, centres: Tensor) -> None:
         """Append the centres (k, d) of the next task."""
-        number = _next(self.tasks)
+        self._extend(len(centres), centres.device)
         self.centres = torch.cat([self.centres.to(centres), centres])
-        self.tasks = torch.cat([self.tasks.to(centres.device), self.tasks.new_full((len(centres),), number)])
 
     def drop(self, number: int) -> None:
         """Remove the centres of a task; the numbers of later tasks fall by one."""
@@ -84,23 +107,24 @@ class TaskCentres(Resizable):
         """Forget all tasks, so that they can be added again with new features."""
         self.centres, self.tasks = self.centres[:0], self.tasks[:0]
 
-    def distances(self, features: Tensor, tasks: int) -> Tensor:
+    def distances(self, features: Tensor) -> Tensor:
         """Return the (n, tasks) float64 distances of features (n, d) to the nearest centre of each task."""
         # In float64 and without a matrix product, since centres may be much nearer to each other than to the origin.
         far = torch.cdist(features.double(), self.centres.double(), compute_mode="donot_use_mm_for_euclid_dist")
-        nearest = far.new_full((len(far), tasks), torch.inf)
+        nearest = far.new_full((len(far), self.count), torch.inf)
         return nearest.scatter_reduce(1, self.tasks.expand(len(far), -1), far, "amin")
 
-    def scores(self, features: Tensor, tasks: int) -> Tensor:
+    def scores(self, features: Tensor) -> Tensor:
         """Return (n, tasks) float64 scores of features (n, d): the negative distances."""
-        return -self.distances(features, tasks)
+        return -self.distances(features)
 
 
-class TaskGaussians(Resizable):
+class TaskGaussians(_ByTask):
     """A Gaussian for each class of each task, all with one covariance.
 
     Args:
         width: d, the number of features.
+        shrinkage: the share of the covariance that is replaced by a multiple of the identity; above 0, at most 1.
 
     Attributes:
         tasks: (c,) int64, the task of each Gaussian.
@@ -109,11 +133,9 @@ class TaskGaussians(Resizable):
 
     resizable = ("tasks",)
 
-    tasks: Tensor
-
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, shrinkage: float = SHRINKAGE) -> None:
         super().__init__()
-        self.register_buffer("tasks", torch.zeros(0, dtype=torch.int64))
+        self.shrinkage = shrinkage
         self.gaussians = ClassGaussians(width)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
@@ -123,23 +145,23 @@ class TaskGaussians(Resizable):
             features: (n, d).
             labels: (n,) class ids.
         """
-        number, first = _next(self.tasks), len(self.tasks)
+        first = len(self.tasks)
         own, places = labels.to(features.device).unique(return_inverse=True)
         self.gaussians.add(features, places + first, range(first, first + len(own)))
-        self.tasks = torch.cat([self.tasks, self.tasks.new_full((len(own),), number)]).to(features.device)
+        self._extend(len(own), features.device)
 
     def clear(self) -> None:
         """Forget all tasks, so that they can be added again with new features."""
         self.tasks = self.tasks[:0]
         self.gaussians = ClassGaussians(self.gaussians.means.shape[1]).to(self.tasks.device)
 
-    def scores(self, features: Tensor, tasks: int) -> Tensor:
+    def scores(self, features: Tensor) -> Tensor:
         """Return (n, tasks) scores log P(task), in float64, of features (n, d)."""
-        log_p = self.gaussians.linear_discriminant(features.double(), SHRINKAGE).log_softmax(1)
-        return torch.stack([log_p[:, own].logsumexp(1) for own in _places(self.tasks, tasks)], 1)
+        log_p = self.gaussians.linear_discriminant(features.double(), self.shrinkage).log_softmax(1)
+        return torch.stack([log_p[:, self.entries(t)].logsumexp(1) for t in range(self.count)], 1)
 
 
-class TaskRegression(Resizable):
+class TaskRegression(RandomProjections, _ByTask):
     """A ridge regression on random non-linear projections of features, with a column for each class of each task.
 
     Args:
@@ -147,6 +169,7 @@ class TaskRegression(Resizable):
         projections: M, the number of random projections; at least 0. With 0 the regression is on the features
             themselves and a constant.
         generator: draws the projections.
+        ridge: l as a share of the mean of G's diagonal; above 0.
 
     Attributes:
         tasks: (c,) int64, the task of each column.
@@ -157,28 +180,22 @@ class TaskRegression(Resizable):
 
     resizable = ("tasks", "Q", "solution")
 
-    tasks: Tensor
-    projection: Tensor
-    check: Tensor
     G: Tensor
     Q: Tensor
     solution: Tensor
 
-    def __init__(self, width: int, projections: int, generator: torch.Generator) -> None:
+    def __init__(self, width: int, projections: int, generator: torch.Generator, ridge: float = RIDGE) -> None:
         super().__init__()
-        W = torch.randn(width, projections, dtype=torch.float64, generator=generator)
+        self.ridge = ridge
+        self.draw_projections(width, projections, generator)
         size = projections or width + 1
-        self.register_buffer("projection", W, persistent=False)  # not stored but drawn again;
-        self.register_buffer("check", W.sum(1))  # tells on loading whether the draw is the same
-        self.register_buffer("tasks", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("G", torch.zeros(size, size, dtype=torch.float64))
         for name in ("Q", "solution"):
             self.register_buffer(name, torch.zeros(size, 0, dtype=torch.float64))
 
     def project(self, features: Tensor) -> Tensor:
         """Return h, (n, M) float64 or (n, d + 1), for features (n, d)."""
-        f = features.double()
-        return F.relu(f @ self.projection) if self.projection.shape[1] else F.pad(f, (0, 1), value=1.0)
+        return self.projected(features) if len(self.check) else F.pad(features.double(), (0, 1), value=1.0)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Add the next task.
@@ -187,40 +204,21 @@ class TaskRegression(Resizable):
             features: (n, d).
             labels: (n,) class ids.
         """
-        number = _next(self.tasks)
         own, places = labels.to(features.device).unique(return_inverse=True)
         parts = F.one_hot(places).double()
         parts = parts / parts.sum(0)  # (n, own classes): the mean over each class
         h = self.project(features)
         self.G = self.G + (h * parts.sum(1, keepdim=True)).T @ h
         self.Q = torch.cat([self.Q, h.T @ parts], 1)
-        self.tasks = torch.cat([self.tasks, self.tasks.new_full((len(own),), number)])
-        level = RIDGE * self.G.diagonal().mean() * torch.eye(len(self.G)).to(self.G)
-        self.solution = torch.cholesky_solve(self.Q, torch.linalg.cholesky(self.G + level)).contiguous()
+        self._extend(len(own), features.device)
+        self.solution = ridge_solution(self.G, self.Q, self.ridge * self.G.diagonal().mean())
 
     def clear(self) -> None:
         """Forget all tasks, so that they can be added again with new features."""
         self.tasks, self.Q, self.solution = self.tasks[:0], self.Q[:, :0], self.solution[:, :0]
         self.G = torch.zeros_like(self.G)
 
-    def scores(self, features: Tensor, tasks: int) -> Tensor:
+    def scores(self, features: Tensor) -> Tensor:
         """Return (n, tasks) float64 scores of features (n, d): about 1 for the right task, 0 for others."""
         outputs = self.project(features) @ self.solution
-        return torch.stack([outputs[:, own].amax(1) for own in _places(self.tasks, tasks)], 1)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        drawn = self.check.clone()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if not torch.allclose(drawn, self.check):
-            args[-1].append("its router's random projections are not those of this seed; use the seed it learned with")
-
-
-def _next(tasks: Tensor) -> int:
-    """Return the number of the next task."""
-    return int(tasks.max()) + 1 if len(tasks) else 0
-
-
-def _places(numbers: Tensor, tasks: int) -> list[list[int]]:
-    """Return by task the places where `numbers` has it: lists, since ONNX takes no choice whose size a tensor tells."""
-    held = numbers.tolist()
-    return [[i for i, number in enumerate(held) if number == t] for t in range(tasks)]
+        return torch.stack([outputs[:, self.entries(t)].amax(1) for t in range(self.count)], 1)

@@ -37,13 +37,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lamella.adapters.adapter import using
-from lamella.adapters.arrow import check_arrow
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.task_scores import TaskCentres
+from lamella.memory.task_scores import TaskGaussians, TaskRegression
 from lamella.methods.shared.heads import OTHER_TASK_PENALTY, only_columns
 from lamella.methods.shared.own_heads import OwnHeads, factors
 from lamella.methods.shared.routing import ROUTERS, Experts, Routing
@@ -99,12 +98,10 @@ class CoLoR(OwnHeads):
         self.clusters = clusters
         self.key_features = key_features
         self.choice = choice
-        self.keys = routing.keys(backbone.width, seed, clusters)
+        self.keys = routing.keys(backbone.width, seed, clusters, self.sites)
 
     def _check_routing(self, routing: Routing, clusters: int | None, key_features: str, choice: str) -> None:
         routing.check("color", ROUTERS, {})
-        if routing.router == "arrow":
-            check_arrow(self.sites)
         if clusters is not None and routing.router != "nearest":
             raise ValueError(
                 f"clusters {clusters} is for the router 'nearest', and router is '{routing.router}'; leave clusters out"
@@ -154,9 +151,7 @@ class CoLoR(OwnHeads):
                 return self.backbone(x)
 
         self.train_head(task, fit, factors(branches), features=features)
-        if self.keys is not None:
-            points = fit.features(task.train, self._key, name="keys")
-            self.keys.add(points, task.train.labels)
+        self.routing.learn(self.keys, self._routed(), task, fit)
 
     def adapters_of(self, task: int) -> tuple[str, ...]:
         return (f"task{task}",)
@@ -171,7 +166,7 @@ class CoLoR(OwnHeads):
             ValueError: the expert of this task computes the features of all centres, or the router keeps what all
                 tasks share.
         """
-        if not (self.keys is None or isinstance(self.keys, TaskCentres)):
+        if isinstance(self.keys, TaskGaussians | TaskRegression):
             raise ValueError(
                 f"what the router '{self.routing.router}' keeps holds all tasks together; only a model with the "
                 "router 'nearest', 'arrow' or 'entropy' can forget one"
@@ -185,11 +180,6 @@ class CoLoR(OwnHeads):
         self.heads.drop(number)
         if self.keys is not None:
             self.keys.drop(number)
-
-    def _key(self, x: Samples) -> Tensor:
-        """(n, d) features that the router reads."""
-        experts = self._routed()
-        return experts.features(x, experts.base)
 
     def _routed(self) -> Experts:
         names = [f"task{t}" for t in range(len(self.heads))]

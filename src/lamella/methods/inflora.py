@@ -200,7 +200,11 @@ class InfLoRA(OwnHeads):
         designs = [of_inputs[self.reads_as[site.name]] for site in self.sites]
         open_sites = [(site, U) for site, U in zip(self.sites, designs, strict=True) if U.shape[1]]
         if not open_sites:
-            raise RuntimeError("old tasks protect all directions of every adapted layer; lower `energy` or adapt more")
+            why = "old tasks protect all directions of every adapted layer; lower `energy` or adapt more"
+            unread = (
+                "the inputs of every adapted layer are zero, so no branch has anything to read; choose other `sites`"
+            )
+            raise RuntimeError(why if len(self.heads) else unread)
         ranks = [U.shape[1] for _, U in open_sites]
         branches = self.lora.grow([site for site, _ in open_sites], "new", rank=ranks)
         for branch, (_, U) in zip(branches, open_sites, strict=True):

@@ -36,8 +36,6 @@ Departures (from the paper [p], from the code [c]):
 - `unit` brings features to length 1, off by default [p, c]. On sentence encoders it makes one ridge fit all.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,7 +45,7 @@ from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.resizable import Resizable
+from lamella.memory.random_projections import RandomProjections, ridge_solution
 from lamella.methods.method import Method
 from lamella.methods.shared.growing import grow_for_task
 from lamella.methods.shared.heads import Heads
@@ -82,7 +80,7 @@ def best_ridge(h: Tensor, y: Tensor, h_held: Tensor, y_held: Tensor) -> float:
     return RIDGES[errors.index(min(errors))]
 
 
-class RanPAC(Resizable, Method):
+class RanPAC(RandomProjections, Method):
     """Random projections of features, and a ridge regression over all classes.
 
     Args:
@@ -107,8 +105,6 @@ class RanPAC(Resizable, Method):
     resizable = ("ids", "Q", "solution", "counts", "offset")
 
     ids: Tensor
-    projection: Tensor
-    check: Tensor
     needs = frozenset({"frozen weight"})
     chosen: Tensor
     G: Tensor
@@ -149,9 +145,7 @@ class RanPAC(Resizable, Method):
         self.scatter = scatter
         self.unit = unit
         self.sites = lora.attach(backbone) if adapt == "first-task" else ()
-        W = torch.randn(backbone.width, projections, dtype=torch.float64, generator=generator(seed, "ranpac", "W"))
-        self.register_buffer("projection", W, persistent=False)  # not stored but drawn again;
-        self.register_buffer("check", W.mean(0))  # tells on loading whether the draw is the same
+        self.draw_projections(backbone.width, projections, generator(seed, "ranpac", "W"))
         self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("chosen", torch.ones((), dtype=torch.float64))
         self.register_buffer("G", torch.zeros(projections, projections, dtype=torch.float64))
@@ -175,9 +169,9 @@ class RanPAC(Resizable, Method):
         return scores.to(torch.promote_types(features.dtype, torch.float32))
 
     def project(self, features: Tensor) -> Tensor:
-        """Return relu(f W), (n, M) float64, for features f (n, d). Autocast leaves products in float64 alone."""
+        """Return relu(f W), (n, M) float64, for features f (n, d), which are brought to length 1 first if `unit`."""
         f = features.double()
-        return F.relu((F.normalize(f, dim=1) if self.unit else f) @ self.projection)
+        return self.projected(F.normalize(f, dim=1) if self.unit else f)
 
     def plain_classifier(self) -> PlainClassifier:
         bias = self.offset if self.scatter == "within" else None
@@ -218,8 +212,7 @@ class RanPAC(Resizable, Method):
     def _solved(self, scatter: Tensor, targets: Tensor) -> Tensor:
         """Return (scatter + lambda I)^-1 targets."""
         rounding = torch.finfo(self.G.dtype).eps * self.G.trace()
-        level = torch.maximum(self.chosen, rounding) * torch.eye(len(self.G)).to(self.G)
-        return torch.cholesky_solve(targets, torch.linalg.cholesky(scatter + level)).contiguous()
+        return ridge_solution(scatter, targets, torch.maximum(self.chosen, rounding))
 
     def _adapt(self, task: Task, fit: Fit) -> None:
         """Train a LoRA and a head on the first task; only the LoRA is kept."""
@@ -241,11 +234,3 @@ class RanPAC(Resizable, Method):
         order = torch.randperm(len(h), generator=generator(self.seed, "ranpac", "held out", task)).to(h.device)
         teach, held = order[: len(h) * 4 // 5], order[len(h) * 4 // 5 :]
         return best_ridge(h[teach], y[teach], h[held], y[held])
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        drawn = self.check.clone()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if not torch.allclose(drawn, self.check):
-            args[-1].append(
-                f"its random projections are not those of seed {self.seed} here: use the seed it learned with"
-            )

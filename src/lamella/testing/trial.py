@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lamella.adapters.branches import adapter_names
 from lamella.backbones import Backbone
 from lamella.common.files import read_tensors, write_tensors
 from lamella.data.samples import Samples
@@ -93,7 +94,8 @@ class Trial:
     def learned(self) -> Learned:
         """The method after three tasks; checks leave it as it is."""
         method, sizes = self.new(), list[int]()
-        before = {k: v.clone() for k, v in method.backbone.model.state_dict().items() if ".branches." not in k}
+        adapter_of = adapter_names(method.backbone.model)
+        before = {k: v.clone() for k, v in method.backbone.model.state_dict().items() if not adapter_of(k)}
         stored, states = dict[str, Tensor](), list[dict[str, Tensor]]()
         for number, task in enumerate(self.tasks[:3]):
             learn(method, number, task)

@@ -44,40 +44,21 @@ class Variant:
     why: str = ""
 
 
-_MOVES = frozenset({"own A", "reads A", "product", "frozen weight"})
+def _value(setting: str, value: str, what: str, breaks: Collection[str] = (), why: str = "") -> Variant:
+    """Return the variant in which a setting of words has this value."""
+    return Variant(f'{setting} = "{value}"', what, lambda lora: getattr(lora, setting) == value, frozenset(breaks), why)
+
+
+_MOVES = ("own A", "reads A", "product", "frozen weight"), "it moves a part of the weight into A and B"
 VARIANTS = (
     Variant("alpha", "scale alpha / rank", lambda lora: lora.alpha is not None and lora.scaling == "rank"),
-    Variant('scaling = "root"', "rsLoRA: scale alpha / sqrt(rank)", lambda lora: lora.scaling == "root"),
+    _value("scaling", "root", "rsLoRA: scale alpha / sqrt(rank)"),
     Variant("b_rate", "LoRA+: a learning rate for B", lambda lora: lora.b_rate != 1),
     Variant("dropout", "dropout on the input of branches", lambda lora: lora.dropout > 0),
-    Variant(
-        'start = "orthonormal"',
-        "random orthonormal rows of A",
-        lambda lora: lora.start == "orthonormal",
-        frozenset({"own A"}),
-        "it sets A",
-    ),
-    Variant(
-        'start = "eva"',
-        "EVA: A reads the task's leading directions",
-        lambda lora: lora.start == "eva",
-        frozenset({"own A"}),
-        "it sets A",
-    ),
-    Variant(
-        'start = "pissa"',
-        "PiSSA: the largest singular values of the weight",
-        lambda lora: lora.start == "pissa",
-        _MOVES,
-        "it moves a part of the weight into A and B",
-    ),
-    Variant(
-        'start = "milora"',
-        "MiLoRA: the smallest singular values of the weight",
-        lambda lora: lora.start == "milora",
-        _MOVES,
-        "it moves a part of the weight into A and B",
-    ),
+    _value("start", "orthonormal", "random orthonormal rows of A", ["own A"], "it sets A"),
+    _value("start", "eva", "EVA: A reads the task's leading directions", ["own A"], "it sets A"),
+    _value("start", "pissa", "PiSSA: the largest singular values of the weight", *_MOVES),
+    _value("start", "milora", "MiLoRA: the smallest singular values of the weight", *_MOVES),
     Variant(
         "explained",
         "a rank for each branch, by explained energy",
@@ -85,18 +66,18 @@ VARIANTS = (
         frozenset({"own A", "one rank"}),
         "it gives each branch a rank of its own",
     ),
-    Variant(
-        'form = "dora"',
+    _value(
+        "form",
+        "dora",
         "DoRA: lengths of rows trained beside directions",
-        lambda lora: lora.form == "dora",
-        frozenset({"reads A", "product"}),
+        ["reads A", "product"],
         "it scales whole rows of the weight, which read every input",
     ),
-    Variant(
-        'form = "vera"',
+    _value(
+        "form",
+        "vera",
         "VeRA: two vectors beside random A and B",
-        lambda lora: lora.form == "vera",
-        frozenset({"own A", "trained pair"}),
+        ["own A", "trained pair"],
         "its A and B are random, the same everywhere, and not trained",
     ),
 )

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from lamella.adapters.branches import adapter_names
 from lamella.backbones import Backbone
 from lamella.common.files import tensors_to_bytes
 
@@ -34,7 +35,8 @@ def restore_state(method: nn.Module, state: Mapping[str, Tensor]) -> None:
     full = dict(state)
     for prefix, module in method.named_modules():
         if isinstance(module, Backbone):
-            loaded = {f"{prefix}.model.{k}": v for k, v in module.model.state_dict().items() if ".branches." not in k}
+            adapter_of = adapter_names(module.model)
+            loaded = {f"{prefix}.model.{k}": v for k, v in module.model.state_dict().items() if not adapter_of(k)}
             full = loaded | full
     try:
         method.load_state_dict(full)
@@ -50,9 +52,8 @@ def stored_bytes(method: nn.Module, without: Collection[str] = ()) -> int:
         method: the method to measure.
         without: the names of adapters that are not counted.
     """
-    foreign = tuple(f".branches.{name}." for name in without)
-    state = learned_state(method)
-    return len(tensors_to_bytes({k: v for k, v in state.items() if not any(mark in k for mark in foreign)}))
+    adapter_of = adapter_names(method)
+    return len(tensors_to_bytes({k: v for k, v in learned_state(method).items() if adapter_of(k) not in without}))
 
 
 def taken(state: dict[str, Tensor], prefix: str, names: Sequence[str]) -> list[Tensor]:

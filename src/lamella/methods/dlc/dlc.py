@@ -233,7 +233,7 @@ class DLC(MethodOnBase):
         crop = None if self.crop == 1 else self.crop
 
         def train(name: str, loss: Loss, below: list[nn.Parameter], classifiers: nn.Module, epochs: int) -> None:
-            groups = with_head(below, classifiers, training)
+            groups = with_head([{"params": below}], classifiers, training)
             groups[-1]["weight_decay"] = self.head_weight_decay
             fit(data, loss, groups, replace(training, epochs=epochs), crop=crop, name=name)
 

@@ -41,9 +41,7 @@ class RoutedUnit(nn.Module):
     def __init__(self, width: int, routing: Routing, seed: int) -> None:
         super().__init__()
         self.routing = routing
-        keys = routing.keys(width, seed)
-        assert keys is not None
-        self.keys = keys
+        self.keys = routing.on_features(width, seed)
 
     def grow(self) -> None:
         """One plugin more needs nothing before `prepare`."""
@@ -80,8 +78,7 @@ class RoutedUnit(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the (n, t) gates for features (n, 1 + t, D); the gates of an image sum to 1."""
-        scores = self.keys.scores(features[:, 0], features.shape[1] - 1)
-        return self.routing.sharpened(scores).softmax(1).to(features)
+        return self.routing.sharpened(self.keys.scores(features[:, 0])).softmax(1).to(features)
 
 
 def gates_of(base: Method, width: int, gate: str, routing: Routing, seed: int) -> WeightingUnit | RoutedUnit:

@@ -72,7 +72,7 @@ class FromScratch(Method):
         for module in moving or (self,):
             module.train()
         training = self.recipe.of_task(len(self.heads) - 1)
-        groups = with_head(weights, classifier or self.heads, training)
+        groups = with_head([{"params": list(weights)}], classifier or self.heads, training)
         fit(data, loss, groups, training, after_step=after_step)
         self.eval()
 

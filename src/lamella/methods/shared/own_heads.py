@@ -70,7 +70,7 @@ class OwnHeads(Method):
     ) -> None:
         """Add a head for a task; train it, and weights below it, by cross-entropy among the task's classes.
 
-        Where there are `pseudo_replay`, all heads are trained, by cross-entropy among all classes.
+        With `pseudo_replay` all heads are trained, by cross-entropy among all classes.
 
         Args:
             task: the task to learn.
@@ -137,17 +137,13 @@ def factors(branches: Iterable[Branch]) -> list[nn.Parameter]:
     return [factor for branch in branches for factor in branch.factors]
 
 
-def with_head(
-    weights: Iterable[Tensor] | Sequence[dict[str, Any]], head: nn.Module, training: Training
-) -> list[dict[str, Any]]:
-    """Return the optimiser groups of weights and a head; the head has the recipe's `head_lr`, if there is one.
+def with_head(groups: Sequence[dict[str, Any]], head: nn.Module, training: Training) -> list[dict[str, Any]]:
+    """Return optimiser groups and that of a head, which has the recipe's `head_lr`, if there is one.
 
     Args:
-        weights: tensors, which become one group, or groups; see `LoRA.groups`.
+        groups: those of the weights below the head; see `LoRA.groups`.
         head: the head.
         training: the recipe.
     """
     own = {} if training.head_lr is None else {"lr": training.head_lr}
-    below = list(weights)
-    groups = [entry for entry in below if isinstance(entry, dict)] or [{"params": below}]
     return [*groups, {"params": list(head.parameters()), **own}]

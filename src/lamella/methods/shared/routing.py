@@ -4,11 +4,11 @@
     "nearest"         minus the distance to its nearest centre           base features          1, k d numbers a task
     "gaussian"        log P(t) under Gaussians with one covariance       base features          1, d d + d a class
     "least-squares"   the output of a ridge regression                   base features          1, M M + 2 M a class
-    "arrow"           |cos| with what the adapter reads most             inputs of the layers   1, none
+    "arrow"           |cos| with what the adapter reads most             inputs of the layers   1, d numbers a branch
     "entropy"         minus the entropy of P(class) of adapter t alone   logits of each adapter t, none
 
 Base features are those of the network without adapters, which no task changes. The mathematics of the first three is in
-memory/task_scores.py, that of Arrow in adapters/arrow.py. Least entropy: Wang, Zhou & Ye, "Integrating Task-Specific
+memory/task_scores.py, that of Arrow in memory/arrow.py. Least entropy: Wang, Zhou & Ye, "Integrating Task-Specific
 and Universal Adapters for Pre-Trained Model-based Class-Incremental Learning" (TUNA), ICCV 2025, arXiv 2508.08165.
 """
 
@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, using
-from lamella.adapters.arrow import arrow_scores
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
+from lamella.memory.arrow import TaskArrows
 from lamella.memory.task_scores import TaskCentres, TaskGaussians, TaskRegression
 from lamella.methods.method import Method
 from lamella.methods.shared.heads import OTHER_TASK_PENALTY
@@ -38,8 +38,10 @@ __all__ = ["ON_FEATURES", "ROUTERS", "Experts", "RouterOnBase", "Routing", "Task
 ON_FEATURES = ("nearest", "gaussian", "least-squares")
 ROUTERS = (*ON_FEATURES, "arrow", "entropy")
 
-TaskKeys: TypeAlias = TaskCentres | TaskGaussians | TaskRegression
+OnFeatures: TypeAlias = TaskCentres | TaskGaussians | TaskRegression
 """What a router on features keeps of every task."""
+TaskKeys: TypeAlias = OnFeatures | TaskArrows
+"""What a router keeps of every task."""
 
 TEMPERATURES: Mapping[str, float] = {"nearest": 1.0, "gaussian": 1.0}
 OTHER_TEMPERATURE = 0.1
@@ -120,8 +122,8 @@ class Routing:
             raise ValueError(f"router '{self.router}' does not fit {method}: {why}; use one of {', '.join(fits)}")
         check_one_of("router", self.router, fits)
 
-    def keys(self, width: int, seed: int, clusters: int | None = None) -> TaskKeys | None:
-        """Return what the router keeps of tasks; None for a router that keeps nothing.
+    def on_features(self, width: int, seed: int, clusters: int | None = None) -> OnFeatures:
+        """Return what a router on features keeps of tasks.
 
         Args:
             width: d, the number of features.
@@ -132,9 +134,39 @@ class Routing:
             return TaskCentres(width, clusters, seed)
         if self.router == "gaussian":
             return TaskGaussians(width)
-        if self.router == "least-squares":
-            return TaskRegression(width, self.router_projections, generator(seed, "router"))
-        return None
+        return TaskRegression(width, self.router_projections, generator(seed, "router"))
+
+    def keys(self, width: int, seed: int, clusters: int | None, sites: Sequence[Site]) -> TaskKeys | None:
+        """Return what the router keeps of tasks; None for "entropy", which keeps nothing.
+
+        Args:
+            width: d, the number of features.
+            seed: the seed of clusters and projections.
+            clusters: how many centres "nearest" keeps of each task; two for each class if left out.
+            sites: where the adapters sit.
+
+        Raises:
+            ValueError: the router does not fit the layers.
+        """
+        if self.router == "arrow":
+            return TaskArrows(sites)
+        return self.on_features(width, seed, clusters) if self.router in ON_FEATURES else None
+
+    def learn(self, keys: TaskKeys | None, experts: Experts, task: Task, fit: Fit) -> None:
+        """Add a task whose adapter, the newest, is trained.
+
+        Args:
+            keys: what the router keeps.
+            experts: the network, with the adapter of this task.
+            task: the task.
+            fit: the passes of this task.
+        """
+        if isinstance(keys, TaskArrows):
+            name = experts.names[-1]
+            keys.add([next(b for b in site.layer.of(name) if b.rows == site.rows) for site in experts.sites])
+        elif keys is not None:
+            points = fit.features(task.train, lambda x: experts.features(x, experts.base), name="keys")
+            keys.add(points, task.train.labels)
 
     def passes(self, tasks: int) -> int:
         """Return how many forward passes the router needs besides the one of the chosen adapters."""
@@ -142,12 +174,12 @@ class Routing:
 
     def scores(self, keys: TaskKeys | None, experts: Experts, x: Samples) -> Tensor:
         """Return (n, tasks) scores of samples, higher for likelier tasks, from `passes` passes."""
+        if isinstance(keys, TaskArrows):
+            with using(experts.sites, experts.base):
+                return keys.scores(lambda: experts.backbone.show(x, experts.sites))
         if keys is not None:
-            return keys.scores(experts.features(x, experts.base), len(experts.names))
-        if self.router == "entropy":
-            return -torch.stack([entropy(experts.logits(experts.features(x, n))) for n in experts.names], 1)
-        with using(experts.sites, experts.base):
-            return arrow_scores(experts.sites, experts.names, lambda: experts.backbone.show(x, experts.sites))
+            return keys.scores(experts.features(x, experts.base))
+        return -torch.stack([entropy(experts.logits(experts.features(x, n))) for n in experts.names], 1)
 
     def sharpened(self, scores: Tensor) -> Tensor:
         """Return scores (n, tasks) whose softmax are the weights: divided by the temperature, the `top` ones alone."""
@@ -171,30 +203,20 @@ class RouterOnBase(nn.Module):
 
     Attributes:
         keys: what the router keeps of each task.
-        tasks: () int64, how many tasks it knows.
     """
-
-    tasks: Tensor
 
     def __init__(self, routing: Routing, experts: Experts, seed: int) -> None:
         super().__init__()
         self.routing, self.experts = routing, experts
-        keys = routing.keys(experts.backbone.width, seed)
-        assert keys is not None
-        self.keys = keys
-        self.register_buffer("tasks", torch.zeros((), dtype=torch.int64))
+        self.keys = routing.on_features(experts.backbone.width, seed)
 
     def learn(self, task: Task, fit: Fit) -> None:
         """Add a task, from one pass over its samples."""
-        self.keys.add(fit.features(task.train, self._features, name="router"), task.train.labels)
-        self.tasks += 1
+        self.routing.learn(self.keys, self.experts, task, fit)
 
     def scores(self, x: Samples) -> Tensor:
         """Return (n, tasks) float32 scores of samples, whose softmax are the probabilities of the tasks."""
-        return self.routing.sharpened(self.keys.scores(self._features(x), int(self.tasks))).float()
-
-    def _features(self, x: Samples) -> Tensor:
-        return self.experts.features(x, self.experts.base)
+        return self.routing.sharpened(self.routing.scores(self.keys, self.experts, x)).float()
 
 
 def router_on_base(method: Method, own: str, routing: Routing, *, frozen: bool) -> RouterOnBase | None:
