@@ -396,8 +396,10 @@ def test_own_heads_beneath_a_discriminant_are_exported_by_their_readout(tmp_path
     model = timm.create_model(f"local-dir:{tmp_path / 'heads'}", pretrained=True).eval()
     with torch.no_grad():
         assert_same(model(images()), learner.method.base.predict(images()))
-    with pytest.raises(ValueError, match="no readout 'bse'; there are '', 'base'"):
+    with pytest.raises(ValueError, match="no readout 'bse'; use 'base', or leave it out for the model's own"):
         export(learner.model, "timm", tmp_path / "more", readout="bse")
+    with pytest.raises(ValueError, match="no readout 'base'; its method is built on no other, so leave it out"):
+        export(learned("seq-lora").model, "timm", tmp_path / "more", readout="base")
 
 
 def test_a_timm_checkpoint_is_a_start_for_a_new_model(tmp_path: Path) -> None:

@@ -155,15 +155,18 @@ def metrics() -> str:
 
 
 def variants() -> str:
-    """A table of variants of branches: which method can have them, and what they break of what the others need."""
+    """A table of methods: which variants of branches they cannot have, and what of their needs each of these breaks."""
     from lamella.methods import METHODS, WHOLE_STREAM
     from lamella.training.variants import VARIANTS, broken
 
     kinds: dict[str, Any] = {name: kind for name, kind in METHODS.items() if name not in WHOLE_STREAM}
     able = {name: kind.needs for name, kind in kinds.items() if _has_branches(kind)}
-    head = ("", *(f"`{variant.setting}`" for variant in VARIANTS))
-    rows = [(f"`{name}`", *(", ".join(broken(needs, v)) or "yes" for v in VARIANTS)) for name, needs in able.items()]
-    return _table(head, rows)
+    refused = {name: [(v, found) for v in VARIANTS if (found := broken(needs, v))] for name, needs in able.items()}
+    rows = [
+        (f"`{name}`", "; ".join(f"`{v.setting}` ({', '.join(found)})" for v, found in own) or "nothing")
+        for name, own in refused.items()
+    ]
+    return _table(("method", "cannot have, and what it would break"), rows)
 
 
 def variant_words() -> str:

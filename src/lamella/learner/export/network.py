@@ -59,7 +59,9 @@ def base_of(method: Method, readout: str) -> Method:
     there = [""]
     while readout != there[-1]:
         if method.base is None:
-            raise ValueError(f"this model has no readout '{readout}'; there are {', '.join(map(repr, there))}")
+            others = ", ".join(map(repr, there[1:]))
+            instead = f"use {others}, or leave it out" if others else "its method is built on no other, so leave it out"
+            raise ValueError(f"this model has no readout '{readout}'; {instead} for the model's own prediction")
         method = method.base
         there.append(f"{there[-1]}.base".lstrip("."))
     return method
