@@ -109,7 +109,7 @@ def searched(variances: list[np.ndarray], limit: float) -> list[int]:
     raise AssertionError("no threshold")
 
 
-@pytest.mark.parametrize("limit", [3, 4, 6, 9, 10.5, 13, 100])
+@pytest.mark.parametrize("limit", [pytest.param(3, marks=pytest.mark.slow), 6, 9, 10.5, 13, 100])
 def test_counts_are_those_of_the_search_step_by_step(limit: float) -> None:
     variances = [2.0 ** -np.arange(8), np.array([5.0, 4, 3, 2, 1, 0, 0]), np.array([1.0, 0, 0])]
     found = keep_counts([torch.tensor(v) for v in variances], limit)
