@@ -29,7 +29,11 @@ def comparisons() -> list[str]:
     return [line.split('"')[1] for line in text.splitlines() if ": Comparison(" in line]
 
 
-@pytest.mark.parametrize("name", comparisons())
+LONG = {"compilation", "training-step"}
+"""Comparisons whose tiny form takes seconds too; `pytest -m slow` runs them."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in comparisons()])
 def test_a_comparison_prints_a_table_and_keeps_its_times(
     script: Any, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

@@ -241,6 +241,7 @@ def test_a_run_in_a_precision_that_was_given_is_none_that_was_chosen(
     assert clock.asked == 0
 
 
+@pytest.mark.slow
 def test_all_seeds_share_one_choice_also_those_that_come_later(clock: Clock, lamella: Run, tmp_path: Path) -> None:
     command = ["run", "digits", *QUICK, "fit.precision=auto", "--out", tmp_path / "runs", "--quiet"]
     clock.tells(0.5)

@@ -469,6 +469,7 @@ def moved(method: DLC) -> Tensor:
     return change.mean(0)
 
 
+@pytest.mark.slow
 def test_plugins_of_the_second_reading_move_features_by_more_than_those_of_the_first() -> None:
     """Of a base that fits its images, so that little of the joint loss is left to plugins."""
     backbone = tiny_residual_backbone

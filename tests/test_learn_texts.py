@@ -1,6 +1,7 @@
 """A model of texts from the command line: tables and folders in, labels out."""
 
 import json
+import shutil
 import sys
 from hashlib import sha256
 from io import BytesIO, TextIOWrapper
@@ -10,6 +11,7 @@ import pytest
 from conftest import Run
 from PIL import Image
 
+from lamella.cli import main
 from lamella.data.sources.readable import load_readable
 from lamella.data.sources.requests import load_requests
 from lamella.data.texts import TextSet
@@ -29,14 +31,26 @@ def table(path: Path, *classes: str, header: str = "text,label") -> Path:
     return path
 
 
-@pytest.fixture
-def support(lamella: Run, tmp_path: Path) -> Path:
-    """A model that has learned two tables."""
-    october = table(tmp_path / "october.csv", "holiday", "heating", "visa")
-    november = table(tmp_path / "november.csv", "pay slip", "mentor")
+@pytest.fixture(scope="module")
+def two_months(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two tables, and a model that has learned them; not to be changed."""
+    folder = tmp_path_factory.mktemp("support")
+    october = table(folder / "october.csv", "holiday", "heating", "visa")
+    november = table(folder / "november.csv", "pay slip", "mentor")
     for file in (october, november):
-        code, _, err = lamella("learn", tmp_path / "support", file)
-        assert code == 0, err
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["lamella", "learn", str(folder / "support"), str(file)])
+            patch.setattr("lamella.learner.config.new_config.TEXTS", "requests")
+            with pytest.raises(SystemExit) as ended:
+                main()
+        assert not ended.value.code
+    return folder
+
+
+@pytest.fixture
+def support(two_months: Path, tmp_path: Path) -> Path:
+    """A copy of the model, to be changed, with the tables beside it."""
+    shutil.copytree(two_months, tmp_path, dirs_exist_ok=True)
     return tmp_path / "support"
 
 

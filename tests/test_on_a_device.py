@@ -38,7 +38,7 @@ from lamella.training.checkpoints import Checkpoints
 
 EVERY = [*sorted(set(METHODS) - {"inflora", *WHOLE_STREAM}), "inflora+align", "inflora+calibrate+align"]
 TASKS = stream(classes=6, tasks=3, per_class=4)
-SELDOM = {"inflora+align", "seq-lora", "nearest-mean"}
+SELDOM = {"inflora+align", "seq-lora", "nearest-mean", "der"}
 """Of the usual methods, those that do nothing there that inflora+calibrate+align and streaming-lda do not."""
 UNDIVIDED = {"nearest-mean", "ranpac", "streaming-lda"}
 """After the first task, they only scan, and begin anew when interrupted."""
@@ -219,6 +219,7 @@ def test_a_run_there_has_the_results_of_a_run_on_the_cpu(tmp_path: Path) -> None
     assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
 
 
+@pytest.mark.slow
 def test_what_measures_a_learner_runs_there() -> None:
     with pretending():
         backbone = {"name": "test_vit", "weights": "random", "size": 32}

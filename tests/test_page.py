@@ -32,7 +32,16 @@ Served = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
+def browser() -> Path:
+    """The program; what is taught and served for it comes after, so that nothing is where there is none."""
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser can be driven")
+    if BROWSER is None:
+        pytest.skip("no Chromium or Chrome is installed")
+    return Path(BROWSER)
+
+
+@pytest.fixture(scope="module")
+def served(browser: Path) -> Iterator[Served]:
     """Serves a model, under limits where they are given, until the end of this file, and returns the address."""
     with ExitStack() as stack:
         yield lambda *options: stack.enter_context(serving(*options))
@@ -58,18 +67,17 @@ def address(tmp_path_factory: pytest.TempPathFactory, served: Served) -> str:
 
 
 @pytest.fixture
-def page() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser can be driven")
-    if BROWSER is None:
-        pytest.skip("no Chromium or Chrome is installed")
+def page(browser: Path) -> Iterator[Any]:
+    from playwright import sync_api as api
+
     with api.sync_playwright() as playwright:
         # Who runs tests as root, as in a container, can have no sandbox; what is shown is our own page.
-        browser = playwright.chromium.launch(executable_path=BROWSER, timeout=180_000, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 844})
+        running = playwright.chromium.launch(executable_path=browser, timeout=180_000, args=["--no-sandbox"])
+        page = running.new_page(viewport={"width": 390, "height": 844})
         page.set_default_timeout(180_000)
         api.expect.set_options(timeout=180_000)
         yield page
-        browser.close()
+        running.close()
 
 
 def drop(page: Any, zone: str, name: str, content: bytes) -> None:
@@ -142,7 +150,7 @@ def picture_of_none(seed: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(browser: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that is trained for so long that a visitor can do other things meanwhile."""
     folder = tmp_path_factory.mktemp("trained")
     return taught_model(folder, {"name": "seq-lora", "epochs": 400, "batch_size": 4})

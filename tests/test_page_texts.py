@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from colours import TOKEN
-from test_page import drop, page, served  # noqa: F401
+from test_page import browser, drop, page, served  # noqa: F401
 from tickets import LIMITS, NEW, table, taught_model, texts_of
 
 

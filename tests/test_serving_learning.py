@@ -315,6 +315,7 @@ def test_a_killed_learning_is_begun_again_and_is_not_learned_twice(model: Path) 
     assert not (model / FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_what_a_server_could_not_finish_the_next_one_does(model: Path) -> None:
     with TestClient(create_app(model, token=TOKEN, limits=LIMITS)) as client:
         app = client.app

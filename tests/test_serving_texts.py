@@ -246,6 +246,7 @@ def test_a_table_of_paths_is_not_followed(client: TestClient, tmp_path: Path) ->
     refused(learn(client, f"path,label\n{secret},a\n".encode(), "t.csv", text="path", again="maybe"), 422, "again")
 
 
+@pytest.mark.slow
 def test_an_interrupted_learning_of_a_table_goes_on(model: Path) -> None:
     sent = take_in(model, "text")
     (sent.samples / "more.csv").write_bytes(table(texts_of(*NEW), ("Body", "Team")))
@@ -415,5 +416,6 @@ def test_a_model_of_images_that_takes_the_folder_is_not_used(
     assert ask(client, TEXT).status_code == 200
 
 
+@pytest.mark.slow
 def test_no_request_of_its_own_description_is_a_fault_of_the_server(app: FastAPI) -> None:
     assert all_of_its_description_are_answered(app, BEARER) == 10

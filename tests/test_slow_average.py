@@ -130,7 +130,7 @@ def learn_first(method: SlowAverage, folder: Path | None = None) -> SlowAverage:
     return learn(method, 0, TASKS[0], fit_for(method, checkpoints=checkpoints))
 
 
-@pytest.mark.parametrize("step", [1, 5])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("after_step", AFTER.values(), ids=AFTER.keys())
 def test_what_is_changed_without_being_trained_survives_a_kill(after_step: Step, step: int, tmp_path: Path) -> None:
     untouched, whole = state(new(after_step)), learn_first(new(after_step))
