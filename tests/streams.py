@@ -58,7 +58,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "replay": {"epochs": 1, "batch_size": 16, "optimizer": "adam", "lr": 1e-3, "memory": 24},
     "icarl": {"epochs": 1, "batch_size": 16, "optimizer": "adam", "lr": 1e-3, "memory": 24},
     "lwf": {"epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 1e-3},
-    "wa": {"epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 1e-3, "memory": 24},
+    "wa": {"epochs": 1, "batch_size": 16, "optimizer": "adam", "lr": 1e-3, "memory": 24},
     "der": {"epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 1e-3, "memory": 24},
     "memo": {"epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 1e-3, "memory": 24},
     "dlc": {"base": "replay", "epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 3e-3},
