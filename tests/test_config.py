@@ -222,6 +222,7 @@ def test_seeds_follow_the_run(small: Path) -> None:
     ("override", "message"),
     [
         ("method.rnak=8", r"unknown key 'method\.rnak'; did you mean 'rank'"),
+        ("method.router=arrow", r"'method\.router' is an option of .*color.*, not of inflora; leave it out"),
         ("method.align.shrnkage=0.1", r"unknown key 'method\.align\.shrnkage'; did you mean 'shrinkage'"),
         ("method.name=inflroa", r"unknown method 'inflroa'; did you mean 'inflora'"),
         ("methods.rank=8", r"unknown section 'methods' .* did you mean 'method'"),

@@ -126,6 +126,7 @@ EVIL = "<b>$x_1$ & [red]crow"
 def facts(**changes: Any) -> Inspection:
     tasks = [LearnedTask(EVIL, (EVIL,), 5, 3, 61.0, 7, "ab" * 32, 4, 3, 1.5, None)] * 2
     content: dict[str, Any] = {
+        "settings": {"router": "arrow", "align.shrinkage": 0.3},
         "method": "color", "backbone": EVIL, "weights_sha256": "c" * 64, "classes": (EVIL, "owl"), "temperature": 2.0,
         "most_tasks": None, "parameters": {"head": 1234}, "tasks": tuple(tasks),
         "spaces": (Space("layer", 8, 3, (2, 1)),), "forecast": Forecast(6, "layer", 2, 1.0, 1),
@@ -187,6 +188,7 @@ def test_texts_say_the_numbers() -> None:
     assert f"│ {EVIL} │" in text
     assert "1 min 1 s" in text
     assert "divided by 2 for confidences" in text
+    assert "settings of the method: router arrow, align.shrinkage 0.3" in text
     text = evaluation_text(measured(), "photos: all of it")
     assert "75.0 % right of 8 images (photos: all of it)" in text
     assert "expected calibration error 5.0 points (2 bins)" in text

@@ -10,7 +10,7 @@ import torch
 from conftest import Run
 from safetensors.torch import load_file, save_file
 from streams import stream
-from test_export import VIT
+from test_export import VIT, learned
 
 from lamella import Learner, load_backbone
 from lamella.adapters.merging import Merging, merged
@@ -188,3 +188,11 @@ def test_the_command_refuses_in_one_line(
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_model_that_chooses_adapters_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    learner = learned("color", blocks=1)
+    learner.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"chooses adapters for each sample.*--per-task") as error:
+        read_source(tmp_path / "model")
+    assert "\n" not in str(error.value)

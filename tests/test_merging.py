@@ -518,6 +518,8 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "of few": (lambda: merged([OK, OK], Merging("regmean"), moments=[{}]), "1 sets of second moments were given for 2"),
     "of others": (lambda: merged([OK], Merging("regmean"), moments=[{"x": A}]), r"finite second moment \(6, 6\)"),
     "rank": (lambda: truncated_for(OK["x"], 0, torch.eye(6)), "rank 0 is too small"),
+    "NaN, cut": (lambda: truncated(Pair(A * float("nan"), B), 1), "factors have numbers that are not finite"),
+    "NaN, cut for inputs": (lambda: truncated_for(Pair(A, B * float("inf")), 1, torch.eye(6)), "are not finite"),
     "moment": (lambda: truncated_for(OK["x"], 1, torch.eye(5)), r"shape \(5, 5\); a layer with 6 inputs"),
     "NaN in G": (lambda: truncated_for(OK["x"], 1, torch.eye(6) * float("nan")), "numbers that are not finite"),
     "no moment": (lambda: truncated_for(OK["x"], 1, torch.ones(6, 6).triu()), "must be symmetric"),

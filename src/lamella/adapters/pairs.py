@@ -94,7 +94,11 @@ def spectrum(pair: Pair, share: float, largest: float = 0.0) -> Spectrum:
         pair: the pair.
         share: as for `spectrum_of`.
         largest: as for `spectrum_of`.
+
+    Raises:
+        ValueError: a factor has numbers that are not finite.
     """
+    _check_finite(pair)
     Q_B, R_B = torch.linalg.qr(pair.B.double())
     Q_A, R_A = torch.linalg.qr(pair.A.double().T)
     inner = spectrum_of(R_B @ R_A.T, share, largest)
@@ -110,7 +114,7 @@ def truncated(pair: Pair, rank: int, largest: float = 0.0) -> tuple[Pair, float]
         largest: as for `spectrum_of`.
 
     Raises:
-        ValueError: the rank is below 1.
+        ValueError: the rank is below 1, or a factor has numbers that are not finite.
     """
     if rank < 1:
         raise ValueError(f"rank {rank} is too small; an update keeps a rank of at least 1")
@@ -138,11 +142,12 @@ def truncated_for(pair: Pair, rank: int, moment: Tensor) -> tuple[Pair, float]:
         1.0 if there are none. With G = I both are those of `truncated`.
 
     Raises:
-        ValueError: the rank is below 1, or the moment has another shape, is not finite, not symmetric, or has a
-            negative value on its diagonal.
+        ValueError: the rank is below 1, a factor has numbers that are not finite, or the moment has another shape, is
+            not finite, not symmetric, or has a negative value on its diagonal.
     """
     if rank < 1:
         raise ValueError(f"rank {rank} is too small; an update keeps a rank of at least 1")
+    _check_finite(pair)
     G, A = _checked_moment(moment, pair.shape[1]), pair.A.double()
     Q, R = torch.linalg.qr(pair.B.double())
     core = R @ (A @ G @ A.T) @ R.T
@@ -228,3 +233,8 @@ def low_rank(change: Tensor, weight: Tensor, merges: int = 1) -> Pair:
     _, s, Vh = torch.linalg.svd(D, full_matrices=False)
     A = Vh[: int((s > noise).sum())]
     return Pair(A.float().contiguous(), (D @ A.T).float().contiguous())  # rows of zeros stay zero
+
+
+def _check_finite(pair: Pair) -> None:
+    if not (pair.A.isfinite().all() and pair.B.isfinite().all()):
+        raise ValueError("the factors have numbers that are not finite; train the adapter again")

@@ -40,7 +40,8 @@ def check_paths(paths: Sequence[str]) -> None:
     """Raise FileNotFoundError where a path does not exist, before a model is loaded."""
     for path in paths:
         if path != STDIN and not Path(path).exists():
-            raise FileNotFoundError(f"no file or folder '{path}'; for a text itself use --text")
+            text = "; for a text itself use --text" if " " in path else ""
+            raise FileNotFoundError(f"no file or folder '{path}'{text}")
 
 
 def asked_images(paths: Sequence[str]) -> Asked:

@@ -360,7 +360,11 @@ def _complete_plain(where: str, table: Mapping[str, Any], scenario: Mapping[str,
                 f"[{where}] lacks the method that '{table['name']}' learns on; set {where}.base.name to one of "
                 + ", ".join(_bases())
             )
-    return completed(where, own, {"name": Option(str)} | options | tables)
+    known = {"name": Option(str)} | options | tables
+    for key in own.keys() - known.keys():
+        if not is_own(name) and (others := [n for n in METHODS if key in _keywords(METHODS[n])]):
+            raise ValueError(f"'{where}.{key}' is an option of {', '.join(others)}, not of {name}; leave it out")
+    return completed(where, own, known)
 
 
 def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed: int, **base: Method) -> Method:

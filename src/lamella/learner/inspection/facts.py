@@ -70,6 +70,7 @@ class Inspection:
 
     Attributes:
         method: the name of the method with its parts.
+        settings: what is set of the method and its parts, by key, such as "rank" or "align.shrinkage".
         backbone: the name of the backbone.
         weights_sha256: the hash of the backbone's weights as they were loaded.
         classes: the names of all learned classes.
@@ -83,6 +84,7 @@ class Inspection:
     """
 
     method: str
+    settings: dict[str, Any]
     backbone: str
     weights_sha256: str
     classes: tuple[str, ...]
@@ -106,6 +108,7 @@ def inspect(model: Model, found: Sequence[Origin | None] = ()) -> Inspection:
     known = spaces(model.method, [task.directions for task in model.tasks])
     return Inspection(
         model.name,
+        _settings(model.config["method"]),
         model.backbone.name,
         model.backbone.weights_sha256,
         tuple(model.class_names.values()),
@@ -117,6 +120,17 @@ def inspect(model: Model, found: Sequence[Origin | None] = ()) -> Inspection:
         forecast(model.method, known),
         overlap(model.method, len(model.tasks)),
     )
+
+
+def _settings(table: Mapping[str, Any], of: str = "") -> dict[str, Any]:
+    """Return by full key what has a value in a table and in the tables within it, without names."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= _settings(value, f"{of}{key}.")
+        elif value is not None and key != "name":
+            found[of + key] = value
+    return found
 
 
 def _learned(model: Model, number: int, origin: Origin | None) -> LearnedTask:

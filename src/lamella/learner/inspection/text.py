@@ -56,6 +56,7 @@ def inspection_text(model: "Inspection", noun: str = "image", *, verbose: bool =
         f"weights of the backbone (SHA-256): {model.weights_sha256[:12]}\n"
         f"logits are divided by {model.temperature:.3g} for confidences (the temperature)\n"
         f"numbers that a prediction needs: {parameters}\n"
+        + _folded("settings of the method: " + ", ".join(f"{key} {value}" for key, value in model.settings.items()))
     )
     parts = [head, _ledger(model, noun)]
     if model.spaces:

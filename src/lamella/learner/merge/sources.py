@@ -69,6 +69,11 @@ def _of_model(place: Path, trusted: bool) -> Source:
     if not model.tasks:
         raise ValueError(f"'{place}' has learned nothing yet; give it a task first")
     method, noun = model.method.eval(), model.backbone.transform.noun
+    if method.routed:
+        raise ValueError(
+            f"'{place}' chooses adapters for each sample, so no one update of it can be merged; write a folder for "
+            "each task (lamella export --format peft --per-task), and merge these"
+        )
     changes = differences(method, fixed(method), model.new_backbone().model)
     pairs = pairs_of(changes, len(model.tasks), WHOLE[noun])
     name = model.backbone.name
