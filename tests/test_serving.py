@@ -137,6 +137,22 @@ def test_what_arrives_while_a_batch_is_computed_is_the_next_batch() -> None:
     batcher.close()
 
 
+def test_a_batch_waits_for_the_clients_that_were_there_and_for_no_other() -> None:
+    slow: Any = Slow()
+    x = torch.zeros(1, 3, 4, 4)
+    batcher = Batcher(Loaded(slow, 1), ImageKind(LIMITS).predict, wait_seconds=60)
+    first = batcher.submit(x, 1)  # alone: it does not wait
+    while not first.running():
+        time.sleep(0.001)
+    second = batcher.submit(x, 1)
+    slow.go.set()
+    first.result(10)
+    again = batcher.submit(x, 1)  # the second client has waited for the first one to ask again
+    assert second.result(10).version == again.result(10).version
+    assert slow.sizes == [1, 2]
+    batcher.close()
+
+
 def test_a_fault_of_one_batch_reaches_those_who_asked_and_no_one_else() -> None:
     class Faulty:
         def predict(self, images: Any, *, top: int) -> list[Any]:

@@ -63,7 +63,9 @@ class Batcher(Generic[Inputs]):
         predict: what it predicts by.
         together: a batch with at least this many samples waits for no further request. A request is never divided, so a
             batch may be larger.
-        wait_seconds: how long the first request of a batch waits for further requests, in seconds.
+        wait_seconds: how long the first request of a batch waits at most, in seconds. It waits until there are as many
+            requests as clients were there when the last batch was answered: those answered then, who may ask again,
+            and those who asked meanwhile. So a client that is alone does not wait.
         observe: a function that is called with the number of samples of each batch.
     """
 
@@ -73,7 +75,7 @@ class Batcher(Generic[Inputs]):
         predict: Predict[Inputs],
         *,
         together: int = 32,
-        wait_seconds: float = 0.004,
+        wait_seconds: float = 0.01,
         observe: Callable[[int], None] = lambda samples: None,
     ) -> None:
         self.loaded = loaded
@@ -81,6 +83,7 @@ class Batcher(Generic[Inputs]):
         self.together = together
         self.wait_seconds = wait_seconds
         self.observe = observe
+        self._expected = 1
         self._requests: queue.SimpleQueue[_Request[Inputs] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="lamella-model", daemon=True)
         self._thread.start()
@@ -118,8 +121,10 @@ class Batcher(Generic[Inputs]):
         samples, deadline = 0, 0.0
         while samples < self.together:
             try:
-                # A request that is queued already is taken even after the deadline: it arrived during the last batch.
-                left = max(0.0, deadline - time.monotonic()) if batch else None
+                # A request that is queued already is taken in any case: it arrived during the last batch.
+                left = None
+                if batch:
+                    left = max(0.0, deadline - time.monotonic()) if len(batch) < self._expected else 0.0
                 request = self._requests.get(timeout=left) if left is None or left else self._requests.get_nowait()
             except queue.Empty:
                 break
@@ -135,6 +140,7 @@ class Batcher(Generic[Inputs]):
             top = max(request.top for request in batch)
             predictions = iter(self.predict(loaded.learner, [request.x for request in batch], top))
             self.observe(sum(len(request.x) for request in batch))
+            self._expected = len(batch) + self._requests.qsize()
             answers = [[_first(next(predictions), r.top) for _ in range(len(r.x))] for r in batch]
         except Exception as error:  # the clients receive the error, and the thread continues
             for request in batch:
