@@ -122,11 +122,11 @@ def test_experts_become_one_and_nothing_is_chosen() -> None:
         assert torch.allclose(part.predict(x), part.classify(part.features(x)))
 
 
-@pytest.mark.parametrize("name", ["seq-lora", "color"])
-def test_what_is_stored_learns_on_with_the_same_bits(name: str) -> None:
-    scenario = stream()
-    whole = learn_all(Merged(build_shallow(name)), first_two(scenario))
-    again = Merged(build_shallow(name))
+@pytest.mark.parametrize(("name", "rule"), [("seq-lora", "tsv"), ("color", "tsv"), ("olora", "regmean")])
+def test_what_is_stored_learns_on_with_the_same_bits(name: str, rule: str) -> None:
+    scenario, merging = stream(), Merging(rule)
+    whole = learn_all(Merged(build_shallow(name), merging=merging), first_two(scenario))
+    again = Merged(build_shallow(name), merging=merging)
     restore_state(again, {key: tensor.clone() for key, tensor in learned_state(whole).items()})
     for method in (whole, again):
         fit = fit_for(method)
@@ -167,8 +167,6 @@ def test_rules_that_need_more_than_the_updates_and_other_starts_are_refused() ->
     base = build_shallow("olora")
     with pytest.raises(ValueError, match="rule 'weighted' needs a weight for each task"):
         Merged(base, merging=Merging("weighted"))
-    with pytest.raises(ValueError, match="rule 'regmean' needs second moments"):
-        Merged(base, merging=Merging("regmean"))
     with pytest.raises(ValueError, match="start 'first' is unknown; use one of newest, pretrained"):
         Merged(base, start="first")
     with pytest.raises(ValueError, match=r"those of DoRA are not; use method\.form = 'lora'"):

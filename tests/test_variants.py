@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from streams import configured, learn_all, shallow_backbone, stream
+from streams import Spy, build_shallow, configured, learn, learn_all, shallow_backbone, stream
 from torch import Tensor, nn
 
 from lamella import Learner, LoRA
@@ -458,3 +458,10 @@ def test_a_variant_that_cannot_be_read_is_told_in_one_line(
 def test_a_recipe_that_contradicts_itself_is_refused_in_one_line(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LoRA(**wrong)
+
+
+def test_each_factor_is_trained_once_where_a_layer_has_several_sites() -> None:
+    method, given = build_shallow("seq-lora", sites=("query", "value")), []
+    learn(method, 0, stream()[0], Spy(method, lambda loss, data, params: given.extend(params)))
+    trained = [id(tensor) for tensor in given]
+    assert len(trained) == len(set(trained)) == 2 * len(method.sites) + len(list(method.heads[0].parameters()))

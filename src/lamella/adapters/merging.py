@@ -30,7 +30,7 @@ from lamella.adapters.entry_rules import dare, elect, ties, trimmed
 from lamella.adapters.pairs import Pair, compact, spectrum, weighted_sum
 from lamella.common.checks import check_one_of
 
-__all__ = ["RULES", "Merging", "Pairs", "merged", "regmean"]
+__all__ = ["RULES", "Merging", "Pairs", "merged", "over_inputs", "regmean"]
 
 Pairs = Mapping[str, Pair]
 """An adapter: the pair of each layer that it changes."""
@@ -144,9 +144,20 @@ def regmean(pairs: Sequence[Pair], moments: Sequence[Tensor]) -> Pair:
         moments: G_i = X_i X_i^T (d_in, d_in), the second moments of the tasks' inputs, all as sums or all as means.
     """
     total = torch.stack([G.double() for G in moments]).sum(0)
-    inverse = torch.linalg.pinv(total, hermitian=True)
-    reading = [Pair(pair.A.double() @ G.double() @ inverse, pair.B) for pair, G in zip(pairs, moments, strict=True)]
-    return compact(weighted_sum(reading, [1.0] * len(pairs)))
+    read = torch.cat([pair.A.double() @ G.double() for pair, G in zip(pairs, moments, strict=True)])
+    return compact(Pair(over_inputs(read, total), torch.cat([pair.B.double() for pair in pairs], 1)))
+
+
+def over_inputs(product: Tensor, moment: Tensor) -> Tensor:
+    """Return P G^-1, which is (D_1 G_1 + ... + D_T G_T) (G_1 + ... + G_T)^-1 where both are sums over tasks.
+
+    Where G has no inverse, it is inverted in the space that the inputs span, and inputs outside of it get 0.
+
+    Args:
+        product: P (rows, d_in), in float64.
+        moment: G (d_in, d_in), in float64, symmetric and positive semi-definite.
+    """
+    return product @ torch.linalg.pinv(moment, hermitian=True)
 
 
 def _linear(pairs: Sequence[Pair], factors: Sequence[float]) -> Pair:

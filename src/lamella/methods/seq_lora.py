@@ -62,6 +62,7 @@ class SeqLoRA(OwnHeads):
             self.grow_new("lora", generator(self.seed, "lora", len(self.heads)), task, fit)
         elif not any(site.layer.of("lora") for site in self.sites):
             self.grow_new("lora", generator(self.seed, "lora"), task, fit)  # its start needs the first task's inputs
-        self.train_head(task, fit, factors(branch for site in self.sites for branch in site.layer.of("lora")))
+        layers = dict.fromkeys(site.layer for site in self.sites)  # each once: a layer may have several sites
+        self.train_head(task, fit, factors(branch for layer in layers for branch in layer.of("lora")))
         if self.fresh:
             merge(self.sites, "lora")  # W <- W + B A

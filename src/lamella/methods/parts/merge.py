@@ -17,16 +17,24 @@ of the same weights. With the rule "sum" and start "newest" the prediction is th
 A method with an expert for each task that is chosen for each sample, such as color, trains every expert from the same
 start anyway; under this part its experts become one, and there is no choice: one pass, and all heads.
 
+The rule "regmean" reads the inputs of a task once more after its training, from the weights W_t that were trained on
+them (an expert's from the weights with this expert), augmented as in training and without padding. G_t is the mean of
+x x^T over these inputs of a layer, so that all tasks weigh alike, whatever their number of samples. D_t is W_t - W_0
+for both starts, since this is by how much the model of the task differs: M_t is then the update whose outputs are
+nearest to those of each task's own model on its own inputs. Two sums over tasks are enough, of D_i G_i and of G_i.
+
 Sources: the rules name theirs in adapters/merging.py. Branches of tasks that are merged as they come: Tang et al.,
 arXiv 2501.09522; with tasks in a row: Marczak et al., "MagMax", ECCV 2024, arXiv 2407.06322.
 
 Departures:
 - Heads are not merged: each was trained once, on its own task's features. Alignment on top sees merged features.
-- The rule "regmean" needs second moments of every task's inputs, which are not kept here, and "weighted" a weight for
-  each task of a stream whose length is unknown; both are refused.
+- "regmean" does not shrink what is off the diagonal of G, as RegMean's authors do for some networks; directions that
+  no task's inputs have get no update.
+- The rule "weighted" needs a weight for each task of a stream whose length is unknown, and is refused.
 
 Memory: two copies of the adapted rows (the weights of the method, and W_0), and for each task r (d_out + d_in) numbers
-a layer, where r is the rank of what the task added. Pairs and copies are needed for learning, not for predictions.
+a layer, where r is the rank of what the task added. With "regmean" nothing grows: d_in (d_out + d_in) numbers of 8
+bytes a layer, whatever the number of tasks. All of this is needed for learning, not for predictions.
 """
 
 from typing import cast
@@ -35,54 +43,20 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.acting import ActingBranch, added
-from lamella.adapters.adapter import module_key, using
-from lamella.adapters.merging import Merging, merged
-from lamella.adapters.pairs import Pair, low_rank
+from lamella.adapters.adapter import using
+from lamella.adapters.merging import Merging
 from lamella.common.checks import check_one_of
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.resizable import Resizable
 from lamella.methods.method import Method
 from lamella.methods.on_base import MethodOnBase
+from lamella.methods.parts.kept_updates import PairsOfTasks, SumsOnInputs
 from lamella.methods.parts.other_weights import OtherWeights, TrainedWeights, check_own_weights
 from lamella.methods.shared.heads import Heads, only_columns
 from lamella.methods.shared.plain_classifier import PlainClassifier
 from lamella.training.fit import Fit
 
-__all__ = ["Merged", "TaskPairs"]
-
-
-class TaskPairs(Resizable):
-    """What each task has added to one layer.
-
-    Attributes:
-        A: (sum of ranks, d_in), in the order of learning.
-        B: (rows, sum of ranks).
-        ranks: (tasks,) int64.
-    """
-
-    resizable = ("A", "B", "ranks")
-    for_training = True
-    A: Tensor
-    B: Tensor
-    ranks: Tensor
-
-    def __init__(self, rows: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("A", torch.zeros(0, width))
-        self.register_buffer("B", torch.zeros(rows, 0))
-        self.register_buffer("ranks", torch.zeros(0, dtype=torch.int64))
-
-    def add(self, pair: Pair) -> None:
-        """Append the pair of a new task."""
-        self.A = torch.cat([self.A, pair.A.to(self.A)])
-        self.B = torch.cat([self.B, pair.B.to(self.B)], 1)
-        self.ranks = torch.cat([self.ranks, self.ranks.new_tensor([len(pair.A)])])
-
-    def pairs(self) -> list[Pair]:
-        """The pairs, one a task, on the CPU."""
-        ranks = self.known("ranks")
-        return [Pair(A, B) for A, B in zip(self.A.cpu().split(ranks), self.B.cpu().split(ranks, 1), strict=True)]
+__all__ = ["Merged"]
 
 
 class Merged(OtherWeights):
@@ -100,11 +74,14 @@ class Merged(OtherWeights):
         ValueError: a value is not allowed, or the base has no updates that could be merged.
     """
 
+    own_calls = ("merge-",)
+
     def __init__(self, base: Method, *, seed: int = 0, merging: Merging = Merging(), start: str = "newest") -> None:
         check_one_of("start", start, ("newest", "pretrained"))
-        if merging.rule in ("weighted", "regmean"):
-            needs = "a weight for each task" if merging.rule == "weighted" else "second moments of all tasks' inputs"
-            raise ValueError(f"rule '{merging.rule}' needs {needs}, which [method.merge] has not; choose another rule")
+        if merging.rule == "weighted":
+            raise ValueError(
+                "rule 'weighted' needs a weight for each task, which [method.merge] has not; choose another rule"
+            )
         check_own_weights(base)
         if isinstance(base, MethodOnBase):
             raise ValueError(
@@ -124,28 +101,40 @@ class Merged(OtherWeights):
         self.merging, self.start, self.experts = merging, start, experts
         self.routed = False
         self.begun = TrainedWeights(tuple(self.sites))  # W_0; it is never exchanged
-        layers = self.trained.layers
-        self.updates = nn.ModuleDict({module_key(n): TaskPairs(*self.trained.held(n).flatten(1).shape) for n in layers})
+        sums = merging.rule == "regmean"
+        self.updates = SumsOnInputs(self.backbone, self.trained) if sums else PairsOfTasks(self.trained)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
         self.trained.exchange()  # the base's own weights into the layers
-        number = len(self._of(next(iter(self.trained.layers))).ranks)
+        number = len(self._heads_of_experts()) if self.experts else 0
         if self.start == "pretrained" and not self.experts:
             self._start_again()
         before = None if self.experts else self.acting()
         self.base.learn(task, fit)
         self.eval()
-        newest = self._start() if before is None else self.acting()
         first = self._start()
-        for name, weight in first.items():
-            change = self._expert(number, name) if before is None else newest[name] - before[name]
-            self._of(name).add(low_rank(change.flatten(1), weight.flatten(1)))
-        total = self._merged()
+        if before is None:
+            newest, changes = first, {name: self._expert(number, name) for name in first}
+        else:
+            newest, on_inputs = self.acting(), isinstance(self.updates, SumsOnInputs)
+            changes = {name: newest[name] - (first if on_inputs else before)[name] for name in first}
+        self._keep({name: change.flatten(1) for name, change in changes.items()}, first, number, task, fit)
+        total = self.updates.merged(self.merging, self.seed)
         self.put({name: first[name] + total[name].view_as(first[name]) - newest[name] for name in first})
 
-    def _of(self, name: str) -> TaskPairs:
-        return cast(TaskPairs, self.updates[module_key(name)])
+    def _keep(self, changes: dict[str, Tensor], first: dict[str, Tensor], number: int, task: Task, fit: Fit) -> None:
+        """Keep the updates (rows, inputs) of the newest task."""
+        if isinstance(self.updates, PairsOfTasks):
+            self.updates.add(changes, {name: weight.flatten(1) for name, weight in first.items()})
+            return
+
+        def by_expert(x: Samples) -> Tensor:
+            with using(self.sites, self.base.adapters_of(number)):
+                return self.backbone(x)
+
+        own = by_expert if self.experts else self.base.features
+        self.updates.add(changes, task, fit, own, name=f"{self.own_calls[0]}moments")
 
     def _start(self) -> dict[str, Tensor]:
         """By layer, W_0 (rows, ...), float64 on the CPU."""
@@ -165,13 +154,6 @@ class Merged(OtherWeights):
         layer = self.trained.layers[name]
         own = [ActingBranch(a, branch, 1.0) for a in self.base.adapters_of(task) for branch in layer.of(a)]
         return added(layer.weight, own)[self.trained.rows[name]]
-
-    def _merged(self) -> dict[str, Tensor]:
-        """By layer, M_t (rows, inputs), float64 on the CPU."""
-        pairs = {name: self._of(name).pairs() for name in self.trained.layers}
-        tasks = range(len(next(iter(pairs.values()))))
-        found = merged([{n: own[t] for n, own in pairs.items()} for t in tasks], self.merging, seed=self.seed)
-        return {name: pair.delta() for name, pair in found.items()}
 
     def features(self, x: Samples) -> Tensor:
         """(n, d) features of the backbone with the merged update."""

@@ -1,8 +1,10 @@
 """One pass over a task that collects the second moments of the inputs of adapted layers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from lamella.adapters.adapter import Site, watch
 from lamella.backbones import Backbone
@@ -16,7 +18,7 @@ __all__ = ["at_most", "second_moments"]
 def second_moments(
     fit: Fit,
     data: Examples,
-    backbone: Backbone,
+    model: Backbone | Callable[[Any], Tensor],
     sites: Sequence[Site],
     reads_as: Mapping[str, str],
     *,
@@ -28,7 +30,8 @@ def second_moments(
     Args:
         fit: the passes of this task.
         data: the samples.
-        backbone: the network that the sites are in, with its branches as they act now.
+        model: the network that the sites are in, with its branches as they act now, or what passes inputs of n samples
+            through it. A pass through a network ends at the last of these layers.
         sites: the sites whose layers are observed.
         reads_as: by layer, the first one that reads the same inputs; only first ones are observed. See
             `Backbone.first_readers`.
@@ -37,7 +40,8 @@ def second_moments(
     """
     firsts = [site for site in sites if reads_as[site.name] == site.name]
     with watch(firsts, lambda layer: SecondMoment(layer.weight.shape[1], dtype)) as moments:
-        fit.scan(data, lambda x, y: backbone.show(x, firsts), augment=True, keep=moments, any_order=True, name=name)
+        show = (lambda x: model.show(x, firsts)) if isinstance(model, Backbone) else model
+        fit.scan(data, lambda x, y: show(x), augment=True, keep=moments, any_order=True, name=name)
     return moments
 
 
