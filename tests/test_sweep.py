@@ -21,6 +21,7 @@ from lamella.experiments.sweep import local
 from lamella.experiments.sweep.best import best, check_choice
 from lamella.experiments.sweep.plan import Sweep, Trial, check_folders, finished, read_sweep, values_of
 from lamella.experiments.sweep.sweep import Ended, sweep
+from lamella.experiments.sweep.worker import LOG
 from lamella.learner.config.document import load_config
 
 VALIDATION = ["scenario.validation=0.4", "run.evaluate_on=validation"]
@@ -244,7 +245,7 @@ def test_so_many_processes_run_at_a_time_and_failures_are_of_one_run(
         running += 1 if line == "start" else -1
         most = max(most, running)
     assert most == processes
-    assert (out / "seed-0" / local.LOG).read_text() == f"{local.threads_of_each(processes)}\n"
+    assert (out / "seed-0" / LOG).read_text() == f"{local.threads_of_each(processes)}\n"
 
 
 def test_processes_share_the_threads_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,13 +261,13 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_told_at_the_end(
     file, out = tmp_path / "my-sweep.toml", tmp_path / "out"
     lost = (tmp_path / "lost.npz").as_posix()
     file.write_text(f'config = "colours.toml"\n[variants]\nlost = [\'scenario.source="{lost}"\']\nthere = []\n')
-    code, shown, err = lamella("sweep", file, "--processes", 2, "--out", out)
+    code, shown, err = lamella("sweep", file, "--processes", 2, "--retries", 0, "--out", out)
     assert code == 1
     assert "there/seed-0: finished" in shown
     assert "nearest-mean" in shown
     assert "lost/seed-0 failed: FileNotFoundError: " in err.splitlines()[-2]
     assert err.splitlines()[-1] == "lamella: 1 of 2 runs failed; the same command tries them again"
-    assert "Traceback" in (out / "lost" / "seed-0" / local.LOG).read_text()
+    assert "Traceback" in (out / "lost" / "seed-0" / LOG).read_text()
     (tmp_path / "colours.npz").rename(lost)
     code, shown, err = lamella("sweep", file, "--only", "lost", "--out", out)
     assert code == 0

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lamella.experiments.sweep.plan import Sweep, Trial
+    from lamella.experiments.sweep.sweep import Engine
 
 __all__ = ["sweep"]
 
@@ -33,6 +34,21 @@ def sweep(
         Path | None, typer.Option(help="Folder of the run directories.", show_default="runs/<configuration>-sweep")
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time, each in its own process.", metavar="N")] = 1,
+    on: Annotated[
+        str, typer.Option("--engine", help="Where they run: local (this machine), ray or slurm.", metavar="NAME")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster, such as auto.", metavar="ADDRESS", show_default="one on this machine"),
+    ] = None,
+    resource: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What each run asks Ray or SLURM for, such as num_gpus=1 or slurm_partition=gpu; repeatable.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often a run that failed is tried again.", metavar="N")] = 2,
     best: Annotated[
         str | None, typer.Option(help="Choose by a metric, such as final_accuracy, on validation.", metavar="METRIC")
     ] = None,
@@ -42,11 +58,13 @@ def sweep(
 
     Each combination gets an ordinary run directory, which `lamella report` reads. A mistake in any of the settings is
     told before the first run starts. The same command again skips what is finished, goes on with what was interrupted,
-    and tries again what failed. A run that fails does not stop the others; the exit code is then 1.
+    and tries again what failed. A run that fails does not stop the others: it is tried again after them, and where it
+    still fails, it is named and the exit code is 1.
     """
     plan, trials = _plan(config, changes or [], seeds, only)
     folder = out or Path("runs") / f"{Path(config).stem}-sweep"
     from lamella.experiments.sweep.best import check_choice
+    from lamella.experiments.sweep.engines import engine
     from lamella.experiments.sweep.plan import check_folders, finished
 
     if best is not None:
@@ -61,7 +79,7 @@ def sweep(
         return
     if done:
         say(f"{len(done)} of {_runs(len(trials))} finished already", err=True)
-    failures = _run_all(trials, folder, processes, len(done))
+    failures = _run_all(trials, folder, engine(on, processes, address, resource or ()), retries, len(done))
     _show_results(trials, folder)
     if failures:
         for name, why in failures.items():
@@ -93,8 +111,7 @@ def _tell_dropped(trials: "Sequence[Trial]") -> None:
             say(f"{name}: left out, where they belong to another method: {', '.join(dropped)}", err=True)
 
 
-def _run_all(trials: "Sequence[Trial]", folder: Path, processes: int, done: int) -> dict[str, str]:
-    from lamella.experiments.sweep.local import Processes
+def _run_all(trials: "Sequence[Trial]", folder: Path, on: "Engine", retries: int, done: int) -> dict[str, str]:
     from lamella.experiments.sweep.sweep import sweep as run_sweep
 
     count = done
@@ -104,8 +121,11 @@ def _run_all(trials: "Sequence[Trial]", folder: Path, processes: int, done: int)
         count += 1
         say(f"{count}/{len(trials)} {trial.name}: {f'failed, {failure}' if failure else 'finished'}")
 
+    def again(trial: "Trial", failure: str) -> None:
+        say(f"{trial.name}: failed, {failure}; it will be tried again")
+
     try:
-        return run_sweep(trials, folder, Processes(processes), ended)
+        return run_sweep(trials, folder, on, ended, retries=retries, again=again)
     except KeyboardInterrupt as error:
         say(f"lamella: interrupted; this goes on: {shlex.join(['lamella', *sys.argv[1:]])}", err=True)
         raise typer.Exit(130) from error

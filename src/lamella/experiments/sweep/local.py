@@ -12,11 +12,10 @@ from pathlib import Path
 
 from lamella.experiments.sweep.plan import Trial
 from lamella.experiments.sweep.sweep import Ended
+from lamella.experiments.sweep.worker import LOG
 
-__all__ = ["LOG", "Processes", "threads_of_each"]
+__all__ = ["Processes", "threads_of_each"]
 
-LOG = "output.log"
-"""In the run directory of a trial: what its process printed, and the traceback if it failed."""
 WORKER = [sys.executable, "-m", "lamella.experiments.sweep.worker"]
 BETWEEN_LOOKS = 0.1
 """Seconds between two looks at the processes."""

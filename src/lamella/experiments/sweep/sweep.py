@@ -36,7 +36,13 @@ class Engine(Protocol):
 
 
 def sweep(
-    trials: Sequence[Trial], out: Path, engine: Engine, ended: Ended = lambda trial, failure: None
+    trials: Sequence[Trial],
+    out: Path,
+    engine: Engine,
+    ended: Ended = lambda trial, failure: None,
+    *,
+    retries: int = 0,
+    again: Ended = lambda trial, failure: None,
 ) -> dict[str, str]:
     """Run what is not finished yet.
 
@@ -45,6 +51,8 @@ def sweep(
         out: gets the run directory of each trial under the trial's name.
         engine: runs them.
         ended: called after each trial, with why it failed, or "".
+        retries: how often a trial that failed is tried again, after all others.
+        again: called instead of `ended` where a trial has failed and will be tried again.
 
     Returns:
         Why it failed for the name of each trial that did.
@@ -56,15 +64,25 @@ def sweep(
     refuse_links(*(place for trial in trials for place in _places(trial, out)))
     check_folders(trials, out)
     failures: dict[str, str] = {}
+    with exclusive_lock(out, f"another sweep is running in '{out}'; wait for it or choose another --out"):
+        waiting = [trial for trial in with_one_precision(trials, out) if not finished(trial, out)]
+        for left in reversed(range(retries + 1)):
+            if waiting:
+                failures = _failures_of(waiting, out, engine, ended, again if left else ended)
+                waiting = [trial for trial in waiting if trial.name in failures]
+    return failures
+
+
+def _failures_of(trials: Sequence[Trial], out: Path, engine: Engine, finished: Ended, failed: Ended) -> dict[str, str]:
+    """Run each trial once, call what belongs to its end, and return by name why trials failed."""
+    failures: dict[str, str] = {}
 
     def note(trial: Trial, failure: str) -> None:
         if failure:
             failures[trial.name] = failure
-        ended(trial, failure)
+        (failed if failure else finished)(trial, failure)
 
-    with exclusive_lock(out, f"another sweep is running in '{out}'; wait for it or choose another --out"):
-        waiting = [trial for trial in with_one_precision(trials, out) if not finished(trial, out)]
-        engine(waiting, out, note)
+    engine(trials, out, note)
     return failures
 
 

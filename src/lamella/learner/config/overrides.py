@@ -6,7 +6,7 @@ from typing import Any
 
 from lamella.common.options import near_matches
 
-__all__ = ["changes_of", "parse_override", "put"]
+__all__ = ["changes_of", "parse_override", "parse_value", "put"]
 
 SELECTED = ("scenario", "backbone", "method", "augment", "fit")
 """The sections that `run.selection` is about, the text that says how the settings were chosen."""
@@ -34,10 +34,11 @@ def parse_override(text: str, sections: Collection[str]) -> tuple[tuple[str, ...
         raise ValueError(f"'{text}' is not an override; write section.key=value, such as method.rank=8")
     if path[0] not in sections:
         raise ValueError(f"unknown section '{path[0]}' in '{text}'; {near_matches(path[0], sections)}")
-    return path, _parse_value(value.strip())
+    return path, parse_value(value.strip())
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Read the value of an override: TOML, a bare word as text, or None if it is empty."""
     if not text:
         return None
     try:
