@@ -1,5 +1,6 @@
 """Engines of sweeps: what fails is tried again, and Ray and SLURM finish every trial once, as a run alone does."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Run
-from streams import colours_config
+from streams import colours_config, stream
 from test_resume import assert_same, outcome
 
 from lamella.experiments.run import run
@@ -177,3 +179,41 @@ def test_ray_on_this_machine_ends_with_the_sweep_and_says_what_failed(config: Pa
     assert list(failures) == ["lost/seed-0"]
     assert failures["lost/seed-0"].startswith("FileNotFoundError")
     assert not ray.is_initialized()
+
+
+# a choice on the first tasks ------------------------------------------------------------------------------------------
+
+
+def test_settings_are_chosen_on_the_first_tasks_and_the_choice_is_a_configuration(
+    config: Path, tmp_path: Path, lamella: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def here(trials: Sequence[Trial], out: Path, ended: Ended) -> None:
+        for trial in trials:
+            run(dict(trial.config), out / trial.name, quiet=True)
+            ended(trial, "")
+
+    monkeypatch.setattr("lamella.experiments.sweep.engines.Processes", lambda number: here)
+    settings = ["scenario.tasks=2,4", "scenario.validation=0.4", "--select-on-first", 1]
+    code, shown, _ = lamella("sweep", config, *settings, "--seeds", 2, "--out", "out")
+    assert code == 0
+    assert "best final_accuracy of 2 settings: " in shown
+    results = json.loads(Path("out/scenario.tasks=4/seed-0/results.json").read_text())
+    assert (len(results["matrix"]), results["evaluated_on"]) == (1, "validation")
+    chosen = load_config("out/chosen.toml")
+    assert (chosen["run"]["evaluate_on"], chosen["scenario"].get("first_tasks")) == ("test", None)
+    assert chosen["run"]["selection"] == ("best final_accuracy of 2 settings on a validation part of the first 1 tasks")
+    assert shown.splitlines()[-1] == f"on test images: lamella run {Path('out/chosen.toml')} --seeds 2 --out out/chosen"
+    code, _, err = lamella("sweep", config, "scenario.tasks=2,4", "--select-on-first", 1, "--out", "other")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "needs a validation part" in err
+
+
+def test_the_first_tasks_are_those_of_the_whole_stream() -> None:
+    whole = stream(classes=6, tasks=3)
+    first = whole.first(2)
+    assert [task.name for task in (first[0], first[1])] == [whole[0].name, whole[1].name]
+    assert (len(first), first.class_order) == (2, whole.class_order[:4])
+    assert torch.equal(first.test(1).labels, whole.test(1).labels)
+    for wrong in (0, 4):
+        with pytest.raises(ValueError, match=f"first_tasks is {wrong}; this stream has 3 tasks"):
+            whole.first(wrong)

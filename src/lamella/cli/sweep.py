@@ -52,6 +52,10 @@ def sweep(
     best: Annotated[
         str | None, typer.Option(help="Choose by a metric, such as final_accuracy, on validation.", metavar="METRIC")
     ] = None,
+    select_on_first: Annotated[
+        int | None,
+        typer.Option(min=1, help="Learn only the first K tasks, and choose on their validation part.", metavar="K"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and start none.")] = False,
 ) -> None:
     """Run a grid of settings, or named variants, with several seeds.
@@ -61,6 +65,9 @@ def sweep(
     and tries again what failed. A run that fails does not stop the others: it is tried again after them, and where it
     still fails, it is named and the exit code is 1.
     """
+    if select_on_first is not None:
+        changes = [*(changes or []), f"scenario.first_tasks={select_on_first}", "run.evaluate_on=validation"]
+        best = best or "final_accuracy"
     plan, trials = _plan(config, changes or [], seeds, only)
     folder = out or Path("runs") / f"{Path(config).stem}-sweep"
     from lamella.experiments.sweep.best import check_choice
@@ -141,11 +148,17 @@ def _show_results(trials: "Sequence[Trial]", folder: Path) -> None:
 
 
 def _show_best(plan: "Sweep", trials: "Sequence[Trial]", folder: Path, metric: str) -> None:
+    """Say which setting is best, and write it as a configuration for runs on test images."""
+    from lamella.common.files import write_atomic
     from lamella.experiments.sweep.best import best
+    from lamella.learner.config.document import load_config, to_toml
 
-    found = best(trials, folder, metric, str(plan.config))
+    found = best(trials, folder, metric)
     say(f"best {metric} of {found.settings} settings: {100 * found.value.mean:.1f} %, {found.group or 'the only one'}")
-    say(f"on test images: {found.command}")
+    chosen = folder / "chosen.toml"
+    write_atomic(chosen, to_toml(load_config(plan.config, found.changes)).encode())
+    words = ["lamella", "run", str(chosen), "--seeds", str(found.value.n), "--out", str(folder / "chosen")]
+    say(f"on test images: {shlex.join(words)}")
 
 
 def _runs(number: int) -> str:

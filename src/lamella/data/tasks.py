@@ -149,6 +149,16 @@ class Scenario:
         """The test data of task i."""
         return self._tests[i]
 
+    def first(self, tasks: int) -> "Scenario":
+        """The first tasks alone.
+
+        Raises:
+            ValueError: there are not that many tasks, or the number is below 1.
+        """
+        if not 1 <= tasks <= len(self):
+            raise ValueError(f"first_tasks is {tasks}; this stream has {len(self)} tasks, so give 1 to {len(self)}")
+        return Scenario(self.kind, self.class_names, self._tasks[:tasks], self._tests[:tasks])
+
     def joined(self) -> "Scenario":
         """All tasks as one, for the upper bound that sees all data at once."""
         held = [task.validation for task in self._tasks if task.validation is not None]

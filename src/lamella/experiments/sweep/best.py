@@ -1,11 +1,11 @@
 """The best setting of a sweep by a metric, for sweeps that were scored on validation images alone."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.common.options import near_matches
+from lamella.common.words import many
 from lamella.experiments.metrics import METRICS
 from lamella.experiments.report.summary import Spread, spread
 from lamella.experiments.results_files import read_result
@@ -13,7 +13,7 @@ from lamella.experiments.sweep.plan import Trial
 
 __all__ = ["Best", "best", "check_choice"]
 
-OF_THE_CHOICE = ("run.seed", "run.evaluate_on", "run.selection", "scenario.validation")
+OF_THE_CHOICE = ("run.seed", "run.evaluate_on", "run.selection", "scenario.validation", "scenario.first_tasks")
 """Changes that a test run of the chosen setting does not take over."""
 
 
@@ -25,13 +25,15 @@ class Best:
         group: the trials' name without the seed; empty where there was one setting only.
         settings: how many were compared.
         value: the metric over the group's seeds, a fraction.
-        command: the words of the command that runs the setting on test images.
+        selection: how it was chosen, for `run.selection`.
+        changes: what makes it out of the configuration of the sweep, for a run on test images.
     """
 
     group: str
     settings: int
     value: Spread
-    command: str
+    selection: str
+    changes: tuple[str, ...]
 
 
 def check_choice(trials: Sequence[Trial], metric: str) -> None:
@@ -49,14 +51,13 @@ def check_choice(trials: Sequence[Trial], metric: str) -> None:
         )
 
 
-def best(trials: Sequence[Trial], out: Path, metric: str, config: str) -> Best:
+def best(trials: Sequence[Trial], out: Path, metric: str) -> Best:
     """The setting with the best mean over its seeds; of equal ones the first.
 
     Args:
         trials: of a finished sweep.
         out: the directory of the sweep.
         metric: a key of result files, such as "final_accuracy".
-        config: the configuration of the sweep, as a command names it.
 
     Raises:
         ValueError: as `check_choice`; or the metric was not measured.
@@ -70,9 +71,10 @@ def best(trials: Sequence[Trial], out: Path, metric: str, config: str) -> Best:
     lower = next(m.lower_is_better for m in METRICS if m.name == metric)
     chosen = (min if lower else max)(means, key=lambda group: means[group].mean)
     changes = [text for text in groups[chosen][0].changes if text.partition("=")[0] not in OF_THE_CHOICE]
-    told = f"run.selection=best {metric} of {len(groups)} settings on a validation part"
-    words = ["lamella", "run", config, *changes, "run.evaluate_on=test", told, "--seeds", str(len(groups[chosen]))]
-    return Best(chosen, len(groups), means[chosen], shlex.join(words))
+    first = groups[chosen][0].config["scenario"].get("first_tasks")
+    where = f" of the first {first} tasks" if first else ""
+    told = f"best {metric} of {many(len(groups), 'setting')} on a validation part{where}"
+    return Best(chosen, len(groups), means[chosen], told, (*changes, "run.evaluate_on=test", f"run.selection={told}"))
 
 
 def _spread(trials: Sequence[Trial], out: Path, metric: str) -> Spread:

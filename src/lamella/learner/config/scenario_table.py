@@ -21,6 +21,8 @@ SCENARIOS: dict[str, Callable[..., Scenario]] = {
     "task-incremental": task_incremental,
     DATASETS: dataset_incremental,
 }
+OF_EVERY_KIND = {"kind": Option(str, "class-incremental"), "first_tasks": Option(int, None)}
+"""The kind, and of how many tasks a run learns only the first ones, as for a choice of settings on them."""
 
 
 def build_scenario(config: Mapping[str, Any]) -> Scenario:
@@ -30,10 +32,11 @@ def build_scenario(config: Mapping[str, Any]) -> Scenario:
     table, kind = config["scenario"], config["scenario"]["kind"]
     options = options_of(SCENARIOS[kind])
     cut = arguments("scenario", {k: v for k, v in table.items() if k in options}, options)
-    rest = {k: v for k, v in table.items() if k not in options and k not in (*_place(kind), "kind")}
+    rest = {k: v for k, v in table.items() if k not in options and k not in (*_place(kind), *OF_EVERY_KIND)}
     loading = arguments("scenario", rest, _source_options(_sources(table)))
     loaded = [load_source(source, **loading) for source in _sources(table)]
-    return SCENARIOS[kind](loaded if kind == DATASETS else loaded[0], **cut)
+    scenario = SCENARIOS[kind](loaded if kind == DATASETS else loaded[0], **cut)
+    return scenario.first(table["first_tasks"]) if "first_tasks" in table else scenario
 
 
 def complete_scenario(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,7 +52,7 @@ def complete_scenario(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[
     kind = table.get("kind", "class-incremental")
     if not isinstance(kind, str) or kind not in SCENARIOS:
         raise ValueError(f"unknown scenario.kind {kind!r}; {near_matches(str(kind), SCENARIOS)}")
-    options = _place(kind) | {"kind": Option(str, "class-incremental")}
+    options = _place(kind) | OF_EVERY_KIND
     options |= _source_options(_sources(table)) | options_of(SCENARIOS[kind])
     for key in table.keys() - options.keys():
         if kinds := [other for other in SCENARIOS if key in (_place(other) | options_of(SCENARIOS[other]))]:
