@@ -26,6 +26,7 @@ from forms.network import compilation, memory_layout, precision
 from forms.prediction import dlc_tails, duallora_inference
 from forms.readouts import own_covariances
 from forms.steps import training_step
+from forms.storage import storage
 from forms.testing import evaluation_cost
 from forms.texts import text_costs
 from rich.console import Console
@@ -56,6 +57,7 @@ COMPARISONS = {
     "branch-forms": Comparison(branch_forms, 25, {"small": True}),
     "second-moments": Comparison(second_moments, 9, SMALL),
     "precision": Comparison(precision, 7, SMALL),
+    "storage": Comparison(storage, 9, SMALL),
     "memory-layout": Comparison(memory_layout, 7, {"large": False}),
     "compilation": Comparison(compilation, 15, SMALL | {"backend": "eager"}),
     "duallora-inference": Comparison(duallora_inference, 25, SMALL | {"tasks": 2}),

@@ -214,12 +214,16 @@ class Adapted(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         self._show(input)
-        y = super().forward(input)
+        y = self._frozen(input)
         acting = self._acting(input)
         if not acting:
             return y
         x = self._dropped(input)
         return self._add(self._turned(y, input, x, acting), x, acting)
+
+    def _frozen(self, input: Tensor) -> Tensor:
+        """What the layer computes by its own weight."""
+        return super().forward(input)
 
     @property
     def chosen(self) -> Mapping[str, Coefficient]:
@@ -257,7 +261,7 @@ class Adapted(nn.Module):
                 rank = branch.rank if isinstance(self, nn.Linear) and branch.magnitude is None else None
                 gate = 1.0 if branch.gate is None else _value(branch.gate, x, rank)
                 total = _product(_value(coefficient, x, rank), gate)
-                B, gain = branch.expansion, branch.gain(self.weight)
+                B, gain = branch.expansion, None if branch.magnitude is None else branch.gain(self.weight)
                 B = B if gain is None else gain.reshape(-1, *[1] * (B.ndim - 1)) * B
                 found.append(Acting(branch, (branch.rows.start, branch.rows.stop), B, total, gain))
         return sorted(found, key=lambda a: a.rows)

@@ -109,7 +109,7 @@ class AdaptedLinear(Adapted, nn.Linear):
         return [self._part(input[:, t], rows, of_all if t.start else acting) for t, rows in parts]
 
     def _part(self, x: Tensor, rows: slice, acting: list[Acting]) -> Tensor:
-        y = F.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
+        y = self._rows(x, rows, None if self.bias is None else self.bias[rows])
         inside = [part for a in acting if len((part := a.within(rows)).B)]
         if not inside:
             return y
@@ -117,7 +117,11 @@ class AdaptedLinear(Adapted, nn.Linear):
         return self._add(self._turned(y, x, dropped, inside, rows), dropped, inside)
 
     def _bare(self, x: Tensor, rows: slice) -> Tensor:
-        return F.linear(x, self.weight[rows])
+        return self._rows(x, rows, None)
+
+    def _rows(self, x: Tensor, rows: slice, bias: Tensor | None) -> Tensor:
+        """Compute W[rows] x + bias."""
+        return F.linear(x, self.weight[rows], bias)
 
     def _add(self, y: Tensor, x: Tensor, acting: list[Acting]) -> Tensor:
         of_class = [a for a in acting if a.branch.tokens == "class"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, adapt, watch
 from lamella.adapters.branches import adapter_names
+from lamella.adapters.int8 import has_int8
 from lamella.adapters.prefix import Prefix, attentions_of, prefixing
 from lamella.adapters.tokens import counting
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
@@ -265,7 +266,19 @@ class Backbone(nn.Module):
         return form.keys
 
     def used_weights(self) -> list[nn.Parameter]:
-        """The parameters that the features depend on: some networks carry more, for heads that are not there."""
+        """The parameters that the features depend on: some networks carry more, for heads that are not there.
+
+        Raises:
+            ValueError: most weights are kept in 8 bits, and cannot be trained.
+        """
+        if has_int8(self.model):
+            raise ValueError(
+                f"the weights of '{self.name}' are kept in 8 bits, so they cannot be trained; take storage 'float32'"
+            )
+        return self.used_parameters()
+
+    def used_parameters(self) -> list[nn.Parameter]:
+        """As `used_weights`, but of a network whose weights are kept in 8 bits only what is not: biases and norms."""
         adapter_of = adapter_names(self.model)
         weights = [p for n, p in self.model.named_parameters() if not adapter_of(n)]
         with torch.enable_grad():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lamella.adapters.int8 import STORAGES, to_int8
 from lamella.backbones import bundled
 from lamella.backbones.backbone import Backbone
 from lamella.backbones.drawing import drawn_by
@@ -15,7 +16,7 @@ from lamella.backbones.hub import hub_options, not_found
 from lamella.backbones.peft_lora import add_peft_lora
 from lamella.backbones.resnets import BLOCKS, ResNet, use_small_stem
 from lamella.backbones.weight_files import WeightsNotFound, load_strict, read_state, weights_file
-from lamella.common.checks import first_line
+from lamella.common.checks import check_one_of, first_line
 from lamella.data.transform import InputTransform
 
 __all__ = ["IMAGE_BACKBONES", "build_image_backbone"]
@@ -42,6 +43,7 @@ def build_image_backbone(
     interpolation: str | None = None,
     pool: str = "model",
     stem: str = "model",
+    storage: str = "float32",
     seed: int = 0,
 ) -> Backbone:
     """Build a frozen backbone of images.
@@ -60,11 +62,14 @@ def build_image_backbone(
         pool: "model", or "class+mean" for the class token beside the mean of the other tokens (twice the width).
         stem: "model", or "small" for timm's ResNets on small images (32 pixels where no size is given): a 3 x 3
             convolution of stride 1, no pooling. It has no pre-trained weights.
+        storage: how the weights of linear layers are kept: "float32", or "int8" for a quarter of the memory; then
+            nothing can be folded into them, and they cannot be trained.
         seed: of random weights.
 
     Raises:
         ValueError: an unknown name or option. FileNotFoundError: no such weights.
     """
+    check_one_of("storage", storage, STORAGES)
     if normalise not in ("auto", "none"):
         raise ValueError(f"normalise '{normalise}' is unknown; use 'auto' or 'none'")
     if stem not in ("model", "small"):
@@ -83,6 +88,8 @@ def build_image_backbone(
     model = model.float()
     if adapter is not None:
         add_peft_lora(model, Path(adapter))
+    if storage == "int8":
+        to_int8(model)
     mean, std = ((0.0,) * 3, (1.0,) * 3) if normalise == "none" else (transform.mean, transform.std)
     transform = InputTransform(
         transform.size,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lamella.adapters.int8 import STORAGES, to_int8
 from lamella.backbones.backbone import Backbone
 from lamella.backbones.drawing import drawn_by
 from lamella.backbones.encoder_copies import UNIT, read_copy
@@ -36,6 +37,7 @@ def build_encoder(
     pool: str = "auto",
     max_length: int | None = None,
     normalise: str = "none",
+    storage: str = "float32",
     seed: int = 0,
 ) -> Backbone:
     """Build a frozen encoder of texts from a network of transformers.
@@ -54,6 +56,8 @@ def build_encoder(
             encoder's files say so.
         normalise: "unit" for vectors of length 1, or "none" to leave their length, unless the folder was exported from
             a model with vectors of length 1.
+        storage: how the weights of linear layers are kept: "float32", or "int8" for a quarter of the memory; then
+            nothing can be folded into them, and they cannot be trained.
         seed: of random weights.
 
     Raises:
@@ -63,12 +67,15 @@ def build_encoder(
     """
     check_one_of("pool", pool, ("auto", *POOLS))
     check_one_of("normalise", normalise, ("none", "unit"))
+    check_one_of("storage", storage, STORAGES)
     _check_installed()
     files, place = _find(name, weights, None if pool == "auto" else pool)
     with torch.no_grad(), quiet(), drawn_by(seed, "backbone", name):
         network = build_network(name, files.config, None if place is None else read_weights(place))
         if adapter is not None:
             add_peft_lora(network, Path(adapter))
+        if storage == "int8":
+            to_int8(network)
         transform = _transform(name, files, network, max_length)
         encoder = _encoder(name, files, network, transform, files.unit or normalise == "unit")
         width = encoder(transform.example(1)).shape[1]

@@ -62,7 +62,7 @@ def _step_seconds(backbone: Backbone, device: torch.device, batch: int) -> dict[
     before = next(backbone.parameters()).device
     backbone.to(device)
     try:
-        early = next((weight for weight in backbone.used_weights() if weight.ndim == 1), None)
+        early = next((weight for weight in backbone.used_parameters() if weight.ndim == 1), None)
         if early is None:
             raise RuntimeError(f"'{backbone.name}' has no bias that could be trained")
         n = min(FEWEST, batch)

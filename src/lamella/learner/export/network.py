@@ -7,12 +7,14 @@ The conversion is not possible if they differ from sample to sample, or if sampl
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from typing import Any
 
 from torch import Tensor, nn
 
 from lamella.adapters import acting
 from lamella.adapters.acting import ActingBranch, added
 from lamella.adapters.branches import Adapted
+from lamella.adapters.int8 import Int8Linear, to_float
 from lamella.backbones import Backbone
 from lamella.data.samples import Samples
 from lamella.learner.export.check import random_samples
@@ -96,16 +98,21 @@ def fixed(method: Method, *, linear: bool = False) -> Fixed:
     branches = acting_branches(method)
     classifier = _classifier(method, linear)
     backbone = deepcopy(method.backbone)
-    for name, layer in adapted_layers(backbone.model).items():
+    to_float(backbone.model)
+    for name in branches:
+        layer: Any = backbone.model.get_submodule(name)
         wide = layer.weight.double()
         layer.weight.data.copy_(wide + added(layer.weight, branches[name]))
-        layer.branches = nn.ModuleDict()
-        layer.acting = None
+        if isinstance(layer, Adapted):
+            layer.branches = nn.ModuleDict()
+            layer.acting = None
     return Fixed(backbone, classifier).eval().requires_grad_(False)
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
+    """The layers that can have branches by name; of those in 8 bits, which all linear ones are then, that have some."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
+    return {name: layer for name, layer in layers.items() if layer.branches or not isinstance(layer, Int8Linear)}
 
 
 def acting_branches(method: Method) -> dict[str, list[ActingBranch]]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lamella.adapters.acting import ActingBranch, added
 from lamella.adapters.adapter import Site, using
+from lamella.adapters.int8 import has_int8
 from lamella.data.samples import Samples
 from lamella.learner.export.describe import architecture, description, needed
 from lamella.learner.export.dora_pairs import dora_pairs
@@ -106,6 +107,7 @@ def _writer(model: Model) -> tuple[Write, str]:
     What cannot be loaded elsewhere is refused here, before other reasons that name another format as the way out.
     """
     noun = model.backbone.transform.noun
+    _check_float(model.backbone.model)
     if noun == "text":
         encoder_of(model.backbone)
         return write_for_transformers, noun
@@ -139,6 +141,14 @@ def _weights(method: Method, network: nn.Module | None = None) -> dict[str, Tens
     return {name: state[f"{name}.weight"] for name in adapted_layers(method.backbone.model)}
 
 
+def _check_float(loaded: nn.Module) -> None:
+    if has_int8(loaded):
+        raise ValueError(
+            "this model was learned on weights in 8 bits, and an adapter by itself is for those in float32, with which "
+            "it computes something else; use --format timm or hf, which write its network"
+        )
+
+
 def differences(method: Method, network: Fixed, loaded: nn.Module) -> Differences:
     """Return what a method changed in the linear layers of its backbone.
 
@@ -148,8 +158,9 @@ def differences(method: Method, network: Fixed, loaded: nn.Module) -> Difference
         loaded: the network of the backbone before anything was learned.
 
     Raises:
-        ValueError: something else was changed too.
+        ValueError: something else was changed too, or the backbone keeps its weights in 8 bits.
     """
+    _check_float(loaded)
     before, after = loaded.state_dict(), network.backbone.model.state_dict()
     linear = {f"{name}.weight" for name, layer in loaded.named_modules() if type(layer) is nn.Linear}
     changed = [key for key in before if not torch.equal(before[key], after[key].to(before[key]))]
