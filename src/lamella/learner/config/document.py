@@ -43,6 +43,7 @@ __all__ = [
     "to_toml",
     "on_device",
     "up_to_date",
+    "with_overrides",
 ]
 
 SECTIONS = ("scenario", "backbone", "method", "augment", "fit", "run")
@@ -95,7 +96,19 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict
         FileNotFoundError: there is no such configuration.
         ValueError: the file is not TOML, a key or a name is unknown, or a value has the wrong type.
     """
-    document = read_document(name_or_path)
+    return with_overrides(read_document(name_or_path), overrides)
+
+
+def with_overrides(document: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the tables of a configuration with overrides, checked and completed as `load_config` does it.
+
+    Args:
+        document: the tables by section, as they are written in a file; they are changed.
+        overrides: overrides such as "method.rank=8".
+
+    Raises:
+        ValueError: a key or a name is unknown, or a value has the wrong type.
+    """
     changes = name_changes([parse_override(text, SECTIONS) for text in overrides], Path.cwd())
     _check_sections(document)
     document.setdefault("scenario", {})
