@@ -154,6 +154,13 @@ def metrics() -> str:
     return _table(("key", "name", "definition"), ((f"`{m.name}`", m.label, m.definition) for m in METRICS))
 
 
+def logged() -> str:
+    """A table of what loggers are told."""
+    from lamella.experiments.logging.events import METRICS
+
+    return _table(("metric", "step", "what"), [(f"`{name}`", *told) for name, told in METRICS.items()])
+
+
 def papers() -> str:
     """A section for each paper of the registry: what is known of its table and what is not, and its cells."""
     from lamella.experiments.reproduce.registry import papers
@@ -294,6 +301,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "rooms": rooms,
     "configurations": configurations,
     "metrics": metrics,
+    "logged": logged,
     "papers": papers,
     "without_cell": without_cell,
     "variants": variants,

@@ -62,6 +62,7 @@ RUN = {
     "selection": Option(str, NOT_STATED),
     "dropped": Option(list[str], None),
     "overrides": Option(list[str], None),
+    "loggers": Option(list[Literal["csv", "tensorboard", "mlflow", "wandb"]], None),
 }
 
 
@@ -188,7 +189,9 @@ def same_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
         wanted: the configuration to compare it with.
     """
     told = [config.get("run", {}) for config in (stored, wanted)]
-    apart = {"overrides", "selection"} if "overrides" in told[1] and "overrides" not in told[0] else {"overrides"}
+    apart = {"overrides", "loggers"}  # who is told of a run does not change it
+    if "overrides" in told[1] and "overrides" not in told[0]:
+        apart.add("selection")
     kept = [{key: value for key, value in run.items() if key not in apart} for run in told]
     return {**stored, "run": kept[0]} == {**wanted, "run": kept[1]}
 
