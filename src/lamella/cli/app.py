@@ -81,7 +81,13 @@ _add(
     "lamella reproduce inflora imagenet-r-10 fit.device=cuda",
     "lamella reproduce inflora imagenet-r-10 --dry-run > my.toml",
 )
-_add(report, "report", "lamella report runs/digits", "lamella report runs/* --format markdown --html report.html")
+_add(
+    report,
+    "report",
+    "lamella report runs/digits",
+    "lamella report runs/* --pairs",
+    "lamella report runs/* --format markdown --html report.html",
+)
 _add(show, "show", "lamella show digits", "lamella show digits method.rank=2 > my.toml")
 _add(list_known, "list", "lamella list", "lamella list methods --json")
 _add(layers, "layers", "lamella layers fractal-vit-micro", "lamella layers vit_tiny_patch16_224 --json")

@@ -4,7 +4,7 @@ OUT/config.toml     resolved configuration        OUT/results*.json   one per re
 OUT/inputs.json     hashes: split, weights, file  OUT/.lock           held while a process runs
                     of an own method              OUT/log.jsonl       what happened when
 OUT/model/          the learner after the last finished task, and the scores so far
-OUT/checkpoints/    calls of the running task
+OUT/checkpoints/    calls of the running task     OUT/right.npz       which test samples were right at the end
 
 The loggers of `run.loggers` write beside these; see logging/loggers.py.
 """
@@ -15,6 +15,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.files import half_written, read_json, refuse_links, write_atomic, write_json
@@ -27,7 +29,8 @@ from lamella.experiments.metrics import METRICS
 from lamella.experiments.phases import phases_line
 from lamella.experiments.report.summary import settings
 from lamella.experiments.results import build_results, curve_so_far, stored_row
-from lamella.learner.config.document import build_scenario, same_settings, to_toml, up_to_date
+from lamella.experiments.right import write_right
+from lamella.learner.config.document import build_scenario, readout_names, same_settings, to_toml, up_to_date
 from lamella.learner.config.own_methods import method_digests, name_in_table
 from lamella.learner.config.precision import as_in_runs, precision_line
 from lamella.learner.learner import Learner
@@ -192,7 +195,10 @@ class _Run:
         started = time.monotonic()
         same = self.scenario.kind == "domain-incremental"
         last = len(self.scenario) if self.whole or same else i + 1
-        row = [self._score(i, j, self.scenario.shared_classes) for j in range(last)]
+        right: list[dict[str, Tensor]] = [{} for _ in range(last)]
+        row = [self._score(i, j, self.scenario.shared_classes, right[j]) for j in range(last)]
+        if i == len(self.tasks) - 1:
+            write_right(self.out, right, readout_names(self.config))
         self.learner.notes["scores"].append({"row": stored_row(row), "seconds": time.monotonic() - started})
         self._save()
         given = self.scenario.kind == "task-incremental"
@@ -205,7 +211,7 @@ class _Run:
             done = f"{self.learner.name}: {i + 1}/{len(self.tasks)} tasks"
             print(f"{done}, accuracy so far {100 * accuracy:.1f} % ({seconds:.0f} s)")
 
-    def _score(self, i: int, j: int, shared: bool) -> dict[str, Score]:
+    def _score(self, i: int, j: int, shared: bool, right: dict[str, Tensor]) -> dict[str, Score]:
         return self.learner.evaluate(
             self._test(j),
             self.scenario[j].classes,
@@ -213,6 +219,7 @@ class _Run:
             recall=self.recalls[j],
             progress=self.progress,
             name=f"{i}, test on {j}",
+            right=right,
         )
 
     def _test(self, j: int) -> Any:
