@@ -106,7 +106,7 @@ def test_circles_are_found() -> None:
 
 def test_the_root_holds_rooms_and_nothing_else() -> None:
     there = {path.name for path in SOURCE.iterdir()} - {"__pycache__"}
-    assert there == {*FLOOR, *OUTSIDE_ROOMS, "py.typed", "configs"}
+    assert there == {*FLOOR, *OUTSIDE_ROOMS, "py.typed", "configs", "papers"}
 
 
 @pytest.mark.parametrize("path", [f for f in FILES if room(name_of(f)) in FLOOR], ids=name_of)

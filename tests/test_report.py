@@ -308,7 +308,7 @@ def read_page(path: Path) -> tuple[str, Reader]:
 def test_the_page_is_whole_and_needs_no_network(several: Path, tmp_path: Path):
     path = write_report([several], html=tmp_path / "new" / "report.html")
     text, reader = read_page(path)
-    assert reader.tags.count("svg") == 3 + 3  # curves, forgetting, confusion, and a matrix per method
+    assert reader.tags.count("svg") == 4 + 3  # curves, forgetting, confusion, costs, and a matrix per method
     assert not {"script", "link", "img", "iframe"} & set(reader.tags)
     assert all(link.startswith("#") for link in reader.links)
     assert {link[1:] for link in reader.links} <= set(reader.ids)

@@ -154,6 +154,57 @@ def metrics() -> str:
     return _table(("key", "name", "definition"), ((f"`{m.name}`", m.label, m.definition) for m in METRICS))
 
 
+def logged() -> str:
+    """A table of what loggers are told."""
+    from lamella.experiments.logging.events import METRICS
+
+    return _table(("metric", "step", "what"), [(f"`{name}`", *told) for name, told in METRICS.items()])
+
+
+def papers() -> str:
+    """A section for each paper of the registry: what is known of its table and what is not, and its cells."""
+    from lamella.experiments.reproduce.registry import papers
+
+    return "\n".join(_paper(paper) for paper in papers().values())
+
+
+def _paper(paper: Any) -> str:
+    from lamella.cli.reproduce import facts
+    from lamella.experiments.reproduce.compare import percents
+
+    cells = list(paper.cells.values())
+    told = [dict.fromkeys(f"{key}: {text}" for key, text in facts(cell) if key not in IN_THE_TABLE) for cell in cells]
+    common = [fact for fact in told[0] if all(fact in facts for facts in told)]
+    rows = [
+        (
+            f"`{cell.name}`",
+            f"`{cell.method}`",
+            percents(cell.last),
+            "—" if cell.average is None else percents(cell.average),
+            "—" if cell.runs is None else str(cell.runs),
+            f"{cell.source}: {cell.read}",
+            f"`{cell.config}`",
+            "; ".join(fact for fact in own if fact not in common) or "—",
+        )
+        for cell, own in zip(cells, told, strict=True)
+    ]
+    link = f", [arXiv {paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else ""
+    heads = ("cell", "method", "last", "average", "runs", "read in", "starts from", "of this cell")
+    listed = "\n".join(f"- {fact}" for fact in common)
+    return f"## {paper.name}\n\n{paper.title}. {paper.cite}{link}.\n\n{listed}\n\n{_table(heads, rows)}\n"
+
+
+IN_THE_TABLE = ("method", "configuration", "runs", "read in")
+"""Facts of a cell that have a column of their own."""
+
+
+def without_cell() -> str:
+    """A table of the methods that no cell has, and why."""
+    from lamella.experiments.reproduce.registry import without_cell
+
+    return _table(("method", "why"), [(f"`{name}`", reason) for name, reason in without_cell().items()])
+
+
 def variants() -> str:
     """A table of methods: which variants of branches they cannot have, and what of their needs each of these breaks."""
     from lamella.methods import METHODS, WHOLE_STREAM
@@ -250,6 +301,9 @@ PARTS: dict[str, Callable[..., str]] = {
     "rooms": rooms,
     "configurations": configurations,
     "metrics": metrics,
+    "logged": logged,
+    "papers": papers,
+    "without_cell": without_cell,
     "variants": variants,
     "variant_words": variant_words,
     "public": public,

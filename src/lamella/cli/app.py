@@ -16,6 +16,7 @@ from lamella.cli.learn import learn
 from lamella.cli.merge import merge
 from lamella.cli.predict import predict
 from lamella.cli.report import report
+from lamella.cli.reproduce import reproduce
 from lamella.cli.run import run, show
 from lamella.cli.serve import serve
 from lamella.cli.sweep import sweep
@@ -72,7 +73,21 @@ _add(
     "lamella sweep my-sweep.toml --only olora,inflora --seeds 3",
     "lamella sweep digits method.lr=5e-4,1e-3 scenario.validation=0.2 run.evaluate_on=validation --best final_accuracy",
 )
-_add(report, "report", "lamella report runs/digits", "lamella report runs/* --format markdown --html report.html")
+_add(
+    reproduce,
+    "reproduce",
+    "lamella reproduce                          # papers and cells",
+    "lamella reproduce inflora                  # what is known of each cell, and what is left unsaid",
+    "lamella reproduce inflora imagenet-r-10 fit.device=cuda",
+    "lamella reproduce inflora imagenet-r-10 --dry-run > my.toml",
+)
+_add(
+    report,
+    "report",
+    "lamella report runs/digits",
+    "lamella report runs/* --pairs",
+    "lamella report runs/* --format markdown --html report.html",
+)
 _add(show, "show", "lamella show digits", "lamella show digits method.rank=2 > my.toml")
 _add(list_known, "list", "lamella list", "lamella list methods --json")
 _add(layers, "layers", "lamella layers fractal-vit-micro", "lamella layers vit_tiny_patch16_224 --json")

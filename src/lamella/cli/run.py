@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["run", "show"]
+__all__ = ["run", "run_all", "show"]
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A TOML file, or the name of a shipped configuration.")]
 Overrides = Annotated[
@@ -33,7 +33,21 @@ def run(
     in any way and at any moment resumes with --resume and gives the same results.
     """
     folder = out or Path("runs") / Path(config).stem
-    planned = _plan(config, overrides or [], seeds, folder)
+    run_all(_plan(config, overrides or [], seeds, folder), folder, resume=resume, quiet=quiet)
+
+
+def run_all(planned: list[tuple[Path, dict[str, Any]]], folder: Path, *, resume: bool, quiet: bool) -> None:
+    """Run configurations one after the other, and print the table of their results.
+
+    Args:
+        planned: each run directory with its settings.
+        folder: the folder of these directories, which the user named, or the only one.
+        resume: whether to go on with what is there.
+        quiet: whether to hide progress.
+
+    Raises:
+        ValueError: one of the run directories is not free.
+    """
     for path, _ in planned:
         _check_free(path, resume=resume)
     from lamella.common.files import refuse_links

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from lamella.common.files import read_json
 from lamella.experiments.metrics import METRICS
+from lamella.experiments.right import read_right
 
 SCHEMA = 1
 """The layout of result files that this version writes, and the newest that it reads."""
@@ -60,6 +61,10 @@ class Result:
         run = self.config.get("run")
         told = run.get("overrides") if isinstance(run, Mapping) else None
         return tuple(map(str, told)) if isinstance(told, list) else ()
+
+    def right_images(self) -> npt.NDArray[np.bool_] | None:
+        """`(images,)` which test images were right after the last task; None where the run did not keep it."""
+        return read_right(self.path.parent, self.method)
 
     @property
     def tasks(self) -> int:

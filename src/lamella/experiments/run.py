@@ -4,10 +4,11 @@ OUT/config.toml     resolved configuration        OUT/results*.json   one per re
 OUT/inputs.json     hashes: split, weights, file  OUT/.lock           held while a process runs
                     of an own method              OUT/log.jsonl       what happened when
 OUT/model/          the learner after the last finished task, and the scores so far
-OUT/checkpoints/    calls of the running task
+OUT/checkpoints/    calls of the running task     OUT/right.npz       which test samples were right at the end
+
+The loggers of `run.loggers` write beside these; see logging/loggers.py.
 """
 
-import json
 import time
 import tomllib
 from collections import defaultdict
@@ -15,15 +16,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.files import half_written, read_json, refuse_links, write_atomic, write_json
 from lamella.common.locks import exclusive_lock
 from lamella.common.progress import bars, silent
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
+from lamella.experiments.logging.events import Events
+from lamella.experiments.metrics import METRICS
 from lamella.experiments.phases import phases_line
+from lamella.experiments.report.summary import settings
 from lamella.experiments.results import build_results, curve_so_far, stored_row
-from lamella.learner.config.document import build_scenario, same_settings, to_toml, up_to_date
+from lamella.experiments.right import write_right
+from lamella.learner.config.document import build_scenario, readout_names, same_settings, to_toml, up_to_date
 from lamella.learner.config.own_methods import method_digests, name_in_table
 from lamella.learner.config.precision import as_in_runs, precision_line
 from lamella.learner.learner import Learner
@@ -32,6 +39,7 @@ from lamella.learner.store.versions import VERSIONS, holds_model, load_manifest
 from lamella.methods import WHOLE_STREAM
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.compilation import check_compilable
+from lamella.training.listening import listening
 from lamella.training.precision import resolve_device
 
 __all__ = ["check_claim", "run"]
@@ -65,7 +73,10 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
             write_atomic(out / "config.toml", to_toml(job.config).encode())
             if "measured" in job.config["fit"] and not quiet:
                 print(precision_line(job.config))
-            job.finish()
+            try:
+                job.finish()
+            finally:
+                job.events.close()
     return out
 
 
@@ -110,6 +121,7 @@ class _Run:
     def __init__(self, config: dict[str, Any], out: Path, quiet: bool) -> None:
         self.out = out
         self.quiet = quiet
+        self.events = Events(out, config["run"].get("loggers", []), settings(config) | {"seed": config["run"]["seed"]})
         self.scenario: Scenario = build_scenario(config)
         self.whole = config["method"]["name"] in WHOLE_STREAM
         self.tasks = (
@@ -147,12 +159,14 @@ class _Run:
             )
 
     def finish(self) -> None:
-        self._log("start", method=self.learner.name, tasks=len(self.tasks), done=len(self.learner.tasks))
+        self.events.tell("start", method=self.learner.name, tasks=len(self.tasks), done=len(self.learner.tasks))
         for i, task in enumerate(self.tasks):
             if i >= len(self.learner.tasks):
-                record = self.learner.learn(task, checkpoints=self.checkpoints, progress=self.progress)
+                with listening(self.events.epoch):
+                    record = self.learner.learn(task, checkpoints=self.checkpoints, progress=self.progress)
                 self._save()
-                self._log("learned", task=i, **record.to_json())
+                self.events.log({"seconds/learn": record.seconds["total"]}, i + 1)
+                self.events.tell("learned", task=i, **record.to_json())
                 # Only now: when a run is resumed, the checkpoints belong to the interrupted task.
                 self.checkpoints.clear()
             if i >= len(self.learner.notes["scores"]):
@@ -172,25 +186,32 @@ class _Run:
             print(f"parameters{beside}: {', '.join(shares)}")
             tested = sum(entry["seconds"] for entry in self.learner.notes["scores"])
             print(phases_line(self.learner.tasks, tested))
-        self._log("finished", final_accuracy=results[""]["final_accuracy"])
+        final = results[""]
+        self.events.tell("finished", final_accuracy=final["final_accuracy"])
+        self.events.log({f"final/{metric.name}": final[metric.name] for metric in METRICS}, len(self.tasks))
 
     def _evaluate(self, i: int) -> None:
         """Score the model after task i on the learned tasks, or on all tasks if they share their classes."""
         started = time.monotonic()
         same = self.scenario.kind == "domain-incremental"
         last = len(self.scenario) if self.whole or same else i + 1
-        row = [self._score(i, j, self.scenario.shared_classes) for j in range(last)]
+        right: list[dict[str, Tensor]] = [{} for _ in range(last)]
+        row = [self._score(i, j, self.scenario.shared_classes, right[j]) for j in range(last)]
+        if i == len(self.tasks) - 1:
+            write_right(self.out, right, readout_names(self.config))
         self.learner.notes["scores"].append({"row": stored_row(row), "seconds": time.monotonic() - started})
         self._save()
         given = self.scenario.kind == "task-incremental"
         accuracy = curve_so_far(row, last - 1 if self.whole else i, task_given=given)
-        self._log("tested", task=i, accuracy=accuracy)
+        self.events.tell("tested", task=i, accuracy=accuracy)
+        each = {f"accuracy/task-{j}": _accuracy(scores[""], given) for j, scores in enumerate(row)}
+        self.events.log({"accuracy/all": accuracy} | each, i + 1)
         if not self.quiet:
             seconds = self.learner.tasks[i].seconds["total"]
             done = f"{self.learner.name}: {i + 1}/{len(self.tasks)} tasks"
             print(f"{done}, accuracy so far {100 * accuracy:.1f} % ({seconds:.0f} s)")
 
-    def _score(self, i: int, j: int, shared: bool) -> dict[str, Score]:
+    def _score(self, i: int, j: int, shared: bool, right: dict[str, Tensor]) -> dict[str, Score]:
         return self.learner.evaluate(
             self._test(j),
             self.scenario[j].classes,
@@ -198,6 +219,7 @@ class _Run:
             recall=self.recalls[j],
             progress=self.progress,
             name=f"{i}, test on {j}",
+            right=right,
         )
 
     def _test(self, j: int) -> Any:
@@ -219,7 +241,6 @@ class _Run:
     def _save(self) -> None:
         self.learner.save(self.out / "model", keep=1)
 
-    def _log(self, event: str, **facts: Any) -> None:
-        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "event": event, **facts})
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+
+def _accuracy(score: Score, task_given: bool) -> float:
+    return score.task_aware_accuracy if task_given else score.accuracy

@@ -312,6 +312,7 @@ class Learner:
         recall: FeatureCache | None = None,
         progress: Progress = silent,
         name: str = "test",
+        right: dict[str, Tensor] | None = None,
     ) -> dict[str, Score]:
         """Count the correctly classified samples of a task.
 
@@ -323,6 +324,8 @@ class Learner:
                 of samples needs its own.
             progress: opens a progress bar.
             name: the name of the pass.
+            right: receives by readout which samples are classified correctly among all classes seen: (n,) bool, in the
+                order of the data.
 
         Returns:
             The score of each readout by name. The name of the method's own prediction is "".
@@ -338,7 +341,10 @@ class Learner:
         fit = self.fit(progress=progress)
         fit.begin(name)
         self.method.eval()
-        return score_task(self.method, fit, data, classes, shared_classes=shared_classes, name="score", recall=recall)
+        shared = shared_classes
+        return score_task(
+            self.method, fit, data, classes, shared_classes=shared, name="score", recall=recall, right=right
+        )
 
     def export(
         self,

@@ -53,6 +53,7 @@ def score_task(
     shared_classes: bool,
     name: str,
     recall: FeatureCache | None = None,
+    right: dict[str, Tensor] | None = None,
 ) -> dict[str, Score]:
     """One pass over a task's test samples; a score for each readout of the method.
 
@@ -64,6 +65,8 @@ def score_task(
         shared_classes: whether other tasks have these classes too, so that a choice of task has no meaning.
         name: the name of the pass.
         recall: keeps the features of these samples from earlier calls. Without it, no feature is kept.
+        right: receives by readout which samples are classified correctly among all classes seen: (n,) bool, in the
+            order of the data.
 
     Returns:
         The score of each readout by name. The name of the method's own prediction is "".
@@ -88,8 +91,10 @@ def score_task(
     for key, found in parts.items():
         logits = in_order(torch.cat(found).cpu(), order)
         given = in_order(torch.cat(parts_given).cpu(), order) if method.routed and key == "" else logits
-        right = [correct(logits, target), correct_given_task(given, target, own), correct_task(logits, own)]
-        scores[key] = Score(len(target), *(int(r.sum()) for r in right))
+        counted = [correct(logits, target), correct_given_task(given, target, own), correct_task(logits, own)]
+        scores[key] = Score(len(target), *(int(r.sum()) for r in counted))
+        if right is not None:
+            right[key] = counted[0]
     return {key: replace(s, right_task=-1) for key, s in scores.items()} if shared_classes else scores
 
 

@@ -21,6 +21,7 @@ from lamella.training.calls import TrainingCall
 from lamella.training.checks import check_examples, check_finite, check_gradients, check_loss
 from lamella.training.compilation import compiled_blocks
 from lamella.training.dropout import dropping
+from lamella.training.listening import tell
 from lamella.training.optimizers import build_optimizer, parameter_groups, trainable
 from lamella.training.passes import Passes
 from lamella.training.precision import computing
@@ -140,6 +141,7 @@ class Fit(Passes):
                 job.advance(1, f"epoch {saved.epoch + 1}")
         mean = saved.next_epoch()
         check_loss(self.task, saved.epoch, mean)
+        tell(self.task, saved.place.call, saved.epoch, mean)
 
 
 @dataclass

@@ -20,7 +20,7 @@ LINES = ("-", "--", ":")
 def draw_curves(board: Sequence[Row], name: str) -> str:
     """Accuracy on the tasks learned so far, a line per method with a band of one standard deviation over seeds."""
     tasks = board[0].first.tasks
-    columns = 1 if max(len(_name(row)) for row in board) > 24 else 2
+    columns = 1 if max(len(short_name(row)) for row in board) > 24 else 2
     with drawing(WIDTH, 3.1 + 0.17 * -(-len(board) // columns)) as figure:
         axes = figure.add_subplot()
         for i, row in enumerate(board):
@@ -39,7 +39,9 @@ def _curve(axes: "Axes", row: Row, i: int) -> None:
     steps, curve, deviation = np.arange(1, row.first.tasks + 1), 100 * row.curve(), row.curve_deviation()
     if row.at_once:
         axes.axhline(curve[-1], color=color, linestyle=line, linewidth=1.2)
-    axes.plot(steps, curve, linestyle=line, color=color, marker=marker, markersize=4.5, linewidth=1.6, label=_name(row))
+    axes.plot(
+        steps, curve, linestyle=line, color=color, marker=marker, markersize=4.5, linewidth=1.6, label=short_name(row)
+    )
     if deviation is not None:
         low, high = curve - 100 * deviation, curve + 100 * deviation
         axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
@@ -117,7 +119,7 @@ def _bar(axes: "Axes", at: float, height: float, value: Spread | None, color: st
 
 
 def _method_axis(axes: "Axes", board: Sequence[Row]) -> None:
-    axes.set_yticks(range(len(board)), [_name(row) for row in board])
+    axes.set_yticks(range(len(board)), [short_name(row) for row in board])
     axes.set_ylim(len(board) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -126,7 +128,7 @@ def _method_axis(axes: "Axes", board: Sequence[Row]) -> None:
     axes.margins(x=0.12)
 
 
-def _name(row: Row) -> str:
+def short_name(row: Row) -> str:
     """The label of a row, cut in its middle where it is long: what tells rows apart is at its end."""
     label = printable(row.label)
     label = label if len(label) <= 32 else f"{label[:12]}…{label[-19:]}"

@@ -9,6 +9,9 @@ from lamella.common import words
 from lamella.common.files import write_atomic
 from lamella.common.page import check_file, render
 from lamella.experiments.metrics import DEFINITIONS
+from lamella.experiments.report.pair_tables import HEADS, pair_cells, ranks_line
+from lamella.experiments.report.paired import pairs
+from lamella.experiments.report.ranks import ranks
 from lamella.experiments.report.summary import Row, Summary, summarise
 from lamella.experiments.report.words import best, percent, seeds, shown_metrics
 from lamella.experiments.results_files import Result
@@ -34,17 +37,30 @@ def render_page(summary: Summary) -> str:
         "report.html.j2",
         boards=boards,
         notes=summary.notes,
+        ranks=_ranks(summary),
         definitions=DEFINITIONS,
         words=words,
         seeds=seeds,
     )
 
 
+def _ranks(summary: Summary) -> dict[str, Any] | None:
+    """The critical-difference picture over all boards, and the sentence below it."""
+    from markupsafe import Markup
+
+    from lamella.experiments.report.comparison_figures import draw_ranks
+
+    ranked = ranks(summary.boards())
+    if ranked is None:
+        return None
+    return {"picture": Markup(draw_ranks(ranked, "ranks")), "line": ranks_line(ranked)}
+
+
 def _describe(board: Sequence[Row], name: str) -> dict[str, Any]:
     """What the template shows of one board: facts, table cells, pictures as SVG, costs and origins."""
     from markupsafe import Markup
 
-    from lamella.experiments.report import figures
+    from lamella.experiments.report import comparison_figures, figures
 
     several = board[0].first.tasks > 1
     # Markup: matplotlib has escaped the names inside its SVG already.
@@ -55,6 +71,7 @@ def _describe(board: Sequence[Row], name: str) -> dict[str, Any]:
         "forgetting": Markup(figures.draw_forgetting(board, f"{name}-forgetting"))
         if any(row.metrics["forgetting"] for row in board)
         else None,
+        "costs": None if (drawn := comparison_figures.draw_costs(board, f"{name}-costs")) is None else Markup(drawn),
     }
     return {
         "name": name,
@@ -62,6 +79,8 @@ def _describe(board: Sequence[Row], name: str) -> dict[str, Any]:
         "facts": _facts(board),
         "rows": board,
         **_table(board),
+        "pair_heads": HEADS,
+        "pairs": [pair_cells(pair) for pair in pairs(board)],
         **pictures,
         "phases": sorted({phase for row in board for phase in row.first.seconds}, key=_phase_order),
         "origins": [_origin(row) for row in board],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lamella.common.printable import printable
 from lamella.common.words import NOTHING, count, duration, many, size
 from lamella.experiments.metrics import METRICS
+from lamella.experiments.report.pair_tables import pair_records, pairs_text, rank_record
 from lamella.experiments.report.summary import Row, Summary, summarise
 from lamella.experiments.report.words import best, percent, shown_metrics
 from lamella.experiments.results_files import Result
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def render_table(
-    results: Sequence[Result], format: str = "table", *, across_splits: bool = False, costs: bool = False
+    results: Sequence[Result],
+    format: str = "table",
+    *,
+    across_splits: bool = False,
+    costs: bool = False,
+    paired: bool = False,
 ) -> str:
     """The table over methods and seeds as text.
 
@@ -27,13 +33,19 @@ def render_table(
         format: "table" (for the terminal), "markdown", "csv" or "json".
         across_splits: see `summarise`.
         costs: columns of what each row costs too, in the forms for reading; the others always have them.
+        paired: also the paired differences between methods, and their ranks over streams; JSON always has them.
 
     Raises:
-        ValueError: the format is unknown.
+        ValueError: the format is unknown, or has no place for paired differences.
     """
     if format not in FORMATS:
         raise ValueError(f"no table format '{format}'; choose one of {', '.join(FORMATS)}")
-    return FORMATS[format](summarise(results, across_splits=across_splits), costs)
+    summary = summarise(results, across_splits=across_splits)
+    if not paired or format == "json":
+        return FORMATS[format](summary, costs)
+    if format == "csv":
+        raise ValueError("paired differences do not fit into the rows of csv; take --format json, or leave out --pairs")
+    return f"{FORMATS[format](summary, costs)}\n{pairs_text(summary, markdown=format == 'markdown')}"
 
 
 def to_rich(board: Sequence[Row], costs: bool = False) -> "Table":
@@ -110,7 +122,11 @@ def to_csv(summary: Summary, costs: bool = True) -> str:
 
 def to_json(summary: Summary, costs: bool = True) -> str:
     """Rows and notes; accuracies are fractions, null where not measured."""
-    content = {"rows": [_record(row) | {"seeds": list(row.seeds)} for row in summary.rows], "notes": summary.notes}
+    compared = {"pairs": pair_records(summary), "ranks": rank_record(summary)}
+    content: dict[str, Any] = {
+        "rows": [_record(row) | {"seeds": list(row.seeds)} for row in summary.rows],
+        "notes": summary.notes,
+    } | compared
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "to_toml",
     "on_device",
     "up_to_date",
+    "with_overrides",
 ]
 
 SECTIONS = ("scenario", "backbone", "method", "augment", "fit", "run")
@@ -61,6 +62,7 @@ RUN = {
     "selection": Option(str, NOT_STATED),
     "dropped": Option(list[str], None),
     "overrides": Option(list[str], None),
+    "loggers": Option(list[Literal["csv", "tensorboard", "mlflow", "wandb"]], None),
 }
 
 
@@ -95,7 +97,19 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict
         FileNotFoundError: there is no such configuration.
         ValueError: the file is not TOML, a key or a name is unknown, or a value has the wrong type.
     """
-    document = read_document(name_or_path)
+    return with_overrides(read_document(name_or_path), overrides)
+
+
+def with_overrides(document: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the tables of a configuration with overrides, checked and completed as `load_config` does it.
+
+    Args:
+        document: the tables by section, as they are written in a file; they are changed.
+        overrides: overrides such as "method.rank=8".
+
+    Raises:
+        ValueError: a key or a name is unknown, or a value has the wrong type.
+    """
     changes = name_changes([parse_override(text, SECTIONS) for text in overrides], Path.cwd())
     _check_sections(document)
     document.setdefault("scenario", {})
@@ -175,7 +189,9 @@ def same_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
         wanted: the configuration to compare it with.
     """
     told = [config.get("run", {}) for config in (stored, wanted)]
-    apart = {"overrides", "selection"} if "overrides" in told[1] and "overrides" not in told[0] else {"overrides"}
+    apart = {"overrides", "loggers"}  # who is told of a run does not change it
+    if "overrides" in told[1] and "overrides" not in told[0]:
+        apart.add("selection")
     kept = [{key: value for key, value in run.items() if key not in apart} for run in told]
     return {**stored, "run": kept[0]} == {**wanted, "run": kept[1]}
 

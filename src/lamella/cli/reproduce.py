@@ -1,0 +1,137 @@
+"""`lamella reproduce`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lamella.cli.output import say
+
+if TYPE_CHECKING:
+    from lamella.experiments.reproduce.registry import Cell, Paper
+
+__all__ = ["reproduce"]
+
+
+def reproduce(
+    paper: Annotated[
+        str | None, typer.Argument(help="A paper of the registry; all are listed without it.", show_default=False)
+    ] = None,
+    cell: Annotated[str | None, typer.Argument(help="A cell of the paper's table.", show_default=False)] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE...", help="Changes, such as fit.device=cuda.", show_default=False),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run seeds 0 to N-1.", show_default="the paper's number of runs, or 1", metavar="N"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs.", show_default="runs/PAPER-CELL")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration, and run nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    """Run what a paper reports, and compare.
+
+    Without arguments it lists the papers and the cells of their tables; with a paper alone, what is known and unknown
+    of each of its cells. With a cell it runs its configuration as `lamella run` does, and writes the reported and the
+    reproduced values, and their difference.
+    """
+    from lamella.experiments.reproduce.registry import find_cell, find_paper, papers
+
+    if paper is None or cell is None:
+        shown = papers() if paper is None else {paper: find_paper(paper)}
+        if as_json:
+            rows = [asdict(each) for known in shown.values() for each in known.cells.values()]
+            typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        else:
+            for known in shown.values():
+                _list(known, details=paper is not None)
+        return
+    found = find_cell(paper, cell)
+    if dry_run:
+        _print_config(found, overrides or [])
+    else:
+        _run(found, overrides or [], seeds or found.runs or 1, out or _folder(found), resume, quiet)
+
+
+def _folder(cell: "Cell") -> Path:
+    """Where the runs of a cell are by default."""
+    return Path("runs") / f"{cell.paper}-{cell.name}"
+
+
+def _list(paper: "Paper", *, details: bool) -> None:
+    at = f", arXiv {paper.arxiv}" if paper.arxiv else ""
+    say(f"{paper.name}: {paper.title} ({paper.cite}{at})")
+    for cell in paper.cells.values():
+        say(f"  {cell.name}: {_values(cell)}, {cell.source}; {_state(cell)}")
+        if details:
+            for key, text in facts(cell):
+                say(f"      {key}: {text}")
+
+
+def _values(cell: "Cell") -> str:
+    from lamella.experiments.reproduce.compare import percents
+
+    return ", ".join(f"{name} {percents(value)}" for name, value in cell.reported.items())
+
+
+def _state(cell: "Cell") -> str:
+    """What the runs in the usual folder say."""
+    from lamella.common.words import many, number
+    from lamella.experiments.reproduce.compare import read_comparison
+
+    done = read_comparison(_folder(cell))
+    if done is None:
+        return "never run here"
+    last = done.values["last"]
+    difference, seeds = number(last.difference, signed=True), many(len(done.seeds), "seed")
+    told = f"reproduced {number(last.reproduced)} ({difference}, {seeds})"
+    return f"{told}, with changes" if done.changes else told
+
+
+def facts(cell: "Cell") -> list[tuple[str, str]]:
+    """What is known and unknown of a cell, each with its name."""
+    return [
+        ("method", cell.method),
+        ("configuration", cell.config + (", changed" if cell.settings else "")),
+        ("protocol", cell.protocol),
+        ("checkpoint", cell.checkpoint),
+        ("split", cell.split),
+        ("class order", cell.order),
+        ("seeds", cell.seeds),
+        ("runs", "not read" if cell.runs is None else str(cell.runs)),
+        ("read in", f"{cell.read} ({cell.source})"),
+        *(("left unsaid", text) for text in cell.unsaid),
+        *(("departure", text) for text in cell.departures),
+    ]
+
+
+def _print_config(cell: "Cell", overrides: list[str]) -> None:
+    from lamella.experiments.reproduce.registry import cell_config
+    from lamella.learner.config.document import to_toml
+
+    head = [f"{cell.paper} {cell.name}: reported {_values(cell)}", *(f"{key}: {text}" for key, text in facts(cell))]
+    typer.echo("\n".join(f"# {line}" for line in head) + "\n")
+    typer.echo(to_toml(cell_config(cell, overrides)), nl=False)
+
+
+def _run(cell: "Cell", overrides: list[str], seeds: int, folder: Path, resume: bool, quiet: bool) -> None:
+    from lamella.cli.run import run_all
+    from lamella.experiments.report import load_results
+    from lamella.experiments.reproduce.compare import compare, comparison_line, write_comparison
+    from lamella.experiments.reproduce.registry import cell_config
+
+    planned: list[tuple[Path, dict[str, Any]]] = [
+        (folder / f"seed-{seed}", cell_config(cell, [*overrides, f"run.seed={seed}"])) for seed in range(seeds)
+    ]
+    run_all(planned, folder, resume=resume, quiet=quiet)
+    comparison = compare(cell, load_results([path / "results.json" for path, _ in planned]))
+    for name, value in comparison.values.items():
+        say(f"{cell.paper} {cell.name}, {name}: {comparison_line(value)}")
+    if comparison.changes:
+        say(f"not the published setting, changed: {', '.join(comparison.changes)}")
+    say(f"written: {write_comparison(comparison, folder)}")
