@@ -263,7 +263,7 @@ def spanning_tokens() -> AnswerTokens:
     content = json.loads(chat_tokenizer().to_str())
     content["model"]["vocab"]["Ċy"] = len(content["model"]["vocab"])
     content["model"]["merges"] = [["Ċ", "y"]]
-    chat = ChatTemplate(CHAT_SPECIAL, names={"bos_token": CLS, "eos_token": SEP})
+    chat = ChatTemplate(CHAT_SPECIAL, names={"eos_token": SEP}, begin=CLS)
     return AnswerTokens(Tokenizer.from_str(json.dumps(content)), chat, max_length=64)
 
 

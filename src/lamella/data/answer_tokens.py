@@ -69,8 +69,7 @@ class AnswerTokens:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._of_plain_text = type(tokenizer).from_str(tokenizer.to_str())
-        begin = chat.names["bos_token"]
-        self._begin = self.ids_of(begin)[:1] if begin else []
+        self._begin = self.ids_of(chat.begin)
 
     def view(
         self,

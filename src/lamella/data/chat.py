@@ -46,11 +46,20 @@ class ChatTemplate:
         special: the special tokens of the model.
         template: in Jinja, as transformers renders it; PLAIN_TEMPLATE where a model has none.
         names: special tokens by the names that templates have for them, such as "eos_token".
+        begin: the special token that the model's tokenizer puts before every text; "" where it puts none. Plain texts
+            begin with it, and so does PLAIN_TEMPLATE.
     """
 
-    def __init__(self, special: Sequence[str], *, template: str | None = None, names: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        special: Sequence[str],
+        *,
+        template: str | None = None,
+        names: Mapping[str, str] | None = None,
+        begin: str = "",
+    ) -> None:
         self.template = template or PLAIN_TEMPLATE
-        self.is_plain = not template
+        self.begin = begin
         self.names = {"bos_token": "", "eos_token": "", **(names or {})}
         longest_first = sorted(filter(None, special), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -68,8 +77,7 @@ class ChatTemplate:
         """
         marked = [Turn(role, self.marked(content)) for role, content in turns]
         if marked[0].role == PLAIN_TEXT:
-            begin, end = self.names["bos_token"], self.names["eos_token"]
-            return [Piece(begin, False), Piece(marked[0].content + end, True)]
+            return [Piece(self.begin, False), Piece(marked[0].content + self.names["eos_token"], True)]
         answered = [i for i, turn in enumerate(marked) if turn.role == ASSISTANT]
         if not answered:
             raise TemplateError("nobody answers in this conversation")
@@ -93,7 +101,7 @@ class ChatTemplate:
             TemplateError: the template refuses the conversation.
         """
         if not turns:
-            return self.names["bos_token"]
+            return self.begin
         return self._render([Turn(role, self.marked(content)) for role, content in turns], prompt=True)
 
     @cached_property
@@ -131,6 +139,8 @@ class ChatTemplate:
 
         messages: Any = [{"role": turn.role, "content": turn.content} for turn in turns]
         options: dict[str, Any] = {**self.names, "date_string": DATE}
+        if self.template == PLAIN_TEMPLATE:
+            options["bos_token"] = self.begin
         try:
             found, _ = render_jinja_template(
                 [messages], chat_template=self.template, add_generation_prompt=prompt, **options
