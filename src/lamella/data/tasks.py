@@ -169,6 +169,6 @@ class Scenario:
         for task, test in zip(self._tasks, self._tests, strict=True):
             for part, data in (("train", task.train), ("validation", task.validation), ("test", test)):
                 if data is not None:
-                    names = (self.class_names[label] for label in data.labels.tolist())
+                    names = (self.class_names[label] if label >= 0 else "" for label in data.labels.tolist())
                     lines += [f"{k}\x1f{n}\x1f{part}\x1f{task.id}" for k, n in zip(data.keys, names, strict=True)]
         return sha256("\n".join(sorted(lines)).encode()).hexdigest()

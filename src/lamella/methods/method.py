@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lamella.adapters.adapter import Adapted, Site
 from lamella.backbones import Backbone
+from lamella.backbones.language_model import LanguageModel, language_model
 from lamella.data.loading import Examples
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
@@ -79,6 +80,7 @@ class Method(nn.Module, ABC):
             old tasks stay as they are, so that samples of a new task cannot show how features of old ones drift.
         widens: Whether the features get wider with each task.
         changes_backbone: Whether the backbone's own weights are trained.
+        answers: Whether it can learn answers, where its backbone is a language model; else it needs classes.
         merges: Whether adapters are folded into the weights of the layers in `sites`.
         free_rank: How many free directions of a layer the branch of a new task wants, where `protected` tells which
             are taken; None where no branch is kept away from them.
@@ -94,6 +96,7 @@ class Method(nn.Module, ABC):
     routed: bool = False
     widens: bool = False
     changes_backbone: bool = False
+    answers: bool = False
     merges: bool = False
     free_rank: int | None = None
     most_tasks: int | None = None
@@ -170,7 +173,24 @@ class Method(nn.Module, ABC):
         exemplars = self._modules.get("exemplars")
         return exemplars.join(data) if isinstance(exemplars, Exemplars) else data
 
+    @classmethod
+    def check_objective(cls, backbone: Backbone) -> None:
+        """Raise ValueError where a backbone learns answers and this method can learn classes only."""
+        if isinstance(backbone.model, LanguageModel) and not cls.answers:
+            raise ValueError(
+                f"{cls.__name__} needs classes, and the language model '{backbone.name}' learns answers; use another "
+                "method, such as seq-lora or inflora, or give texts with labels"
+            )
+
     # predicting
+
+    def losses(self, x: Samples) -> Tensor:
+        """(targets,) float32, what each target token of a batch of answers costs, in nats.
+
+        Raises:
+            ValueError: The backbone is no language model.
+        """
+        return self.backbone.run(x, language_model(self.backbone.model, "a loss of answers").losses)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -323,6 +343,8 @@ class Method(nn.Module, ABC):
 
     def _heads(self, member: str) -> Heads:
         heads = self._modules.get("heads")
+        if isinstance(self.backbone.model, LanguageModel):
+            raise ValueError(f"'{self.backbone.name}' learns answers, which have no classes: there is no `{member}`")
         if not isinstance(heads, Heads):
             raise NotImplementedError(
                 f"{type(self).__name__} has no Heads in `self.heads`, which the default of `{member}` uses; keep heads "

@@ -256,11 +256,15 @@ def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:
 
     Returns:
         The method, built on its base if it has one, with its parts on top in their order.
+
+    Raises:
+        ValueError: the backbone is a language model, and the method or a part of it needs classes.
     """
     table, seed = config["method"], config["run"]["seed"]
     base = {"base": _build_plain("method.base", table["base"], backbone, seed)} if "base" in table else {}
     method = _build_plain("method", table, backbone, seed, **base)
     for part in (key for key in table if key in PARTS):
+        PARTS[part].check_objective(backbone)
         method = PARTS[part](method, seed=seed, **arguments(f"method.{part}", table[part], _keywords(PARTS[part])))
     return method
 
@@ -366,6 +370,8 @@ def _complete_plain(where: str, table: Mapping[str, Any], scenario: Mapping[str,
 def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed: int, **base: Method) -> Method:
     """Build one method without its parts."""
     build = find(table["name"])
+    if isinstance(build, type) and issubclass(build, Method):
+        build.check_objective(backbone)
     method = build(backbone, **base, seed=seed, **arguments(where, _own_keys(table), _keywords(build)))
     if not isinstance(method, Method):
         raise TypeError(f"method '{table['name']}' is a {type(method).__name__}; derive its class from lamella.Method")
