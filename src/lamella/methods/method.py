@@ -17,6 +17,7 @@ from lamella.memory.signatures import Signature
 from lamella.memory.subspace import Subspace
 from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.methods.shared.plain_classifier import PlainClassifier
+from lamella.methods.shared.refusals import APART, TRAINED
 from lamella.training.fit import Fit
 from lamella.training.variants import EVERYTHING
 
@@ -26,16 +27,6 @@ STATISTICS_GO_ON = "their statistics take in the new {noun}s beside the old ones
 """What a method that classifies by class statistics makes of more samples of a class."""
 
 
-TRAINED = (
-    "weights that were trained on its samples hold it; learn the model anew without it, or return to a version before "
-    "it (`lamella rollback`)"
-)
-
-
-APART = (
-    "weights were trained to tell them apart, so it would not be as if they had been one; learn the model anew with "
-    "one name for both"
-)
 SHARED = (
     "a class cannot be dropped: the covariance that all classes share contains its samples; learn the model anew "
     "without it"
@@ -172,15 +163,6 @@ class Method(nn.Module, ABC):
         """The data and all samples that the method keeps of old tasks, as one set; `data` where it keeps none."""
         exemplars = self._modules.get("exemplars")
         return exemplars.join(data) if isinstance(exemplars, Exemplars) else data
-
-    @classmethod
-    def check_objective(cls, backbone: Backbone) -> None:
-        """Raise ValueError where a backbone learns answers and this method can learn classes only."""
-        if isinstance(backbone.model, LanguageModel) and not cls.answers:
-            raise ValueError(
-                f"{cls.__name__} needs classes, and the language model '{backbone.name}' learns answers; use another "
-                "method, such as seq-lora or inflora, or give texts with labels"
-            )
 
     # predicting
 

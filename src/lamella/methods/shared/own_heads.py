@@ -15,6 +15,7 @@ from lamella.methods.shared.growing import grow_for_task
 from lamella.methods.shared.heads import Heads
 from lamella.methods.shared.objectives import Classes, Objective, Terms, TokensOfAnswers, learns_answers
 from lamella.methods.shared.pseudo_replay import PseudoReplay
+from lamella.methods.shared.refusals import check_objective
 from lamella.methods.shared.self_distillation import SelfDistillation, SelfTeacher
 from lamella.training.fit import Examples, Fit
 from lamella.training.recipe import LoRA, Training
@@ -51,7 +52,7 @@ class OwnHeads(Method):
         self.seed = seed
         self.pseudo_replay = None
         self.recipe = training
-        self.check_objective(backbone)
+        check_objective(type(self).__name__, self.answers, backbone)
         if learns_answers(backbone):
             self.of_answers = TokensOfAnswers()
         else:
