@@ -145,6 +145,22 @@ class AnswerTokens:
             target[i, : len(row.target)] = torch.tensor(row.target)
         return Batch({**found, TARGET: target})
 
+    def prompts(self, answers: Sequence[Answer], room: int) -> list[list[int]]:
+        """The ids that a model goes on with to answer each conversation; its beginning is cut where it is too long.
+
+        Args:
+            answers: the conversations, whose last answers are not read.
+            room: the largest number of tokens.
+
+        Raises:
+            ValueError: the chat template refuses a conversation; the message names its place.
+        """
+        return [self._prompt(answer, room) for answer in answers]
+
+    def padded_left(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Token ids of any lengths, padded to one length before their tokens, so that all go on at one place."""
+        return Batch(padded(rows, self.pad_id, left=True))
+
     def example(self, n: int, generator: torch.Generator | None = None) -> Batch:
         """Answers of one word, or with a generator 3 to 16 tokens that are drawn, the last half of them targets."""
         if generator is None:
@@ -162,6 +178,16 @@ class AnswerTokens:
         return {"max_length": self.max_length} | {
             f"{name}_sha256": sha256(text.encode()).hexdigest() for name, text in digests.items()
         }
+
+    def _prompt(self, answer: Answer, room: int) -> list[int]:
+        try:
+            ids = self.ids_of(self.chat.prompt(answer.prompt))
+        except TemplateError as error:
+            raise ValueError(f"{answer.place or 'a conversation'}: {error}") from error
+        if len(ids) <= room:
+            return ids
+        kept = self._begin if ids[: len(self._begin)] == self._begin else []
+        return [*kept, *ids[len(ids) - room + len(kept) :]]
 
     def _fitting(self, answer: Answer) -> Tokens:
         found = self.encode(answer)
