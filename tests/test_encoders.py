@@ -303,7 +303,7 @@ def test_options_of_images_are_refused_for_texts_and_the_other_way_round(tmp_pat
         (
             {"name": "test_vit", "max_length": 9},
             "max_length",
-            "encoders of texts, but .* the backbones of images",
+            "encoders of texts and of language models, but .* the backbones of images",
         ),
         ({"name": "hashed-words", "crop": 1.0}, "crop", "backbones of images, but .* is one of the hashed words"),
         ({"name": "owner/name", "crop": 1.0}, "crop", "backbones of images, but .* is one of the encoders of texts"),

@@ -1,7 +1,7 @@
 """A feature extractor with its width, its transform of inputs and its named places for branches."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
@@ -85,8 +85,14 @@ class Backbone(nn.Module):
         """(n, width) features, before any head, of n samples as the transform gives them."""
         return self._features(x) if self.recall is None else self.recall.features(self, self._features, x)
 
-    def run(self, x: Samples, model: nn.Module | None = None) -> Tensor:
-        """What the model makes of samples in one whole pass, or what a copy of it does that a method has trained."""
+    def run(self, x: Samples, model: Callable[[Any], Tensor] | None = None) -> Tensor:
+        """What the model makes of samples in one whole pass.
+
+        Args:
+            x: the samples.
+            model: what runs them instead: a copy of the model that a method has trained, or another output of it, such
+                as the `losses` of a language model.
+        """
         model = self.model if model is None else model
         mask = self.tokens_that_count(x)
         if mask is None:

@@ -17,7 +17,7 @@ from lamella.common.files import read_json
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["EncoderFiles", "read_encoder", "read_weights"]
+__all__ = ["EncoderFiles", "read_encoder", "read_weights", "table_of"]
 
 INDEX = "model.safetensors.index.json"
 EXPORTED = "lamella"
@@ -64,9 +64,9 @@ def read_encoder(folder: Path, *, pool: str | None = None) -> EncoderFiles:
     if modules and pool is None:
         _refuse_modules(folder, modules)
     inner = network_folder(folder, modules)
-    settings = _table(inner / "tokenizer_config.json")
-    of_sentences = _table(inner / "sentence_bert_config.json") or _table(folder / "sentence_bert_config.json")
-    config = _table(inner / "config.json")
+    settings = table_of(inner / "tokenizer_config.json")
+    of_sentences = table_of(inner / "sentence_bert_config.json") or table_of(folder / "sentence_bert_config.json")
+    config = table_of(inner / "config.json")
     for found, file in ((config, "config.json"), (settings, "tokenizer_config.json")):
         if "auto_map" in found:
             raise ValueError(
@@ -74,7 +74,7 @@ def read_encoder(folder: Path, *, pool: str | None = None) -> EncoderFiles:
                 "architecture that transformers has"
             )
     tokenizer = read_tokenizer(inner, lower=of_sentences.get("do_lower_case") is True)
-    token = pad_token(settings, _table(inner / "special_tokens_map.json"))
+    token = pad_token(settings, table_of(inner / "special_tokens_map.json"))
     lengths = of_sentences.get("max_seq_length"), settings.get("model_max_length")
     return EncoderFiles(
         config,
@@ -112,8 +112,12 @@ def _refuse_modules(folder: Path, modules: list[dict[str, Any]]) -> None:
         )
 
 
-def _table(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; nothing where there is none."""
+def table_of(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; nothing where there is none.
+
+    Raises:
+        ValueError: it holds no table.
+    """
     found = read_json(path) if path.is_file() else {}
     if not isinstance(found, dict):
         raise ValueError(f"'{path}' should hold a table, not {str(found)[:60]!r}")
@@ -130,7 +134,7 @@ def read_weights(place: Path) -> dict[str, Tensor]:
     index = place / INDEX
     if not index.is_file() or (place / "model.safetensors").is_file():
         return read_state(weights_file(place, ("model.safetensors", "pytorch_model.bin")))
-    files = _table(index).get("weight_map")
+    files = table_of(index).get("weight_map")
     names = sorted(set(map(str, files.values()))) if isinstance(files, dict) else []
     if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
         raise ValueError(f"'{index}' lists no safetensors files of its folder")

@@ -15,6 +15,8 @@ __all__ = ["folder_of_hub"]
 MODULES = "modules.json"
 DESCRIPTIONS = (
     "config.json",
+    "generation_config.json",
+    "chat_template.jinja",
     MODULES,
     "sentence_bert_config.json",
     "tokenizer.json",

@@ -41,18 +41,21 @@ def quiet() -> Iterator[None]:
                 messages.enable_progress_bar()
 
 
-def build_network(name: str, config: Mapping[str, Any], state: Mapping[str, Tensor] | None) -> "PreTrainedModel":
-    """Build a network without a head, in float32.
+def build_network(
+    name: str, config: Mapping[str, Any], state: Mapping[str, Tensor] | None, *, causal: bool = False
+) -> "PreTrainedModel":
+    """Build a network in float32, without a head or as a causal language model.
 
     Args:
-        name: of the encoder, for messages.
+        name: of the network, for messages.
         config: the content of its config.json.
         state: its tensors by name, those of a head among them; None for random ones.
+        causal: whether the network gives the logits of the next token, and not vectors of tokens.
 
     Raises:
         ValueError: transformers does not know the architecture, it takes no texts, or the tensors do not fit.
     """
-    kind, settings = _architecture(name, config)
+    kind, settings = _architecture(name, config, causal)
     pools = "add_pooling_layer" in inspect.signature(kind).parameters
     options: dict[str, Any] = {"add_pooling_layer": False} if pools else {}
     try:
@@ -72,8 +75,8 @@ def build_network(name: str, config: Mapping[str, Any], state: Mapping[str, Tens
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"'{name}' cannot be built as its config.json says ({first_line(error)})") from error
     if found is not None:
-        _check_loaded(name, network, found)
-    if settings.is_encoder_decoder and hasattr(network, "decoder"):
+        _check_loaded(name, network, found, causal)
+    if not causal and settings.is_encoder_decoder and hasattr(network, "decoder"):
         network = network.get_encoder()
     if vocabulary_of(network) is None:
         raise ValueError(
@@ -83,10 +86,16 @@ def build_network(name: str, config: Mapping[str, Any], state: Mapping[str, Tens
     return network.eval()
 
 
-def _architecture(name: str, config: Mapping[str, Any]) -> "tuple[type[PreTrainedModel], PreTrainedConfig]":
+def _architecture(
+    name: str, config: Mapping[str, Any], causal: bool
+) -> "tuple[type[PreTrainedModel], PreTrainedConfig]":
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_TEXT_ENCODING_MAPPING,
+        MODEL_MAPPING,
+    )
 
     model_type = str(config.get("model_type"))
     if model_type not in CONFIG_MAPPING:
@@ -97,10 +106,12 @@ def _architecture(name: str, config: Mapping[str, Any]) -> "tuple[type[PreTraine
         settings: Any = CONFIG_MAPPING[model_type].from_dict(_plain(config))
     except Exception as error:  # its own checks raise errors of their own kinds
         raise ValueError(f"the config.json of '{name}' is refused by transformers ({first_line(error)})") from error
-    for kinds in (MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING):
+    for kinds in (MODEL_FOR_CAUSAL_LM_MAPPING,) if causal else (MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING):
         if type(settings) in kinds:
             kind: Any = kinds[type(settings)]
             return (kind[0] if isinstance(kind, tuple) else kind), settings
+    if causal:
+        raise ValueError(f"'{name}' ({model_type}) is no causal language model, so it writes no answers; use one")
     raise ValueError(f"'{name}' ({model_type}) has no network that gives vectors of tokens; choose another encoder")
 
 
@@ -113,10 +124,15 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_loaded(name: str, network: nn.Module, found: Mapping[str, Any]) -> None:
+def _check_loaded(name: str, network: nn.Module, found: Mapping[str, Any], causal: bool) -> None:
     if wrong := sorted(found["mismatched_keys"]):
         raise ValueError(f"the weights of '{name}' do not fit its config.json: another shape of '{wrong[0][0]}'")
-    if missing := sorted(found["missing_keys"]):
+    missing = sorted(found["missing_keys"])
+    if missing and causal:
+        raise ValueError(
+            f"'{name}' is no causal language model, or its weights are not whole: they lack '{missing[0]}'"
+        )
+    if missing:
         raise ValueError(f"the weights of '{name}' do not fit its config.json: they lack '{missing[0]}'")
     if broken := [key for key, value in network.state_dict().items() if not value.isfinite().all()]:
         raise ValueError(f"the weights of '{name}' have numbers in '{broken[0]}' that are not finite; get them again")

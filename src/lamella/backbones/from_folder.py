@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lamella.backbones import bundled
+from lamella.backbones.causal_models import OUTPUT
 from lamella.backbones.encoder_places import holds_encoder, is_path
+from lamella.backbones.gguf_files import is_gguf
 from lamella.backbones.peft_lora import CONFIG
 from lamella.common.files import read_json
 
@@ -49,8 +51,8 @@ def backbone_table(text: str) -> dict[str, Any]:
     """Arguments of `load_backbone`.
 
     Args:
-        text: a name; a folder that holds timm's config.json, beside a checkpoint or an adapter of PEFT; the folder of
-            an encoder; or NAME+FOLDER, one of these and an adapter trained on its pre-trained weights.
+        text: a name; a GGUF file; a folder that holds timm's config.json, beside a checkpoint or an adapter of PEFT;
+            the folder of an encoder; or NAME+FOLDER, one of these and an adapter trained on its pre-trained weights.
 
     Raises:
         ValueError: the folder does not say which network it is of, or it is one that no name stands for.
@@ -60,6 +62,8 @@ def backbone_table(text: str) -> dict[str, Any]:
         return {"name": str(folder.absolute())}
     if folder.is_dir() and any((folder / file).is_file() for file in ("config.json", CONFIG)):
         return _of_folder(folder.absolute())
+    if is_gguf(text) and folder.is_file():
+        return {"name": str(folder.absolute()), "output": OUTPUT}
     name, plus, adapter = text.partition("+")
     if plus:
         return backbone_table(name) | {"adapter": str(Path(adapter).expanduser().absolute())}

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from lamella.backbones import bundled
 from lamella.backbones.backbone import Backbone
+from lamella.backbones.causal_models import OUTPUT, build_causal
 from lamella.backbones.encoder_copies import is_kept_encoder
 from lamella.backbones.encoder_places import folder_below_data, holds_encoder, is_called_as_encoder
 from lamella.backbones.hashed_words import HASHED_WORDS, build_hashed_words
@@ -38,6 +39,7 @@ class Kind(NamedTuple):
 IMAGES = Kind(build_image_backbone, "backbones of images")
 ENCODERS = Kind(build_encoder, "encoders of texts")
 HASHED = Kind(build_hashed_words, "hashed words")
+CAUSAL = Kind(build_causal, "language models")
 
 
 def load_backbone(name: str, **options: Any) -> Backbone:
@@ -46,16 +48,17 @@ def load_backbone(name: str, **options: Any) -> Backbone:
     Args:
         name: of images: the bundled backbone, "resnet20", "resnet32", or any of timm's image models. Of texts:
             "hashed-words", or a transformers model: owner/name of its hub, the path of a folder, or the name of a
-            folder below $LAMELLA_DATA.
-        options: those of the function that builds it: of images `build_image_backbone`, of texts `build_encoder`; there
-            are none for "hashed-words".
+            folder below $LAMELLA_DATA. With `output="tokens"` it is a causal language model, which takes answers; its
+            name may be the path of a GGUF file.
+        options: those of the function that builds it: of images `build_image_backbone`, of texts `build_encoder`, of
+            answers `build_causal`; there are none for "hashed-words".
 
     Raises:
         ValueError: an unknown name or option. FileNotFoundError: no such weights.
         ModuleNotFoundError: transformers is not installed.
     """
     backbone_options({"name": name, **options})
-    return _kind_of(name, options.get("weights")).build(name, **options)
+    return _kind_of({"name": name, **options}).build(name, **options)
 
 
 def backbone_options(table: Mapping[str, Any]) -> dict[str, Option]:
@@ -68,10 +71,10 @@ def backbone_options(table: Mapping[str, Any]) -> dict[str, Option]:
         ValueError: it has an option that only backbones of another kind have.
     """
     name = table.get("name")
-    kind = _kind_of(name, table.get("weights")) if isinstance(name, str) else IMAGES
+    kind = _kind_of(table) if isinstance(name, str) else IMAGES
     options = options_of(kind.build)
     for key in table.keys() - options.keys():
-        if others := [other.plural for other in (IMAGES, ENCODERS) if key in options_of(other.build)]:
+        if others := [other.plural for other in (IMAGES, ENCODERS, CAUSAL) if key in options_of(other.build)]:
             raise ValueError(
                 f"'backbone.{key}' is an option of {' and of '.join(others)}, but '{name}' is one of the "
                 f"{kind.plural}; take it away with backbone.{key}="
@@ -79,7 +82,10 @@ def backbone_options(table: Mapping[str, Any]) -> dict[str, Option]:
     return {"name": Option(str)} | options
 
 
-def _kind_of(name: str, weights: Any) -> Kind:
+def _kind_of(table: Mapping[str, Any]) -> Kind:
+    name, weights = table["name"], table.get("weights")
+    if table.get("output") == OUTPUT:
+        return CAUSAL
     if name == HASHED_WORDS:
         return HASHED
     if name == bundled.NAME or name in BLOCKS:
@@ -98,4 +104,4 @@ def _is_of_timm(name: str) -> bool:
 
 def noun_of(name: str) -> str:
     """Return what a backbone of this name takes, "image" or "text"."""
-    return "image" if _kind_of(name, None) is IMAGES else "text"
+    return "image" if _kind_of({"name": name}) is IMAGES else "text"

@@ -23,7 +23,7 @@ from lamella.data.tokens import TokenTransform
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["build_encoder"]
+__all__ = ["build_encoder", "check_installed", "length_and_padding"]
 
 USUAL_LENGTH = 256
 """Longer texts than this many tokens are cut, where no other length is chosen."""
@@ -68,7 +68,7 @@ def build_encoder(
     check_one_of("pool", pool, ("auto", *POOLS))
     check_one_of("normalise", normalise, ("none", "unit"))
     check_one_of("storage", storage, STORAGES)
-    _check_installed()
+    check_installed()
     files, place = _find(name, weights, None if pool == "auto" else pool)
     with torch.no_grad(), quiet(), drawn_by(seed, "backbone", name):
         network = build_network(name, files.config, None if place is None else read_weights(place))
@@ -89,11 +89,12 @@ def build_encoder(
     return Backbone(encoder, name=name, width=width, transform=transform, marks=marks)
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raise ModuleNotFoundError where a package is missing that networks of texts need."""
     for package in ("tokenizers", "transformers"):
         if find_spec(package) is None:
             raise ModuleNotFoundError(
-                f"encoders of texts need the package {package}; install it with: pip install 'lamella[text]'"
+                f"networks of texts need the package {package}; install it with: pip install 'lamella[text]'"
             )
 
 
@@ -106,6 +107,24 @@ def _find(name: str, weights: str, pool: str | None) -> tuple[EncoderFiles, Path
 
 
 def _transform(name: str, files: EncoderFiles, network: "PreTrainedModel", max_length: int | None) -> TokenTransform:
+    length, pad = length_and_padding(name, files, network, max_length)
+    return TokenTransform(files.tokenizer, max_length=length, pad_id=pad)
+
+
+def length_and_padding(
+    name: str, files: EncoderFiles, network: "PreTrainedModel", max_length: int | None
+) -> tuple[int, int]:
+    """Return at how many tokens texts are cut, and the id that stands for padding.
+
+    Args:
+        name: of the network, for messages.
+        files: what describes it.
+        network: the network.
+        max_length: the chosen number of tokens; None for 256, or less where the network's files say so.
+
+    Raises:
+        ValueError: the tokenizer has ids that the network does not know, or the network takes fewer tokens.
+    """
     known, used = vocabulary_of(network) or 0, max(files.tokenizer.get_vocab().values(), default=-1)
     if used >= known:
         raise ValueError(
@@ -118,7 +137,7 @@ def _transform(name: str, files: EncoderFiles, network: "PreTrainedModel", max_l
     length = max_length or min(USUAL_LENGTH, longest or USUAL_LENGTH, *files.limits)
     own = getattr(network.config, "pad_token_id", None)
     pad = next((i for i in (files.pad_id, own) if isinstance(i, int) and 0 <= i < known), 0)
-    return TokenTransform(files.tokenizer, max_length=length, pad_id=pad)
+    return length, pad
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ def domain_incremental(
 def dataset_incremental(
     sources: Sequence[Source], *, share_labels: bool = False, seed: int = 0, validation: float = 0.0
 ) -> Scenario:
-    """Each task brings a data set of its own; at test time all classes seen so far compete.
+    """Each task brings a data set of its own; at test time all classes seen so far compete. Answers have no classes.
 
     Args:
         sources: the data sets, in the order they are learned. All have samples of one kind.
@@ -118,7 +118,7 @@ def dataset_incremental(
     for source, own in zip(sources, names, strict=True):
         ids = torch.tensor([class_names.index(name) for name in own])
         train, test = (
-            data.relabelled(ids[data.labels], [f"{source.name}/{key}" for key in data.keys])
+            data.relabelled(ids[data.labels] if own else data.labels, [f"{source.name}/{key}" for key in data.keys])
             for data in (source.train, source.test)
         )
         parts.append((source.name, tuple(ids.tolist()), train, test))
@@ -140,7 +140,7 @@ def _check_datasets(sources: Sequence[Source]) -> None:
 
 def as_task(source: Source, *, name: str | None = None) -> Task:
     """The training part of a source as one task, for a learner that is shown data outside of any scenario."""
-    classes = tuple(source.train.labels.unique().tolist())
+    classes = tuple(label for label in source.train.labels.unique().tolist() if label >= 0)
     return Task(0, name or source.name, classes, tuple(source.class_names[i] for i in classes), source.train)
 
 

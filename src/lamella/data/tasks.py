@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lamella.data.images import concatenate
+from lamella.data.images import UNKNOWN_CLASS, concatenate
 from lamella.data.loading import Examples
 from lamella.data.names import normal_name
 
@@ -32,7 +32,7 @@ class Source:
         name: of the data set.
         train: its training part.
         test: its test part.
-        class_names: the name of class i at place i; no two are equal.
+        class_names: the name of class i at place i; no two are equal. None where samples have no classes, as answers.
         domain_names: the name of domain i at place i; empty where there are no domains.
         train_domains: (n,) int64, the domain of each training sample, where there are domains.
         test_domains: (n,) int64, the same for the test part.
@@ -61,6 +61,7 @@ class Source:
         for own in ("class_names", "domain_names"):
             object.__setattr__(self, own, tuple(normal_name(name) for name in getattr(self, own)))
         names = [*self.class_names]
+        first = 0 if names else UNKNOWN_CLASS
         if empty := [i for i, name in enumerate(names) if not name.strip()]:
             raise ValueError(f"class {empty[0]} of {self.name} has an empty name; give it a name")
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -69,7 +70,7 @@ class Source:
             ("training", self.train, self.train_domains),
             ("test", self.test, self.test_domains),
         ):
-            if len(data) and not 0 <= int(data.labels.min()) <= int(data.labels.max()) < len(names):
+            if len(data) and not first <= int(data.labels.min()) <= int(data.labels.max()) < len(names):
                 label = next(label for label in data.labels.tolist() if not 0 <= label < len(names))
                 what = f"a {part} {data.noun} of {self.name}"
                 raise ValueError(f"{what} has label {label}, but there are {len(names)} classes")
@@ -178,6 +179,6 @@ class Scenario:
         for task, test in zip(self._tasks, self._tests, strict=True):
             for part, data in (("train", task.train), ("validation", task.validation), ("test", test)):
                 if data is not None:
-                    names = (self.class_names[label] for label in data.labels.tolist())
+                    names = (self.class_names[label] if label >= 0 else "" for label in data.labels.tolist())
                     lines += [f"{k}\x1f{n}\x1f{part}\x1f{task.id}" for k, n in zip(data.keys, names, strict=True)]
         return sha256("\n".join(sorted(lines)).encode()).hexdigest()

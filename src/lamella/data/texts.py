@@ -2,19 +2,18 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
-from typing import Self, TypeVar
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from lamella.data.images import UNKNOWN_CLASS
-from lamella.data.samples import Samples
+from lamella.data.listed import ListedSet
 
 __all__ = ["TextSet", "keys_of_texts", "normal_text"]
 
-AnySamples = TypeVar("AnySamples", bound=Samples)
 MARKS = 30
 """No script puts more marks on one letter (UAX 15, stream-safe text)."""
 
@@ -61,7 +60,7 @@ def keys_of_texts(texts: Sequence[str]) -> list[str]:
     return keys
 
 
-class TextSet:
+class TextSet(ListedSet[str]):
     """Labelled texts.
 
     Args:
@@ -76,48 +75,21 @@ class TextSet:
     noun = "text"
 
     def __init__(self, texts: Sequence[str], labels: Tensor, keys: Sequence[str] | None = None) -> None:
-        self.texts = tuple(texts)
-        self.labels = labels.to(torch.int64)
-        self.keys = tuple(keys_of_texts(self.texts) if keys is None else keys)
-        if not len(self.texts) == len(self.labels) == len(self.keys):
-            counts = f"{len(self.texts)} texts, {len(self.labels)} labels and {len(self.keys)} keys"
-            raise ValueError(f"every text needs one label and one key, but there are {counts}")
-        if len(set(self.keys)) != len(self.keys):
-            twice = next(key for key, count in Counter(self.keys).items() if count > 1)
-            raise ValueError(f"two texts share the key {twice!r}; keys must differ, they decide the split")
+        super().__init__(texts, labels, keys_of_texts(texts) if keys is None else keys)
 
     @classmethod
     def unlabelled(cls, texts: Sequence[str]) -> Self:
         """Texts whose classes are not known."""
         return cls(texts, torch.full((len(texts),), UNKNOWN_CLASS), [str(i) for i in range(len(texts))])
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts themselves."""
+        return self.items
 
     def __repr__(self) -> str:
         return f"TextSet({len(self)} texts of {len(self.labels.unique())} classes)"
 
-    def subset(self, index: Tensor | Sequence[int]) -> Self:
-        """The texts at these positions of this set, in this order."""
-        positions = torch.as_tensor(index, dtype=torch.int64, device="cpu").tolist()
-        texts, keys = [self.texts[i] for i in positions], [self.keys[i] for i in positions]
-        return type(self)(texts, self.labels[positions], keys)
-
-    def relabelled(self, labels: Tensor, keys: Sequence[str] | None = None) -> Self:
-        """The same texts with other labels (n,), and with other keys where they are given."""
-        return type(self)(self.texts, labels, self.keys if keys is None else keys)
-
-    def concatenate(self, others: Sequence[Self]) -> Self:
-        """The texts of this set and then those of the others."""
-        sets = (self, *others)
-        texts, keys = [text for part in sets for text in part.texts], [key for part in sets for key in part.keys]
-        return type(self)(texts, torch.cat([part.labels for part in sets]), keys)
-
-    def batch(self, index: Tensor | Sequence[int], view: Callable[[list[str], Tensor], AnySamples]) -> AnySamples:
-        """The texts at these positions as a backbone takes them."""
-        positions = torch.as_tensor(index, dtype=torch.int64, device="cpu")
-        return view([self.texts[i] for i in positions.tolist()], positions)
-
     def identity(self, i: int) -> bytes:
         """The text itself."""
-        return self.texts[i].encode()
+        return self.items[i].encode()

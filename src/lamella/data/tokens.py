@@ -12,7 +12,7 @@ from lamella.data.samples import CPU, Batch, View
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-__all__ = ["IDS", "MASK", "TokenTransform"]
+__all__ = ["IDS", "MASK", "TokenTransform", "padded"]
 
 IDS = "input_ids"
 """Name of a batch's tensor (n, tokens) int64 of token ids."""
@@ -74,12 +74,7 @@ class TokenTransform:
 
     def batch(self, ids: Sequence[Sequence[int]]) -> Batch:
         """Token ids of any lengths, padded to one length. A text without tokens counts as one of padding."""
-        lengths = torch.tensor([max(len(row), 1) for row in ids])
-        width = int(lengths.max())
-        padded = torch.full((len(ids), width), self.pad_id, dtype=torch.int64)
-        for i, row in enumerate(ids):
-            padded[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
-        return Batch({IDS: padded, MASK: torch.arange(width) < lengths[:, None]})
+        return Batch(padded(ids, self.pad_id))
 
     def example(self, n: int, generator: torch.Generator | None = None) -> Batch:
         """Texts of one word, or with a generator of 3 to 16 tokens that are drawn from the vocabulary."""
@@ -94,3 +89,23 @@ class TokenTransform:
         """The length at which texts are cut, and a digest of the tokenizer."""
         digest = sha256(self.tokenizer.to_str().encode()).hexdigest()
         return {"max_length": self.max_length, "tokenizer_sha256": digest}
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) -> dict[str, Tensor]:
+    """Return token ids (n, tokens) of rows of any lengths, and the mask (n, tokens) that is False for padding.
+
+    A row without tokens counts as one of padding.
+
+    Args:
+        rows: the ids of each sample.
+        pad_id: the id that stands for padding.
+        left: whether padding stands before the tokens of a sample and not behind them.
+    """
+    lengths = torch.tensor([max(len(row), 1) for row in rows])
+    width = int(lengths.max())
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        start = width - len(row) if left else 0
+        ids[i, start : start + len(row)] = torch.tensor(row, dtype=torch.int64)
+    places = torch.arange(width)
+    return {IDS: ids, MASK: places >= width - lengths[:, None] if left else places < lengths[:, None]}

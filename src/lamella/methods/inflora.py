@@ -128,6 +128,7 @@ class InfLoRA(OwnHeads):
 
     merges = True
     needs = frozenset({"own A", "reads A", "product"})
+    answers = True
 
     def __init__(
         self,
@@ -152,7 +153,7 @@ class InfLoRA(OwnHeads):
         self.design = design
         self.statistics_images = statistics_images
         self.shrink = shrink
-        self.distillation = distillation
+        self.distillation = distillation.on(backbone)
         self.free_rank = lora.rank if design != "ratio" else None
         # Layers that read the same inputs, as key and value do, share what is known of these.
         self.reads_as = backbone.first_readers(self.sites)
@@ -172,7 +173,7 @@ class InfLoRA(OwnHeads):
                 name = self.reads_as[site.name]
                 branch.B.mul_(1 - shrinkage(branch.A, self._old(name).moment, before[name]))
 
-        number = len(self.heads) - 1
+        number = len(self.objective) - 1
         for name, G in self._moments(task, fit, "moment-after").items():
             if self.design != "ratio":
                 self.rule.protect(self._space(name), G, number, first=number == 0)
@@ -189,7 +190,7 @@ class InfLoRA(OwnHeads):
 
         Of layers that read the same inputs only the first has one.
         """
-        images = at_most(task.train, self.statistics_images, generator(self.seed, name, len(self.heads)))
+        images = at_most(task.train, self.statistics_images, generator(self.seed, name, len(self.objective)))
         dtype = torch.float64 if self.moments else torch.float32
         found = second_moments(fit, images, self.backbone, self.sites, self.reads_as, name=name, dtype=dtype)
         return {layer: moment.mean for layer, moment in found.items()}
@@ -204,7 +205,7 @@ class InfLoRA(OwnHeads):
             unread = (
                 "the inputs of every adapted layer are zero, so no branch has anything to read; choose other `sites`"
             )
-            raise RuntimeError(why if len(self.heads) else unread)
+            raise RuntimeError(why if len(self.objective) else unread)
         ranks = [U.shape[1] for _, U in open_sites]
         branches = self.lora.grow([site for site, _ in open_sites], "new", rank=ranks)
         for branch, (_, U) in zip(branches, open_sites, strict=True):
@@ -212,7 +213,7 @@ class InfLoRA(OwnHeads):
         return [(site, branch) for branch, (site, _) in zip(branches, open_sites, strict=True)]
 
     def _directions(self, layer: str, G: Tensor) -> Tensor:
-        if self.design == "ratio" and len(self.heads):
+        if self.design == "ratio" and len(self.objective):
             return ratio_directions(G, self._old(layer).moment, self.lora.rank)
         return self._design(G, self._space(layer))
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lamella.adapters.adapter import Adapted, Site
 from lamella.backbones import Backbone
+from lamella.backbones.language_model import LanguageModel, language_model
 from lamella.data.loading import Examples
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
@@ -16,6 +17,7 @@ from lamella.memory.signatures import Signature
 from lamella.memory.subspace import Subspace
 from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.methods.shared.plain_classifier import PlainClassifier
+from lamella.methods.shared.refusals import APART, TRAINED
 from lamella.training.fit import Fit
 from lamella.training.variants import EVERYTHING
 
@@ -25,16 +27,6 @@ STATISTICS_GO_ON = "their statistics take in the new {noun}s beside the old ones
 """What a method that classifies by class statistics makes of more samples of a class."""
 
 
-TRAINED = (
-    "weights that were trained on its samples hold it; learn the model anew without it, or return to a version before "
-    "it (`lamella rollback`)"
-)
-
-
-APART = (
-    "weights were trained to tell them apart, so it would not be as if they had been one; learn the model anew with "
-    "one name for both"
-)
 SHARED = (
     "a class cannot be dropped: the covariance that all classes share contains its samples; learn the model anew "
     "without it"
@@ -79,6 +71,7 @@ class Method(nn.Module, ABC):
             old tasks stay as they are, so that samples of a new task cannot show how features of old ones drift.
         widens: Whether the features get wider with each task.
         changes_backbone: Whether the backbone's own weights are trained.
+        answers: Whether it can learn answers, where its backbone is a language model; else it needs classes.
         merges: Whether adapters are folded into the weights of the layers in `sites`.
         free_rank: How many free directions of a layer the branch of a new task wants, where `protected` tells which
             are taken; None where no branch is kept away from them.
@@ -94,6 +87,7 @@ class Method(nn.Module, ABC):
     routed: bool = False
     widens: bool = False
     changes_backbone: bool = False
+    answers: bool = False
     merges: bool = False
     free_rank: int | None = None
     most_tasks: int | None = None
@@ -171,6 +165,14 @@ class Method(nn.Module, ABC):
         return exemplars.join(data) if isinstance(exemplars, Exemplars) else data
 
     # predicting
+
+    def losses(self, x: Samples) -> Tensor:
+        """(targets,) float32, what each target token of a batch of answers costs, in nats.
+
+        Raises:
+            ValueError: The backbone is no language model.
+        """
+        return self.backbone.run(x, language_model(self.backbone.model, "a loss of answers").losses)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -323,6 +325,8 @@ class Method(nn.Module, ABC):
 
     def _heads(self, member: str) -> Heads:
         heads = self._modules.get("heads")
+        if isinstance(self.backbone.model, LanguageModel):
+            raise ValueError(f"'{self.backbone.name}' learns answers, which have no classes: there is no `{member}`")
         if not isinstance(heads, Heads):
             raise NotImplementedError(
                 f"{type(self).__name__} has no Heads in `self.heads`, which the default of `{member}` uses; keep heads "

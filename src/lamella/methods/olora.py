@@ -94,6 +94,7 @@ class OLoRA(OwnHeads):
 
     merges = True
     needs = frozenset({"reads A", "trained pair", "one rank"})
+    answers = True
     own_meanings = frozenset({"orthogonality"})
     removed: ClassVar[dict[str, Any]] = {"norm_penalty": 0.0}
 
@@ -114,12 +115,12 @@ class OLoRA(OwnHeads):
             raise ValueError(f"orthogonality {orthogonality} is below 0; it weighs a penalty, and 0 leaves it out")
         self.orthogonality = orthogonality
         self.penalty = penalty
-        self.distillation = distillation
+        self.distillation = distillation.on(backbone)
         self.memory = nn.ModuleDict({_key(site): ReadRows(site.layer.weight.shape[1]) for site in self.sites})
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
-        branches = self.grow_new("new", generator(self.seed, "lora", len(self.heads)), task, fit)
+        branches = self.grow_new("new", generator(self.seed, "lora", len(self.objective)), task, fit)
         penalty = partial(self.penalties, branches)
         self.train_head(task, fit, factors(branches), penalty=penalty, distillation=self.distillation)
         for site, branch in zip(self.sites, branches, strict=True):

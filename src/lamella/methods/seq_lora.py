@@ -36,6 +36,7 @@ class SeqLoRA(OwnHeads):
     """
 
     needs = frozenset()
+    answers = True
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class SeqLoRA(OwnHeads):
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
         if self.fresh:
-            self.grow_new("lora", generator(self.seed, "lora", len(self.heads)), task, fit)
+            self.grow_new("lora", generator(self.seed, "lora", len(self.objective)), task, fit)
         elif not any(site.layer.of("lora") for site in self.sites):
             self.grow_new("lora", generator(self.seed, "lora"), task, fit)  # its start needs the first task's inputs
         layers = dict.fromkeys(site.layer for site in self.sites)  # each once: a layer may have several sites

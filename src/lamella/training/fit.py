@@ -50,6 +50,7 @@ class Fit(Passes):
         crop: float | None = None,
         before_step: Callable[[], None] | None = None,
         after_step: Callable[[], None] | None = None,
+        count: Callable[[Any, Tensor], int] | None = None,
         name: str = "train",
         **settings: Any,
     ) -> list[float]:
@@ -67,6 +68,9 @@ class Fit(Passes):
             before_step: called after each backward pass of a step, before gradients are clipped and applied.
             after_step: called after each step of the optimiser. Checkpoints contain all parameters and buffers of the
                 module that `before_step` and `after_step` change, trained or not.
+            count: (inputs, global class ids) -> how many things the loss of a batch is the mean of, where those are not
+                its examples, such as target tokens. The loss of a step is then the mean over the things of all of its
+                batches.
             name: the name of this call within the task, under which draws and checkpoints are found.
             settings: fields of `Training` that replace those of `training`, such as `epochs=3, lr=1e-3`.
 
@@ -96,7 +100,7 @@ class Fit(Passes):
             dropout = during.enter_context(dropping(self.module, self.device))
             advance = during.enter_context(self.progress(f"task {self.task} {name}", recipe.epochs * len(steps)))
             view = self._cropped(crop) if augment else None
-            job = _Job(data, loss, recipe, steps, view, before_step, after_step, engine, saved, dropout, advance)
+            job = _Job(data, loss, recipe, steps, view, before_step, after_step, count, engine, saved, dropout, advance)
             saved.restore(recipe.epochs)
             advance(saved.epoch * len(steps) + saved.step, "")
             while saved.epoch < recipe.epochs:
@@ -130,14 +134,15 @@ class Fit(Passes):
                 engine.zero_grad(set_to_none=True)
                 job.dropout(named_seed(self.seed, *named, saved.step, "dropout"))
                 value_of_step: Tensor | float = 0.0
-                for x, y in islice(batches, len(sizes)):
+                parts, whole = job.counted(islice(batches, len(sizes)), sum(sizes))
+                for x, y, counted in parts:
                     with computing(self.device, self.precision):
                         value = job.loss(x, y)
-                    share = len(y) / sum(sizes)
+                    share = counted / whole
                     value.backward(torch.full_like(value, share))
                     value_of_step = value_of_step + value.detach() * share
                 job.step(self.module)
-                saved.advance(value_of_step, sum(sizes))
+                saved.advance(value_of_step, whole)
                 job.advance(1, f"epoch {saved.epoch + 1}")
         mean = saved.next_epoch()
         check_loss(self.task, saved.epoch, mean)
@@ -155,10 +160,25 @@ class _Job:
     augmentation: Augmentation | None
     before_step: Callable[[], None] | None
     after_step: Callable[[], None] | None
+    count: Callable[[Any, Tensor], int] | None
     engine: torch.optim.Optimizer
     saved: TrainingCall
     dropout: Callable[[int], object]
     advance: Callable[[int, str], None]
+
+    def counted(
+        self, batches: Iterable[tuple[Any, Tensor]], examples: int
+    ) -> tuple[Iterable[tuple[Any, Tensor, int]], int]:
+        """Return the batches of a step, each with how many things its loss is the mean of, and the sum of that.
+
+        Args:
+            batches: inputs and global class ids of each batch.
+            examples: the number of examples in all.
+        """
+        if self.count is None:
+            return ((x, y, len(y)) for x, y in batches), examples
+        parts = [(x, y, self.count(x, y)) for x, y in batches]
+        return parts, sum(counted for *_, counted in parts)
 
     def step(self, module: nn.Module) -> None:
         """Apply the current gradients to the tensors."""

@@ -184,7 +184,8 @@ def _make_split(
     is_test = torch.zeros(len(data), dtype=torch.bool)
     if fraction == 0:
         return is_test
-    for label, count in enumerate(torch.bincount(data.labels, minlength=len(class_names)).tolist()):
+    known = data.labels[data.labels >= 0]
+    for label, count in enumerate(torch.bincount(known, minlength=len(class_names)).tolist()):
         if count < 2 and test_each_class:
             has = f"a single {data.noun}" if count else f"no {data.noun}"
             raise ValueError(

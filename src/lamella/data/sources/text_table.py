@@ -12,7 +12,7 @@ from lamella.data.sources.files import PARTS, used_parts
 from lamella.data.sources.labelled_texts import LabelledText, texts_to_source
 from lamella.data.sources.rows import AS_TEXT, Row, Rows
 
-__all__ = ["LABELS", "TEXTS", "column_of", "load_text_table"]
+__all__ = ["LABELS", "TEXTS", "column_of", "load_text_table", "named_cell", "sound"]
 
 TEXTS = ("text", "sentence", "utterance", "query")
 """The usual names of a column of texts."""
@@ -148,15 +148,15 @@ def _sample(rows: Rows, row: Row, columns: _Columns) -> LabelledText:
     text = row.cells.get(columns.text)
     if text is not None and text == text and not isinstance(text, str):
         raise ValueError(f"{where}: the text is {type(text).__name__} {str(text)[:20]!r}; {AS_TEXT}")
-    domain = _name(row, columns.domain, "domain", where)
-    split = _name(row, columns.split, "split", where)
+    domain = named_cell(row, columns.domain, "domain", where)
+    split = named_cell(row, columns.split, "split", where)
     if split is not None and alike(split) not in PARTS:
         raise ValueError(f"{where}: the split {split!r} is unknown; use one of {', '.join(PARTS)}")
     return LabelledText(
-        _sound(text if isinstance(text, str) else "", "text", where),
+        sound(text if isinstance(text, str) else "", "text", where),
         normal_name(label),
         f"{rows.path.name}, {row.place}",
-        _name(row, columns.id, "id", where),
+        named_cell(row, columns.id, "id", where),
         None if domain is None else normal_name(domain),
         None if split is None else PARTS[alike(split)],
     )
@@ -170,7 +170,18 @@ def _label(value: Any, names: list[str] | None, where: str) -> str:
     return names[value]
 
 
-def _name(row: Row, column: str | None, noun: str, where: str) -> str | None:
+def named_cell(row: Row, column: str | None, noun: str, where: str) -> str | None:
+    """Return an id, a split or a domain as text; None where there is no such column.
+
+    Args:
+        row: the row.
+        column: the column.
+        noun: what it holds, for messages.
+        where: the file and the line, for messages.
+
+    Raises:
+        ValueError: the cell is empty, or no text or number.
+    """
     return None if column is None else _plain(row.cells.get(column), noun, where)
 
 
@@ -180,11 +191,20 @@ def _plain(value: Any, noun: str, where: str) -> str:
         raise ValueError(f"{where}: the {noun} is {type(value).__name__}, not a text or a number")
     if value is None or value != value or not str(value).strip():  # only NaN, an empty cell of a table, is not itself
         raise ValueError(f"{where}: the {noun} is empty; write one, or remove the row")
-    return _sound(str(value).strip(), noun, where)
+    return sound(str(value).strip(), noun, where)
 
 
-def _sound(text: str, noun: str, where: str) -> str:
-    """Return a text; raise ValueError where no file could hold it."""
+def sound(text: str, noun: str, where: str) -> str:
+    """Return a text.
+
+    Args:
+        text: the text.
+        noun: what it is, for messages.
+        where: the file and the line, for messages.
+
+    Raises:
+        ValueError: no file could hold it.
+    """
     if "\0" in text:
         raise ValueError(f"{where}: a NUL character in the {noun}, which no text has; remove it")
     try:

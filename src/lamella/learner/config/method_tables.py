@@ -28,6 +28,7 @@ from lamella.learner.config.own_methods import NAME
 from lamella.learner.config.registry import find, is_own, names, shown
 from lamella.methods import ALIASES, METHODS, WHOLE_STREAM, Method
 from lamella.methods.parts import FIRST, PARTS
+from lamella.methods.shared.refusals import check_objective
 from lamella.training.schedules import FORMER_NAMES
 
 __all__ = [
@@ -257,6 +258,9 @@ def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:
 
     Returns:
         The method, built on its base if it has one, with its parts on top in their order.
+
+    Raises:
+        ValueError: the backbone is a language model, and the method or a part of it needs classes.
     """
     table, seed = config["method"], config["run"]["seed"]
     base = {"base": _build_plain("method.base", table["base"], backbone, seed)} if "base" in table else {}
@@ -268,6 +272,7 @@ def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:
             "that keeps its branches or has none, such as seq-lora, color, sdlora or streaming-lda"
         )
     for part in (key for key in table if key in PARTS):
+        check_objective(f"the part '{part}'", PARTS[part].answers, backbone)
         method = PARTS[part](method, seed=seed, **arguments(f"method.{part}", table[part], _keywords(PARTS[part])))
     return method
 
@@ -377,6 +382,9 @@ def _complete_plain(where: str, table: Mapping[str, Any], scenario: Mapping[str,
 def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed: int, **base: Method) -> Method:
     """Build one method without its parts."""
     build = find(table["name"])
+    kind: object = build
+    if isinstance(kind, type) and issubclass(kind, Method):
+        check_objective(f"method '{table['name']}'", kind.answers, backbone)
     method = build(backbone, **base, seed=seed, **arguments(where, _own_keys(table), _keywords(build)))
     if not isinstance(method, Method):
         raise TypeError(f"method '{table['name']}' is a {type(method).__name__}; derive its class from lamella.Method")

@@ -1,4 +1,4 @@
-"""The base class of methods that train one head for each task, on the task's own classes alone."""
+"""The base class of methods that train for one task alone: a head on its own classes, or the tokens of its answers."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,7 +13,9 @@ from lamella.data.scenario import Task
 from lamella.methods.method import Method
 from lamella.methods.shared.growing import grow_for_task
 from lamella.methods.shared.heads import Heads
+from lamella.methods.shared.objectives import Classes, Objective, Terms, TokensOfAnswers, learns_answers
 from lamella.methods.shared.pseudo_replay import PseudoReplay
+from lamella.methods.shared.refusals import check_objective
 from lamella.methods.shared.self_distillation import SelfDistillation, SelfTeacher
 from lamella.training.fit import Examples, Fit
 from lamella.training.recipe import LoRA, Training
@@ -24,6 +26,8 @@ __all__ = ["OwnHeads", "cross_entropy", "factors", "with_head"]
 
 class OwnHeads(Method):
     """A method in which the head of each task is trained on that task's classes alone.
+
+    With a language model as its backbone there are no heads: what is trained for are the tokens of answers.
 
     Args:
         backbone: the feature extractor.
@@ -48,11 +52,21 @@ class OwnHeads(Method):
         self.seed = seed
         self.pseudo_replay = None
         self.recipe = training
-        self.heads = Heads(backbone.width, training.head_start, seed)
+        check_objective(type(self).__name__, self.answers, backbone)
+        if learns_answers(backbone):
+            self.of_answers = TokensOfAnswers()
+        else:
+            self.heads = Heads(backbone.width, training.head_start, seed)
         if lora is not None:
             check_variants(type(self).__name__, self.needs, lora)
             self.lora = lora
             self.sites = lora.attach(backbone)
+
+    @property
+    def objective(self) -> Objective:
+        """What is trained for: classes, or the tokens of answers where the backbone is a language model."""
+        tokens = self._modules.get("of_answers")
+        return tokens if isinstance(tokens, TokensOfAnswers) else Classes(self.heads)
 
     def train_head(
         self,
@@ -68,7 +82,7 @@ class OwnHeads(Method):
         current: Sequence[str] = ("new",),
         **hooks: Any,
     ) -> None:
-        """Add a head for a task; train it, and weights below it, by cross-entropy among the task's classes.
+        """Train weights for a task: with a new head, by cross-entropy among its classes, or for its answers' tokens.
 
         With `pseudo_replay` all heads are trained, by cross-entropy among all classes.
 
@@ -84,28 +98,20 @@ class OwnHeads(Method):
             current: the names of the adapters in training, which the teacher of `distillation` does without.
             hooks: `before_step` and `after_step` of the training loop.
         """
-        training = self.recipe.of_task(len(self.heads))
-        features, pseudo_replay = features or self.features, self.pseudo_replay
-        teacher = None
-        if distillation is not None and distillation.distill and len(self.heads):
+        training = self.recipe.of_task(len(self.objective))
+        features, teacher = features or self.features, None
+        if distillation is not None and distillation.distill and len(self.objective):
             teacher = SelfTeacher(distillation, self.sites, current, features, self.heads)
-        head = self.heads.grow(task.classes)
-        if pseudo_replay is not None:
-            pseudo_replay.start(self.heads)
-        rows = head if pseudo_replay is None else self.heads  # only this task's classes compete, or all do
-
-        def loss(x: Any, y: Tensor) -> Tensor:
-            found, columns = features(x), rows.columns(y)
-            value = criterion(rows(found), columns)
-            value = value if pseudo_replay is None else value + pseudo_replay.loss(self.heads)
-            value = value if penalty is None else value + penalty()
-            return value if teacher is None else value + teacher.loss(x, found)
-
+        target = self.objective.begin(
+            task, Terms(self.losses, features, criterion, penalty, teacher, self.pseudo_replay)
+        )
+        groups = self._groups(weights, training)
         fit(
             task.train if data is None else data,
-            loss,
-            with_head(self._groups(weights, training), rows, training),
+            target.loss,
+            groups if target.head is None else with_head(groups, target.head, training),
             training,
+            count=target.count,
             **hooks,
         )
 

@@ -7,11 +7,14 @@ arXiv 1503.02531.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from lamella.adapters.adapter import Site, using
+from lamella.backbones import Backbone
+from lamella.backbones.language_model import LanguageModel
 from lamella.data.samples import Samples
 from lamella.methods.shared.distillation import frozen_copy
 from lamella.methods.shared.heads import Heads
@@ -41,6 +44,19 @@ class SelfDistillation:
             raise ValueError(f"distill is {self.distill}; it must be 0 or more, and 0 leaves the teacher out")
         if not self.distill_temperature > 0:
             raise ValueError(f"distill_temperature is {self.distill_temperature}; it must be above 0, and 2 is usual")
+
+    def on(self, backbone: Backbone) -> Self:
+        """Return the same for a backbone.
+
+        Raises:
+            ValueError: there is a teacher, and the backbone is a language model, whose answers have no classes.
+        """
+        if self.distill and isinstance(backbone.model, LanguageModel):
+            raise ValueError(
+                f"distill is {self.distill}, which keeps the answers for old classes, and '{backbone.name}' learns "
+                "answers without classes; set distill to 0"
+            )
+        return self
 
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return distill x T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over n samples.

@@ -1,0 +1,160 @@
+"""Answers that a causal language model writes: the likeliest token each time, or tokens that are drawn."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lamella.backbones.backbone import Backbone
+from lamella.backbones.encoder_network import longest_text
+from lamella.backbones.language_model import LanguageModel, language_model
+from lamella.common.randomness import generator
+from lamella.data.answer_tokens import AnswerTokens
+from lamella.data.answers import Answer, keys_of_answers
+from lamella.data.lengths import of_like_length
+from lamella.data.samples import Batch
+from lamella.data.tokens import IDS, MASK
+
+__all__ = ["Generating", "generate"]
+
+SAMPLES, SIZE = 32, 8192
+"""The largest number of prompts in a batch, and of its tokens, those still to be written among them."""
+
+
+@dataclass(frozen=True)
+class Generating:
+    """How answers are written.
+
+    Args:
+        max_tokens: the largest number of tokens of an answer, with the one that ends it; at least 1.
+        temperature: what logits are divided by before a token is drawn, at least 0; at 0 the likeliest token is taken.
+        top_p: only the likeliest tokens are drawn that together have this probability; above 0, at most 1.
+        stop: texts that end an answer, and are no part of it.
+        seed: of what is drawn. Each prompt has draws of its own, whatever stands beside it in a batch.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}; an answer has at least 1")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0, for the likeliest tokens, or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ValueError(f"stop is {self.stop!r}; it must be a list of texts that are not empty")
+
+
+@torch.no_grad()
+def generate(backbone: Backbone, prompts: Sequence[Answer], how: Generating = Generating()) -> list[str]:
+    """Return an answer to each prompt. A last answer that is there is not read.
+
+    Prompts of like lengths share a batch, padded on the left. So an answer differs from the one that a prompt gets
+    alone only where two tokens are equally likely but for rounding.
+
+    Args:
+        backbone: a causal language model.
+        prompts: conversations, or plain texts to begin with nothing.
+        how: how answers are written.
+
+    Raises:
+        ValueError: the backbone is no language model, `max_tokens` leaves no room for a prompt, or its chat template
+            refuses a conversation.
+    """
+    model, transform = language_model(backbone.model, "writing answers"), backbone.transform
+    assert isinstance(transform, AnswerTokens)
+    rows = transform.prompts(prompts, _room(backbone.name, model, transform, how))
+    keys = keys_of_answers([prompt._replace(turns=prompt.prompt or prompt.turns) for prompt in prompts])
+    lengths = [len(row) + how.max_tokens for row in rows]
+    answers = [""] * len(rows)
+    for batch in of_like_length(lengths, samples=SAMPLES, size=SIZE, padding=SIZE // 8):
+        x = transform.padded_left([rows[i] for i in batch]).to(backbone.device)
+        texts = _written(model, transform, x, [keys[i] for i in batch], how)
+        for i, text in zip(batch, texts, strict=True):
+            answers[i] = text
+    return answers
+
+
+def _room(name: str, model: LanguageModel, transform: AnswerTokens, how: Generating) -> int:
+    """The largest number of tokens of a prompt."""
+    longest = longest_text(model.network)
+    room = transform.max_length if longest is None else min(transform.max_length, longest - how.max_tokens)
+    if room < 1:
+        raise ValueError(
+            f"max_tokens is {how.max_tokens}, but '{name}' takes {longest} tokens with the prompt; give less"
+        )
+    return room
+
+
+def _written(
+    model: LanguageModel, transform: AnswerTokens, x: Batch, keys: Sequence[str], how: Generating
+) -> list[str]:
+    from transformers import GenerationConfig
+
+    network: Any = model.network
+    width = x[IDS].shape[1]
+    decode: Callable[[list[int]], str] = transform.tokenizer.decode
+    settings = GenerationConfig(
+        max_new_tokens=how.max_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=list(model.ends) or None,
+        pad_token_id=transform.pad_id,
+    )
+
+    def stopped(ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        texts = (decode(row) for row in ids[:, width:].tolist())
+        return torch.tensor([any(sign in text for sign in how.stop) for text in texts], device=ids.device)
+
+    def drawn(ids: Tensor, scores: Tensor) -> Tensor:
+        return _perturbed(scores, [f"{key}" for key in keys], ids.shape[1] - width, how)
+
+    found = network.generate(
+        inputs=x[IDS],
+        attention_mask=x[MASK].long(),
+        generation_config=settings,
+        logits_processor=[drawn] if how.temperature else [],
+        stopping_criteria=[stopped] if how.stop else [],
+    )
+    return [_cut(decode(_until(row, model.ends)), how.stop) for row in found[:, width:].tolist()]
+
+
+def _perturbed(scores: Tensor, keys: Sequence[str], step: int, how: Generating) -> Tensor:
+    """Return scores (n, vocabulary) whose largest entry is at a token that is drawn by its probability.
+
+    That is the Gumbel-max trick: the largest of logits to which standard Gumbel noise was added is a draw of their
+    softmax (Maddison, Tarlow & Minka, NeurIPS 2014, arXiv 1411.0030).
+    """
+    logits = scores.float() / how.temperature
+    if how.top_p < 1:
+        values, order = logits.sort(descending=True)
+        shares = values.softmax(1)
+        unlikely = shares.cumsum(1) - shares >= how.top_p  # the likeliest one always stays
+        logits = logits.masked_fill(unlikely.scatter(1, order, unlikely), -torch.inf)
+    noise = [
+        torch.empty(logits.shape[1]).exponential_(generator=generator(how.seed, "generate", key, step)).log()
+        for key in keys
+    ]
+    return logits - torch.stack(noise).to(logits)
+
+
+def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """The ids before the first that ends an answer."""
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the texts that end an answer."""
+    places = [place for sign in stop if (place := text.find(sign)) >= 0]
+    return text[: min(places, default=len(text))]
