@@ -21,6 +21,7 @@ from lamella.cli.app import app
 from lamella.common.options import options_of
 from lamella.data.scenario import Source
 from lamella.data.sources.load import SOURCES, load_source
+from lamella.experiments.reproduce.registry import find_cell
 from lamella.learner.config.document import load_config, method_name, shipped_configs
 from lamella.methods import METHODS
 from lamella.methods.parts import PARTS
@@ -153,6 +154,12 @@ def test_every_run_shown_has_a_valid_configuration(words: list[str], monkeypatch
     config = load_config(words[1], wanted)
     names = [o.partition("=")[2] for o in wanted if o.startswith("method.name=")]
     assert re.split(r"[+(]", method_name(config))[0] in [re.split(r"[+(]", Path(n).name)[0] for n in names or METHODS]
+
+
+def test_every_cell_shown_is_in_the_registry() -> None:
+    shown = [words[1:3] for words in commands() if words[:1] == ["reproduce"] and len(words) > 2]
+    assert shown
+    assert all(find_cell(paper, cell) for paper, cell in shown if paper.islower())  # not PAPER and CELL
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

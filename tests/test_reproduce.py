@@ -12,6 +12,7 @@ from PIL import Image
 from streams import tiny_backbone
 from test_report import result, write
 
+from lamella.backbones.hub import without_hub
 from lamella.common.words import many, number
 from lamella.experiments.report import load_results
 from lamella.experiments.reproduce import registry
@@ -191,6 +192,19 @@ def test_without_the_data_one_line_says_how_to_get_them(
     code, _, err = lamella("reproduce", "inflora", "imagenet-r-10", "--out", tmp_path / "out")
     assert (code, err.count("\n")) == (2, 1)
     assert "imagenet-r is read from a local copy, and there is none" in err
+
+
+def test_without_the_weights_one_line_says_where_to_put_them(
+    lamella: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jpegs(tmp_path / "imagenet-r", classes=10, each=5)
+    monkeypatch.setenv("LAMELLA_DATA", str(tmp_path))
+    with without_hub():
+        code, _, err = lamella("reproduce", "inflora", "imagenet-r-10", "--out", tmp_path / "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the weights of 'vit_base_patch16_224.augreg_in21k' are not on this machine" in err
+    assert "put them into a folder" in err
+    assert not (tmp_path / "out" / "seed-0" / "config.toml").exists(), "so the same command works once they are there"
 
 
 def jpegs(folder: Path, classes: int, each: int) -> list[Path]:

@@ -118,8 +118,8 @@ def read_comparison(folder: Path) -> Comparison | None:
 def comparison_line(value: Value) -> str:
     """A value for people, in percent.
 
-    >>> comparison_line(Value(0.7565, 0.0014, 0.751, 0.003, -0.0055, None))
-    'reported 75.65 ± 0.14, reproduced 75.1 ± 0.3, difference −0.6'
+    >>> comparison_line(Value(0.757, 0.0014, 0.751, 0.003, -0.006, None))
+    'reported 75.70 ± 0.14, reproduced 75.1 ± 0.3, difference −0.6'
     """
     reported = percents(Reported(100 * value.reported, _percent(value.reported_spread)))
     reproduced = number(value.reproduced) + ("" if value.deviation is None else f" ± {number(value.deviation)}")
