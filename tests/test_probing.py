@@ -169,9 +169,9 @@ def test_networks_of_timm_learn_and_come_back_or_are_refused(name: str, tmp_path
         for i in range(3):
             (tmp_path / "data" / color).mkdir(parents=True, exist_ok=True)
             Image.effect_noise((40, 40), 20 + 60 * place).convert("RGB").save(tmp_path / "data" / color / f"{i}.png")
-    table = {"name": name, "weights": "random"}
+    table, quick = {"name": name, "weights": "random"}, {"epochs": 1, "batch_size": 2, "blocks": 2, "rank": 2}
     try:
-        learner = Learner.create(backbone=table, method={"name": "inflora", "epochs": 1, "blocks": 2, "rank": 2})
+        learner = Learner.create(backbone=table, method={"name": "inflora", **quick})
     except (ValueError, TypeError) as error:
         told = str(error)
         assert "\n" not in told
