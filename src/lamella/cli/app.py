@@ -11,6 +11,7 @@ from lamella.cli.classes import classes
 from lamella.cli.demo import demo
 from lamella.cli.evaluate import evaluate
 from lamella.cli.export import export
+from lamella.cli.generate import generate
 from lamella.cli.inspect import inspect
 from lamella.cli.learn import learn
 from lamella.cli.merge import merge
@@ -106,6 +107,12 @@ _add(
     "lamella predict model photos/ --top 3 --json",
     'lamella predict tickets --text "My card has not arrived yet"',
     "lamella predict tickets new.csv --csv > labels.csv",
+)
+_add(
+    generate,
+    "generate",
+    'lamella generate my-assistant "What is the capital of France?" --max-tokens 32',
+    "lamella generate my-assistant questions.jsonl --json > answers.jsonl",
 )
 _add(
     export,

@@ -106,8 +106,11 @@ class ChatTemplate:
 
     @cached_property
     def end(self) -> str:
-        """What stands behind an answer and ends it; "" where nothing does."""
-        answer = self.pieces([Turn(USER, "a"), Turn(ASSISTANT, "b")])[-1].text
+        """What stands behind an answer and ends it; "" where nothing does, or the template refuses a plain question."""
+        try:
+            answer = self.pieces([Turn(USER, "a"), Turn(ASSISTANT, "b")])[-1].text
+        except TemplateError:
+            return ""
         found = self._special.findall(answer)
         return found[-1] if found else ""
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.backbones.feature_cache import FeatureCache
+from lamella.backbones.generating import Generating, generate
 from lamella.common.progress import Progress, silent
+from lamella.data.answers import Answer
 from lamella.data.loading import Examples
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
@@ -286,6 +288,21 @@ class Learner:
             task: the number of the task that the samples are from, where it is given.
         """
         return self.model.logits(x, task)
+
+    def answer(self, prompts: Sequence[str | Answer], how: Generating = Generating()) -> list[str]:
+        """Answers to prompts, by a model of answers; see `lamella.backbones.generating.generate`.
+
+        Args:
+            prompts: what is asked: texts, or whole conversations.
+            how: how answers are written: their greatest length, and whether tokens are drawn.
+
+        Raises:
+            ValueError: the backbone is no language model, or the prompts leave no room for an answer.
+        """
+        self.model.check_whole()
+        asked = [Answer.to(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        self.model.method.eval().to(self.fit().device)
+        return generate(self.model.backbone, asked, how)
 
     def predict(self, images: Sequence[str | Path] | Examples, *, top: int = 5) -> list[Prediction]:
         """Class names with confidences for image files, texts, or a set of samples.

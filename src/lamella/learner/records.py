@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lamella.data.images import data_sha256
+from lamella.data.images import UNKNOWN_CLASS, data_sha256
 from lamella.data.scenario import Task
 from lamella.data.tasks import Unreadable
 from lamella.learner.confidence import HeldBackScore
@@ -147,6 +147,10 @@ def check_task(task: Task, class_names: Mapping[int, str]) -> None:
             )
     if twice := [name for name, count in Counter(task.class_names).items() if count > 1]:
         raise ValueError(f"two classes of task '{task.name}' are called '{twice[0]}'; class names must differ")
+    if (
+        not task.classes and len(task.train) and int(task.train.labels.max()) == UNKNOWN_CLASS
+    ):  # answers have no classes
+        return
     counts = torch.bincount(task.train.labels, minlength=max(task.classes) + 1)
     if empty := [name for i, name in zip(task.classes, task.class_names, strict=True) if counts[i] == 0]:
         noun = task.train.noun
@@ -170,6 +174,8 @@ def task_record(task: Task, method: Method, fit: Fit, seconds: float) -> TaskRec
         trainable_parameters=max(fit.trained.values(), default=0),
         trained=fit.trained,
         waited=fit.waited,
-        data_sha256=data_sha256(task.train, dict(zip(task.classes, task.class_names, strict=True))),
+        data_sha256=data_sha256(
+            task.train, {UNKNOWN_CLASS: ""} | dict(zip(task.classes, task.class_names, strict=True))
+        ),
         directions=used_directions(method),
     )

@@ -1,0 +1,157 @@
+"""A learner of answers in Python: it learns, is stored, goes on, and answers."""
+
+import json
+import sys
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import Run
+from encoder_folders import write_json
+
+from lamella import Learner
+from lamella.backbones.encoder_network import quiet
+from lamella.backbones.generating import Generating
+from lamella.common.printable import printable
+from lamella.data.answers import Answer, AnswerSet
+from lamella.data.scenario import Task
+from lamella.learner.answers.costs import costs_of
+from lamella.testing.answers import CHATML, causal_config, chat_tokenizer
+from lamella.testing.texts import pattern_texts
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of transformers with a small Llama."""
+    place = tmp_path / "base"
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        transformers.AutoModelForCausalLM.from_config(causal_config("Llama")).save_pretrained(place)
+    chat_tokenizer().save(str(place / "tokenizer.json"))
+    write_json(place / "tokenizer_config.json", {"eos_token": "[SEP]", "chat_template": CHATML})
+    return place
+
+
+def new(folder: Path, **method: Any) -> Learner:
+    settings = {"name": "inflora", "energy": 0.8, "energy_of": "data", "rank": 4, "sites": ["key", "value"]}
+    training = {"epochs": 4, "batch_size": 8, "lr": 0.01}
+    backbone = {"name": str(folder), "output": "tokens", "max_length": 64}
+    return Learner.create(backbone=backbone, method=settings | training | method, fit={"device": "cpu"})
+
+
+def task(number: int, letters: str, *more: Answer) -> Task:
+    answers = [Answer.to(f"{letters}{i}", f"{letters * (1 + i % 3)}!") for i in range(8)]
+    return Task(number, letters, (), (), AnswerSet([*answers, *more]))
+
+
+def loss(learner: Learner, letters: str) -> float:
+    data = task(0, letters).train
+    assert isinstance(data, AnswerSet)
+    return costs_of(learner.method, data, device="cpu").loss
+
+
+def test_a_learner_of_answers_is_stored_and_goes_on(folder: Path, tmp_path: Path) -> None:
+    learner = new(folder)
+    before = loss(learner, "ab")
+    record = learner.learn(task(0, "ab"))
+    assert (record.classes, record.images) == ((), 8)
+    assert loss(learner, "ab") < 0.95 * before
+    learner.save(tmp_path / "model")
+    for file in folder.iterdir():
+        file.unlink()
+    again = Learner.load(tmp_path / "model", device="cpu")
+    assert loss(again, "ab") == loss(learner, "ab"), "the folder of the base is not needed any more"
+    for one in (learner, again):
+        one.learn(task(1, "xyz"))
+    assert loss(again, "xyz") == loss(learner, "xyz")
+    how = Generating(max_tokens=8)
+    answers = learner.answer(["ab1", Answer.to("xyz1")], how)
+    assert answers == again.answer(["ab1", "xyz1"], how)
+    assert len(answers) == 2
+
+
+def test_answers_that_do_not_fit_are_in_the_record(folder: Path) -> None:
+    learner = new(folder)
+    long = Answer.to("a", "b" * 80)._replace(place="answers.jsonl, line 9")
+    record = learner.learn(task(0, "ab", long))
+    assert record.images == 8
+    assert record.unreadable is not None
+    assert (record.unreadable.images, record.unreadable.first) == (1, ("answers.jsonl, line 9",))
+    with pytest.raises(ValueError, match="task 'too long' has no answer that can be learned: its answer does not fit"):
+        learner.learn(Task(1, "too long", (), (), AnswerSet([long])))
+
+
+def test_what_belongs_to_classes_is_refused(folder: Path) -> None:
+    learner = new(folder)
+    texts = Task(0, "texts", (0, 1), ("a", "b"), pattern_texts(2, 4, "train"))
+    with pytest.raises(ValueError, match=r"this model takes answers, by the backbone .*, and task 'texts' holds texts"):
+        learner.learn(texts)
+    answers = task(0, "ab")
+    with pytest.raises(ValueError, match="held_back serves the confidence among classes"):
+        learner.learn(answers, held_back=answers.train)
+    with pytest.raises(ValueError, match="this model takes texts"):
+        Learner.create(backbone="hashed-words", method="nearest-mean", fit={"device": "cpu"}).learn(answers)
+    with pytest.raises(ValueError, match="method 'ranpac' needs classes, and the language model"):
+        Learner.create(backbone={"name": str(folder), "output": "tokens"}, method="ranpac", fit={"device": "cpu"})
+
+
+# the command
+
+
+@pytest.fixture
+def stored(folder: Path, tmp_path: Path) -> Path:
+    """A model of answers that has learned very little, so that it writes."""
+    learner = new(folder, epochs=1, lr=1e-5)
+    learner.learn(task(0, "ab"))
+    learner.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_prompts_are_answered_from_the_command_line(
+    lamella: Run, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["ab", "what", "hello", "q", "who", "more", "then"]
+    written = Learner.load(stored, device="cpu").answer(words, Generating(max_tokens=6))
+    (first, one), (second, two) = [(asked, text) for asked, text in zip(words, written, strict=True) if text][:2]
+    options = ("--max-tokens", "6", "--device", "cpu")
+    code, out, err = lamella("generate", stored, first, *options)
+    assert (code, out, err) == (0, f"{printable(one)}\n", "")
+    rows = [{"prompt": first, "response": "what is right"}, {"prompt": ""}, {"prompt": second}]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, out, err = lamella("generate", stored, tmp_path / "asked.jsonl", "--json", *options)
+    assert [json.loads(line)["response"] for line in out.splitlines()] == [one, two]
+    assert json.loads(out.splitlines()[1])["messages"] == [{"role": "user", "content": second}]
+    assert err == "asked.jsonl, line 2: left out: the prompt is empty\n"
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(f"{first}\n\n{second}\n".encode())))
+    code, out, _ = lamella("generate", stored, "-", *options)
+    assert [line.split(":")[0] for line in out.splitlines()] == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none.jsonl"], "no file 'none.jsonl'"),
+        (["a", "--top-p", "0"], "top_p is 0.0; it must be above 0"),
+        (["a", "--max-tokens", "0"], "max-tokens"),
+        (["a", "--max-tokens", "500"], "max_tokens is 500, but"),
+    ],
+)
+def test_what_cannot_be_generated_is_said_in_a_line(
+    lamella: Run, stored: Path, arguments: list[str], said: str
+) -> None:
+    code, _, err = lamella("generate", stored, *arguments, "--device", "cpu")
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_of_classes_writes_nothing(lamella: Run, tmp_path: Path) -> None:
+    learner = Learner.create(backbone="hashed-words", method="nearest-mean", fit={"device": "cpu"})
+    learner.learn(Task(0, "texts", (0, 1), ("a", "b"), pattern_texts(2, 4, "train")))
+    learner.save(tmp_path / "classes")
+    code, _, err = lamella("generate", tmp_path / "classes", "hello")
+    assert code == 2
+    assert "learns classes of texts and writes nothing; use lamella predict" in err
