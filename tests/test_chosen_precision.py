@@ -119,7 +119,7 @@ def test_where_a_step_fails_float32_is_taken(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_backbone_with_nothing_early_to_train_stays_in_float32() -> None:
     backbone = tiny_backbone()
-    backbone.used_weights = lambda: []  # type: ignore[method-assign]
+    backbone.used_parameters = lambda: []  # type: ignore[method-assign]
     fit = choose(asks(), backbone)["fit"]
     assert fit["precision"] == "float32"
     assert "has no bias that could be trained" in fit["measured"]
