@@ -373,7 +373,7 @@ def _complete_plain(where: str, table: Mapping[str, Any], scenario: Mapping[str,
                 + ", ".join(_bases())
             )
     known = {"name": Option(str)} | options | tables
-    for key in own.keys() - known.keys():
+    for key in own.keys() - known.keys() - set(PARTS):
         if not is_own(name) and (others := [n for n in METHODS if key in _keywords(METHODS[n])]):
             raise ValueError(f"'{where}.{key}' is an option of {', '.join(others)}, not of {name}; leave it out")
     return completed(where, own, known)
