@@ -61,6 +61,17 @@ def test_what_failed_is_tried_again_after_all_others_and_named_where_it_still_fa
     assert failures == {"seed-2": "no luck"}
 
 
+def test_a_logger_that_is_not_installed_is_told_before_the_first_run(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = Sweep(config, ['run.loggers=["csv", "mlflow"]'], seeds=2).trials()
+    unlucky = Unlucky({})
+    monkeypatch.setattr("lamella.experiments.logging.loggers.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="'mlflow', whose package is missing"):
+        sweep(trials, tmp_path / "out", unlucky)
+    assert unlucky.calls == []
+
+
 def test_a_trial_says_in_one_line_why_it_failed_and_keeps_the_rest(config: Path, tmp_path: Path) -> None:
     wrong = load_config(config, [f"scenario.source={(tmp_path / 'lost.npz').as_posix()}"])
     failure = carry_out(wrong, str(tmp_path / "run"), str(tmp_path), {})

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from lamella.common.files import refuse_links
 from lamella.common.locks import exclusive_lock
+from lamella.experiments.logging.loggers import check_installed
 from lamella.experiments.sweep.plan import Trial, check_folders, finished
 from lamella.learner.config.document import build_backbone
 from lamella.learner.config.precision import AUTO, as_chosen, as_in_runs, choose, measured_on
@@ -59,10 +60,12 @@ def sweep(
 
     Raises:
         ValueError: a run directory holds a run of other settings; nothing was started.
+        RuntimeError: the package of a logger is missing; nothing was started.
         BlockingIOError: another sweep is running in `out`.
     """
     refuse_links(*(place for trial in trials for place in _places(trial, out)))
     check_folders(trials, out)
+    check_installed({name for trial in trials for name in trial.config["run"].get("loggers", ())})
     failures: dict[str, str] = {}
     with exclusive_lock(out, f"another sweep is running in '{out}'; wait for it or choose another --out"):
         waiting = [trial for trial in with_one_precision(trials, out) if not finished(trial, out)]
