@@ -208,6 +208,13 @@ def test_settings_are_chosen_on_the_first_tasks_and_the_choice_is_a_configuratio
     assert "needs a validation part" in err
 
 
+@pytest.mark.parametrize("change", ["scenario.first_tasks=3", "run.evaluate_on=test", "scenario.first_tasks=1,2"])
+def test_a_change_against_the_first_tasks_is_refused(config: Path, lamella: Run, change: str) -> None:
+    code, out, err = lamella("sweep", config, change, "scenario.validation=0.4", "--select-on-first", 1, "--dry-run")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"leave out '{change}'" in err
+
+
 def test_the_first_tasks_are_those_of_the_whole_stream() -> None:
     whole = stream(classes=6, tasks=3)
     first = whole.first(2)
