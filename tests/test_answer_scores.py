@@ -168,6 +168,7 @@ def test_settings_out_of_range_are_refused() -> None:
     for settings, said in (
         ({"max_tokens": 0}, "an answer has at least 1"),
         ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("inf")}, "temperature is inf"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"stop": ("",)}, "stop is"),
     ):

@@ -155,3 +155,10 @@ def test_a_model_of_classes_writes_nothing(lamella: Run, tmp_path: Path) -> None
     code, _, err = lamella("generate", tmp_path / "classes", "hello")
     assert code == 2
     assert "learns classes of texts and writes nothing; use lamella predict" in err
+
+
+def test_a_model_of_answers_names_no_classes(lamella: Run, stored: Path, tmp_path: Path) -> None:
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "ab"}')
+    code, out, err = lamella("predict", stored, tmp_path / "asked.jsonl", "--device", "cpu")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "writes answers and knows no classes; use lamella generate" in err

@@ -176,6 +176,9 @@ def test_a_dry_run_prints_a_configuration_that_runs_as_it_is(lamella: Run, tmp_p
         (["inflor"], "no paper is called 'inflor'; did you mean 'inflora'"),
         (["inflora", "imagenet-r-11"], "no cell of inflora is called 'imagenet-r-11'; did you mean 'imagenet-r-10'"),
         (["inflora", "imagenet-r-10", "method.rnak=3"], "method.rnak"),
+        (["--dry-run", "--seeds", "2"], "--seeds, --dry-run: of the run of a cell, and none is named"),
+        (["inflora", "--resume"], "--resume: of the run of a cell"),
+        (["inflora", "imagenet-r-10", "--json"], "--json prints the list of cells and runs none"),
     ],
 )
 def test_a_wrong_name_is_one_line(lamella: Run, words: list[str], match: str) -> None:

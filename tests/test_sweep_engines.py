@@ -23,7 +23,7 @@ from lamella.experiments.sweep.engines import engine
 from lamella.experiments.sweep.plan import Sweep, Trial, finished
 from lamella.experiments.sweep.sweep import Ended, sweep
 from lamella.experiments.sweep.worker import LOG, carry_out, environment
-from lamella.learner.config.document import load_config
+from lamella.learner.config.document import load_config, to_toml
 
 
 @pytest.fixture
@@ -217,6 +217,25 @@ def test_settings_are_chosen_on_the_first_tasks_and_the_choice_is_a_configuratio
     code, _, err = lamella("sweep", config, "scenario.tasks=2,4", "--select-on-first", 1, "--out", "other")
     assert (code, err.count("\n")) == (2, 1)
     assert "needs a validation part" in err
+
+
+def test_a_choice_is_tested_on_all_tasks_where_the_configuration_has_first_tasks(
+    config: Path, tmp_path: Path, lamella: Run
+) -> None:
+    changes = ["scenario.first_tasks=1", "scenario.validation=0.4", "run.evaluate_on=validation"]
+    Path("first.toml").write_text(to_toml(load_config(config, changes)))
+    code, _, _ = lamella("sweep", "first.toml", "--best", "final_accuracy", "--out", "out")
+    assert code == 0
+    chosen = load_config("out/chosen.toml")
+    assert chosen["scenario"].get("first_tasks") is None
+    assert chosen["run"]["selection"].endswith("of the first 1 tasks")
+
+
+@pytest.mark.parametrize("change", ["scenario.first_tasks=3", "run.evaluate_on=test", "scenario.first_tasks=1,2"])
+def test_a_change_against_the_first_tasks_is_refused(config: Path, lamella: Run, change: str) -> None:
+    code, out, err = lamella("sweep", config, change, "scenario.validation=0.4", "--select-on-first", 1, "--dry-run")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"leave out '{change}'" in err
 
 
 def test_the_first_tasks_are_those_of_the_whole_stream() -> None:

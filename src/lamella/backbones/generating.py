@@ -1,5 +1,6 @@
 """Answers that a causal language model writes: the likeliest token each time, or tokens that are drawn."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,8 +48,10 @@ class Generating:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens is {self.max_tokens}; an answer has at least 1")
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be 0, for the likeliest tokens, or more")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature is {self.temperature}; it must be 0, for the likeliest, or a finite number above"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if isinstance(self.stop, str) or not all(self.stop):

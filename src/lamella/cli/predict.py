@@ -61,6 +61,8 @@ def predict(
     check_paths(paths or ())
     learner = Learner.load(model, device=device, trusted=not untrusted)
     noun = learner.backbone.transform.noun
+    if noun == "answer":
+        raise ValueError(f"'{model}' writes answers and knows no classes; use lamella generate")
     if unknown and not learner.confidence.images:
         raise ValueError(f"'{model}' has no held-back {noun}s, so it cannot tell what is unknown; leave out --unknown")
     if noun == "text":

@@ -43,6 +43,11 @@ def reproduce(
     from lamella.experiments.reproduce.registry import find_cell, find_paper, papers
 
     if paper is None or cell is None:
+        given = {"--seeds": seeds, "--out": out, "--resume": resume, "--quiet": quiet, "--dry-run": dry_run}
+        if of_runs := [name for name, value in given.items() if value]:
+            raise ValueError(
+                f"{', '.join(of_runs)}: of the run of a cell, and none is named; give PAPER CELL, or no option"
+            )
         shown = papers() if paper is None else {paper: find_paper(paper)}
         if as_json:
             rows = [asdict(each) for known in shown.values() for each in known.cells.values()]
@@ -52,6 +57,8 @@ def reproduce(
                 _list(known, details=paper is not None)
         return
     found = find_cell(paper, cell)
+    if as_json:
+        raise ValueError("--json prints the list of cells and runs none; leave out the cell, or --json")
     if dry_run:
         _print_config(found, overrides or [])
     else:

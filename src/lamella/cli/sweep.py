@@ -66,7 +66,7 @@ def sweep(
     still fails, it is named and the exit code is 1.
     """
     if select_on_first is not None:
-        changes = [*(changes or []), f"scenario.first_tasks={select_on_first}", "run.evaluate_on=validation"]
+        changes = [*(changes or []), *_on_first(select_on_first, changes or [])]
         best = best or "final_accuracy"
     plan, trials = _plan(config, changes or [], seeds, only)
     folder = out or Path("runs") / f"{Path(config).stem}-sweep"
@@ -95,6 +95,20 @@ def sweep(
         raise typer.Exit(1)
     if best is not None:
         _show_best(plan, trials, folder, best)
+
+
+def _on_first(tasks: int, changes: list[str]) -> list[str]:
+    """The changes of `--select-on-first`.
+
+    Raises:
+        ValueError: other changes have given one of their keys another value.
+    """
+    wanted = {"scenario.first_tasks": str(tasks), "run.evaluate_on": "validation"}
+    for text in changes:
+        key, _, value = text.partition("=")
+        if wanted.get(key.strip(), value.strip()) != value.strip():
+            raise ValueError(f"--select-on-first {tasks} sets {key.strip()}={wanted[key.strip()]}; leave out '{text}'")
+    return [f"{key}={value}" for key, value in wanted.items()]
 
 
 def _plan(config: str, changes: list[str], seeds: int | None, only: str) -> "tuple[Sweep, list[Trial]]":

@@ -74,6 +74,7 @@ def best(trials: Sequence[Trial], out: Path, metric: str) -> Best:
     first = groups[chosen][0].config["scenario"].get("first_tasks")
     where = f" of the first {first} tasks" if first else ""
     told = f"best {metric} of {many(len(groups), 'setting')} on a validation part{where}"
+    changes += ["scenario.first_tasks="] if first else []  # also where the configuration itself has it
     return Best(chosen, len(groups), means[chosen], told, (*changes, "run.evaluate_on=test", f"run.selection={told}"))
 
 
