@@ -103,9 +103,10 @@ def test_an_engine_that_cannot_run_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "submitit", None)
-    code, _, err = lamella("sweep", config, *arguments, "--out", "out")
-    assert (code, err.count("\n")) == (2, 1)
-    assert message in err
+    for shown in ((), ("--dry-run",)):
+        code, _, err = lamella("sweep", config, *arguments, *shown, "--out", "out")
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
     assert not Path("out").exists()
 
 

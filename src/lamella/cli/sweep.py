@@ -76,6 +76,7 @@ def sweep(
 
     if best is not None:
         check_choice(trials, best)
+    place = engine(on, processes, address, resource or ())
     check_folders(trials, folder)
     _tell_dropped(trials)
     done = [trial for trial in trials if finished(trial, folder)]
@@ -86,7 +87,7 @@ def sweep(
         return
     if done:
         say(f"{len(done)} of {_runs(len(trials))} finished already", err=True)
-    failures = _run_all(trials, folder, engine(on, processes, address, resource or ()), retries, len(done))
+    failures = _run_all(trials, folder, place, retries, len(done))
     _show_results(trials, folder)
     if failures:
         for name, why in failures.items():
