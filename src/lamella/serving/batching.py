@@ -75,7 +75,7 @@ class Batcher(Generic[Inputs]):
         predict: Predict[Inputs],
         *,
         together: int = 32,
-        wait_seconds: float = 0.01,
+        wait_seconds: float = 0.004,
         observe: Callable[[int], None] = lambda samples: None,
     ) -> None:
         self.loaded = loaded
