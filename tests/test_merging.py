@@ -396,7 +396,7 @@ def test_regmean_of_tasks_with_orthogonal_inputs_computes_what_each_computed_on_
 )
 def test_one_adapter_alone_stays_as_it_is(rule: str) -> None:
     pair = random_pairs()[0]
-    assert near(by_rule([pair], rule, keep=1.0), deltas([pair])[0])
+    assert near(by_rule([pair], rule, **({"keep": 1.0} if rule == "ties" else {})), deltas([pair])[0])
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("weighted", "regmean")])
@@ -509,6 +509,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "keep": (lambda: Merging(keep=0.0), "keep is 0.0"),
     "drop": (lambda: Merging(drop=1.0), "drop is 1.0"),
     "common": (lambda: Merging(common=1.5), "common is 1.5"),
+    "of ties": (lambda: Merging("regmean", keep=0.1), "keep is a number of rule 'ties', and the rule is 'regmean'"),
     "no weights": (lambda: merged([OK], Merging("weighted")), "needs weights, one for each adapter"),
     "weights": (lambda: merged([OK], Merging("mean"), weights=[1.0]), "rule 'mean' takes no weights"),
     "count": (lambda: merged([OK], Merging("weighted"), weights=[1.0, 2.0]), "2 weights were given for 1 adapters"),

@@ -22,7 +22,7 @@ from lamella.learner.config.document import (
     to_toml,
     up_to_date,
 )
-from lamella.learner.config.method_tables import with_parts
+from lamella.learner.config.method_names import with_parts
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.store.versions import load_manifest
 from lamella.methods import METHODS

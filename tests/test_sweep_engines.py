@@ -133,6 +133,20 @@ def test_jobs_run_every_trial_and_say_what_failed(config: Path, tmp_path: Path, 
     assert_same(outcome(tmp_path / "alone"), outcome(tmp_path / "out" / "there" / "seed-0"))
 
 
+@pytest.mark.parametrize(("resource", "message"), [("gpus", "'gpus'"), ("timeout_min", "expected type")])
+def test_a_resource_that_is_none_of_submitits_is_told_before_anything_runs(
+    resource: str, message: str, config: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("submitit", reason="the extra `slurm` is not installed")
+    from lamella.experiments.sweep.on_slurm import SlurmJobs
+
+    jobs = SlurmJobs(resources={resource: "many"}, cluster="debug")
+    with pytest.raises(ValueError, match=f"--resource: .*{message}") as error:
+        sweep(Sweep(config).trials(), tmp_path / "out", jobs)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "out").rglob("config.toml"))
+
+
 # Ray -----------------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +232,9 @@ def test_settings_are_chosen_on_the_first_tasks_and_the_choice_is_a_configuratio
     code, _, err = lamella("sweep", config, "scenario.tasks=2,4", "--select-on-first", 1, "--out", "other")
     assert (code, err.count("\n")) == (2, 1)
     assert "needs a validation part" in err
+    code, _, err = lamella("sweep", config, *settings[:-1], 9, "--out", "other", "--dry-run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "first_tasks is 9; this stream has 2 tasks, so give 1 to 2" in err
 
 
 def test_a_choice_is_tested_on_all_tasks_where_the_configuration_has_first_tasks(

@@ -40,8 +40,12 @@ def levels_of(weight: Tensor) -> tuple[Tensor, Tensor]:
     return levels.to(torch.int8), scales
 
 
+def _weight(levels: Tensor, scales: Tensor) -> Tensor:
+    return levels.to(scales.dtype) * scales[:, None]
+
+
 def _product(x: Tensor, levels: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, levels.to(scales.dtype) * scales[:, None], bias)
+    return F.linear(x, _weight(levels, scales), bias)
 
 
 class _Frozen(torch.autograd.Function):
@@ -60,8 +64,7 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, Tensor | None]:
         levels, scales = ctx.saved_tensors
-        weight = levels.to(scales.dtype) * scales[:, None]
-        to_x = (gradients[0] @ weight.to(gradients[0].dtype)).to(ctx.dtype)
+        to_x = (gradients[0] @ _weight(levels, scales).to(gradients[0].dtype)).to(ctx.dtype)
         return to_x, None, None, gradients[0].sum(0) if ctx.needs_input_grad[3] else None
 
 
@@ -92,7 +95,7 @@ class Int8Linear(AdaptedLinear):
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """(d_out, d_in) float32, made anew; what is written to it is lost."""
-        return self.levels.to(self.scales.dtype) * self.scales[:, None]
+        return _weight(self.levels, self.scales)
 
     def _frozen(self, input: Tensor) -> Tensor:
         return self._rows(input, slice(None), self.bias)
@@ -117,7 +120,7 @@ def to_int8(model: nn.Module) -> None:
     found = {layer: Int8Linear(layer) for layer in model.modules() if type(layer) is nn.Linear}
     if not found:
         raise ValueError(
-            "this network has no linear layers whose weights could be kept in 8 bits; leave backbone.base out"
+            "this network has no linear layers whose weights could be kept in 8 bits; leave backbone.storage out"
         )
     _replace(model, found)
 

@@ -48,6 +48,8 @@ RULES = (
     "opcm",
     "regmean",
 )
+NUMBERS = {"keep": "ties", "drop": "dare", "common": "iso-cts", "strong": "opcm"}
+"""By the name of a number, the one rule that reads it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Merging:
         strong: for "opcm", the share of the singular values' sum that the protected directions have; from 0 to 1.
 
     Raises:
-        ValueError: the rule is unknown, or a number is out of its range.
+        ValueError: the rule is unknown, or a number is out of its range or that of another rule.
     """
 
     rule: str = "tsv"
@@ -84,6 +86,9 @@ class Merging:
         for name in ("common", "strong"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        for name, rule in NUMBERS.items():
+            if rule != self.rule and getattr(self, name) != getattr(Merging, name):
+                raise ValueError(f"{name} is a number of rule '{rule}', and the rule is '{self.rule}'; leave it out")
 
 
 @torch.no_grad()

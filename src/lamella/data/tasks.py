@@ -14,7 +14,7 @@ from lamella.data.images import UNKNOWN_CLASS, concatenate
 from lamella.data.loading import Examples
 from lamella.data.names import normal_name
 
-__all__ = ["Scenario", "Source", "Task", "Unreadable"]
+__all__ = ["Scenario", "Source", "Task", "Unreadable", "check_first"]
 
 
 class Unreadable(NamedTuple):
@@ -101,6 +101,12 @@ class Task:
     validation: Examples | None = None
 
 
+def check_first(first: int, tasks: int) -> None:
+    """Raise ValueError unless a stream of so many tasks has so many first ones."""
+    if not 1 <= first <= tasks:
+        raise ValueError(f"first_tasks is {first}; this stream has {tasks} tasks, so give 1 to {tasks}")
+
+
 class Scenario:
     """A sequence of tasks, and the test data of each.
 
@@ -156,8 +162,7 @@ class Scenario:
         Raises:
             ValueError: there are not that many tasks, or the number is below 1.
         """
-        if not 1 <= tasks <= len(self):
-            raise ValueError(f"first_tasks is {tasks}; this stream has {len(self)} tasks, so give 1 to {len(self)}")
+        check_first(tasks, len(self))
         return Scenario(self.kind, self.class_names, self._tasks[:tasks], self._tests[:tasks])
 
     def joined(self) -> "Scenario":

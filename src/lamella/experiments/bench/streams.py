@@ -13,7 +13,7 @@ from lamella.data.images import ImageSet, PixelArray
 from lamella.data.samples import Transform
 from lamella.data.scenario import Task
 from lamella.data.transform import of_images
-from lamella.learner.config.method_tables import with_parts
+from lamella.learner.config.method_names import with_parts
 from lamella.learner.config.own_methods import name_in_full
 from lamella.learner.config.precision import SlowPrecision
 from lamella.learner.config.registry import find

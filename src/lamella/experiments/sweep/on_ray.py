@@ -44,11 +44,11 @@ class RayTasks:
 
     def __call__(self, trials: Sequence[Trial], out: Path, ended: Ended) -> None:
         ray = self.ray
+        options = {"max_calls": 1, "max_retries": LOST_WORKERS, "retry_exceptions": False, **self.resources}
+        task: Any = ray.remote(**options)(carry_out)  # before a cluster is started, since it checks the resources
         here: dict[str, Any] = {} if self.address else {"num_cpus": self.number * self.resources["num_cpus"]}
         ray.init(address=self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
         try:
-            options = {"max_calls": 1, "max_retries": LOST_WORKERS, "retry_exceptions": False, **self.resources}
-            task: Any = ray.remote(**options)(carry_out)
             place, environ = str(Path.cwd()), environment()
             running = {
                 task.remote(trial.config, str((out / trial.name).resolve()), place, environ): trial for trial in trials

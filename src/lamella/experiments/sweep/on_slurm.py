@@ -63,7 +63,10 @@ class SlurmJobs:
 
     def __call__(self, trials: Sequence[Trial], out: Path, ended: Ended) -> None:
         executor = self.submitit.AutoExecutor(folder=out / "jobs" / "%j", cluster=self.cluster)
-        executor.update_parameters(**({"name": "lamella"} | self.resources))
+        try:
+            executor.update_parameters(**({"name": "lamella"} | self.resources))
+        except (AssertionError, NameError) as error:  # what submitit raises for a value and for a name
+            raise ValueError(f"--resource: {' '.join(str(error).split())}") from error
         place, environ = str(Path.cwd()), environment()
         with executor.batch():
             jobs = [

@@ -15,14 +15,8 @@ from lamella.backbones import Backbone, backbone_options, load_backbone
 from lamella.backbones.encoder_places import is_path
 from lamella.common.options import Option, arguments, check_table, completed, near_matches, options_of
 from lamella.data.transform import Augmentation
-from lamella.learner.config.method_tables import (
-    build_method,
-    complete_method,
-    method_name,
-    readout_names,
-    switch_methods,
-    with_unstored,
-)
+from lamella.learner.config.method_names import method_name, readout_names
+from lamella.learner.config.method_tables import build_method, complete_method, switch_methods, with_unstored
 from lamella.learner.config.overrides import changes_of, parse_override, put
 from lamella.learner.config.own_methods import name_changes, name_in_table, plain_names
 from lamella.learner.config.scenario_table import build_scenario, complete_scenario

@@ -1,181 +1,38 @@
-"""[method] of a configuration: its parts, such as [method.align], its base, [method.base], their names and defaults.
+"""[method] of a configuration: its parts, such as [method.align], its base, [method.base], and their defaults.
 
 Only the outermost method may have parts. A method that is built on another one has the keyword argument `base`.
 Configurations of older versions can be read: schedules may have their former names, tables may have options that a
 method or a part lists as `removed`, and stored tables may lack those that a method lists as `unstored`. A method lists
 as `own_meanings` the options whose names others have too, for something else: their values are not carried over to
-another method.
-
-A method with its base and its parts is written NAME(BASE)+PART+PART everywhere, as in "inflora+align" or
-"dlc(wa)+align". A method has only the parts that are in its name or have a table: "inflora" has no alignment. Stored
-configurations have the name alone, and a table for each part (`with_parts`), as in all versions. Three rules give the
-order of the parts:
-
-1. `mean_weights` and `merge` come first wherever they stand, since what the other parts measure depends on them.
-2. The parts of the name come next, in the order of the name.
-3. Parts that only have a table come after them, in the order of their tables.
+another method. How names of methods are read, method_names.py says.
 """
 
-import inspect
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from lamella.adapters.int8 import has_int8
 from lamella.backbones import Backbone
 from lamella.common.options import Option, arguments, check_table, completed, near_matches, options_of
-from lamella.learner.config.own_methods import NAME
-from lamella.learner.config.registry import find, is_own, names, shown
+from lamella.learner.config.method_names import parse_name, takes_base, with_parts
+from lamella.learner.config.registry import find, is_own, names
+from lamella.learner.config.scenario_table import number_of_tasks
 from lamella.methods import ALIASES, METHODS, WHOLE_STREAM, Method
-from lamella.methods.parts import FIRST, PARTS
+from lamella.methods.parts import PARTS
 from lamella.methods.shared.refusals import check_objective
 from lamella.training.schedules import FORMER_NAMES
 
 __all__ = [
-    "alias_settings",
     "build_method",
     "check_method",
     "complete_method",
-    "method_name",
-    "parse_name",
-    "readout_names",
     "switch_methods",
-    "with_parts",
     "with_unstored",
 ]
 
 
-class MethodName(NamedTuple):
-    """The pieces of a name such as "dlc(wa)+align".
-
-    Attributes:
-        method: the method itself.
-        base: the method that it is built on; None if the name has none.
-        parts: the parts, in the order of the name.
-    """
-
-    method: str
-    base: str | None
-    parts: tuple[str, ...]
-
-
-def parse_name(text: str) -> MethodName:
-    """Split the name of a method into the method, its base and its parts.
-
-    >>> parse_name("dlc(wa)+align")
-    MethodName(method='dlc', base='wa', parts=('align',))
-
-    Raises:
-        ValueError: the text is not a name, a part is unknown or there twice, or the method has no base.
-    """
-    if not (match := NAME.fullmatch(text)):
-        raise ValueError(
-            f"method.name = '{text}' is not a name; write a method, in brackets the base it learns on, and its parts "
-            "after plus signs, as in inflora+align or dlc(wa)+align"
-        )
-    parts = tuple(match[3].split("+")[1:])
-    for i, part in enumerate(parts):
-        if part not in PARTS:
-            raise ValueError(f"method.name = '{text}' has the unknown part '{part}'; {near_matches(part, PARTS)}")
-        if part in parts[:i]:
-            raise ValueError(f"method.name = '{text}' has the part '{part}' twice; write it once")
-    if match[2] and not _takes_base(match[1]):
-        raise ValueError(f"method.name = '{text}': {match[1]} learns on no other method; leave ({match[2]}) out")
-    return MethodName(match[1], match[2], parts)
-
-
-def with_parts(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return [method] in the stored form: the name alone, and a table for the base and for each part.
-
-    >>> with_parts({"name": "inflora+align", "rank": 8})
-    {'name': 'inflora', 'rank': 8, 'align': {}}
-    >>> with_parts({"name": "dlc(wa)+align", "base": {"memory": 200}})
-    {'name': 'dlc', 'base': {'memory': 200, 'name': 'wa'}, 'align': {}}
-
-    Raises:
-        ValueError: the name is not valid, see `parse_name`, or a table contradicts it.
-    """
-    given = table.get("name")
-    if not isinstance(given, str):
-        return dict(table)
-    name = parse_name(given)
-    own = {key: value for key, value in table.items() if key not in name.parts} | alias_settings(name.method, table)
-    if name.base:
-        own["base"] = _named_base(given, name.base, own.get("base", {}))
-    for part in name.parts:
-        if table.get(part) is False:
-            raise ValueError(
-                f"method.name = '{given}' has the part '{part}', and method.{part} = false takes it away; "
-                "leave one of them out"
-            )
-    others = {key: own.pop(key) for key in list(own) if key in PARTS}
-    parts = {part: table.get(part, {}) for part in name.parts} | others
-    return own | {part: parts[part] for part in FIRST if part in parts} | parts
-
-
-def alias_settings(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a plain name stands for, with the name of the method itself.
-
-    >>> alias_settings("inflora-b5", {})
-    {'name': 'inflora', 'blocks': 5}
-    >>> alias_settings("wa", {})
-    {'name': 'wa'}
-
-    Raises:
-        ValueError: the table contradicts them.
-    """
-    method, settings = ALIASES.get(name, (name, {}))
-    for key, value in settings.items():
-        if table.get(key, value) != value:
-            raise ValueError(
-                f"method.name = '{name}' means {method} with {key} = {value}, and method.{key} is {table[key]!r}; "
-                "leave one of them out"
-            )
-    return {"name": method, **settings}
-
-
-def _named_base(given: str, base: str, table: Any) -> dict[str, Any]:
-    check_table("method", {"base": table}, {"base": Option(dict)})
-    if table.get("name", base) != base:
-        raise ValueError(
-            f"method.name = '{given}' and method.base.name = '{table['name']}' are two bases; leave one of them out"
-        )
-    return {**table, "name": base}
-
-
 SCHEDULING = ("schedule", "milestones")
 """Keys whose values are valid only together."""
-
-
-def method_name(config: Mapping[str, Any]) -> str:
-    """Return the name of the method with its base and its parts, without the folders of Python files.
-
-    >>> method_name({"method": {"name": "inflora", "rank": 10, "align": {}}})
-    'inflora+align'
-    >>> method_name({"method": {"name": "dlc", "base": {"name": "wa"}}})
-    'dlc(wa)'
-    """
-    table = config["method"]
-    return "+".join([_plain_name(table), *(part for part in table if part in PARTS)])
-
-
-def readout_names(config: Mapping[str, Any]) -> list[str]:
-    """Return the names of all readouts: the method, then without its parts one by one from the last, then its base.
-
-    >>> readout_names({"method": {"name": "inflora", "calibrate": {}, "align": {}}})
-    ['inflora+calibrate+align', 'inflora+calibrate', 'inflora']
-    >>> readout_names({"method": {"name": "dlc", "base": {"name": "wa"}}})
-    ['dlc(wa)', 'wa']
-    """
-    table = config["method"]
-    parts = [part for part in table if part in PARTS]
-    carried = ["+".join([_plain_name(table), *parts[:n]]) for n in range(len(parts), -1, -1)]
-    return carried + ([shown(table["base"]["name"])] if "base" in table else [])
-
-
-def _plain_name(table: Mapping[str, Any]) -> str:
-    name = shown(table["name"])
-    return f"{name}({shown(table['base']['name'])})" if "base" in table else name
 
 
 def switch_methods(document: dict[str, Any], changes: Mapping[tuple[str, ...], Any]) -> None:
@@ -219,7 +76,7 @@ def complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[
     """
     table = with_parts(table)
     resolved = _complete_plain("method", table, scenario)
-    if _takes_base(resolved["name"]):
+    if takes_base(resolved["name"]):
         resolved["base"] = _complete_plain("method.base", resolved["base"], scenario)
     for part in (key for key in table if key in PARTS and table[key] is not False):
         inner = {} if table[part] is True else table[part]
@@ -298,7 +155,7 @@ def _switch_method(document: dict[str, Any], where: str, table: dict[str, Any], 
     if name == table.get("name"):
         return
     options = _keywords(find(name))
-    known = {"name"} | options.keys() | PARTS.keys() | ({"base"} if _takes_base(name) else set())
+    known = {"name"} | options.keys() | PARTS.keys() | ({"base"} if takes_base(name) else set())
     known -= _own_meanings(name) | _own_meanings(table.get("name"))
     dropped = [key for key in table if key not in known or (key in SCHEDULING and not _fits(table, options))]
     _drop(document, where, table, dropped)
@@ -357,15 +214,15 @@ def _complete_plain(where: str, table: Mapping[str, Any], scenario: Mapping[str,
             f"method.base.name = '{table['name']}' should be a name alone; parts belong to the whole method, as in "
             "method.name = 'dlc(wa)+align'"
         )
-    if not outermost and (name in WHOLE_STREAM or _takes_base(table["name"])):
+    if not outermost and (name in WHOLE_STREAM or takes_base(table["name"])):
         raise ValueError(f"{where}.name = '{name}' cannot be a base; {near_matches(name, _bases())}")
     options = _keywords(find(table["name"]))
     own = {key: value for key, value in table.items() if not (outermost and key in PARTS)}
     own = _up_to_date(where, own, find(table["name"]))
     if "horizon" in options and own.get("horizon") == "auto":
-        own["horizon"] = _count_tasks(scenario)
+        own["horizon"] = _horizon(scenario)
     tables = {part: Option(dict, None) for part in PARTS} if outermost else {}
-    if _takes_base(table["name"]):
+    if takes_base(table["name"]):
         tables["base"] = Option(dict)
         if "base" not in own:
             raise ValueError(
@@ -373,10 +230,16 @@ def _complete_plain(where: str, table: Mapping[str, Any], scenario: Mapping[str,
                 + ", ".join(_bases())
             )
     known = {"name": Option(str)} | options | tables
-    for key in own.keys() - known.keys() - set(PARTS):
-        if not is_own(name) and (others := [n for n in METHODS if key in _keywords(METHODS[n])]):
-            raise ValueError(f"'{where}.{key}' is an option of {', '.join(others)}, not of {name}; leave it out")
+    if not is_own(name):
+        _refuse_options_of_others(where, name, [key for key in own if key not in known and key not in PARTS])
     return completed(where, own, known)
+
+
+def _refuse_options_of_others(where: str, name: str, unknown: Iterable[str]) -> None:
+    """Raise ValueError where a key that a method does not know is an option of others; a misspelt one passes."""
+    for key in unknown:
+        if others := [other for other, build in METHODS.items() if key in _keywords(build)]:
+            raise ValueError(f"'{where}.{key}' is an option of {', '.join(others)}, not of {name}; leave it out")
 
 
 def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed: int, **base: Method) -> Method:
@@ -391,30 +254,19 @@ def _build_plain(where: str, table: Mapping[str, Any], backbone: Backbone, seed:
     return method
 
 
-def _takes_base(name: Any) -> bool:
-    """Return whether the method is built on another one, which [method.base] names."""
-    return "base" in inspect.signature(find(name)).parameters
-
-
 def _bases() -> list[str]:
-    return [name for name in METHODS if name not in WHOLE_STREAM and not _takes_base(name)]
+    return [name for name in METHODS if name not in WHOLE_STREAM and not takes_base(name)]
 
 
-def _count_tasks(scenario: Mapping[str, Any]) -> int:
-    if "sizes" in scenario:
-        return len(scenario["sizes"])
-    if "tasks" in scenario:
-        return scenario["tasks"]
-    if "sources" in scenario:
-        return len(scenario["sources"])
-    if scenario.get("kind") == "domain-incremental":
-        for key in ("domains", "changes"):
-            if key in scenario:
-                return len(scenario[key])
-        raise ValueError("method.horizon = 'auto' needs the number of domains; set method.horizon to a number")
-    raise ValueError(
-        "method.horizon = 'auto' needs the number of tasks; set scenario.tasks, or method.horizon to a number"
-    )
+def _horizon(scenario: Mapping[str, Any]) -> int:
+    """Return what `horizon = "auto"` means: the number of tasks."""
+    if (tasks := number_of_tasks(scenario)) is None:
+        if scenario.get("kind") == "domain-incremental":
+            raise ValueError("method.horizon = 'auto' needs the number of domains; set method.horizon to a number")
+        raise ValueError(
+            "method.horizon = 'auto' needs the number of tasks; set scenario.tasks, or method.horizon to a number"
+        )
+    return tasks
 
 
 def _keywords(build: Callable[..., Any]) -> dict[str, Option]:

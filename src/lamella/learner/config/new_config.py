@@ -9,7 +9,7 @@ from lamella.backbones.bundled import NAME as BUNDLED
 from lamella.backbones.from_folder import backbone_table
 from lamella.backbones.load import noun_of
 from lamella.learner.config.document import complete, method_name, read_document
-from lamella.learner.config.method_tables import with_parts
+from lamella.learner.config.method_names import with_parts
 from lamella.learner.config.own_methods import name_in_table
 
 __all__ = ["BUNDLED", "NOUNS", "PHOTOS", "SMALL_IMAGES", "TEXTS", "new_config", "same_method", "start_tables"]

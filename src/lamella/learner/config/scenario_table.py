@@ -11,8 +11,9 @@ from lamella.data.scenario import (
     domain_incremental,
     task_incremental,
 )
+from lamella.data.tasks import check_first
 
-__all__ = ["build_scenario", "complete_scenario", "source_name"]
+__all__ = ["build_scenario", "complete_scenario", "number_of_tasks", "source_name"]
 
 DATASETS = "datasets"
 SCENARIOS: dict[str, Callable[..., Scenario]] = {
@@ -65,7 +66,22 @@ def complete_scenario(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[
         raise ValueError(
             "run.evaluate_on = 'validation' needs a validation part; set scenario.validation to a share such as 0.2"
         )
+    if "first_tasks" in done and (tasks := number_of_tasks(done)) is not None:
+        check_first(done["first_tasks"], tasks)
     return done
+
+
+def number_of_tasks(table: Mapping[str, Any]) -> int | None:
+    """Return how many tasks the whole stream of a checked [scenario] has; None where only its data can tell."""
+    if "sizes" in table:
+        return len(table["sizes"])
+    if "tasks" in table:
+        return int(table["tasks"])
+    if "sources" in table:
+        return len(table["sources"])
+    if table.get("kind") == "domain-incremental":
+        return next((len(table[key]) for key in ("domains", "changes") if key in table), None)
+    return None
 
 
 def source_name(table: Mapping[str, Any]) -> str:

@@ -5,14 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lamella.learner.config.method_tables import (
-    alias_settings,
-    check_method,
-    method_name,
-    parse_name,
-    switch_methods,
-    with_parts,
-)
+from lamella.learner.config.method_names import alias_settings, method_name, parse_name, with_parts
+from lamella.learner.config.method_tables import check_method, switch_methods
 from lamella.learner.config.new_config import NOUNS, new_config, same_method, start_tables
 from lamella.learner.config.overrides import parse_override, put
 from lamella.learner.config.own_methods import PLACES, name_in_full, plain_names
