@@ -215,11 +215,12 @@ class _Run:
         last = len(self.scenario) if self.whole or same else i + 1
         right: list[dict[str, Tensor]] = [{} for _ in range(last)]
         row = [self._score(i, j, self.scenario.shared_classes, right[j]) for j in range(last)]
+        given = self.scenario.kind == "task-incremental"
         if i == len(self.tasks) - 1:
-            write_right(self.out, right, readout_names(self.config))
+            counted = [{key: both[int(given)] for key, both in task.items()} for task in right]
+            write_right(self.out, counted, readout_names(self.config))
         self.learner.notes["scores"].append({"row": stored_row(row), "seconds": time.monotonic() - started})
         self._save()
-        given = self.scenario.kind == "task-incremental"
         accuracy = curve_so_far(row, last - 1 if self.whole else i, task_given=given)
         self.events.tell("tested", task=i, accuracy=accuracy)
         each = {f"accuracy/task-{j}": _accuracy(scores[""], given) for j, scores in enumerate(row)}
