@@ -146,6 +146,8 @@ def test_a_run_that_goes_on_tells_nothing_twice(tmp_path: Path) -> None:
     again.epoch("0", "train", 3, 0.7)
     again.epoch("1", "train", 1, 0.6)
     again.epoch("1", "refit", 1, 0.5)
+    third = Events(tmp_path, ["csv"], {})
+    third.epoch("0", "train", 3, 0.7)
     assert in_csv(tmp_path) == {
         "loss/train": [(1, 0.9), (2, 0.8), (3, 0.7), (4, 0.6)],
         "loss/refit": [(1, 0.5)],

@@ -47,8 +47,9 @@ class Events:
         self.out, self.names, self.settings = out, names, settings
         self.path = out / "log.jsonl"
         self.loggers: dict[str, Logger] | None = None
-        told = [] if not self.path.exists() else self.path.read_text(encoding="utf-8").splitlines()
-        self._epochs = {key for line in told if (key := _epoch_of(line)) is not None}
+        told = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        self._epochs = {key for line in told.splitlines() if (key := _epoch_of(line)) is not None}
+        self._torn = bool(told) and not told.endswith("\n")
 
     def tell(self, event: str, **facts: Any) -> None:
         """Write an event down.
@@ -59,7 +60,9 @@ class Events:
         """
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "event": event, **facts})
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            # A line that a kill has cut off must not take the next one with it.
+            file.write(f"\n{line}\n" if self._torn else f"{line}\n")
+        self._torn = False
 
     def log(self, values: Mapping[str, float | None], step: int) -> None:
         """Give numbers to the loggers.
