@@ -1,6 +1,6 @@
 """What happens in a run, told in one place: to `log.jsonl`, and as numbers to the loggers.
 
-`METRICS` has the names and steps of these numbers. A run that goes on tells nothing twice, because `log.jsonl` has what
+`LOGGED` has the names and steps of these numbers. A run that goes on tells nothing twice, because `log.jsonl` has what
 was told before. A logger that fails is said once and left out from then on; the run goes on without it.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 from lamella.common.checks import first_line
 from lamella.experiments.logging.loggers import LOGGERS, Logger, check_installed
 
-__all__ = ["METRICS", "Events", "LoggerFailed"]
+__all__ = ["LOGGED", "Events", "LoggerFailed"]
 
-METRICS = {
+LOGGED = {
     "loss/CALL": ("epochs", "mean loss of an epoch; CALL names the training, `train` for most methods"),
     "accuracy/all": ("tasks", "accuracy on all tasks learned so far, after each task"),
     "accuracy/task-J": ("tasks", "accuracy on task J (from 0), after each task"),
@@ -69,7 +69,7 @@ class Events:
 
         Args:
             values: by the name of the metric; None is left out.
-            step: epochs or tasks since the beginning of the run; METRICS says which.
+            step: epochs or tasks since the beginning of the run; LOGGED says which.
         """
         measured = {name: value for name, value in values.items() if value is not None}
         for name in list(self._open()):
