@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import re
 import struct
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from conftest import Run
@@ -16,8 +18,9 @@ from streams import colours_config
 from lamella.experiments.logging import events, loggers
 from lamella.experiments.logging.events import Events, LoggerFailed
 from lamella.experiments.run import run
-from lamella.learner.config.document import load_config, same_settings
+from lamella.learner.config.document import RUN, load_config, same_settings
 
+ROOT = Path(__file__).parent.parent
 EPOCHS = ["method.name=linear-probe", "method.epochs=2", "method.batch_size=8"]
 Told = dict[str, list[tuple[int, float]]]
 """The steps and values of each metric."""
@@ -106,7 +109,7 @@ def wanted(out: Path) -> Told:
     return told | {f"final/{name}": [(2, result[name])] for name in finals}
 
 
-@pytest.mark.parametrize("name", ["csv", "tensorboard", "mlflow", "wandb"])
+@pytest.mark.parametrize("name", loggers.LOGGERS)
 def test_the_files_of_a_logger_are_read_back_by_its_own_library(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +125,7 @@ def test_the_files_of_a_logger_are_read_back_by_its_own_library(
 
 
 def test_every_metric_that_is_told_is_one_of_the_list(tmp_path: Path) -> None:
-    patterns = [name.rstrip("ACEJLMN") for name in events.METRICS]
+    patterns = [re.sub("[A-Z]+$", "", name) for name in events.LOGGED]
     told = in_csv(learned(tmp_path, "csv"))
     assert [metric for metric in told if not any(metric.startswith(pattern) for pattern in patterns)] == []
 
@@ -143,6 +146,8 @@ def test_a_run_that_goes_on_tells_nothing_twice(tmp_path: Path) -> None:
     again.epoch("0", "train", 3, 0.7)
     again.epoch("1", "train", 1, 0.6)
     again.epoch("1", "refit", 1, 0.5)
+    third = Events(tmp_path, ["csv"], {})
+    third.epoch("0", "train", 3, 0.7)
     assert in_csv(tmp_path) == {
         "loss/train": [(1, 0.9), (2, 0.8), (3, 0.7), (4, 0.6)],
         "loss/refit": [(1, 0.5)],
@@ -198,10 +203,22 @@ def test_a_logger_that_does_not_open_is_said_and_the_run_goes_on(
     told.close()
 
 
-def test_an_unknown_logger_and_a_missing_package_are_one_line_before_anything_is_computed(
+def test_the_loggers_are_those_that_may_be_named_each_with_an_extra_and_a_row_in_the_docs() -> None:
+    (named,) = get_args(RUN["loggers"].annotation)
+    assert get_args(named) == tuple(loggers.LOGGERS)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert loggers.LOGGERS.keys() - extras.keys() == {"csv"}
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "loggers.md").read_text(), re.MULTILINE)
+    assert rows == list(loggers.LOGGERS)
+
+
+def test_an_unknown_a_repeated_logger_and_a_missing_package_are_one_line_before_anything_is_computed(
     lamella: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, out = colours_config(tmp_path), tmp_path / "out"
+    code, _, err = lamella("run", config, 'run.loggers=["csv", "csv"]', "--out", out)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "run.loggers = ['csv', 'csv'] names a logger twice; name each once" in err
     code, _, err = lamella("run", config, 'run.loggers=["tensorbord"]', "--out", out)
     assert (code, err.count("\n")) == (2, 1)
     assert "run.loggers" in err
@@ -210,5 +227,4 @@ def test_an_unknown_logger_and_a_missing_package_are_one_line_before_anything_is
     code, _, err = lamella("run", config, 'run.loggers=["csv", "wandb"]', "--out", out)
     assert (code, err.count("\n")) == (2, 1)
     assert "run.loggers has 'wandb', whose package is missing: pip install 'lamella[wandb]', or take it out" in err
-    assert not (out / "metrics.csv").exists()
-    assert not (out / "config.toml").exists(), "so the same folder can be used once it is corrected"
+    assert not out.exists(), "so the same folder can be used once it is corrected"

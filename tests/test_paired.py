@@ -77,7 +77,7 @@ def test_noise_of_seeds_and_noise_of_images_are_both_noise(tmp_path: Path) -> No
     assert pairs(board(tmp_path / "seeds"))[0].verdict == "noise"
     for finals, wanted in (([0.70, 0.70], "noise"), ([0.95, 0.95], "difference")):  # of 100 images
         folder = tmp_path / wanted
-        runs(folder, {"a": finals, "b": [0.68, 0.68]})
+        runs(folder, {"a": finals, "b": [0.68, 0.68]}, task_sizes=[60, 40])
         for i, right in enumerate([*finals, 0.68, 0.68]):
             tasks = [{"": torch.arange(100) < round(100 * right)}]
             tasks[0][""] = tasks[0][""].roll(50 * (i > 1))  # other images than those of the other method
@@ -132,8 +132,45 @@ def test_a_run_keeps_which_images_were_right_and_pairs_use_it(tmp_path: Path) ->
     (pair,) = pairs(board(tmp_path / "runs"))
     sign = 1 if pair.better.label == "nearest-mean" else -1
     assert pair.over_images == bootstrap(sign * (a.astype(float) - b))
-    (tmp_path / "runs" / "nearest-mean" / "right.npz").write_bytes(b"torn")
-    assert pairs(board(tmp_path / "runs"))[0].over_images is None
+
+
+def test_with_the_task_given_the_images_are_right_among_the_classes_of_their_task(tmp_path: Path) -> None:
+    config, changes = colours_config(tmp_path), ["method.name=linear-probe", "method.epochs=1"]
+    for kind in ("class-incremental", "task-incremental"):
+        run(load_config(config, [*changes, f"scenario.kind={kind}"]), tmp_path / "runs" / kind, quiet=True)
+    plain, given = load_results([tmp_path / "runs"])
+    assert plain.metrics["final_accuracy"] != given.metrics["final_accuracy"], "else this shows nothing"
+    for each in (plain, given):
+        right = each.right_images()
+        assert right is not None
+        assert right.mean() == each.metrics["final_accuracy"]
+
+
+def test_without_an_interval_over_images_the_report_says_why(lamella: Run, tmp_path: Path) -> None:
+    runs(tmp_path, {"a": [0.8], "b": [0.7]})
+    right = [{"": torch.arange(40) < 30}]
+    for i, name in enumerate("ab"):
+        write_right(tmp_path / f"run-{i}", right, [name])
+    assert "No interval" not in lamella("report", tmp_path, "--pairs")[1]
+    file = tmp_path / "run-1" / "right.npz"
+    whole = file.read_bytes()
+    for damaged in (b"", b"torn", whole[:-30], whole[:50] + bytes(30) + whole[80:]):
+        file.write_bytes(damaged)
+        text = lamella("report", tmp_path, "--pairs")[1]
+        assert text.count(f"right.npz is missing or damaged in {tmp_path / 'run-1'}; a new run writes it") == 1
+    write_right(tmp_path / "run-1", [{"": torch.ones(39, dtype=torch.bool)}], ["b"])
+    assert "is missing or damaged" in lamella("report", tmp_path, "--pairs")[1], "not as many as test images"
+    file.unlink()
+    text = write_html(load_results([tmp_path]), tmp_path / "report.html").read_text()
+    assert text.count("is missing or damaged") == 1
+
+    results = [result(method, seed, split_sha256=str(seed) * 64) for method in "ab" for seed in (0, 1)]
+    write(tmp_path / "orders", *results)
+    for i in range(4):
+        write_right(tmp_path / "orders" / f"run-{i}", right, [results[i]["method"]])
+    text = lamella("report", tmp_path / "orders", "--pairs", "--across-splits")[1]
+    assert text.count("No interval over images, since the pairs of runs have different test images.") == 1
+    assert "damaged" not in text
 
 
 def test_each_readout_has_its_own_images(tmp_path: Path) -> None:

@@ -244,6 +244,19 @@ def test_a_second_process_is_told_that_the_directory_is_taken(tmp_path: Path) ->
         run(quick(), tmp_path / "run", quiet=True)
 
 
+def test_a_refused_run_removes_only_the_empty_folders_that_it_made(tmp_path: Path) -> None:
+    refused = quick("method.name=linear-probe")
+    refused["fit"]["device"] = "nowhere"
+    (tmp_path / "there").mkdir()
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "note.txt").touch()
+    for out in ("new/seed-0", "there", "there/seed-0", "others"):
+        with pytest.raises(ValueError, match="nowhere"):
+            run(refused, tmp_path / out, quiet=True)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == {"there", "there/.lock", "others", "others/note.txt", "others/.lock"}
+
+
 @pytest.mark.parametrize("method", ["inflora", "seq-lora", "joint", "linear-probe", "streaming-lda"])
 def test_every_kind_of_method_runs_and_reports(tmp_path: Path, method: str) -> None:
     extra = ["method.epochs=1"] if method != "streaming-lda" else []

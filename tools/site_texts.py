@@ -156,9 +156,9 @@ def metrics() -> str:
 
 def logged() -> str:
     """A table of what loggers are told."""
-    from lamella.experiments.logging.events import METRICS
+    from lamella.experiments.logging.events import LOGGED
 
-    return _table(("metric", "step", "what"), [(f"`{name}`", *told) for name, told in METRICS.items()])
+    return _table(("metric", "step", "what"), [(f"`{name}`", *told) for name, told in LOGGED.items()])
 
 
 def papers() -> str:

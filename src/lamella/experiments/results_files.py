@@ -63,8 +63,9 @@ class Result:
         return tuple(map(str, told)) if isinstance(told, list) else ()
 
     def right_images(self) -> npt.NDArray[np.bool_] | None:
-        """`(images,)` which test images were right after the last task; None where the run did not keep it."""
-        return read_right(self.path.parent, self.method)
+        """`(images,)` which test images were right after the last task; None where that is not there, or damaged."""
+        right = read_right(self.path.parent, self.method)
+        return None if right is None or right.shape != (sum(self.task_sizes),) else right
 
     @property
     def tasks(self) -> int:

@@ -1,11 +1,13 @@
 """Which test samples each readout of a run had right after the last task, kept in `OUT/right.npz`.
 
 An array for each readout, by its name as in result files: (n,) bool, in the order of the tasks and of their samples, so
-that runs with the same split have the same sample at the same place.
+that runs with the same split have the same sample at the same place. Its mean is the final accuracy: where the task is
+given at test time, a sample is right among the classes of its task.
 """
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,14 +40,16 @@ def write_right(out: Path, right: Sequence[Mapping[str, Tensor]], names: Sequenc
 
 
 def read_right(out: Path, method: str) -> npt.NDArray[np.bool_] | None:
-    """Read which samples a readout had right; None where the run did not keep it, as older versions did not.
+    """Read which samples a readout had right, (n,) bool.
+
+    It is None where the run did not keep it, as older versions did not, or where the file is damaged.
 
     Args:
         out: the run directory.
         method: the name of the readout.
     """
     try:
-        with np.load(out / FILE, allow_pickle=False) as arrays:
+        with (out / FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return arrays[method].astype(bool) if method in arrays else None
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
         return None

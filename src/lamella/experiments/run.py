@@ -12,7 +12,8 @@ The loggers of `run.loggers` write beside these; see logging/loggers.py.
 import time
 import tomllib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
     """
     model = out / "model"
     refuse_links(model, model / VERSIONS, out / "checkpoints", out / "log.jsonl")
-    with exclusive_lock(out, f"another process is running in '{out}'; wait for it or choose another --out"):
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    busy = f"another process is running in '{out}'; wait for it or choose another --out"
+    with exclusive_lock(out, busy), _removed_if_refused(made):
         config = as_in_runs({**config, "method": name_in_table(config["method"], Path.cwd())}, [out])
         check_claim(out, config, resume)
         for torn in half_written(out):
@@ -78,6 +81,20 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
             finally:
                 job.events.close()
     return out
+
+
+@contextmanager
+def _removed_if_refused(made: Sequence[Path]) -> Iterator[None]:
+    """Remove the folders that were made for a run, the innermost first, if it fails before anything was written."""
+    try:
+        yield
+    except Exception:
+        if made and [entry.name for entry in made[0].iterdir()] == [".lock"]:
+            with suppress(OSError):  # no open file on Windows, and no folder that holds other files
+                (made[0] / ".lock").unlink()
+                for folder in made:
+                    folder.rmdir()
+        raise
 
 
 def check_claim(out: Path, config: Mapping[str, Any], resume: bool) -> None:
@@ -122,6 +139,7 @@ class _Run:
         self.out = out
         self.quiet = quiet
         self.events = Events(out, config["run"].get("loggers", []), settings(config) | {"seed": config["run"]["seed"]})
+        device = resolve_device(config["fit"]["device"])
         self.scenario: Scenario = build_scenario(config)
         self.whole = config["method"]["name"] in WHOLE_STREAM
         self.tasks = (
@@ -133,7 +151,7 @@ class _Run:
         self.learner.config["run"] = config["run"]
         self.config = self.learner.config  # the learner may have measured and chosen a precision
         if self.config["fit"]["compile"]:
-            check_compilable(self.learner.method, resolve_device(self.config["fit"]["device"]))
+            check_compilable(self.learner.method, device)
         self._check_inputs()
         self.learner.notes.setdefault("scores", [])
         self.tests: dict[int, Any] = {}
@@ -197,11 +215,12 @@ class _Run:
         last = len(self.scenario) if self.whole or same else i + 1
         right: list[dict[str, Tensor]] = [{} for _ in range(last)]
         row = [self._score(i, j, self.scenario.shared_classes, right[j]) for j in range(last)]
+        given = self.scenario.kind == "task-incremental"
         if i == len(self.tasks) - 1:
-            write_right(self.out, right, readout_names(self.config))
+            counted = [{key: both[int(given)] for key, both in task.items()} for task in right]
+            write_right(self.out, counted, readout_names(self.config))
         self.learner.notes["scores"].append({"row": stored_row(row), "seconds": time.monotonic() - started})
         self._save()
-        given = self.scenario.kind == "task-incremental"
         accuracy = curve_so_far(row, last - 1 if self.whole else i, task_given=given)
         self.events.tell("tested", task=i, accuracy=accuracy)
         each = {f"accuracy/task-{j}": _accuracy(scores[""], given) for j, scores in enumerate(row)}

@@ -341,8 +341,8 @@ class Learner:
                 of samples needs its own.
             progress: opens a progress bar.
             name: the name of the pass.
-            right: receives by readout which samples are classified correctly among all classes seen: (n,) bool, in the
-                order of the data.
+            right: receives by readout which samples are classified correctly: (2, n) bool in the order of the data,
+                among all classes seen, and among those of their own task.
 
         Returns:
             The score of each readout by name. The name of the method's own prediction is "".

@@ -65,8 +65,8 @@ def score_task(
         shared_classes: whether other tasks have these classes too, so that a choice of task has no meaning.
         name: the name of the pass.
         recall: keeps the features of these samples from earlier calls. Without it, no feature is kept.
-        right: receives by readout which samples are classified correctly among all classes seen: (n,) bool, in the
-            order of the data.
+        right: receives by readout which samples are classified correctly: (2, n) bool in the order of the data, among
+            all classes seen, and among those of their own task.
 
     Returns:
         The score of each readout by name. The name of the method's own prediction is "".
@@ -94,7 +94,7 @@ def score_task(
         counted = [correct(logits, target), correct_given_task(given, target, own), correct_task(logits, own)]
         scores[key] = Score(len(target), *(int(r.sum()) for r in counted))
         if right is not None:
-            right[key] = counted[0]
+            right[key] = torch.stack(counted[:2])
     return {key: replace(s, right_task=-1) for key, s in scores.items()} if shared_classes else scores
 
 

@@ -121,9 +121,9 @@ def _folder(name: str, root: Root, marker: str, *folders: str) -> Path:
     if found is None and root is not None and (Path(root) / (marker or "?")).exists():
         found = Path(root)
     if found is None:
-        looked = " or ".join(str(place) for place in places(root))
+        looked = " or ".join(str(place / folders[0]) for place in places(root))
         raise FileNotFoundError(
-            f"{name} is read from a local copy, and there is none: unpack it as {looked}/{folders[0]}, "
+            f"{name} is read from a local copy, and there is none: unpack it as {looked}, "
             "or give root= (or $LAMELLA_DATA), the folder that holds it"
         )
     return found

@@ -1,6 +1,6 @@
 """What happens in a run, told in one place: to `log.jsonl`, and as numbers to the loggers.
 
-`METRICS` has the names and steps of these numbers. A run that goes on tells nothing twice, because `log.jsonl` has what
+`LOGGED` has the names and steps of these numbers. A run that goes on tells nothing twice, because `log.jsonl` has what
 was told before. A logger that fails is said once and left out from then on; the run goes on without it.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 from lamella.common.checks import first_line
 from lamella.experiments.logging.loggers import LOGGERS, Logger, check_installed
 
-__all__ = ["METRICS", "Events", "LoggerFailed"]
+__all__ = ["LOGGED", "Events", "LoggerFailed"]
 
-METRICS = {
+LOGGED = {
     "loss/CALL": ("epochs", "mean loss of an epoch; CALL names the training, `train` for most methods"),
     "accuracy/all": ("tasks", "accuracy on all tasks learned so far, after each task"),
     "accuracy/task-J": ("tasks", "accuracy on task J (from 0), after each task"),
@@ -47,8 +47,9 @@ class Events:
         self.out, self.names, self.settings = out, names, settings
         self.path = out / "log.jsonl"
         self.loggers: dict[str, Logger] | None = None
-        told = [] if not self.path.exists() else self.path.read_text(encoding="utf-8").splitlines()
-        self._epochs = {key for line in told if (key := _epoch_of(line)) is not None}
+        told = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        self._epochs = {key for line in told.splitlines() if (key := _epoch_of(line)) is not None}
+        self._torn = bool(told) and not told.endswith("\n")
 
     def tell(self, event: str, **facts: Any) -> None:
         """Write an event down.
@@ -59,14 +60,16 @@ class Events:
         """
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "event": event, **facts})
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            # A line that a kill has cut off must not take the next one with it.
+            file.write(f"\n{line}\n" if self._torn else f"{line}\n")
+        self._torn = False
 
     def log(self, values: Mapping[str, float | None], step: int) -> None:
         """Give numbers to the loggers.
 
         Args:
             values: by the name of the metric; None is left out.
-            step: epochs or tasks since the beginning of the run; METRICS says which.
+            step: epochs or tasks since the beginning of the run; LOGGED says which.
         """
         measured = {name: value for name, value in values.items() if value is not None}
         for name in list(self._open()):

@@ -9,7 +9,7 @@ from lamella.common import words
 from lamella.common.files import write_atomic
 from lamella.common.page import check_file, render
 from lamella.experiments.metrics import DEFINITIONS
-from lamella.experiments.report.pair_tables import HEADS, pair_cells, ranks_line
+from lamella.experiments.report.pair_tables import HEADS, pair_cells, pair_notes, ranks_line
 from lamella.experiments.report.paired import pairs
 from lamella.experiments.report.ranks import ranks
 from lamella.experiments.report.summary import Row, Summary, summarise
@@ -63,6 +63,7 @@ def _describe(board: Sequence[Row], name: str) -> dict[str, Any]:
     from lamella.experiments.report import comparison_figures, figures
 
     several = board[0].first.tasks > 1
+    compared = pairs(board)
     # Markup: matplotlib has escaped the names inside its SVG already.
     pictures = {
         "matrices": [(row, Markup(figures.draw_matrix(row, f"{name}-matrix{i}"))) for i, row in enumerate(board)],
@@ -80,7 +81,8 @@ def _describe(board: Sequence[Row], name: str) -> dict[str, Any]:
         "rows": board,
         **_table(board),
         "pair_heads": HEADS,
-        "pairs": [pair_cells(pair) for pair in pairs(board)],
+        "pairs": [pair_cells(pair) for pair in compared],
+        "pair_notes": pair_notes(compared),
         **pictures,
         "phases": sorted({phase for row in board for phase in row.first.seconds}, key=_phase_order),
         "origins": [_origin(row) for row in board],

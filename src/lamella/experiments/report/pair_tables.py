@@ -10,7 +10,7 @@ from lamella.experiments.report.paired import Interval, Pair, pairs
 from lamella.experiments.report.ranks import Ranks, groups, ranks
 from lamella.experiments.report.summary import Row, Summary
 
-__all__ = ["HEADS", "pair_cells", "pair_records", "pairs_text", "rank_record", "ranks_line"]
+__all__ = ["HEADS", "pair_cells", "pair_records", "pair_notes", "pairs_text", "rank_record", "ranks_line"]
 
 HEADS = ("better", "than", "pairs", "difference", "95 % over seeds", "95 % over images", "verdict")
 
@@ -35,16 +35,32 @@ def _interval(ends: Interval | None) -> str:
 def pairs_text(summary: Summary, *, markdown: bool) -> str:
     """The tables of all boards with several methods, and the ranks over them."""
     lines: list[str] = []
+    found: list[Pair] = []
     for board in summary.boards():
-        if rows := [pair_cells(pair) for pair in pairs(board)]:
+        found += (compared := pairs(board))
+        if rows := [pair_cells(pair) for pair in compared]:
             lines += [f"{_stream(board)}: paired differences of final accuracy, in percentage points", ""]
             lines += [*(_markdown(rows) if markdown else _columns(rows)), ""]
     if not lines:
         return "no two methods here have runs with the same seed and split, so there are no paired differences\n"
     lines.append('"noise": one of the intervals has 0 in it. "one pair": one seed says nothing of seeds.')
+    lines += pair_notes(found)
     if (ranked := ranks(summary.boards())) is not None:
         lines += ["", ranks_line(ranked)]
     return "\n".join(lines) + "\n"
+
+
+def pair_notes(compared: Sequence[Pair]) -> list[str]:
+    """Why intervals over images are missing, a sentence for each reason."""
+    notes: list[str] = []
+    blank = [[*pair.better.results, *pair.worse.results] for pair in compared if pair.over_images is None]
+    lacking = [{str(each.path.parent) for each in results if each.right_images() is None} for results in blank]
+    if folders := sorted(set().union(*lacking)):
+        named = ", ".join(map(printable, folders[:3])) + (f" and {len(folders) - 3} more" if folders[3:] else "")
+        notes.append(f"No interval over images, since right.npz is missing or damaged in {named}; a new run writes it.")
+    if not all(lacking):
+        notes.append("No interval over images, since the pairs of runs have different test images.")
+    return notes
 
 
 def ranks_line(ranked: Ranks) -> str:

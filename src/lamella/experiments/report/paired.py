@@ -129,7 +129,7 @@ def _over_images(matched: Sequence[tuple[Result, Result]]) -> Interval | None:
     if len({x.split_sha256 for x, _ in matched}) > 1:
         return None
     kept = [(x.right_images(), y.right_images()) for x, y in matched]
-    differences = [x.astype(np.float64) - y for x, y in kept if x is not None and y is not None and len(x) == len(y)]
+    differences = [x.astype(np.float64) - y for x, y in kept if x is not None and y is not None]
     if len(differences) < len(kept):
         return None
     return bootstrap(np.mean(differences, axis=0))

@@ -21,7 +21,7 @@ from lamella.common.files import read_json, write_json
 from lamella.common.version import __version__
 from lamella.common.words import number
 from lamella.experiments.report.summary import Spread, spread
-from lamella.experiments.reproduce.registry import METRICS, Cell, Reported
+from lamella.experiments.reproduce.registry import RESULT_KEYS, Cell, Reported
 from lamella.experiments.results_files import Result
 
 __all__ = ["FILE", "Comparison", "Value", "compare", "comparison_line", "read_comparison", "write_comparison"]
@@ -72,7 +72,7 @@ def compare(cell: Cell, results: Sequence[Result]) -> Comparison:
         raise ValueError(f"{cell.paper} {cell.name} is of the method {cell.method}, but the runs are of {others}")
     values = {}
     for name, reported in cell.reported.items():
-        found = spread(result.metrics[METRICS[name]] for result in own)
+        found = spread(result.metrics[RESULT_KEYS[name]] for result in own)
         if found is not None:  # all tasks at once have no accuracy after each task
             values[name] = _value(reported, found, cell.runs)
     changes = dict.fromkeys(change for result in own for change in result.overrides)

@@ -16,13 +16,23 @@ from typing import Any, Literal, cast
 from lamella.common.options import near_matches
 from lamella.learner.config.document import read_document, with_overrides
 
-__all__ = ["METRICS", "Cell", "Paper", "Reported", "cell_config", "find_cell", "find_paper", "papers", "without_cell"]
+__all__ = [
+    "RESULT_KEYS",
+    "Cell",
+    "Paper",
+    "Reported",
+    "cell_config",
+    "find_cell",
+    "find_paper",
+    "papers",
+    "without_cell",
+]
 
 Table = Mapping[str, Any]
 FOLDER = Path(__file__).parents[2] / "papers"
 BENCHMARKS, WITHOUT = "benchmarks", "without"
 """The files of the folder that are no papers."""
-METRICS = {"last": "final_accuracy", "average": "average_accuracy"}
+RESULT_KEYS = {"last": "final_accuracy", "average": "average_accuracy"}
 """What papers report, and what a result file calls it."""
 
 
@@ -71,8 +81,8 @@ class Cell:
 
     @property
     def reported(self) -> dict[str, Reported]:
-        """The reported values by `METRICS`, those that there are."""
-        return {name: value for name in METRICS if (value := getattr(self, name)) is not None}
+        """The reported values by `RESULT_KEYS`, those that there are."""
+        return {name: value for name in RESULT_KEYS if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -205,7 +215,7 @@ def _cell(
         raise ValueError(f"{name} of {paper}.toml lacks {', '.join(sorted(missing))}")
     values = layers[-1]
     last, average = (
-        Reported(values[metric], values.get(f"{metric}_spread")) if metric in values else None for metric in METRICS
+        Reported(values[metric], values.get(f"{metric}_spread")) if metric in values else None for metric in RESULT_KEYS
     )
     if last is None or said["source"] not in ("primary", "secondary"):
         raise ValueError(f"{name} of {paper}.toml needs 'last', and a source that is 'primary' or 'secondary'")

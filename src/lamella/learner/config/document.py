@@ -137,6 +137,8 @@ def complete(document: Mapping[str, Any]) -> dict[str, Any]:
     run = completed("run", given["run"], RUN)
     if run["seed"] < 0:
         raise ValueError(f"run.seed = {run['seed']} should be a whole number of 0 or more")
+    if len(set(loggers := run.get("loggers", []))) < len(loggers):
+        raise ValueError(f"run.loggers = {loggers} names a logger twice; name each once")
     scenario = complete_scenario(given["scenario"], run) if "scenario" in document else {}
     config = {
         "scenario": scenario,
