@@ -182,19 +182,20 @@ def _paper(paper: Any) -> str:
             percents(cell.last),
             "—" if cell.average is None else percents(cell.average),
             "—" if cell.runs is None else str(cell.runs),
-            f"{cell.source}: {cell.read}",
             f"`{cell.config}`",
-            "; ".join(fact for fact in own if fact not in common) or "—",
         )
-        for cell, own in zip(cells, told, strict=True)
+        for cell in cells
     ]
     link = f", [arXiv {paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else ""
-    heads = ("cell", "method", "last", "average", "runs", "read in", "starts from", "of this cell")
-    listed = "\n".join(f"- {fact}" for fact in common)
-    return f"## {paper.name}\n\n{paper.title}. {paper.cite}{link}.\n\n{listed}\n\n{_table(heads, rows)}\n"
+    table = _table(("cell", "method", "last", "average", "runs", "starts from"), rows)
+    of_all = "\n".join(f"- {fact}" for fact in common)
+    some = dict.fromkeys(fact for facts in told for fact in facts if fact not in common)
+    having = {fact: [f"`{c.name}`" for c, facts in zip(cells, told, strict=True) if fact in facts] for fact in some}
+    of_some = "\n".join(f"- {fact} ({', '.join(which)})" for fact, which in having.items())
+    return f"## {paper.name}\n\n{paper.title}. {paper.cite}{link}.\n\n{of_all}\n\n{table}\n\n{of_some}\n"
 
 
-IN_THE_TABLE = ("method", "configuration", "runs", "read in")
+IN_THE_TABLE = ("method", "configuration", "runs")
 """Facts of a cell that have a column of their own."""
 
 
