@@ -11,7 +11,7 @@ from torch import Tensor
 from lamella.common.words import many
 from lamella.data.answers import PLAIN_TEXT, Answer, AnswerSet
 from lamella.data.chat import CLOSE, OPEN, ChatTemplate, TemplateError
-from lamella.data.samples import CPU, Batch, View
+from lamella.data.samples import CPU, Batch, View, refuse_augmentation
 from lamella.data.tasks import Unreadable
 from lamella.data.tokens import padded
 
@@ -78,13 +78,8 @@ class AnswerTokens:
         n: int = 0,
         generator: torch.Generator | None = None,
     ) -> View:
-        """What turns answers into a batch of token ids and targets. There is no augmentation of answers.
-
-        Raises:
-            ValueError: an augmentation was given.
-        """
-        if augmentation is not None:
-            raise ValueError("[augment] is for images, and this backbone takes answers; leave it out")
+        """What turns answers into a batch of token ids and targets. There is no augmentation; see `Transform.view`."""
+        refuse_augmentation(augmentation, self.noun)
 
         def view(answers: list[Answer], index: Tensor) -> Batch:
             return self.batch([self._fitting(answer) for answer in answers]).to(device)
