@@ -121,7 +121,7 @@ def _written(
         return torch.tensor([any(sign in text for sign in how.stop) for text in texts], device=ids.device)
 
     def drawn(ids: Tensor, scores: Tensor) -> Tensor:
-        return _perturbed(scores, [f"{key}" for key in keys], ids.shape[1] - width, how)
+        return _perturbed(scores, keys, ids.shape[1] - width, how)
 
     found = network.generate(
         inputs=x[IDS],
