@@ -170,6 +170,7 @@ def test_settings_out_of_range_are_refused() -> None:
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_p": 0.9}, "top_p is 0.9, but at temperature 0 nothing is drawn; give a higher one"),
         ({"stop": ("",)}, "stop is"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -135,6 +135,7 @@ def test_prompts_are_answered_from_the_command_line(
     [
         (["none.jsonl"], "no file 'none.jsonl'"),
         (["a", "--top-p", "0"], "top_p is 0.0; it must be above 0"),
+        (["a", "--top-p", "0.9"], "at temperature 0 nothing is drawn"),
         (["a", "--max-tokens", "0"], "max-tokens"),
         (["a", "--max-tokens", "500"], "max_tokens is 500, but"),
     ],

@@ -31,12 +31,13 @@ class Generating:
     Args:
         max_tokens: the largest number of tokens of an answer, with the one that ends it; at least 1.
         temperature: what logits are divided by before a token is drawn, at least 0; at 0 the likeliest token is taken.
-        top_p: only the likeliest tokens are drawn that together have this probability; above 0, at most 1.
+        top_p: only the likeliest tokens are drawn that together have this probability; above 0, at most 1, and 1 where
+            nothing is drawn.
         stop: texts that end an answer, and are no part of it.
         seed: of what is drawn. Each prompt has draws of its own, whatever stands beside it in a batch.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of its range, or `top_p` is below 1 where nothing is drawn.
     """
 
     max_tokens: int = 128
@@ -54,6 +55,8 @@ class Generating:
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.top_p < 1 and not self.temperature:
+            raise ValueError(f"top_p is {self.top_p}, but at temperature 0 nothing is drawn; give a higher one")
         if isinstance(self.stop, str) or not all(self.stop):
             raise ValueError(f"stop is {self.stop!r}; it must be a list of texts that are not empty")
 
