@@ -125,6 +125,10 @@ def test_prompts_are_answered_from_the_command_line(
     assert [json.loads(line)["response"] for line in out.splitlines()] == [one, two]
     assert json.loads(out.splitlines()[1])["messages"] == [{"role": "user", "content": second}]
     assert err == "asked.jsonl, line 2: left out: the prompt is empty\n"
+    assert [json.loads(line)["cut"] for line in out.splitlines()] == [0, 0]
+    code, out, err = lamella("generate", stored, "x" * 200, first, "y" * 100, "--json", *options)
+    assert [json.loads(line)["cut"] > 0 for line in out.splitlines()] == [True, False, True]
+    assert err == "2 prompts with too many tokens for this model: the first are cut\n"
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(f"{first}\n\n{second}\n".encode())))
     code, out, _ = lamella("generate", stored, "-", *options)
     assert [line.split(":")[0] for line in out.splitlines()] == [first, second]

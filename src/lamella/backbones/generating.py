@@ -18,7 +18,7 @@ from lamella.data.lengths import of_like_length
 from lamella.data.samples import Batch
 from lamella.data.tokens import IDS, MASK
 
-__all__ = ["Generating", "generate"]
+__all__ = ["Generating", "generate", "prompt_cuts"]
 
 SAMPLES, SIZE = 32, 8192
 """The largest number of prompts in a batch, and of its tokens, those still to be written among them."""
@@ -77,9 +77,8 @@ def generate(backbone: Backbone, prompts: Sequence[Answer], how: Generating = Ge
         ValueError: the backbone is no language model, `max_tokens` leaves no room for a prompt, or its chat template
             refuses a conversation.
     """
-    model, transform = language_model(backbone.model, "writing answers"), backbone.transform
-    assert isinstance(transform, AnswerTokens)
-    rows = transform.prompts(prompts, _room(backbone.name, model, transform, how))
+    model, transform, room = _room(backbone, how)
+    rows = transform.prompts(prompts, room)
     keys = keys_of_answers([prompt._replace(turns=prompt.prompt or prompt.turns) for prompt in prompts])
     lengths = [len(row) + how.max_tokens for row in rows]
     answers = [""] * len(rows)
@@ -91,15 +90,26 @@ def generate(backbone: Backbone, prompts: Sequence[Answer], how: Generating = Ge
     return answers
 
 
-def _room(name: str, model: LanguageModel, transform: AnswerTokens, how: Generating) -> int:
-    """The largest number of tokens of a prompt."""
+def prompt_cuts(backbone: Backbone, prompts: Sequence[Answer], how: Generating = Generating()) -> list[int]:
+    """Return how many tokens at the beginning of each prompt `generate` leaves out, because there are too many.
+
+    Arguments and errors are those of `generate`.
+    """
+    _, transform, room = _room(backbone, how)
+    return transform.prompt_cuts(prompts, room)
+
+
+def _room(backbone: Backbone, how: Generating) -> tuple[LanguageModel, AnswerTokens, int]:
+    """The network, what makes its inputs, and the largest number of tokens of a prompt."""
+    model, transform = language_model(backbone.model, "writing answers"), backbone.transform
+    assert isinstance(transform, AnswerTokens)
     longest = longest_text(model.network)
     room = transform.max_length if longest is None else min(transform.max_length, longest - how.max_tokens)
     if room < 1:
         raise ValueError(
-            f"max_tokens is {how.max_tokens}, but '{name}' takes {longest} tokens with the prompt; give less"
+            f"max_tokens is {how.max_tokens}, but '{backbone.name}' takes {longest} tokens with the prompt; give less"
         )
-    return room
+    return model, transform, room
 
 
 def _written(

@@ -150,7 +150,11 @@ class AnswerTokens:
         Raises:
             ValueError: the chat template refuses a conversation; the message names its place.
         """
-        return [self._prompt(answer, room) for answer in answers]
+        return [self._last(self._whole_prompt(answer), room) for answer in answers]
+
+    def prompt_cuts(self, answers: Sequence[Answer], room: int) -> list[int]:
+        """How many tokens of each conversation `prompts` leaves out; arguments and errors are the same."""
+        return [max(len(ids) - room, 0) for ids in map(self._whole_prompt, answers)]
 
     def padded_left(self, rows: Sequence[Sequence[int]]) -> Batch:
         """Token ids of any lengths, padded to one length before their tokens, so that all go on at one place."""
@@ -174,15 +178,22 @@ class AnswerTokens:
             f"{name}_sha256": sha256(text.encode()).hexdigest() for name, text in digests.items()
         }
 
-    def _prompt(self, answer: Answer, room: int) -> list[int]:
+    def _whole_prompt(self, answer: Answer) -> list[int]:
         try:
-            ids = self.ids_of(self.chat.prompt(answer.prompt))
+            return self.ids_of(self.chat.prompt(answer.prompt))
         except TemplateError as error:
             raise ValueError(f"{answer.place or 'a conversation'}: {error}") from error
+
+    def _last(self, ids: list[int], room: int) -> list[int]:
+        """The last ids, behind the one that begins every text."""
         if len(ids) <= room:
             return ids
-        kept = self._begin if ids[: len(self._begin)] == self._begin else []
-        return [*kept, *ids[len(ids) - room + len(kept) :]]
+        kept = self._kept(ids)
+        return [*ids[:kept], *ids[len(ids) - room + kept :]]
+
+    def _kept(self, ids: Sequence[int]) -> int:
+        """How many ids begin every text, and stay where the first ones are left out."""
+        return len(self._begin) if ids[: len(self._begin)] == self._begin else 0
 
     def _fitting(self, answer: Answer) -> Tokens:
         found = self.encode(answer)
@@ -227,7 +238,7 @@ class AnswerTokens:
             return whole
         if plain:
             return Tokens(whole.ids[:most], whole.target[:most], count - most, whole.apart)
-        kept = len(self._begin) if whole.ids[: len(self._begin)] == self._begin else 0
+        kept = self._kept(whole.ids)
         first = count - most + kept  # the first token behind those that are left out
         target = [*whole.target[:kept], *whole.target[first:]]
         i = kept
