@@ -1,6 +1,7 @@
 """A learner of answers in Python: it learns, is stored, goes on, and answers."""
 
 import json
+import re
 import sys
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -160,6 +161,25 @@ def test_a_model_of_classes_writes_nothing(lamella: Run, tmp_path: Path) -> None
     code, _, err = lamella("generate", tmp_path / "classes", "hello")
     assert code == 2
     assert "learns classes of texts and writes nothing; use lamella predict" in err
+
+
+def test_what_a_model_of_answers_has_learned_is_shown(lamella: Run, stored: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    code, out, err = lamella("inspect", stored, "--html", page, "--device", "cpu")
+    assert (code, err) == (0, f"page: {page}\n")
+    assert "\n1 task, 8 answers\n" in out
+    cells = [re.findall(r"\w\S*", line) for line in out.splitlines() if line.startswith(("┃", "│"))]
+    assert cells[0] == ["task", "answers", "learned"]
+    assert cells[1][:2] == ["ab", "8"]
+    _, verbose, _ = lamella("inspect", stored, "--verbose", "--device", "cpu")
+    assert verbose.startswith(out[: out.index("\n\n")])
+    text = re.sub("<style>.*?</style>", "", page.read_text(), flags=re.DOTALL)
+    assert "1 task, 8 answers" in text
+    for shown in (out, verbose, text):
+        assert "class" not in re.sub("<[^>]*>", "", shown), "nothing on classes, for which the word is searched"
+        assert "--no-train" not in shown
+        assert "confidences" not in shown
+        assert "Room for more tasks" in shown or "<h2>Room" in shown
 
 
 def test_a_model_of_answers_names_no_classes(lamella: Run, stored: Path, tmp_path: Path) -> None:
