@@ -211,6 +211,13 @@ def test_what_a_model_of_answers_has_learned_is_shown(lamella: Run, stored: Path
         assert "Room for more tasks" in shown or "<h2>Room" in shown
 
 
+def test_models_of_answers_are_not_merged_yet(lamella: Run, stored: Path, tmp_path: Path) -> None:
+    code, out, err = lamella("merge", stored, stored, "--out", tmp_path / "merged")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "has learned answers, and models of them cannot be merged yet; give models of classes, or adapters" in err
+    assert not (tmp_path / "merged").exists()
+
+
 def test_a_model_of_answers_names_no_classes(lamella: Run, stored: Path, tmp_path: Path) -> None:
     (tmp_path / "asked.jsonl").write_text('{"prompt": "ab"}')
     code, out, err = lamella("predict", stored, tmp_path / "asked.jsonl", "--device", "cpu")
