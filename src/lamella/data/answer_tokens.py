@@ -1,7 +1,8 @@
 """From answers to token ids, and the mask of those that a language model learns to write."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -92,10 +93,8 @@ class AnswerTokens:
         Raises:
             ValueError: the chat template refuses the conversation; the message names its place.
         """
-        try:
+        with _named(answer):
             pieces = [piece for piece in self.chat.pieces(answer.turns) if piece.text]
-        except TemplateError as error:
-            raise ValueError(f"{answer.place or 'a conversation'}: {error}") from error
         parts, apart = self._joined([piece.text for piece in pieces])
         ids = [i for part in parts for i in part]
         target = [piece.is_target for piece, part in zip(pieces, parts, strict=True) for _ in part]
@@ -179,10 +178,9 @@ class AnswerTokens:
         }
 
     def _whole_prompt(self, answer: Answer) -> list[int]:
-        try:
-            return self.ids_of(self.chat.prompt(answer.prompt))
-        except TemplateError as error:
-            raise ValueError(f"{answer.place or 'a conversation'}: {error}") from error
+        with _named(answer):
+            text = self.chat.prompt(answer.prompt)
+        return self.ids_of(text)
 
     def _last(self, ids: list[int], room: int) -> list[int]:
         """The last ids, behind the one that begins every text."""
@@ -246,6 +244,15 @@ class AnswerTokens:
             target[i] = False
             i += 1
         return Tokens([*whole.ids[:kept], *whole.ids[first:]], target, count - most, whole.apart)
+
+
+@contextmanager
+def _named(answer: Answer) -> Iterator[None]:
+    """Name the place of a conversation that the chat template refuses."""
+    try:
+        yield
+    except TemplateError as error:
+        raise ValueError(f"{answer.place or 'a conversation'}: {error}") from error
 
 
 class FittingAnswers(NamedTuple):
