@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lamella.backbones import Backbone
-from lamella.backbones.generating import Generating, generate
+from lamella.backbones.generating import Generating, generate, prompt_cuts
 from lamella.backbones.language_model import language_model
 from lamella.data.answers import ASSISTANT, PLAIN_TEXT, USER, Answer, AnswerSet, Turn
 from lamella.data.scenario import Task
@@ -159,6 +159,11 @@ def test_tokens_are_drawn_by_their_probability() -> None:
 
 def test_long_prompts_are_cut_to_leave_room() -> None:
     backbone = tiny_causal("GPT2")  # of 128 positions
+    asked = [Answer.to("x" * length) for length in (26, 27, 300)]  # with what begins and what ends a prompt: 2 more
+    assert prompt_cuts(backbone, asked, Generating(max_tokens=100)) == [0, 1, 274]
+    assert prompt_cuts(backbone, asked, Generating(max_tokens=1)) == [0, 0, 238], "its max_length is 64"
+    transform: Any = backbone.transform
+    assert [len(row) for row in transform.prompts(asked, 28)] == [28, 28, 28]
     assert len(generate(backbone, [Answer.to("x" * 300)], Generating(max_tokens=100))[0]) <= 100
     with pytest.raises(ValueError, match="max_tokens is 128, but 'tiny-gpt2' takes 128 tokens with the prompt"):
         generate(backbone, PROMPTS, Generating(max_tokens=128))
@@ -170,6 +175,7 @@ def test_settings_out_of_range_are_refused() -> None:
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_p": 0.9}, "top_p is 0.9, but at temperature 0 nothing is drawn; give a higher one"),
         ({"stop": ("",)}, "stop is"),
     ):
         with pytest.raises(ValueError, match=said):

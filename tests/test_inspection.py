@@ -181,6 +181,8 @@ def test_texts_say_the_numbers() -> None:
         "(A straight line from what the last task took: 1.0 directions of that layer, of which 5 of 8 are free.)"
         in plain
     )
+    assert "and one made with --no-train has no limit." in plain
+    assert "--no-train" not in inspection_text(facts(), "answer"), "which trains no language model"
     assert "75.0 % of 4" in text
     assert "overlap" not in text
     text = inspection_text(facts(), verbose=True)

@@ -226,6 +226,12 @@ def test_options_of_other_backbones_are_refused(tmp_path: Path) -> None:
     assert load(folder, weights="random", seed=1).weights_sha256 != load(folder, weights="random").weights_sha256
 
 
+@pytest.mark.parametrize("name", ["fractal-vit-micro", "resnet20", "vit_tiny_patch16_224", "hashed-words"])
+def test_other_backbones_give_no_tokens(name: str) -> None:
+    with pytest.raises(ValueError, match=f"output=tokens asks for a language model, and '{name}' is none; name one"):
+        backbone_options({"name": name, "output": "tokens"})
+
+
 def test_the_same_folder_is_an_encoder_of_texts_without_its_head(tmp_path: Path) -> None:
     folder = causal_folder(tmp_path / "m")
     assert load_backbone(str(folder)).transform.noun == "text"

@@ -1,6 +1,7 @@
 """A learner of answers in Python: it learns, is stored, goes on, and answers."""
 
 import json
+import re
 import sys
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -16,8 +17,10 @@ from lamella import Learner
 from lamella.backbones.encoder_network import quiet
 from lamella.backbones.generating import Generating
 from lamella.common.printable import printable
-from lamella.data.answers import Answer, AnswerSet
-from lamella.data.scenario import Task
+from lamella.data.answers import IN_PYTHON, Answer, AnswerSet
+from lamella.data.scenario import Task, as_task
+from lamella.data.sources.answer_rows import load_answers
+from lamella.data.sources.rows import read_rows
 from lamella.learner.answers.costs import costs_of
 from lamella.testing.answers import CHATML, causal_config, chat_tokenizer
 from lamella.testing.texts import pattern_texts
@@ -125,6 +128,10 @@ def test_prompts_are_answered_from_the_command_line(
     assert [json.loads(line)["response"] for line in out.splitlines()] == [one, two]
     assert json.loads(out.splitlines()[1])["messages"] == [{"role": "user", "content": second}]
     assert err == "asked.jsonl, line 2: left out: the prompt is empty\n"
+    assert [json.loads(line)["cut"] for line in out.splitlines()] == [0, 0]
+    code, out, err = lamella("generate", stored, "x" * 200, first, "y" * 100, "--json", *options)
+    assert [json.loads(line)["cut"] > 0 for line in out.splitlines()] == [True, False, True]
+    assert err == "2 prompts with too many tokens for this model: the first are cut\n"
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(f"{first}\n\n{second}\n".encode())))
     code, out, _ = lamella("generate", stored, "-", *options)
     assert [line.split(":")[0] for line in out.splitlines()] == [first, second]
@@ -135,6 +142,7 @@ def test_prompts_are_answered_from_the_command_line(
     [
         (["none.jsonl"], "no file 'none.jsonl'"),
         (["a", "--top-p", "0"], "top_p is 0.0; it must be above 0"),
+        (["a", "--top-p", "0.9"], "at temperature 0 nothing is drawn"),
         (["a", "--max-tokens", "0"], "max-tokens"),
         (["a", "--max-tokens", "500"], "max_tokens is 500, but"),
     ],
@@ -155,6 +163,59 @@ def test_a_model_of_classes_writes_nothing(lamella: Run, tmp_path: Path) -> None
     code, _, err = lamella("generate", tmp_path / "classes", "hello")
     assert code == 2
     assert "learns classes of texts and writes nothing; use lamella predict" in err
+
+
+def test_what_learn_says_of_answers_is_what_learns_them(
+    lamella: Run, stored: Path, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "c", "response": "d"}\n')
+    (tmp_path / "texts.csv").write_text("text,label\na,x\nb,y\n")
+    (tmp_path / "own.toml").write_text(f'[backbone]\nname = "{folder}"\noutput = "tokens"\n')
+    new, answers, texts = tmp_path / "new", tmp_path / "answers.jsonl", tmp_path / "texts.csv"
+    for arguments in (
+        [new, answers, "no-setting", "--method", "none"],
+        [new, texts, "backbone.output=tokens", "--backbone", folder],
+        [new, texts, "--backbone", "some.gguf"],
+        [new, texts, "--config", tmp_path / "own.toml"],
+        [stored, texts, "--method", "none"],
+    ):
+        code, out, err = lamella("learn", *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "lamella learn learns classes; answers are learned in Python so far: Learner.create(" in err
+    assert not new.exists()
+    call = IN_PYTHON.partition(": ")[2].replace("NAME", "name").replace("FILE", "file")
+    known = {"Learner": Learner, "as_task": as_task, "load_answers": load_answers, "read_rows": read_rows, "Path": Path}
+    assert eval(call, known | {"name": str(folder), "file": answers}).images == 1  # the other one is held out
+
+    (tmp_path / "labelled.csv").write_text("question,label\na,x\nb,y\n")
+    _, _, err = lamella("learn", new, tmp_path / "labelled.csv")
+    assert "no text column" in err, "questions may have labels"
+
+
+def test_what_a_model_of_answers_has_learned_is_shown(lamella: Run, stored: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    code, out, err = lamella("inspect", stored, "--html", page, "--device", "cpu")
+    assert (code, err) == (0, f"page: {page}\n")
+    assert "\n1 task, 8 answers\n" in out
+    cells = [re.findall(r"\w\S*", line) for line in out.splitlines() if line.startswith(("┃", "│"))]
+    assert cells[0] == ["task", "answers", "learned"]
+    assert cells[1][:2] == ["ab", "8"]
+    _, verbose, _ = lamella("inspect", stored, "--verbose", "--device", "cpu")
+    assert verbose.startswith(out[: out.index("\n\n")])
+    text = re.sub("<style>.*?</style>", "", page.read_text(), flags=re.DOTALL)
+    assert "1 task, 8 answers" in text
+    for shown in (out, verbose, text):
+        assert "class" not in re.sub("<[^>]*>", "", shown), "nothing on classes, for which the word is searched"
+        assert "--no-train" not in shown
+        assert "confidences" not in shown
+        assert "Room for more tasks" in shown or "<h2>Room" in shown
+
+
+def test_models_of_answers_are_not_merged_yet(lamella: Run, stored: Path, tmp_path: Path) -> None:
+    code, out, err = lamella("merge", stored, stored, "--out", tmp_path / "merged")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "has learned answers, and models of them cannot be merged yet; give models of classes, or adapters" in err
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_model_of_answers_names_no_classes(lamella: Run, stored: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from streams import build
 from streams import often as often_of_all
 
 from lamella.backbones import Backbone
+from lamella.backbones.hashed_words import HashedWords
 from lamella.common.options import options_of
 from lamella.data.transform import Augmentation
 from lamella.learner.store.state import learned_state, restore_state
@@ -102,6 +103,8 @@ def test_an_augmentation_of_texts_is_refused_before_anything_is_learned() -> Non
     with pytest.raises(ValueError, match=r"^\[augment\] is for images, and this backbone takes texts; leave it out$"):
         method.learn(tiny_tasks([2], noun="text")[0], fit)
     assert not len(method.heads)
+    with pytest.raises(ValueError, match=r"^\[augment\] is for images, and this backbone takes texts; leave it out$"):
+        HashedWords().view(augmentation=Augmentation())
 
 
 # layers that read the same inputs ------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from lamella.data.lengths import of_like_length
 from lamella.data.samples import Batch
 from lamella.data.tokens import IDS, MASK
 
-__all__ = ["Generating", "generate"]
+__all__ = ["Generating", "generate", "prompt_cuts"]
 
 SAMPLES, SIZE = 32, 8192
 """The largest number of prompts in a batch, and of its tokens, those still to be written among them."""
@@ -31,12 +31,13 @@ class Generating:
     Args:
         max_tokens: the largest number of tokens of an answer, with the one that ends it; at least 1.
         temperature: what logits are divided by before a token is drawn, at least 0; at 0 the likeliest token is taken.
-        top_p: only the likeliest tokens are drawn that together have this probability; above 0, at most 1.
+        top_p: only the likeliest tokens are drawn that together have this probability; above 0, at most 1, and 1 where
+            nothing is drawn.
         stop: texts that end an answer, and are no part of it.
         seed: of what is drawn. Each prompt has draws of its own, whatever stands beside it in a batch.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of its range, or `top_p` is below 1 where nothing is drawn.
     """
 
     max_tokens: int = 128
@@ -54,6 +55,8 @@ class Generating:
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.top_p < 1 and not self.temperature:
+            raise ValueError(f"top_p is {self.top_p}, but at temperature 0 nothing is drawn; give a higher one")
         if isinstance(self.stop, str) or not all(self.stop):
             raise ValueError(f"stop is {self.stop!r}; it must be a list of texts that are not empty")
 
@@ -74,9 +77,8 @@ def generate(backbone: Backbone, prompts: Sequence[Answer], how: Generating = Ge
         ValueError: the backbone is no language model, `max_tokens` leaves no room for a prompt, or its chat template
             refuses a conversation.
     """
-    model, transform = language_model(backbone.model, "writing answers"), backbone.transform
-    assert isinstance(transform, AnswerTokens)
-    rows = transform.prompts(prompts, _room(backbone.name, model, transform, how))
+    model, transform, room = _room(backbone, how)
+    rows = transform.prompts(prompts, room)
     keys = keys_of_answers([prompt._replace(turns=prompt.prompt or prompt.turns) for prompt in prompts])
     lengths = [len(row) + how.max_tokens for row in rows]
     answers = [""] * len(rows)
@@ -88,15 +90,26 @@ def generate(backbone: Backbone, prompts: Sequence[Answer], how: Generating = Ge
     return answers
 
 
-def _room(name: str, model: LanguageModel, transform: AnswerTokens, how: Generating) -> int:
-    """The largest number of tokens of a prompt."""
+def prompt_cuts(backbone: Backbone, prompts: Sequence[Answer], how: Generating = Generating()) -> list[int]:
+    """Return how many tokens at the beginning of each prompt `generate` leaves out, because there are too many.
+
+    Arguments and errors are those of `generate`.
+    """
+    _, transform, room = _room(backbone, how)
+    return transform.prompt_cuts(prompts, room)
+
+
+def _room(backbone: Backbone, how: Generating) -> tuple[LanguageModel, AnswerTokens, int]:
+    """The network, what makes its inputs, and the largest number of tokens of a prompt."""
+    model, transform = language_model(backbone.model, "writing answers"), backbone.transform
+    assert isinstance(transform, AnswerTokens)
     longest = longest_text(model.network)
     room = transform.max_length if longest is None else min(transform.max_length, longest - how.max_tokens)
     if room < 1:
         raise ValueError(
-            f"max_tokens is {how.max_tokens}, but '{name}' takes {longest} tokens with the prompt; give less"
+            f"max_tokens is {how.max_tokens}, but '{backbone.name}' takes {longest} tokens with the prompt; give less"
         )
-    return room
+    return model, transform, room
 
 
 def _written(
@@ -121,7 +134,7 @@ def _written(
         return torch.tensor([any(sign in text for sign in how.stop) for text in texts], device=ids.device)
 
     def drawn(ids: Tensor, scores: Tensor) -> Tensor:
-        return _perturbed(scores, [f"{key}" for key in keys], ids.shape[1] - width, how)
+        return _perturbed(scores, keys, ids.shape[1] - width, how)
 
     found = network.generate(
         inputs=x[IDS],

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.backbones.backbone import Backbone
-from lamella.data.samples import CPU, View
+from lamella.data.samples import CPU, View, refuse_augmentation
 
 __all__ = ["HASHED_WORDS", "HashedWords", "build_hashed_words"]
 
@@ -40,13 +40,8 @@ class HashedWords:
         n: int = 0,
         generator: torch.Generator | None = None,
     ) -> View:
-        """What turns texts into vectors, (n, 512) float32. There is no augmentation of texts.
-
-        Raises:
-            ValueError: an augmentation was given.
-        """
-        if augmentation is not None:
-            raise ValueError("[augment] is for images, and this backbone takes texts; leave it out")
+        """What turns texts into vectors, (n, 512) float32. There is no augmentation; see `Transform.view`."""
+        refuse_augmentation(augmentation, self.noun)
         return lambda texts, index: self.vectors(texts).to(device)
 
     def vectors(self, texts: list[str]) -> Tensor:

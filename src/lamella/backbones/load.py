@@ -68,7 +68,7 @@ def backbone_options(table: Mapping[str, Any]) -> dict[str, Option]:
         table: of a configuration, or arguments of `load_backbone` by name.
 
     Raises:
-        ValueError: it has an option that only backbones of another kind have.
+        ValueError: it has an option that only backbones of another kind have, or asks one of images for tokens.
     """
     name = table.get("name")
     kind = _kind_of(table) if isinstance(name, str) else IMAGES
@@ -85,15 +85,25 @@ def backbone_options(table: Mapping[str, Any]) -> dict[str, Option]:
 def _kind_of(table: Mapping[str, Any]) -> Kind:
     name, weights = table["name"], table.get("weights")
     if table.get("output") == OUTPUT:
+        if _of_one_kind(name) is not None or (not is_called_as_encoder(name) and _is_of_timm(name)):
+            raise ValueError(
+                f"backbone.output={OUTPUT} asks for a language model, and '{name}' is none; name one, such as "
+                "HuggingFaceTB/SmolLM2-135M-Instruct, or take it away with backbone.output="
+            )
         return CAUSAL
-    if name == HASHED_WORDS:
-        return HASHED
-    if name == bundled.NAME or name in BLOCKS:
-        return IMAGES
+    if (kind := _of_one_kind(name)) is not None:
+        return kind
     if is_called_as_encoder(name) or (isinstance(weights, str) and is_kept_encoder(weights)):
         return ENCODERS
     folder = folder_below_data(name)
     return ENCODERS if folder is not None and holds_encoder(folder) and not _is_of_timm(name) else IMAGES
+
+
+def _of_one_kind(name: str) -> Kind | None:
+    """What the names are of that stand for one backbone of Lamella; None for others."""
+    if name == HASHED_WORDS:
+        return HASHED
+    return IMAGES if name == bundled.NAME or name in BLOCKS else None
 
 
 def _is_of_timm(name: str) -> bool:

@@ -43,7 +43,8 @@ def generate(
     untrusted: Untrusted = False,
 ) -> None:
     """Answer prompts, by a model that has learned answers. Prompts of like lengths are answered together."""
-    from lamella.backbones.generating import Generating
+    from lamella.backbones.generating import Generating, prompt_cuts
+    from lamella.common.words import many
     from lamella.learner.learner import Learner
 
     how = Generating(max_tokens, temperature, top_p, tuple(stop or ()), seed)
@@ -54,11 +55,14 @@ def generate(
     noun = learner.backbone.transform.noun
     if noun != "answer":
         raise ValueError(f"'{model}' learns classes of {noun}s and writes nothing; use lamella predict")
-    for answer, text in zip(asked, learner.answer(asked, how), strict=True):
+    cuts = prompt_cuts(learner.backbone, asked, how)
+    if too_long := sum(cut > 0 for cut in cuts):
+        say(f"{many(too_long, 'prompt')} with too many tokens for this model: the first are cut", err=True)
+    for answer, cut, text in zip(asked, cuts, learner.answer(asked, how), strict=True):
         said = answer.prompt[-1].content if answer.prompt else ""
         if as_json:
             turns = [{"role": turn.role, "content": turn.content} for turn in answer.prompt]
-            typer.echo(json.dumps({"messages": turns, "response": text}, ensure_ascii=False))
+            typer.echo(json.dumps({"messages": turns, "response": text, "cut": cut}, ensure_ascii=False))
         else:
             say(text if len(asked) == 1 else f"{_short(said)}: {text}")
 

@@ -1,6 +1,8 @@
 """`lamella learn`: teach the model in a folder its next task."""
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -109,11 +111,14 @@ def learn(
     """
     from lamella.backbones.weight_files import WeightsNotFound
     from lamella.common.progress import bars
+    from lamella.data.answers import IN_PYTHON
     from lamella.data.sources.readable import load_readable
     from lamella.learner.config.new_config import BUNDLED
     from lamella.learner.config.wanted import Wanted
     from lamella.learner.folder import ModelFolder
 
+    if _are_answers(model, data, settings or (), backbone, config, named=bool(text or label)):
+        raise ValueError(f"lamella learn learns classes; {IN_PYTHON}")
     for setting in settings or ():
         if "=" not in setting:
             raise ValueError(
@@ -158,3 +163,29 @@ def learn(
     except KeyboardInterrupt:
         say(f"'{model}' is unchanged; the same command resumes where this one stopped", err=True)
         raise
+
+
+def _are_answers(
+    model: Path, data: str, settings: Sequence[str], backbone: str | None, config: str | None, *, named: bool
+) -> bool:
+    """Return whether what should be learned are answers, by the model or by the columns of the data.
+
+    Arguments are those of `learn`; `named` says whether it names a column, which then holds labelled texts.
+    """
+    from lamella.backbones.gguf_files import is_gguf
+    from lamella.data.sources.answer_rows import holds_answers
+    from lamella.data.sources.rows import ROWS, read_rows
+    from lamella.data.sources.text_table import LABELS, TEXTS, column_of
+    from lamella.learner.config.document import read_document
+    from lamella.learner.store.versions import holds_model, load_manifest
+
+    if any(setting.startswith("backbone.output=") for setting in settings) or is_gguf(backbone or ""):
+        return True
+    known = load_manifest(model)["config"] if holds_model(model) else read_document(config) if config else {}
+    if "output" in known.get("backbone", {}):
+        return True
+    path = Path(data)
+    if named or path.suffix.lower() not in ROWS or not path.is_file():
+        return False
+    rows = read_rows(path)
+    return holds_answers(rows) and not column_of(rows.columns, (*TEXTS, *LABELS))

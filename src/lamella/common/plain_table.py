@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from lamella.common.printable import printable
 
-__all__ = ["plain_table"]
+__all__ = ["WIDEST", "plain_table"]
 
 WIDEST = 200
 """The maximal width of a table, unless another is asked for."""

@@ -1,7 +1,8 @@
 """From answers to token ids, and the mask of those that a language model learns to write."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from lamella.common.words import many
 from lamella.data.answers import PLAIN_TEXT, Answer, AnswerSet
 from lamella.data.chat import CLOSE, OPEN, ChatTemplate, TemplateError
-from lamella.data.samples import CPU, Batch, View
+from lamella.data.samples import CPU, Batch, View, refuse_augmentation
 from lamella.data.tasks import Unreadable
 from lamella.data.tokens import padded
 
@@ -78,13 +79,8 @@ class AnswerTokens:
         n: int = 0,
         generator: torch.Generator | None = None,
     ) -> View:
-        """What turns answers into a batch of token ids and targets. There is no augmentation of answers.
-
-        Raises:
-            ValueError: an augmentation was given.
-        """
-        if augmentation is not None:
-            raise ValueError("[augment] is for images, and this backbone takes answers; leave it out")
+        """What turns answers into a batch of token ids and targets. There is no augmentation; see `Transform.view`."""
+        refuse_augmentation(augmentation, self.noun)
 
         def view(answers: list[Answer], index: Tensor) -> Batch:
             return self.batch([self._fitting(answer) for answer in answers]).to(device)
@@ -97,10 +93,8 @@ class AnswerTokens:
         Raises:
             ValueError: the chat template refuses the conversation; the message names its place.
         """
-        try:
+        with _named(answer):
             pieces = [piece for piece in self.chat.pieces(answer.turns) if piece.text]
-        except TemplateError as error:
-            raise ValueError(f"{answer.place or 'a conversation'}: {error}") from error
         parts, apart = self._joined([piece.text for piece in pieces])
         ids = [i for part in parts for i in part]
         target = [piece.is_target for piece, part in zip(pieces, parts, strict=True) for _ in part]
@@ -155,7 +149,11 @@ class AnswerTokens:
         Raises:
             ValueError: the chat template refuses a conversation; the message names its place.
         """
-        return [self._prompt(answer, room) for answer in answers]
+        return [self._last(self._whole_prompt(answer), room) for answer in answers]
+
+    def prompt_cuts(self, answers: Sequence[Answer], room: int) -> list[int]:
+        """How many tokens of each conversation `prompts` leaves out; arguments and errors are the same."""
+        return [max(len(ids) - room, 0) for ids in map(self._whole_prompt, answers)]
 
     def padded_left(self, rows: Sequence[Sequence[int]]) -> Batch:
         """Token ids of any lengths, padded to one length before their tokens, so that all go on at one place."""
@@ -179,15 +177,21 @@ class AnswerTokens:
             f"{name}_sha256": sha256(text.encode()).hexdigest() for name, text in digests.items()
         }
 
-    def _prompt(self, answer: Answer, room: int) -> list[int]:
-        try:
-            ids = self.ids_of(self.chat.prompt(answer.prompt))
-        except TemplateError as error:
-            raise ValueError(f"{answer.place or 'a conversation'}: {error}") from error
+    def _whole_prompt(self, answer: Answer) -> list[int]:
+        with _named(answer):
+            text = self.chat.prompt(answer.prompt)
+        return self.ids_of(text)
+
+    def _last(self, ids: list[int], room: int) -> list[int]:
+        """The last ids, behind the one that begins every text."""
         if len(ids) <= room:
             return ids
-        kept = self._begin if ids[: len(self._begin)] == self._begin else []
-        return [*kept, *ids[len(ids) - room + len(kept) :]]
+        kept = self._kept(ids)
+        return [*ids[:kept], *ids[len(ids) - room + kept :]]
+
+    def _kept(self, ids: Sequence[int]) -> int:
+        """How many ids begin every text, and stay where the first ones are left out."""
+        return len(self._begin) if ids[: len(self._begin)] == self._begin else 0
 
     def _fitting(self, answer: Answer) -> Tokens:
         found = self.encode(answer)
@@ -232,7 +236,7 @@ class AnswerTokens:
             return whole
         if plain:
             return Tokens(whole.ids[:most], whole.target[:most], count - most, whole.apart)
-        kept = len(self._begin) if whole.ids[: len(self._begin)] == self._begin else 0
+        kept = self._kept(whole.ids)
         first = count - most + kept  # the first token behind those that are left out
         target = [*whole.target[:kept], *whole.target[first:]]
         i = kept
@@ -240,6 +244,15 @@ class AnswerTokens:
             target[i] = False
             i += 1
         return Tokens([*whole.ids[:kept], *whole.ids[first:]], target, count - most, whole.apart)
+
+
+@contextmanager
+def _named(answer: Answer) -> Iterator[None]:
+    """Name the place of a conversation that the chat template refuses."""
+    try:
+        yield
+    except TemplateError as error:
+        raise ValueError(f"{answer.place or 'a conversation'}: {error}") from error
 
 
 class FittingAnswers(NamedTuple):

@@ -11,7 +11,7 @@ from lamella.data.images import UNKNOWN_CLASS
 from lamella.data.listed import ListedSet
 from lamella.data.texts import keys_of_texts, normal_text
 
-__all__ = ["ASSISTANT", "PLAIN_TEXT", "ROLES", "USER", "Answer", "AnswerSet", "Turn", "keys_of_answers"]
+__all__ = ["ASSISTANT", "IN_PYTHON", "PLAIN_TEXT", "ROLES", "USER", "Answer", "AnswerSet", "Turn", "keys_of_answers"]
 
 USER = "user"
 ASSISTANT = "assistant"
@@ -19,6 +19,12 @@ ROLES = ("system", USER, ASSISTANT)
 """Who may speak in a conversation."""
 PLAIN_TEXT = "text"
 """The role of the only turn of a text that answers nobody."""
+
+IN_PYTHON = (
+    'answers are learned in Python so far: Learner.create(backbone={"name": NAME, "output": "tokens"}, '
+    'method="inflora").learn(as_task(load_answers(read_rows(Path(FILE)))))'
+)
+"""What commands say that do not learn answers yet."""
 
 
 class Turn(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, overload
 import torch
 from torch import Tensor
 
-__all__ = ["CPU", "Batch", "Samples", "Transform", "View", "concatenate_samples", "tensors_of"]
+__all__ = ["CPU", "Batch", "Samples", "Transform", "View", "concatenate_samples", "refuse_augmentation", "tensors_of"]
 
 CPU = torch.device("cpu")
 
@@ -121,6 +121,20 @@ class Transform(Protocol):
     def describe(self) -> dict[str, Any]:
         """The settings by name, for files that leave the library."""
         ...
+
+
+def refuse_augmentation(augmentation: Any, noun: str) -> None:
+    """Refuse an augmentation of samples that are no images, for which there is none.
+
+    Args:
+        augmentation: what a transform was given; None for nothing.
+        noun: what one sample of the transform is called.
+
+    Raises:
+        ValueError: an augmentation was given.
+    """
+    if augmentation is not None:
+        raise ValueError(f"[augment] is for images, and this backbone takes {noun}s; leave it out")
 
 
 def tensors_of(samples: Samples) -> tuple[Tensor, ...]:

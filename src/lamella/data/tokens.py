@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lamella.data.samples import CPU, Batch, View
+from lamella.data.samples import CPU, Batch, View, refuse_augmentation
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -50,13 +50,8 @@ class TokenTransform:
         n: int = 0,
         generator: torch.Generator | None = None,
     ) -> View:
-        """What turns texts into a batch of token ids. There is no augmentation of texts.
-
-        Raises:
-            ValueError: an augmentation was given.
-        """
-        if augmentation is not None:
-            raise ValueError("[augment] is for images, and this backbone takes texts; leave it out")
+        """What turns texts into a batch of token ids. There is no augmentation; see `Transform.view`."""
+        refuse_augmentation(augmentation, self.noun)
 
         def view(texts: list[str], index: Tensor) -> Batch:
             return self.batch([encoding.ids for encoding in self.encode(texts)]).to(device)

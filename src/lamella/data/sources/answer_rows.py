@@ -19,7 +19,7 @@ from lamella.data.splits import stratified_split
 from lamella.data.tasks import Unreadable
 from lamella.data.texts import normal_text
 
-__all__ = ["PROMPTS", "RESPONSES", "answers_of_rows", "holds_answers", "load_answers"]
+__all__ = ["answers_of_rows", "holds_answers", "load_answers"]
 
 MESSAGES = ("messages", "conversation")
 PROMPTS = ("prompt", "instruction", "question")

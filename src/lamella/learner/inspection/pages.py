@@ -4,7 +4,13 @@ from typing import TYPE_CHECKING
 
 from lamella.common import words
 from lamella.common.page import render
-from lamella.learner.inspection.text import explain_no_overlap, format_forecast, format_images
+from lamella.learner.inspection.text import (
+    explain_no_overlap,
+    format_forecast,
+    format_images,
+    has_classes,
+    learned_in_all,
+)
 
 if TYPE_CHECKING:
     from lamella.learner.inspection.evaluation import Evaluation
@@ -32,7 +38,9 @@ def inspection_page(inspection: "Inspection", title: str, noun: str = "image") -
         noun=noun,
         model=inspection,
         words=words,
-        forecast=format_forecast(inspection),
+        forecast=format_forecast(inspection, noun),
+        has_classes=has_classes(noun),
+        learned=learned_in_all(inspection, noun),
         spaces=Markup(draw_spaces(inspection.spaces, rank, "spaces")) if inspection.spaces else None,
         overlap=Markup(draw_overlap(inspection.overlap, names, "overlap")) if inspection.overlap else None,
         no_overlap=explain_no_overlap(inspection),

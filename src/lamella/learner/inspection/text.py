@@ -1,12 +1,12 @@
 """The text that `lamella inspect` and `lamella evaluate` print."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from lamella.common import words
-from lamella.common.plain_table import plain_table
+from lamella.common.plain_table import WIDEST, plain_table
 from lamella.common.printable import printable
 
 if TYPE_CHECKING:
@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from lamella.learner.inspection.evaluation import Evaluation
     from lamella.learner.inspection.facts import Inspection, LearnedTask
 
-__all__ = ["evaluation_text", "facts", "format_forecast", "format_images", "inspection_text", "explain_no_overlap"]
+__all__ = [
+    "evaluation_text",
+    "explain_no_overlap",
+    "facts",
+    "format_forecast",
+    "format_images",
+    "has_classes",
+    "inspection_text",
+    "learned_in_all",
+]
 
 MOST_TASKS = 12
 """The largest number of tasks whose overlap is printed as a full table. The page always shows all."""
@@ -22,6 +31,8 @@ WIDTH = 80
 """Columns of a terminal that needs no widening."""
 RELIABLE = 0.75
 """The least area under the ROC curve at which calling samples unknown is useful."""
+OF_CLASSES = ("classes", "right, held back", "held back")
+"""The heads of columns that only models of classes have."""
 MOST_CLASSES = 30
 """How many classes are listed, those with the lowest accuracy. The page and JSON have all of them."""
 
@@ -37,6 +48,11 @@ def facts(of: Any) -> Any:
     return {name: facts(getattr(of, name)) for name in names}
 
 
+def has_classes(noun: str) -> bool:
+    """Whether a model whose samples are called by this noun has learned classes, and not answers."""
+    return noun != "answer"
+
+
 def inspection_text(model: "Inspection", noun: str = "image", *, verbose: bool = False) -> str:
     """Format what a model has learned, and how many tasks still fit, in 80 columns.
 
@@ -47,26 +63,34 @@ def inspection_text(model: "Inspection", noun: str = "image", *, verbose: bool =
     """
     head = (
         f"{model.method} on {printable(model.backbone)}\n"
-        f"{words.many(len(model.tasks), 'task')}, {words.many(len(model.classes), 'class', 'es')}\n"
+        f"{words.many(len(model.tasks), 'task')}, {learned_in_all(model, noun)}\n"
     )
     if not verbose:
-        return "\n".join([head, _tasks(model, noun), _folded(format_forecast(model))])
+        return "\n".join([head, _tasks(model, noun), _folded(format_forecast(model, noun))])
+    confidences = f"logits are divided by {model.temperature:.3g} for confidences (the temperature)\n"
     parameters = ", ".join(f"{part} {words.count(n)}" for part, n in model.parameters.items())
     head += (
         f"weights of the backbone (SHA-256): {model.weights_sha256[:12]}\n"
-        f"logits are divided by {model.temperature:.3g} for confidences (the temperature)\n"
+        f"{confidences if has_classes(noun) else ''}"
         f"numbers that a prediction needs: {parameters}\n"
         + _folded("settings of the method: " + ", ".join(f"{key} {value}" for key, value in model.settings.items()))
     )
     parts = [head, _ledger(model, noun)]
     if model.spaces:
         parts.append(_spaces(model))
-    parts.append(_folded(format_forecast(model)))
+    parts.append(_folded(format_forecast(model, noun)))
     parts.append(_overlap(model, model.overlap) if model.overlap else explain_no_overlap(model) + "\n")
     return "\n".join(parts)
 
 
-def format_forecast(model: "Inspection") -> str:
+def learned_in_all(model: "Inspection", noun: str = "image") -> str:
+    """Format how many classes a model has learned, or how many answers."""
+    if has_classes(noun):
+        return words.many(len(model.classes), "class", "es")
+    return words.many(sum(task.images for task in model.tasks), noun)
+
+
+def format_forecast(model: "Inspection", noun: str = "image") -> str:
     """Format the number of tasks that still fit, how it was estimated, what happens then, and what to do."""
     found = model.forecast
     if model.most_tasks is not None:
@@ -89,7 +113,7 @@ def format_forecast(model: "Inspection") -> str:
     then = (
         f"new tasks change layer {found.layer} in fewer directions than a full branch ({found.rank}), so they are "
         "learned less well there; what was learned before stays as it is. A new model with a smaller method.energy or "
-        "method.rank has more room, and one made with --no-train has no limit."
+        f"method.rank has more room{', and one made with --no-train has no limit' if has_classes(noun) else ''}."
     )
     if not found.tasks:
         is_free = f"{free} of {width} directions {'is' if free == 1 else 'are'} free in that layer"
@@ -164,17 +188,14 @@ def _folded(text: str) -> str:
 
 
 def _tasks(model: "Inspection", noun: str) -> str:
-    rows = [
-        (
-            task.name,
-            _named(task.classes),
-            format_images(task),
-            _right(task),
-            words.NOTHING if task.origin is None else task.origin.made[:10],
-        )
-        for task in model.tasks
-    ]
-    return plain_table(("task", "classes", f"{noun}s", "right, held back", "learned"), rows, WIDTH)
+    columns: dict[str, Callable[[LearnedTask], str]] = {
+        "task": lambda task: task.name,
+        "classes": lambda task: _named(task.classes),
+        f"{noun}s": format_images,
+        "right, held back": _right,
+        "learned": lambda task: words.NOTHING if task.origin is None else task.origin.made[:10],
+    }
+    return _table(model, columns, noun, WIDTH)
 
 
 def _right(task: "LearnedTask") -> str:
@@ -182,24 +203,26 @@ def _right(task: "LearnedTask") -> str:
 
 
 def _ledger(model: "Inspection", noun: str) -> str:
-    heads = ("task", "learned", "version", "classes", f"{noun}s", "time", "stored", "data", "held back")
-    rows: list[Sequence[str]] = []
-    for task in model.tasks:
-        origin = task.origin
-        rows.append(
-            (
-                task.name,
-                words.NOTHING if origin is None else origin.made.replace("T", " "),
-                words.NOTHING if origin is None else str(origin.version),
-                _named(task.classes),
-                format_images(task),
-                words.duration(task.seconds),
-                words.size(None if origin is None else origin.bytes),
-                (task.data_sha256 or words.NOTHING)[:12],
-                _right(task),
-            )
-        )
-    return plain_table(heads, rows)
+    columns: dict[str, Callable[[LearnedTask], str]] = {
+        "task": lambda task: task.name,
+        "learned": lambda task: words.NOTHING if task.origin is None else task.origin.made.replace("T", " "),
+        "version": lambda task: words.NOTHING if task.origin is None else str(task.origin.version),
+        "classes": lambda task: _named(task.classes),
+        f"{noun}s": format_images,
+        "time": lambda task: words.duration(task.seconds),
+        "stored": lambda task: words.size(None if task.origin is None else task.origin.bytes),
+        "data": lambda task: (task.data_sha256 or words.NOTHING)[:12],
+        "held back": _right,
+    }
+    return _table(model, columns, noun)
+
+
+def _table(
+    model: "Inspection", columns: "Mapping[str, Callable[[LearnedTask], str]]", noun: str, width: int = WIDEST
+) -> str:
+    """Format a row for each task; columns on classes are left out where there are none."""
+    heads = [head for head in columns if has_classes(noun) or head not in OF_CLASSES]
+    return plain_table(heads, [[columns[head](task) for head in heads] for task in model.tasks], width)
 
 
 def _spaces(model: "Inspection") -> str:

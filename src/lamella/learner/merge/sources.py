@@ -69,6 +69,11 @@ def _of_model(place: Path, trusted: bool) -> Source:
     if not model.tasks:
         raise ValueError(f"'{place}' has learned nothing yet; give it a task first")
     method, noun = model.method.eval(), model.backbone.transform.noun
+    if noun not in WHOLE:
+        raise ValueError(
+            f"'{place}' has learned {noun}s, and models of them cannot be merged yet; give models of classes, or "
+            "adapters that PEFT saved"
+        )
     if method.routed:
         raise ValueError(
             f"'{place}' chooses adapters for each sample, so no one update of it can be merged; write a folder for "
