@@ -76,6 +76,15 @@ def test_a_learner_of_answers_is_stored_and_goes_on(folder: Path, tmp_path: Path
     assert len(answers) == 2
 
 
+def test_what_was_cut_is_told_in_the_record_and_kept(folder: Path, tmp_path: Path) -> None:
+    learner = new(folder)
+    assert learner.learn(task(0, "ab")).told is None
+    record = learner.learn(task(1, "xyz", Answer.to("x " * 100, "y")))
+    assert record.told == ["1 answer with more than 64 tokens: the first of the prompt are cut"]
+    learner.save(tmp_path / "model")
+    assert [kept.told for kept in Learner.load(tmp_path / "model", device="cpu").tasks] == [None, record.told]
+
+
 def test_answers_that_do_not_fit_are_in_the_record(folder: Path) -> None:
     learner = new(folder)
     long = Answer.to("a", "b" * 80)._replace(place="answers.jsonl, line 9")

@@ -30,7 +30,7 @@ def learn(
 ) -> TaskRecord:
     """Learn one task. Arguments, return value and errors are those of `Learner.learn`."""
     model.check_whole()
-    task, too_long = _fitting(model, task, held_back)
+    task, too_long, told = _fitting(model, task, held_back)
     check_task(task, model.class_names)
     task = replace(task, train=keep_decoded(task.train, progress=progress))
     fit = model.fit(checkpoints=checkpoints, progress=progress)
@@ -45,6 +45,7 @@ def learn(
     model.follow_drift(fit)
     record = task_record(task, model.method, fit, time.monotonic() - started)
     record.note_unreadable(too_long)
+    record.told = told or None
     if held_back is not None:
         record.held_back = model.hold_back(held_back, fit) if len(held_back) else None
         record.beside = model.compare(task, held_back, fit)
@@ -53,8 +54,8 @@ def learn(
     return record
 
 
-def _fitting(model: Model, task: Task, held_back: Examples | None) -> tuple[Task, list[Unreadable]]:
-    """Return a task without the answers that are too long for a language model, and these.
+def _fitting(model: Model, task: Task, held_back: Examples | None) -> tuple[Task, list[Unreadable], list[str]]:
+    """Return a task without the answers that are too long for a language model, these, and what to tell of the others.
 
     Raises:
         ValueError: answers should be learned by a model of something else, or something else by one of answers; no
@@ -67,11 +68,11 @@ def _fitting(model: Model, task: Task, held_back: Examples | None) -> tuple[Task
             f"{task.train.noun}s; choose another model"
         )
     if not isinstance(task.train, AnswerSet) or not isinstance(transform, AnswerTokens):
-        return task, []
+        return task, [], []
     if held_back is not None:
         raise ValueError("held_back serves the confidence among classes, and answers have none; leave it out")
     found = fitting(task.train, transform)
     if not len(found.data):
         why = found.too_long[0].reason if found.too_long else "it has none"
         raise ValueError(f"task '{task.name}' has no answer that can be learned: {why}")
-    return replace(task, train=found.data), found.too_long
+    return replace(task, train=found.data), found.too_long, found.told
