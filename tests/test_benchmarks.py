@@ -75,6 +75,20 @@ def test_words(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "words, all texts at once: " in capsys.readouterr().out
 
 
+def test_all_merging_rules_are_read_from_one_training(script: Any, tmp_path: Path) -> None:
+    tiny = ["scenario.per_class=8", "method.epochs=1"]
+    merging_rules = script("merging_rules")
+    merging_rules.main(tiny, config="digits", rule=["last", "ties"], out=tmp_path / "once")
+    trained = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "once" / "trained").iterdir()}
+    assert len(trained) == 5
+    same = ["scenario.validation=0.25", "run.evaluate_on=validation", "method.fresh=true", "method.merge.rule=ties"]
+    run(load_config("digits", [*tiny, *same, "method.name=seq-lora+merge+align"]), tmp_path / "run", quiet=True)
+    alone = json.loads((tmp_path / "run" / "results.json").read_text())["final_accuracy"]
+    found = json.loads((tmp_path / "once" / "ties.json").read_text())
+    assert found["aligned"] == pytest.approx(100 * alone)
+    assert found != json.loads((tmp_path / "once" / "last.json").read_text())
+
+
 def test_dlc_plugins(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["scenario.source=digits", "scenario.per_class=4", "scenario.tasks=2", "fit.precision=float32"]
     short += ["method.epochs=1", "method.base.epochs=1", "method.base.memory=10"]
