@@ -76,6 +76,22 @@ def test_a_learner_of_answers_is_stored_and_goes_on(folder: Path, tmp_path: Path
     assert len(answers) == 2
 
 
+def test_branches_learn_beside_a_base_in_4_bits(folder: Path, tmp_path: Path) -> None:
+    backbone = {"name": str(folder), "output": "tokens", "max_length": 64, "storage": "nf4"}
+    training = {"name": "seq-lora", "rank": 4, "sites": ["query", "value"], "epochs": 4, "batch_size": 8, "lr": 0.02}
+    learner = Learner.create(backbone=backbone, method=training, fit={"device": "cpu"})
+    kept = {name: buffer.clone() for name, buffer in learner.backbone.model.named_buffers() if "codes" in name}
+    assert len(kept) > 8
+    before = loss(learner, "ab")
+    learner.learn(task(0, "ab"))
+    assert loss(learner, "ab") < 0.95 * before
+    assert all(torch.equal(learner.backbone.model.get_buffer(name), codes) for name, codes in kept.items())
+    learner.save(tmp_path / "model")
+    assert loss(Learner.load(tmp_path / "model", device="cpu"), "ab") == loss(learner, "ab")
+    with pytest.raises(ValueError, match=r"'inflora' folds its branches into .* backbone.storage is 'nf4'"):
+        Learner.create(backbone=backbone, method={"name": "inflora"}, fit={"device": "cpu"})
+
+
 def test_what_was_cut_is_told_in_the_record_and_kept(folder: Path, tmp_path: Path) -> None:
     learner = new(folder)
     assert learner.learn(task(0, "ab")).told is None

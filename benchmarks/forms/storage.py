@@ -1,4 +1,4 @@
-"""Frozen weights in float32 or in 8 bits, forwards and in a training step, beside what torch has for 8 bits."""
+"""Frozen weights in float32 or in few bits, forwards and in a training step, beside what torch has for 8 bits."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from forms.case import Case, Form
 from forms.network import images
 from lamella.adapters.adapter import grow
-from lamella.adapters.int8 import Int8Linear
+from lamella.adapters.few_bits import STORAGES, Int8Linear
 from lamella.backbones import Backbone, load_backbone
 from lamella.common.randomness import generator
 from lamella.training.footprint import kept_for_backward
@@ -32,10 +32,7 @@ def storage(
     from those in float32, as a share of their norm. With "others": "packed" is torch's product of floats with weights
     in 8 bits, "dynamic" its quantised layers, whose inputs are rounded to 8 bits too; neither has a backward pass.
     """
-    networks = {
-        kind: load_backbone(backbone, weights=weights, size=size, storage=kind).to(device)
-        for kind in ("float32", "int8")
-    }
+    networks = {kind: load_backbone(backbone, weights=weights, size=size, storage=kind).to(device) for kind in STORAGES}
     x = images(batch, size).to(device)
     passes: dict[str, Callable[[], Tensor]] = {kind: _forward(network.model, x) for kind, network in networks.items()}
     held = {kind: _megabytes(network.model) for kind, network in networks.items()}
@@ -65,7 +62,7 @@ class _Packed(nn.Module):
 
     def __init__(self, layer: Int8Linear) -> None:
         super().__init__()
-        self.levels, self.scales, self.bias = layer.levels, layer.scales, layer.bias
+        self.levels, self.scales, self.bias = layer.codes, layer.scales[:, 0], layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
         rows: Any = torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2).contiguous(), self.levels, self.scales)

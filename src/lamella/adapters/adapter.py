@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.branches import TOKENS, Adapted, Branch, Coefficient
+from lamella.adapters.few_bits import FewBitsLinear
 from lamella.adapters.forms import check_form, fill_shared, vectors
-from lamella.adapters.int8 import Int8Linear
 from lamella.adapters.layers import AdaptedConv2d, AdaptedLinear
 from lamella.adapters.sites import Site, adapt, module_key
 from lamella.adapters.tokens import counted
@@ -213,10 +213,10 @@ def merge(sites: Sequence[Site], name: str) -> None:
     if not layers:
         raise ValueError(f"no adapter '{name}' to merge")
     for site, layer in layers.items():
-        if isinstance(layer, Int8Linear):
+        if isinstance(layer, FewBitsLinear):
             raise TypeError(
-                f"layer '{site}' keeps its weight in 8 bits, where the update of a branch would be rounded away; keep "
-                "the branches, or load the backbone with storage 'float32'"
+                f"layer '{site}' keeps its weight in few bits, where the update of a branch would be rounded away; "
+                "keep the branches, or load the backbone with storage 'float32'"
             )
         weight = layer.weight
         if weight.dtype not in _MERGEABLE or weight.layout != torch.strided or type(weight.data) is not Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, adapt, watch
 from lamella.adapters.branches import adapter_names
-from lamella.adapters.int8 import has_int8
+from lamella.adapters.few_bits import has_few_bits
 from lamella.adapters.prefix import Prefix, attentions_of, prefixing
 from lamella.adapters.tokens import counting
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
@@ -275,16 +275,16 @@ class Backbone(nn.Module):
         """The parameters that the features depend on: some networks carry more, for heads that are not there.
 
         Raises:
-            ValueError: most weights are kept in 8 bits, and cannot be trained.
+            ValueError: most weights are kept in few bits, and cannot be trained.
         """
-        if has_int8(self.model):
+        if has_few_bits(self.model):
             raise ValueError(
-                f"the weights of '{self.name}' are kept in 8 bits, so they cannot be trained; take storage 'float32'"
+                f"the weights of '{self.name}' are kept in few bits, so they cannot be trained; take storage 'float32'"
             )
         return self.used_parameters()
 
     def used_parameters(self) -> list[nn.Parameter]:
-        """As `used_weights`, but of a network whose weights are kept in 8 bits only what is not: biases and norms."""
+        """As `used_weights`, but of a network whose weights are kept in few bits only what is not: biases and norms."""
         adapter_of = adapter_names(self.model)
         weights = [p for n, p in self.model.named_parameters() if not adapter_of(n)]
         with torch.enable_grad():

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lamella.adapters.few_bits import STORAGES, store_in
 from lamella.backbones.backbone import Backbone
 from lamella.backbones.causal_files import CausalFiles, read_causal
 from lamella.backbones.drawing import drawn_by
@@ -34,6 +35,7 @@ def build_causal(
     weights: str = "pretrained",
     adapter: str | None = None,
     max_length: int | None = None,
+    storage: str = "float32",
     seed: int = 0,
 ) -> Backbone:
     """Build a frozen causal language model from a network of transformers. It takes answers.
@@ -49,6 +51,8 @@ def build_causal(
         adapter: the folder of a LoRA that PEFT trained on this model; it is added to the weights.
         max_length: the largest number of tokens of an answer and what it answers; of longer ones the beginning of the
             prompt is cut. By default 256, or less where the model's files say so.
+        storage: how the weights of linear layers are kept: "float32", "int8" for a quarter of the memory, or "nf4" for
+            an eighth; in few bits nothing can be folded into them. A last layer that is the embedding stays float32.
         seed: of random weights.
 
     Raises:
@@ -57,6 +61,7 @@ def build_causal(
         ModuleNotFoundError: transformers or gguf is not installed.
     """
     check_one_of("output", output, (OUTPUT,))
+    check_one_of("storage", storage, STORAGES)
     check_installed()
     with torch.no_grad(), quiet(), drawn_by(seed, "backbone", name):
         described, state = _read(name, weights)
@@ -68,6 +73,7 @@ def build_causal(
             )
         if adapter is not None:
             add_peft_lora(network, Path(adapter))
+        store_in(storage, network)
         length, pad = length_and_padding(name, described.files, network, max_length)
         transform = AnswerTokens(described.files.tokenizer, described.chat, max_length=length, pad_id=pad)
         model = LanguageModel(network, described.ends)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Adapted, AdaptedLinear
-from lamella.adapters.int8 import Int8Linear
+from lamella.adapters.few_bits import FewBitsLinear
 
 __all__ = ["class_token_features", "has_hooks", "is_class_token", "others_are_unseen"]
 
@@ -38,7 +38,7 @@ def is_class_token(model: nn.Module) -> bool:
     return (
         type(block) is Block
         and type(block.attn) is Attention
-        and type(block.attn.qkv) in (nn.Linear, AdaptedLinear, Int8Linear)
+        and (type(block.attn.qkv) in (nn.Linear, AdaptedLinear) or isinstance(block.attn.qkv, FewBitsLinear))
         and getattr(block.attn, "gate", None) is None
         and type(block.mlp) in (Mlp, GluMlp, SwiGLU)
     )

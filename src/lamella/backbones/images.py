@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lamella.adapters.int8 import STORAGES, to_int8
+from lamella.adapters.few_bits import STORAGES, store_in
 from lamella.backbones import bundled
 from lamella.backbones.backbone import Backbone
 from lamella.backbones.drawing import drawn_by
@@ -62,8 +62,8 @@ def build_image_backbone(
         pool: "model", or "class+mean" for the class token beside the mean of the other tokens (twice the width).
         stem: "model", or "small" for timm's ResNets on small images (32 pixels where no size is given): a 3 x 3
             convolution of stride 1, no pooling. It has no pre-trained weights.
-        storage: how the weights of linear layers are kept: "float32", or "int8" for a quarter of the memory; then
-            nothing can be folded into them, and they cannot be trained.
+        storage: how the weights of linear layers are kept: "float32", "int8" for a quarter of the memory, or
+            "nf4" for an eighth; in few bits nothing can be folded into them, and they cannot be trained.
         seed: of random weights.
 
     Raises:
@@ -88,8 +88,7 @@ def build_image_backbone(
     model = model.float()
     if adapter is not None:
         add_peft_lora(model, Path(adapter))
-    if storage == "int8":
-        to_int8(model)
+    store_in(storage, model)
     mean, std = ((0.0,) * 3, (1.0,) * 3) if normalise == "none" else (transform.mean, transform.std)
     transform = InputTransform(
         transform.size,

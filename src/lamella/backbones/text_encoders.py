@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lamella.adapters.int8 import STORAGES, to_int8
+from lamella.adapters.few_bits import STORAGES, store_in
 from lamella.backbones.backbone import Backbone
 from lamella.backbones.drawing import drawn_by
 from lamella.backbones.encoder_copies import UNIT, read_copy
@@ -56,8 +56,8 @@ def build_encoder(
             encoder's files say so.
         normalise: "unit" for vectors of length 1, or "none" to leave their length, unless the folder was exported from
             a model with vectors of length 1.
-        storage: how the weights of linear layers are kept: "float32", or "int8" for a quarter of the memory; then
-            nothing can be folded into them, and they cannot be trained.
+        storage: how the weights of linear layers are kept: "float32", "int8" for a quarter of the memory, or
+            "nf4" for an eighth; in few bits nothing can be folded into them, and they cannot be trained.
         seed: of random weights.
 
     Raises:
@@ -74,8 +74,7 @@ def build_encoder(
         network = build_network(name, files.config, None if place is None else read_weights(place))
         if adapter is not None:
             add_peft_lora(network, Path(adapter))
-        if storage == "int8":
-            to_int8(network)
+        store_in(storage, network)
         transform = _transform(name, files, network, max_length)
         encoder = _encoder(name, files, network, transform, files.unit or normalise == "unit")
         width = encoder(transform.example(1)).shape[1]

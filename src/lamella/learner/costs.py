@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.branches import Adapted, adapter_names
-from lamella.adapters.int8 import Int8Linear
+from lamella.adapters.few_bits import FewBitsLinear
 from lamella.learner.records import TaskRecord
 from lamella.learner.store.state import stored_bytes
 from lamella.memory.resizable import Resizable
@@ -49,8 +49,8 @@ def parameter_counts(method: Method, plugins: Collection[str] = (), *, classifie
             adapter = adapter_of(name)
             part = "plugins" if adapter in plugins else "adapters" if adapter else "backbone"
             counts[part] += tensor.numel()
-        frozen = (m for m in method.backbone.model.modules() if isinstance(m, Int8Linear))
-        counts["backbone"] += sum(layer.levels.numel() for layer in frozen)
+        frozen = (m for m in method.backbone.model.modules() if isinstance(m, FewBitsLinear))
+        counts["backbone"] += sum(layer.in_features * layer.out_features for layer in frozen)
     for name, tensor in _held(method):
         if classifier or not (name.startswith("heads.") or "." not in name):
             part = name.partition(".")[0]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lamella.adapters.adapter import Branch, Site, grow
+from lamella.adapters.few_bits import has_few_bits
 from lamella.adapters.forms import check_form
-from lamella.adapters.int8 import has_int8
 from lamella.adapters.starts import STARTS, explained_rank, read_directions, start_orthonormal, start_with_weight
 from lamella.backbones.backbone import Backbone
 from lamella.common.checks import check_one_of
@@ -225,10 +225,10 @@ class LoRA:
             ValueError: the backbone has no layers of these roles, or its weights cannot be changed as `start` does.
         """
         sites = backbone.sites(*self.sites, blocks=self.blocks)
-        if self.start in ("pissa", "milora") and has_int8([site.layer for site in sites]):
+        if self.start in ("pissa", "milora") and has_few_bits([site.layer for site in sites]):
             raise ValueError(
                 f"start '{self.start}' moves a part of the weight into the branch, and the backbone keeps its weights "
-                "in 8 bits, which stay as they are; choose another start, or storage 'float32'"
+                "in few bits, which stay as they are; choose another start, or storage 'float32'"
             )
         for site in sites:
             site.layer.dropout = self.dropout

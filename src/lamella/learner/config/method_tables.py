@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from lamella.adapters.int8 import has_int8
+from lamella.adapters.few_bits import has_few_bits
 from lamella.backbones import Backbone
 from lamella.common.options import Option, arguments, check_table, completed, near_matches, options_of
 from lamella.learner.config.method_names import parse_name, takes_base, with_parts
@@ -122,11 +122,12 @@ def build_method(config: Mapping[str, Any], backbone: Backbone) -> Method:
     table, seed = config["method"], config["run"]["seed"]
     base = {"base": _build_plain("method.base", table["base"], backbone, seed)} if "base" in table else {}
     method = _build_plain("method", table, backbone, seed, **base)
-    if has_int8(backbone.model) and (method.merges or method.changes_backbone):
+    if has_few_bits(backbone.model) and (method.merges or method.changes_backbone):
         raise ValueError(
             f"method '{table['name']}' {'folds its branches into' if method.merges else 'trains'} the backbone's "
-            "weights, and backbone.storage is 'int8', where these stay as they are; use storage 'float32', or a method "
-            "that keeps its branches or has none, such as seq-lora, color, sdlora or streaming-lda"
+            f"weights, and backbone.storage is '{config['backbone']['storage']}', where these stay as they are; use "
+            "storage 'float32', or a method that keeps its branches or has none, such as seq-lora, color, sdlora or "
+            "streaming-lda"
         )
     for part in (key for key in table if key in PARTS):
         check_objective(f"the part '{part}'", PARTS[part].answers, backbone)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lamella.adapters import acting
 from lamella.adapters.acting import ActingBranch, added
 from lamella.adapters.branches import Adapted
-from lamella.adapters.int8 import Int8Linear, to_float
+from lamella.adapters.few_bits import FewBitsLinear, to_float
 from lamella.backbones import Backbone
 from lamella.data.samples import Samples
 from lamella.learner.export.check import random_samples
@@ -110,9 +110,9 @@ def fixed(method: Method, *, linear: bool = False) -> Fixed:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
-    """The layers that can have branches by name; of those in 8 bits, which all linear ones are then, that have some."""
+    """The layers that can have branches by name; of those in few bits, those that have some."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
-    return {name: layer for name, layer in layers.items() if layer.branches or not isinstance(layer, Int8Linear)}
+    return {name: layer for name, layer in layers.items() if layer.branches or not isinstance(layer, FewBitsLinear)}
 
 
 def acting_branches(method: Method) -> dict[str, list[ActingBranch]]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lamella.adapters.acting import ActingBranch, added
 from lamella.adapters.adapter import Site, using
-from lamella.adapters.int8 import has_int8
+from lamella.adapters.few_bits import has_few_bits
 from lamella.data.samples import Samples
 from lamella.learner.export.describe import architecture, description, needed
 from lamella.learner.export.dora_pairs import dora_pairs
@@ -142,10 +142,10 @@ def _weights(method: Method, network: nn.Module | None = None) -> dict[str, Tens
 
 
 def _check_float(loaded: nn.Module) -> None:
-    if has_int8(loaded):
+    if has_few_bits(loaded):
         raise ValueError(
-            "this model was learned on weights in 8 bits, and an adapter by itself is for those in float32, with which "
-            "it computes something else; use --format timm or hf, which write its network"
+            "this model was learned on weights in few bits, and an adapter by itself is for those in float32, with "
+            "which it computes something else; use --format timm or hf, which write its network"
         )
 
 
@@ -158,7 +158,7 @@ def differences(method: Method, network: Fixed, loaded: nn.Module) -> Difference
         loaded: the network of the backbone before anything was learned.
 
     Raises:
-        ValueError: something else was changed too, or the backbone keeps its weights in 8 bits.
+        ValueError: something else was changed too, or the backbone keeps its weights in few bits.
     """
     _check_float(loaded)
     before, after = loaded.state_dict(), network.backbone.model.state_dict()

@@ -47,8 +47,10 @@ def keep_backbone(folder: Path, config: Mapping[str, Any], backbone: Backbone) -
                 f"the files of backbone '{backbone.name}' ({_files(table)}) changed since they were loaded, so they "
                 "cannot be kept with the model; put the original ones back"
             )
-        plain = {**config, "backbone": {key: value for key, value in table.items() if key != "storage"}}
-        write_tensors(folder / name, *copy_of(original if table.get("storage") != "int8" else build_backbone(plain)))
+        if table.get("storage", "float32") != "float32":  # the copy is in float
+            plain = {key: value for key, value in table.items() if key != "storage"}
+            original = build_backbone({**config, "backbone": plain})
+        write_tensors(folder / name, *copy_of(original))
     return name
 
 

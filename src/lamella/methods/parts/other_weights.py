@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lamella.adapters.acting import acting_branches, added
 from lamella.adapters.adapter import Adapted, Site, module_key
-from lamella.adapters.int8 import has_int8
+from lamella.adapters.few_bits import has_few_bits
 from lamella.data.samples import Samples
 from lamella.memory.resizable import Resizable
 from lamella.methods.method import Method
@@ -48,9 +48,9 @@ class TrainedWeights(Resizable):
     def __init__(self, sites: tuple[Site, ...]) -> None:
         super().__init__()
         self.layers: dict[str, Adapted] = {site.name: site.layer for site in sites}
-        if has_int8(self.layers.values()):
+        if has_few_bits(self.layers.values()):
             raise ValueError(
-                "merge and mean_weights predict with changed weights, and this backbone keeps its weights in 8 bits, "
+                "merge and mean_weights predict with changed weights, and this backbone keeps its weights in few bits, "
                 "which stay as they are; leave the part out, or load the backbone with storage 'float32'"
             )
         rows = {name: [site.rows for site in sites if site.name == name] for name in self.layers}
