@@ -14,9 +14,11 @@ from lamella.data.scenario import Source, Task, as_task, dataset_incremental
 from lamella.learner.config.method_tables import build_method
 from lamella.learner.store.state import restore_state
 from lamella.methods import METHODS, Method
+from lamella.methods.gainlora import GainLoRA
 from lamella.methods.inflora import InfLoRA
 from lamella.methods.olora import OLoRA
 from lamella.methods.parts import PARTS
+from lamella.methods.sdlora import SDLoRA
 from lamella.methods.seq_lora import SeqLoRA
 from lamella.methods.shared.self_distillation import SelfDistillation
 from lamella.testing import tiny_bert
@@ -31,6 +33,8 @@ ANSWERING: dict[str, Callable[..., Method]] = {
     "seq-lora": SeqLoRA,
     "inflora": lambda backbone, **options: InfLoRA(backbone, energy=0.8, energy_of="data", **options),
     "olora": OLoRA,
+    "sdlora": SDLoRA,
+    "gainlora": lambda backbone, **options: GainLoRA(backbone, energy=0.8, gate_width=8, **options),
 }
 """Methods that learn answers, with settings that leave something free in 32 directions."""
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,13 @@ class Generating:
 
 
 @torch.no_grad()
-def generate(backbone: Backbone, prompts: Sequence[Answer], how: Generating = Generating()) -> list[str]:
+def generate(
+    backbone: Backbone,
+    prompts: Sequence[Answer],
+    how: Generating = Generating(),
+    *,
+    acting: Callable[[Batch], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> list[str]:
     """Return an answer to each prompt. A last answer that is there is not read.
 
     Prompts of like lengths share a batch, padded on the left. So an answer differs from the one that a prompt gets
@@ -72,6 +79,7 @@ def generate(backbone: Backbone, prompts: Sequence[Answer], how: Generating = Ge
         backbone: a causal language model.
         prompts: conversations, or plain texts to begin with nothing.
         how: how answers are written.
+        acting: the context in which the backbone goes on with a batch of prompts; see `Method.acting`.
 
     Raises:
         ValueError: the backbone is no language model, `max_tokens` leaves no room for a prompt, or its chat template
@@ -84,7 +92,8 @@ def generate(backbone: Backbone, prompts: Sequence[Answer], how: Generating = Ge
     answers = [""] * len(rows)
     for batch in of_like_length(lengths, samples=SAMPLES, size=SIZE, padding=SIZE // 8):
         x = transform.padded_left([rows[i] for i in batch]).to(backbone.device)
-        texts = _written(model, transform, x, [keys[i] for i in batch], how)
+        with acting(x):
+            texts = _written(model, transform, x, [keys[i] for i in batch], how)
         for i, text in zip(batch, texts, strict=True):
             answers[i] = text
     return answers

@@ -12,14 +12,14 @@ from torch import Tensor
 from lamella.common.words import many
 from lamella.data.answers import PLAIN_TEXT, Answer, AnswerSet
 from lamella.data.chat import CLOSE, OPEN, ChatTemplate, TemplateError
-from lamella.data.samples import CPU, Batch, View, refuse_augmentation
+from lamella.data.samples import CPU, Batch, Samples, View, refuse_augmentation
 from lamella.data.tasks import Unreadable
-from lamella.data.tokens import padded
+from lamella.data.tokens import MASK, padded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["TARGET", "AnswerTokens", "FittingAnswers", "Tokens", "fitting"]
+__all__ = ["TARGET", "AnswerTokens", "FittingAnswers", "Tokens", "before_targets", "fitting"]
 
 TARGET = "target"
 """Name of a batch's tensor (n, tokens) bool that is True for the tokens that a model learns to write."""
@@ -267,6 +267,17 @@ class FittingAnswers(NamedTuple):
     data: AnswerSet
     too_long: list[Unreadable]
     told: list[str]
+
+
+def before_targets(x: Samples) -> Samples:
+    """Samples in which only what stands before the first target of each counts; others than answers as they are.
+
+    Args:
+        x: n samples. The first token of an answer is no target, so that each has one that counts.
+    """
+    if not isinstance(x, Batch) or TARGET not in x.tensors:
+        return x
+    return Batch({**x.tensors, MASK: x[MASK].bool() & (x[TARGET].cumsum(1) == 0)})
 
 
 def fitting(data: AnswerSet, transform: AnswerTokens) -> FittingAnswers:

@@ -302,7 +302,7 @@ class Learner:
         self.model.check_whole()
         asked = [Answer.to(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         self.model.method.eval().to(self.fit().device)
-        return generate(self.model.backbone, asked, how)
+        return generate(self.model.backbone, asked, how, acting=self.model.method.acting)
 
     def predict(self, images: Sequence[str | Path] | Examples, *, top: int = 5) -> list[Prediction]:
         """Class names with confidences for image files, texts, or a set of samples.

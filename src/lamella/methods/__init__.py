@@ -9,6 +9,7 @@ from lamella.methods.dlc.dlc import DLC
 from lamella.methods.duallora import DualLoRA
 from lamella.methods.e2lora import E2LoRA
 from lamella.methods.ewc_lora import EWCLoRA
+from lamella.methods.gainlora import GainLoRA
 from lamella.methods.icarl import ICaRL
 from lamella.methods.inflora import InfLoRA
 from lamella.methods.linear_probe import LinearProbe
@@ -39,6 +40,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "ranpac": RanPAC,
     "linear-probe": LinearProbe,
     "olora": OLoRA,
+    "gainlora": GainLoRA,
     "e2lora": E2LoRA,
     "loda": LoDA,
     "splitlora": SplitLoRA,

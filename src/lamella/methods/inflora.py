@@ -172,14 +172,17 @@ class InfLoRA(OwnHeads):
             for site, branch in branches:
                 name = self.reads_as[site.name]
                 branch.B.mul_(1 - shrinkage(branch.A, self._old(name).moment, before[name]))
+        self._protect(task, fit)
+        merge(self.sites, "new")  # W <- W + B A
 
+    def _protect(self, task: Task, fit: Fit) -> None:
+        """Protect the leading directions of what the layers read of the task that was learned."""
         number = len(self.objective) - 1
         for name, G in self._moments(task, fit, "moment-after").items():
             if self.design != "ratio":
                 self.rule.protect(self._space(name), G, number, first=number == 0)
             if self.moments:
                 self._old(name).add(G)
-        merge(self.sites, "new")  # W <- W + B A
 
     def protected(self) -> dict[str, Subspace]:
         names = dict.fromkeys(site.name for site in self.sites) if self.design != "ratio" else ()
@@ -192,12 +195,12 @@ class InfLoRA(OwnHeads):
         """
         images = at_most(task.train, self.statistics_images, generator(self.seed, name, len(self.objective)))
         dtype = torch.float64 if self.moments else torch.float32
-        found = second_moments(fit, images, self.backbone, self.sites, self.reads_as, name=name, dtype=dtype)
+        found = second_moments(fit, images, self, self.sites, self.reads_as, name=name, dtype=dtype)
         return {layer: moment.mean for layer, moment in found.items()}
 
-    def _grow_designed(self, moments: dict[str, Tensor]) -> list[tuple[Site, Branch]]:
+    def _grow_designed(self, moments: dict[str, Tensor], name: str = "new") -> list[tuple[Site, Branch]]:
         """Add branches whose A has the leading free directions of the task's inputs as rows, of norm 1 / sqrt 3."""
-        of_inputs = {name: self._directions(name, G) for name, G in moments.items()}
+        of_inputs = {layer: self._directions(layer, G) for layer, G in moments.items()}
         designs = [of_inputs[self.reads_as[site.name]] for site in self.sites]
         open_sites = [(site, U) for site, U in zip(self.sites, designs, strict=True) if U.shape[1]]
         if not open_sites:
@@ -207,7 +210,7 @@ class InfLoRA(OwnHeads):
             )
             raise RuntimeError(why if len(self.objective) else unread)
         ranks = [U.shape[1] for _, U in open_sites]
-        branches = self.lora.grow([site for site, _ in open_sites], "new", rank=ranks)
+        branches = self.lora.grow([site for site, _ in open_sites], name, rank=ranks)
         for branch, (_, U) in zip(branches, open_sites, strict=True):
             read_directions(branch, U)
         return [(site, branch) for branch, (site, _) in zip(branches, open_sites, strict=True)]

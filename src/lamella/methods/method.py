@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -172,7 +173,23 @@ class Method(nn.Module, ABC):
         Raises:
             ValueError: The backbone is no language model.
         """
-        return self.backbone.run(x, language_model(self.backbone.model, "a loss of answers").losses)
+        with self.acting(x):
+            return self.backbone.run(x, language_model(self.backbone.model, "a loss of answers").losses)
+
+    def acting(self, x: Samples) -> AbstractContextManager[None]:
+        """The context in which the backbone computes with these samples as the method does, in this order.
+
+        A method whose adapters act in another way than all of them with coefficient 1 overrides this.
+
+        Args:
+            x: n samples; of answers, what comes before them is enough.
+        """
+        return nullcontext()
+
+    def show(self, x: Samples, sites: Sequence[Site]) -> None:
+        """Run samples as the method does, only as far as the input of the last of the sites' layers, for watchers."""
+        with self.acting(x):
+            self.backbone.show(x, sites)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -181,7 +198,8 @@ class Method(nn.Module, ABC):
 
     def features(self, x: Samples) -> Tensor:
         """(n, d) features of n samples, as the backbone takes them, on which the method classifies."""
-        return self.backbone(x)
+        with self.acting(x):
+            return self.backbone(x)
 
     def classify(self, features: Tensor) -> Tensor:
         """(n, classes) finite logits of features (n, d)."""

@@ -30,6 +30,7 @@ Departures (from the authors' code [c]):
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -69,6 +70,7 @@ class SDLoRA(OwnHeads):
     """
 
     needs = frozenset({"product", "trained pair", "frozen weight"})
+    answers = True
     removed: ClassVar[dict[str, Any]] = {"rank_reduction": []}
     unstored: ClassVar[dict[str, Any]] = {"momentum": 0.0}  # version 0.1 had no momentum here
 
@@ -90,14 +92,13 @@ class SDLoRA(OwnHeads):
         self.magnitude_start = magnitude_start
         self.alphas = nn.ParameterList()
 
-    def features(self, x: Samples) -> Tensor:
-        """(n, d) features of the backbone with all directions so far, each with its magnitude."""
-        with using(self.sites, {_name(t, k): a[k % len(a)] for t, a in enumerate(self.alphas) for k in self._numbers}):
-            return self.backbone(x)
+    def acting(self, x: Samples) -> AbstractContextManager[None]:
+        """All directions so far act, each with its magnitude."""
+        return using(self.sites, {_name(t, k): a[k % len(a)] for t, a in enumerate(self.alphas) for k in self._numbers})
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
-        number = len(self.heads)
+        number = len(self.objective)
         if self.magnitudes == "restarted":
             self.alphas = nn.ParameterList(self._start() for _ in range(number))
         pairs = self._grow(number, start_moments(self.lora, self.backbone, self.sites, task, fit))

@@ -1,13 +1,12 @@
 """One pass over a task that collects the second moments of the inputs of adapted layers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lamella.adapters.adapter import Site, watch
-from lamella.backbones import Backbone
 from lamella.data.loading import Examples
 from lamella.memory.subspace import SecondMoment
 from lamella.training.fit import Fit
@@ -15,10 +14,17 @@ from lamella.training.fit import Fit
 __all__ = ["at_most", "second_moments"]
 
 
+@runtime_checkable
+class Shows(Protocol):
+    """A network, or a method on one, that runs samples as far as some layers."""
+
+    def show(self, x: Any, sites: Sequence[Site]) -> None: ...
+
+
 def second_moments(
     fit: Fit,
     data: Examples,
-    model: Backbone | Callable[[Any], Tensor],
+    model: Shows | Callable[[Any], Tensor],
     sites: Sequence[Site],
     reads_as: Mapping[str, str],
     *,
@@ -30,8 +36,8 @@ def second_moments(
     Args:
         fit: the passes of this task.
         data: the samples.
-        model: the network that the sites are in, with its branches as they act now, or what passes inputs of n samples
-            through it. A pass through a network ends at the last of these layers.
+        model: the backbone with its branches as they act now, or a method with those that act in its predictions, or
+            what passes inputs of n samples through it. A pass by one of the first two ends at the last of these layers.
         sites: the sites whose layers are observed.
         reads_as: by layer, the first one that reads the same inputs; only first ones are observed. See
             `Backbone.first_readers`.
@@ -40,7 +46,7 @@ def second_moments(
     """
     firsts = [site for site in sites if reads_as[site.name] == site.name]
     with watch(firsts, lambda layer: SecondMoment(layer.weight.shape[1], dtype)) as moments:
-        show = (lambda x: model.show(x, firsts)) if isinstance(model, Backbone) else model
+        show = (lambda x: model.show(x, firsts)) if isinstance(model, Shows) else model
         fit.scan(data, lambda x, y: show(x), augment=True, keep=moments, any_order=True, name=name)
     return moments
 
