@@ -171,6 +171,31 @@ def test_show_is_what_a_run_records(lamella: Run, config: Path, tmp_path: Path) 
     assert (tmp_path / "out" / "config.toml").read_text() == shown
 
 
+def test_each_seed_has_a_class_order_of_its_own(lamella: Run, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    few = ["method.name=nearest-mean", "method.align=", "scenario.per_class=5"]
+    code, shown, _ = lamella("run", "digits", *few, "--orders", 2, "--out", out, "--quiet")
+    assert code == 0
+    results = [json.loads((out / f"seed-{seed}" / "results.json").read_text()) for seed in range(2)]
+    assert len({result["split_sha256"] for result in results}) == 2
+    assert len([line for line in shown.splitlines() if line.startswith("│ nearest-mean")]) == 1, "one row for all"
+    code, listed, _ = lamella("sweep", config, "--orders", 2, "--out", tmp_path / "sweep", "--dry-run")
+    assert (code, len(listed.splitlines())) == (0, 2)
+
+
+@pytest.mark.parametrize("more", [["--seeds", "2"], ["scenario.order=label"]])
+def test_orders_beside_what_says_otherwise_are_refused(
+    lamella: Run, config: Path, tmp_path: Path, more: list[str]
+) -> None:
+    for command in ("run", "sweep"):
+        code, _, err = lamella(command, config, "--orders", 2, *more, "--out", tmp_path / "out")
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"--orders 2 runs the seeds 0 to 1, each with a class order of its own; leave out {more[0][:2]}" in (
+            err.replace("'", "")
+        )
+        assert not (tmp_path / "out").exists()
+
+
 def test_run_seeds_resume_and_report(lamella: Run, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     code, shown, _ = lamella("run", config, "--seeds", 2, "--out", out, "--quiet")

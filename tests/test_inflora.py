@@ -15,7 +15,8 @@ from lamella.data.images import ImageSet, TensorSet
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
 from lamella.memory.subspace import SecondMoment, Subspace, orthonormal
-from lamella.methods.inflora import EnergyRule, InfLoRA
+from lamella.methods.inflora import InfLoRA
+from lamella.methods.shared.free_readers import EnergyRule
 from lamella.training.fit import Fit
 from lamella.training.schedules import SCHEDULES
 
@@ -157,16 +158,16 @@ def test_the_protected_share_reaches_the_threshold_from_the_second_task_on(energ
     method = configured(InfLoRA, tiny_backbone(), horizon=3, energy=0.9, energy_of=energy_of, **QUICK)
     for i in range(3):
         state: dict[str, Tensor] = {}
-        scanned = method._moments
+        scanned = method.moments_of
 
         def keep(task: Task, fit: Fit, name: str, scanned: Any = scanned, state: Any = state) -> dict[str, Tensor]:
             found = scanned(task, fit, name)
             state.update(found)  # the last call is the one that the memory is extended by
             return found
 
-        method._moments = keep  # type: ignore[method-assign]
+        method.moments_of = keep  # type: ignore[method-assign]
         learn(method, i, (3 * i, 3 * i + 1, 3 * i + 2))
-        method._moments = scanned  # type: ignore[method-assign]
+        method.moments_of = scanned  # type: ignore[method-assign]
         for space, G in zip(spaces(method), state.values(), strict=True):
             G = G.double()
             inside = space.inside(G)
@@ -246,7 +247,7 @@ def test_the_two_designs_are_the_documented_singular_vectors(k: int) -> None:
     code, paper = (torch.linalg.svd(M)[0][:, :4] for M in (P @ G, P @ G @ P))
     designs = {}
     for design, expected in (("moment", code), ("inputs", paper)):
-        U = designs[design] = designer(design=design)._design(G, space)
+        U = designs[design] = designer(design=design).free_directions(G, space)
         assert U.shape == (24, 4)
         assert float((U.T @ U - torch.eye(4)).abs().max()) < 1e-9
         assert float((U @ U.T - expected @ expected.T).abs().max()) < 1e-5
@@ -256,7 +257,7 @@ def test_the_two_designs_are_the_documented_singular_vectors(k: int) -> None:
 
 def test_the_first_design_takes_the_leading_directions_of_the_inputs() -> None:
     G = moment([5.0, 4.0, 3.0, 2.0, 1.0])
-    U = designer()._design(G.float(), Subspace(24))
+    U = designer().free_directions(G.float(), Subspace(24))
     expected = torch.linalg.eigh(G)[1][:, -4:]
     assert float((U @ U.T - expected @ expected.T).abs().max()) < 1e-5
 
@@ -268,7 +269,7 @@ def test_the_rank_is_clamped_where_the_free_moment_has_less(design: str) -> None
     free = orthonormal(space.outside(draw(64, 4, name="free")))
     reach = torch.cat([held, free], dim=1)
     X = reach @ draw(12, 300, name="inputs")
-    U = designer(rank=10, design=design)._design((X @ X.T / 300).float(), space)
+    U = designer(rank=10, design=design).free_directions((X @ X.T / 300).float(), space)
     assert U.shape == (64, 4)
     assert float((held.T @ U).abs().max()) < 1e-5
     assert float((U @ U.T - free @ free.T).abs().max()) < 1e-3
@@ -276,11 +277,11 @@ def test_the_rank_is_clamped_where_the_free_moment_has_less(design: str) -> None
 
 def test_the_rank_is_clamped_where_fewer_directions_are_free() -> None:
     space, held = filled(24, 18)
-    U = designer(rank=10)._design(moment([1.0] * 24), space)
+    U = designer(rank=10).free_directions(moment([1.0] * 24), space)
     assert U.shape == (24, 6)
     assert float((held.T @ U).abs().max()) < 1e-6
     space.extend(torch.eye(24))
-    assert designer(rank=10)._design(moment([1.0] * 24), space).shape == (24, 0)
+    assert designer(rank=10).free_directions(moment([1.0] * 24), space).shape == (24, 0)
 
 
 # the energy rule -----------------------------------------------------------------------------------------------------
@@ -351,7 +352,7 @@ def test_a_first_task_that_needs_more_than_half_stores_its_complement() -> None:
     protected = space.inside(torch.eye(24).double())
     assert float(protected.trace()) == pytest.approx(15, abs=1e-4)
     assert torch.allclose(G @ protected, protected, atol=1e-5)  # within what the task spans, not outside of it
-    A = designer()._design(G, space)
+    A = designer().free_directions(G, space)
     assert float((protected @ A).abs().max()) < 1e-6
 
 
@@ -395,7 +396,7 @@ def test_moments_are_those_of_the_layers_inputs() -> None:
     fit = fit_for(method)
     fit.augmentation = None
     data = task(0, (0, 1))
-    moments = method._moments(data, fit, "moment")
+    moments = method.moments_of(data, fit, "moment")
     for name, x in inputs(method, data.train).items():
         assert torch.allclose(moments[name], x.T @ x / len(x), atol=1e-5)
     observed = SecondMoment(4)
@@ -415,7 +416,7 @@ def test_moments_may_be_those_of_fewer_images_drawn_anew_for_each_pass() -> None
     fit.scan = count  # type: ignore[method-assign]
     data = task(0, (0, 1))
     for name in ("moment-before", "moment-after", "moment-before"):
-        method._moments(data, fit, name)
+        method.moments_of(data, fit, name)
     assert [len(keys) for keys in seen] == [3, 3, 3]
     assert set(seen[0]) <= set(data.train.keys)
     assert seen[0] == seen[2] != seen[1]

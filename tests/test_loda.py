@@ -181,14 +181,14 @@ class Recorded(Spy):
 def watched(kind: type, **options: Any) -> tuple[Any, list[Any]]:
     """A method after three tasks; of each its fit, its moments before and after, M_prev before it, and the weights."""
     method = configured(kind, tiny_backbone(), **QUICK | options)
-    moments = method._moments
+    moments = method.moments_of
     seen: dict[str, dict[str, Tensor]] = {}
 
     def keep(task: Any, fit: Any, name: str) -> dict[str, Tensor]:
         seen[name] = moments(task, fit, name)
         return seen[name]
 
-    method._moments = keep
+    method.moments_of = keep
     tasks = []
     for number in range(3):
         seen.clear()

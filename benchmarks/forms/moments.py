@@ -98,7 +98,7 @@ def _space(G: Tensor, memory: str) -> Subspace:
 
 def _design(method: Any, found: dict[str, Tensor], held: dict[str, Subspace]) -> None:
     for name, G in found.items():
-        method._design(G, held[name])
+        method.free_directions(G, held[name])
 
 
 def _update(method: Any, found: dict[str, Tensor], held: dict[str, Subspace]) -> None:

@@ -7,12 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["run", "run_all", "show"]
+__all__ = ["Orders", "of_orders", "run", "run_all", "show"]
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A TOML file, or the name of a shipped configuration.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE...", help="Changes to it, such as method.rank=8.", show_default=False),
+]
+Orders = Annotated[
+    int | None,
+    typer.Option(min=1, help="The same, each seed with a class order of its own, drawn by it.", metavar="N"),
 ]
 
 
@@ -23,6 +27,7 @@ def run(
         int | None,
         typer.Option(min=1, help="Run seeds 0 to N-1, each in its own folder seed-0, seed-1 ...", metavar="N"),
     ] = None,
+    orders: Orders = None,
     out: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/<configuration>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
@@ -33,10 +38,35 @@ def run(
     in any way and at any moment resumes with --resume and gives the same results.
     """
     folder = out or Path("runs") / Path(config).stem
-    run_all(_plan(config, overrides or [], seeds, folder), folder, resume=resume, quiet=quiet)
+    overrides, seeds = of_orders(orders, overrides or [], seeds)
+    planned = _plan(config, overrides, seeds, folder)
+    run_all(planned, folder, resume=resume, quiet=quiet, across_splits=orders is not None)
 
 
-def run_all(planned: list[tuple[Path, dict[str, Any]]], folder: Path, *, resume: bool, quiet: bool) -> None:
+def of_orders(orders: int | None, changes: list[str], seeds: int | None) -> tuple[list[str], int | None]:
+    """Return the changes and the number of seeds of a command that may have `--orders`.
+
+    Raises:
+        ValueError: other options say otherwise.
+    """
+    if orders is None:
+        return changes, seeds
+    told = f"--orders {orders} runs the seeds 0 to {orders - 1}, each with a class order of its own"
+    if seeds is not None:
+        raise ValueError(f"{told}; leave out --seeds {seeds}")
+    if wrong := [text for text in changes if text.partition("=")[0].strip() == "scenario.order"]:
+        raise ValueError(f"{told}; leave out '{wrong[0]}'")
+    return [*changes, "scenario.order=seeded"], orders
+
+
+def run_all(
+    planned: list[tuple[Path, dict[str, Any]]],
+    folder: Path,
+    *,
+    resume: bool,
+    quiet: bool,
+    across_splits: bool = False,
+) -> None:
     """Run configurations one after the other, and print the table of their results.
 
     Args:
@@ -44,6 +74,7 @@ def run_all(planned: list[tuple[Path, dict[str, Any]]], folder: Path, *, resume:
         folder: the folder of these directories, which the user named, or the only one.
         resume: whether to go on with what is there.
         quiet: whether to hide progress.
+        across_splits: whether the table has one row for all splits; see `summarise`.
 
     Raises:
         ValueError: one of the run directories is not free.
@@ -67,7 +98,7 @@ def run_all(planned: list[tuple[Path, dict[str, Any]]], folder: Path, *, resume:
             command = shlex.join(["lamella", *(a for a in sys.argv[1:] if a != "--resume"), "--resume"])
             typer.echo(f"lamella: interrupted; resume with: {command}", err=True)
             raise typer.Exit(130) from error
-    typer.echo(render_table(load_results([path for path, _ in planned]), "table"))
+    typer.echo(render_table(load_results([path for path, _ in planned]), "table", across_splits=across_splits))
     typer.echo(f"results: {folder}")
 
 

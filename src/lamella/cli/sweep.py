@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lamella.cli.output import say
+from lamella.cli.run import Orders, of_orders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,7 @@ def sweep(
         ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Run each with the seeds 0 to N-1.", metavar="N")] = None,
+    orders: Orders = None,
     only: Annotated[str, typer.Option(help="Variants of the sweep file, separated by commas.", metavar="NAMES")] = "",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run directories.", show_default="runs/<configuration>-sweep")
@@ -68,7 +70,8 @@ def sweep(
     if select_on_first is not None:
         changes = [*(changes or []), *_on_first(select_on_first, changes or [])]
         best = best or "final_accuracy"
-    plan, trials = _plan(config, changes or [], seeds, only)
+    changes, seeds = of_orders(orders, changes or [], seeds)
+    plan, trials = _plan(config, changes, seeds, only)
     folder = out or Path("runs") / f"{Path(config).stem}-sweep"
     from lamella.experiments.sweep.best import check_choice
     from lamella.experiments.sweep.engines import engine
@@ -88,7 +91,7 @@ def sweep(
     if done:
         say(f"{len(done)} of {_runs(len(trials))} finished already", err=True)
     failures = _run_all(trials, folder, place, retries, len(done))
-    _show_results(trials, folder)
+    _show_results(trials, folder, across_splits=orders is not None)
     if failures:
         for name, why in failures.items():
             say(f"lamella: {name} failed: {why} ({folder / name / 'output.log'})", err=True)
@@ -153,12 +156,12 @@ def _run_all(trials: "Sequence[Trial]", folder: Path, on: "Engine", retries: int
         raise typer.Exit(130) from error
 
 
-def _show_results(trials: "Sequence[Trial]", folder: Path) -> None:
+def _show_results(trials: "Sequence[Trial]", folder: Path, *, across_splits: bool) -> None:
     from lamella.experiments.report import load_results, render_table
     from lamella.experiments.sweep.plan import finished
 
     if done := [folder / trial.name for trial in trials if finished(trial, folder)]:
-        typer.echo(render_table(load_results(done), "table"))
+        typer.echo(render_table(load_results(done), "table", across_splits=across_splits))
     say(f"results: {folder}")
 
 

@@ -41,7 +41,7 @@ from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.gates import Gate
 from lamella.memory.subspace import SecondMoment, Subspace
-from lamella.methods.inflora import EnergyRule, InfLoRA
+from lamella.methods.shared.free_readers import EnergyRule, FreeReaders
 from lamella.training.fit import Fit
 from lamella.training.projected_steps import ProjectedSteps
 from lamella.training.recipe import LoRA, Training
@@ -49,7 +49,7 @@ from lamella.training.recipe import LoRA, Training
 __all__ = ["GainLoRA"]
 
 
-class GainLoRA(InfLoRA):
+class GainLoRA(FreeReaders):
     """InfLoRA's branches with gates, for language models in the first place.
 
     Args:
@@ -68,8 +68,8 @@ class GainLoRA(InfLoRA):
         ValueError: a value is not allowed.
     """
 
-    merges = False
     needs = frozenset({"own A", "reads A", "product", "frozen weight"})
+    answers = True
 
     def __init__(
         self,
@@ -84,9 +84,7 @@ class GainLoRA(InfLoRA):
         gate_width: int = 100,
         gate_energy: float = 0.99,
     ) -> None:
-        super().__init__(
-            backbone, seed=seed, lora=lora, training=training, energy=energy, horizon=horizon, energy_of=energy_of
-        )
+        super().__init__(backbone, seed, training, lora, EnergyRule(energy, energy_of, horizon))
         if gate_width < 1:
             raise ValueError(f"gate_width {gate_width} is too small; give at least 1, such as 100")
         self.gate_rule = EnergyRule(gate_energy, "data", None)
@@ -98,14 +96,14 @@ class GainLoRA(InfLoRA):
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
         number = len(self.gates)
-        branches = self._grow_designed(self._moments(task, fit, "moment-before"), _name(number))
+        branches = self.grow_designed(self.moments_of(task, fit, "moment-before"), _name(number))
         gate = self._new_gate()
         gate.start(cast(Gate, self.gates[-1]) if number else None, self.spaces, generator(self.seed, "gate", number))
         self.gates.append(gate)
         steps = ProjectedSteps(gate.projections(self.spaces))
         weights = [*(branch.B for _, branch in branches), *gate.parameters()]
         self.train_head(task, fit, weights, before_step=steps.before, after_step=steps.after)
-        self._protect(task, fit)
+        self.protect(self.moments_of(task, fit, "moment-after"))
         self._protect_gate(gate, task, fit)
 
     def acting(self, x: Samples) -> AbstractContextManager[None]:

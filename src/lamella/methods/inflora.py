@@ -30,75 +30,26 @@ Departures (from the paper [p], from the authors' code [c]):
 - `horizon=None`: the number of tasks is unknown, and the threshold stays at `energy`.
 """
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from lamella.adapters.adapter import Branch, Site, merge, module_key
-from lamella.adapters.starts import read_directions
+from lamella.adapters.adapter import merge, module_key
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
-from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.memory.old_moments import OldMoment, ratio_directions, shrinkage
-from lamella.memory.signatures import protected_share
-from lamella.memory.subspace import Subspace, left_singular, numerical_rank, orthonormal
-from lamella.methods.shared.moments import at_most, second_moments
-from lamella.methods.shared.own_heads import OwnHeads
+from lamella.memory.subspace import Subspace
+from lamella.methods.shared.free_readers import EnergyRule, FreeReaders
 from lamella.methods.shared.self_distillation import SelfDistillation
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
 
-__all__ = ["EnergyRule", "InfLoRA"]
+__all__ = ["InfLoRA"]
 
 
-@dataclass(frozen=True)
-class EnergyRule:
-    """Which directions of a task's inputs are protected from then on (DualGPM, with the code's or the paper's energy).
-
-    Attributes:
-        energy: the share that is protected after the first task; above 0, at most 1.
-        energy_of: what counts as energy: "moment" (the squared singular values of the second moment) or "data" (its
-            singular values, which are the squared ones of the inputs).
-        horizon: the number T of tasks with which the share grows as energy + (1 - energy) t / T; constant without it.
-    """
-
-    energy: float
-    energy_of: str
-    horizon: int | None
-
-    def __post_init__(self) -> None:
-        protected_share(self.energy, 0, self.horizon)  # refuses bad values before anything is learned
-        check_one_of("energy_of", self.energy_of, ("moment", "data"))
-
-    def threshold(self, task: int) -> float:
-        return protected_share(self.energy, task, self.horizon)
-
-    def spectrum(self, G: Tensor, space: Subspace) -> tuple[Tensor, Tensor]:
-        """Return the free directions of G (d, d), most energetic first, and the share of G's energy in each."""
-        if self.energy_of == "moment":
-            U, s = left_singular(space.outside(G))
-            return U, s**2 / (G**2).sum()
-        U, s = left_singular(space.outside(space.outside(G).T))
-        return U, s / G.trace()
-
-    def protect(self, space: Subspace, G: Tensor, task: int, *, first: bool) -> None:
-        """Extend `space` by the leading free directions of G until the protected share reaches the threshold."""
-        threshold = self.threshold(task)
-        U, share = self.spectrum(G.double(), space)
-        if first:
-            count = max(int((share.cumsum(0) < threshold).sum()), 1)
-        else:
-            unprotected = share.sum() - torch.cat([share.new_zeros(1), share.cumsum(0)])
-            enough = unprotected <= 1 - threshold + 1e-12
-            count = int(enough.long().argmax()) if bool(enough.any()) else len(share)
-        free = space.width - space.dimension
-        space.extend(U[:, : min(count, free)])
-
-
-class InfLoRA(OwnHeads):
+class InfLoRA(FreeReaders):
     """InfLoRA, by default with the settings of the authors' code for CIFAR-100.
 
     Args:
@@ -145,93 +96,43 @@ class InfLoRA(OwnHeads):
         shrink: bool = False,
         distillation: SelfDistillation = SelfDistillation(),
     ) -> None:
-        super().__init__(backbone, seed, training, lora)
-        if statistics_images is not None and statistics_images < 1:
-            raise ValueError(f"statistics_images {statistics_images} is too small; give at least 1, or leave it out")
         check_one_of("design", design, ("moment", "inputs", "ratio"))
-        self.rule = EnergyRule(energy, energy_of, horizon)
-        self.design = design
-        self.statistics_images = statistics_images
+        weighs = shrink or design == "ratio"  # what old inputs were is weighed
+        dtype = torch.float64 if weighs else torch.float32
+        rule = EnergyRule(energy, energy_of, horizon)
+        super().__init__(backbone, seed, training, lora, rule, design, statistics_images, dtype)
         self.shrink = shrink
         self.distillation = distillation.on(backbone)
         self.free_rank = lora.rank if design != "ratio" else None
-        # Layers that read the same inputs, as key and value do, share what is known of these.
-        self.reads_as = backbone.first_readers(self.sites)
         widths = {site.name: site.layer.weight.shape[1] for site in self.sites}
-        spaces = {name: Subspace(widths[name]) for name in dict.fromkeys(self.reads_as.values())}
-        self.memory = nn.ModuleDict({module_key(name): spaces[first] for name, first in self.reads_as.items()})
-        moments = spaces if shrink or design == "ratio" else ()  # what old inputs were, where they are weighed
-        self.moments = nn.ModuleDict({module_key(name): OldMoment(widths[name]) for name in moments})
+        names = dict.fromkeys(self.reads_as.values()) if weighs else ()
+        self.moments = nn.ModuleDict({module_key(name): OldMoment(widths[name]) for name in names})
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()  # no dropout while training, as in the authors' code
-        before = self._moments(task, fit, "moment-before")
-        branches = self._grow_designed(before)
+        before = self.moments_of(task, fit, "moment-before")
+        branches = self.grow_designed(before)
         self.train_head(task, fit, [branch.B for _, branch in branches], distillation=self.distillation)
         if self.shrink:
             for site, branch in branches:
                 name = self.reads_as[site.name]
                 branch.B.mul_(1 - shrinkage(branch.A, self._old(name).moment, before[name]))
-        self._protect(task, fit)
+
+        after = self.moments_of(task, fit, "moment-after")
+        if self.design != "ratio":
+            self.protect(after)
+        if self.moments:
+            for name, G in after.items():
+                self._old(name).add(G)
         merge(self.sites, "new")  # W <- W + B A
 
-    def _protect(self, task: Task, fit: Fit) -> None:
-        """Protect the leading directions of what the layers read of the task that was learned."""
-        number = len(self.objective) - 1
-        for name, G in self._moments(task, fit, "moment-after").items():
-            if self.design != "ratio":
-                self.rule.protect(self._space(name), G, number, first=number == 0)
-            if self.moments:
-                self._old(name).add(G)
-
     def protected(self) -> dict[str, Subspace]:
-        names = dict.fromkeys(site.name for site in self.sites) if self.design != "ratio" else ()
-        return {layer: self._space(layer) for layer in names}
+        return super().protected() if self.design != "ratio" else {}
 
-    def _moments(self, task: Task, fit: Fit, name: str) -> dict[str, Tensor]:
-        """Return by layer G, the mean of x x^T over all tokens x of the task's augmented training images.
-
-        Of layers that read the same inputs only the first has one.
-        """
-        images = at_most(task.train, self.statistics_images, generator(self.seed, name, len(self.objective)))
-        dtype = torch.float64 if self.moments else torch.float32
-        found = second_moments(fit, images, self, self.sites, self.reads_as, name=name, dtype=dtype)
-        return {layer: moment.mean for layer, moment in found.items()}
-
-    def _grow_designed(self, moments: dict[str, Tensor], name: str = "new") -> list[tuple[Site, Branch]]:
-        """Add branches whose A has the leading free directions of the task's inputs as rows, of norm 1 / sqrt 3."""
-        of_inputs = {layer: self._directions(layer, G) for layer, G in moments.items()}
-        designs = [of_inputs[self.reads_as[site.name]] for site in self.sites]
-        open_sites = [(site, U) for site, U in zip(self.sites, designs, strict=True) if U.shape[1]]
-        if not open_sites:
-            why = "old tasks protect all directions of every adapted layer; lower `energy` or adapt more"
-            unread = (
-                "the inputs of every adapted layer are zero, so no branch has anything to read; choose other `sites`"
-            )
-            raise RuntimeError(why if len(self.objective) else unread)
-        ranks = [U.shape[1] for _, U in open_sites]
-        branches = self.lora.grow([site for site, _ in open_sites], name, rank=ranks)
-        for branch, (_, U) in zip(branches, open_sites, strict=True):
-            read_directions(branch, U)
-        return [(site, branch) for branch, (site, _) in zip(branches, open_sites, strict=True)]
-
-    def _directions(self, layer: str, G: Tensor) -> Tensor:
+    def directions(self, layer: str, G: Tensor) -> Tensor:
         if self.design == "ratio" and len(self.objective):
             return ratio_directions(G, self._old(layer).moment, self.lora.rank)
-        return self._design(G, self._space(layer))
-
-    def _design(self, G: Tensor, space: Subspace) -> Tensor:
-        """Return (d, k) orthonormal free directions of the inputs, k at most `rank`, the most energetic ones."""
-        G = G.double()
-        free = space.outside(G) if self.design != "inputs" else space.outside(space.outside(G).T)
-        U, s = left_singular(free)
-        count = min(
-            self.lora.rank, space.width - space.dimension, numerical_rank(s, float(torch.linalg.matrix_norm(G, 2)))
-        )
-        return orthonormal(space.outside(U[:, :count]))
-
-    def _space(self, layer: str) -> Subspace:
-        return cast(Subspace, self.memory[module_key(layer)])
+        return super().directions(layer, G)
 
     def _old(self, layer: str) -> OldMoment:
         return cast(OldMoment, self.moments[module_key(layer)])

@@ -140,7 +140,7 @@ class LoDA(OwnHeads):
         self.eval()
         first = not len(self.heads)
         margin = self.margin * (self.cosine_scale if self.head == "cosine" else 1.0)
-        current = self._moments(task, fit, "moment-before")
+        current = self.moments_of(task, fit, "moment-before")
         old = {name: self._old(name).moment for name in current}
         shared = self._grow("shared", {name: leading(M + old[name], self.lora.rank) for name, M in current.items()})
         trained = factors(shared)
@@ -167,7 +167,7 @@ class LoDA(OwnHeads):
         heads = self.heads
         return heads.as_plain() if isinstance(heads, CosineHeads) else super().plain_classifier()
 
-    def _moments(self, task: Task, fit: Fit, name: str) -> dict[str, Tensor]:
+    def moments_of(self, task: Task, fit: Fit, name: str) -> dict[str, Tensor]:
         """Return by layer the second moment (d, d) of its inputs; of layers that read the same only the first."""
         images = at_most(task.train, self.statistics_images, generator(self.seed, name, len(self.heads)))
         found = second_moments(fit, images, self.backbone, self.sites, self.reads_as, name=name, dtype=torch.float64)
@@ -185,7 +185,7 @@ class LoDA(OwnHeads):
         """Add the task's second moments to those of old tasks."""
         remembered: Sequence[dict[str, Tensor]] = [before] if self.moments != "after" else []
         if self.moments != "before":
-            remembered = [*remembered, self._moments(task, fit, "moment-after")]
+            remembered = [*remembered, self.moments_of(task, fit, "moment-after")]
         for moments in remembered:
             for name, M in moments.items():
                 self._old(name).add(M)
