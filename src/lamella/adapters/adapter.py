@@ -42,6 +42,7 @@ __all__ = [
     "grow",
     "merge",
     "module_key",
+    "rows_read",
     "using",
     "watch",
 ]
@@ -184,6 +185,16 @@ class _Counted:
 
     def __call__(self, x: Tensor) -> None:
         self.observer(counted(x))
+
+
+def rows_read(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """By layer of a network, what branches of some adapters read of its inputs: the rows (ranks, d_in) of their A's."""
+    rows: dict[str, Tensor] = {}
+    for layer_name, layer in model.named_modules():
+        if isinstance(layer, Adapted):
+            found = [branch.A.detach().flatten(1) for name in names for branch in layer.of(name)]
+            rows |= {layer_name: torch.cat(found)} if found else {}
+    return rows
 
 
 def adapter_state(sites: Sequence[Site], name: str) -> dict[str, Tensor]:

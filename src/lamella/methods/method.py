@@ -4,10 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-import torch
 from torch import Tensor, nn
 
-from lamella.adapters.adapter import Adapted, Site
+from lamella.adapters.adapter import Site, rows_read
 from lamella.backbones import Backbone
 from lamella.backbones.language_model import LanguageModel, language_model
 from lamella.data.loading import Examples
@@ -186,11 +185,6 @@ class Method(nn.Module, ABC):
         """
         return nullcontext()
 
-    def show(self, x: Samples, sites: Sequence[Site]) -> None:
-        """Run samples as the method does, only as far as the input of the last of the sites' layers, for watchers."""
-        with self.acting(x):
-            self.backbone.show(x, sites)
-
     @property
     def classes(self) -> tuple[int, ...]:
         """Global class ids in the order of the columns of `predict`: the order in which they were first learned."""
@@ -322,12 +316,7 @@ class Method(nn.Module, ABC):
 
     def rows_read(self, task: int) -> dict[str, Tensor]:
         """By layer, what a task's own branches read of its inputs: the rows (ranks, d_in) of their A's."""
-        rows: dict[str, Tensor] = {}
-        for name, layer in self.backbone.model.named_modules():
-            if isinstance(layer, Adapted):
-                found = [b.A.detach().flatten(1) for adapter in self.adapters_of(task) for b in layer.of(adapter)]
-                rows |= {name: torch.cat(found)} if found else {}
-        return rows
+        return rows_read(self.backbone.model, self.adapters_of(task))
 
     def protected(self) -> Mapping[str, Subspace | Signature]:
         """By layer, the directions of its inputs that old tasks use and that new ones are kept away from."""
