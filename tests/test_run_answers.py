@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llama_folder(place / "base")
     for letters, (train, test) in SIZES.items():
         answers_file(place / f"{letters}.jsonl", letters, train, test=test)
-    (place / "held.jsonl").write_text("".join(f'{{"prompt": "who {i}?", "response": "me"}}\n' for i in range(10)))
+    (place / "held.jsonl").write_text("".join(f'{{"prompt": "who {i}?", "response": "me"}}\n' for i in range(6)))
     sources = [str(place / f"{letters}.jsonl") for letters in SIZES]
     (place / "stream.toml").write_text(
         f"""[scenario]
@@ -47,7 +47,7 @@ energy_of = "data"
 sites = ["key", "value"]
 rank = 4
 lr = 0.02
-epochs = 3
+epochs = 2
 batch_size = 4
 [fit]
 device = "cpu"
@@ -124,7 +124,7 @@ def test_metrics_are_those_of_the_matrix(done: Path) -> None:
         np.mean([exact["matrix"][0][1] - exact["before"][1], exact["matrix"][1][2] - exact["before"][2]])
     )
     probe = found["probe"]
-    assert (probe["before"]["answers"], set(probe["after"]["scores"])) == (2, set(probe["before"]["scores"]))
+    assert (probe["before"]["answers"], set(probe["after"]["scores"])) == (6, set(probe["before"]["scores"]))
     change = probe["after"]["scores"]["loss"] - probe["before"]["scores"]["loss"]
     assert found["probe_loss_change"] == pytest.approx(change)
     assert change != 0
@@ -138,7 +138,7 @@ def test_samples_stand_beside_the_results(done: Path) -> None:
     ):
         lines = [json.loads(line) for line in (done / name).read_text().splitlines()]
         assert [line["task"] for line in lines if line["task"] in SIZES] == ["ab"] * 3 + ["xyz"] * 4 + ["mn"] * 2
-        assert sum(line["task"].startswith("probe: ") for line in lines) == 2
+        assert sum(line["task"].startswith("probe: ") for line in lines) == 6
         chrf = dict(zip(found["scores"], row, strict=True))["chrf"]
         for j, letters in enumerate(SIZES):
             own = [line for line in lines if line["task"] == letters]
@@ -150,14 +150,13 @@ def test_samples_stand_beside_the_results(done: Path) -> None:
         assert right["inflora"].mean() == pytest.approx(found["final_accuracy"])
 
 
-@pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_run_that_was_stopped_goes_on_to_the_same_results(
-    place: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    place: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = AnswerRun.measure
 
     def stopped(self: AnswerRun, i: int, *, last: bool) -> dict[str, Any]:
-        if i == at:
+        if i == 1:
             raise KeyboardInterrupt
         return plain(self, i, last=last)
 
@@ -231,6 +230,23 @@ def test_a_report_shows_the_scores_and_what_was_written(lamella: Run, place: Pat
     )
     code, _, err = lamella("report", done)
     assert code == 0, err
+
+
+def test_a_stream_of_plain_texts_has_losses_alone(done: Path, tmp_path: Path) -> None:
+    found = results(done)
+    found["scores"] = {name: found["scores"][name] for name in ("loss", "perplexity", "bits_per_byte")}
+    nothing = [[None] * 3] * 3
+    metrics = {metric.name: None for metric in METRICS if metric.of != "loss"}
+    texts = found | metrics | {"matrix": nothing, "task_aware_matrix": nothing, "curve": [None] * 3}
+    (tmp_path / "results.json").write_text(json.dumps(texts))
+    page = write_html(load_results([tmp_path]), tmp_path / "page.html").read_text()
+    assert "Final loss" in page
+    assert (
+        "Final accuracy"
+        not in re.sub("<style>.*?</style>", "", page, flags=re.DOTALL).partition("Summary")[2].partition("</table>")[0]
+    )
+    assert not load_results([tmp_path])[0].at_once
+    assert "final loss" in render_table(load_results([tmp_path]), "markdown")
 
 
 def test_settings_for_answers_are_refused_where_classes_are_learned(place: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def _text(measured: "MeasuredAnswers", what: str) -> str:
     """Format the scores with their standard errors over answers, and what was cut or left out."""
     from lamella.common.plain_table import plain_table
     from lamella.common.words import NOTHING
-    from lamella.learner.answers.measuring import SCORES
+    from lamella.learner.answers.scores import SCORES
 
     errors = measured.errors
     rows: list[tuple[str, ...]] = []

@@ -21,17 +21,19 @@ from lamella.common.files import read_json, write_atomic, write_json
 from lamella.data.answers import AnswerSet
 from lamella.data.images import content_sha256
 from lamella.data.scenario import Scenario
-from lamella.data.sources.load import load_source
+from lamella.data.sources.readable import load_readable
 from lamella.experiments import metrics
 from lamella.experiments.results import facts_of_run, nulls, number_or_none
+from lamella.experiments.results_files import SAMPLES
 from lamella.experiments.right import write_right
-from lamella.learner.answers.measuring import SCORES, MeasuredAnswers
+from lamella.learner.answers.measuring import MeasuredAnswers
+from lamella.learner.answers.scores import SCORES
 from lamella.learner.config.document import readout_names
 from lamella.learner.learner import Learner
 
-__all__ = ["SAMPLES", "AnswerRun", "check_run_table"]
+__all__ = ["AnswerRun", "check_run_table"]
 
-BEFORE, SAMPLES, SAMPLES_BEFORE = "before.json", "samples.jsonl", "samples-before.jsonl"
+BEFORE, SAMPLES_BEFORE = "before.json", "samples-before.jsonl"
 MAX_TOKENS = 128
 FOR_ANSWERS = ("max_tokens", "stop", "probe")
 """Keys of [run] that have a meaning where answers are learned."""
@@ -178,7 +180,7 @@ class AnswerRun:
 
 
 def _probe(name: str) -> AnswerSet:
-    source = load_source(name)
+    source = load_readable(name, takes=AnswerSet.noun).whole
     data = source.test if len(source.test) else source.train
     if not isinstance(data, AnswerSet):
         raise ValueError(f"run.probe = '{name}' holds {data.noun}s; name a file of answers that no task has")

@@ -33,7 +33,7 @@ class Metric:
         lower_is_better: whether a smaller value is better.
         difference: whether it is a difference of accuracies, -1..1, instead of a fraction, 0..1.
         signed: whether reports print a plus sign.
-        of: the score of answers that it is a metric of, by its name in `learner.answers.measuring.SCORES`; "" for those
+        of: the score of answers that it is a metric of, by its name in `learner.answers.scores.SCORES`; "" for those
             of accuracies, which every run has.
         kind: which of OF_SCORES computes it of the score; "" where none does.
         is_share: whether it is a fraction or a difference of two, shown in percent, and not a plain number.

@@ -20,6 +20,9 @@ from lamella.experiments.right import read_right
 SCHEMA = 1
 """The layout of result files that this version writes, and the newest that it reads."""
 
+SAMPLES = "samples.jsonl"
+"""The file beside the results of a run on answers that has what was written, a line each."""
+
 Seconds: TypeAlias = dict[str, float]
 """Seconds spent per phase, summed over tasks."""
 

@@ -33,7 +33,7 @@ from lamella.experiments.phases import phases_line
 from lamella.experiments.report.summary import settings
 from lamella.experiments.results import build_results, curve_so_far, stored_row
 from lamella.experiments.right import write_right
-from lamella.learner.answers.measuring import SCORES
+from lamella.learner.answers.scores import SCORES
 from lamella.learner.config.document import build_scenario, readout_names, same_settings, to_toml, up_to_date
 from lamella.learner.config.own_methods import method_digests, name_in_table
 from lamella.learner.config.precision import as_in_runs, precision_line

@@ -54,10 +54,11 @@ def load_superni(which: str, root: str | Path | None = None) -> Source:
         FileNotFoundError: there is no archive.
         ValueError: there is no such task, or the archive is not as it was published.
     """
-    found = [task for task in SUPERNI if which in (task, task.partition("_")[0])]
+    names = {task.partition("_")[0]: task for task in SUPERNI}
+    found = [task for short, task in names.items() if which in (short, task)]
     if not found:
-        known = ", ".join(SUPERNI)
-        raise ValueError(f"no data set is called 'superni/{which}'{did_you_mean(which, SUPERNI)}; there are {known}")
+        known = ", ".join(names)
+        raise ValueError(f"no data set is called 'superni/{which}'{did_you_mean(which, names)}; there are {known}")
     name = found[0].partition("_")[0]
     files = [f"superni15/{found[0]}/{part}.json" for part in ("train", "test")]
     tasks = [as_json(name, content) for content in members_of(f"superni/{name}", root, (ARCHIVE,), *files)]
@@ -65,7 +66,7 @@ def load_superni(which: str, root: str | Path | None = None) -> Source:
         parts = [_rows(task, f"{part}.json") for task, part in zip(tasks, ("train", "test"), strict=True)]
     except (KeyError, TypeError, AttributeError, IndexError) as fault:
         raise ValueError(f"superni/{name} is not as it was published: {first_line(fault)}") from fault
-    choices = tuple(dict.fromkeys(sorted(answer.response for answer in parts[0])))
+    choices = tuple(dict.fromkeys(sorted(answer.response for answer in parts[0] if answer.response)))
     if len(choices) <= MOST_CHOICES:
         parts = [[answer._replace(choices=choices) for answer in part] for part in parts]
     return _source(found[0], *parts)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lamella.common.words import NOTHING, number
-from lamella.experiments.answering import SAMPLES
 from lamella.experiments.report.summary import Row
-from lamella.experiments.results_files import Result
-from lamella.learner.answers.measuring import SCORES
+from lamella.experiments.results_files import SAMPLES, Result
+from lamella.learner.answers.scores import SCORES
 
 __all__ = ["sample_tables", "score_tables"]
 
