@@ -1,6 +1,7 @@
 """`lamella evaluate`: measure a model on labelled images or texts, or on answers."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -104,7 +105,7 @@ def evaluate(
         say(f"picture: {png}", err=True)
 
 
-def _check_options(model: Path, options: dict[str, object], is_of_answers: bool) -> None:
+def _check_options(model: Path, options: Mapping[str, object], is_of_answers: bool) -> None:
     """Raise ValueError where an option is given that models of this kind have no use for."""
     kind, other = ("answers", "classes") if is_of_answers else ("classes", "answers")
     if given := [name for name, value in options.items() if value is not None]:

@@ -121,7 +121,7 @@ def measure_answers(
         why = fits.too_long[0].reason if fits.too_long else "there is none"
         raise ValueError(f"no answer can be measured: {why}")
     answers = fits.data.items
-    options = {"device": device, "precision": precision}
+    options: dict[str, Any] = {"device": device, "precision": precision}
     costs = costs_of(method, fits.data, **options)
     written = _for_those(answers, _is_asked, lambda some: generate(method.backbone, some, how)) if how else {}
     scores = dict(
