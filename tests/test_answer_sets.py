@@ -58,9 +58,7 @@ def test_a_task_of_superni_has_its_parts_references_and_choices(tmp_path: Path) 
     assert found.told == ("left out of training, because the test part asks the same: 1",)
     assert [(one.key, one.reason) for one in found.unreadable] == [("train.json, row 4", "the response is empty")]
     assert load_source(f"superni/{SUPERNI[1]}", root=tmp_path).train.keys == found.train.keys
-    with pytest.raises(
-        ValueError, match="no data set is called 'superni/task36'; did you mean 'task363'; there are task1572, task363"
-    ):
+    with pytest.raises(ValueError, match="no data set is called 'superni/task36'; did you mean 'task363' or 'task639'"):
         load_source("superni/task36", root=tmp_path)
     with pytest.raises(ValueError, match="has no file superni15/task591"):
         load_source("superni/task591", root=tmp_path)
