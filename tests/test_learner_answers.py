@@ -9,33 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
+from assistants import llama_folder
 from conftest import Run
-from encoder_folders import write_json
 
 from lamella import Learner
-from lamella.backbones.encoder_network import quiet
 from lamella.backbones.generating import Generating
 from lamella.common.printable import printable
-from lamella.data.answers import IN_PYTHON, Answer, AnswerSet
-from lamella.data.scenario import Task, as_task
-from lamella.data.sources.answer_rows import load_answers
-from lamella.data.sources.rows import read_rows
+from lamella.data.answers import Answer, AnswerSet
+from lamella.data.scenario import Task
 from lamella.learner.answers.costs import costs_of
-from lamella.testing.answers import CHATML, causal_config, chat_tokenizer
 from lamella.testing.texts import pattern_texts
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of transformers with a small Llama."""
-    place = tmp_path / "base"
-    with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(0)
-        transformers.AutoModelForCausalLM.from_config(causal_config("Llama")).save_pretrained(place)
-    chat_tokenizer().save(str(place / "tokenizer.json"))
-    write_json(place / "tokenizer_config.json", {"eos_token": "[SEP]", "chat_template": CHATML})
-    return place
+    return llama_folder(tmp_path / "base")
 
 
 def new(folder: Path, **method: Any) -> Learner:
@@ -118,8 +107,6 @@ def test_what_belongs_to_classes_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"this model takes answers, by the backbone .*, and task 'texts' holds texts"):
         learner.learn(texts)
     answers = task(0, "ab")
-    with pytest.raises(ValueError, match="held_back serves the confidence among classes"):
-        learner.learn(answers, held_back=answers.train)
     with pytest.raises(ValueError, match="this model takes texts"):
         Learner.create(backbone="hashed-words", method="nearest-mean", fit={"device": "cpu"}).learn(answers)
     with pytest.raises(ValueError, match="method 'ranpac' needs classes, and the language model"):
@@ -188,33 +175,6 @@ def test_a_model_of_classes_writes_nothing(lamella: Run, tmp_path: Path) -> None
     code, _, err = lamella("generate", tmp_path / "classes", "hello")
     assert code == 2
     assert "learns classes of texts and writes nothing; use lamella predict" in err
-
-
-def test_what_learn_says_of_answers_is_what_learns_them(
-    lamella: Run, stored: Path, folder: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "answers.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "c", "response": "d"}\n')
-    (tmp_path / "texts.csv").write_text("text,label\na,x\nb,y\n")
-    (tmp_path / "own.toml").write_text(f'[backbone]\nname = "{folder}"\noutput = "tokens"\n')
-    new, answers, texts = tmp_path / "new", tmp_path / "answers.jsonl", tmp_path / "texts.csv"
-    for arguments in (
-        [new, answers, "no-setting", "--method", "none"],
-        [new, texts, "backbone.output=tokens", "--backbone", folder],
-        [new, texts, "--backbone", "some.gguf"],
-        [new, texts, "--config", tmp_path / "own.toml"],
-        [stored, texts, "--method", "none"],
-    ):
-        code, out, err = lamella("learn", *arguments)
-        assert (code, out, err.count("\n")) == (2, "", 1)
-        assert "lamella learn learns classes; answers are learned in Python so far: Learner.create(" in err
-    assert not new.exists()
-    call = IN_PYTHON.partition(": ")[2].replace("NAME", "name").replace("FILE", "file")
-    known = {"Learner": Learner, "as_task": as_task, "load_answers": load_answers, "read_rows": read_rows, "Path": Path}
-    assert eval(call, known | {"name": str(folder), "file": answers}).images == 1  # the other one is held out
-
-    (tmp_path / "labelled.csv").write_text("question,label\na,x\nb,y\n")
-    _, _, err = lamella("learn", new, tmp_path / "labelled.csv")
-    assert "no text column" in err, "questions may have labels"
 
 
 def test_what_a_model_of_answers_has_learned_is_shown(lamella: Run, stored: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from lamella.backbones.backbone import Backbone
 from lamella.backbones.causal_models import OUTPUT, build_causal
 from lamella.backbones.encoder_copies import is_kept_encoder
 from lamella.backbones.encoder_places import folder_below_data, holds_encoder, is_called_as_encoder
+from lamella.backbones.gguf_files import is_gguf
 from lamella.backbones.hashed_words import HASHED_WORDS, build_hashed_words
 from lamella.backbones.images import IMAGE_BACKBONES, build_image_backbone
 from lamella.backbones.resnets import BLOCKS
@@ -113,5 +114,7 @@ def _is_of_timm(name: str) -> bool:
 
 
 def noun_of(name: str) -> str:
-    """Return what a backbone of this name takes, "image" or "text"."""
+    """Return what a backbone of this name takes, "image", "text" or "answer"; a folder of transformers takes texts."""
+    if is_gguf(name):
+        return "answer"
     return "image" if _kind_of({"name": name}) is IMAGES else "text"

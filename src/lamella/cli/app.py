@@ -99,6 +99,7 @@ _add(
     "lamella learn model more-photos/      # the second task; the first is not needed any more",
     "lamella learn model scans/ --bundled    # digits and other small images; needs no download",
     "lamella learn tickets october.csv       # texts: columns text and label; others by --text and --label",
+    "lamella learn my-assistant answers.jsonl   # answers of a language model: columns prompt and response",
 )
 _add(
     predict,
@@ -146,6 +147,7 @@ _add(
     "evaluate",
     "lamella evaluate model test-photos/ --html accuracy.html",
     "lamella evaluate model test-photos/ --png confusion.png --json",
+    "lamella evaluate my-assistant test.jsonl --max-tokens 32 --written written.jsonl",
 )
 _add(serve, "serve", "lamella serve model", "LAMELLA_TOKEN=... lamella serve model --host 0.0.0.0 --port 80")
 

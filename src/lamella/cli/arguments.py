@@ -36,9 +36,9 @@ Layout = Annotated[
 Samples = Annotated[
     str | None,
     typer.Option(
-        help="Of a folder: images or texts, where it holds both.",
+        help="Of a folder: images or texts, where it holds both. Of a table of texts alone: answers.",
         metavar="NAME",
-        show_default="seen from the folder",
+        show_default="seen from the data",
     ),
 ]
 TextColumn = Annotated[

@@ -33,6 +33,10 @@ def classes(
     Any class can be renamed. Merging and dropping must be exact, so a method refuses them where weights were trained on
     the images of the class.
     """
+    from lamella.learner.store.versions import load_manifest
+
+    if "output" in load_manifest(model)["config"].get("backbone", {}):
+        raise ValueError(f"'{model}' writes answers and knows no classes; lamella inspect shows what it has learned")
     if change is None:
         _list(model)
         return

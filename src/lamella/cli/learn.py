@@ -42,7 +42,8 @@ def learn(
         typer.Argument(
             metavar="DATA",
             help="Images: a folder CLASS/*.jpg, a CSV of paths and labels, or an npz archive. Texts: a CSV, TSV, JSONL "
-            "or Parquet file with a column of texts and one of labels, or a folder CLASS/*.txt.",
+            "or Parquet file with a column of texts and one of labels, or a folder CLASS/*.txt. Answers: such a file "
+            "with columns prompt and response, or messages, or text alone.",
         ),
     ],
     settings: Annotated[
@@ -56,10 +57,10 @@ def learn(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="Of a new model; also a FOLDER of timm, transformers or `lamella export`, or NAME+FOLDER with a LoRA "
-            "of PEFT.",
+            help="Of a new model; also a FOLDER of timm, transformers or `lamella export`, NAME+FOLDER with a LoRA of "
+            "PEFT, or a GGUF file for answers.",
             metavar="NAME",
-            show_default="vit_tiny_patch16_224, for texts all-MiniLM-L6-v2",
+            show_default="vit_tiny_patch16_224, all-MiniLM-L6-v2 for texts, SmolLM2 for answers",
         ),
     ] = None,
     bundled: Annotated[
@@ -71,7 +72,7 @@ def learn(
         typer.Option(
             help="Of a new model, with its parts; plain inflora has none. FILE.py:CLASS is a method of your own.",
             metavar="NAME",
-            show_default="inflora+align, for texts ranpac",
+            show_default="inflora+align, for texts ranpac, for answers inflora",
         ),
     ] = None,
     config: Annotated[
@@ -79,7 +80,7 @@ def learn(
         typer.Option(
             help="The settings of a new model: a configuration of `lamella list configs`, or a TOML file.",
             metavar="NAME",
-            show_default="photos, for texts texts",
+            show_default="photos, for texts texts, for answers answers",
         ),
     ] = None,
     no_train: Annotated[
@@ -104,21 +105,19 @@ def learn(
         bool, typer.Option("--strict", help="Refuse DATA with files that cannot be read, instead of leaving them out.")
     ] = False,
 ) -> None:
-    """Teach a model the classes of DATA.
+    """Teach a model the classes of DATA, or its answers.
 
     They become its next task. The first use creates the model. Earlier data is not needed, and no image or text is
     kept. Samples that it has learned before, under whatever file name, are left out.
     """
+    from lamella.backbones.gguf_files import is_gguf
     from lamella.backbones.weight_files import WeightsNotFound
     from lamella.common.progress import bars
-    from lamella.data.answers import IN_PYTHON
     from lamella.data.sources.readable import load_readable
     from lamella.learner.config.new_config import BUNDLED
     from lamella.learner.config.wanted import Wanted
     from lamella.learner.folder import ModelFolder
 
-    if _are_answers(model, data, settings or (), backbone, config, named=bool(text or label)):
-        raise ValueError(f"lamella learn learns classes; {IN_PYTHON}")
     for setting in settings or ():
         if "=" not in setting:
             raise ValueError(
@@ -137,7 +136,8 @@ def learn(
     )
 
     def read() -> "ReadableData":
-        found = load_readable(data, **read_options(layout, samples, text, label))
+        takes = "answer" if is_gguf(backbone or "") else _takes(model, settings or (), config)
+        found = load_readable(data, takes=takes, **read_options(layout, samples, text, label))
         if strict and found.unreadable:
             first = f"the first is {found.unreadable[0].key}: {found.unreadable[0].reason}"
             left_out = many(len(found.unreadable), found.whole.train.noun)
@@ -165,27 +165,11 @@ def learn(
         raise
 
 
-def _are_answers(
-    model: Path, data: str, settings: Sequence[str], backbone: str | None, config: str | None, *, named: bool
-) -> bool:
-    """Return whether what should be learned are answers, by the model or by the columns of the data.
-
-    Arguments are those of `learn`; `named` says whether it names a column, which then holds labelled texts.
-    """
-    from lamella.backbones.gguf_files import is_gguf
-    from lamella.data.sources.answer_rows import holds_answers
-    from lamella.data.sources.rows import ROWS, read_rows
-    from lamella.data.sources.text_table import LABELS, TEXTS, column_of
+def _takes(model: Path, settings: Sequence[str], config: str | None) -> str:
+    """Return "answer" where the model is one of answers, or will be by its settings; else ""."""
     from lamella.learner.config.document import read_document
     from lamella.learner.store.versions import holds_model, load_manifest
 
-    if any(setting.startswith("backbone.output=") for setting in settings) or is_gguf(backbone or ""):
-        return True
     known = load_manifest(model)["config"] if holds_model(model) else read_document(config) if config else {}
-    if "output" in known.get("backbone", {}):
-        return True
-    path = Path(data)
-    if named or path.suffix.lower() not in ROWS or not path.is_file():
-        return False
-    rows = read_rows(path)
-    return holds_answers(rows) and not column_of(rows.columns, (*TEXTS, *LABELS))
+    asked = any(setting.startswith("backbone.output=") for setting in settings)
+    return "answer" if asked or "output" in known.get("backbone", {}) else ""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lamella.learner.confidence import HeldBackScore
     from lamella.learner.model import Model
     from lamella.learner.prepared import Learning
+    from lamella.learner.records import TaskRecord
     from lamella.learner.reference import Beside
     from lamella.learner.rehearsal import Expected
 
@@ -25,16 +26,21 @@ def say_found(learning: "Learning") -> None:
     from lamella.learner.config.precision import precision_line
     from lamella.learner.store.versions import holds_model
 
-    model, task, unreadable = learning.model, learning.task, learning.data.unreadable
+    model, task = learning.model, learning.task
     is_new = not holds_model(learning.folder)
     if is_new and "measured" in model.config["fit"]:
         say(precision_line(model.config))
     if is_new:
         say(f"new model: {model.name} on {_backbone(model)}")
+    counted = f"{many(len(task.train), task.train.noun)} to learn from, {len(learning.held_back)} held back"
+    if not task.classes:
+        say(f"{task.name}: {counted}")
+        _say_how_read(learning)
+        _say_unreadable(learning)
+        return
     known = set(model.class_names.values())
     new = [name for name in task.class_names if name not in known]
     again = [name for name in task.class_names if name in known]
-    counted = f"{many(len(task.train), task.train.noun)} to learn from, {len(learning.held_back)} held back"
     say(f"{task.name}: {counted}; {many(len(new), 'new class', 'es')}")
     if new:
         say(f"  new: {_few(new)}")
@@ -44,14 +50,25 @@ def say_found(learning: "Learning") -> None:
         say("  with a single class every answer is right; teach it another one before you judge it")
     if thin := _thin(learning):
         say(f"  few {task.train.noun}s: {_few(thin)}; such classes are recognised less often")
-    for line in learning.data.whole.told:
-        say(f"  {line}")
-    _say_left_out(learning)
+    _say_how_read(learning)
     for name, count in learning.otherwise.items():
         were = "was" if count == 1 else "were"
         say(f"  {count} of these {task.train.noun}s {were} learned before as '{name}'; check which class is right")
+    _say_unreadable(learning)
+
+
+def _say_how_read(learning: "Learning") -> None:
+    """Print how the data were read, and what is left out of them but for what cannot be read."""
+    for line in learning.data.whole.told:
+        say(f"  {line}")
+    _say_left_out(learning)
+
+
+def _say_unreadable(learning: "Learning") -> None:
+    """Print which samples cannot be read."""
+    unreadable = learning.data.unreadable
     if unreadable:
-        say(f"  left out, cannot be read: {many(len(unreadable), task.train.noun)}")
+        say(f"  left out, cannot be read: {many(len(unreadable), learning.task.train.noun)}")
         for file in unreadable[:SHOWN]:
             say(f"    {file.key}: {file.reason}")
         if len(unreadable) > SHOWN:
@@ -129,9 +146,17 @@ def say_took(learning: "Learning", seconds: float, expected: "Expected | None") 
     from lamella.training.footprint import peak_bytes
 
     task = learning.task
-    names = ", ".join(task.class_names)
-    counted = f"{many(len(task.classes), 'class', 'es')} from {many(len(task.train), task.train.noun)}"
-    say(f"{learning.folder} learned {counted}: {names}")
+    record = learning.model.tasks[-1]
+    counted = many(record.images, task.train.noun)
+    if task.classes:
+        counted = f"{many(len(task.classes), 'class', 'es')} from {counted}: {', '.join(task.class_names)}"
+    say(f"{learning.folder} learned {counted}")
+    for line in record.told or ():
+        say(f"  {line}")
+    if too_long := len(task.train) - record.images:
+        say(
+            f"  left out, too long for this model: {many(too_long, task.train.noun)}; give a larger backbone.max_length"
+        )
     peak = peak_bytes(learning.model.fit().device)
     memory = f" and {size(peak)} of memory" if peak else ""
     beside = f" (expected: {_about(expected.seconds)})" if expected else ""
@@ -142,6 +167,8 @@ def say_known(learning: "Learning") -> None:
     """Print the accuracy on held-back samples of the new task, and the earlier accuracies of old tasks."""
     *old, new = learning.model.tasks
     noun = learning.task.train.noun
+    if new.held_back_costs:
+        _say_costs(old, new)
     if new.held_back:
         say(f"right on held-back {noun}s of these classes: {_right(new.held_back)}, all classes competing")
     if new.beside:
@@ -151,6 +178,25 @@ def say_known(learning: "Learning") -> None:
         say(f"old tasks, each when it was learned (no {noun} is kept of them, so they are not measured again):")
         for name, held in measured:
             say(f"  {name}: {_right(held)}")
+
+
+def _say_costs(old: "Sequence[TaskRecord]", new: "TaskRecord") -> None:
+    """Print what held-back answers cost before and after the task, and the same of earlier tasks."""
+    say(f"held-back answers, nats a token (perplexity): {_costs(new)}")
+    measured = [task for task in old if task.held_back_costs]
+    if measured:
+        say("old tasks, each when it was learned (no answer is kept of them; lamella evaluate measures them again):")
+        for task in measured:
+            say(f"  {task.name}: {_costs(task)}")
+
+
+def _costs(task: "TaskRecord") -> str:
+    from math import exp
+
+    held = task.held_back_costs
+    assert held is not None
+    before, after = (f"{loss:.3f} ({exp(min(loss, 700.0)):.3g})" for loss in (held.before, held.after))
+    return f"{before} before, {after} after, of {held.answers}"
 
 
 def _say_beside(beside: "Beside", noun: str) -> None:

@@ -168,11 +168,14 @@ def _show_results(trials: "Sequence[Trial]", folder: Path, *, across_splits: boo
 def _show_best(plan: "Sweep", trials: "Sequence[Trial]", folder: Path, metric: str) -> None:
     """Say which setting is best, and write it as a configuration for runs on test images."""
     from lamella.common.files import write_atomic
+    from lamella.experiments.metrics import METRICS
     from lamella.experiments.sweep.best import best
     from lamella.learner.config.document import load_config, to_toml
 
     found = best(trials, folder, metric)
-    say(f"best {metric} of {found.settings} settings: {100 * found.value.mean:.1f} %, {found.group or 'the only one'}")
+    is_share = next(each.is_share for each in METRICS if each.name == metric)
+    value = f"{100 * found.value.mean:.1f} %" if is_share else f"{found.value.mean:.3f}"
+    say(f"best {metric} of {found.settings} settings: {value}, {found.group or 'the only one'}")
     chosen = folder / "chosen.toml"
     write_atomic(chosen, to_toml(load_config(plan.config, found.changes)).encode())
     words = ["lamella", "run", str(chosen), "--seeds", str(found.value.n), "--out", str(folder / "chosen")]

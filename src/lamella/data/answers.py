@@ -9,9 +9,21 @@ from torch import Tensor
 
 from lamella.data.images import UNKNOWN_CLASS
 from lamella.data.listed import ListedSet
+from lamella.data.splits import stratified_split
 from lamella.data.texts import keys_of_texts, normal_text
 
-__all__ = ["ASSISTANT", "IN_PYTHON", "PLAIN_TEXT", "ROLES", "USER", "Answer", "AnswerSet", "Turn", "keys_of_answers"]
+__all__ = [
+    "ASSISTANT",
+    "PLAIN_TEXT",
+    "ROLES",
+    "USER",
+    "Answer",
+    "AnswerSet",
+    "Turn",
+    "keys_of_answers",
+    "said",
+    "split_prompts",
+]
 
 USER = "user"
 ASSISTANT = "assistant"
@@ -19,12 +31,6 @@ ROLES = ("system", USER, ASSISTANT)
 """Who may speak in a conversation."""
 PLAIN_TEXT = "text"
 """The role of the only turn of a text that answers nobody."""
-
-IN_PYTHON = (
-    'answers are learned in Python so far: Learner.create(backbone={"name": NAME, "output": "tokens"}, '
-    'method="inflora").learn(as_task(load_answers(read_rows(Path(FILE)))))'
-)
-"""What commands say that do not learn answers yet."""
 
 
 class Turn(NamedTuple):
@@ -47,11 +53,13 @@ class Answer(NamedTuple):
             learned. A conversation that still has to be answered ends with another turn.
         references: further answers that are as right as the one that is there, for scores.
         place: where it stands, such as "answers.jsonl, line 3", for messages; no part of what it is.
+        choices: the answers to choose from, for scores; empty where there are none.
     """
 
     turns: tuple[Turn, ...]
     references: tuple[str, ...] = ()
     place: str = ""
+    choices: tuple[str, ...] = ()
 
     @classmethod
     def to(cls, prompt: str, response: str | None = None) -> Self:
@@ -74,7 +82,7 @@ def keys_of_answers(answers: Sequence[Answer]) -> list[str]:
 
     A number follows where an answer comes again. So whether one is held back does not depend on its row.
     """
-    return keys_of_texts([_told([(role, normal_text(content)) for role, content in a.turns]) for a in answers])
+    return keys_of_texts([_told(said(a.turns)) for a in answers])
 
 
 def _told(turns: Sequence[tuple[str, str]]) -> str:
@@ -106,5 +114,29 @@ class AnswerSet(ListedSet[Answer]):
 
     def identity(self, i: int) -> bytes:
         """The turns and the references of the answer."""
-        turns, references, _ = self.items[i]
-        return f"{_told(turns)}{json.dumps(references)}".encode()
+        answer = self.items[i]
+        return f"{_told(answer.turns)}{json.dumps(answer.references)}".encode()
+
+
+def split_prompts(data: AnswerSet, *, fraction: float, seed: int, name: str) -> Tensor:
+    """Tell which answers of a set are held out, (n,) bool; the answers to one prompt are never parted.
+
+    Args:
+        data: the answers.
+        fraction: of the prompts that is held out, in (0, 1); nothing is where all answer one prompt.
+        seed: another seed, another split.
+        name: of the split.
+    """
+    asked = [said(answer.prompt or answer.turns) for answer in data.items]
+    first: dict[object, str] = {}
+    for prompt, key in zip(asked, data.keys, strict=True):
+        first.setdefault(prompt, key)
+    _, held = stratified_split(torch.zeros(len(first)), list(first.values()), fraction=fraction, seed=seed, name=name)
+    prompts = list(first)
+    chosen = {prompts[i] for i in held.tolist()}
+    return torch.tensor([prompt in chosen for prompt in asked], dtype=torch.bool)
+
+
+def said(turns: Sequence[Turn]) -> tuple[tuple[str, str], ...]:
+    """Return who says what, in Unicode's usual form and without outer blanks, by which equal turns are known."""
+    return tuple((role, normal_text(content)) for role, content in turns)

@@ -330,8 +330,12 @@ def _check_keys(keys: tuple[str, ...], noun: str) -> None:
 
 
 def data_sha256(data: Examples, class_names: Mapping[int, str]) -> str:
-    """SHA-256 over the sorted (key, class name) of every sample: what the data are called, not their content."""
-    named = (f"{key}\x1f{class_names[label]}" for key, label in zip(data.keys, data.labels.tolist(), strict=True))
+    """SHA-256 over the sorted (key, class name) of every sample: what the data are called, not their content.
+
+    The name of samples without a class is "".
+    """
+    names = {UNKNOWN_CLASS: "", **class_names}
+    named = (f"{key}\x1f{names[label]}" for key, label in zip(data.keys, data.labels.tolist(), strict=True))
     return sha256("\n".join(sorted(named)).encode()).hexdigest()
 
 

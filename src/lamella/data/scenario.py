@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lamella.common.randomness import generator
+from lamella.data.answers import AnswerSet, split_prompts
 from lamella.data.choices import choose_all, equal_sizes, given_sizes
 from lamella.data.loading import Examples
 from lamella.data.splits import stratified_split
@@ -185,10 +186,19 @@ def _assemble(kind: str, class_names: tuple[str, ...], parts: Sequence[Part], va
     for i, (name, classes, train, _) in enumerate(parts):
         kept, held = train, None
         if validation > 0:
-            keep, hold = stratified_split(train.labels, train.keys, fraction=validation, seed=seed, name="validation")
-            kept, held = train.subset(keep), train.subset(hold) if len(hold) else None
+            out = _held_out(train, validation, seed)
+            kept, held = _where(train, ~out), _where(train, out) if out.any() else None
         tasks.append(Task(i, name, classes, tuple(class_names[label] for label in classes), kept, held))
     return Scenario(kind, class_names, tasks, [test for *_, test in parts])
+
+
+def _held_out(train: Examples, fraction: float, seed: int) -> Tensor:
+    """(n,) bool, the validation part of a task's training samples."""
+    if isinstance(train, AnswerSet):
+        return split_prompts(train, fraction=fraction, seed=seed, name="validation")
+    out = torch.zeros(len(train), dtype=torch.bool)
+    out[stratified_split(train.labels, train.keys, fraction=fraction, seed=seed, name="validation")[1]] = True
+    return out
 
 
 def _in_order(

@@ -33,6 +33,10 @@ class Metric:
         lower_is_better: whether a smaller value is better.
         difference: whether it is a difference of accuracies, -1..1, instead of a fraction, 0..1.
         signed: whether reports print a plus sign.
+        of: the score of answers that it is a metric of, by its name in `learner.answers.scores.SCORES`; "" for those
+            of accuracies, which every run has.
+        kind: which of OF_SCORES computes it of the score; "" where none does.
+        is_share: whether it is a fraction or a difference of two, shown in percent, and not a plain number.
     """
 
     name: str
@@ -41,6 +45,9 @@ class Metric:
     lower_is_better: bool = False
     difference: bool = False
     signed: bool = False
+    of: str = ""
+    kind: str = ""
+    is_share: bool = True
 
 
 METRICS = (
@@ -98,6 +105,80 @@ METRICS = (
         "Task-choice accuracy",
         "Share of test images after the last task whose top class belongs to the right task, whether or "
         "not it is the right class: task(argmax over c of logit_c) = t.",
+    ),
+    Metric(
+        "final_rouge_l",
+        "Final ROUGE-L",
+        "Of answers: the mean over the tasks of ROUGE-L after the last task, (1/T) Σⱼ S[T−1, j].",
+        of="rouge_l",
+        kind="final",
+    ),
+    Metric(
+        "rouge_l_forgetting",
+        "ROUGE-L forgetting",
+        "How far ROUGE-L of each earlier task has fallen from its best, also of what it was before anything was "
+        "learned: the mean over j < T−1 of max over i < T−1 of S[i, j], minus S[T−1, j].",
+        lower_is_better=True,
+        difference=True,
+        of="rouge_l",
+        kind="forgetting",
+    ),
+    Metric(
+        "rouge_l_forward_transfer",
+        "ROUGE-L forward transfer",
+        "What earlier tasks give to a task that is not learned yet: the mean over j > 0 of S[j−1, j] minus what it was "
+        "before anything was learned.",
+        difference=True,
+        signed=True,
+        of="rouge_l",
+        kind="forward transfer",
+    ),
+    Metric(
+        "final_choice",
+        "Final choice",
+        "Of answers with given ones to choose from: the mean over the tasks, after the last one, of the share of "
+        "prompts for which the cheapest of these is right.",
+        of="choice",
+        kind="final",
+    ),
+    Metric(
+        "final_loss",
+        "Final loss",
+        "Of answers: the mean over the tasks of their nats a target token after the last task.",
+        lower_is_better=True,
+        of="loss",
+        kind="final",
+        is_share=False,
+    ),
+    Metric(
+        "loss_forgetting",
+        "Loss forgetting",
+        "How far the loss of each earlier task has risen, in nats, over the lowest it ever was, also before anything "
+        "was learned: the mean over j < T−1.",
+        lower_is_better=True,
+        of="loss",
+        kind="forgetting",
+        is_share=False,
+    ),
+    Metric(
+        "loss_forward_transfer",
+        "Loss forward transfer",
+        "How far earlier tasks have lowered the loss of a task that is not learned yet, in nats: the mean over j > 0 "
+        "of what it was before anything was learned, minus S[j−1, j].",
+        signed=True,
+        of="loss",
+        kind="forward transfer",
+        is_share=False,
+    ),
+    Metric(
+        "probe_loss_change",
+        "Probe loss change",
+        "How far the loss of the rows of run.probe, which are of no task, has risen from before the first task to "
+        "after the last, in nats: what general ability was lost.",
+        lower_is_better=True,
+        signed=True,
+        of="loss",
+        is_share=False,
     ),
 )
 """All metrics of a result file, in the order in which reports show them."""
@@ -250,6 +331,52 @@ def forward_transfer(R: npt.ArrayLike, chance: npt.ArrayLike) -> float:
     if len(matrix) == 1:
         return float("nan")
     return float(np.mean(np.diagonal(matrix, offset=1) - np.broadcast_to(guess, len(matrix))[1:]))
+
+
+def score_final(S: npt.NDArray[np.float64], before: npt.NDArray[np.float64], lower: bool) -> float:
+    """The mean of the last row of a matrix of scores, over the tasks that have it. See `score_forgetting`."""
+    return float(np.nanmean(S[-1]))
+
+
+def score_forgetting(S: npt.NDArray[np.float64], before: npt.NDArray[np.float64], lower: bool) -> float:
+    """Mean fall of the earlier tasks from their best score, also of what they were before anything was learned.
+
+    Args:
+        S: (tasks, tasks), a score of task j after learning task i; nan where it was not measured.
+        before: (tasks,) the scores before anything was learned.
+        lower: whether a lower score is better; then it is the mean rise over the lowest.
+
+    Returns:
+        A number, 0 or more unless tasks got better at the end; nan for a single task, or where one was not measured.
+
+    >>> nan = float("nan")
+    >>> score_forgetting(np.array([[1.0, 3.0], [1.5, 0.5]]), np.array([2.0, 3.0]), True)
+    0.5
+    """
+    last = len(S) - 1
+    if last == 0 or np.isnan(S[np.tril_indices(last + 1)]).any():
+        return float("nan")
+    sign = -1 if lower else 1
+    earlier = sign * np.vstack([before[:last], S[:last, :last]])
+    return float(np.mean(np.nanmax(earlier, axis=0) - sign * S[last, :last]))
+
+
+def score_forward_transfer(S: npt.NDArray[np.float64], before: npt.NDArray[np.float64], lower: bool) -> float:
+    """Mean gain of tasks just before they are learned over what they were before anything was learned.
+
+    Arguments are those of `score_forgetting`; the entries just above the diagonal are needed.
+
+    >>> score_forward_transfer(np.array([[1.0, 2.0], [1.5, 0.5]]), np.array([2.0, 3.0]), True)
+    1.0
+    """
+    if len(S) == 1:
+        return float("nan")
+    gains = np.diagonal(S, offset=1) - before[1:]
+    return float(np.mean(-gains if lower else gains))
+
+
+OF_SCORES = {"final": score_final, "forgetting": score_forgetting, "forward transfer": score_forward_transfer}
+"""What is computed of a matrix of scores of answers, by the kinds of metrics."""
 
 
 def _square(R: npt.ArrayLike) -> AccuracyMatrix:

@@ -23,6 +23,14 @@ Schema 1 (all accuracies are fractions 0..1, null where a metric has no meaning)
     config                          resolved; in [run], overrides and dropped say what the command line changed
                                     and left out of the file
 
+Of a run on answers, an answer is right where it is a reference exactly; there are no classes, and beside the above:
+
+    scores                          {name of SCORES: {"before": [a task each], "matrix": [i][j], "errors": standard
+                                    errors over answers of the last row}}; before: when nothing was learned
+    final_loss, loss_forgetting ... metrics of these, see metrics.py
+    probe, probe_loss_change        {"name", "before", "after"} of run.probe; the rise of its loss
+    left_out                        [a task each] test answers that do not fit into the model
+
 In a further readout's file the costs (seconds, phase_seconds, trainable_parameters, parameters, stored_bytes, passes)
 are those of its own method: what is built on top of it is taken off. Its seconds have no "evaluate", since one pass
 gives all readouts; trainable_parameters is null where a model was learned by an older version.
@@ -48,7 +56,15 @@ from lamella.learner.costs import costs_of_base, passes
 from lamella.learner.learner import Learner
 from lamella.learner.scores import Score
 
-__all__ = ["build_results", "curve_so_far", "read_row", "stored_row"]
+__all__ = [
+    "build_results",
+    "curve_so_far",
+    "facts_of_run",
+    "nulls",
+    "number_or_none",
+    "read_row",
+    "stored_row",
+]
 
 Row = list[dict[str, Score]]
 """The scores of each task's test samples by readout, after one task."""
@@ -74,7 +90,7 @@ def curve_so_far(row: Row, task: int, *, task_given: bool) -> float:
 def build_results(learner: Learner, scenario: Scenario, *, stored_bytes: int, whole_stream: bool) -> dict[str, Any]:
     """Result files by suffix: "" for the method's own prediction, else the name of a further readout's method."""
     rows = [read_row(entry["row"]) for entry in learner.notes["scores"]]
-    common = _common(learner, scenario, stored_bytes)
+    common = facts_of_run(learner, scenario, stored_bytes)
     names = readout_names(learner.config)
     results = {}
     for key in rows[-1][0]:
@@ -96,17 +112,19 @@ def _measures(rows: list[Row], key: str, scenario: Scenario, whole_stream: bool)
     chance = [1 / len(scenario[j].classes) for j in range(len(scenario))]
     shared, same = scenario.shared_classes, scenario.kind == "domain-incremental"
     return {
-        "final_accuracy": _number(metrics.final_accuracy(matrix, sizes)),
-        "final_accuracy_task_mean": _number(metrics.final_accuracy(matrix)),
-        "average_accuracy": _number(metrics.average_accuracy(matrix, sizes)),
-        "forgetting": _number(metrics.forgetting(matrix)),
-        "backward_transfer": _number(metrics.backward_transfer(matrix)),
-        "forward_transfer": _number(metrics.forward_transfer(matrix, chance)) if same and not whole_stream else None,
-        "task_aware_accuracy": None if same else _number(metrics.final_accuracy(aware, sizes)),
+        "final_accuracy": number_or_none(metrics.final_accuracy(matrix, sizes)),
+        "final_accuracy_task_mean": number_or_none(metrics.final_accuracy(matrix)),
+        "average_accuracy": number_or_none(metrics.average_accuracy(matrix, sizes)),
+        "forgetting": number_or_none(metrics.forgetting(matrix)),
+        "backward_transfer": number_or_none(metrics.backward_transfer(matrix)),
+        "forward_transfer": number_or_none(metrics.forward_transfer(matrix, chance))
+        if same and not whole_stream
+        else None,
+        "task_aware_accuracy": None if same else number_or_none(metrics.final_accuracy(aware, sizes)),
         "task_choice_accuracy": None if shared or given else sum(score.right_task for score in last) / sum(sizes),
-        "matrix": _nulls(matrix),
-        "task_aware_matrix": _nulls(aware),
-        "curve": [_number(a) for a in metrics.accuracy_curve(matrix, sizes)],
+        "matrix": nulls(matrix),
+        "task_aware_matrix": nulls(aware),
+        "curve": [number_or_none(a) for a in metrics.accuracy_curve(matrix, sizes)],
         "task_sizes": sizes,
     }
 
@@ -122,7 +140,8 @@ def _matrix(
     return matrix
 
 
-def _common(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str, Any]:
+def facts_of_run(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str, Any]:
+    """Return what a result file says beside what was measured of the tasks."""
     config = learner.config
     phases: Counter[str] = Counter()
     for record in learner.tasks:
@@ -156,9 +175,11 @@ def _common(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str
     }
 
 
-def _number(value: float) -> float | None:
+def number_or_none(value: float) -> float | None:
+    """Return a number as JSON has it: None for nan."""
     return None if math.isnan(value) else float(value)
 
 
-def _nulls(matrix: np.ndarray) -> list[list[float | None]]:
-    return [[_number(v) for v in row] for row in matrix.tolist()]
+def nulls(matrix: np.ndarray) -> list[list[float | None]]:
+    """Return a matrix as JSON has it, with None for nan."""
+    return [[number_or_none(v) for v in row] for row in matrix.tolist()]

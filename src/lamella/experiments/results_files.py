@@ -20,6 +20,9 @@ from lamella.experiments.right import read_right
 SCHEMA = 1
 """The layout of result files that this version writes, and the newest that it reads."""
 
+SAMPLES = "samples.jsonl"
+"""The file beside the results of a run on answers that has what was written, a line each."""
+
 Seconds: TypeAlias = dict[str, float]
 """Seconds spent per phase, summed over tasks."""
 
@@ -54,6 +57,10 @@ class Result:
     evaluated_on: str
     selection: str
     config: Mapping[str, Any]
+    scores: Mapping[str, Any]
+    """Of answers: "before", "matrix" and "errors" by the name of the score; see `lamella.experiments.results`."""
+    probe: Mapping[str, Any]
+    """Of answers: the scores of rows of no task before and after; empty where there are none."""
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -74,7 +81,12 @@ class Result:
     @property
     def at_once(self) -> bool:
         """Whether all tasks were learned in one go (an upper bound): nothing was measured before the last one."""
-        return self.tasks > 1 and bool(np.isnan(self.matrix[:-1]).all())
+        matrix = self.score_matrix("loss") if self.scores else self.matrix
+        return self.tasks > 1 and bool(np.isnan(matrix[:-1]).all())
+
+    def score_matrix(self, name: str) -> npt.NDArray[np.float64]:
+        """`(tasks, tasks)` a score of answers on task j after task i, nan where it was not measured."""
+        return np.array(self.scores[name]["matrix"], dtype=np.float64)
 
 
 def load_results(paths: Iterable[Path | str]) -> list[Result]:
@@ -141,7 +153,12 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Result:
     sizes = tuple(_count(size, "task_sizes") for size in _listed(content, "task_sizes"))
     if len(sizes) != len(names):
         raise ValueError(f"task_sizes has {len(sizes)} entries for {len(names)} tasks")
-    metrics = {m.name: _fraction(content.get(m.name), m.name, signed=m.difference) for m in METRICS}
+    metrics = {
+        m.name: _fraction(content.get(m.name), m.name, signed=m.difference)
+        if m.is_share
+        else _optional_number(content, m.name)
+        for m in METRICS
+    }
     return Result(
         path=path,
         method=_text(content, "method"),
@@ -166,6 +183,8 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Result:
         evaluated_on=_text(content, "evaluated_on"),
         selection=str(content.get("selection") or ""),
         config=_table(content, "config"),
+        scores=_table(content, "scores"),
+        probe=_table(content, "probe"),
     )
 
 

@@ -6,7 +6,7 @@ OUT/inputs.json     hashes: split, weights, file  OUT/.lock           held while
 OUT/model/          the learner after the last finished task, and the scores so far
 OUT/checkpoints/    calls of the running task     OUT/right.npz       which test samples were right at the end
 
-The loggers of `run.loggers` write beside these; see logging/loggers.py.
+The loggers of `run.loggers` write beside these, see logging/loggers.py, and so does a run on answers, see answering.py.
 """
 
 import time
@@ -23,14 +23,17 @@ from lamella.backbones.feature_cache import FeatureCache
 from lamella.common.files import half_written, read_json, refuse_links, write_atomic, write_json
 from lamella.common.locks import exclusive_lock
 from lamella.common.progress import bars, silent
+from lamella.data.answers import AnswerSet
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
+from lamella.experiments.answering import AnswerRun, check_run_table
 from lamella.experiments.logging.events import Events
 from lamella.experiments.metrics import METRICS
 from lamella.experiments.phases import phases_line
 from lamella.experiments.report.summary import settings
 from lamella.experiments.results import build_results, curve_so_far, stored_row
 from lamella.experiments.right import write_right
+from lamella.learner.answers.scores import SCORES
 from lamella.learner.config.document import build_scenario, readout_names, same_settings, to_toml, up_to_date
 from lamella.learner.config.own_methods import method_digests, name_in_table
 from lamella.learner.config.precision import as_in_runs, precision_line
@@ -152,9 +155,13 @@ class _Run:
         self.config = self.learner.config  # the learner may have measured and chosen a precision
         if self.config["fit"]["compile"]:
             check_compilable(self.learner.method, device)
+        self.answers = None
+        if isinstance(self.tasks[0].train, AnswerSet):
+            self.answers = AnswerRun(out, self.learner, self.scenario, self._test, whole_stream=self.whole)
         self._check_inputs()
         self.learner.notes.setdefault("scores", [])
         self.tests: dict[int, Any] = {}
+        check_run_table(self.config, self.tasks[0].train.noun)
         self.recalls: dict[int, FeatureCache] = defaultdict(FeatureCache)
         self.checkpoints = Checkpoints(out / "checkpoints", float(config["fit"]["checkpoint_seconds"]))
         self.progress = silent if quiet else bars
@@ -163,6 +170,7 @@ class _Run:
         """Refuse to go on with other samples or weights than the run was started with."""
         path = self.out / "inputs.json"
         inputs = {"images": self.scenario.split_sha256, "weights": self.learner.backbone.weights_sha256}
+        inputs |= self.answers.inputs if self.answers else {}
         if not path.exists():
             files = method_digests(self.config)
             write_json(path, inputs | ({"method_files": files} if files else {}))
@@ -170,7 +178,8 @@ class _Run:
         before = read_json(path)
         if changed := [what for what, digest in inputs.items() if before[what] != digest]:
             noun = self.tasks[0].train.noun
-            told = " and ".join(f"{noun}s" if what == "images" else what for what in changed)
+            names = {"images": f"{noun}s", "probe": "rows of run.probe"}
+            told = " and ".join(names.get(what, what) for what in changed)
             raise ValueError(
                 f"the {told} of '{self.out}' are not those it was started with ({noun}s added, removed or renamed, "
                 "another weights file), so it cannot go on; put them back, or choose another --out"
@@ -178,6 +187,8 @@ class _Run:
 
     def finish(self) -> None:
         self.events.tell("start", method=self.learner.name, tasks=len(self.tasks), done=len(self.learner.tasks))
+        if self.answers and (took := self.answers.measure_before()) is not None and not self.quiet:
+            print(f"measured before anything is learned ({took:.0f} s)")
         for i, task in enumerate(self.tasks):
             if i >= len(self.learner.tasks):
                 with listening(self.events.epoch):
@@ -191,7 +202,10 @@ class _Run:
                 self._evaluate(i)
         self.checkpoints.clear()  # the process may have been killed after storing the last task and before clearing
         stored = load_manifest(self.out / "model")["state"]["bytes"]
-        results = build_results(self.learner, self.scenario, stored_bytes=stored, whole_stream=self.whole)
+        if self.answers:
+            results = {"": self.answers.results(stored_bytes=stored)}
+        else:
+            results = build_results(self.learner, self.scenario, stored_bytes=stored, whole_stream=self.whole)
         # The aligned readout is "results.json"; it is written last, because its presence means that all is done.
         for suffix, result in sorted(results.items(), reverse=True):
             name = f"results-{suffix.replace(':', '-')}.json" if suffix else "results.json"
@@ -206,10 +220,13 @@ class _Run:
             print(phases_line(self.learner.tasks, tested))
         final = results[""]
         self.events.tell("finished", final_accuracy=final["final_accuracy"])
-        self.events.log({f"final/{metric.name}": final[metric.name] for metric in METRICS}, len(self.tasks))
+        self.events.log({f"final/{metric.name}": final.get(metric.name) for metric in METRICS}, len(self.tasks))
 
     def _evaluate(self, i: int) -> None:
         """Score the model after task i on the learned tasks, or on all tasks if they share their classes."""
+        if self.answers:
+            self._evaluate_answers(self.answers, i)
+            return
         started = time.monotonic()
         same = self.scenario.kind == "domain-incremental"
         last = len(self.scenario) if self.whole or same else i + 1
@@ -225,10 +242,30 @@ class _Run:
         self.events.tell("tested", task=i, accuracy=accuracy)
         each = {f"accuracy/task-{j}": _accuracy(scores[""], given) for j, scores in enumerate(row)}
         self.events.log({"accuracy/all": accuracy} | each, i + 1)
+        self._say_done(i, f"accuracy so far {100 * accuracy:.1f} %")
+
+    def _evaluate_answers(self, answers: AnswerRun, i: int) -> None:
+        """Score the model after task i on the learned tasks and on the next one."""
+        started = time.monotonic()
+        measured = answers.measure(i, last=i == len(self.tasks) - 1)
+        self.learner.notes["scores"].append({**measured, "seconds": time.monotonic() - started})
+        self._save()
+        seen = measured["row"] if self.whole else measured["row"][: i + 1]
+        means = {
+            name: sum(own) / len(own)
+            for name in SCORES
+            if (own := [c["scores"].get(name) for c in seen]) and None not in own
+        }
+        self.events.tell("tested", task=i, accuracy=means.get("exact"), scores=means)
+        each = {f"{name}/task-{j}": v for j, cell in enumerate(measured["row"]) for name, v in cell["scores"].items()}
+        self.events.log({f"score/{name}": value for name, value in (means | each).items()}, i + 1)
+        exact = f"exact match {100 * means['exact']:.1f} %, " if "exact" in means else ""
+        self._say_done(i, f"so far {exact}loss {means['loss']:.3f}, the mean of the tasks")
+
+    def _say_done(self, i: int, what: str) -> None:
         if not self.quiet:
             seconds = self.learner.tasks[i].seconds["total"]
-            done = f"{self.learner.name}: {i + 1}/{len(self.tasks)} tasks"
-            print(f"{done}, accuracy so far {100 * accuracy:.1f} % ({seconds:.0f} s)")
+            print(f"{self.learner.name}: {i + 1}/{len(self.tasks)} tasks, {what} ({seconds:.0f} s)")
 
     def _score(self, i: int, j: int, shared: bool, right: dict[str, Tensor]) -> dict[str, Score]:
         return self.learner.evaluate(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lamella.adapters.branches import Adapted, adapter_names
 from lamella.adapters.few_bits import FewBitsLinear
+from lamella.backbones.language_model import LanguageModel
 from lamella.learner.records import TaskRecord
 from lamella.learner.store.state import stored_bytes
 from lamella.memory.resizable import Resizable
@@ -85,11 +86,11 @@ def passes(method: Method) -> float | None:
         method: the method that has learned.
 
     Returns:
-        The ratio; None for a network without such products, and before the first task.
+        The ratio; None for a network without such products, before the first task, and for language models.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    if not method.classes:
+    if isinstance(method.backbone.model, LanguageModel) or not method.classes:
         return None
     x = method.backbone.example(8)  # several, so that what is computed once a batch hardly counts
     layers = [module for module in method.backbone.model.modules() if isinstance(module, Adapted)]

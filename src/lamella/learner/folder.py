@@ -104,7 +104,7 @@ class ModelFolder:
         Args:
             wanted: the settings of a new model, which an existing model must have too. None opens an existing model
                 only.
-            noun: what a new model will learn from, "image" or "text".
+            noun: what a new model will learn from, "image", "text" or "answer".
 
         Raises:
             FileNotFoundError: there is no model, and `wanted` is None.

@@ -19,7 +19,7 @@ def learn_from(
     model: Model, data: str | Path, *, folder: Path | None, name: str | None, again: bool, progress: Progress
 ) -> TaskRecord:
     """Learn a data set as the next task. Arguments, return value and errors are those of `Learner.learn_from`."""
-    found = load_readable(data)
+    found = load_readable(data, takes=model.backbone.transform.noun)
     model.check_takes(found.whole)
     if found.unreadable:
         first = f"the first is {found.unreadable[0].key}: {found.unreadable[0].reason}"

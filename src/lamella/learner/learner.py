@@ -11,10 +11,11 @@ from lamella.backbones import Backbone
 from lamella.backbones.feature_cache import FeatureCache
 from lamella.backbones.generating import Generating, generate
 from lamella.common.progress import Progress, silent
-from lamella.data.answers import Answer
+from lamella.data.answers import Answer, AnswerSet
 from lamella.data.loading import Examples
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
+from lamella.learner.answers.measuring import MeasuredAnswers, measure_answers
 from lamella.learner.confidence import Confidence
 from lamella.learner.config.new_config import new_config
 from lamella.learner.config.own_methods import name_in_table
@@ -218,7 +219,8 @@ class Learner:
             task: the classes and training samples.
             held_back: held-back samples of the task's classes, which the model is not trained on. They calibrate the
                 confidence of predictions. Their features are kept where the method can follow how
-                features drift; their number and how many were right stand in the record.
+                features drift; their number and how many were right stand in the record. Of answers it has what they
+                cost before the task and after it, and nothing of them is kept.
             checkpoints: where training saves its state, so that it can be resumed; None saves nothing.
             progress: opens a progress bar.
 
@@ -361,6 +363,27 @@ class Learner:
         shared = shared_classes
         return score_task(
             self.method, fit, data, classes, shared_classes=shared, name="score", recall=recall, right=right
+        )
+
+    def evaluate_answers(
+        self, data: AnswerSet, how: Generating | None = Generating(), *, choices: Sequence[str] = ()
+    ) -> MeasuredAnswers:
+        """Measure a model of answers: what the answers cost it, what it writes itself, and what it would choose.
+
+        Args:
+            data: the answers.
+            how: how it writes answers; None where it should write none.
+            choices: the answers to choose from, for all prompts that bring none of their own.
+
+        Raises:
+            ValueError: the backbone is no language model, or no answer fits into it.
+            ModuleNotFoundError: rouge-score or sacrebleu is not installed.
+        """
+        self.model.check_whole()
+        fit = self.fit()
+        self.method.eval().to(fit.device)
+        return measure_answers(
+            self.method, data, how, choices=choices, device=str(fit.device), precision=self.config["fit"]["precision"]
         )
 
     def export(

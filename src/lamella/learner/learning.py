@@ -12,12 +12,13 @@ from lamella.data.keeping import keep_decoded
 from lamella.data.loading import Examples
 from lamella.data.scenario import Task
 from lamella.data.tasks import Unreadable
+from lamella.learner.answers.costs import costs_of
 from lamella.learner.model import Model
-from lamella.learner.records import TaskRecord, check_task, task_record
+from lamella.learner.records import HeldBackCosts, TaskRecord, check_task, task_record
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.checks import DIVERGED, LOWER
 
-__all__ = ["learn"]
+__all__ = ["fitting_task", "learn"]
 
 
 def learn(
@@ -30,11 +31,13 @@ def learn(
 ) -> TaskRecord:
     """Learn one task. Arguments, return value and errors are those of `Learner.learn`."""
     model.check_whole()
-    task, too_long, told = _fitting(model, task, held_back)
+    task, too_long, told = fitting_task(model, task)
     check_task(task, model.class_names)
     task = replace(task, train=keep_decoded(task.train, progress=progress))
     fit = model.fit(checkpoints=checkpoints, progress=progress)
     fit.begin(str(len(model.tasks)))
+    answers = _fitting_answers(model, held_back)
+    before = None if answers is None else _loss(model, answers)
     started = time.monotonic()
     model.half_learned = task.name
     try:
@@ -46,7 +49,9 @@ def learn(
     record = task_record(task, model.method, fit, time.monotonic() - started)
     record.note_unreadable(too_long)
     record.told = told or None
-    if held_back is not None:
+    if answers is not None and before is not None:
+        record.held_back_costs = HeldBackCosts(len(answers), before, _loss(model, answers))
+    elif held_back is not None and task.classes:
         record.held_back = model.hold_back(held_back, fit) if len(held_back) else None
         record.beside = model.compare(task, held_back, fit)
     model.tasks.append(record)
@@ -54,12 +59,12 @@ def learn(
     return record
 
 
-def _fitting(model: Model, task: Task, held_back: Examples | None) -> tuple[Task, list[Unreadable], list[str]]:
+def fitting_task(model: Model, task: Task) -> tuple[Task, list[Unreadable], list[str]]:
     """Return a task without the answers that are too long for a language model, these, and what to tell of the others.
 
     Raises:
-        ValueError: answers should be learned by a model of something else, or something else by one of answers; no
-            answer fits, or some are held back, which only serve the confidence among classes.
+        ValueError: answers should be learned by a model of something else, or something else by one of answers; or no
+            answer fits.
     """
     transform = model.backbone.transform
     if isinstance(task.train, AnswerSet) != isinstance(transform, AnswerTokens):
@@ -69,10 +74,23 @@ def _fitting(model: Model, task: Task, held_back: Examples | None) -> tuple[Task
         )
     if not isinstance(task.train, AnswerSet) or not isinstance(transform, AnswerTokens):
         return task, [], []
-    if held_back is not None:
-        raise ValueError("held_back serves the confidence among classes, and answers have none; leave it out")
     found = fitting(task.train, transform)
     if not len(found.data):
         why = found.too_long[0].reason if found.too_long else "it has none"
         raise ValueError(f"task '{task.name}' has no answer that can be learned: {why}")
     return replace(task, train=found.data), found.too_long, found.told
+
+
+def _fitting_answers(model: Model, held_back: Examples | None) -> AnswerSet | None:
+    """Return those of the held-back answers that fit into a language model; None where there are none."""
+    transform = model.backbone.transform
+    if not isinstance(held_back, AnswerSet) or not isinstance(transform, AnswerTokens) or not len(held_back):
+        return None
+    found = fitting(held_back, transform).data
+    return found if len(found) else None
+
+
+def _loss(model: Model, answers: AnswerSet) -> float:
+    """What answers cost, in nats a target token."""
+    fit = model.config["fit"]
+    return costs_of(model.method, answers, device=fit["device"], precision=fit["precision"]).loss

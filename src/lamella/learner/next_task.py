@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from lamella.common.words import all_of, many
+from lamella.data.images import UNKNOWN_CLASS
 from lamella.data.loading import Examples
 from lamella.data.names import alike
 from lamella.data.scenario import Source, Task
@@ -53,6 +54,8 @@ def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple
     if name in used:
         raise ValueError(f"a task called '{name}' was learned already; choose another name (--name)")
     task_name = name or next(each for each in _numbered(source.name) if each not in used)
+    if not source.class_names:  # answers have none
+        return Task(len(model.tasks), task_name, (), (), source.train), source.test
     ids = model.ids()
     class_names = [source.class_names[i] for i in source.train.labels.unique().tolist()]
     _check_capitals(list(model.class_names.values()), [each for each in class_names if each not in ids])
@@ -154,7 +157,7 @@ def known_otherwise(model: Model, data: ReadableData) -> dict[str, int]:
 
 def _seen(model: Model) -> dict[tuple[int, str], int]:
     """Return the newest task with each pair of a digest and a name of a class, its former names included."""
-    names: dict[int, list[str]] = {}
+    names: dict[int, list[str]] = {UNKNOWN_CLASS: [""]}  # of answers
     for name, label in model.ids().items():
         names.setdefault(label, []).append(name)
     tasks = model.seen.newest_tasks().items()

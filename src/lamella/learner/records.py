@@ -17,7 +17,7 @@ from lamella.learner.reference import Beside
 from lamella.methods import Method
 from lamella.training.fit import Fit
 
-__all__ = ["TaskRecord", "Unread", "check_task", "task_record", "tasks_from_json"]
+__all__ = ["HeldBackCosts", "TaskRecord", "Unread", "check_task", "task_record", "tasks_from_json"]
 
 NAMED = 20
 """The largest number of unreadable files that a record names."""
@@ -34,6 +34,21 @@ class Unread:
 
     images: int
     first: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HeldBackCosts:
+    """What answers cost that were held back of a task.
+
+    Attributes:
+        answers: how many there were.
+        before: nats a target token, before the task was learned.
+        after: the same after it.
+    """
+
+    answers: int
+    before: float
+    after: float
 
 
 @dataclass
@@ -57,6 +72,7 @@ class TaskRecord:
         beside: how the model compares after the task with one that trains nothing, on the held-back samples of all
             tasks; None if it trains nothing itself, or this was not measured.
         told: what became of answers, such as how many were cut, in lines; None if there is nothing to tell.
+        held_back_costs: what held-back answers cost before and after the task; None if there were none.
     """
 
     name: str
@@ -72,6 +88,7 @@ class TaskRecord:
     unreadable: Unread | None = None
     beside: Beside | None = None
     told: list[str] | None = None
+    held_back_costs: HeldBackCosts | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Convert the record to JSON values as a model's folder stores them, without fields that are None."""
@@ -91,6 +108,7 @@ class TaskRecord:
         if unknown:
             raise ValueError(f"a task's record has the unknown field '{sorted(unknown)[0]}'; upgrade lamella")
         held, unread, beside = (stored.get(key) for key in ("held_back", "unreadable", "beside"))
+        costs = stored.get("held_back_costs")
         try:
             return cls(
                 **{
@@ -99,19 +117,22 @@ class TaskRecord:
                     "held_back": None if held is None else HeldBackScore(**held),
                     "unreadable": None if unread is None else Unread(unread["images"], tuple(unread["first"])),
                     "beside": None if beside is None else Beside(**beside),
+                    "held_back_costs": None if costs is None else HeldBackCosts(**costs),
                 }
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"a task's record is damaged ({error}); restore the file from a copy") from error
 
     def note_unreadable(self, files: Sequence[Unreadable]) -> None:
-        """Record the files that were left out because they cannot be read.
+        """Record samples that were left out because they cannot be read, beside those that were recorded before.
 
         Args:
-            files: the files; their number and the names of the first ones are recorded.
+            files: the samples; their number and the names of the first ones are recorded.
         """
         if files:
-            self.unreadable = Unread(len(files), tuple(file.key for file in files[:NAMED]))
+            before = self.unreadable or Unread(0, ())
+            names = (*before.first, *(file.key for file in files))
+            self.unreadable = Unread(before.images + len(files), names[:NAMED])
 
 
 def tasks_from_json(stored: Sequence[Mapping[str, Any]], file: Path) -> list[TaskRecord]:
@@ -176,8 +197,6 @@ def task_record(task: Task, method: Method, fit: Fit, seconds: float) -> TaskRec
         trainable_parameters=max(fit.trained.values(), default=0),
         trained=fit.trained,
         waited=fit.waited,
-        data_sha256=data_sha256(
-            task.train, {UNKNOWN_CLASS: ""} | dict(zip(task.classes, task.class_names, strict=True))
-        ),
+        data_sha256=data_sha256(task.train, dict(zip(task.classes, task.class_names, strict=True))),
         directions=used_directions(method),
     )

@@ -48,7 +48,10 @@ class Service:
         loaded = load(model, device, trusted=trusted)
         noun = loaded.learner.backbone.transform.noun
         if noun not in KINDS:
-            raise ValueError(f"'{model}' takes {noun}s, and only models of {'s or '.join(KINDS)}s can be served")
+            served = "s or ".join(KINDS)
+            raise ValueError(
+                f"'{model}' takes {noun}s, and only models of {served}s can be served; use lamella generate"
+            )
         self.limits = limits.of_texts() if noun == TextKind.noun else limits
         self.kind = KINDS[noun](self.limits)
         self.measures = Measures(

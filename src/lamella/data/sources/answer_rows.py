@@ -5,28 +5,25 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from lamella.common.words import many
-from lamella.data.answers import ASSISTANT, PLAIN_TEXT, ROLES, Answer, AnswerSet, Turn
+from lamella.data.answers import ASSISTANT, PLAIN_TEXT, ROLES, Answer, AnswerSet, Turn, said
 from lamella.data.names import alike
 from lamella.data.scenario import Source
 from lamella.data.sources.files import PARTS, used_parts
 from lamella.data.sources.parts import divide
 from lamella.data.sources.rows import AS_TEXT, Row, Rows
 from lamella.data.sources.text_table import TEXTS, column_of, named_cell, sound
-from lamella.data.splits import stratified_split
 from lamella.data.tasks import Unreadable
-from lamella.data.texts import normal_text
 
-__all__ = ["answers_of_rows", "holds_answers", "load_answers"]
+__all__ = ["answers_of_rows", "has_columns_of_answers", "holds_answers", "load_answers"]
 
 MESSAGES = ("messages", "conversation")
 PROMPTS = ("prompt", "instruction", "question")
 """The usual names of a column of prompts."""
 RESPONSES = ("response", "completion", "answer")
 """The usual names of a column of responses."""
-BESIDE = ("id", "split", "references")
+BESIDE = ("id", "split", "references", "choices")
 """What may stand beside the answer of a row."""
 FORMS = "prompt and response, messages, or text"
 
@@ -41,6 +38,7 @@ class _Columns(NamedTuple):
     id: str | None
     split: str | None
     references: str | None
+    choices: str | None
 
     @property
     def form(self) -> tuple[str, ...]:
@@ -54,17 +52,24 @@ def holds_answers(rows: Rows) -> bool:
     A text without anything beside it but an id or a split is one, too.
     """
     columns = _columns(rows)
-    if columns.messages or columns.prompt or columns.response:
+    if has_columns_of_answers(rows):
         return True
-    known = {columns.text, columns.id, columns.split, columns.references}
+    known = {columns.text, columns.id, columns.split, columns.references, columns.choices}
     return columns.text is not None and known.issuperset(rows.columns)
+
+
+def has_columns_of_answers(rows: Rows) -> bool:
+    """Whether rows have a column that only answers have."""
+    columns = _columns(rows)
+    return any((columns.messages, columns.prompt, columns.response))
 
 
 def load_answers(rows: Rows, *, name: str | None = None, test_fraction: float = 0.2, split_seed: int = 0) -> Source:
     """Load the answers of a file as a data set without classes.
 
     A row has a prompt and a response, a list of messages (each a role and a content, the last of them an answer), or a
-    text. The columns `id`, `split` and `references` (other right answers) are read where they are there. Rows with an
+    text. The columns `id`, `split`, `references` (other right answers) and `choices` (answers to choose from) are read
+    where they are there. Rows with an
     empty answer are left out and listed. The same row twice counts once, and a prompt that the test part has leaves the
     training part.
 
@@ -88,7 +93,9 @@ def load_answers(rows: Rows, *, name: str | None = None, test_fraction: float = 
         name,
         data,
         (),
-        is_test=_held(name, data, test_fraction, split_seed) if is_test is None else torch.tensor(is_test),
+        is_test=None if is_test is None else torch.tensor(is_test, dtype=torch.bool),
+        test_fraction=test_fraction,
+        split_seed=split_seed,
         told=(f"answers are in the columns {', '.join(map(repr, _columns(rows).form))}", *told, *rows.told),
         unreadable=unreadable,
     )
@@ -153,19 +160,23 @@ def _answer(rows: Rows, row: Row, columns: _Columns, answered: bool) -> Answer:
             f"{where}: more cells than the {len(rows.columns)} columns that line 1 names; put a cell that holds the "
             'separator into quotation marks, "like, this"'
         )
-    references = _references(row, columns.references, where)
+    beside = {
+        "references": _listed(row, columns.references, "references", where),
+        "choices": _listed(row, columns.choices, "choices", where),
+        "place": place,
+    }
     if columns.messages:
         turns = _turns(row.cells.get(columns.messages), columns.messages, where)
         if answered and turns[-1].role != ASSISTANT:
             raise ValueError(f"{where}: the last message is of the {turns[-1].role}; end with an answer to be learned")
-        return Answer(turns, references, place)
+        return Answer(turns, **beside)
     if columns.prompt:
         prompt = _text(row, columns.prompt, where)
         if not answered and (columns.response is None or row.cells.get(columns.response) is None):
-            return Answer.to(prompt)._replace(references=references, place=place)
+            return Answer.to(prompt)._replace(**beside)
         response = _text(row, str(columns.response), where)
-        return Answer.to(prompt, response)._replace(references=references, place=place)
-    return Answer((Turn(PLAIN_TEXT, _text(row, str(columns.text), where)),), references, place)
+        return Answer.to(prompt, response)._replace(**beside)
+    return Answer((Turn(PLAIN_TEXT, _text(row, str(columns.text), where)),), **beside)
 
 
 def _turns(value: Any, column: str, where: str) -> tuple[Turn, ...]:
@@ -202,13 +213,15 @@ def _text(row: Row, column: str, where: str) -> str:
     return sound(value, column, where)
 
 
-def _references(row: Row, column: str | None, where: str) -> tuple[str, ...]:
+def _listed(row: Row, column: str | None, what: str, where: str) -> tuple[str, ...]:
     value = row.cells.get(column) if column else None
     if value is None or value != value:
         return ()
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise ValueError(f"{where}: the references are {_kind(value)}, not a list of texts; write them as JSON")
-    return tuple(sound(one, "references", where) for one in value)
+        raise ValueError(f"{where}: the {what} are {_kind(value)}, not a list of texts; write them as JSON")
+    if what == "choices" and len(set(value)) < len(value):
+        raise ValueError(f"{where}: a choice comes twice; the answers to choose from must differ")
+    return tuple(sound(one, what, where) for one in value)
 
 
 def _kind(value: Any) -> str:
@@ -258,7 +271,7 @@ def _each_once(
     used = [(answer, part) for answer, part in pairs if part is not None]
     once: dict[tuple[object, ...], tuple[Answer, bool]] = {}
     for answer, is_test in used:
-        once.setdefault((_said(answer.turns), is_test), (answer, is_test))
+        once.setdefault((said(answer.turns), is_test), (answer, is_test))
     asked = {_asked(answer) for answer, is_test in once.values() if is_test}
     apart = [(answer, is_test) for answer, is_test in once.values() if is_test or _asked(answer) not in asked]
     told: list[str] = []
@@ -269,27 +282,5 @@ def _each_once(
     return [answer for answer, _ in apart], [is_test for _, is_test in apart] if parts else None, told
 
 
-def _held(name: str, data: AnswerSet, fraction: float, seed: int) -> Tensor:
-    """(n,) bool, the test part of a made split; answers to one prompt are in one part."""
-    if not 0 <= fraction < 1:
-        raise ValueError(f"test_fraction must be at least 0 and below 1, not {fraction}")
-    if fraction == 0:
-        return torch.zeros(len(data), dtype=torch.bool)
-    first: dict[object, str] = {}
-    asked = [_asked(answer) for answer in data.items]
-    for prompt, key in zip(asked, data.keys, strict=True):
-        first.setdefault(prompt, key)
-    if len(first) < 2:
-        raise ValueError(f"{name} has answers to a single prompt; add another, so that one can be held back for tests")
-    _, held = stratified_split(torch.zeros(len(first)), list(first.values()), fraction=fraction, seed=seed, name="test")
-    prompts = list(first)
-    chosen = {prompts[i] for i in held.tolist()}
-    return torch.tensor([prompt in chosen for prompt in asked])
-
-
 def _asked(answer: Answer) -> tuple[tuple[str, str], ...]:
-    return _said(answer.prompt or answer.turns)
-
-
-def _said(turns: Sequence[Turn]) -> tuple[tuple[str, str], ...]:
-    return tuple((turn.role, normal_text(turn.content)) for turn in turns)
+    return said(answer.prompt or answer.turns)

@@ -9,20 +9,25 @@ from typing import Any
 from lamella.common.checks import did_you_mean
 from lamella.data.scenario import Source
 from lamella.data.sources.changes import change_domains
-from lamella.data.sources.parts import keep_classes, keep_domains, keep_per_class
+from lamella.data.sources.parts import keep_classes, keep_domains, keep_per_class, keep_test_rows, keep_train_rows
 from lamella.data.sources.places import look_for, places
 from lamella.data.sources.rows import ROWS, Rows, read_rows
 
-__all__ = ["PATTERNS", "SOURCES", "load_source"]
+__all__ = ["ANSWERS", "PATTERNS", "SOURCES", "is_table_of_answers", "load_source"]
 
 HUB = "hf:"
 OLORA = "olora/"
+SUPERNI = "superni/"
 FILES = (*ROWS, ".npz")
 PATH_COLUMN = "path"
+ANSWERS = "answers"
+"""The value of the option `samples` that asks for answers where a table has texts alone."""
 KEEPING: dict[str, Callable[..., Source]] = {
     "domains": keep_domains,
     "classes": keep_classes,
     "per_class": keep_per_class,
+    "train_rows": keep_train_rows,
+    "test_rows": keep_test_rows,
     "changes": change_domains,
 }
 """Options of every data set: which part of it to keep, and how to make domains of it."""
@@ -45,12 +50,14 @@ SOURCES = {
     "clinc150": "queries, 150 intents of 10 domains, 19,500 texts; local copy, clinc150.tar.xz",
     "banking77": "queries to a bank, 77 intents, 13,083 texts; local copy, banking77.tar.xz",
     "olora/NAME": "agnews, sst2 ..., 15 sets of texts of O-LoRA's benchmark; local copy, cl_benchmark.tar.xz",
+    "superni/NAME": "task591, task363 ..., 15 sets of answers of SuperNI; local copy, superni15.tar.xz",
 }
 """Data sets by name, with one line on each."""
 
 PATTERNS = {
     "FOLDER": "class/*.jpg or class/*.txt, the same under train/ and test/, or domain/class/*.jpg",
     "FILE.csv": "columns text and label, or path and label; also .tsv, .jsonl, .json, .parquet",
+    "FILE.jsonl": "prompt and response, messages, or text alone: answers; also .csv, .parquet ...",
     "FILE.npz": "encoded images with offsets, or x_train, y_train, x_test, y_test",
     "hf:OWNER/NAME": "any data set of labelled images or texts of the Hugging Face hub",
 }
@@ -66,10 +73,12 @@ def load_source(name_or_path: str | Path, *, root: str | Path | None = None, **o
             same name (write `./digits` for that).
         root: the folder that holds the data; $LAMELLA_DATA and the user's cache where left out.
         options: of every set: `domains` and `classes` (keep only these; a number keeps the first so many classes),
-            `per_class` (training samples kept of each class, in each domain), `changes` (makes a domain of each of
-            these changes of the pictures, see `changes.CHANGES`); of the loader: `test_fraction` and `split_seed` where
-            a split is made, `layout` and `samples` of a folder, `text` or `image`, and `label` (columns) of a file of
-            rows and of the hub, `config`, `train`, `test` and `revision` of the hub.
+            `per_class` (training samples kept of each class, in each domain), `train_rows` and `test_rows` (samples
+            kept of a whole part), `changes` (makes a domain of each of these changes of the pictures, see
+            `changes.CHANGES`); of the loader: `test_fraction` and `split_seed` where a split is made, `layout` and
+            `samples` of a folder, `samples` = "answers" of a table of texts alone and of `olora/NAME`, whose labels
+            are the answers then, `text` or `image`, and `label` (columns) of a file of rows and of the hub, `config`,
+            `train`, `test` and `revision` of the hub.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -90,9 +99,16 @@ def _load(name: str, root: str | Path | None, options: dict[str, Any]) -> Source
 
         return _call(name, load_hub, name.removeprefix(HUB), options)
     if name.startswith(OLORA):
+        from lamella.data.sources.answer_sets import labels_as_answers
         from lamella.data.sources.text_sets import load_olora
 
-        return _call(name, partial(load_olora, name.removeprefix(OLORA)), root, options)
+        plain, answers = _without_samples(options)
+        source = _call(name, partial(load_olora, name.removeprefix(OLORA)), root, plain)
+        return labels_as_answers(source) if answers else source
+    if name.startswith(SUPERNI):
+        from lamella.data.sources.answer_sets import load_superni
+
+        return _call(name, partial(load_superni, name.removeprefix(SUPERNI)), root, _without_samples(options)[0])
     if name in SOURCES:
         archive = look_for(root, f"{name.replace('-', '_')}.npz")
         if archive is not None:
@@ -153,7 +169,8 @@ def _load_path(name: str, root: str | Path | None, options: dict[str, Any]) -> S
     suffix = path.suffix.lower()
     if suffix in ROWS:
         rows = read_rows(path)
-        return _call(name, _table_loader(rows, options), rows, options)
+        loader = _table_loader(rows, options)
+        return _call(name, loader, rows, _without_samples(options)[0])
     if suffix == ".npz":
         from lamella.data.sources.archives import load_archive
 
@@ -162,15 +179,19 @@ def _load_path(name: str, root: str | Path | None, options: dict[str, Any]) -> S
 
 
 def _table_loader(rows: Rows, options: Mapping[str, Any]) -> Callable[..., Source]:
-    """Return what loads these rows: paths of images, or texts.
+    """Return what loads these rows: answers, paths of images, or texts.
 
     Raises:
         ValueError: there are both, and no option says which.
     """
+    from lamella.data.sources.answer_rows import has_columns_of_answers, load_answers
     from lamella.data.sources.table import load_image_table
-    from lamella.data.sources.text_table import TEXTS, column_of, load_text_table
+    from lamella.data.sources.text_table import LABELS, TEXTS, column_of, load_text_table
 
     image, text = PATH_COLUMN in rows.columns, column_of(rows.columns, TEXTS)
+    labelled = column_of(rows.columns, LABELS) or "label" in options
+    if options.get("samples") == ANSWERS or (has_columns_of_answers(rows) and not labelled):
+        return load_answers
     if "text" in options or "image" in options:
         return load_text_table if "text" in options else load_image_table
     if image and text:
@@ -180,6 +201,19 @@ def _table_loader(rows: Rows, options: Mapping[str, Any]) -> Callable[..., Sourc
         )
     misspelt = not text and did_you_mean(PATH_COLUMN, rows.columns)
     return load_image_table if image or misspelt else load_text_table
+
+
+def _without_samples(options: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return options without one that asks for answers, and whether it is there."""
+    asks = options.get("samples") == ANSWERS
+    return {key: value for key, value in options.items() if not asks or key != "samples"}, asks
+
+
+def is_table_of_answers(path: Path) -> bool:
+    """Whether a path is that of a table whose rows are answers, as those of texts without labels may be."""
+    from lamella.data.sources.answer_rows import holds_answers
+
+    return path.suffix.lower() in ROWS and path.is_file() and holds_answers(read_rows(path))
 
 
 def _not_found(name: str) -> Exception:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lamella.common.checks import did_you_mean
+from lamella.data.answers import AnswerSet, split_prompts
 from lamella.data.choices import choose_some
 from lamella.data.images import concatenate
 from lamella.data.loading import Examples
@@ -14,7 +15,15 @@ from lamella.data.scenario import Source
 from lamella.data.splits import in_drawn_order, stratified_split
 from lamella.data.tasks import Unreadable
 
-__all__ = ["as_domains", "divide", "keep_classes", "keep_domains", "keep_per_class"]
+__all__ = [
+    "as_domains",
+    "divide",
+    "keep_classes",
+    "keep_domains",
+    "keep_per_class",
+    "keep_test_rows",
+    "keep_train_rows",
+]
 
 
 def divide(
@@ -170,6 +179,27 @@ def keep_per_class(source: Source, count: int) -> Source:
     return replace(source, train=source.train.subset(index), train_domains=None if domains is None else domains[index])
 
 
+def keep_train_rows(source: Source, count: int) -> Source:
+    """The source with at most so many training samples in all, drawn by their keys; the test part stays whole."""
+    index = _drawn(source, source.train, count, "train_rows")
+    domains = source.train_domains
+    return replace(source, train=source.train.subset(index), train_domains=None if domains is None else domains[index])
+
+
+def keep_test_rows(source: Source, count: int) -> Source:
+    """The source with at most so many test samples in all, drawn by their keys; the training part stays whole."""
+    index = _drawn(source, source.test, count, "test_rows")
+    domains = source.test_domains
+    return replace(source, test=source.test.subset(index), test_domains=None if domains is None else domains[index])
+
+
+def _drawn(source: Source, data: Examples, count: int, option: str) -> Tensor:
+    if count < 1:
+        raise ValueError(f"{option} = {count} leaves {source.name} without {data.noun}s; keep 1 or more")
+    drawn = in_drawn_order(range(len(data)), data.keys, seed=0, name=option)
+    return torch.tensor(sorted(drawn[:count]), dtype=torch.int64)
+
+
 def _make_split(
     name: str,
     data: Examples,
@@ -184,6 +214,13 @@ def _make_split(
     is_test = torch.zeros(len(data), dtype=torch.bool)
     if fraction == 0:
         return is_test
+    if isinstance(data, AnswerSet):
+        held = split_prompts(data, fraction=fraction, seed=seed, name="test")
+        if test_each_class and not held.any():
+            raise ValueError(
+                f"{name} has answers to a single prompt; add another, so that one can be held back for tests"
+            )
+        return held
     known = data.labels[data.labels >= 0]
     for label, count in enumerate(torch.bincount(known, minlength=len(class_names)).tolist()):
         if count < 2 and test_each_class:

@@ -8,10 +8,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lamella.data.images import ImageSet
+from lamella.data.answers import AnswerSet
+from lamella.data.images import UNKNOWN_CLASS, ImageSet
 from lamella.data.keeping import content_digest, keep_readable
 from lamella.data.scenario import Source
-from lamella.data.sources.load import load_source
+from lamella.data.sources.load import ANSWERS, is_table_of_answers, load_source
 from lamella.data.sources.parts import divide
 from lamella.data.tasks import Unreadable
 from lamella.data.texts import TextSet
@@ -51,8 +52,8 @@ class ReadableData:
         return cls(source, digests, source.unreadable)
 
     def pairs(self) -> list[tuple[int, str]]:
-        """Return the digest and the name of the class of each sample of the training part of `whole`."""
-        train, names = self.whole.train, self.whole.class_names
+        """Return the digest and the name of the class of each sample of the training part of `whole`; "" of answers."""
+        train, names = self.whole.train, {UNKNOWN_CLASS: "", **dict(enumerate(self.whole.class_names))}
         return [(self.digests[k], names[label]) for k, label in zip(train.keys, train.labels.tolist(), strict=True)]
 
     def without(self, known: Collection[tuple[int, str]]) -> Self:
@@ -114,24 +115,28 @@ class ReadableData:
         )
 
 
-def load_readable(data: str | Path, **options: Any) -> ReadableData:
+def load_readable(data: str | Path, *, takes: str = "", **options: Any) -> ReadableData:
     """Load a data set and look at every sample once; pixels stay in memory where they fit.
 
     Args:
         data: the name or the place of the data, as for `load_source`.
+        takes: what the model takes that is shown them, if that is known, such as "answer": then a table of texts alone,
+            without labels, is one of answers.
         options: the other arguments of `load_source`, but for the fraction of test samples.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: as `load_source`.
-        TypeError: it holds neither images nor texts.
+        TypeError: it holds neither images, nor texts, nor answers.
         ValueError: no sample of a class can be read.
     """
+    if takes == AnswerSet.noun and "samples" not in options and is_table_of_answers(Path(data)):
+        options["samples"] = ANSWERS
     source = _undivided(data, options)
-    if isinstance(source.train, TextSet):  # its loader has looked at them
+    if isinstance(source.train, TextSet | AnswerSet):  # its loader has looked at them
         return ReadableData.of(source)
     if isinstance(source.train, ImageSet) and isinstance(source.test, ImageSet):
         return _of_images(source, source.train, source.test)
-    raise TypeError(f"{source.name} holds {source.train.noun}s, which are neither images nor texts")
+    raise TypeError(f"{source.name} holds {source.train.noun}s, which are neither images, nor texts, nor answers")
 
 
 def _of_images(source: Source, training: ImageSet, testing: ImageSet) -> ReadableData:

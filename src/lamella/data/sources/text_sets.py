@@ -15,7 +15,7 @@ from lamella.data.sources.labelled_texts import LabelledText, texts_to_source
 from lamella.data.sources.places import look_for, places
 from lamella.data.sources.rows import parse_rows
 
-__all__ = ["OLORA_SETS", "load_banking77", "load_clinc150", "load_olora"]
+__all__ = ["OLORA_SETS", "as_json", "load_banking77", "load_clinc150", "load_olora", "members_of"]
 
 Root = str | Path | None
 LARGEST = 1 << 28
@@ -48,8 +48,8 @@ def load_clinc150(root: Root = None) -> Source:
     Its queries outside of all intents are not read, and its validation part is left alone.
     """
     data, domains = (
-        _json("clinc150", content)
-        for content in _members("clinc150", root, ("clinc150.tar.xz",), "data/data_full.json", "data/domains.json")
+        as_json("clinc150", content)
+        for content in members_of("clinc150", root, ("clinc150.tar.xz",), "data/data_full.json", "data/domains.json")
     )
     try:
         samples = [
@@ -67,13 +67,13 @@ def load_clinc150(root: Root = None) -> Source:
 def load_banking77(root: Root = None) -> Source:
     """banking77: queries to a bank of 77 intents, with their own test part."""
     members = ("banking_data/train.csv", "banking_data/test.csv", "banking_data/categories.json")
-    train, test, names = _members("banking77", root, ("banking77.tar.xz",), *members)
+    train, test, names = members_of("banking77", root, ("banking77.tar.xz",), *members)
     samples: list[LabelledText] = []
     for member, content, is_test in zip(members, (train, test), (False, True), strict=False):
         for row in parse_rows(Path(member), content).rows:
             text, label = row.cells.get("text", ""), row.cells.get("category", "")
             samples.append(LabelledText(text, label, f"{Path(member).name}, {row.place}", is_test=is_test))
-    return texts_to_source("banking77", samples, class_names=_json("banking77", names))
+    return texts_to_source("banking77", samples, class_names=as_json("banking77", names))
 
 
 def load_olora(which: str, root: Root = None, *, test_fraction: float = 0.2, split_seed: int = 0) -> Source:
@@ -96,9 +96,9 @@ def load_olora(which: str, root: Root = None, *, test_fraction: float = 0.2, spl
         raise ValueError(f"no data set is called 'olora/{which}'{did_you_mean(which, OLORA_SETS)}; there are {known}")
     name, folder = f"olora/{which}", f"CL_Benchmark/{OLORA_SETS[which]}"
     files = [f"{folder}/{part}.json" for part in ("labels", "train", "test")]
-    labels, train, test = _members(name, root, OLORA, *files, needed=files[:1])
-    names = _json(name, labels)
-    parts = {part: _json(name, content) for part, content in (("train", train), ("test", test)) if content}
+    labels, train, test = members_of(name, root, OLORA, *files, needed=files[:1])
+    names = as_json(name, labels)
+    parts = {part: as_json(name, content) for part, content in (("train", train), ("test", test)) if content}
     if not parts:
         raise ValueError(
             f"the archive of {name} has labels of it and no texts; get the whole benchmark, or leave {name} out"
@@ -124,7 +124,7 @@ def load_olora(which: str, root: Root = None, *, test_fraction: float = 0.2, spl
     )
 
 
-def _members(
+def members_of(
     name: str, root: Root, archives: Sequence[str], *members: str, needed: list[str] | None = None
 ) -> list[bytes]:
     """Return the content of files in an archive; nothing else of it is read, and nothing is unpacked.
@@ -161,7 +161,8 @@ def _members(
     return list(found.values())
 
 
-def _json(name: str, content: bytes) -> Any:
+def as_json(name: str, content: bytes) -> Any:
+    """Return what a file of a data set says; raise ValueError where it is no JSON."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as fault:

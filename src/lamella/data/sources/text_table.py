@@ -6,7 +6,6 @@ from typing import Any
 
 from lamella.common.checks import did_you_mean
 from lamella.common.printable import printable
-from lamella.data.answers import IN_PYTHON
 from lamella.data.names import alike, normal_name
 from lamella.data.scenario import Source
 from lamella.data.sources.files import PARTS, used_parts
@@ -97,8 +96,8 @@ def _columns(rows: Rows, text: str | None, label: str | None) -> _Columns:
     texts, labels = text or column_of(rows.columns, TEXTS), label or column_of(rows.columns, LABELS)
     if (not texts or not labels) and (found := [c for c in rows.columns if alike(c) in ANSWERS]):
         raise ValueError(
-            f"{where}: the columns {_listed(found)} are those of answers; {IN_PYTHON}; labels of texts need "
-            "a column of texts and one of labels (--text and --label name them)"
+            f"{where}: the columns {_listed(found)} are those of answers, and texts with labels need a column of texts "
+            "and one of labels (--text and --label name them)"
         )
     if not texts or not labels:
         missing = "text" if not texts else "label"

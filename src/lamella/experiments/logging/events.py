@@ -20,6 +20,7 @@ LOGGED = {
     "loss/CALL": ("epochs", "mean loss of an epoch; CALL names the training, `train` for most methods"),
     "accuracy/all": ("tasks", "accuracy on all tasks learned so far, after each task"),
     "accuracy/task-J": ("tasks", "accuracy on task J (from 0), after each task"),
+    "score/NAME, score/NAME/task-J": ("tasks", "of answers: each score, mean of the tasks so far, and of task J"),
     "seconds/learn": ("tasks", "seconds that learning the task took"),
     "final/NAME": ("tasks", "at the end, each metric of the result by its key, such as `final/final_accuracy`"),
 }

@@ -9,11 +9,12 @@ from lamella.common import words
 from lamella.common.files import write_atomic
 from lamella.common.page import check_file, render
 from lamella.experiments.metrics import DEFINITIONS
+from lamella.experiments.report.answers import sample_tables, score_tables
 from lamella.experiments.report.pair_tables import HEADS, pair_cells, pair_notes, ranks_line
 from lamella.experiments.report.paired import pairs
 from lamella.experiments.report.ranks import ranks
 from lamella.experiments.report.summary import Row, Summary, summarise
-from lamella.experiments.report.words import best, percent, seeds, shown_metrics
+from lamella.experiments.report.words import best, seeds, shown, shown_metrics
 from lamella.experiments.results_files import Result
 
 
@@ -84,6 +85,8 @@ def _describe(board: Sequence[Row], name: str) -> dict[str, Any]:
         "pairs": [pair_cells(pair) for pair in compared],
         "pair_notes": pair_notes(compared),
         **pictures,
+        "scores": score_tables(board),
+        "samples": sample_tables(board),
         "phases": sorted({phase for row in board for phase in row.first.seconds}, key=_phase_order),
         "origins": [_origin(row) for row in board],
     }
@@ -97,10 +100,7 @@ def _has_confusion(board: Sequence[Row]) -> bool:
 def _table(board: Sequence[Row]) -> dict[str, Any]:
     metrics = shown_metrics(board)
     leaders = {metric.name: best(board, metric) for metric in metrics}
-    cells = [
-        [(percent(row.metrics[m.name], signed=m.signed), i in leaders[m.name], m) for m in metrics]
-        for i, row in enumerate(board)
-    ]
+    cells = [[(shown(row.metrics[m.name], m), i in leaders[m.name], m) for m in metrics] for i, row in enumerate(board)]
     return {"metrics": metrics, "cells": cells}
 
 
@@ -108,13 +108,15 @@ def _facts(board: Sequence[Row]) -> list[tuple[str, str]]:
     first = board[0].first
     tasks = words.many(first.tasks, "task")
     sizes = first.task_sizes
+    classes = f", {words.many(len(first.classes), 'class', 'es')}" if first.classes else ""
     images = f"{sum(sizes):,} ({min(sizes)}" + (f" to {max(sizes)}" if min(sizes) != max(sizes) else "") + " a task)"
     splits = sorted({result.split_sha256[:12] for row in board for result in row.results})
     return [
-        ("Scenario", f"{first.kind}, {tasks}, {words.many(len(first.classes), 'class', 'es')}"),
+        ("Scenario", f"{first.kind}, {tasks}{classes}"),
         ("Backbone", first.backbone),
-        ("Measured on", f"{first.evaluated_on} images: {images}"),
+        ("Measured on", f"{first.evaluated_on} {'answers' if first.scores else 'images'}: {images}"),
         ("Task given when predicting", "yes" if first.kind == "task-incremental" else "no"),
+        *([("Right is", "a written answer that is a reference exactly")] if first.scores else []),
         ("Split", ", ".join(splits)),
         ("Weights", first.weights_sha256[:12]),
     ]

@@ -11,7 +11,7 @@ from lamella.common.words import NOTHING, count, duration, many, size
 from lamella.experiments.metrics import METRICS
 from lamella.experiments.report.pair_tables import pair_records, pairs_text, rank_record
 from lamella.experiments.report.summary import Row, Summary, summarise
-from lamella.experiments.report.words import best, percent, shown_metrics
+from lamella.experiments.report.words import best, shown, shown_metrics
 from lamella.experiments.results_files import Result
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def to_rich(board: Sequence[Row], costs: bool = False) -> "Table":
     metrics = shown_metrics(board)
     leaders = [best(board, metric) for metric in metrics]
     table = Table(title=escape(printable(_title(board[0]))), title_justify="left", caption_justify="left")
-    table.caption = "percent, mean ± standard deviation over seeds; * all tasks at once: an upper bound"
+    table.caption = f"{_units(board)}, mean ± standard deviation over seeds; * all tasks at once: an upper bound"
     table.add_column("method", overflow="fold")
     table.add_column("seeds", justify="right")
     for metric in metrics:
@@ -64,10 +64,15 @@ def to_rich(board: Sequence[Row], costs: bool = False) -> "Table":
     for label, _ in COSTS if costs else ():
         table.add_column(label.replace(" ", "\n", 1), justify="right")
     for i, row in enumerate(board):
-        cells = [percent(row.metrics[metric.name], signed=metric.signed) for metric in metrics]
+        cells = [shown(row.metrics[metric.name], metric) for metric in metrics]
         bold = [f"[bold]{cell}[/]" if i in leading else cell for cell, leading in zip(cells, leaders, strict=True)]
         table.add_row(escape(printable(_name(row))), str(len(row.seeds)), *bold, *(_cost_cells(row) if costs else ()))
     return table
+
+
+def _units(board: Sequence[Row]) -> str:
+    plain = any(not metric.is_share for metric in shown_metrics(board))
+    return "percent, losses in nats a token; accuracy: exact match" if plain else "percent"
 
 
 def to_text(summary: Summary, costs: bool = False) -> str:
@@ -97,7 +102,7 @@ def _markdown_board(board: Sequence[Row], costs: bool) -> str:
     lines.append("| " + " | ".join(["method", "seeds", *(metric.label.lower() for metric in metrics), *labels]) + " |")
     lines.append("|---|" + "---:|" * (len(metrics) + len(labels) + 1))
     for i, row in enumerate(board):
-        cells = [percent(row.metrics[metric.name], signed=metric.signed) for metric in metrics]
+        cells = [shown(row.metrics[metric.name], metric) for metric in metrics]
         bold = [f"**{cell}**" if i in leading else cell for cell, leading in zip(cells, leaders, strict=True)]
         lines.append(
             "| "
@@ -106,14 +111,15 @@ def _markdown_board(board: Sequence[Row], costs: bool) -> str:
             )
             + " |"
         )
-    lines += ["", "Percent, mean ± standard deviation over seeds; \\* all tasks at once: an upper bound."]
+    units = _units(board).capitalize()
+    lines += ["", f"{units}, mean ± standard deviation over seeds; \\* all tasks at once: an upper bound."]
     return "\n".join(lines) + "\n"
 
 
 def to_csv(summary: Summary, costs: bool = True) -> str:
     """One line per row; accuracies are fractions, empty where not measured."""
     page = io.StringIO()
-    records = [_record(row) for row in summary.rows]
+    records = _records(summary)
     writer = csv.DictWriter(page, fieldnames=list(records[0]) if records else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
@@ -124,7 +130,9 @@ def to_json(summary: Summary, costs: bool = True) -> str:
     """Rows and notes; accuracies are fractions, null where not measured."""
     compared = {"pairs": pair_records(summary), "ranks": rank_record(summary)}
     content: dict[str, Any] = {
-        "rows": [_record(row) | {"seeds": list(row.seeds)} for row in summary.rows],
+        "rows": [
+            record | {"seeds": list(row.seeds)} for record, row in zip(_records(summary), summary.rows, strict=True)
+        ],
         "notes": summary.notes,
     } | compared
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -152,7 +160,13 @@ def _cost_cells(row: Row) -> list[str]:
     return [cell(row) for _, cell in COSTS]
 
 
-def _record(row: Row) -> dict[str, Any]:
+def _records(summary: Summary) -> list[dict[str, Any]]:
+    """Return every row's record; metrics of answers only where some row has them."""
+    names = [m.name for m in METRICS if not m.of or any(row.metrics[m.name] for row in summary.rows)]
+    return [_record(row, names) for row in summary.rows]
+
+
+def _record(row: Row, metrics: Sequence[str]) -> dict[str, Any]:
     first = row.first
     record: dict[str, Any] = {
         "scenario": first.scenario,
@@ -163,7 +177,7 @@ def _record(row: Row) -> dict[str, Any]:
         "evaluated_on": first.evaluated_on,
         "seeds": " ".join(map(str, row.seeds)),
     }
-    for name in (metric.name for metric in METRICS):
+    for name in metrics:
         value = row.metrics[name]
         record |= {
             f"{name}_mean": None if value is None else value.mean,

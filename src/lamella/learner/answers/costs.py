@@ -13,7 +13,7 @@ from lamella.data.answers import ASSISTANT, PLAIN_TEXT, USER, Answer, AnswerSet,
 from lamella.methods import Method
 from lamella.training.passes import Passes
 
-__all__ = ["Costs", "chosen", "costs_of"]
+__all__ = ["Costs", "chosen", "chosen_of_each", "costs_of"]
 
 BATCH = 8
 """Answers of a pass: the logits of the vocabulary at all of their targets are in memory at once."""
@@ -101,12 +101,37 @@ def chosen(
     Raises:
         ValueError: there are no choices, or one comes twice.
     """
-    if not choices or len(set(choices)) != len(choices):
-        raise ValueError(f"the answers to choose from must be there and differ, not {list(choices)}")
-    answers = [Answer((*_asked(prompt), Turn(ASSISTANT, choice))) for prompt in prompts for choice in choices]
+    places, means = chosen_of_each(method, prompts, [choices] * len(prompts), **options)
+    return places, torch.stack(means) if means else torch.zeros(0, len(choices))
+
+
+def chosen_of_each(
+    method: Method, prompts: Sequence[Answer], choices: Sequence[Sequence[str]], **options: Any
+) -> tuple[list[int], list[Tensor]]:
+    """Return the same as `chosen` where each prompt has answers of its own to choose from.
+
+    Args:
+        method: what has learned answers.
+        prompts: conversations, whose last answers are not read.
+        choices: the answers to choose from of each prompt.
+        options: `device` and `precision` of `costs_of`.
+
+    Returns:
+        The places of the chosen answers; and the mean costs of the choices of each prompt, (choices,), in nats.
+
+    Raises:
+        ValueError: a prompt has no choices, or one comes twice.
+    """
+    for own in choices:
+        if not own or len(set(own)) != len(own):
+            raise ValueError(f"the answers to choose from must be there and differ, not {list(own)}")
+    pairs = list(zip(prompts, choices, strict=True))
+    answers = [Answer((*_asked(prompt), Turn(ASSISTANT, choice))) for prompt, own in pairs for choice in own]
+    if not answers:
+        return [], []
     costs = costs_of(method, AnswerSet(answers, keys=[str(i) for i in range(len(answers))]), last=True, **options)
-    means = (costs.nats / costs.targets).view(len(prompts), len(choices))
-    return means.argmin(1).tolist(), means
+    means = (costs.nats / costs.targets).split([len(own) for own in choices])
+    return [int(own.argmin()) for own in means], list(means)
 
 
 def _asked(prompt: Answer) -> tuple[Turn, ...]:

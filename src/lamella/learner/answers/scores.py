@@ -1,10 +1,53 @@
-"""How like its references an answer is that a model has written."""
+"""The scores of answers by name, and how like its references an answer is that a model has written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
-__all__ = ["AnswerScore", "score_answers"]
+__all__ = ["SCORES", "AnswerScore", "NamedScore", "score_answers"]
+
+
+class NamedScore(NamedTuple):
+    """A score of a set of answers.
+
+    Attributes:
+        label: its name for people.
+        definition: what it is, in a sentence.
+        lower_is_better: whether a smaller value is better.
+        is_share: whether it is a fraction 0..1, shown in percent.
+    """
+
+    label: str
+    definition: str
+    lower_is_better: bool = False
+    is_share: bool = True
+
+
+SCORES: Mapping[str, NamedScore] = {
+    "loss": NamedScore(
+        "Loss", "Nats a target token: the sum over all answers divided by the number of their tokens.", True, False
+    ),
+    "perplexity": NamedScore("Perplexity", "exp(loss); tokenizers cannot be compared by it.", True, False),
+    "bits_per_byte": NamedScore(
+        "Bits a byte",
+        "The same sum in bits for each byte of the answers, by which tokenizers can be compared.",
+        True,
+        False,
+    ),
+    "exact": NamedScore(
+        "Exact match", "Share of prompts whose written answer is a reference, outer white space aside."
+    ),
+    "exact_casefold": NamedScore("Exact, any capitals", "The same where capitals do not count."),
+    "rouge_l": NamedScore(
+        "ROUGE-L", "Mean F-measure of the longest common subsequence of words; the best of several references counts."
+    ),
+    "chrf": NamedScore("chrF", "Mean F-measure of groups of one to six characters with the references."),
+    "choice": NamedScore(
+        "Choice",
+        "Share of prompts for which, of the given answers, the one of the lowest mean cost a token is right.",
+    ),
+}
+"""All scores, in the order in which they are shown. Those after the third need prompts, the last one given answers."""
 
 
 class AnswerScore(NamedTuple):

@@ -57,6 +57,9 @@ RUN = {
     "dropped": Option(list[str], None),
     "overrides": Option(list[str], None),
     "loggers": Option(list[Literal["csv", "tensorboard", "mlflow", "wandb"]], None),
+    "max_tokens": Option(int, None),
+    "stop": Option(list[str], None),
+    "probe": Option(str, None),
 }
 
 

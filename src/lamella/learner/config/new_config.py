@@ -6,13 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from lamella.backbones.bundled import NAME as BUNDLED
+from lamella.backbones.causal_models import OUTPUT
 from lamella.backbones.from_folder import backbone_table
 from lamella.backbones.load import noun_of
 from lamella.learner.config.document import complete, method_name, read_document
 from lamella.learner.config.method_names import with_parts
 from lamella.learner.config.own_methods import name_in_table
 
-__all__ = ["BUNDLED", "NOUNS", "PHOTOS", "SMALL_IMAGES", "TEXTS", "new_config", "same_method", "start_tables"]
+__all__ = [
+    "ANSWERS",
+    "BUNDLED",
+    "NOUNS",
+    "PHOTOS",
+    "SMALL_IMAGES",
+    "TEXTS",
+    "new_config",
+    "same_method",
+    "start_tables",
+]
 
 PHOTOS = "photos"
 """The shipped configuration that a new model of images starts with."""
@@ -20,7 +31,9 @@ SMALL_IMAGES = "small-images"
 """The one for the bundled backbone."""
 TEXTS = "texts"
 """The one of a new model of texts."""
-NOUNS = ("image", "text")
+ANSWERS = "answers"
+"""The one of a new model of answers."""
+NOUNS = ("image", "text", "answer")
 """What a model can learn from."""
 
 
@@ -30,26 +43,29 @@ def start_tables(
     """Return the tables [backbone], [method], [augment] and [fit] that a new model starts with.
 
     Args:
-        name: a shipped configuration or a TOML file; None for that of texts or of photographs, or, with the bundled
-            backbone, that of small images.
-        backbone: the name of another backbone than the configuration's, which then has no further settings.
+        name: a shipped configuration or a TOML file; None for that of answers, of texts or of photographs, or, with the
+            bundled backbone, that of small images.
+        backbone: the name of another backbone than the configuration's, which then has no further settings, but that it
+            is a language model where the configuration's is one, or where the model will learn from answers.
         noun: what the model will learn from, one of NOUNS. A backbone that is named says it, too.
 
     Raises:
         FileNotFoundError: there is no such configuration.
         ValueError: it is not TOML.
     """
-    document = read_document(name or _usual(noun if backbone is None else noun_of(backbone), backbone))
+    kind = noun if backbone is None or noun == "answer" else noun_of(backbone)
+    document = read_document(name or _usual(kind, backbone))
     tables = {section: dict(document.get(section, {})) for section in ("backbone", "method", "augment", "fit")}
     if backbone is not None and backbone != tables["backbone"].get("name"):
-        tables["backbone"] = {"name": backbone}
+        is_causal = kind == "answer" or "output" in tables["backbone"]
+        tables["backbone"] = {"name": backbone} | ({"output": OUTPUT} if is_causal else {})
     return tables
 
 
 def _usual(noun: str, backbone: str | None) -> str:
     """Return the name of the configuration that fits samples and a backbone."""
-    if noun == "text":
-        return TEXTS
+    if noun != "image":
+        return TEXTS if noun == "text" else ANSWERS
     return SMALL_IMAGES if backbone == BUNDLED else PHOTOS
 
 
@@ -67,7 +83,8 @@ def new_config(
     What is left out is that of `start_tables`: the method and its augmentation together, and the backbone.
     """
     named = backbone if isinstance(backbone, str) or backbone is None else str(backbone.get("name"))
-    start = start_tables(None, named)
+    asks = isinstance(backbone, Mapping) and "output" in backbone
+    start = start_tables(None, named, "answer" if asks else "image")
     if isinstance(method, str) and same_method(method, start):
         method = None  # the default by its name has the settings of the default
     given = dict(method) if isinstance(method, Mapping) else {"name": method} if method else start["method"]

@@ -114,6 +114,7 @@ def _source_options(sources: list[str]) -> dict[str, Option]:
     options: dict[str, Option] = {}
     for loader in loaders:
         options |= options_of(loader, without={"name", "renamed"})
-    kept = {"domains": list[str], "classes": int | list[int | str], "per_class": int, "changes": list[str]}
+    rows = {"per_class": int, "train_rows": int, "test_rows": int}
+    kept = {"domains": list[str], "classes": int | list[int | str], "changes": list[str]} | rows
     options |= options_of(load_source) | {name: Option(annotation) for name, annotation in kept.items()}
     return {name: Option(option.annotation, None) for name, option in options.items()}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lamella.backbones.load import noun_of
 from lamella.learner.config.method_names import alias_settings, method_name, parse_name, with_parts
 from lamella.learner.config.method_tables import check_method, switch_methods
 from lamella.learner.config.new_config import NOUNS, new_config, same_method, start_tables
@@ -54,7 +55,8 @@ class Wanted:
     @property
     def says_what_for(self) -> bool:
         """Whether the settings alone say which samples a new model is for, by its backbone or its configuration."""
-        return self.backbone is not None or self.start is not None
+        # A model of transformers may be one of texts or one of answers, which its first data say.
+        return self.start is not None or (self.backbone is not None and noun_of(self.backbone) != "text")
 
     def check(self) -> None:
         """Raise ValueError if the settings suit a new model of no kind of samples."""
@@ -71,13 +73,13 @@ class Wanted:
         """Return the complete configuration of a new model.
 
         Args:
-            noun: what it will learn from, "image" or "text".
+            noun: what it will learn from, "image", "text" or "answer". A setting of backbone.output says it, too.
 
         Raises:
             ValueError: a name or a setting is unknown.
         """
         changes = [parse_override(setting, SECTIONS) for setting in self.settings]
-        tables = start_tables(self.start, self.backbone, noun)
+        tables = start_tables(self.start, self.backbone, "answer" if ("backbone", "output") in dict(changes) else noun)
         if self.method is not None:
             changes.insert(0, (("method", "name"), self.method))
         named = dict(changes).get(("method", "name"))

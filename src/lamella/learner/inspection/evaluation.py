@@ -158,7 +158,7 @@ def images_to_measure(data: str, model: Model, **options: str) -> MeasuredSample
         FileNotFoundError: the data set is missing.
         ValueError: the data set cannot be read, or the model was trained on all of it.
     """
-    found = load_readable(data, **options)
+    found = load_readable(data, takes=model.backbone.transform.noun, **options)
     whole = found.whole
     model.check_takes(whole)
     images, part = (whole.test, "its test part") if len(whole.test) else (whole.train, "all of it")

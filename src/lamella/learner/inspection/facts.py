@@ -44,6 +44,8 @@ class LearnedTask:
         right: how many held-back images were classified correctly just after learning; None if there were none.
         temperature: the temperature that fits the held-back images best, above 0; None if there were none.
         origin: the version that was saved when the task had been learned; None if it does not exist any more.
+        loss_before: what its held-back answers cost before it was learned, in nats a token; None if there were none.
+        loss_after: the same after it.
     """
 
     name: str
@@ -57,6 +59,8 @@ class LearnedTask:
     right: int | None
     temperature: float | None
     origin: Origin | None
+    loss_before: float | None = None
+    loss_after: float | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -135,7 +139,7 @@ def _settings(table: Mapping[str, Any], of: str = "") -> dict[str, Any]:
 
 def _learned(model: Model, number: int, origin: Origin | None) -> LearnedTask:
     task = model.tasks[number]
-    held = task.held_back
+    held, costs = task.held_back, task.held_back_costs
     return LearnedTask(
         name=task.name,
         classes=tuple(model.class_names[c] for c in task.classes),
@@ -144,10 +148,12 @@ def _learned(model: Model, number: int, origin: Origin | None) -> LearnedTask:
         seconds=task.seconds["total"],
         trained=task.trainable_parameters,
         data_sha256=task.data_sha256,
-        held_back=held.images if held else None,
+        held_back=held.images if held else costs.answers if costs else None,
         right=held.right if held else None,
         temperature=held.temperature if held else None,
         origin=origin,
+        loss_before=costs.before if costs else None,
+        loss_after=costs.after if costs else None,
     )
 
 

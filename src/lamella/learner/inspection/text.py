@@ -33,6 +33,8 @@ RELIABLE = 0.75
 """The least area under the ROC curve at which calling samples unknown is useful."""
 OF_CLASSES = ("classes", "right, held back", "held back")
 """The heads of columns that only models of classes have."""
+OF_ANSWERS = "nats a token, held back"
+"""The head of the column that only models of answers have, where some were held back."""
 MOST_CLASSES = 30
 """How many classes are listed, those with the lowest accuracy. The page and JSON have all of them."""
 
@@ -193,9 +195,17 @@ def _tasks(model: "Inspection", noun: str) -> str:
         "classes": lambda task: _named(task.classes),
         f"{noun}s": format_images,
         "right, held back": _right,
+        OF_ANSWERS: format_costs,
         "learned": lambda task: words.NOTHING if task.origin is None else task.origin.made[:10],
     }
     return _table(model, columns, noun, WIDTH)
+
+
+def format_costs(task: "LearnedTask") -> str:
+    """Format what held-back answers cost before a task was learned and after it."""
+    if task.loss_before is None or task.loss_after is None:
+        return words.NOTHING
+    return f"{task.loss_before:.3f} before, {task.loss_after:.3f} after, of {task.held_back}"
 
 
 def _right(task: "LearnedTask") -> str:
@@ -213,6 +223,7 @@ def _ledger(model: "Inspection", noun: str) -> str:
         "stored": lambda task: words.size(None if task.origin is None else task.origin.bytes),
         "data": lambda task: (task.data_sha256 or words.NOTHING)[:12],
         "held back": _right,
+        OF_ANSWERS: format_costs,
     }
     return _table(model, columns, noun)
 
@@ -221,7 +232,9 @@ def _table(
     model: "Inspection", columns: "Mapping[str, Callable[[LearnedTask], str]]", noun: str, width: int = WIDEST
 ) -> str:
     """Format a row for each task; columns on classes are left out where there are none."""
-    heads = [head for head in columns if has_classes(noun) or head not in OF_CLASSES]
+    costs = any(task.loss_after is not None for task in model.tasks)
+    own = [head for head in columns if head != OF_ANSWERS or costs]
+    heads = [head for head in own if has_classes(noun) or head not in OF_CLASSES]
     return plain_table(heads, [[columns[head](task) for head in heads] for task in model.tasks], width)
 
 

@@ -1,0 +1,49 @@
+"""Small causal language models with random weights in folders, and files of answers for them."""
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from encoder_folders import write_json
+
+from lamella.backbones.encoder_network import quiet
+from lamella.testing.answers import CHATML, causal_config, chat_tokenizer
+
+__all__ = ["SETTINGS", "answers_file", "llama_folder"]
+
+SETTINGS = (
+    "backbone.max_length=64",
+    "method.energy=0.8",
+    "method.rank=4",
+    "method.lr=0.02",
+    "method.epochs=6",
+    "fit.device=cpu",
+)
+"""Settings of a new model by the shipped configuration, with which the small Llama learns a little."""
+
+
+def llama_folder(place: Path) -> Path:
+    """A folder of transformers with a small Llama on bytes, and a chat template."""
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        transformers.AutoModelForCausalLM.from_config(causal_config("Llama")).save_pretrained(place)
+    chat_tokenizer().save(str(place / "tokenizer.json"))
+    write_json(place / "tokenizer_config.json", {"eos_token": "[SEP]", "chat_template": CHATML})
+    return place
+
+
+def answers_file(path: Path, letters: str, count: int = 15, *, test: int = 0) -> Path:
+    """A file of prompts and responses, the last of which are a test part; other letters make others."""
+    rows = [
+        {
+            "prompt": f"{letters}{i}",
+            "response": f"{letters[i % len(letters)] * 3}!",
+            "choices": [x * 3 + "!" for x in letters],
+        }
+        for i in range(count + test)
+    ]
+    if test:
+        rows = [row | {"split": "train" if i < count else "test"} for i, row in enumerate(rows)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
