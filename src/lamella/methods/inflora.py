@@ -129,6 +129,7 @@ class InfLoRA(OwnHeads):
     merges = True
     needs = frozenset({"own A", "reads A", "product"})
     answers = True
+    federates = True
 
     def __init__(
         self,
