@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["run", "run_all", "show"]
+__all__ = ["Config", "Overrides", "plan_runs", "run", "run_all", "show"]
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A TOML file, or the name of a shipped configuration.")]
 Overrides = Annotated[
@@ -33,7 +33,7 @@ def run(
     in any way and at any moment resumes with --resume and gives the same results.
     """
     folder = out or Path("runs") / Path(config).stem
-    run_all(_plan(config, overrides or [], seeds, folder), folder, resume=resume, quiet=quiet)
+    run_all(plan_runs(config, overrides or [], seeds, folder), folder, resume=resume, quiet=quiet)
 
 
 def run_all(planned: list[tuple[Path, dict[str, Any]]], folder: Path, *, resume: bool, quiet: bool) -> None:
@@ -81,7 +81,7 @@ def show(config: Config, overrides: Overrides = None) -> None:
     typer.echo(to_toml(load_config(config, overrides or [])), nl=False)
 
 
-def _plan(config: str, overrides: list[str], seeds: int | None, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+def plan_runs(config: str, overrides: list[str], seeds: int | None, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return each run directory with its settings. An error in any of them is raised before the first run starts."""
     from lamella.learner.config.document import load_config, method_name
 

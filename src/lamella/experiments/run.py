@@ -25,13 +25,21 @@ from lamella.common.locks import exclusive_lock
 from lamella.common.progress import bars, silent
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
+from lamella.experiments.federated import federated_lines
 from lamella.experiments.logging.events import Events
 from lamella.experiments.metrics import METRICS
 from lamella.experiments.phases import phases_line
 from lamella.experiments.report.summary import settings
 from lamella.experiments.results import build_results, curve_so_far, stored_row
 from lamella.experiments.right import write_right
-from lamella.learner.config.document import build_scenario, readout_names, same_settings, to_toml, up_to_date
+from lamella.learner.config.document import (
+    build_federation,
+    build_scenario,
+    readout_names,
+    same_settings,
+    to_toml,
+    up_to_date,
+)
 from lamella.learner.config.own_methods import method_digests, name_in_table
 from lamella.learner.config.precision import as_in_runs, precision_line
 from lamella.learner.learner import Learner
@@ -152,6 +160,8 @@ class _Run:
         self.config = self.learner.config  # the learner may have measured and chosen a precision
         if self.config["fit"]["compile"]:
             check_compilable(self.learner.method, device)
+        self.federation = build_federation(config)
+        self.learner.model.fit(federation=self.federation)  # refuses a method that clients cannot learn by
         self._check_inputs()
         self.learner.notes.setdefault("scores", [])
         self.tests: dict[int, Any] = {}
@@ -181,7 +191,9 @@ class _Run:
         for i, task in enumerate(self.tasks):
             if i >= len(self.learner.tasks):
                 with listening(self.events.epoch):
-                    record = self.learner.learn(task, checkpoints=self.checkpoints, progress=self.progress)
+                    record = self.learner.learn(
+                        task, checkpoints=self.checkpoints, progress=self.progress, federation=self.federation
+                    )
                 self._save()
                 self.events.log({"seconds/learn": record.seconds["total"]}, i + 1)
                 self.events.tell("learned", task=i, **record.to_json())
@@ -204,6 +216,8 @@ class _Run:
             print(f"parameters{beside}: {', '.join(shares)}")
             tested = sum(entry["seconds"] for entry in self.learner.notes["scores"])
             print(phases_line(self.learner.tasks, tested))
+            for line in federated_lines(results[""]["federated"]) if self.federation is not None else ():
+                print(line)
         final = results[""]
         self.events.tell("finished", final_accuracy=final["final_accuracy"])
         self.events.log({f"final/{metric.name}": final[metric.name] for metric in METRICS}, len(self.tasks))

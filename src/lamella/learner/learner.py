@@ -15,6 +15,7 @@ from lamella.data.answers import Answer
 from lamella.data.loading import Examples
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
+from lamella.federated.federation import Federation
 from lamella.learner.confidence import Confidence
 from lamella.learner.config.new_config import new_config
 from lamella.learner.config.own_methods import name_in_table
@@ -211,6 +212,7 @@ class Learner:
         held_back: Examples | None = None,
         checkpoints: Checkpoints | None = None,
         progress: Progress = silent,
+        federation: Federation | None = None,
     ) -> TaskRecord:
         """Learn one task.
 
@@ -221,15 +223,25 @@ class Learner:
                 features drift; their number and how many were right stand in the record.
             checkpoints: where training saves its state, so that it can be resumed; None saves nothing.
             progress: opens a progress bar.
+            federation: the clients among which the samples are shared out, and which learn from their own alone; None
+                learns from all samples at once.
 
         Returns:
             The record of the task.
 
         Raises:
-            ValueError: a class id or name stands for another class than before, or a class has no sample.
+            ValueError: a class id or name stands for another class than before, a class has no sample, or clients
+                cannot learn by this method.
             RuntimeError: learning an earlier task failed half-way.
         """
-        return learn(self.model, task, held_back=held_back, checkpoints=checkpoints, progress=progress)
+        return learn(
+            self.model,
+            task,
+            held_back=held_back,
+            checkpoints=checkpoints,
+            progress=progress,
+            federation=federation,
+        )
 
     def learn_from(
         self,

@@ -12,6 +12,8 @@ from lamella.data.keeping import keep_decoded
 from lamella.data.loading import Examples
 from lamella.data.scenario import Task
 from lamella.data.tasks import Unreadable
+from lamella.federated.federation import Federation
+from lamella.federated.fit import FederatedFit
 from lamella.learner.model import Model
 from lamella.learner.records import TaskRecord, check_task, task_record
 from lamella.training.checkpoints import Checkpoints
@@ -27,14 +29,17 @@ def learn(
     held_back: Examples | None = None,
     checkpoints: Checkpoints | None = None,
     progress: Progress = silent,
+    federation: Federation | None = None,
 ) -> TaskRecord:
     """Learn one task. Arguments, return value and errors are those of `Learner.learn`."""
     model.check_whole()
     task, too_long, told = _fitting(model, task, held_back)
     check_task(task, model.class_names)
     task = replace(task, train=keep_decoded(task.train, progress=progress))
-    fit = model.fit(checkpoints=checkpoints, progress=progress)
+    fit = model.fit(checkpoints=checkpoints, progress=progress, federation=federation)
     fit.begin(str(len(model.tasks)))
+    if isinstance(fit, FederatedFit):
+        fit.divide(task.train)
     started = time.monotonic()
     model.half_learned = task.name
     try:
@@ -46,6 +51,7 @@ def learn(
     record = task_record(task, model.method, fit, time.monotonic() - started)
     record.note_unreadable(too_long)
     record.told = told or None
+    record.federated = fit.ledger.to_json() if isinstance(fit, FederatedFit) else None
     if held_back is not None:
         record.held_back = model.hold_back(held_back, fit) if len(held_back) else None
         record.beside = model.compare(task, held_back, fit)

@@ -56,6 +56,7 @@ class TaskRecord:
         unreadable: the files that were left out; None if all could be read.
         beside: how the model compares after the task with one that trains nothing, on the held-back samples of all
             tasks; None if it trains nothing itself, or this was not measured.
+        federated: what clients have sent and who was missing, see `federated.ledger`; None if there were none.
         told: what became of answers, such as how many were cut, in lines; None if there is nothing to tell.
     """
 
@@ -72,6 +73,7 @@ class TaskRecord:
     unreadable: Unread | None = None
     beside: Beside | None = None
     told: list[str] | None = None
+    federated: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Convert the record to JSON values as a model's folder stores them, without fields that are None."""
