@@ -1,6 +1,7 @@
 """`lamella federate`: an ordinary run folder that says what was sent, and a run that goes on to the same bits."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,18 @@ def test_a_federated_run_is_an_ordinary_run_and_goes_on_to_the_same_bits(
     assert found["bytes_down"]["train"] == (3 + 2) * 2 * 4 * trained
     assert "seq-lora+align" in lamella("report", whole)[1]
 
-    stop, calls = FederatedFit.receive, 0
+    ask, calls = FederatedFit.ask, 0
 
-    def receive(self: FederatedFit, call: str, replies: dict[int, Any]) -> dict[int, Any]:
+    def stopping(self: FederatedFit, name: str, answer: Callable[[int], Any]) -> dict[int, Any]:
         nonlocal calls
         calls += 1
+        found = ask(self, name, answer)
         if calls == 5:  # the second round of the second task
             raise KeyboardInterrupt
-        return stop(self, call, replies)
+        return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(FederatedFit, "receive", receive)
+        patched.setattr(FederatedFit, "ask", stopping)
         code, _, err = lamella(*words, "--out", broken)
     assert code == 130
     assert "--resume" in err

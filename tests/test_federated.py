@@ -34,9 +34,9 @@ class Watched(FederatedFit):
 
     spoil: Spoil = staticmethod(lambda call, replies: replies)
 
-    def receive(self, call: str, replies: dict[int, Any]) -> dict[int, Any]:
-        arrived = self.spoil(call, replies)
-        self.__dict__.setdefault("arrived", []).append((call, arrived))
+    def ask(self, name: str, answer: Callable[[int], Any]) -> dict[int, Any]:
+        arrived = self.spoil(name, super().ask(name, answer))
+        self.__dict__.setdefault("arrived", []).append((name, arrived))
         return arrived
 
 

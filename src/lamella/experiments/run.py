@@ -12,7 +12,7 @@ The loggers of `run.loggers` write beside these; see logging/loggers.py.
 import time
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from lamella.experiments.phases import phases_line
 from lamella.experiments.report.summary import settings
 from lamella.experiments.results import build_results, curve_so_far, stored_row
 from lamella.experiments.right import write_right
+from lamella.federated.fit import FederatedFit
 from lamella.learner.config.document import (
     build_federation,
     build_scenario,
@@ -54,7 +55,14 @@ from lamella.training.precision import resolve_device
 __all__ = ["check_claim", "run"]
 
 
-def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool = False) -> Path:
+def run(
+    config: dict[str, Any],
+    out: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    loop: Callable[..., FederatedFit] = FederatedFit,
+) -> Path:
     """Run a configuration to its end.
 
     Args:
@@ -62,6 +70,7 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
         out: the run directory.
         resume: whether to continue a run that is there. A finished run is not changed.
         quiet: whether to hide progress.
+        loop: makes the loop over the clients of [federated], where they are not in this process.
 
     Returns:
         The run directory.
@@ -80,7 +89,9 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
         for torn in half_written(out):
             torn.unlink()
         if not (out / "results.json").exists():
-            job = _Run(config, out, quiet)  # before the folder is claimed, so that a wrong setting can be corrected
+            job = _Run(
+                config, out, quiet, loop
+            )  # before the folder is claimed, so that a wrong setting can be corrected
             write_atomic(out / "config.toml", to_toml(job.config).encode())
             if "measured" in job.config["fit"] and not quiet:
                 print(precision_line(job.config))
@@ -143,8 +154,11 @@ def _stored(path: Path) -> dict[str, Any]:
 class _Run:
     """A run in progress."""
 
-    def __init__(self, config: dict[str, Any], out: Path, quiet: bool) -> None:
+    def __init__(
+        self, config: dict[str, Any], out: Path, quiet: bool, loop: Callable[..., FederatedFit] = FederatedFit
+    ) -> None:
         self.out = out
+        self.loop = loop
         self.quiet = quiet
         self.events = Events(out, config["run"].get("loggers", []), settings(config) | {"seed": config["run"]["seed"]})
         device = resolve_device(config["fit"]["device"])
@@ -192,7 +206,11 @@ class _Run:
             if i >= len(self.learner.tasks):
                 with listening(self.events.epoch):
                     record = self.learner.learn(
-                        task, checkpoints=self.checkpoints, progress=self.progress, federation=self.federation
+                        task,
+                        checkpoints=self.checkpoints,
+                        progress=self.progress,
+                        federation=self.federation,
+                        loop=self.loop,
                     )
                 self._save()
                 self.events.log({"seconds/learn": record.seconds["total"]}, i + 1)

@@ -14,6 +14,7 @@ calls are all that is sent, up from each client, and down to each as their sum.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,28 +143,36 @@ class FederatedFit(Fit):
         """Let every client train from the same start, and join what they made of it."""
         rule = RULES[self.federation.rule]
         start = {name: tensor.detach().clone() for name, tensor in trained.items()}
-        replies: dict[int, Message] = {}
         losses: list[float] = []
-        for client in self.present:
+
+        def answer(client: int) -> Message:
             for name, tensor in trained.items():
                 tensor.detach().copy_(start[name])
             samples = turn.data.subset(self.parts[client])
-            losses += self._train(turn, client, samples)
+            losses.extend(self._train(turn, client, samples))
             made = {name: tensor.detach().clone() for name, tensor in trained.items()}
             inputs = self._inputs(turn, client, samples, branches) if rule.by_inputs else {}
-            replies[client] = {**made, **inputs, "count": torch.tensor(len(samples))}
+            return {**made, **inputs, "count": torch.tensor(len(samples))}
+
+        def join(kept: dict[int, Message]) -> dict[str, Tensor]:
+            with torch.no_grad():
+                self._join(turn, trained, branches, start, kept)
+            size = bytes_of({name: tensor for name, tensor in kept[min(kept)].items() if name != "count"})
+            self.ledger.sent(turn.name, size * (len(kept) if rule.sends_all else 1) * len(self.present))
+            names = {id(p): name for name, p in self.module.named_parameters()}
+            folded = {names[id(b.layer.weight)]: b.layer.weight for b in branches if rule.sends_all}
+            return {**trained, **folded}
+
         like = start | {"count": torch.tensor(0)}
         if rule.by_inputs:
             like |= {
                 f"{b.site}|total": b.layer.weight.new_zeros([b.layer.weight.shape[1]] * 2).double() for b in branches
             }
-        kept = self._accepted(turn.name, replies, like, lambda m: _norm(_change(m, start)), MOST_UPDATE)
-        with torch.no_grad():
-            self._join(turn, trained, branches, start, kept)
-        mean_bytes = bytes_of({name: tensor for name, tensor in kept[min(kept)].items() if name != "count"})
-        sent = mean_bytes * (len(kept) if rule.sends_all else 1)
-        self.ledger.sent(turn.name, sent * len(self.present))
-        return sum(losses) / len(losses)
+        joined = self.exchange(turn.name, answer, like, lambda m: _norm(_change(m, start)), MOST_UPDATE, join)
+        parameters = dict(self.module.named_parameters())
+        for name, tensor in joined.items():
+            parameters[name].detach().copy_(tensor.detach())
+        return sum(losses) / max(len(losses), 1)
 
     def _train(self, turn: "_Turn", client: int, samples: Examples) -> list[float]:
         # The first client's first round has the name of an ordinary call: alone and in one round, it makes its draws.
@@ -235,37 +244,74 @@ class FederatedFit(Fit):
         if not moments or len(moments) < len(keep or {}):
             raise ValueError(f"'{name}' reads samples one by one, which stay with their clients; choose another method")
         self._check_whole(data)
-        replies: dict[int, Message] = {}
         buffers = {f"{key}|{own}": b for key, module in moments.items() for own, b in module.named_buffers()}
-        for client in self.present:
-            for buffer in buffers.values():
-                buffer.zero_()
+
+        def answer(client: int) -> Message:
+            for module in moments.values():
+                for buffer in module.buffers():
+                    buffer.zero_()
             known = set(self.seconds)
             own = name if client == 0 else f"{name}-client{client}"
-            super().scan(data.subset(self.parts[client]), observe, keep=moments, name=own, **settings)
+            samples = data.subset(self.parts[client])
+            super(FederatedFit, self).scan(samples, observe, keep=moments, name=own, **settings)
             self._account(known, name)
-            buffers = {f"{key}|{own}": b for key, module in moments.items() for own, b in module.named_buffers()}
-            replies[client] = {key: buffer.clone() for key, buffer in buffers.items()}
-        total = self._added(name, replies, buffers, _energy_of_moments)
-        for key, buffer in buffers.items():
-            buffer.copy_(total[key])
+            seen = [(f"{key}|{own}", b) for key, module in moments.items() for own, b in module.named_buffers()]
+            return {key: buffer.clone() for key, buffer in seen}
+
+        total = self.exchange(name, answer, buffers, _energy_of_moments, MOST_ENERGY, partial(self._sum, name))
+        for key, module in moments.items():
+            for own, buffer in module.named_buffers():
+                buffer.copy_(total[f"{key}|{own}"])
         return torch.arange(len(data))
 
     def pooled(self, name: str, summed: Callable[..., dict[str, Tensor]], *rows: Tensor) -> dict[str, Tensor]:
         for tensor in rows:
             if len(tensor) != len(self.labels):
                 raise ValueError(f"'{name}' sums over {len(tensor)} samples, and the task has {len(self.labels)}")
-        replies: dict[int, Message] = {
-            client: summed(*(r[self.parts[client].to(r.device)] for r in rows)) for client in self.present
-        }
-        return self._added(name, replies, summed(*(r[:0] for r in rows)), _energy_of_features)
 
-    def _added(
-        self, name: str, replies: dict[int, Message], like: Message, energy: Callable[[Message], float]
-    ) -> dict[str, Tensor]:
-        total = added(self._accepted(name, replies, like, energy, MOST_ENERGY))
+        def answer(client: int) -> Message:
+            return summed(*(r[self.parts[client].to(r.device)] for r in rows))
+
+        like = summed(*(r[:0] for r in rows))
+        return self.exchange(name, answer, like, _energy_of_features, MOST_ENERGY, partial(self._sum, name))
+
+    def _sum(self, name: str, kept: dict[int, Message]) -> dict[str, Tensor]:
+        total = added(kept)
         self.ledger.sent(name, bytes_of(total) * len(self.present))
         return total
+
+    def exchange(
+        self,
+        name: str,
+        answer: Callable[[int], Message],
+        like: Message,
+        scale: Callable[[Message], float],
+        most: float,
+        join: Callable[[dict[int, Message]], dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Ask every client once, and join what they answer.
+
+        Args:
+            name: the name of the call within the task.
+            answer: computes the message of a client from its samples.
+            like: a message of the right names, shapes and types.
+            scale: what is compared between clients; see `messages.accepted`.
+            most: how many times the median of all clients it may be.
+            join: makes one result of the messages that count.
+
+        Returns:
+            What every party goes on with.
+        """
+        return join(self._accepted(name, self.ask(name, answer), like, scale, most))
+
+    def ask(self, name: str, answer: Callable[[int], Message]) -> dict[int, Message]:
+        """Return the messages of the clients, which are all in this process; another way to them overrides this.
+
+        Args:
+            name: the name of the call within the task.
+            answer: computes the message of a client here.
+        """
+        return {client: answer(client) for client in self.present}
 
     def _accepted(
         self, call: str, replies: dict[int, Message], like: Message, scale: Callable[[Message], float], most: float
@@ -276,7 +322,6 @@ class FederatedFit(Fit):
             RuntimeError: there are fewer of them than the quorum.
         """
         plan = self.federation
-        replies = self.receive(call, replies)
         kept, missing = accepted(replies, like, scale, most)
         with_samples = [client for client, part in enumerate(self.parts) if len(part)]
         missing |= {client: NO_ANSWER for client in with_samples if client not in replies}
@@ -288,10 +333,6 @@ class FederatedFit(Fit):
                 f"{plan.quorum} ({told}); lower it, or go on with --resume when they are back"
             )
         return kept
-
-    def receive(self, call: str, replies: dict[int, Message]) -> dict[int, Message]:
-        """Return what arrives of the clients' messages; all of them, unless a test loses or spoils some."""
-        return replies
 
     def _account(self, known: set[str], name: str) -> None:
         """Count the seconds and tensors of a client's call as those of the method's own call."""

@@ -1,6 +1,6 @@
 """The learner: create a model, teach it tasks, predict, evaluate, save, export."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lamella.data.loading import Examples
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.federated.federation import Federation
+from lamella.federated.fit import FederatedFit
 from lamella.learner.confidence import Confidence
 from lamella.learner.config.new_config import new_config
 from lamella.learner.config.own_methods import name_in_table
@@ -213,6 +214,7 @@ class Learner:
         checkpoints: Checkpoints | None = None,
         progress: Progress = silent,
         federation: Federation | None = None,
+        loop: Callable[..., FederatedFit] = FederatedFit,
     ) -> TaskRecord:
         """Learn one task.
 
@@ -225,6 +227,7 @@ class Learner:
             progress: opens a progress bar.
             federation: the clients among which the samples are shared out, and which learn from their own alone; None
                 learns from all samples at once.
+            loop: makes the loop over these clients, for clients that are not in this process.
 
         Returns:
             The record of the task.
@@ -241,6 +244,7 @@ class Learner:
             checkpoints=checkpoints,
             progress=progress,
             federation=federation,
+            loop=loop,
         )
 
     def learn_from(

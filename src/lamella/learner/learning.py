@@ -1,6 +1,7 @@
 """Learning one task."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -30,13 +31,14 @@ def learn(
     checkpoints: Checkpoints | None = None,
     progress: Progress = silent,
     federation: Federation | None = None,
+    loop: Callable[..., FederatedFit] = FederatedFit,
 ) -> TaskRecord:
     """Learn one task. Arguments, return value and errors are those of `Learner.learn`."""
     model.check_whole()
     task, too_long, told = _fitting(model, task, held_back)
     check_task(task, model.class_names)
     task = replace(task, train=keep_decoded(task.train, progress=progress))
-    fit = model.fit(checkpoints=checkpoints, progress=progress, federation=federation)
+    fit = model.fit(checkpoints=checkpoints, progress=progress, federation=federation, loop=loop)
     fit.begin(str(len(model.tasks)))
     if isinstance(fit, FederatedFit):
         fit.divide(task.train)

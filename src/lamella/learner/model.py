@@ -136,6 +136,7 @@ class Model:
         checkpoints: Checkpoints | None = None,
         progress: Progress = silent,
         federation: Federation | None = None,
+        loop: Callable[..., FederatedFit] = FederatedFit,
     ) -> Fit:
         """Create the training loop that the configuration describes.
 
@@ -143,6 +144,7 @@ class Model:
             checkpoints: where the loop saves its state, so that it can be resumed; None saves nothing.
             progress: opens a progress bar.
             federation: the clients that learn; None where all samples are here.
+            loop: makes the loop over these clients.
 
         Raises:
             ValueError: the method needs more than clients may tell.
@@ -156,7 +158,7 @@ class Model:
                 f"method '{self.name}' cannot be learned by clients that keep their samples; choose one of "
                 f"{', '.join(able)}, alone or with align (whose drift is affine, mean or none)"
             )
-        make = Fit if federation is None else partial(FederatedFit, federation=federation)
+        make = Fit if federation is None else partial(loop, federation=federation)
         return make(
             self.method,
             self.backbone.transform,
