@@ -18,6 +18,7 @@ from lamella.federated.fit import FederatedFit
 from lamella.federated.messages import accepted, bytes_of, why_refused
 from lamella.federated.partition import partition
 from lamella.federated.privacy import clipped, epsilon_of
+from lamella.federated.remote import AnsweringFit, AskingFit, Party, Question
 from lamella.memory.feature_sums import class_sums, drift_sums
 from lamella.memory.gaussians import ClassGaussians
 from lamella.methods.parts.align import Aligned
@@ -469,3 +470,33 @@ def test_noise_has_the_size_that_is_promised_and_one_client_moves_the_mean_by_it
     assert 0 < short.norm() <= 1e-3 * (1 + 1e-4)
     noisy, n = update(clip=1e-3, noise=2.0)
     assert float((noisy - short).norm()) == pytest.approx(2e-3 / 4 * math.sqrt(n), rel=0.2)
+
+
+# clients that are elsewhere
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "flora"])
+def test_clients_that_are_elsewhere_and_know_nothing_between_questions_make_the_same_model(rule: str) -> None:
+    name = "inflora" if rule == "fedavg" else "seq-lora"
+    here, there = aligned(name), aligned(name)
+    plan = Federation(clients=2, rounds=2, rule=rule)
+    learn(here, loop(here, **vars(plan)))
+
+    def make(method: Any, **own: Any) -> AnsweringFit:
+        return AnsweringFit(method, method.backbone.transform, device="cpu", federation=plan, **own)
+
+    parties = {client: Party(aligned(name), TASKS, make, client) for client in range(2)}
+    asked: list[int] = []
+
+    def send(question: Question, clients: Sequence[int]) -> dict[int, Any]:
+        asked.append(question.task)
+        if len(asked) == 5:
+            parties[1] = Party(aligned(name), TASKS, make, 1)  # it was killed, and comes back with its samples alone
+        return {client: parties[client].answer(question) for client in clients}
+
+    fit = AskingFit(there, there.backbone.transform, device="cpu", federation=plan, send=send, results=[])
+    learn(there, fit)
+    assert asked.count(0) == (5 if name == "inflora" else 3)
+    wanted = state(here)
+    for key, tensor in state(there).items():
+        torch.testing.assert_close(tensor, wanted[key], rtol=1e-6, atol=1e-6, msg=key)
