@@ -1,6 +1,7 @@
 """`lamella federate`: an ordinary run folder that says what was sent, and a run that goes on to the same bits."""
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,20 @@ def test_the_table_is_complete_where_it_is_there_and_absent_where_it_is_not() ->
         load_config("digits", ["federated.client=2"])
     with pytest.raises(ValueError, match="at least 1"):
         load_config("digits", ["federated.rounds=0"])
+
+
+def test_the_folder_of_a_flower_app_holds_what_is_learned(lamella: Run, config: Path, tmp_path: Path) -> None:
+    words = ["federate", config, "--clients", "2", "--lose", "1@2", "--lose", "0@3", "--out", tmp_path / "run"]
+    code, out, _ = lamella(*words, "--flower-app", tmp_path / "app")
+    assert code == 0
+    assert "flwr run" in out
+    app = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    plan = load_config(app["config"]["config"], app["config"]["overrides"].split())["federated"]
+    assert (plan["clients"], plan["lose"]) == (2, ["1@2", "0@3"])
+    assert app["config"]["out"] == str(tmp_path / "run")
+    code, _, err = lamella(*words, "--flower-app", tmp_path / "app")
+    assert code == 2
+    assert "is not empty" in err
+    code, _, err = lamella(*words, "run.selection=a b", "--flower-app", tmp_path / "other")
+    assert code == 2
+    assert "has a space" in err

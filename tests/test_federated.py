@@ -494,8 +494,16 @@ def test_clients_that_are_elsewhere_and_know_nothing_between_questions_make_the_
             parties[1] = Party(aligned(name), TASKS, make, 1)  # it was killed, and comes back with its samples alone
         return {client: parties[client].answer(question) for client in clients}
 
-    fit = AskingFit(there, there.backbone.transform, device="cpu", federation=plan, send=send, results=[])
-    learn(there, fit)
+    results: list[list[dict[str, Tensor]]] = []
+    for number, task in enumerate(TASKS):  # each with a loop of its own, as `Learner.learn` makes it
+        kept = {"send": send, "results": results, "federation": plan}
+        fit = AskingFit(there, there.backbone.transform, device="cpu", **kept)
+        fit.begin(str(number))
+        fit.divide(task.train)
+        there.learn(task, fit)
+    results.clear()
+    with pytest.raises(ValueError, match="begin the run anew"):
+        fit.divide(TASKS[1].train)
     assert asked.count(0) == (5 if name == "inflora" else 3)
     wanted = state(here)
     for key, tensor in state(there).items():

@@ -1,5 +1,6 @@
 """`lamella federate`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,10 @@ def federate(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    flower_app: Annotated[
+        Path | None,
+        typer.Option(help="Write the folder of an app for `flwr run` instead, and learn nothing.", metavar="FOLDER"),
+    ] = None,
 ) -> None:
     """Run a method over a stream of tasks whose samples stay with several clients, all in this process.
 
@@ -55,7 +60,14 @@ def federate(
     """
     given = {"clients": clients, "dirichlet": dirichlet, "rounds": rounds, "epochs": epochs, "rule": rule}
     texts = [f"federated.{key}={value}" for key, value in given.items() if value is not None]
-    texts += [f"federated.lose={lose}"] if lose else []
+    texts += [f"federated.lose={json.dumps(lose, separators=(',', ':'))}"] if lose else []
+    texts = [*(texts or ["federated.clients=5"]), *(overrides or [])]
     folder = out or Path("runs") / f"{Path(config).stem}-federated"
-    planned = plan_runs(config, [*(texts or ["federated.clients=5"]), *(overrides or [])], seeds, folder)
+    planned = plan_runs(config, texts, seeds, folder)
+    if flower_app is not None:
+        from lamella.experiments.flower.folder import write_app
+
+        write_app(flower_app, config, texts, folder)
+        typer.echo(f"app: {flower_app}, which `flwr run` takes; its server writes {folder}")
+        return
     run_all(planned, folder, resume=resume, quiet=quiet)

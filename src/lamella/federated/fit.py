@@ -157,7 +157,7 @@ class FederatedFit(Fit):
         def join(kept: dict[int, Message]) -> dict[str, Tensor]:
             with torch.no_grad():
                 self._join(turn, trained, branches, start, kept)
-            size = bytes_of({name: tensor for name, tensor in kept[min(kept)].items() if name != "count"})
+            size = bytes_of({name: tensor for name, tensor in kept[min(kept)].items() if name in trained})
             self.ledger.sent(turn.name, size * (len(kept) if rule.sends_all else 1) * len(self.present))
             names = {id(p): name for name, p in self.module.named_parameters()}
             folded = {names[id(b.layer.weight)]: b.layer.weight for b in branches if rule.sends_all}

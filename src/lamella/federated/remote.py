@@ -63,17 +63,15 @@ class AskingFit(FederatedFit):
     def begin(self, task: str) -> None:
         super().begin(task)
         self.rows = False
-        if int(task) > len(self.results):
-            return  # a loop is made for task 0, and then begins its own
-        del self.results[int(task) :]
-        self.results.append([])
 
     def divide(self, data: Examples) -> None:
-        if len(self.results) <= int(self.task):
+        if len(self.results) < int(self.task):
             raise ValueError(
                 "what clients need of the first tasks is gone with the process that learned them; begin the run anew, "
                 "with another --out"
             )
+        del self.results[int(self.task) :]
+        self.results.append([])
         super().divide(data)
 
     def exchange(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
