@@ -98,6 +98,7 @@ FLOORS = (
     ("backbones",),
     ("training",),
     ("memory",),
+    ("federated",),
     ("methods",),
     ("learner",),
     ("experiments", "serving", "testing"),

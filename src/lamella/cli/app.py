@@ -11,6 +11,7 @@ from lamella.cli.classes import classes
 from lamella.cli.demo import demo
 from lamella.cli.evaluate import evaluate
 from lamella.cli.export import export
+from lamella.cli.federate import federate
 from lamella.cli.generate import generate
 from lamella.cli.inspect import inspect
 from lamella.cli.learn import learn
@@ -73,6 +74,13 @@ _add(
     "lamella sweep digits method.rank=2,4,8 method.name=inflora+align,olora --seeds 3 --processes 2 --out runs/ranks",
     "lamella sweep my-sweep.toml --only olora,inflora --seeds 3",
     "lamella sweep digits method.lr=5e-4,1e-3 scenario.validation=0.2 run.evaluate_on=validation --best final_accuracy",
+)
+_add(
+    federate,
+    "federate",
+    "lamella federate digits --clients 5 --dirichlet 0.1 --rounds 10",
+    "lamella federate digits method.name=seq-lora+align --rule fedex-lora --out runs/fedex",
+    "lamella federate digits --lose 4@3 federated.clip=0.5 federated.noise=1.0",
 )
 _add(
     reproduce,

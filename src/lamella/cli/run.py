@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Orders", "of_orders", "run", "run_all", "show"]
+__all__ = ["Config", "Orders", "Overrides", "of_orders", "plan_runs", "run", "run_all", "show"]
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A TOML file, or the name of a shipped configuration.")]
 Overrides = Annotated[
@@ -39,7 +39,7 @@ def run(
     """
     folder = out or Path("runs") / Path(config).stem
     overrides, seeds = of_orders(orders, overrides or [], seeds)
-    planned = _plan(config, overrides, seeds, folder)
+    planned = plan_runs(config, overrides, seeds, folder)
     run_all(planned, folder, resume=resume, quiet=quiet, across_splits=orders is not None)
 
 
@@ -112,7 +112,7 @@ def show(config: Config, overrides: Overrides = None) -> None:
     typer.echo(to_toml(load_config(config, overrides or [])), nl=False)
 
 
-def _plan(config: str, overrides: list[str], seeds: int | None, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+def plan_runs(config: str, overrides: list[str], seeds: int | None, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return each run directory with its settings. An error in any of them is raised before the first run starts."""
     from lamella.learner.config.document import load_config, method_name
 

@@ -20,6 +20,8 @@ Schema 1 (all accuracies are fractions 0..1, null where a metric has no meaning)
     stored_bytes                    of all that was learned, backbone not counted unless changed
     passes                          products of a prediction, in passes of the backbone without adapters; null if none
     evaluated_on, selection         "test" or "validation"; how the configuration was chosen
+    federated                       where several clients learned: their samples of each task, the bytes that were sent
+                                    up and down and in how many exchanges, who was missing since when and why, epsilon
     config                          resolved; in [run], overrides and dropped say what the command line changed
                                     and left out of the file
 
@@ -49,6 +51,7 @@ import numpy as np
 from lamella.common.version import __version__
 from lamella.data.scenario import Scenario
 from lamella.experiments import metrics
+from lamella.experiments.federated import federated_results
 from lamella.experiments.results_files import SCHEMA
 from lamella.learner.config.document import readout_names
 from lamella.learner.config.scenario_table import source_name
@@ -172,7 +175,7 @@ def facts_of_run(learner: Learner, scenario: Scenario, stored_bytes: int) -> dic
         "evaluated_on": config["run"]["evaluate_on"],
         "selection": config["run"]["selection"],
         "config": config,
-    }
+    } | ({"federated": federated_results(learner)} if "federated" in config else {})
 
 
 def number_or_none(value: float) -> float | None:

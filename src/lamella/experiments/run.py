@@ -12,7 +12,7 @@ The loggers of `run.loggers` write beside these, see logging/loggers.py, and so 
 import time
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,23 @@ from lamella.data.answers import AnswerSet
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
 from lamella.experiments.answering import AnswerRun, check_run_table
+from lamella.experiments.federated import federated_lines
 from lamella.experiments.logging.events import Events
 from lamella.experiments.metrics import METRICS
 from lamella.experiments.phases import phases_line
 from lamella.experiments.report.summary import settings
 from lamella.experiments.results import build_results, curve_so_far, stored_row
 from lamella.experiments.right import write_right
+from lamella.federated.fit import FederatedFit
 from lamella.learner.answers.scores import SCORES
-from lamella.learner.config.document import build_scenario, readout_names, same_settings, to_toml, up_to_date
+from lamella.learner.config.document import (
+    build_federation,
+    build_scenario,
+    readout_names,
+    same_settings,
+    to_toml,
+    up_to_date,
+)
 from lamella.learner.config.own_methods import method_digests, name_in_table
 from lamella.learner.config.precision import as_in_runs, precision_line
 from lamella.learner.learner import Learner
@@ -49,7 +58,14 @@ from lamella.training.precision import resolve_device
 __all__ = ["check_claim", "run"]
 
 
-def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool = False) -> Path:
+def run(
+    config: dict[str, Any],
+    out: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    loop: Callable[..., FederatedFit] = FederatedFit,
+) -> Path:
     """Run a configuration to its end.
 
     Args:
@@ -57,6 +73,7 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
         out: the run directory.
         resume: whether to continue a run that is there. A finished run is not changed.
         quiet: whether to hide progress.
+        loop: makes the loop over the clients of [federated], where they are not in this process.
 
     Returns:
         The run directory.
@@ -75,7 +92,9 @@ def run(config: dict[str, Any], out: Path, *, resume: bool = False, quiet: bool 
         for torn in half_written(out):
             torn.unlink()
         if not (out / "results.json").exists():
-            job = _Run(config, out, quiet)  # before the folder is claimed, so that a wrong setting can be corrected
+            job = _Run(
+                config, out, quiet, loop
+            )  # before the folder is claimed, so that a wrong setting can be corrected
             write_atomic(out / "config.toml", to_toml(job.config).encode())
             if "measured" in job.config["fit"] and not quiet:
                 print(precision_line(job.config))
@@ -138,8 +157,11 @@ def _stored(path: Path) -> dict[str, Any]:
 class _Run:
     """A run in progress."""
 
-    def __init__(self, config: dict[str, Any], out: Path, quiet: bool) -> None:
+    def __init__(
+        self, config: dict[str, Any], out: Path, quiet: bool, loop: Callable[..., FederatedFit] = FederatedFit
+    ) -> None:
         self.out = out
+        self.loop = loop
         self.quiet = quiet
         self.events = Events(out, config["run"].get("loggers", []), settings(config) | {"seed": config["run"]["seed"]})
         device = resolve_device(config["fit"]["device"])
@@ -158,6 +180,8 @@ class _Run:
         self.answers = None
         if isinstance(self.tasks[0].train, AnswerSet):
             self.answers = AnswerRun(out, self.learner, self.scenario, self._test, whole_stream=self.whole)
+        self.federation = build_federation(config)
+        self.learner.model.fit(federation=self.federation)  # refuses a method that clients cannot learn by
         self._check_inputs()
         self.learner.notes.setdefault("scores", [])
         self.tests: dict[int, Any] = {}
@@ -192,7 +216,13 @@ class _Run:
         for i, task in enumerate(self.tasks):
             if i >= len(self.learner.tasks):
                 with listening(self.events.epoch):
-                    record = self.learner.learn(task, checkpoints=self.checkpoints, progress=self.progress)
+                    record = self.learner.learn(
+                        task,
+                        checkpoints=self.checkpoints,
+                        progress=self.progress,
+                        federation=self.federation,
+                        loop=self.loop,
+                    )
                 self._save()
                 self.events.log({"seconds/learn": record.seconds["total"]}, i + 1)
                 self.events.tell("learned", task=i, **record.to_json())
@@ -218,6 +248,8 @@ class _Run:
             print(f"parameters{beside}: {', '.join(shares)}")
             tested = sum(entry["seconds"] for entry in self.learner.notes["scores"])
             print(phases_line(self.learner.tasks, tested))
+            for line in federated_lines(results[""]["federated"]) if self.federation is not None else ():
+                print(line)
         final = results[""]
         self.events.tell("finished", final_accuracy=final["final_accuracy"])
         self.events.log({f"final/{metric.name}": final.get(metric.name) for metric in METRICS}, len(self.tasks))

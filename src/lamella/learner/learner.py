@@ -1,6 +1,6 @@
 """The learner: create a model, teach it tasks, predict, evaluate, save, export."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from lamella.data.answers import Answer, AnswerSet
 from lamella.data.loading import Examples
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
+from lamella.federated.federation import Federation
+from lamella.federated.fit import FederatedFit
 from lamella.learner.answers.measuring import MeasuredAnswers, measure_answers
 from lamella.learner.confidence import Confidence
 from lamella.learner.config.new_config import new_config
@@ -212,6 +214,8 @@ class Learner:
         held_back: Examples | None = None,
         checkpoints: Checkpoints | None = None,
         progress: Progress = silent,
+        federation: Federation | None = None,
+        loop: Callable[..., FederatedFit] = FederatedFit,
     ) -> TaskRecord:
         """Learn one task.
 
@@ -223,15 +227,27 @@ class Learner:
                 cost before the task and after it, and nothing of them is kept.
             checkpoints: where training saves its state, so that it can be resumed; None saves nothing.
             progress: opens a progress bar.
+            federation: the clients among which the samples are shared out, and which learn from their own alone; None
+                learns from all samples at once.
+            loop: makes the loop over these clients, for clients that are not in this process.
 
         Returns:
             The record of the task.
 
         Raises:
-            ValueError: a class id or name stands for another class than before, or a class has no sample.
+            ValueError: a class id or name stands for another class than before, a class has no sample, or clients
+                cannot learn by this method.
             RuntimeError: learning an earlier task failed half-way.
         """
-        return learn(self.model, task, held_back=held_back, checkpoints=checkpoints, progress=progress)
+        return learn(
+            self.model,
+            task,
+            held_back=held_back,
+            checkpoints=checkpoints,
+            progress=progress,
+            federation=federation,
+            loop=loop,
+        )
 
     def learn_from(
         self,

@@ -1,6 +1,7 @@
 """Learning one task."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,6 +13,8 @@ from lamella.data.keeping import keep_decoded
 from lamella.data.loading import Examples
 from lamella.data.scenario import Task
 from lamella.data.tasks import Unreadable
+from lamella.federated.federation import Federation
+from lamella.federated.fit import FederatedFit
 from lamella.learner.answers.costs import costs_of
 from lamella.learner.model import Model
 from lamella.learner.records import HeldBackCosts, TaskRecord, check_task, task_record
@@ -28,14 +31,18 @@ def learn(
     held_back: Examples | None = None,
     checkpoints: Checkpoints | None = None,
     progress: Progress = silent,
+    federation: Federation | None = None,
+    loop: Callable[..., FederatedFit] = FederatedFit,
 ) -> TaskRecord:
     """Learn one task. Arguments, return value and errors are those of `Learner.learn`."""
     model.check_whole()
     task, too_long, told = fitting_task(model, task)
     check_task(task, model.class_names)
     task = replace(task, train=keep_decoded(task.train, progress=progress))
-    fit = model.fit(checkpoints=checkpoints, progress=progress)
+    fit = model.fit(checkpoints=checkpoints, progress=progress, federation=federation, loop=loop)
     fit.begin(str(len(model.tasks)))
+    if isinstance(fit, FederatedFit):
+        fit.divide(task.train)
     answers = _fitting_answers(model, held_back)
     before = None if answers is None else _loss(model, answers)
     started = time.monotonic()
@@ -49,6 +56,7 @@ def learn(
     record = task_record(task, model.method, fit, time.monotonic() - started)
     record.note_unreadable(too_long)
     record.told = told or None
+    record.federated = fit.ledger.to_json() if isinstance(fit, FederatedFit) else None
     if answers is not None and before is not None:
         record.held_back_costs = HeldBackCosts(len(answers), before, _loss(model, answers))
     elif held_back is not None and task.classes:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from lamella.data.loading import Examples
 from lamella.data.names import normal_name
 from lamella.data.samples import Samples
 from lamella.data.scenario import Source, Task
+from lamella.federated.federation import Federation
+from lamella.federated.fit import FederatedFit
 from lamella.learner.confidence import Confidence, HeldBackScore, fitted_temperature, histogram, of_records
 from lamella.learner.config.document import (
     build_augmentation,
@@ -38,7 +41,7 @@ from lamella.learner.store.manifest import plain_file
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.learner.store.versions import load_model, manifest_file, save_model
 from lamella.learner.untrusted import check_untrusted
-from lamella.methods import Method
+from lamella.methods import METHODS, Method
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.fit import Fit
 
@@ -127,16 +130,36 @@ class Model:
         """Count the numbers that a prediction needs, by part of the model; see costs.py."""
         return parameter_counts(self.method)
 
-    def fit(self, *, checkpoints: Checkpoints | None = None, progress: Progress = silent) -> Fit:
+    def fit(
+        self,
+        *,
+        checkpoints: Checkpoints | None = None,
+        progress: Progress = silent,
+        federation: Federation | None = None,
+        loop: Callable[..., FederatedFit] = FederatedFit,
+    ) -> Fit:
         """Create the training loop that the configuration describes.
 
         Args:
             checkpoints: where the loop saves its state, so that it can be resumed; None saves nothing.
             progress: opens a progress bar.
+            federation: the clients that learn; None where all samples are here.
+            loop: makes the loop over these clients.
+
+        Raises:
+            ValueError: the method needs more than clients may tell.
         """
         known = ("device", "precision", "compile", "like_sizes")
         chosen = {key: value for key, value in self.config["fit"].items() if key in known}
-        return Fit(
+        if federation is not None and not self.method.federates:
+            classes = {n: b for n, b in METHODS.items() if isinstance(b, type) and issubclass(b, Method)}
+            able = sorted(name for name, build in classes.items() if build.federates)
+            raise ValueError(
+                f"method '{self.name}' cannot be learned by clients that keep their samples; choose one of "
+                f"{', '.join(able)}, alone or with align (whose drift is affine, mean or none)"
+            )
+        make = Fit if federation is None else partial(loop, federation=federation)
+        return make(
             self.method,
             self.backbone.transform,
             augmentation=build_augmentation(self.config),

@@ -1,6 +1,6 @@
 """Class statistics of features: counts, means and scatters, and the discriminants that they give."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -80,6 +80,38 @@ class ClassGaussians(Resizable):
             raise ValueError(f"class {empty[0]} has no sample to learn from")
         for label, part in parts.items():
             self._add_class(label, part)
+
+    @torch.no_grad()
+    def add_sums(self, sums: Mapping[str, Tensor], classes: Sequence[int]) -> None:
+        """Add the features of images to the statistics, of which only sums are known; see `feature_sums.class_sums`.
+
+        Args:
+            sums: "count" (c,), "sum" (c, d) and "square" (d, d) over all images that are added.
+            classes: the c classes, known or new; new ones are appended in this order.
+
+        Raises:
+            ValueError: a class has no image, or classes have covariances of their own, which no sum over all has.
+        """
+        if self.whole or self.low_rank is not None:
+            raise ValueError("covariances of single classes do not follow from sums over all of them; leave them out")
+        counts, totals = sums["count"].to(self.counts), sums["sum"].to(self.means)
+        if empty := [label for label, n in zip(classes, counts.tolist(), strict=True) if not n]:
+            raise ValueError(f"class {empty[0]} has no sample to learn from")
+        self._solved = {}
+        means = totals / counts[:, None]
+        self.scatter = self.scatter + sums["square"].to(self.scatter) - means.T @ totals
+        for label, n, mean in zip(classes, counts, means, strict=True):
+            known = self.classes
+            if label not in known:
+                self.ids = torch.cat([self.ids, self.ids.new_tensor([label])])
+                self.counts = torch.cat([self.counts, n[None]])
+                self.means = torch.cat([self.means, mean[None]])
+                continue
+            i = known.index(label)
+            old, shift = self.counts[i].clone(), mean - self.means[i]
+            self.scatter = self.scatter + torch.outer(shift, shift) * (old * n / (old + n))
+            self.means[i] += shift * (n / (old + n))
+            self.counts[i] += n
 
     def _add_class(self, label: int, x: Tensor) -> None:
         known = self.classes

@@ -80,6 +80,7 @@ class InfLoRA(FreeReaders):
     merges = True
     needs = frozenset({"own A", "reads A", "product"})
     answers = True
+    federates = True
 
     def __init__(
         self,

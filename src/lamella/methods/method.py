@@ -72,6 +72,7 @@ class Method(nn.Module, ABC):
         widens: Whether the features get wider with each task.
         changes_backbone: Whether the backbone's own weights are trained.
         answers: Whether it can learn answers, where its backbone is a language model; else it needs classes.
+        federates: Whether it asks of samples only training steps and sums, so that these can stay with several owners.
         merges: Whether adapters are folded into the weights of the layers in `sites`.
         free_rank: How many free directions of a layer the branch of a new task wants, where `protected` tells which
             are taken; None where no branch is kept away from them.
@@ -88,6 +89,7 @@ class Method(nn.Module, ABC):
     widens: bool = False
     changes_backbone: bool = False
     answers: bool = False
+    federates: bool = False
     merges: bool = False
     free_rank: int | None = None
     most_tasks: int | None = None

@@ -9,6 +9,7 @@ Departures: none. If a class comes back, its mean is that of all its images.
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.methods.shared.class_means import ClassMeans
+from lamella.methods.shared.statistics import add_features
 from lamella.training.fit import Fit
 
 __all__ = ["NearestMean"]
@@ -22,6 +23,8 @@ class NearestMean(ClassMeans):
         seed: the seed of every random draw; this method makes none.
     """
 
+    federates = True
+
     def __init__(self, backbone: Backbone, *, seed: int = 0) -> None:
         super().__init__(backbone, seed)
 
@@ -33,4 +36,5 @@ class NearestMean(ClassMeans):
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
-        self.statistics.add(fit.features(task.train, self.features), task.train.labels, task.classes)
+        features = fit.features(task.train, self.features)
+        add_features(self.statistics, fit, features, task.train.labels, task.classes, name="statistics")

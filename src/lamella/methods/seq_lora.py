@@ -37,6 +37,7 @@ class SeqLoRA(OwnHeads):
 
     needs = frozenset()
     answers = True
+    federates = True
 
     def __init__(
         self,

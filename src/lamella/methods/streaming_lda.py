@@ -21,6 +21,7 @@ from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians
 from lamella.methods.method import SHARED, Method
 from lamella.methods.shared.heads import linear_layer
+from lamella.methods.shared.statistics import add_features
 from lamella.training.fit import Fit
 
 __all__ = ["StreamingLDA"]
@@ -34,6 +35,8 @@ class StreamingLDA(Method):
         seed: the seed of every random draw; this method makes none.
         shrinkage: the share of a multiple of the identity in the covariance; above 0, at most 1.
     """
+
+    federates = True
 
     def __init__(self, backbone: Backbone, *, seed: int = 0, shrinkage: float = 0.1) -> None:
         super().__init__()
@@ -62,4 +65,5 @@ class StreamingLDA(Method):
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
-        self.statistics.add(fit.features(task.train, self.backbone), task.train.labels, task.classes)
+        features = fit.features(task.train, self.backbone)
+        add_features(self.statistics, fit, features, task.train.labels, task.classes, name="statistics")

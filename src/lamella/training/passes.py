@@ -81,6 +81,19 @@ class Passes:
         self.scan_batch_size = scan_batch_size
         self.begin("0")
 
+    divided = False
+    """Whether samples stay with several owners, so that of features only sums are known; see `pooled`."""
+
+    def pooled(self, name: str, summed: Callable[..., dict[str, Tensor]], *rows: Tensor) -> dict[str, Tensor]:
+        """Return sums over all samples of the task; where these have several owners, each sends those of its own.
+
+        Args:
+            name: the name of the sums within the task.
+            summed: rows of n samples -> their sums by name.
+            rows: (n, ...), in the order of the task's samples, such as features and labels.
+        """
+        return summed(*rows)
+
     def begin(self, task: str) -> None:
         """Begin a task: the names of calls start again, and the records (seconds, trained tensors) are empty.
 

@@ -1,8 +1,8 @@
 """Turns a TOML file and overrides into a checked dictionary, and a checked dictionary into objects.
 
-The sections are [scenario] [backbone] [method] [augment] [fit] [run]. The parts of a method are tables within [method],
-such as [method.align]. So is the method that another one is built on, [method.base]. The rooms below this one get
-plain arguments and never a configuration.
+The sections are [scenario] [backbone] [method] [augment] [fit] [run], and [federated] where several clients learn. The
+parts of a method are tables within [method], such as [method.align]. So is the method that another one is built on,
+[method.base]. The rooms below this one get plain arguments and never a configuration.
 """
 
 import tomllib
@@ -15,6 +15,7 @@ from lamella.backbones import Backbone, backbone_options, load_backbone
 from lamella.backbones.encoder_places import is_path
 from lamella.common.options import Option, arguments, check_table, completed, near_matches, options_of
 from lamella.data.transform import Augmentation
+from lamella.federated.federation import Federation
 from lamella.learner.config.method_names import method_name, readout_names
 from lamella.learner.config.method_tables import build_method, complete_method, switch_methods, with_unstored
 from lamella.learner.config.overrides import changes_of, parse_override, put
@@ -24,6 +25,7 @@ from lamella.learner.config.scenario_table import build_scenario, complete_scena
 __all__ = [
     "build_augmentation",
     "build_backbone",
+    "build_federation",
     "build_method",
     "build_scenario",
     "complete",
@@ -40,7 +42,7 @@ __all__ = [
     "with_overrides",
 ]
 
-SECTIONS = ("scenario", "backbone", "method", "augment", "fit", "run")
+SECTIONS = ("scenario", "backbone", "method", "augment", "fit", "federated", "run")
 FIT = {
     "device": Option(str, "auto"),
     "precision": Option(Literal["float32", "bf16", "auto"], "float32"),
@@ -149,6 +151,7 @@ def complete(document: Mapping[str, Any]) -> dict[str, Any]:
         "method": complete_method(given["method"], scenario),
         "augment": completed("augment", given["augment"], _augment_options(given["augment"])),
         "fit": completed("fit", given["fit"], FIT),
+        "federated": complete_federated(given["federated"]) if "federated" in document else {},
         "run": run,
     }
     return {section: table for section, table in config.items() if table}
@@ -216,6 +219,24 @@ def build_augmentation(config: Mapping[str, Any]) -> Augmentation | None:
         return None
     table = {k: v for k, v in config["augment"].items() if k != "enabled"}
     return Augmentation(**arguments("augment", table, options_of(Augmentation)))
+
+
+def build_federation(config: Mapping[str, Any]) -> Federation | None:
+    """Return who takes part in learning, by [federated]; None if samples have one owner."""
+    if "federated" not in config:
+        return None
+    return Federation(**arguments("federated", config["federated"], options_of(Federation)))
+
+
+def complete_federated(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Check [federated] and fill in its defaults.
+
+    Raises:
+        ValueError: a key is unknown, or a value is refused.
+    """
+    full = completed("federated", table, options_of(Federation))
+    build_federation({"federated": full})
+    return full
 
 
 def read_document(name_or_path: str | Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from lamella.common.options import near_matches
 
 __all__ = ["changes_of", "parse_override", "parse_value", "put"]
 
-SELECTED = ("scenario", "backbone", "method", "augment", "fit")
+SELECTED = ("scenario", "backbone", "method", "augment", "fit", "federated")
 """The sections that `run.selection` is about, the text that says how the settings were chosen."""
 OF_THE_MACHINE = {("fit", "device"), ("fit", "compile"), ("fit", "checkpoint_seconds")}
 """Settings in these sections that do not affect `run.selection`, since they do not change what is computed: the device,

@@ -46,17 +46,17 @@ import torch
 from torch import Tensor, nn
 
 from lamella.common.checks import check_one_of
-from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.memory.mixtures import ClassMixtures
 from lamella.methods.method import SHARED, STATISTICS_GO_ON, Method
 from lamella.methods.on_base import MethodOnBase
 from lamella.methods.parts.competing import competing, trains_heads
-from lamella.methods.parts.drift import DRIFTS, check_ridge, drift_of, follow
+from lamella.methods.parts.drift import DRIFTS, check_ridge, follow_task
 from lamella.methods.parts.refit import refitted_head
 from lamella.methods.shared.heads import Heads, linear_layer
 from lamella.methods.shared.plain_classifier import PlainClassifier
+from lamella.methods.shared.statistics import add_features
 from lamella.training.fit import Fit
 from lamella.training.recipe import Training
 
@@ -155,6 +155,8 @@ class Aligned(MethodOnBase):
                 "network, such as inflora or seq-lora; leave it out"
             )
         self.compete = compete
+        by_sums = head == "lda" and drift != "local" and not (self.quadratic or means or compete)
+        self.federates = by_sums and base.federates
         directions = None if own_directions == "all" else own_directions
         mixed = partial(ClassMixtures, means=means, seed=seed) if means else ClassGaussians
         self.statistics: ClassGaussians = mixed(width, per_class=self.quadratic, directions=directions)
@@ -241,9 +243,7 @@ class Aligned(MethodOnBase):
         self.eval()
         after = fit.features(task.train, self.features, name="align-after")
         if before is not None and moves:
-            drift = drift_of(before, after, self.drift, self.ridge)
-            follow(self.statistics, drift, generator(self.seed, "align", "local", len(self.classes)))
-            fit.tell_drift(drift)
-        self.statistics.add(after, task.train.labels, task.classes)
+            follow_task(self.statistics, fit, before, after, self.drift, self.ridge, self.seed)
+        add_features(self.statistics, fit, after, task.train.labels, task.classes, name="align-statistics")
         if self.head == "refit":
             self.refitted = refitted_head(self.statistics, self.shrinkage, self.samples, self.refitting, fit, self.seed)

@@ -1,14 +1,30 @@
 """The drift of features while a task was learned, estimated on the task's images before and after."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lamella.common.checks import check_one_of
+from lamella.common.randomness import generator
+from lamella.memory.feature_sums import drift_sums, moved_moments
 from lamella.memory.gaussians import ClassGaussians, standard_noise
+from lamella.training.fit import Fit
 
-__all__ = ["DRIFTS", "Drift", "LocalDrift", "affine_drift", "check_ridge", "drift_of", "follow", "mean_drift"]
+__all__ = [
+    "DRIFTS",
+    "Drift",
+    "LocalDrift",
+    "affine_drift",
+    "check_ridge",
+    "drift_of",
+    "drift_of_sums",
+    "follow",
+    "follow_task",
+    "mean_drift",
+]
 
 DRIFTS = ("affine", "mean", "local")
 BLOCK = 2**24
@@ -64,12 +80,34 @@ def affine_drift(before: Tensor, after: Tensor, ridge: float) -> Drift:
     X, Y = before.double(), after.double()
     x, y = X.mean(0), Y.mean(0)
     Xc, Yc = X - x, Y - y
-    gram = Xc.T @ Xc
+    return _ridge_regression(Xc.T @ Xc, Xc.T @ (Yc - Xc), x, y, ridge)
+
+
+def drift_of_sums(sums: Mapping[str, Tensor], kind: str, ridge: float) -> Drift:
+    """Return the drift that images show, of whose features only sums are known; see `memory/feature_sums.py`.
+
+    Args:
+        sums: those of `drift_sums`.
+        kind: "affine" or "mean".
+        ridge: the strength of the regularisation of "affine"; above 0.
+
+    Raises:
+        ValueError: the kind needs the features of single images.
+    """
+    check_one_of("drift", kind, ("affine", "mean"))
+    x, y, gram, cross = moved_moments(sums)
+    if kind == "mean":
+        return Drift(torch.zeros_like(gram), x, y - x)
+    return _ridge_regression(gram, cross - gram, x, y, ridge)
+
+
+def _ridge_regression(gram: Tensor, cross: Tensor, x: Tensor, y: Tensor, ridge: float) -> Drift:
+    """Return the map of `affine_drift` from Xc^T Xc, Xc^T (Yc - Xc) and both means."""
     k = ridge * gram.diagonal().mean()
     if k <= 0:
         return Drift(torch.zeros_like(gram), x, y - x)
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return Drift(torch.linalg.solve(gram + k * identity, Xc.T @ (Yc - Xc)), x, y - x)
+    return Drift(torch.linalg.solve(gram + k * identity, cross), x, y - x)
 
 
 def mean_drift(before: Tensor, after: Tensor) -> Drift:
@@ -146,3 +184,25 @@ def follow(statistics: ClassGaussians, drift: Drift | LocalDrift, draws: torch.G
     width = drift.keys.shape[1]
     noise = standard_noise(max(DRAWS, 2 * width), width, draws)
     statistics.follow(drift, noise.to(drift.keys), FOLLOWING)
+
+
+def follow_task(
+    statistics: ClassGaussians, fit: Fit, before: Tensor, after: Tensor, kind: str, ridge: float, seed: int
+) -> None:
+    """Move class statistics as the features of a task's samples drift, and tell the training loop of it.
+
+    Args:
+        statistics: of features (d,) before the task.
+        fit: the loop, of whose samples only sums may be known.
+        before: (n, d), their features before the task.
+        after: (n, d), their features after it.
+        kind: one of DRIFTS.
+        ridge: the strength of the regularisation of "affine"; above 0.
+        seed: the seed of the samples that "local" draws.
+    """
+    if fit.divided:
+        drift: Drift | LocalDrift = drift_of_sums(fit.pooled("align-drift", drift_sums, before, after), kind, ridge)
+    else:
+        drift = drift_of(before, after, kind, ridge)
+    follow(statistics, drift, generator(seed, "align", "local", len(statistics.classes)))
+    fit.tell_drift(drift)

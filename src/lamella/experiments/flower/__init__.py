@@ -1,0 +1,1 @@
+"""The two apps of federated learning under Flower: the server's and the client's."""

@@ -1,0 +1,131 @@
+"""A ServerApp and a ClientApp of Flower, around `federated.remote`.
+
+Flower starts a process for every message, and ends one whose first sign of life comes late. So this file imports
+Flower alone, torch and the rest come in when a message is there, and there is one message for each exchange.
+
+The run configuration of Flower says what is learned:
+
+    config      a shipped configuration, or the path of one that all nodes can read
+    overrides   changes of it, separated by spaces; federated.clients is the number of nodes
+    out         the run directory, on the server
+    timeout     for how many seconds the server waits for answers
+
+Which client a node is, its node configuration says: "partition-id".
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict  # pyright: ignore[reportMissingImports]
+from flwr.clientapp import ClientApp  # pyright: ignore[reportMissingImports]
+from flwr.serverapp import Grid, ServerApp  # pyright: ignore[reportMissingImports]
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lamella.federated.remote import Party, Question
+
+__all__ = ["client", "server"]
+
+client = ClientApp()
+server = ServerApp()
+
+
+@server.main()
+def serve(grid: Grid, context: Context) -> None:
+    """Learn the stream of a configuration with the nodes of a grid, and write an ordinary run directory."""
+    from functools import partial
+    from pathlib import Path
+
+    from lamella.experiments.run import run
+    from lamella.federated.remote import AskingFit
+    from lamella.learner.config.document import load_config
+
+    said = context.run_config
+    config = load_config(str(said["config"]), [*str(said["overrides"]).split()])
+    nodes = _nodes(grid, int(config["federated"]["clients"]), float(said["timeout"]))
+    words = ConfigRecord({"config": str(said["config"]), "overrides": str(said["overrides"])})
+
+    def send(question: "Question", clients: Sequence[int]) -> "Mapping[int, Mapping[str, Tensor]]":
+        content = {"words": words, "asked": _asked(question), "results": _packed(question)}
+        messages = [Message(RecordDict(dict(content)), dst_node_id=node, message_type="train") for node in nodes]
+        found: dict[int, Mapping[str, Tensor]] = {}
+        for reply in grid.send_and_receive(messages, timeout=float(said["timeout"])):
+            if reply.has_error():
+                print(f"lamella: node {reply.metadata.src_node_id} failed: {reply.error.reason}", flush=True)
+            else:
+                found[int(reply.content["client"]["client"])] = reply.content["answer"].to_torch_state_dict()
+        return found
+
+    run(config, Path(str(said["out"])), quiet=True, loop=partial(AskingFit, send=send, results=[]))
+
+
+@client.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer one question from the samples of this node."""
+    import torch
+
+    from lamella.federated.remote import Question
+
+    torch.set_num_threads(1)
+    words, asked = message.content["words"], message.content["asked"]
+    party = _party(str(words["config"]), str(words["overrides"]), int(context.node_config["partition-id"]))
+    results = _unpacked(message.content["results"].to_torch_state_dict(), [int(n) for n in asked["exchanges"]])
+    answer = party.answer(Question(int(asked["task"]), bool(asked["rows"]), results))
+    arrays = ArrayRecord({name: tensor.contiguous() for name, tensor in answer.items()})
+    return Message(RecordDict({"client": ConfigRecord({"client": party.client}), "answer": arrays}), reply_to=message)
+
+
+@lru_cache(1)  # nodes of one process, as those of a simulation, are asked in turn and build this anew
+def _party(config: str, overrides: str, number: int) -> "Party":
+    from lamella.federated.remote import AnsweringFit, Party
+    from lamella.learner.config.document import build_augmentation, build_federation, build_scenario, load_config
+    from lamella.learner.learner import Learner
+
+    full = load_config(config, overrides.split())
+    scenario, learner = build_scenario(full), Learner(full)
+    federation = build_federation(full)
+    assert federation is not None  # the server has asked
+
+    def loop(method: Any, **own: Any) -> AnsweringFit:
+        fit = {key: full["fit"][key] for key in ("device", "precision") if key in full["fit"]}
+        own |= {"seed": learner.seed, "augmentation": build_augmentation(full), "federation": federation}
+        return AnsweringFit(method, method.backbone.transform, **own, **fit)
+
+    return Party(learner.method.eval(), [scenario[i] for i in range(len(scenario))], loop, number)
+
+
+def _nodes(grid: Grid, wanted: int, timeout: float) -> list[int]:
+    """The nodes, as soon as there are as many as clients, or those there are when time is out."""
+    import time
+
+    since = time.monotonic()
+    while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() - since < timeout:
+        time.sleep(1)
+    return nodes
+
+
+def _asked(question: "Question") -> ConfigRecord:
+    lengths = [len(task) for task in question.results]
+    return ConfigRecord({"task": question.task, "rows": question.rows, "exchanges": lengths})
+
+
+def _packed(question: "Question") -> ArrayRecord:
+    """All results in one record, "task|exchange|name"."""
+    return ArrayRecord(
+        {
+            f"{task}|{number}|{name}": tensor.contiguous()
+            for task, exchanges in enumerate(question.results)
+            for number, result in enumerate(exchanges)
+            for name, tensor in result.items()
+        }
+    )
+
+
+def _unpacked(tensors: "Mapping[str, Tensor]", lengths: Sequence[int]) -> "list[list[dict[str, Tensor]]]":
+    results: list[list[dict[str, Tensor]]] = [[{} for _ in range(length)] for length in lengths]
+    for key, tensor in tensors.items():
+        task, number, name = key.split("|", 2)
+        results[int(task)][int(number)][name] = tensor
+    return results

@@ -1,0 +1,1 @@
+"""Federated learning: the training loop over clients whose samples stay with them, and only sums and updates travel."""

@@ -1,0 +1,108 @@
+"""`lamella federate`: an ordinary run folder that says what was sent, and a run that goes on to the same bits."""
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run
+from streams import colours_config
+from test_resume import assert_same, outcome
+
+from lamella.federated.fit import FederatedFit
+from lamella.learner.config.document import load_config
+
+PLAN = ["--clients", "3", "--rounds", "2", "--lose", "2@2", "--quiet"]
+METHOD = ["method.name=seq-lora+align", "method.rank=2", "method.blocks=1", "method.batch_size=8"]
+PRIVATE = ["federated.clip=0.5", "federated.noise=1.0"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return colours_config(tmp_path_factory.mktemp("federate"))
+
+
+def results(out: Path) -> dict[str, Any]:
+    return json.loads((out / "results.json").read_text())
+
+
+def test_a_federated_run_is_an_ordinary_run_and_goes_on_to_the_same_bits(
+    lamella: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    words = ["federate", config, *METHOD, *PRIVATE, *PLAN]
+    code, _, err = lamella(*words, "--out", whole)
+    assert (code, err) == (0, "")
+    found = results(whole)["federated"]
+    assert [sum(samples) for samples in found["samples"]] == [12, 12]
+    assert found["exchanges"] == {"train": 4, "align-drift": 1, "align-statistics": 2}
+    assert found["missing"] == [{"task": 2, "client": 2, "since": "train", "why": "no answer"}]
+    assert (found["releases"], found["delta"]) == (4, 1e-5)
+    assert 0 < found["epsilon"] < 30
+    trained = results(whole)["trainable_parameters"]
+    assert found["bytes_up"]["train"] == (3 + 2) * 2 * (4 * trained + 8)
+    assert found["bytes_down"]["train"] == (3 + 2) * 2 * 4 * trained
+    assert "seq-lora+align" in lamella("report", whole)[1]
+
+    ask, calls = FederatedFit.ask, 0
+
+    def stopping(self: FederatedFit, name: str, answer: Callable[[int], Any]) -> dict[int, Any]:
+        nonlocal calls
+        calls += 1
+        found = ask(self, name, answer)
+        if calls == 5:  # the second round of the second task
+            raise KeyboardInterrupt
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FederatedFit, "ask", stopping)
+        code, _, err = lamella(*words, "--out", broken)
+    assert code == 130
+    assert "--resume" in err
+    assert lamella(*words, "--out", broken, "--resume")[0] == 0
+    assert_same(outcome(whole), outcome(broken))
+
+
+def test_what_was_sent_and_what_privacy_there_is_are_printed(lamella: Run, config: Path, tmp_path: Path) -> None:
+    words = [word for word in PLAN if word != "--quiet"]
+    code, out, _ = lamella("federate", config, "method.name=nearest-mean", *words, "--out", tmp_path / "run")
+    assert code == 0
+    assert "MB up" in out
+    assert "task 2: client 2 is missing from 'statistics' on: no answer" in out
+
+
+def test_a_method_that_needs_more_than_sums_is_refused_by_name(lamella: Run, config: Path, tmp_path: Path) -> None:
+    code, _, err = lamella("federate", config, "method.name=ranpac", "--out", tmp_path / "run")
+    assert code == 2
+    assert "method 'ranpac' cannot be learned by clients" in err
+    assert "inflora" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_table_is_complete_where_it_is_there_and_absent_where_it_is_not() -> None:
+    assert "federated" not in load_config("digits")
+    table = load_config("digits", ["federated.clients=2"])["federated"]
+    assert (table["clients"], table["rounds"], table["rule"]) == (2, 10, "fedavg")
+    with pytest.raises(ValueError, match=r"unknown key 'federated\.client'"):
+        load_config("digits", ["federated.client=2"])
+    with pytest.raises(ValueError, match="at least 1"):
+        load_config("digits", ["federated.rounds=0"])
+
+
+def test_the_folder_of_a_flower_app_holds_what_is_learned(lamella: Run, config: Path, tmp_path: Path) -> None:
+    words = ["federate", config, "--clients", "2", "--lose", "1@2", "--lose", "0@3", "--out", tmp_path / "run"]
+    code, out, _ = lamella(*words, "--flower-app", tmp_path / "app")
+    assert code == 0
+    assert "flwr run" in out
+    app = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    plan = load_config(app["config"]["config"], app["config"]["overrides"].split())["federated"]
+    assert (plan["clients"], plan["lose"]) == (2, ["1@2", "0@3"])
+    assert app["config"]["out"] == str(tmp_path / "run")
+    code, _, err = lamella(*words, "--flower-app", tmp_path / "app")
+    assert code == 2
+    assert "is not empty" in err
+    code, _, err = lamella(*words, "run.selection=a b", "--flower-app", tmp_path / "other")
+    assert code == 2
+    assert "has a space" in err
