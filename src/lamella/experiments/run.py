@@ -10,10 +10,8 @@ The loggers of `run.loggers` write beside these, see logging/loggers.py, and so 
 """
 
 import time
-import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from lamella.data.answers import AnswerSet
 from lamella.data.keeping import keep_decoded
 from lamella.data.scenario import Scenario, Task
 from lamella.experiments.answering import AnswerRun, check_run_table
+from lamella.experiments.claims import check_claim, removed_if_refused
 from lamella.experiments.federated import federated_lines
 from lamella.experiments.logging.events import Events
 from lamella.experiments.metrics import METRICS
@@ -40,9 +39,7 @@ from lamella.learner.config.document import (
     build_federation,
     build_scenario,
     readout_names,
-    same_settings,
     to_toml,
-    up_to_date,
 )
 from lamella.learner.config.own_methods import method_digests, name_in_table
 from lamella.learner.config.precision import as_in_runs, precision_line
@@ -55,7 +52,7 @@ from lamella.training.compilation import check_compilable
 from lamella.training.listening import listening
 from lamella.training.precision import resolve_device
 
-__all__ = ["check_claim", "run"]
+__all__ = ["run"]
 
 
 def run(
@@ -86,7 +83,7 @@ def run(
     refuse_links(model, model / VERSIONS, out / "checkpoints", out / "log.jsonl")
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     busy = f"another process is running in '{out}'; wait for it or choose another --out"
-    with exclusive_lock(out, busy), _removed_if_refused(made):
+    with exclusive_lock(out, busy), removed_if_refused(made):
         config = as_in_runs({**config, "method": name_in_table(config["method"], Path.cwd())}, [out])
         check_claim(out, config, resume)
         for torn in half_written(out):
@@ -103,55 +100,6 @@ def run(
             finally:
                 job.events.close()
     return out
-
-
-@contextmanager
-def _removed_if_refused(made: Sequence[Path]) -> Iterator[None]:
-    """Remove the folders that were made for a run, the innermost first, if it fails before anything was written."""
-    try:
-        yield
-    except Exception:
-        if made and [entry.name for entry in made[0].iterdir()] == [".lock"]:
-            with suppress(OSError):  # no open file on Windows, and no folder that holds other files
-                (made[0] / ".lock").unlink()
-                for folder in made:
-                    folder.rmdir()
-        raise
-
-
-def check_claim(out: Path, config: Mapping[str, Any], resume: bool) -> None:
-    """Make sure that a run of `config` may begin or go on in `out`.
-
-    Raises:
-        FileExistsError, ValueError: as `run`.
-    """
-    path, wanted = out / "config.toml", tomllib.loads(to_toml(config))
-    if path.exists():
-        if not resume:
-            raise FileExistsError(f"'{out}' holds a run already; pass --resume to continue it, or another --out")
-        if not same_settings(_stored(path), wanted):
-            raise ValueError(
-                f"'{out}' holds a run of another configuration (see its config.toml); choose another --out"
-            )
-        _check_method_files(out, config)
-
-
-def _check_method_files(out: Path, config: Mapping[str, Any]) -> None:
-    """Refuse to go on when the file of the user's own method is not what the run was started with."""
-    path, digests = out / "inputs.json", method_digests(config)
-    before = read_json(path).get("method_files", {}) if path.exists() else digests
-    if changed := [name for name, digest in digests.items() if before.get(name) != digest]:
-        raise ValueError(
-            f"the file of the method {changed[0]} has changed since '{out}' was started, so that run cannot go on; put "
-            "the file back as it was, or choose another --out"
-        )
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    try:
-        return up_to_date(tomllib.loads(path.read_text(encoding="utf-8")))
-    except ValueError:  # no TOML
-        return {}
 
 
 class _Run:

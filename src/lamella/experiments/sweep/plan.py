@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lamella.common.options import Option, completed, near_matches
-from lamella.experiments.run import check_claim
+from lamella.experiments.claims import check_claim
 from lamella.learner.config.document import load_config
 from lamella.learner.config.own_methods import PLACES, name_in_full
 from lamella.learner.config.precision import as_in_runs
