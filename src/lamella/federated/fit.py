@@ -27,31 +27,17 @@ from lamella.data.samples import Transform
 from lamella.federated.federation import Federation
 from lamella.federated.ledger import NO_ANSWER, Ledger
 from lamella.federated.messages import Message, accepted, added, bytes_of
+from lamella.federated.of_round import OfRound
 from lamella.federated.partition import partition
 from lamella.federated.privacy import clipped, noise_like
 from lamella.federated.rules import RULES, Answer, Joining, Trained, trained_branches
+from lamella.federated.scales import MOST_ENERGY, MOST_UPDATE, change, energy_of_features, energy_of_moments, norm
 from lamella.memory.subspace import SecondMoment
 from lamella.training.fit import Fit, Loss
 from lamella.training.optimizers import parameter_groups
 from lamella.training.recipe import Training
 
 __all__ = ["FederatedFit"]
-
-MOST_ENERGY = 10.0
-"""How many medians of all clients the energy of a client's inputs or features may be."""
-MOST_UPDATE = 100.0
-"""The same for the norm of an update, which also grows with the number of a client's steps."""
-
-
-@dataclass(frozen=True)
-class _OfRound(Training):
-    """The recipe of a client in one round: its learning rates are those of the round's place in all rounds."""
-
-    before: int = 0
-    in_all: int = 1
-
-    def factor(self, epoch: int) -> float:
-        return super(_OfRound, replace(self, epochs=self.in_all)).factor(self.before + epoch)
 
 
 class FederatedFit(Fit):
@@ -133,7 +119,7 @@ class FederatedFit(Fit):
             trained = {n: t for n, t in everything.items() if factors.get(n, wanted) in wanted}
             ids = {id(t) for t in trained.values()}
             some = [{**g, "params": [t for t in g["params"] if id(t) in ids]} for g in groups]
-            part = _OfRound(**plain, before=number * plan.epochs, in_all=plan.rounds * plan.epochs)
+            part = OfRound(**plain, before=number * plan.epochs, in_all=plan.rounds * plan.epochs)
             turn = _Turn(data, loss, some, part, name, number, settings)
             losses.append(self._round(turn, trained, branches))
         self.round = plan.rounds + 1
@@ -168,7 +154,7 @@ class FederatedFit(Fit):
             like |= {
                 f"{b.site}|total": b.layer.weight.new_zeros([b.layer.weight.shape[1]] * 2).double() for b in branches
             }
-        joined = self.exchange(turn.name, answer, like, lambda m: _norm(_change(m, start)), MOST_UPDATE, join)
+        joined = self.exchange(turn.name, answer, like, lambda m: norm(change(m, start)), MOST_UPDATE, join)
         parameters = dict(self.module.named_parameters())
         for name, tensor in joined.items():
             parameters[name].detach().copy_(tensor.detach())
@@ -209,7 +195,7 @@ class FederatedFit(Fit):
             # Who is missing counts as no change: with a fixed number K of clients each changes the mean by clip / K.
             shares, larger = dict.fromkeys(kept, 1 / len(kept)), len(kept) / plan.clients
             for client, message in kept.items():
-                short = clipped(_change(message, start), plan.clip)
+                short = clipped(change(message, start), plan.clip)
                 messages[client] = {name: start[name] + larger * change for name, change in short.items()}
         answers = [
             Answer(
@@ -258,7 +244,7 @@ class FederatedFit(Fit):
             seen = [(f"{key}|{own}", b) for key, module in moments.items() for own, b in module.named_buffers()]
             return {key: buffer.clone() for key, buffer in seen}
 
-        total = self.exchange(name, answer, buffers, _energy_of_moments, MOST_ENERGY, partial(self._sum, name))
+        total = self.exchange(name, answer, buffers, energy_of_moments, MOST_ENERGY, partial(self._sum, name))
         for key, module in moments.items():
             for own, buffer in module.named_buffers():
                 buffer.copy_(total[f"{key}|{own}"])
@@ -273,7 +259,7 @@ class FederatedFit(Fit):
             return summed(*(r[self.parts[client].to(r.device)] for r in rows))
 
         like = summed(*(r[:0] for r in rows))
-        return self.exchange(name, answer, like, _energy_of_features, MOST_ENERGY, partial(self._sum, name))
+        return self.exchange(name, answer, like, energy_of_features, MOST_ENERGY, partial(self._sum, name))
 
     def _sum(self, name: str, kept: dict[int, Message]) -> dict[str, Tensor]:
         total = added(kept)
@@ -360,22 +346,3 @@ class _Turn:
     name: str
     number: int
     settings: dict[str, Any]
-
-
-def _change(message: Message, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: message[name] - tensor for name, tensor in start.items()}
-
-
-def _norm(tensors: Mapping[str, Tensor]) -> float:
-    return sum(float(t.double().square().sum()) for t in tensors.values()) ** 0.5
-
-
-def _energy_of_moments(message: Message) -> float:
-    """The largest mean energy of a layer's inputs."""
-    keys = [name.rpartition("|")[0] for name in message if name.endswith("|count")]
-    return max(float(message[f"{k}|total"].trace()) / max(int(message[f"{k}|count"]), 1) for k in keys)
-
-
-def _energy_of_features(message: Message) -> float:
-    square = message["square"] if "square" in message else message["xx"]
-    return float(square.trace()) / max(int(message["count"].sum()), 1)
