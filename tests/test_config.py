@@ -181,7 +181,7 @@ def test_a_file_with_a_method_that_is_not_known_here_may_be_run_with_another_one
     assert load_config(path, ["method.name=inflora"])["method"]["rank"] == 2
 
 
-SAME = {"blocks", "distill", "statistics_images"}
+SAME = {"blocks", "distill", "energy_of", "statistics_images"}
 """Options with defaults of their own that mean the same in every method but those that list them."""
 
 

@@ -229,9 +229,8 @@ def test_a_new_model_is_what_its_name_says(tmp_path: Path, lamella: Run, photos:
 
 
 def test_the_command_shows_its_default(lamella: Run) -> None:
-    assert "[default: (inflora+align, for texts ranpac)]" in " ".join(lamella("learn", "--help")[1].split()).replace(
-        "│ ", ""
-    )
+    shown = " ".join(lamella("learn", "--help")[1].split()).replace("│ ", "")
+    assert "[default: (inflora+align, for texts ranpac, for answers inflora)]" in shown
 
 
 # names on the command line, over a file -------------------------------------------------------------------------------
