@@ -35,22 +35,30 @@ SETTINGS = Path(__file__).with_name("sweeps") / "accuracy.toml"
 MEASURED = ("aligned", "aligned, task given", "own heads", "own heads, task given")
 
 
-class TrainedOnce(Fit):
-    """A training loop that stores what a call has trained, and afterwards copies it instead of training again."""
+class TrainedOnce:
+    """A training loop that stores what a call has trained, and afterwards copies it instead of training again.
 
-    store: Path
+    Args:
+        fit: the loop that trains, and takes all passes without training.
+        store: the folder of what was trained.
+    """
+
+    def __init__(self, fit: Fit, store: Path) -> None:
+        self.fit, self.store = fit, store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fit, name)
 
     def __call__(self, data: Any, loss: Any, params: Iterable[Any], *args: Any, **settings: Any) -> list[float]:
         params = list(params)
         tensors = [tensor for group in parameter_groups(params, 1.0) for tensor in group["params"]]
-        path = self.store / f"task-{self.task}-{settings.get('name', 'train')}.safetensors"
+        path = self.store / f"task-{self.fit.task}-{settings.get('name', 'train')}.safetensors"
         if path.exists():
             stored, told = read_tensors(path)
             for i, tensor in enumerate(tensors):
                 tensor.data.copy_(stored[str(i)])
-                tensor.requires_grad_(False)
             return list(told["losses"])
-        losses = super().__call__(data, loss, params, *args, **settings)
+        losses = self.fit(data, loss, params, *args, **settings)
         write_tensors(path, {str(i): tensor.detach() for i, tensor in enumerate(tensors)}, {"losses": losses})
         return losses
 
@@ -105,8 +113,7 @@ def configured(config: str | None, changes: list[str], settings: list[str], seed
 def measured(config: dict[str, Any], store: Path) -> dict[str, float]:
     """Learn all tasks, by what is stored of their training, and return what is right at the end, in per cent."""
     scenario, learner = build_scenario(config), Learner(config)
-    fit = learner.fit()
-    fit.__class__, fit.store = TrainedOnce, store  # type: ignore[assignment]
+    fit: Any = TrainedOnce(learner.fit(), store)
     for i in range(len(scenario)):
         fit.begin(str(i))
         learner.method.learn(scenario[i], fit)

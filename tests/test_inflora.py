@@ -16,7 +16,7 @@ from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
 from lamella.memory.subspace import SecondMoment, Subspace, orthonormal
 from lamella.methods.inflora import InfLoRA
-from lamella.methods.shared.free_readers import EnergyRule
+from lamella.methods.shared.free_directions import EnergyRule
 from lamella.training.fit import Fit
 from lamella.training.schedules import SCHEDULES
 

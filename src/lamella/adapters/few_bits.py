@@ -21,6 +21,7 @@ quantising what was quantised changes no bit.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -118,9 +119,7 @@ class NF4Linear(FewBitsLinear):
 
     @staticmethod
     def decode(codes: Tensor, scales: Tensor, d_in: int) -> Tensor:
-        levels = normal_float(codes.device)
-        pairs = torch.cartesian_prod(levels, levels)  # by byte the levels of both halves, (256, 2)
-        entries = F.embedding(codes.int(), pairs).unflatten(1, (-1, BLOCK // 2)).flatten(2)
+        entries = F.embedding(codes.int(), _pairs(codes.device)).unflatten(1, (-1, BLOCK // 2)).flatten(2)
         return (entries * scales.float()[:, :, None]).flatten(1)[:, :d_in]
 
 
@@ -138,6 +137,13 @@ def normal_float(device: torch.device | None = None) -> Tensor:
     above, below = (torch.linspace(outermost, 0.5, n, dtype=torch.float64)[:-1] for n in (9, 8))
     levels = torch.cat([torch.special.ndtri(above), torch.zeros(1, dtype=torch.float64), -torch.special.ndtri(below)])
     return (levels / levels.max()).sort().values.float().to(device)
+
+
+@cache
+def _pairs(device: torch.device) -> Tensor:
+    """By byte the levels of its high and its low half, (256, 2)."""
+    levels = normal_float(device)
+    return torch.cartesian_prod(levels, levels)
 
 
 class _Frozen(torch.autograd.Function):

@@ -16,7 +16,7 @@ Overrides = Annotated[
 ]
 Orders = Annotated[
     int | None,
-    typer.Option(min=1, help="The same, each seed with a class order of its own, drawn by it.", metavar="N"),
+    typer.Option(min=1, help="Run seeds 0 to N-1, each with a class order of its own.", metavar="N"),
 ]
 
 

@@ -89,9 +89,8 @@ def run(
         for torn in half_written(out):
             torn.unlink()
         if not (out / "results.json").exists():
-            job = _Run(
-                config, out, quiet, loop
-            )  # before the folder is claimed, so that a wrong setting can be corrected
+            # Before the folder is claimed, so that a wrong setting can be corrected.
+            job = _Run(config, out, quiet, loop)
             write_atomic(out / "config.toml", to_toml(job.config).encode())
             if "measured" in job.config["fit"] and not quiet:
                 print(precision_line(job.config))

@@ -41,7 +41,7 @@ from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.gates import Gate
 from lamella.memory.subspace import SecondMoment, Subspace
-from lamella.methods.shared.free_readers import EnergyRule, FreeReaders
+from lamella.methods.shared.free_directions import EnergyRule, ReadsFreeDirections
 from lamella.training.fit import Fit
 from lamella.training.projected_steps import ProjectedSteps
 from lamella.training.recipe import LoRA, Training
@@ -49,7 +49,7 @@ from lamella.training.recipe import LoRA, Training
 __all__ = ["GainLoRA"]
 
 
-class GainLoRA(FreeReaders):
+class GainLoRA(ReadsFreeDirections):
     """InfLoRA's branches with gates, for language models in the first place.
 
     Args:

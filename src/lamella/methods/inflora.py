@@ -41,7 +41,7 @@ from lamella.common.checks import check_one_of
 from lamella.data.scenario import Task
 from lamella.memory.old_moments import OldMoment, ratio_directions, shrinkage
 from lamella.memory.subspace import Subspace
-from lamella.methods.shared.free_readers import EnergyRule, FreeReaders
+from lamella.methods.shared.free_directions import EnergyRule, ReadsFreeDirections
 from lamella.methods.shared.self_distillation import SelfDistillation
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
@@ -49,7 +49,7 @@ from lamella.training.recipe import LoRA, Training
 __all__ = ["InfLoRA"]
 
 
-class InfLoRA(FreeReaders):
+class InfLoRA(ReadsFreeDirections):
     """InfLoRA, by default with the settings of the authors' code for CIFAR-100.
 
     Args:
@@ -101,7 +101,8 @@ class InfLoRA(FreeReaders):
         weighs = shrink or design == "ratio"  # what old inputs were is weighed
         dtype = torch.float64 if weighs else torch.float32
         rule = EnergyRule(energy, energy_of, horizon)
-        super().__init__(backbone, seed, training, lora, rule, design, statistics_images, dtype)
+        super().__init__(backbone, seed, training, lora, rule, design == "inputs", statistics_images, dtype)
+        self.design = design
         self.shrink = shrink
         self.distillation = distillation.on(backbone)
         self.free_rank = lora.rank if design != "ratio" else None

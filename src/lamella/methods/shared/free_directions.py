@@ -21,7 +21,7 @@ from lamella.methods.shared.own_heads import OwnHeads
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
 
-__all__ = ["EnergyRule", "FreeReaders"]
+__all__ = ["EnergyRule", "ReadsFreeDirections"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class EnergyRule:
         space.extend(U[:, : min(count, free)])
 
 
-class FreeReaders(OwnHeads):
+class ReadsFreeDirections(OwnHeads):
     """A method whose branch of a task has an A in directions that are free, with the most energy of the task's inputs.
 
     Args:
@@ -77,8 +77,8 @@ class FreeReaders(OwnHeads):
         training: how a task is trained.
         lora: the form of the branches.
         rule: which directions of a task's inputs are protected from then on.
-        design: "moment" for the leading left singular vectors of the free part of the inputs' second moment as rows of
-            A, "inputs" for those of the free part of the inputs.
+        of_inputs: whether the rows of A are the leading left singular vectors of the free part of the inputs, in place
+            of those of the free part of their second moment.
         statistics_images: how many random images of a task the second moments are computed from; all if None.
         dtype: the precision of the sums.
 
@@ -94,14 +94,14 @@ class FreeReaders(OwnHeads):
         training: Training,
         lora: LoRA,
         rule: EnergyRule,
-        design: str = "moment",
+        of_inputs: bool = False,
         statistics_images: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(backbone, seed, training, lora)
         if statistics_images is not None and statistics_images < 1:
             raise ValueError(f"statistics_images {statistics_images} is too small; give at least 1, or leave it out")
-        self.rule, self.design, self.statistics_images, self.dtype = rule, design, statistics_images, dtype
+        self.rule, self.of_inputs, self.statistics_images, self.dtype = rule, of_inputs, statistics_images, dtype
         self.free_rank = lora.rank
         self.reads_as = backbone.first_readers(self.sites)
         widths = {site.name: site.layer.weight.shape[1] for site in self.sites}
@@ -160,7 +160,7 @@ class FreeReaders(OwnHeads):
             space: what is protected.
         """
         G = G.double()
-        free = space.outside(G) if self.design != "inputs" else space.outside(space.outside(G).T)
+        free = space.outside(space.outside(G).T) if self.of_inputs else space.outside(G)
         U, s = left_singular(free)
         count = min(
             self.lora.rank, space.width - space.dimension, numerical_rank(s, float(torch.linalg.matrix_norm(G, 2)))
