@@ -18,6 +18,8 @@ from lamella.data.answers import Answer, AnswerSet
 from lamella.data.samples import Batch
 from lamella.data.scenario import Task
 from lamella.data.tokens import MASK
+from lamella.learner.answers.measuring import measure_answers
+from lamella.learner.answers.writing import write_answers
 from lamella.memory.gates import Gate
 from lamella.memory.subspace import Subspace
 from lamella.methods.gainlora import GainLoRA
@@ -156,9 +158,17 @@ def test_gates_of_an_answer_depend_on_what_it_answers_alone(learned: GainLoRA) -
 def test_what_it_writes_does_not_depend_on_the_batch(learned: GainLoRA) -> None:
     prompts = [Answer.to(text) for text in ("ab1", "xyz5 xyz", "b")]
     how = Generating(max_tokens=6)
-    together = generate(learned.backbone, prompts, how, acting=learned.acting)
-    alone = [generate(learned.backbone, [prompt], how, acting=learned.acting)[0] for prompt in prompts]
-    assert together == alone
+    together = write_answers(learned, prompts, how)
+    assert together == [write_answers(learned, [prompt], how)[0] for prompt in prompts]
+
+
+def test_what_is_measured_is_what_it_writes_with_its_gates(learned: GainLoRA) -> None:
+    for branch in (b for site in learned.sites for t in range(2) for b in site.layer.of(f"task{t}")):
+        branch.B.mul_(30)  # so that a gate of 1 writes something else
+    prompts, how = [Answer.to(f"ab{i}", "x") for i in range(3)], Generating(max_tokens=6)
+    found = [one.written for one in measure_answers(learned, AnswerSet(prompts), how, device="cpu").answers]
+    assert found == write_answers(learned, prompts, how)
+    assert found != generate(learned.backbone, prompts, how)
 
 
 def test_old_answers_cost_what_they_cost(learned: GainLoRA, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lamella.backbones import Backbone
 from lamella.backbones.feature_cache import FeatureCache
-from lamella.backbones.generating import Generating, generate
+from lamella.backbones.generating import Generating
 from lamella.common.progress import Progress, silent
 from lamella.data.answers import Answer, AnswerSet
 from lamella.data.loading import Examples
@@ -18,6 +18,7 @@ from lamella.data.scenario import Task
 from lamella.federated.federation import Federation
 from lamella.federated.fit import FederatedFit
 from lamella.learner.answers.measuring import MeasuredAnswers, measure_answers
+from lamella.learner.answers.writing import write_answers
 from lamella.learner.confidence import Confidence
 from lamella.learner.config.new_config import new_config
 from lamella.learner.config.own_methods import name_in_table
@@ -320,7 +321,7 @@ class Learner:
         self.model.check_whole()
         asked = [Answer.to(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         self.model.method.eval().to(self.fit().device)
-        return generate(self.model.backbone, asked, how, acting=self.model.method.acting)
+        return write_answers(self.model.method, asked, how)
 
     def predict(self, images: Sequence[str | Path] | Examples, *, top: int = 5) -> list[Prediction]:
         """Class names with confidences for image files, texts, or a set of samples.

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamella.backbones.generating import Generating, generate
+from lamella.backbones.generating import Generating
 from lamella.data.answer_tokens import AnswerTokens, fitting
 from lamella.data.answers import PLAIN_TEXT, Answer, AnswerSet
 from lamella.learner.answers.costs import chosen_of_each, costs_of
 from lamella.learner.answers.scores import SCORES, score_answers
+from lamella.learner.answers.writing import write_answers
 from lamella.methods import Method
 
 __all__ = ["MeasuredAnswer", "MeasuredAnswers", "measure_answers"]
@@ -123,7 +124,7 @@ def measure_answers(
     answers = fits.data.items
     options: dict[str, Any] = {"device": device, "precision": precision}
     costs = costs_of(method, fits.data, **options)
-    written = _for_those(answers, _is_asked, lambda some: generate(method.backbone, some, how)) if how else {}
+    written = _for_those(answers, _is_asked, lambda some: write_answers(method, some, how)) if how else {}
     scores = dict(
         zip(written, score_answers(list(written.values()), [_references(answers[i]) for i in written]), strict=True)
         if written
