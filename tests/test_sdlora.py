@@ -14,6 +14,7 @@ from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.methods.sdlora import SDLoRA
+from lamella.methods.shared.moments import second_moments
 from lamella.training.checkpoints import Checkpoints
 
 QUICK: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.02, "rank": 4, "blocks": 2}
@@ -230,3 +231,20 @@ def test_mistakes_are_one_clear_line(options: dict[str, Any], message: str) -> N
     with pytest.raises(ValueError, match=message) as caught:
         configured(SDLoRA, tiny_backbone(), **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_start_by_the_inputs_sees_the_network_that_predicts() -> None:
+    """Each older direction with its magnitude, and not with 1."""
+    method = taught(2, sites=("key+value",))
+    data, reads_as = task(0, (0, 1)).train, method.backbone.first_readers(method.sites)
+    for alpha in method.alphas:
+        alpha.mul_(20)
+    found: list[dict[str, Tensor]] = []
+    for model in (method, method.features, method.backbone):
+        fit = fit_for(method)
+        fit.begin("9")
+        moments = second_moments(fit, data, model, method.sites, reads_as, name="seen")
+        found.append({name: moment.mean for name, moment in moments.items()})
+    last = method.sites[-1].name
+    torch.testing.assert_close(found[0], found[1])
+    assert float((found[0][last] - found[2][last]).norm()) > 1e-2 * float(found[2][last].norm())

@@ -122,7 +122,7 @@ class LoRASub(ClassMeans):
         number = int(self.tasks)
         spaces = self._spaces(task, fit) if number else {}
         draws = generator(self.seed, "lora", number)
-        branches = grow_for_task(self.lora, self.backbone, self.sites, "new", draws, task, fit)
+        branches = grow_for_task(self.lora, self, self.sites, "new", draws, task, fit)
         self._train(task, fit, branches, spaces, number)
         for site, branch in zip(self.sites, branches, strict=True):
             self._old(site).add(branch.delta(site.layer.weight.shape))

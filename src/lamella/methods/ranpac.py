@@ -217,7 +217,7 @@ class RanPAC(RandomProjections, Method):
     def _adapt(self, task: Task, fit: Fit) -> None:
         """Train a LoRA and a head on the first task; only the LoRA is kept."""
         draws = generator(self.seed, "lora")
-        branches = grow_for_task(self.lora, self.backbone, self.sites, "first", draws, task, fit)
+        branches = grow_for_task(self.lora, self, self.sites, "first", draws, task, fit)
         head = Heads(self.backbone.width, self.recipe.head_start, self.seed).grow(task.classes).to(self.G.device)
 
         def loss(x: Samples, y: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class SDLoRA(OwnHeads):
         number = len(self.objective)
         if self.magnitudes == "restarted":
             self.alphas = nn.ParameterList(self._start() for _ in range(number))
-        pairs = self._grow(number, start_moments(self.lora, self.backbone, self.sites, task, fit))
+        pairs = self._grow(number, start_moments(self.lora, self, self.sites, task, fit))
         self.alphas.append(self._start())
         self.train_head(task, fit, [*factors(pairs), *self.alphas])
         self._normalise(pairs)

@@ -1,6 +1,5 @@
 """The base class of methods whose branches read directions that old inputs do not use, as InfLoRA's do."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,7 +11,6 @@ from lamella.adapters.starts import read_directions
 from lamella.backbones import Backbone
 from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
-from lamella.data.samples import Samples
 from lamella.data.scenario import Task
 from lamella.memory.signatures import protected_share
 from lamella.memory.subspace import Subspace, left_singular, numerical_rank, orthonormal
@@ -110,11 +108,6 @@ class ReadsFreeDirections(OwnHeads):
 
     def protected(self) -> dict[str, Subspace]:
         return {layer: self.space(layer) for layer in dict.fromkeys(site.name for site in self.sites)}
-
-    def show(self, x: Samples, sites: Sequence[Site]) -> None:
-        """Run samples as the method does, only as far as the input of the last of the sites' layers, for watchers."""
-        with self.acting(x):
-            self.backbone.show(x, sites)
 
     def moments_of(self, task: Task, fit: Fit, name: str) -> dict[str, Tensor]:
         """Return by layer G, the mean of x x^T over all tokens x of the task's augmented training images.

@@ -1,30 +1,25 @@
 """One pass over a task that collects the second moments of the inputs of adapted layers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lamella.adapters.adapter import Site, watch
+from lamella.backbones import Backbone
 from lamella.data.loading import Examples
 from lamella.memory.subspace import SecondMoment
+from lamella.methods.method import Method
 from lamella.training.fit import Fit
 
 __all__ = ["at_most", "second_moments"]
 
 
-@runtime_checkable
-class Shows(Protocol):
-    """A network, or a method on one, that runs samples as far as some layers."""
-
-    def show(self, x: Any, sites: Sequence[Site]) -> None: ...
-
-
 def second_moments(
     fit: Fit,
     data: Examples,
-    model: Shows | Callable[[Any], Tensor],
+    model: Backbone | Method | Callable[[Any], Tensor],
     sites: Sequence[Site],
     reads_as: Mapping[str, str],
     *,
@@ -45,8 +40,17 @@ def second_moments(
         dtype: the precision of the sums; float64 where a moment is inverted.
     """
     firsts = [site for site in sites if reads_as[site.name] == site.name]
+
+    def show(x: Any) -> None:
+        if isinstance(model, Method):
+            with model.acting(x):
+                model.backbone.show(x, firsts)
+        elif isinstance(model, Backbone):
+            model.show(x, firsts)
+        else:
+            model(x)
+
     with watch(firsts, lambda layer: SecondMoment(layer.weight.shape[1], dtype)) as moments:
-        show = (lambda x: model.show(x, firsts)) if isinstance(model, Shows) else model
         fit.scan(data, lambda x, y: show(x), augment=True, keep=moments, any_order=True, name=name)
     return moments
 

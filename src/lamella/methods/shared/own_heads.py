@@ -117,7 +117,7 @@ class OwnHeads(Method):
 
     def grow_new(self, name: str, draws: torch.Generator, task: Task, fit: Fit) -> list[Branch]:
         """Add an adapter of this name to all sites, for a task; see `grow_for_task`."""
-        return grow_for_task(self.lora, self.backbone, self.sites, name, draws, task, fit)
+        return grow_for_task(self.lora, self, self.sites, name, draws, task, fit)
 
     def _groups(self, weights: Iterable[Tensor], training: Training) -> list[dict[str, Any]]:
         """The optimiser groups of weights below the head."""
