@@ -120,7 +120,9 @@ def test_what_stands_for_a_sample_is_the_mean_of_what_the_first_layer_reads() ->
     torch.testing.assert_close(method.pooled(x), expected, msg="branches do not change it")
 
 
-@pytest.mark.parametrize(("options", "told"), [({"gate_width": 0}, "gate_width 0 is"), ({"gate_energy": 0}, "energy")])
+@pytest.mark.parametrize(
+    ("options", "told"), [({"gate_width": 0}, "gate_width 0 is"), ({"gate_energy": 0}, "^gate_energy 0 is")]
+)
 def test_bad_numbers_are_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         build(**options)

@@ -13,13 +13,14 @@ InfLoRA's authors. Authors' code: github.com/liangyanshuo/gainlora. Prior: GPM (
     G_{t,l} <- G_{t-1,l}, l <= L    Gate.start, which also makes G_{t,L+1} orthogonal to M_{t,L+1}: so a_t = 0 on old x
     Delta G_{t,l} orthogonal M      ProjectedSteps
 
-Reconstruction: we know the method by its abstract, its equations as others quote them, and no line of its code.
+Reconstruction: we know the method by summaries of others; neither the paper nor its code was at hand.
 
 Departures:
 - p_0 is a mean of the first adapted layer's inputs, which are normalised embeddings in most networks, and not of the
   embeddings themselves; it is divided by its root mean square. It costs no pass through the network.
 - Of an answer, p_0 sees what stands before its first target token, as a model does that is asked. A plain text is
-  known by its first token alone, so its gates are the same for all texts.
+  known by its first token alone, so its gates are the same for all texts. Of a conversation of several turns, p_0 is
+  that of the first prompt in training, and that of all turns so far when the model is asked to go on.
 - Depth (L = 2), width (`gate_width`), SiLU, and how much of what a gate reads is protected (`gate_energy`) are ours.
 - Whole steps of the optimiser are projected, not gradients, since Adam's steps leave the subspace otherwise.
 - Branches stay beside the weights, for their gates. InfLoRA's A are designed under the older gated branches.
@@ -87,6 +88,8 @@ class GainLoRA(ReadsFreeDirections):
         super().__init__(backbone, seed, training, lora, EnergyRule(energy, energy_of, horizon))
         if gate_width < 1:
             raise ValueError(f"gate_width {gate_width} is too small; give at least 1, such as 100")
+        if not 0 < gate_energy <= 1:
+            raise ValueError(f"gate_energy {gate_energy} is outside (0, 1]; 0.99 is usual")
         self.gate_rule = EnergyRule(gate_energy, "data", None)
         self.gate_width = gate_width
         d = self.sites[0].layer.weight.shape[1]
