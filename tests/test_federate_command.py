@@ -81,6 +81,12 @@ def test_a_method_that_needs_more_than_sums_is_refused_by_name(lamella: Run, con
     assert not (tmp_path / "run").exists()
 
 
+def test_a_client_that_is_lost_after_the_last_task_is_refused(lamella: Run, config: Path, tmp_path: Path) -> None:
+    code, _, err = lamella("federate", config, "--lose", "2@3", "--out", tmp_path / "run")
+    assert (code, err) == (2, "lamella: '2@3' names task 3, but they are 1 to 2\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_table_is_complete_where_it_is_there_and_absent_where_it_is_not() -> None:
     assert "federated" not in load_config("digits")
     table = load_config("digits", ["federated.clients=2"])["federated"]

@@ -113,6 +113,11 @@ def test_who_takes_part_follows_from_the_moments_that_are_named() -> None:
         [1, 2], [0, 1, 2], [0, 1, 2], [0, 1], [0, 1]]  # fmt: skip
 
 
+def test_a_lost_client_can_come_back_and_one_that_came_late_can_be_lost() -> None:
+    plan = Federation(clients=2, lose=("0@2", "1@3"), join=("0@4", "1@2"))
+    assert [plan.present(task, 0) for task in (1, 2, 3, 4)] == [[0], [1], [], [0]]
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
@@ -122,6 +127,8 @@ def test_who_takes_part_follows_from_the_moments_that_are_named() -> None:
         ({"lose": ("4@0",)}, "tasks count from 1"),
         ({"lose": ("5@1",)}, "0 to 4"),
         ({"lose": ("last",)}, "CLIENT@TASK"),
+        ({"lose": ("4@1.11",)}, "1 to 10"),
+        ({"join": ("4@1.0",)}, "1 to 10"),
         ({"quorum": 6}, "there are 5"),
         ({"noise": 1.0}, "federated.clip"),
         ({"clip": 1.0, "rule": "flora"}, "no plain mean"),

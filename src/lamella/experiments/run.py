@@ -89,9 +89,8 @@ def run(
         for torn in half_written(out):
             torn.unlink()
         if not (out / "results.json").exists():
-            job = _Run(
-                config, out, quiet, loop
-            )  # before the folder is claimed, so that a wrong setting can be corrected
+            # Before the folder is claimed, so that a wrong setting can be corrected.
+            job = _Run(config, out, quiet, loop)
             write_atomic(out / "config.toml", to_toml(job.config).encode())
             if "measured" in job.config["fit"] and not quiet:
                 print(precision_line(job.config))
@@ -129,6 +128,8 @@ class _Run:
         if isinstance(self.tasks[0].train, AnswerSet):
             self.answers = AnswerRun(out, self.learner, self.scenario, self._test, whole_stream=self.whole)
         self.federation = build_federation(config)
+        if self.federation is not None:
+            self.federation.check_tasks(len(self.tasks))
         self.learner.model.fit(federation=self.federation)  # refuses a method that clients cannot learn by
         self._check_inputs()
         self.learner.notes.setdefault("scores", [])
