@@ -67,8 +67,10 @@ def test_a_federated_run_is_an_ordinary_run_and_goes_on_to_the_same_bits(
 
 def test_what_was_sent_and_what_privacy_there_is_are_printed(lamella: Run, config: Path, tmp_path: Path) -> None:
     words = [word for word in PLAN if word != "--quiet"]
+    words += PRIVATE
     code, out, _ = lamella("federate", config, "method.name=nearest-mean", *words, "--out", tmp_path / "run")
     assert code == 0
+    assert "epsilon 0.0 at delta 1e-05 over 0 rounds" in out  # nothing is trained, so no noise was added
     assert "MB up" in out
     assert "task 2: client 2 is missing from 'statistics' on: no answer" in out
 

@@ -397,8 +397,15 @@ def test_a_lost_client_is_named_and_what_the_others_say_is_all_that_counts() -> 
 
 def test_too_few_answers_stop_the_round() -> None:
     method = aligned()
-    with pytest.raises(RuntimeError, match=r"1 clients answered 'moment-before' of task 1.*quorum is 2.*--resume"):
+    with pytest.raises(RuntimeError, match=r"1 answers to 'moment-before' of task 1 count.*quorum is 2.*--resume"):
         learn(method, loop(method, lambda call, replies: {0: replies[0]}, quorum=2))
+
+
+def test_clients_without_samples_are_told_where_the_quorum_is_not_reached() -> None:
+    method = aligned()
+    few = len(TASKS[0].train)
+    with pytest.raises(RuntimeError, match=rf"quorum is {few + 1} \(client {few}: no sample\)"):
+        learn(method, loop(method, clients=few + 1, quorum=few + 1))
 
 
 def test_a_class_that_no_client_has_stops_the_task_before_it_begins() -> None:
@@ -477,6 +484,17 @@ def test_noise_has_the_size_that_is_promised_and_one_client_moves_the_mean_by_it
     assert 0 < short.norm() <= 1e-3 * (1 + 1e-4)
     noisy, n = update(clip=1e-3, noise=2.0)
     assert float((noisy - short).norm()) == pytest.approx(2e-3 / 4 * math.sqrt(n), rel=0.2)
+
+
+def test_no_client_decides_by_its_size_whether_a_clipped_one_counts() -> None:
+    def missing(**plan: Any) -> list[Any]:
+        method = build_shallow("seq-lora", rank=2)
+        fit = loop(method, lambda call, replies: replies | {1: absurd(replies[1])}, clients=3, rounds=1, **plan)
+        learn(method, fit, TASKS[:1])
+        return fit.ledger.missing
+
+    assert [entry["client"] for entry in missing()] == [1]
+    assert missing(clip=1e-3) == []
 
 
 # clients that are elsewhere
