@@ -154,7 +154,7 @@ def test_class_statistics_of_five_clients_are_those_of_one_owner() -> None:
         summed.add_sums({name: torch.stack([sums[name] for sums in told]).sum(0) for name in told[0]}, classes)
     assert summed.classes == pooled.classes
     for name, wanted in pooled.named_buffers():
-        torch.testing.assert_close(summed.get_buffer(name), wanted, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(summed.get_buffer(name), wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_a_class_of_no_client_is_refused() -> None:
@@ -169,7 +169,7 @@ def test_the_drift_of_sums_is_that_of_all_features() -> None:
     sums = {name: torch.stack([each[name] for each in told]).sum(0) for name in told[0]}
     for wanted, kind in ((affine_drift(before, after, 0.3), "affine"), (mean_drift(before, after), "mean")):
         for found, tensor in zip(drift_of_sums(sums, kind, 0.3), wanted, strict=True):
-            torch.testing.assert_close(found, tensor, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(found, tensor, rtol=1e-10, atol=1e-10)
 
 
 # joining factors, in float64
