@@ -67,8 +67,10 @@ def test_a_federated_run_is_an_ordinary_run_and_goes_on_to_the_same_bits(
 
 def test_what_was_sent_and_what_privacy_there_is_are_printed(lamella: Run, config: Path, tmp_path: Path) -> None:
     words = [word for word in PLAN if word != "--quiet"]
+    words += PRIVATE
     code, out, _ = lamella("federate", config, "method.name=nearest-mean", *words, "--out", tmp_path / "run")
     assert code == 0
+    assert "epsilon 0.0 at delta 1e-05 over 0 rounds" in out  # nothing is trained, so no noise was added
     assert "MB up" in out
     assert "task 2: client 2 is missing from 'statistics' on: no answer" in out
 
@@ -78,6 +80,12 @@ def test_a_method_that_needs_more_than_sums_is_refused_by_name(lamella: Run, con
     assert code == 2
     assert "method 'ranpac' cannot be learned by clients" in err
     assert "inflora" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_client_that_is_lost_after_the_last_task_is_refused(lamella: Run, config: Path, tmp_path: Path) -> None:
+    code, _, err = lamella("federate", config, "--lose", "2@3", "--out", tmp_path / "run")
+    assert (code, err) == (2, "lamella: '2@3' names task 3, but they are 1 to 2\n")
     assert not (tmp_path / "run").exists()
 
 

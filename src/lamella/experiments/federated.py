@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from lamella.federated.ledger import Ledger
 from lamella.federated.privacy import epsilon_of
 from lamella.learner.config.document import build_federation
 from lamella.learner.learner import Learner
@@ -18,7 +19,7 @@ def federated_results(learner: Learner) -> dict[str, Any]:
         "missing", each with task and client from which call on and why; "epsilon" and "delta" where noise was added.
     """
     plan = build_federation(learner.config)
-    told = [record.federated or {"samples": [], "bytes": {}, "missing": []} for record in learner.tasks]
+    told = [record.federated or Ledger([]).to_json() for record in learner.tasks]
     sums: dict[str, Counter[str]] = {"bytes_up": Counter(), "bytes_down": Counter(), "exchanges": Counter()}
     for task in told:
         for call, counts in task["bytes"].items():
@@ -30,7 +31,7 @@ def federated_results(learner: Learner) -> dict[str, Any]:
         "missing": [{"task": i + 1, **entry} for i, task in enumerate(told) for entry in task["missing"]],
     }
     if plan is not None and plan.noise:
-        releases = plan.rounds * len(told)
+        releases = sum(task["releases"] for task in told)
         found |= {"epsilon": epsilon_of(plan.noise, releases, plan.delta), "delta": plan.delta, "releases": releases}
     return found
 

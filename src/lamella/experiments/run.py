@@ -128,6 +128,8 @@ class _Run:
         if isinstance(self.tasks[0].train, AnswerSet):
             self.answers = AnswerRun(out, self.learner, self.scenario, self._test, whole_stream=self.whole)
         self.federation = build_federation(config)
+        if self.federation is not None:
+            self.federation.check_tasks(len(self.tasks))
         self.learner.model.fit(federation=self.federation)  # refuses a method that clients cannot learn by
         self._check_inputs()
         self.learner.notes.setdefault("scores", [])

@@ -29,7 +29,8 @@ class Federation:
             joined by what the clients' inputs make of them).
         lose: the clients that are lost, such as "4@3" (client 4, from task 3 on) or "4@3.2" (from round 2 of that task
             on). Clients count from 0, tasks and rounds from 1.
-        join: the clients that come late, in the same form.
+        join: the clients that come, late or back, in the same form. Of several moments of a client the latest counts,
+            and who joins first is not there before.
         quorum: the smallest number of clients that must answer; at least 1.
         clip: the largest norm of a client's update in one round, above which it is scaled down; above 0. Each client
             then has the same weight. If left out, there is no limit, and clients count by their samples.
@@ -83,6 +84,8 @@ class Federation:
             raise ValueError(f"'{text}' should be CLIENT@TASK or CLIENT@TASK.ROUND, such as 4@3; tasks count from 1")
         if int(found[1]) >= self.clients:
             raise ValueError(f"'{text}' names client {found[1]}, but they are 0 to {self.clients - 1}")
+        if found[3] and not 1 <= int(found[3]) <= self.rounds:
+            raise ValueError(f"'{text}' names round {found[3]}, but they are 1 to {self.rounds}")
         return int(found[1]), (int(found[2]), int(found[3] or 0))
 
     def present(self, task: int, round: int) -> list[int]:
@@ -95,6 +98,26 @@ class Federation:
             task: the number of the task, from 1.
             round: the number of the round; 0 before the first.
         """
-        lost = {client for client, moment in map(self._moment, self.lose) if (task, round) >= moment}
-        late = {client for client, moment in map(self._moment, self.join) if (task, round) < moment}
-        return [client for client in range(self.clients) if client not in lost | late]
+        turns = sorted(
+            (*self._moment(text), comes) for comes, texts in enumerate((self.lose, self.join)) for text in texts
+        )
+        here = dict.fromkeys(range(self.clients), True)
+        for client, _, comes in reversed(turns):
+            here[client] = not comes  # in the end as before the first of its moments
+        for client, moment, comes in turns:
+            if moment <= (task, round):
+                here[client] = bool(comes)
+        return [client for client, there in here.items() if there]
+
+    def check_tasks(self, tasks: int) -> None:
+        """Refuse a moment after the last task, which would never come.
+
+        Args:
+            tasks: the number of tasks.
+
+        Raises:
+            ValueError: `lose` or `join` names a later task.
+        """
+        for text in (*self.lose, *self.join):
+            if (task := self._moment(text)[1][0]) > tasks:
+                raise ValueError(f"'{text}' names task {task}, but they are 1 to {tasks}")

@@ -12,6 +12,7 @@ travel is counted in bytes: each party runs the same code and draws the same num
 calls are all that is sent, up from each client, and down to each as their sum.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -154,7 +155,10 @@ class FederatedFit(Fit):
             like |= {
                 f"{b.site}|total": b.layer.weight.new_zeros([b.layer.weight.shape[1]] * 2).double() for b in branches
             }
-        joined = self.exchange(turn.name, answer, like, lambda m: norm(change(m, start)), MOST_UPDATE, join)
+        # What is clipped needs no bound by the others' sizes: by these, one client could decide whether another one
+        # counts, and so change the sum by more than the clip.
+        most = MOST_UPDATE if self.federation.clip is None else math.inf
+        joined = self.exchange(turn.name, answer, like, lambda m: norm(change(m, start)), most, join)
         parameters = dict(self.module.named_parameters())
         for name, tensor in joined.items():
             parameters[name].detach().copy_(tensor.detach())
@@ -208,6 +212,7 @@ class FederatedFit(Fit):
         named = (self.task, turn.name, turn.number)
         rule.join(Joining(trained, branches, answers, generator(self.seed, "join", *named)))
         if plan.noise and plan.clip is not None:
+            self.ledger.releases += 1
             draws = generator(self.seed, "noise", *named)
             for tensor in trained.values():
                 tensor.add_(noise_like(tensor, plan.noise * plan.clip / plan.clients, draws).to(tensor.dtype))
@@ -313,10 +318,11 @@ class FederatedFit(Fit):
         missing |= {client: NO_ANSWER for client in with_samples if client not in replies}
         self.ledger.note(call, replies, missing)
         if len(kept) < plan.quorum:
+            missing |= {client: "no sample" for client, part in enumerate(self.parts) if not len(part)}
             told = ", ".join(f"client {client}: {why}" for client, why in sorted(missing.items()))
             raise RuntimeError(
-                f"{len(kept)} clients answered '{call}' of task {int(self.task) + 1}, and federated.quorum is "
-                f"{plan.quorum} ({told}); lower it, or go on with --resume when they are back"
+                f"{len(kept)} answers to '{call}' of task {int(self.task) + 1} count, and federated.quorum is "
+                f"{plan.quorum} ({told}); go on with --resume when they are back, or begin anew with a lower quorum"
             )
         return kept
 

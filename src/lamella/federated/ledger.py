@@ -21,6 +21,7 @@ class Ledger:
         self.samples = samples
         self.bytes: dict[str, list[int]] = {}
         self.missing: list[dict[str, Any]] = []
+        self.releases = 0  # rounds whose result was published with noise
 
     def note(self, call: str, replies: Mapping[int, Message], missing: Mapping[int, str]) -> None:
         """Note what the clients have sent in one exchange of messages.
@@ -42,5 +43,5 @@ class Ledger:
         self.bytes[call][1] += size
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record: samples by client, [bytes up, bytes down, exchanges] by call, and who was missing."""
-        return {"samples": self.samples, "bytes": self.bytes, "missing": self.missing}
+        """Return the record: samples by client, [bytes up, down, exchanges] by call, who was missing, noisy rounds."""
+        return {name: getattr(self, name) for name in ("samples", "bytes", "missing", "releases")}

@@ -100,48 +100,49 @@ class ClassGaussians(Resizable):
         self._solved = {}
         means = totals / counts[:, None]
         self.scatter = self.scatter + sums["square"].to(self.scatter) - means.T @ totals
-        for label, n, mean in zip(classes, counts, means, strict=True):
-            known = self.classes
-            if label not in known:
-                self.ids = torch.cat([self.ids, self.ids.new_tensor([label])])
-                self.counts = torch.cat([self.counts, n[None]])
-                self.means = torch.cat([self.means, mean[None]])
-                continue
-            i = known.index(label)
-            old, shift = self.counts[i].clone(), mean - self.means[i]
-            self.scatter = self.scatter + torch.outer(shift, shift) * (old * n / (old + n))
-            self.means[i] += shift * (n / (old + n))
-            self.counts[i] += n
+        for label, n, mean in zip(classes, counts.tolist(), means, strict=True):
+            if label in self.classes:
+                self.scatter = self.scatter + self._take_in(self.classes.index(label), n, mean)[2]
+            else:
+                self._append(label, n, mean)
 
     def _add_class(self, label: int, x: Tensor) -> None:
-        known = self.classes
-        if label not in known:
-            self._append(label, x)
-            return
-        # Chan, Golub & LeVeque (1983): the scatter of a union from the scatters of its parts.
-        i, n, mean = known.index(label), len(x), x.mean(0)
-        old, shift = int(self.counts[i]), mean - self.means[i]
-        scatter = (x - mean).T @ (x - mean) + torch.outer(shift, shift) * (old * n / (old + n))
-        self.scatter += scatter
-        if self.whole:
-            self.scatters[i] += scatter.to(self.scatters)
-        if self.low_rank is not None:
-            self.low_rank.add(i, old, x - mean, shift)
-        self.means[i] += shift * (n / (old + n))
-        self.counts[i] += n
-
-    def _append(self, label: int, x: Tensor) -> None:
-        """Add a Gaussian of a class, from features (n, d) in float64."""
+        """Add the features (n, d) of images of a class, in float64."""
         mean = x.mean(0)
         scatter = (x - mean).T @ (x - mean)
-        self.ids = torch.cat([self.ids, self.ids.new_tensor([label])])
-        self.counts = torch.cat([self.counts, self.counts.new_tensor([len(x)])])
-        self.means = torch.cat([self.means, mean[None]])
-        if self.whole:
-            self.scatters = torch.cat([self.scatters, scatter[None].to(self.scatters)])
-        if self.low_rank is not None:
-            self.low_rank.append(x - mean)
+        if label in self.classes:
+            i = self.classes.index(label)
+            old, shift, between = self._take_in(i, len(x), mean)
+            scatter += between
+            if self.whole:
+                self.scatters[i] += scatter.to(self.scatters)
+            if self.low_rank is not None:
+                self.low_rank.add(i, old, x - mean, shift)
+        else:
+            self._append(label, len(x), mean)
+            if self.whole:
+                self.scatters = torch.cat([self.scatters, scatter[None].to(self.scatters)])
+            if self.low_rank is not None:
+                self.low_rank.append(x - mean)
         self.scatter += scatter
+
+    def _append(self, label: int, n: int, mean: Tensor) -> None:
+        """Add the number and the mean (d,) of images of a new class."""
+        self.ids = torch.cat([self.ids, self.ids.new_tensor([label])])
+        self.counts = torch.cat([self.counts, self.counts.new_tensor([n])])
+        self.means = torch.cat([self.means, mean[None]])
+
+    def _take_in(self, i: int, n: int, mean: Tensor) -> tuple[int, Tensor, Tensor]:
+        """Add the number and the mean (d,) of images to those of the class in row i.
+
+        Returns:
+            How many images there were; how far the mean of the new ones is from theirs, (d,); and what the scatter of
+            all is above the sum of both scatters, (d, d) (Chan, Golub & LeVeque 1983).
+        """
+        old, shift = int(self.counts[i]), mean - self.means[i]
+        self.means[i] += shift * (n / (old + n))
+        self.counts[i] += n
+        return old, shift, torch.outer(shift, shift) * (old * n / (old + n))
 
     @torch.no_grad()
     def move(self, W: Tensor, source: Tensor, shift: Tensor) -> None:
@@ -201,12 +202,9 @@ class ClassGaussians(Resizable):
         """
         self._solved = {}
         i, j = self.classes.index(source), self.classes.index(target)
-        m, n = int(self.counts[i]), int(self.counts[j])
-        shift = self.means[i] - self.means[j]
-        between = torch.outer(shift, shift) * (m * n / (m + n))
+        m = int(self.counts[i])
+        n, shift, between = self._take_in(j, m, self.means[i])
         self.scatter = self.scatter + between
-        self.means[j] += shift * (m / (m + n))
-        self.counts[j] += m
         if self.whole:
             self.scatters[j] += self.scatters[i] + between.to(self.scatters)
         if self.low_rank is not None:
