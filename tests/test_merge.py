@@ -96,7 +96,7 @@ def test_from_the_pretrained_start_every_task_adds_to_the_same_weights(name: str
     learn = part.base.learn
 
     def spied(task: Any, own: Any) -> None:
-        begun.append({n: w.numpy() for n, w in part.acting().items()})
+        begun.append({n: w.numpy() for n, w in part.acting_weights().items()})
         learn(task, own)
 
     part.base.learn = spied

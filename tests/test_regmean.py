@@ -60,7 +60,7 @@ def own_models(part: Merged, tasks: list[Any]) -> tuple[dict[str, list[Pair]], d
     def look(task: Any) -> None:
         number = len(part.base.heads) - 1
         expert = {name: part._expert(number, name) for name in first} if part.experts else None
-        acting = {name: first[name] + expert[name] for name in first} if expert else part.acting()
+        acting = {name: first[name] + expert[name] for name in first} if expert else part.acting_weights()
         seen: dict[str, list[Tensor]] = {name: [] for name in first}
         hooks = [tokens(layer, seen[name]) for name, layer in part.trained.layers.items()]
 
@@ -104,7 +104,7 @@ def test_it_is_the_rule_on_each_tasks_own_model_and_inputs(name: str, start: str
     scenario = stream()
     pairs, moments = own_models(part, [scenario[i] for i in range(3)])
     with using(part.sites, ()) if part.experts else using(part.sites, [*part.sites[0].layer.branches]):
-        found = {n: part.trained.held(n).double() for n in first} if part.experts else part.acting()
+        found = {n: part.trained.held(n).double() for n in first} if part.experts else part.acting_weights()
     for layer, update in ((layer, found[layer] - first[layer]) for layer in found):
         close(update, regmean(pairs[layer], moments[layer]).delta(), 1e-3)
         mean = torch.stack([pair.delta() for pair in pairs[layer]]).mean(0)
@@ -116,7 +116,7 @@ def test_on_texts_padding_is_no_input_and_layers_with_one_input_share_its_moment
     part = Merged(build("seq-lora", backbone=tiny_text_backbone(name), sites=("key", "value")), merging=REGMEAN)
     first = {layer: part.trained.held(layer).double().clone() for layer in part.trained.layers}
     pairs, moments = own_models(part, tiny_tasks([2, 2], noun="text"))
-    found = part.acting()
+    found = part.acting_weights()
     for layer in found:
         close(found[layer] - first[layer], regmean(pairs[layer], moments[layer]).delta(), 1e-3)
     updates = part.updates

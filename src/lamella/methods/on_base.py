@@ -1,7 +1,7 @@
 """The contract of a method that is built on another one."""
 
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor
 
@@ -58,6 +58,12 @@ class MethodOnBase(Method):
         A method that changes what the base computes overrides this. Nothing may learn within the context.
         """
         yield self.base
+
+    def losses(self, x: Samples) -> Tensor:
+        return self.base.losses(x)
+
+    def acting(self, x: Samples) -> AbstractContextManager[None]:
+        return self.base.acting(x)
 
     def features(self, x: Samples) -> Tensor:
         """(n, d) features of the base."""

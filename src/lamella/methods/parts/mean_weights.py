@@ -92,11 +92,11 @@ class MeanWeights(OtherWeights):
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()
-        mean = self.acting()  # M_{t-1}
+        mean = self.acting_weights()  # M_{t-1}
         self.trained.exchange()  # W_{t-1} into the layers
         self.base.learn(task, fit)
         self.eval()
         self.tasks += 1
         share = newest_share(int(self.tasks), self.power)
-        newest = self.acting()  # W_t
+        newest = self.acting_weights()  # W_t
         self.put({name: (1 - share) * (mean[name] - newest[name]) for name in newest})  # M_t - W_t

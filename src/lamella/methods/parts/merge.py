@@ -110,14 +110,14 @@ class Merged(OtherWeights):
         number = len(self._heads_of_experts()) if self.experts else 0
         if self.start == "pretrained" and not self.experts:
             self._start_again()
-        before = None if self.experts else self.acting()
+        before = None if self.experts else self.acting_weights()
         self.base.learn(task, fit)
         self.eval()
         first = self._start()
         if before is None:
             newest, changes = first, {name: self._expert(number, name) for name in first}
         else:
-            newest, on_inputs = self.acting(), isinstance(self.updates, SumsOnInputs)
+            newest, on_inputs = self.acting_weights(), isinstance(self.updates, SumsOnInputs)
             changes = {name: newest[name] - (first if on_inputs else before)[name] for name in first}
         self._keep({name: change.flatten(1) for name, change in changes.items()}, first, number, task, fit)
         total = self.updates.merged(self.merging, self.seed)
@@ -143,7 +143,7 @@ class Merged(OtherWeights):
     @torch.no_grad()
     def _start_again(self) -> None:
         """Change what is in the layers so that they act as they did before the first task."""
-        acting = self.acting()
+        acting = self.acting_weights()
         for name, first in self._start().items():
             held = self.trained.held(name)
             held.copy_(held.cpu().double() + first - acting[name])

@@ -86,13 +86,15 @@ class OtherWeights(MethodOnBase):
         trained: the base's own weights, while those to predict with are in the layers.
     """
 
+    answers = True
+
     def __init__(self, base: Method, seed: int) -> None:
         super().__init__(base, seed)
         self.merges = True
         self.trained = TrainedWeights(tuple(self.sites))
 
     @torch.no_grad()
-    def acting(self) -> dict[str, Tensor]:
+    def acting_weights(self) -> dict[str, Tensor]:
         """By layer, the rows of the weight that it acts as now, float64 on the CPU."""
         layers, example = self.trained.layers, self.backbone.example(1)
         branches = acting_branches(layers, lambda: self.base.features(example))
