@@ -22,7 +22,7 @@ from forms.inputs import input_cost
 from forms.layer import branch_forms
 from forms.mixed import mixed
 from forms.moments import second_moments
-from forms.network import compilation, memory_layout, precision
+from forms.network import compilation, memory_layout, precision, recomputation
 from forms.prediction import dlc_tails, duallora_inference
 from forms.readouts import own_covariances
 from forms.steps import training_step
@@ -60,6 +60,7 @@ COMPARISONS = {
     "storage": Comparison(storage, 9, SMALL),
     "memory-layout": Comparison(memory_layout, 7, {"large": False}),
     "compilation": Comparison(compilation, 15, SMALL | {"backend": "eager"}),
+    "recomputation": Comparison(recomputation, 9, SMALL),
     "duallora-inference": Comparison(duallora_inference, 25, SMALL | {"tasks": 2}),
     "mixed": Comparison(mixed, 9, SMALL | {"held": [1, 10]}),
     "dlc-tails": Comparison(dlc_tails, 15, {"plugins": [2], "batch": [4], "small": True}),

@@ -15,7 +15,9 @@ from lamella.adapters.sites import Site
 from lamella.backbones import Backbone, load_backbone
 from lamella.common.randomness import generator
 from lamella.training import compilation as compiling
+from lamella.training.footprint import kept_for_backward
 from lamella.training.precision import PRECISIONS, computing
+from lamella.training.recomputation import recomputed_blocks
 
 CPU = torch.device("cpu")
 RANK = 10
@@ -99,6 +101,25 @@ def _compiling_by(backend: str) -> Iterator[None]:
         yield
     finally:
         compiling.BACKEND = before
+
+
+def recomputation(backbone: str = "vit_tiny_patch16_224", size: int = 128, batch: int = 32) -> Iterator[Case]:
+    """A training step of low-rank branches whose blocks are computed twice (`fit.recompute`); 1.00 is the plain one.
+
+    Beside it stands what autograd keeps for the backward pass, without the network's own tensors.
+    """
+    plain, other = (load_backbone(backbone, size=size, weights="random") for _ in range(2))
+    x = images(batch, size)
+    with recomputed_blocks(other):
+        forms: dict[str, Form] = {}
+        kept: dict[str, dict[str, str]] = {}
+        for form, model in (("plain", plain), ("computed twice", other)):
+            _adapt(model, "task")
+            forms[form] = partial(_step, model, x, "float32")
+            with kept_for_backward(model.model.parameters()) as bytes_kept:
+                model(x).square().mean()
+            kept[form] = {"MB kept": f"{bytes_kept() / 1e6:.1f}"}
+        yield Case(f"{backbone}, {size} px", forms, "plain", batch, notes=lambda seconds: kept)
 
 
 def memory_layout(large: bool = True) -> Iterator[Case]:

@@ -7,7 +7,7 @@ the model's state dict do not change. The keys of adapters are LAYER.branches.AD
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -195,6 +195,7 @@ class Adapted(nn.Module):
         branches: the branches by adapter name.
         acting: the active adapters with their coefficients; None if all are active with coefficient 1.
         watchers: functions that are called with each input.
+        set_for_a_pass: the names of the attributes that contexts around a pass set, and reset after it.
         dropout: the dropout rate of the branches' input during training, from 0 to below 1.
         draws: the generator of the dropout masks, on the layer's device; None outside of training, without dropout.
     """
@@ -203,6 +204,7 @@ class Adapted(nn.Module):
     bias: Tensor | None
     channels: int = -1  # the dimension of the outputs' channels
     branches: nn.ModuleDict
+    set_for_a_pass: ClassVar[tuple[str, ...]] = ("acting",)
     dropout: float = 0.0
     draws: torch.Generator | None = None
 

@@ -149,7 +149,7 @@ class Model:
         Raises:
             ValueError: the method needs more than clients may tell.
         """
-        known = ("device", "precision", "compile", "like_sizes")
+        known = ("device", "precision", "compile", "recompute", "like_sizes")
         chosen = {key: value for key, value in self.config["fit"].items() if key in known}
         if federation is not None and not self.method.federates:
             classes = {n: b for n, b in METHODS.items() if isinstance(b, type) and issubclass(b, Method)}

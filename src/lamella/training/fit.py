@@ -26,6 +26,7 @@ from lamella.training.optimizers import build_optimizer, parameter_groups, train
 from lamella.training.passes import Passes
 from lamella.training.precision import computing
 from lamella.training.recipe import Training
+from lamella.training.recomputation import recomputed_blocks
 
 __all__ = ["Examples", "Fit", "Loss"]
 
@@ -97,6 +98,8 @@ class Fit(Passes):
             during.enter_context(trainable(tensors))
             if self.compile:
                 during.enter_context(compiled_blocks(self.module, recipe.batch_size))
+            if self.recompute:
+                during.enter_context(recomputed_blocks(self.module))
             dropout = during.enter_context(dropping(self.module, self.device))
             advance = during.enter_context(self.progress(f"task {self.task} {name}", recipe.epochs * len(steps)))
             view = self._cropped(crop) if augment else None

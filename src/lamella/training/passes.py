@@ -33,6 +33,8 @@ class Passes:
         device: "auto" (a GPU if there is one), "cpu" or "cuda".
         precision: "float32" or "bf16" (autocast; statistics stay in float32).
         compile: whether training runs compiled blocks; see compilation.py.
+        recompute: whether training computes blocks a second time in place of keeping what they computed; see
+            recomputation.py.
         checkpoints: where the state of calls is stored, so that they can be resumed; None stores nothing.
         progress: opens a progress bar.
         like_sizes: whether samples of like lengths share a batch of training; see `data.lengths.in_windows`. Passes
@@ -54,6 +56,7 @@ class Passes:
         device: str = "auto",
         precision: str = "float32",
         compile: bool = False,
+        recompute: bool = False,
         checkpoints: Checkpoints | None = None,
         progress: Progress = silent,
         like_sizes: bool = False,
@@ -64,6 +67,8 @@ class Passes:
             raise ValueError(
                 f"fit.compile is for batches of one shape, and {transform.noun}s are padded to many; leave it out"
             )
+        if compile and recompute:
+            raise ValueError("fit.compile and fit.recompute both change how blocks run; leave one of them out")
         if like_sizes and not isinstance(transform, OfManyLengths):
             raise ValueError(
                 f"fit.like_sizes is for samples of many lengths, and {transform.noun}s have one; leave it out"
@@ -75,6 +80,7 @@ class Passes:
         self.device = resolve_device(device)
         self.precision = precision
         self.compile = compile
+        self.recompute = recompute
         self.like_sizes = like_sizes
         self.checkpoints = checkpoints
         self.progress = progress

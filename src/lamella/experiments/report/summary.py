@@ -14,7 +14,7 @@ from lamella.experiments.metrics import METRICS
 from lamella.experiments.results_files import Result
 
 NOT_A_SETTING = frozenset(
-    {"seed", "root", "weights", "device", "compile", "checkpoint_seconds"}
+    {"seed", "root", "weights", "device", "compile", "recompute", "checkpoint_seconds"}
     | {"selection", "dropped", "overrides", "measured", "loggers"}
 )
 """Keys of a config that say where, why, from what file, or with which seed; all others make runs different.

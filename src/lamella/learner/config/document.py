@@ -47,6 +47,7 @@ FIT = {
     "device": Option(str, "auto"),
     "precision": Option(Literal["float32", "bf16", "auto"], "float32"),
     "compile": Option(bool, False),
+    "recompute": Option(bool, None),
     "like_sizes": Option(bool, None),
     "checkpoint_seconds": Option(float, 60.0),
     "measured": Option(str, None),  # added where "auto" was resolved; it is last, as in stored configurations

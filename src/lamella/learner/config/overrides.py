@@ -10,7 +10,7 @@ __all__ = ["changes_of", "parse_override", "parse_value", "put"]
 
 SELECTED = ("scenario", "backbone", "method", "augment", "fit", "federated")
 """The sections that `run.selection` is about, the text that says how the settings were chosen."""
-OF_THE_MACHINE = {("fit", "device"), ("fit", "compile"), ("fit", "checkpoint_seconds")}
+OF_THE_MACHINE = {("fit", "device"), ("fit", "compile"), ("fit", "recompute"), ("fit", "checkpoint_seconds")}
 """Settings in these sections that do not affect `run.selection`, since they do not change what is computed: the device,
 compilation, and how often checkpoints are stored. `fit.precision` is not one of them, since bf16 gives other numbers.
 Neither are `scenario.root` and `backbone.weights`, where other images or weights may be. The seed, which is in [run],

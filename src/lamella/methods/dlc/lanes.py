@@ -10,7 +10,7 @@ A along a diagonal, (k r k, c_in k k).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,7 @@ class LanedConv2d(AdaptedConv2d):
             once.
     """
 
+    set_for_a_pass: ClassVar[tuple[str, ...]] = ("acting", "lanes", "shared")
     lanes: tuple[str, ...] = ()
     shared: Tensor | None = None
 
