@@ -1,10 +1,13 @@
 """`lamella merge`: adapters of models and of PEFT become one folder, which PEFT and a backbone load."""
 
+import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Run
@@ -15,7 +18,9 @@ from test_export import VIT, learned
 from lamella import Learner, load_backbone
 from lamella.adapters.merging import Merging, merged
 from lamella.adapters.pairs import Pair
+from lamella.data.sources.readable import load_readable
 from lamella.learner.merge.folder import merge_folders
+from lamella.learner.merge.searched import TEMPERATURES, leave_one_out_loss, search_weights
 from lamella.learner.merge.sources import read_source
 
 LAYERS = ("blocks.0.attn.qkv", "blocks.1.mlp.fc1")
@@ -97,6 +102,101 @@ def test_models_of_lamella_are_merged_and_an_export_counts_as_the_model(tmp_path
     merge_folders([tmp_path / "both", tmp_path / "south"], tmp_path / "d", Merging("weighted"), weights=[1.0, -1.0])
     d = read_source(tmp_path / "d").pairs
     assert all((d[layer].delta() - a[layer].delta()).abs().max() < 1e-6 for layer in a)
+
+
+def few_images(place: Path, *, per_class: int = 4, classes: int = 3) -> Path:
+    """An archive of images of noise around a colour of each class."""
+    rng = np.random.default_rng(0)
+    y = np.arange(classes).repeat(per_class)
+    pixels = np.clip(12 * y[:, None, None, None] + rng.normal(90, 60, (len(y), 16, 16, 3)), 0, 255).astype(np.uint8)
+    np.savez(place, x_train=pixels, y_train=y, x_test=pixels[:0], y_test=y[:0])
+    return place
+
+
+@pytest.fixture
+def two_models(tmp_path: Path) -> list[Path]:
+    """Two models that were learned apart."""
+    for place, number in (("north", 0), ("south", 1)):
+        table = {"name": "seq-lora", "epochs": 2, "batch_size": 8, "rank": 2, "lr": 0.05}
+        learner = Learner.create(backbone=VIT | {"name": "test_vit"}, method=table, fit={"device": "cpu"})
+        learner.learn(stream(classes=4, tasks=2, per_class=4)[number])
+        learner.save(tmp_path / place)
+    return [tmp_path / "north", tmp_path / "south"]
+
+
+def test_the_loss_of_a_sample_is_that_without_it() -> None:
+    x, y, all_ = (
+        torch.randn(12, 5, generator=torch.Generator().manual_seed(0)).double(),
+        torch.arange(12) % 3,
+        range(12),
+    )
+    others = [[[j for j in all_ if y[j] == c and j != i] for c in range(3)] for i in all_]
+    squares = torch.stack([torch.stack([(x[i] - x[own].mean(0)).square().sum() for own in others[i]]) for i in all_])
+    squares = squares.double()
+    unit = squares[torch.arange(12), y].mean()
+    wanted = min(float(torch.nn.functional.cross_entropy(-squares / (unit * t), y)) for t in TEMPERATURES)
+    assert leave_one_out_loss(x, y) == pytest.approx(wanted, rel=1e-5)
+    assert leave_one_out_loss(7 * x, y + 4) == pytest.approx(wanted, rel=1e-5), "neither scale nor names count"
+
+
+def test_weights_are_searched_by_a_few_samples(two_models: list[Path], tmp_path: Path, lamella: Run) -> None:
+    pytest.importorskip("cmaes")
+    few = few_images(tmp_path / "few.npz")
+    sources = [read_source(place) for place in two_models]
+    backbone = sources[0].backbone
+    assert backbone is not None
+    found = search_weights(sources, copy.deepcopy(backbone), load_readable(few).whole, evaluations=60)
+    before, after = (float(number) for number in re.findall(r"from ([\d.]+) to ([\d.]+)", found.told)[0])
+    assert after < before
+    assert found.told.startswith("found on 12 images of 3 classes: ")
+
+    merge_folders(two_models, tmp_path / "c", Merging("weighted"), weights=found.weights)
+    merged_one = read_source(tmp_path / "c")
+    with torch.no_grad():
+        for layer, pair in merged_one.pairs.items():
+            backbone.model.get_parameter(f"{layer}.weight").add_(pair.delta().float())
+    data = load_readable(few).whole.train
+    x = data.batch(torch.arange(len(data)), backbone.transform.view(torch.device("cpu")))
+    assert leave_one_out_loss(backbone(x), data.labels) == pytest.approx(after, abs=2e-3)
+
+    code, out, err = lamella("merge", *two_models, "--rule", "weighted", "--samples", few, "--out", tmp_path / "d")
+    assert (code, err) == (0, "")
+    assert "found on 12 images of 3 classes: " in out
+    assert f"for {two_models[1]}; the loss fell from {before:.3f} to " in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--rule", "tsv"), "samples are for the rule 'weighted', in place of weights"),
+        (("--rule", "weighted", "--weights", "1,1"), "samples are for the rule 'weighted', in place of weights"),
+        (("--rule", "weighted", "--backbone", "hashed-words"), "changes the layer 'blocks.0.attn.qkv'"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused_in_one_line(
+    options: tuple[str, ...], message: str, two_models: list[Path], tmp_path: Path, lamella: Run
+) -> None:
+    few = few_images(tmp_path / "few.npz")
+    code, _, err = lamella("merge", *two_models, "--samples", few, *options, "--out", tmp_path / "d")
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_samples_must_show_what_separates_classes(two_models: list[Path], tmp_path: Path) -> None:
+    search = lambda few: merge_folders(two_models, tmp_path / "d", Merging("weighted"), samples=few)  # noqa: E731
+    with pytest.raises(ValueError, match=r"class '0' of 'one' has one image; give two at least of each class"):
+        search(few_images(tmp_path / "one.npz", per_class=1))
+    with pytest.raises(ValueError, match=r"'single' has one class, and weights are found by what separates classes"):
+        search(few_images(tmp_path / "single.npz", classes=1))
+    (tmp_path / "t.csv").write_text("text,label\n" + "\n".join(f"word {i},{'ab'[i % 2]}" for i in range(8)))
+    with pytest.raises(ValueError, match="holds texts, and 'test_vit' takes images"):
+        search(tmp_path / "t.csv")
+    peft_folder(tmp_path / "a", 1)
+    with pytest.raises(ValueError, match="does not say which network it belongs to; weights are searched on it, so"):
+        merge_folders([tmp_path / "a"], tmp_path / "d", Merging("weighted"), samples=few_images(tmp_path / "few.npz"))
+    with pytest.raises(ValueError, match="the backbone is needed to search weights with samples, and there are none"):
+        merge_folders([tmp_path / "a"], tmp_path / "d", Merging(), backbone="test_vit")
 
 
 @pytest.mark.parametrize("rule", ["iso-c", "iso-cts", "tsv", "opcm"])

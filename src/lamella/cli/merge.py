@@ -25,6 +25,13 @@ def merge(
         str | None,
         typer.Option(metavar="LIST", help="For weighted: one number for each adapter, such as 1,-0.5."),
     ] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="For weighted, in place of --weights: a few labelled samples."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For --samples: the network, where no adapter is a model.")
+    ] = None,
     scale: Annotated[float, typer.Option(metavar="NUMBER", help="What the merged update is multiplied by.")] = 1.0,
     rank: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Truncate to this rank.", show_default="as it is")
@@ -43,13 +50,23 @@ def merge(
     """Merge adapters of one network into one, as a folder that PEFT loads.
 
     Classifiers are left out: each was trained for its own classes. For opcm the adapters are in the order of learning.
+    With --samples the weights are searched (CMA-ES): those with which the nearest class mean tells the samples apart
+    best, or, of a language model, those with which its answers cost least.
     """
     from lamella.adapters.merging import Merging
     from lamella.learner.merge.folder import merge_folders
 
     merging = Merging(rule, scale, keep, drop, common, strong)
     lines = merge_folders(
-        adapters, out, merging, weights=_numbers(weights), rank=rank, seed=seed, trusted=not untrusted
+        adapters,
+        out,
+        merging,
+        weights=_numbers(weights),
+        samples=samples,
+        backbone=backbone,
+        rank=rank,
+        seed=seed,
+        trusted=not untrusted,
     )
     for line in (f"wrote {out} ({rule} of {many(len(adapters), 'adapter')})", *lines):
         say(line)

@@ -7,9 +7,15 @@ import torch
 
 from lamella.adapters.merging import Merging, merged
 from lamella.adapters.pairs import Pair, truncated
+from lamella.backbones import load_backbone
+from lamella.backbones.causal_models import OUTPUT
 from lamella.common.files import write_json
+from lamella.data.answers import AnswerSet
+from lamella.data.scenario import Source as Data
+from lamella.data.sources.readable import load_readable
 from lamella.learner.export.drafts import atomic_output
 from lamella.learner.export.low_rank import adapter_tensors, lora_options, told_ranks
+from lamella.learner.merge.searched import Searched, search_weights
 from lamella.learner.merge.sources import Source, read_source
 
 __all__ = ["merge_folders"]
@@ -24,6 +30,8 @@ def merge_folders(
     merging: Merging,
     *,
     weights: Sequence[float] | None = None,
+    samples: str | Path | None = None,
+    backbone: str | None = None,
     rank: int | None = None,
     seed: int = 0,
     trusted: bool = True,
@@ -35,6 +43,8 @@ def merge_folders(
         out: the folder to write, which must not exist.
         merging: the rule and its numbers.
         weights: for the rule "weighted", one for each adapter.
+        samples: for the rule "weighted" in place of weights, a few labelled samples by which they are searched.
+        backbone: the name of the network, for such a search among adapters of PEFT alone.
         rank: the largest rank of a layer's merged update, which is truncated to it. Rules on entries need one.
         seed: the seed of the draws of "dare".
         trusted: False for models of strangers.
@@ -52,21 +62,44 @@ def merge_folders(
             "rule 'regmean' needs the inputs that each adapter was trained on, which are not here; choose another "
             "rule, such as 'tsv', or call lamella.adapters.merging.merged with second moments"
         )
+    if samples is not None and (merging.rule != "weighted" or weights is not None):
+        raise ValueError(
+            "samples are for the rule 'weighted', in place of weights: they say how much of each adapter is taken; "
+            "leave one of them out"
+        )
+    if backbone is not None and samples is None:
+        raise ValueError("the backbone is needed to search weights with samples, and there are none; leave it out")
     if rank is None and merging.rule in _WHOLE:
         raise ValueError(f"rule '{merging.rule}' gives whole matrices; say by --rank what the LoRA may have")
     with atomic_output(out) as draft:
         sources = [read_source(place, trusted=trusted) for place in places]
         _check_one_base(sources)
+        searched = None if samples is None else _searched(sources, backbone, load_readable(samples).whole, seed)
+        weights = weights if searched is None else searched.weights
         found = merged([source.pairs for source in sources], merging, weights=weights, seed=seed)
         pairs, kept = _of_rank(found, rank)
         _write(draft, pairs, sources)
-    lines = [told_ranks(pairs)]
+    lines = [told_ranks(pairs)] if searched is None else [searched.told, told_ranks(pairs)]
     lines += [] if rank is None else [f"rank {rank} keeps {100 * kept:.1f} % of the squared norm of the merged update"]
     lines += [f"left out of {source.place}: {source.left_out}" for source in sources if source.left_out]
     how = (
         f"load it: peft.PeftModel.from_pretrained(model, '{out}'), or lamella learn NEW PHOTOS --backbone NETWORK+{out}"
     )
     return [*lines, how]
+
+
+def _searched(sources: Sequence[Source], name: str | None, data: Data, seed: int) -> Searched:
+    """Return the weights that suit the samples best, on the network of the adapters."""
+    if name is not None:
+        options = {"output": OUTPUT} if data.train.noun == AnswerSet.noun else {}
+        return search_weights(sources, load_backbone(name, **options), data, seed=seed)
+    known = next((source.backbone for source in sources if source.backbone is not None), None)
+    if known is None:
+        raise ValueError(
+            f"'{sources[0].place}' does not say which network it belongs to; weights are searched on it, so name it "
+            "by --backbone"
+        )
+    return search_weights(sources, known, data, seed=seed)
 
 
 def _check_one_base(sources: Sequence[Source]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lamella.adapters.pairs import Pair
+from lamella.backbones import Backbone
 from lamella.backbones.encoder_places import is_path
 from lamella.backbones.peft_lora import CONFIG, is_classifier, read_peft
 from lamella.backbones.peft_scale import scale_of
@@ -34,6 +35,7 @@ class Source(NamedTuple):
         digest: the SHA-256 of the network's weights; None where it is not known.
         turned: whether PEFT has to transpose the changes (`fan_in_fan_out`, for GPT-2).
         left_out: what of it is not merged, for a line to the user; "" for nothing.
+        backbone: the network before anything was learned; None where it is not known.
     """
 
     place: Path
@@ -42,6 +44,7 @@ class Source(NamedTuple):
     digest: str | None
     turned: bool
     left_out: str
+    backbone: Backbone | None = None
 
 
 def read_source(place: Path, *, trusted: bool = True) -> Source:
@@ -79,14 +82,15 @@ def _of_model(place: Path, trusted: bool) -> Source:
             f"'{place}' chooses adapters for each sample, so no one update of it can be merged; write a folder for "
             "each task (lamella export --format peft --per-task), and merge these"
         )
-    changes = differences(method, fixed(method), model.new_backbone().model)
+    backbone = model.new_backbone()
+    changes = differences(method, fixed(method), backbone.model)
     pairs = pairs_of(changes, len(model.tasks), WHOLE[noun])
     name = model.backbone.name
     hub = name if noun == "text" and "/" in name and not is_path(name) else None
     own = {layer.removeprefix(_OF_TEXTS): pair for layer, pair in pairs.items()} if noun == "text" else pairs
     transposed = getattr(model.backbone.model, "transposed", ())
     turned = any(layer in own for layer in transposed)
-    return Source(place, own, hub, model.backbone.weights_sha256, turned, "its classes and its classifier")
+    return Source(place, own, hub, model.backbone.weights_sha256, turned, "its classes and its classifier", backbone)
 
 
 def _of_peft(place: Path) -> Source:
