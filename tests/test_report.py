@@ -2,6 +2,7 @@
 
 import csv
 import doctest
+import importlib
 import io
 import json
 import re
@@ -386,3 +387,31 @@ def test_curves_take_many_methods_and_tasks(tmp_path: Path):
     assert 'id="curves-' in picture
     assert "var(--series-7)" in picture
     assert "#0101" not in picture
+
+
+# The leaderboard ----------------------------------------------------------------------------------------------------
+
+
+def test_the_leaderboard_has_a_row_for_each_variant_best_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "tools"))
+    leaderboard = importlib.import_module("leaderboard")
+    runs = tmp_path / "runs" / "digits"
+    write(runs / "weak", result("olora", final_accuracy=0.5))
+    write(runs / "strong", result("inflora+align", final_accuracy=0.9), result("inflora+align", 1, final_accuracy=0.8))
+    for i, own in enumerate((0.4, 0.2)):
+        (runs / "strong" / f"run-{i}" / "results-inflora.json").write_text(
+            json.dumps(result("inflora", i, final_accuracy=own))
+        )
+    write(runs / "bound", joint())
+    page = "before\n<!-- digits -->\nold\n<!-- end digits -->\nafter\n"
+    found = leaderboard.tables(tmp_path / "runs", page)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines() if "`" in line]
+    assert [row[0] for row in rows] == ["strong: `inflora+align`", "weak: `olora`", "bound: `joint`, all at once"]
+    assert rows[0][1:4] == ["2", "85.0 ± 7.1", "30.0 ± 14.1"]
+    assert rows[1][1:4] == ["1", "50.0", ""]
+    assert rows[0][7:] == ["12,345", "2.5 MB", "70", "2.13"]
+    assert found.startswith("before\n<!-- digits -->\n")
+    assert found.endswith("<!-- end digits -->\nafter\n")
+    assert leaderboard.tables(tmp_path / "runs", found) == found, "what is there is made anew"
+    with pytest.raises(ValueError, match="the page has no marks '<!-- digits -->'"):
+        leaderboard.tables(tmp_path / "runs", "nothing")
