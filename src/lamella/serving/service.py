@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lamella.serving.answers import AnswerKind
 from lamella.serving.batching import Batcher
 from lamella.serving.images import ImageKind
 from lamella.serving.jobs import Jobs
@@ -21,7 +22,7 @@ __all__ = ["Service"]
 log = logging.getLogger("lamella.serve")
 
 
-KINDS: dict[str, Callable[[Limits], Kind[Any]]] = {"image": ImageKind, "text": TextKind}
+KINDS: dict[str, Callable[[Limits], Kind[Any]]] = {"image": ImageKind, "text": TextKind, "answer": AnswerKind}
 """The samples that can be sent, by what one of them is called."""
 
 
@@ -38,8 +39,7 @@ class Service:
 
     Raises:
         FileNotFoundError: there is no model at `model`.
-        ValueError: the model cannot be read or takes samples that cannot be sent, or a folder that Lamella makes inside
-            it is a symbolic link.
+        ValueError: the model cannot be read, or a folder that Lamella makes inside it is a symbolic link.
     """
 
     def __init__(self, model: Path, limits: Limits, device: str | None = None, *, trusted: bool = True) -> None:
@@ -47,12 +47,7 @@ class Service:
         check_places(model)
         loaded = load(model, device, trusted=trusted)
         noun = loaded.learner.backbone.transform.noun
-        if noun not in KINDS:
-            served = "s or ".join(KINDS)
-            raise ValueError(
-                f"'{model}' takes {noun}s, and only models of {served}s can be served; use lamella generate"
-            )
-        self.limits = limits.of_texts() if noun == TextKind.noun else limits
+        self.limits = limits if noun == ImageKind.noun else limits.of_texts()
         self.kind = KINDS[noun](self.limits)
         self.measures = Measures(
             noun=self.kind.noun,
