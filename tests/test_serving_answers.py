@@ -315,7 +315,7 @@ def test_a_new_version_answers_as_soon_as_it_is_stored(kept: Path, tmp_path: Pat
 def test_what_it_is_is_said(local: TestClient) -> None:
     health = local.get("/health").json()
     assert (health["status"], health["samples"], health["classes"], health["tasks"]) == ("ok", "answer", 0, 1)
-    assert [task["name"] for task in local.get("/tasks").json()] == ["first"]
+    assert [(task["name"], task["held_back"]) for task in local.get("/tasks").json()] == [("first", 3)]
     assert local.get("/classes").json() == []
     assert "base_url" in local.get("/").text
     paths = local.get("/openapi.json").json()["paths"]
@@ -419,11 +419,16 @@ BODIES: dict[str, tuple[bytes, int, str, str | None]] = {
                         r"150; this model takes 128 in all", "messages"),
     "cold": (said(temperature=-1), 400, "^temperature: .*greater than or equal to 0", "temperature"),
     "no number": (b'{"messages": [], "temperature": NaN}', 400, "^temperature: .*finite", "temperature"),
-    "no share": (said(top_p=0, temperature=1), 400, "^top_p: .*greater than 0", "top_p"),
+    "no share": (said(top_p=0, temperature=1), 400, "^top_p: .*greater than or equal to", "top_p"),
     "a share of what is not drawn": (said(top_p=0.5), 400, "^top_p is 0.5, but at temperature 0 nothing is drawn",
                                      "top_p"),
     "an empty stop": (said(stop=["a", ""]), 400, "^stop is .*not empty", "stop"),
     "many stops": (said(stop=["a"] * 17), 400, "^stop may hold 16 texts", "stop"),
+    "a name of many lines": (said(model="a\nb"), 404, r"^there is no model 'a\\nb' here", "model"),
+    "a field of many lines": (said(**{"a\n" * 99: 1}), 400, r"^'a\\na.* is not supported", ascii("a\n" * 99)[:60]),
+    "colder than numbers are": (said(temperature=1e-300), 400, "^temperature is 1e-300; give 0 for the likeliest",
+                                "temperature"),
+    "a number without end": (said(max_tokens=10**4000), 400, "^max_tokens: .*less than 1000000000", "max_tokens"),
     "a broken seed": (said(seed=0.5), 400, "^seed: ", "seed"),
     "an unknown field": (said(magic=1), 400, "^magic is not supported, and could change the answer", "magic"),
     "many answers": (said(n=2), 400, "^n is not supported", "n"),

@@ -16,10 +16,14 @@ from lamella.data.answers import ASSISTANT, USER, Answer, Turn
 from lamella.serving.faults import Refusal
 from lamella.serving.limits import Limits
 
-__all__ = ["USUAL_TOKENS", "Asked", "body_of", "read_chat", "read_completion"]
+__all__ = ["USUAL_TOKENS", "Asked", "body_of", "check_model", "read_chat", "read_completion"]
 
 USUAL_TOKENS = 128
 """The largest number of tokens of an answer where a request names none, as of `lamella generate`."""
+COLDEST = 0.01
+"""The lowest temperature at which anything but the likeliest token is drawn, to the precision of logits."""
+SHOWN = 60
+"""How many characters of a name that a client made up are told back."""
 STOPS, STOP_LENGTH = 16, 1000
 """How many texts may end an answer, and how many characters each may have."""
 HARMLESS = frozenset(
@@ -79,20 +83,23 @@ class _StreamOptions(_Open):
     include_usage: bool = False
 
 
+_Count = Annotated[int, Field(ge=1, lt=10**9)]
+
+
 class _Common(_Open):
     model: str | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: _Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(ge=1e-6, le=1)] | None = None
     stop: str | Annotated[list[StrictStr], Field(fail_fast=True)] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
 
 
 class _Chat(_Common):
     messages: Annotated[list[_Message], Field(min_length=1, fail_fast=True)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: _Count | None = None
 
 
 class _Completion(_Common):
@@ -193,10 +200,27 @@ def read_completion(content: bytes, name: str, limits: Limits) -> Asked:
     return _asked(body, tuple(Answer((Turn(USER, text),)) for text in texts), name, False, body.max_tokens)
 
 
-def _asked(body: _Common, prompts: tuple[Answer, ...], name: str, is_chat: bool, max_tokens: int | None) -> Asked:
-    if body.model not in (None, name):
-        fault = f"there is no model '{body.model}' here; this server has '{name}'"
+def check_model(asked: str, name: str) -> None:
+    """Make sure that a client asks for the model that there is.
+
+    Args:
+        asked: what it calls the model.
+        name: what the model is called.
+
+    Raises:
+        Refusal: 404, it asks for another one.
+    """
+    if asked != name:
+        fault = f"there is no model {asked[:SHOWN]!r} here; this server has {name!r}"
         raise Refusal(404, fault, param="model", code="model_not_found")
+
+
+def _asked(body: _Common, prompts: tuple[Answer, ...], name: str, is_chat: bool, max_tokens: int | None) -> Asked:
+    if body.model is not None:
+        check_model(body.model, name)
+    if body.temperature and body.temperature < COLDEST:
+        fault = f"temperature is {body.temperature}; give 0 for the likeliest tokens, or {COLDEST} to 100"
+        raise Refusal(400, fault, param="temperature")
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stop) > STOPS or any(len(text) > STOP_LENGTH for text in stop):
         raise Refusal(400, f"stop may hold {STOPS} texts of {STOP_LENGTH} characters each; send fewer", param="stop")
@@ -244,7 +268,7 @@ def _check_left(body: _Open, place: str = "") -> None:
     for key, value in (body.model_extra or {}).items():
         if value is None or value == [] or (not place and key in HARMLESS) or _is_neutral(key, value):
             continue
-        name = f"{place}.{key}".lstrip(".")
+        name = f"{place}.{key if key.isidentifier() else ascii(key)}".lstrip(".")[:SHOWN]
         fault = f"{name} is not supported, and could change the answer; leave it out"
         raise Refusal(400, fault, param=name, code="unsupported_parameter")
 

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lamella.backbones.generating import Written
 from lamella.serving.answers import AnswerKind, Prompts
-from lamella.serving.asked import Asked, body_of, read_chat, read_completion
+from lamella.serving.asked import Asked, body_of, check_model, read_chat, read_completion
 from lamella.serving.faults import OPENAI, Refusal, told
 from lamella.serving.forms import JSON, media_type, unreadable
 from lamella.serving.hearing import Heard, listen
@@ -63,9 +63,7 @@ def add_completions(app: FastAPI, service: "Service") -> None:
     @app.get("/v1/models/{id}", responses={404: FAULTS[404]})
     def model(id: str) -> dict[str, Any]:
         """Describe the model."""
-        if id != name:
-            fault = f"there is no model '{id}' here; this server has '{name}'"
-            raise Refusal(404, fault, param="model", code="model_not_found")
+        check_model(id, name)
         return _model(name, service)
 
     async def answer(request: Request, read: Read) -> Response:

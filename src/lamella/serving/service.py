@@ -39,7 +39,8 @@ class Service:
 
     Raises:
         FileNotFoundError: there is no model at `model`.
-        ValueError: the model cannot be read, or a folder that Lamella makes inside it is a symbolic link.
+        ValueError: the model cannot be read or takes samples that cannot be sent, or a folder that Lamella makes inside
+            it is a symbolic link.
     """
 
     def __init__(self, model: Path, limits: Limits, device: str | None = None, *, trusted: bool = True) -> None:
@@ -47,6 +48,8 @@ class Service:
         check_places(model)
         loaded = load(model, device, trusted=trusted)
         noun = loaded.learner.backbone.transform.noun
+        if noun not in KINDS:
+            raise ValueError(f"'{model}' takes {noun}s, and models of {'s, '.join(KINDS)}s can be served")
         self.limits = limits if noun == ImageKind.noun else limits.of_texts()
         self.kind = KINDS[noun](self.limits)
         self.measures = Measures(
