@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lamella.backbones import Backbone
-from lamella.backbones.generating import Generating, generate, prompt_cuts
+from lamella.backbones.generating import Generating, Written, generate, go_on, keys_of_prompts, prompt_cuts
 from lamella.backbones.language_model import language_model
 from lamella.data.answers import ASSISTANT, PLAIN_TEXT, USER, Answer, AnswerSet, Turn
 from lamella.data.scenario import Task
@@ -129,6 +129,28 @@ def test_an_answer_ends_where_it_should() -> None:
     first = backbone.transform.tokenizer.encode(whole, add_special_tokens=False).ids[0]  # type: ignore[attr-defined]
     language_model(backbone.model, "a test").ends = (first,)
     assert generate(backbone, PROMPTS[1:2], Generating(max_tokens=12)) == [""]
+
+
+def test_what_is_written_is_heard_token_by_token_and_can_be_ended() -> None:
+    backbone = tiny_causal()
+    asked, how = PROMPTS[:3], Generating(max_tokens=8)
+    transform: Any = backbone.transform
+    heard: dict[int, list[Written]] = {0: [], 1: [], 2: []}
+
+    def hear(place: int, written: Written) -> bool:
+        heard[place].append(written)
+        return place != 1 or len(heard[1]) < 3
+
+    found = go_on(backbone, transform.prompts(asked, 64), keys_of_prompts(asked), how, hear=hear)
+    whole = generate(backbone, asked, how)
+    assert [one.text for one in found] == [whole[0], heard[1][2].text, whole[2]]
+    assert whole[1].startswith(found[1].text)
+    assert found[1][1:] == (3, ""), "ended by who listens"
+    for place, parts in heard.items():
+        assert parts[-1] == found[place]
+        assert [one.tokens for one in parts] == list(range(1, len(parts) + 1))
+        assert not any(one.why for one in parts[:-1])
+    assert all((one.why, one.tokens == 8) in (("length", True), ("stop", False)) for one in found[::2])
 
 
 def test_draws_of_a_prompt_do_not_depend_on_its_batch() -> None:

@@ -321,7 +321,7 @@ def test_what_cannot_be_says_why_and_what_else(form: str, method: str, message: 
 def test_a_model_of_images_is_no_model_of_transformers(tmp_path: Path) -> None:
     learner = Learner.create(backbone="fractal-vit-micro", method="nearest-mean", fit={"device": "cpu"})
     learner.learn(stream(classes=2, tasks=1, per_class=2)[0])
-    with pytest.raises(ValueError, match="format hf is for texts, and this backbone takes images; use --format timm"):
+    with pytest.raises(ValueError, match="is for texts and answers, and this backbone takes images; use --format timm"):
         export(learner.model, "hf", tmp_path / "out")
 
 

@@ -189,9 +189,14 @@ def test_versions_of_answers_are_as_those_of_images(lamella: Run, place: Path) -
     ("command", "said"),
     [
         (["predict", "MODEL", "first.jsonl"], "writes answers and knows no classes; use lamella generate"),
-        (["export", "MODEL", "--format", "onnx", "--out", "OUT"], "this backbone takes answers; use --format adapters"),
-        (["export", "MODEL", "--format", "timm", "--out", "OUT"], "this backbone takes answers; use --format adapters"),
-        (["serve", "MODEL"], "takes answers, and only models of images or texts can be served; use lamella generate"),
+        (
+            ["export", "MODEL", "--format", "onnx", "--out", "OUT"],
+            "this backbone takes answers; use --format hf, peft or adapters",
+        ),
+        (
+            ["export", "MODEL", "--format", "timm", "--out", "OUT"],
+            "this backbone takes answers; use --format hf, peft or adapters",
+        ),
         (["classes", "MODEL"], "writes answers and knows no classes; lamella inspect shows what it has learned"),
         (["classes", "MODEL", "rename", "a", "b"], "writes answers and knows no classes"),
     ],

@@ -196,11 +196,26 @@ def test_what_a_model_of_answers_has_learned_is_shown(lamella: Run, stored: Path
         assert "Room for more tasks" in shown or "<h2>Room" in shown
 
 
-def test_models_of_answers_are_not_merged_yet(lamella: Run, stored: Path, tmp_path: Path) -> None:
-    code, out, err = lamella("merge", stored, stored, "--out", tmp_path / "merged")
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "has learned answers, and models of them cannot be merged yet; give models of classes, or adapters" in err
-    assert not (tmp_path / "merged").exists()
+def test_models_of_answers_are_merged(lamella: Run, folder: Path, tmp_path: Path) -> None:
+    """The sum of a model with itself is twice what it learned, which PEFT adds to the network."""
+    peft = pytest.importorskip("peft")
+    import transformers
+
+    learner = new(folder, epochs=1)
+    learner.learn(task(0, "ab"))
+    learner.save(tmp_path / "model")
+    code, out, err = lamella("merge", *[tmp_path / "model"] * 2, "--rule", "sum", "--out", tmp_path / "merged")
+    assert code == 0, err
+    assert "left out" not in out
+    network: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    layer = network.model.layers[0].self_attn.k_proj
+    before = layer.weight.detach().clone()
+    model: Any = learner.backbone.model
+    learned = model.network.model.layers[0].self_attn.k_proj.weight.detach() - before
+    peft.PeftModel.from_pretrained(network, str(tmp_path / "merged")).merge_and_unload()
+    change = network.model.layers[0].self_attn.k_proj.weight.detach() - before
+    assert float(learned.norm()) > 0.01
+    torch.testing.assert_close(change, 2 * learned, rtol=0, atol=1e-5)
 
 
 def test_a_model_of_answers_names_no_classes(lamella: Run, stored: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from lamella.data.lengths import of_like_length
 from lamella.data.samples import Batch
 from lamella.data.tokens import IDS, MASK
 
-__all__ = ["Generating", "generate", "prompt_cuts"]
+__all__ = ["Acting", "Generating", "Hear", "Written", "generate", "go_on", "keys_of_prompts", "prompt_cuts"]
 
 SAMPLES, SIZE = 32, 8192
 """The largest number of prompts in a batch, and of its tokens, those still to be written among them."""
@@ -62,13 +62,33 @@ class Generating:
             raise ValueError(f"stop is {self.stop!r}; it must be a list of texts that are not empty")
 
 
-@torch.no_grad()
+class Written(NamedTuple):
+    """What a model has written to one prompt, so far or in the end.
+
+    Attributes:
+        text: without what ended it.
+        tokens: how many it took, with the one that ended it.
+        why: "stop" where the model or one of the texts of `stop` ended it, "length" where it reached `max_tokens`, and
+            "" while it goes on, or where a listener ended it.
+    """
+
+    text: str
+    tokens: int
+    why: str
+
+
+Hear = Callable[[int, Written], bool]
+"""(place of a prompt, what is written to it so far) -> whether it goes on."""
+Acting = Callable[[Batch], AbstractContextManager[None]]
+"""The context in which the backbone goes on with a batch of prompts; see `Method.acting`."""
+
+
+def _as_it_is(_: Batch) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 def generate(
-    backbone: Backbone,
-    prompts: Sequence[Answer],
-    how: Generating = Generating(),
-    *,
-    acting: Callable[[Batch], AbstractContextManager[None]] = lambda _: nullcontext(),
+    backbone: Backbone, prompts: Sequence[Answer], how: Generating = Generating(), *, acting: Acting = _as_it_is
 ) -> list[str]:
     """Return an answer to each prompt. A last answer that is there is not read.
 
@@ -85,18 +105,50 @@ def generate(
         ValueError: the backbone is no language model, `max_tokens` leaves no room for a prompt, or its chat template
             refuses a conversation.
     """
-    model, transform, room = _room(backbone, how)
+    _, transform, room = _room(backbone, how)
     rows = transform.prompts(prompts, room)
-    keys = keys_of_answers([prompt._replace(turns=prompt.prompt or prompt.turns) for prompt in prompts])
+    return [written.text for written in go_on(backbone, rows, keys_of_prompts(prompts), how, acting=acting)]
+
+
+def keys_of_prompts(prompts: Sequence[Answer]) -> list[str]:
+    """Return what the draws of each prompt are named by."""
+    return keys_of_answers([prompt._replace(turns=prompt.prompt or prompt.turns) for prompt in prompts])
+
+
+@torch.no_grad()
+def go_on(
+    backbone: Backbone,
+    rows: Sequence[Sequence[int]],
+    keys: Sequence[str],
+    how: Generating = Generating(),
+    *,
+    acting: Acting = _as_it_is,
+    hear: Hear | None = None,
+    size: int = SIZE,
+) -> list[Written]:
+    """Return what a model writes behind rows of tokens.
+
+    Args:
+        backbone: a causal language model.
+        rows: the ids of each prompt, which with `max_tokens` are not more than the network takes.
+        keys: what the draws of each prompt are named by.
+        how: how it writes.
+        acting: the context in which the backbone goes on with a batch of prompts; see `Method.acting`.
+        hear: called after every token of a prompt, and a last time when it is whole.
+        size: the largest number of tokens of a batch, those still to be written among them.
+
+    Raises:
+        ValueError: the backbone is no language model.
+    """
+    model, transform = language_model(backbone.model, "writing answers"), backbone.transform
+    assert isinstance(transform, AnswerTokens)
     lengths = [len(row) + how.max_tokens for row in rows]
-    answers = [""] * len(rows)
-    for batch in of_like_length(lengths, samples=SAMPLES, size=SIZE, padding=SIZE // 8):
+    found: dict[int, Written] = {}
+    for batch in of_like_length(lengths, samples=SAMPLES, size=size, padding=size // 8):
         x = transform.padded_left([rows[i] for i in batch]).to(backbone.device)
         with acting(x):
-            texts = _written(model, transform, x, [keys[i] for i in batch], how)
-        for i, text in zip(batch, texts, strict=True):
-            answers[i] = text
-    return answers
+            found |= _written(model, transform, x, [keys[i] for i in batch], how, hear, batch)
+    return [found[i] for i in range(len(rows))]
 
 
 def prompt_cuts(backbone: Backbone, prompts: Sequence[Answer], how: Generating = Generating()) -> list[int]:
@@ -122,8 +174,14 @@ def _room(backbone: Backbone, how: Generating) -> tuple[LanguageModel, AnswerTok
 
 
 def _written(
-    model: LanguageModel, transform: AnswerTokens, x: Batch, keys: Sequence[str], how: Generating
-) -> list[str]:
+    model: LanguageModel,
+    transform: AnswerTokens,
+    x: Batch,
+    keys: Sequence[str],
+    how: Generating,
+    hear: Hear | None,
+    places: Sequence[int],
+) -> dict[int, Written]:
     from transformers import GenerationConfig
 
     network: Any = model.network
@@ -137,22 +195,36 @@ def _written(
         eos_token_id=list(model.ends) or None,
         pad_token_id=transform.pad_id,
     )
+    done: dict[int, Written] = {}
+
+    def written(row: list[int]) -> Written:
+        kept = row[: next((i for i, token in enumerate(row) if token in model.ends), len(row))]
+        text = decode(kept)
+        cut = _cut(text, how.stop)
+        why = "stop" if len(kept) < len(row) or cut != text else "length" if len(row) == how.max_tokens else ""
+        return Written(cut, len(kept) + (len(kept) < len(row)), why)
 
     def stopped(ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        texts = (decode(row) for row in ids[:, width:].tolist())
-        return torch.tensor([any(sign in text for sign in how.stop) for text in texts], device=ids.device)
+        for place, row in zip(places, ids[:, width:].tolist(), strict=True):
+            if place not in done:
+                found = written(row)
+                goes_on = hear is None or hear(place, found)
+                if found.why or not goes_on:
+                    done[place] = found
+        return torch.tensor([place in done for place in places], device=ids.device)
 
     def drawn(ids: Tensor, scores: Tensor) -> Tensor:
         return _perturbed(scores, keys, ids.shape[1] - width, how)
 
-    found = network.generate(
+    whole = network.generate(
         inputs=x[IDS],
         attention_mask=x[MASK].long(),
         generation_config=settings,
         logits_processor=[drawn] if how.temperature else [],
-        stopping_criteria=[stopped] if how.stop else [],
+        stopping_criteria=[stopped] if how.stop or hear else [],
     )
-    return [_cut(decode(_until(row, model.ends)), how.stop) for row in found[:, width:].tolist()]
+    rows = zip(places, whole[:, width:].tolist(), strict=True)
+    return {place: done.get(place) or written(row) for place, row in rows}
 
 
 def _perturbed(scores: Tensor, keys: Sequence[str], step: int, how: Generating) -> Tensor:
@@ -172,11 +244,6 @@ def _perturbed(scores: Tensor, keys: Sequence[str], step: int, how: Generating) 
         for key in keys
     ]
     return logits - torch.stack(noise).to(logits)
-
-
-def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """The ids before the first that ends an answer."""
-    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:

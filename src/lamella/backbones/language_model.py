@@ -59,6 +59,11 @@ class LanguageModel(nn.Module):
         with self._alone(before):
             return network(batch[IDS], attention_mask=batch[MASK].long(), return_dict=True).logits
 
+    def every_logit(self, batch: Batch) -> Tensor:
+        """(tokens, vocabulary) of what follows each token that counts; much memory, where a batch is long."""
+        network: Any = self.network
+        return network(batch[IDS], attention_mask=batch[MASK].long(), return_dict=True).logits[batch[MASK].bool()]
+
     def losses(self, batch: Batch) -> Tensor:
         """(targets,) float32, what each target token costs in nats: minus the logarithm of its probability."""
         ids = batch[IDS][:, 1:][batch[TARGET][:, 1:].bool()]

@@ -14,7 +14,7 @@ __all__ = ["export"]
 def export(
     model: Model,
     format: Annotated[
-        str, typer.Option(metavar="FORMAT", help="timm (images), hf (texts), peft, onnx, adapters (tensors).")
+        str, typer.Option(metavar="FORMAT", help="timm (images), hf (texts, answers), peft, onnx, adapters (tensors).")
     ],
     out: Annotated[Path, typer.Option(metavar="PATH", help="A new folder; for onnx of images a new file.")],
     readout: Annotated[
@@ -36,7 +36,7 @@ def export(
 ) -> None:
     """Write a model in a format that can be used without Lamella.
 
-    The export is loaded again and compared with the model on random images or texts. It is deleted if it differs.
+    The export is loaded again and compared with the model on random samples. It is deleted if it differs.
     A truncated one is compared with the truncated model, and how far that is from the model is printed.
     """
     from lamella.learner.export import export as write

@@ -40,13 +40,13 @@ def serve(
     max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of one image.", metavar="N")] = 50,
     max_texts: Annotated[int, typer.Option(min=1, help="Texts in a request.")] = 256,
     max_characters: Annotated[int, typer.Option(min=1, help="Of one text in a request.")] = 20_000,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of the texts that are computed together.")] = 8192,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of the texts or answers that are computed together.")] = 8192,
     max_table: Annotated[float, typer.Option(min=0.001, help="MB of a table to learn from.", metavar="MB")] = 32,
     max_lines: Annotated[int, typer.Option(min=1, help="Lines of a table.")] = 200_000,
     device: Device = None,
     untrusted: Untrusted = False,
 ) -> None:
-    """Serve a model: predictions, and new classes while it runs.
+    """Serve a model: predictions, and new classes while it runs; or answers, by the interface of OpenAI.
 
     The printed address shows a page for the browser; /docs describes all requests.
     """
@@ -82,11 +82,15 @@ def serve(
     names = known_as(host, allow_host or [])
     app = create_app(model, token=key, limits=limits, hosts=names, device=device, trusted=not untrusted)
     learner, version, _ = app.state.service.batcher.loaded
+    answers = learner.backbone.transform.noun == "answer"
     shown = f"[{host}]" if ":" in host else host
     # The browser does not send what follows "#". A token that the user chose is not shown, because terminals may be
     # logged.
-    address = f"http://{shown}:{listening.getsockname()[1]}/" + ("" if token else f"#token={key}")
-    say(f"{model}, version {version}, {many(len(learner.class_names), 'class', 'es')}: {address}")
+    address = f"http://{shown}:{listening.getsockname()[1]}/"
+    knows = many(len(learner.tasks), "task") if answers else many(len(learner.class_names), "class", "es")
+    say(f"{model}, version {version}, {knows}: {address}{'' if token else f'#token={key}'}")
+    if answers:
+        say(f"clients of OpenAI's interface: base_url {address}v1")
     config = uvicorn.Config(
         app,
         http=IdleTimeout,

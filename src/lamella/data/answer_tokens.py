@@ -151,6 +151,10 @@ class AnswerTokens:
         """
         return [self._last(self._whole_prompt(answer), room) for answer in answers]
 
+    def continued(self, text: str) -> list[int]:
+        """The ids that a model goes on with to continue a plain text, in which nothing is a special token."""
+        return self.ids_of(self.chat.begin + self.chat.marked(text))
+
     def prompt_cuts(self, answers: Sequence[Answer], room: int) -> list[int]:
         """How many tokens of each conversation `prompts` leaves out; arguments and errors are the same."""
         return [max(len(ids) - room, 0) for ids in map(self._whole_prompt, answers)]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lamella.common.checks import first_line
 from lamella.data.answers import ASSISTANT, PLAIN_TEXT, USER, Turn
 
-__all__ = ["PLAIN_TEMPLATE", "ChatTemplate", "Piece", "TemplateError"]
+__all__ = ["DATE", "PLAIN_TEMPLATE", "ChatTemplate", "Piece", "TemplateError"]
 
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"

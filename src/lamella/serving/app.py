@@ -5,15 +5,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lamella.common.files import DISK_FULL
 from lamella.common.version import __version__
+from lamella.serving.completions import add_completions
+from lamella.serving.faults import problem
 from lamella.serving.gate import RequestGate
 from lamella.serving.learning import add_learning
 from lamella.serving.limits import Limits
@@ -25,6 +26,7 @@ from lamella.serving.versions import add_versions
 __all__ = ["create_app"]
 
 PAGE = Path(__file__).parent / "page.html"
+PAGE_OF_ANSWERS = PAGE.with_name("page_of_answers.html")
 KIND = 'data-samples="image"'
 """Where the page says what its server takes."""
 OWN_ONLY = (
@@ -73,13 +75,14 @@ def create_app(
         version=__version__,
         lifespan=lifespan,
         responses=ELSEWHERE,
-        description=f"A model of {service.kind.noun}s that keeps learning: predict, and teach it new classes.",
+        description=f"A model of {service.kind.noun}s that keeps learning: {service.kind.does}.",
     )
     app.state.service = service
     _add_reading(app, service)
     _add_predicting(app, service)
     add_learning(app, service)
     add_versions(app, service)
+    add_completions(app, service)
     _add_faults(app)
     app.add_middleware(RequestGate, token=token, limits=service.limits, hosts=hosts)
     app.add_middleware(MeasuredRequests, measures=service.measures)
@@ -89,7 +92,8 @@ def create_app(
 def _add_reading(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
-        content = PAGE.read_text(encoding="utf-8").replace(KIND, KIND.replace("image", service.kind.noun), 1)
+        file = PAGE_OF_ANSWERS if service.kind.noun == "answer" else PAGE
+        content = file.read_text(encoding="utf-8").replace(KIND, KIND.replace("image", service.kind.noun), 1)
         return HTMLResponse(content, headers={"Content-Security-Policy": OWN_ONLY})
 
     @app.get("/health")
@@ -127,7 +131,9 @@ def _add_reading(app: FastAPI, service: Service) -> None:
 def _add_predicting(app: FastAPI, service: Service) -> None:
     noun = service.kind.noun
 
-    @app.post("/predict", responses=FAULTS | DISK, openapi_extra={"requestBody": service.kind.body})
+    body = {"requestBody": service.kind.body}
+
+    @app.post("/predict", include_in_schema=noun != "answer", responses=FAULTS | DISK, openapi_extra=body)
     async def predict(
         request: Request,
         top: Annotated[int, Query(ge=1, description=f"how many classes to name for each {noun}")] = 5,
@@ -145,16 +151,16 @@ def _add_faults(app: FastAPI) -> None:
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
         # Large bodies go to temporary files while they arrive, and FastAPI calls whatever fails then a bad body.
         if isinstance(cause := error.__cause__, OSError) and cause.errno in DISK_FULL:
-            return JSONResponse({"detail": "the disk of the server is full; free some space, or send less"}, 507)
-        return await http_exception_handler(request, error)
+            full = "the disk of the server is full; free some space, or send less"
+            return problem(request.url.path, HTTPException(507, full))
+        return problem(request.url.path, error)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         faults = [f"{'.'.join(map(str, e['loc'][1:])) or 'request'}: {e['msg']}" for e in error.errors()]
-        return JSONResponse({"detail": "; ".join(faults)}, 422)
+        return problem(request.url.path, HTTPException(422, "; ".join(faults)))
 
     @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(
-            {"detail": "the request failed in the server; the log of the server says why, and nothing was changed"}, 500
-        )
+    async def failed(request: Request, error: Exception) -> Response:
+        fault = "the request failed in the server; the log of the server says why, and nothing was changed"
+        return problem(request.url.path, HTTPException(500, fault))

@@ -34,16 +34,18 @@ class Answer(NamedTuple):
     """The answer to one request.
 
     Attributes:
-        predictions: one for each sample, in the order of the request.
+        predictions: one for each sample, in the order of the request; a `Prediction` where samples have classes.
         version: the number of the model's version that predicted.
     """
 
-    predictions: list[Prediction]
+    predictions: list[Any]
     version: int
 
 
-Predict = Callable[[Learner, Sequence[Inputs], int], list[Prediction]]
-"""(model, samples of several requests, how many classes to name) -> a prediction for each sample, in their order."""
+Predict = Callable[[Learner, Sequence[Inputs], int], list[Any]]
+"""(model, samples of several requests, how many classes to name) -> what it says of each sample, in their order.
+
+That is a `Prediction` for samples that have classes."""
 
 
 class _Request(NamedTuple, Generic[Inputs]):
@@ -67,6 +69,9 @@ class Batcher(Generic[Inputs]):
             requests as clients were there when the last batch was answered: those answered then, who may ask again,
             and those who asked meanwhile. So a client that is alone does not wait.
         observe: a function that is called with the number of samples of each batch.
+
+    Attributes:
+        answering: the number of the version that answers the newest batch.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Batcher(Generic[Inputs]):
         observe: Callable[[int], None] = lambda samples: None,
     ) -> None:
         self.loaded = loaded
+        self.answering = loaded.version
         self.predict = predict
         self.together = together
         self.wait_seconds = wait_seconds
@@ -136,6 +142,7 @@ class Batcher(Generic[Inputs]):
         return batch, True
 
     def _answer(self, batch: Sequence[_Request[Inputs]], loaded: Loaded) -> None:
+        self.answering = loaded.version
         try:
             top = max(request.top for request in batch)
             predictions = iter(self.predict(loaded.learner, [request.x for request in batch], top))
@@ -150,6 +157,8 @@ class Batcher(Generic[Inputs]):
             request.answer.set_result(Answer(answer, loaded.version))
 
 
-def _first(prediction: Prediction, top: int) -> Prediction:
-    """Keep the best `top` classes of a prediction."""
+def _first(prediction: Any, top: int) -> Any:
+    """Keep the best `top` classes of a prediction; what has no classes stays whole."""
+    if not isinstance(prediction, Prediction):
+        return prediction
     return prediction._replace(classes=prediction.classes[:top], confidences=prediction.confidences[:top])

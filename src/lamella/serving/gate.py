@@ -11,17 +11,17 @@ from hmac import compare_digest
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
-from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lamella.serving.budget import Budget, Share
+from lamella.serving.faults import problem
 from lamella.serving.limits import MB, Limits
 
 __all__ = ["RequestGate"]
 
 READING = ("GET", "HEAD", "OPTIONS")
-OPEN = ("/predict",)
+OPEN = ("/predict", "/v1/chat/completions", "/v1/completions")
 """The POST routes that change nothing. Every other one needs the token, also a route that is added later."""
 
 
@@ -46,21 +46,24 @@ class RequestGate:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers, is_open = Headers(scope=scope), scope["path"] in OPEN
+
+        async def refuse(error: HTTPException) -> None:
+            await problem(scope["path"], error)(scope, receive, send)
+
         if self.hosts and _host_name(headers.get("host", "")) not in self.hosts:
-            return await _wrong_host(headers.get("host", ""))(scope, receive, send)
+            return await refuse(_wrong_host(headers.get("host", "")))
         if scope["method"] in READING:
             return await self.app(scope, receive, send)
         if _is_from_elsewhere(headers):
             fault = "a page of another site sent this request; use the page of this server, or a program"
-            return await JSONResponse({"detail": fault}, 403)(scope, receive, send)
+            return await refuse(HTTPException(403, fault))
         limit = int((self.limits.predict_mb if is_open else self.limits.learn_mb) * MB)
         if not is_open and not self._knows_token(headers.get("authorization", "")):
             fault = "this request changes the model and needs the token; send the header 'Authorization: Bearer TOKEN'"
-            refusal = JSONResponse({"detail": fault}, 401, {"WWW-Authenticate": "Bearer"})
-            return await refusal(scope, receive, send)
+            return await refuse(HTTPException(401, fault, {"WWW-Authenticate": "Bearer"}))
         announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
-            return await JSONResponse({"detail": _too_large(limit)}, 413)(scope, receive, send)
+            return await refuse(HTTPException(413, _too_large(limit)))
         if not is_open:
             return await self.app(scope, self._bounded(receive, limit, self.limits.upload_seconds), send)
         with self.predicting.share() as share:
@@ -110,14 +113,14 @@ def _host_name(address: str) -> str:
         return ""
 
 
-def _wrong_host(host: str) -> JSONResponse:
+def _wrong_host(host: str) -> HTTPException:
     """Refuse a request for another host name.
 
     A site can point its own name at the address of this server; a browser would then treat this server as that site.
     """
     name = _host_name(host)
     fault = f"this server does not answer to the name '{name}'; open the address it printed, or add --allow-host {name}"
-    return JSONResponse({"detail": fault}, 421)
+    return HTTPException(421, fault)
 
 
 def _is_from_elsewhere(headers: Headers) -> bool:

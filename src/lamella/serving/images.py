@@ -62,6 +62,7 @@ class ImageKind:
     noun = "image"
     together = 32
     archive = "a zip of CLASS/*.jpg"
+    does = "predict, and teach it new classes"
     body: dict[str, Any] = {  # noqa: RUF012
         "required": True,
         "content": {

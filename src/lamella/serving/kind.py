@@ -1,4 +1,4 @@
-"""What differs between a server of images and one of texts: how samples arrive, are prepared, predicted and learned."""
+"""What differs between servers of images, texts and answers: how samples arrive, and are predicted and learned."""
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from fastapi import HTTPException, Request, UploadFile
 
-from lamella.learner.learner import Learner, Prediction
+from lamella.learner.learner import Learner
 
 __all__ = ["Columns", "Kind", "Named", "Prepared", "Unpacked", "refused_kind"]
 
@@ -61,6 +61,7 @@ class Kind(Protocol[Prepared]):
         together: the batcher waits for no further request once it has so many samples.
         body: the body of a request to predict, as OpenAPI describes it.
         archive: what an upload to learn from is, in words.
+        does: what a client may do with the model, in words.
     """
 
     noun: str
@@ -69,6 +70,7 @@ class Kind(Protocol[Prepared]):
     together: int
     body: dict[str, Any]
     archive: str
+    does: str
 
     def read(self, request: Request) -> AbstractAsyncContextManager[Sequence[Named]]:
         """Read the samples of a request to predict, which stay readable in the context.
@@ -86,8 +88,10 @@ class Kind(Protocol[Prepared]):
         """
         ...
 
-    def predict(self, learner: Learner, requests: Sequence[Prepared], top: int) -> list[Prediction]:
+    def predict(self, learner: Learner, requests: Sequence[Prepared], top: int) -> list[Any]:
         """Predict the samples of several requests together, in their order. The thread of the batcher calls this.
+
+        What it returns for each is a `Prediction`, where samples have classes.
 
         Raises:
             ValueError: the model cannot predict.

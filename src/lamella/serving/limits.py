@@ -24,16 +24,19 @@ class Limits:
         images: the number of images in a request to predict.
         texts: the number of texts in a request to predict.
         characters: the number of characters of one text in a request to predict.
+        prompts: the number of prompts in a request to go on with texts.
         batch_tokens: the number of tokens, padding included, that a model of texts computes at once; a text that alone
-            has more is computed alone.
+            has more is computed alone. Of a model of answers also the largest number of a prompt and its answer.
         files: the number of files in an archive.
         table_mb: the size of a table to learn from, in units of 1,000,000 bytes.
         table_lines: the number of lines of a table.
         waiting: the number of images of all clients that may wait for the model at the same time.
         waiting_texts: the same for texts.
+        waiting_prompts: the same for prompts, those that are answered just then among them.
         upload_seconds: the time until an archive to learn from has arrived.
         predict_upload_seconds: the time until a request to predict has arrived.
         predict_seconds: the time until a request to predict is answered.
+        answer_seconds: the time until all that a model writes to a request is written.
         learn_seconds: the time until a job is stopped.
     """
 
@@ -46,15 +49,18 @@ class Limits:
     images: int = 64
     texts: int = 256
     characters: int = 20_000
+    prompts: int = 16
     batch_tokens: int = 8192
     files: int = 5000
     table_mb: float = 32
     table_lines: int = 200_000
     waiting: int = 512
     waiting_texts: int = 4096
+    waiting_prompts: int = 128
     upload_seconds: float = 600
     predict_upload_seconds: float = 60
     predict_seconds: float = 60
+    answer_seconds: float = 600
     learn_seconds: float = 24 * 3600
 
     def of_texts(self) -> Self:

@@ -1,7 +1,8 @@
 """From the samples of a request to predictions: they are read and prepared, then the batcher's thread predicts."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import HTTPException, Request
@@ -52,18 +53,32 @@ class PredictionQueue:
             noun, most, n = self.kind.noun, self.kind.most, len(samples)
             if n > most:
                 raise HTTPException(413, f"{n} {noun}s were sent at once; {most} are allowed, send the rest later")
-            if self.waiting + n > self.kind.waiting:
-                fault = f"{many(self.waiting, noun)} wait already; try again soon"
-                raise HTTPException(503, fault, {"Retry-After": "1"})
-            self.waiting += n
-            try:
-                answer = await asyncio.wait_for(self._predict(samples, top), self.limits.predict_seconds)
-            except TimeoutError:
-                fault = f"no answer within {self.limits.predict_seconds:g} s; try again with fewer {noun}s"
-                raise HTTPException(503, fault, {"Retry-After": "5"}) from None
-            finally:
-                self.waiting -= n
+            with self.admitted(n):
+                try:
+                    answer = await asyncio.wait_for(self._predict(samples, top), self.limits.predict_seconds)
+                except TimeoutError:
+                    fault = f"no answer within {self.limits.predict_seconds:g} s; try again with fewer {noun}s"
+                    raise HTTPException(503, fault, {"Retry-After": "5"}) from None
             return [sample.name for sample in samples], answer
+
+    @contextmanager
+    def admitted(self, n: int) -> Iterator[None]:
+        """Count samples among those that wait, within this context.
+
+        Args:
+            n: how many.
+
+        Raises:
+            HTTPException: 503, too many wait.
+        """
+        if self.waiting + n > self.kind.waiting:
+            fault = f"{many(self.waiting, self.kind.noun)} wait already; try again soon"
+            raise HTTPException(503, fault, {"Retry-After": "1"})
+        self.waiting += n
+        try:
+            yield
+        finally:
+            self.waiting -= n
 
     async def _predict(self, samples: Sequence[Named], top: int) -> Answer:
         prepared = await self.kind.prepare(samples, self.batcher.loaded.learner)

@@ -119,11 +119,11 @@ class TaskRow(BaseModel):
 
     name: str
     classes: list[str]
-    images: int = Field(description="how many samples were learned from: images or texts")
+    images: int = Field(description="how many samples were learned from: images, texts or answers")
     seconds: float
     held_back: int = Field(description="how many samples were held back, that is, not learned from")
     right: int = Field(
-        description="how many held-back samples were classified correctly just after the task was learned"
+        description="how many held-back samples were classified correctly just after the task was learned; 0 of answers"
     )
 
     @classmethod
@@ -131,14 +131,14 @@ class TaskRow(BaseModel):
         """Describe every task of a model, oldest first."""
         rows: list[TaskRow] = []
         for task in learner.tasks:
-            held = task.held_back
+            held, costs = task.held_back, task.held_back_costs
             rows.append(
                 cls(
                     name=task.name,
                     classes=[learner.class_names[i] for i in task.classes],
                     images=task.images,
                     seconds=task.seconds["total"],
-                    held_back=held.images if held else 0,
+                    held_back=held.images if held else costs.answers if costs else 0,
                     right=held.right if held else 0,
                 )
             )
@@ -179,4 +179,4 @@ class Health(BaseModel):
     backbone: str
     learning: int | None = Field(description="the id of the running job; null if there is none")
     waiting: int = Field(description="how many samples wait for their prediction")
-    samples: str = Field(description='what the model takes: "image" or "text"')
+    samples: str = Field(description='what the model takes: "image", "text" or "answer"')

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lamella.serving.answers import AnswerKind
 from lamella.serving.batching import Batcher
 from lamella.serving.images import ImageKind
 from lamella.serving.jobs import Jobs
@@ -21,7 +22,7 @@ __all__ = ["Service"]
 log = logging.getLogger("lamella.serve")
 
 
-KINDS: dict[str, Callable[[Limits], Kind[Any]]] = {"image": ImageKind, "text": TextKind}
+KINDS: dict[str, Callable[[Limits], Kind[Any]]] = {"image": ImageKind, "text": TextKind, "answer": AnswerKind}
 """The samples that can be sent, by what one of them is called."""
 
 
@@ -48,11 +49,8 @@ class Service:
         loaded = load(model, device, trusted=trusted)
         noun = loaded.learner.backbone.transform.noun
         if noun not in KINDS:
-            served = "s or ".join(KINDS)
-            raise ValueError(
-                f"'{model}' takes {noun}s, and only models of {served}s can be served; use lamella generate"
-            )
-        self.limits = limits.of_texts() if noun == TextKind.noun else limits
+            raise ValueError(f"'{model}' takes {noun}s, and models of {'s, '.join(KINDS)}s can be served")
+        self.limits = limits if noun == ImageKind.noun else limits.of_texts()
         self.kind = KINDS[noun](self.limits)
         self.measures = Measures(
             noun=self.kind.noun,

@@ -50,6 +50,7 @@ class TextKind:
     noun = "text"
     together = 64
     archive = "a .csv, .tsv or .jsonl table of texts and labels, or a zip of CLASS/*.txt"
+    does = "predict, and teach it new classes"
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits

@@ -8,11 +8,12 @@ from torch import nn
 from lamella.common.files import write_json
 from lamella.learner.export.check import compare
 from lamella.learner.export.describe import description, metadata
-from lamella.learner.export.network import base_of
+from lamella.learner.export.network import base_of, own_logits
 from lamella.learner.model import Model
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.memory.resizable import Resizable
 from lamella.methods import Method
+from lamella.methods.shared.objectives import learns_answers
 
 __all__ = ["export_adapters"]
 
@@ -37,7 +38,7 @@ def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
     state = learned_state(method)
     kept = {k: v.detach().cpu() for k, v in state.items() if not k.startswith(skipped)}
     tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in kept.items()}
-    described = description(model, method, method.classes)
+    described = description(model, method, None if learns_answers(model.backbone) else method.classes)
     listed = {
         name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for name, t in tensors.items()
     }
@@ -48,7 +49,7 @@ def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
     fresh = Model(model.config, backbone_copy=model.backbone_copy, trusted=model.trusted)
     again = base_of(fresh.method.eval(), _readout(model.method, method))
     restore_state(again, state | load_file(folder / "learned.safetensors"))
-    found = compare(method.predict, again.eval().predict, model.backbone)
+    found = compare(own_logits(method), own_logits(again.eval()), model.backbone)
     return [str(found), f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers"]
 
 

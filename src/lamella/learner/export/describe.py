@@ -35,22 +35,28 @@ def needed(module: str, extra: str) -> Any:
         raise RuntimeError(f"this export needs the package {module}: pip install 'lamella[{extra}]'") from None
 
 
-def description(model: Model, method: Method, classes: Sequence[int]) -> dict[str, Any]:
+def description(model: Model, method: Method, classes: Sequence[int] | None) -> dict[str, Any]:
     """Describe an export: class names in the order of the logits, transform, temperature of the softmax, and origin.
 
     Args:
         model: the model.
         method: its method, or one that this is built on.
-        classes: the global class ids, in the order of the logits.
+        classes: the global class ids, in the order of the logits; None for a model of answers.
     """
     own = method is model.method
-    return {
-        "class_names": [model.class_names[i] for i in classes],
+    of_classes = (
+        {}
+        if classes is None
+        else {
+            "class_names": [model.class_names[i] for i in classes],
+            "temperature": model.confidence.temperature if own else 1.0,
+        }
+    )
+    return of_classes | {
         "transform": model.backbone.transform.describe(),
         "tasks": [task.name for task in model.tasks],
         "method": model.name,
         "readout": "" if own else type(method).__name__,
-        "temperature": model.confidence.temperature if own else 1.0,
         "backbone": Path(name).name if is_path(name := model.backbone.name) else name,
         "weights_sha256": model.backbone.weights_sha256,
         "written_by": f"lamella {__version__}",

@@ -8,6 +8,7 @@ from pathlib import Path
 from lamella.common.options import near_matches
 from lamella.learner.export.adapters import export_adapters
 from lamella.learner.export.drafts import atomic_output
+from lamella.learner.export.hf_answers import export_hf_of_answers
 from lamella.learner.export.hf_folder import export_hf
 from lamella.learner.export.network import predicting
 from lamella.learner.export.onnx_graph import export_onnx
@@ -24,8 +25,8 @@ Export = Callable[[Model, Method, Path], list[str]]
 
 FORMATS: dict[str, dict[str, Export]] = {
     "timm": {"image": export_timm},
-    "hf": {"text": export_hf},
-    "peft": {"image": export_peft, "text": export_peft},
+    "hf": {"text": export_hf, "answer": export_hf_of_answers},
+    "peft": {"image": export_peft, "text": export_peft, "answer": export_peft},
     "onnx": {"image": export_onnx, "text": export_onnx_of_texts},
     "adapters": {},
 }

@@ -1,7 +1,8 @@
 """Converts a learned method into one network with fixed weights and a classifier of few tensors on its features.
 
-The method gives its classifier. The branches that act, and their coefficients, are observed in one prediction.
-The conversion is not possible if they differ from sample to sample, or if samples pass through the network repeatedly.
+The method gives its classifier; a language model has none, since its own head tells the next token. The branches that
+act, and their coefficients, are observed in one prediction. The conversion is not possible if they differ from sample
+to sample, or if samples pass through the network repeatedly.
 """
 
 from collections.abc import Generator
@@ -16,19 +17,34 @@ from lamella.adapters.acting import ActingBranch, added
 from lamella.adapters.branches import Adapted
 from lamella.adapters.few_bits import FewBitsLinear, to_float
 from lamella.backbones import Backbone
+from lamella.backbones.language_model import language_model
 from lamella.data.samples import Samples
-from lamella.learner.export.check import random_samples
+from lamella.learner.export.check import Logits, random_samples
 from lamella.methods import Method
 from lamella.methods.on_base import MethodOnBase
+from lamella.methods.shared.objectives import learns_answers
 from lamella.methods.shared.plain_classifier import PlainClassifier
 
-__all__ = ["WHOLE", "Fixed", "acting_branches", "adapted_layers", "base_of", "fixed", "predicting"]
+__all__ = [
+    "WHOLE",
+    "Fixed",
+    "acting_branches",
+    "adapted_layers",
+    "base_of",
+    "fixed",
+    "next_tokens",
+    "own_logits",
+    "predicting",
+]
 
-WHOLE = {"image": "timm", "text": "hf"}
+WHOLE = {"image": "timm", "text": "hf", "answer": "hf"}
 """By what a model takes, the format that holds all weights of its network."""
-_OTHERWISE = {"image": "export the graph with --format onnx"}
-_APART = ", or write a folder for each task with --format peft --per-task"
 _TENSORS = "--format adapters writes what it learned as plain tensors"
+_OTHERWISE = {
+    "image": "export the graph with --format onnx",
+    "answer": f"let lamella serve answer with it, or {_TENSORS}",
+}
+_APART = ", or write a folder for each task with --format peft --per-task"
 
 
 class Fixed(nn.Module):
@@ -36,16 +52,33 @@ class Fixed(nn.Module):
 
     Args:
         backbone: the feature extractor.
-        classifier: the classifier on its features.
+        classifier: the classifier on its features; None for a language model.
     """
 
-    def __init__(self, backbone: Backbone, classifier: PlainClassifier) -> None:
+    def __init__(self, backbone: Backbone, classifier: PlainClassifier | None) -> None:
         super().__init__()
         self.backbone, self.classifier = backbone, classifier
 
     def forward(self, x: Samples) -> Tensor:
-        """(n, classes) logits of n samples, as the backbone takes them."""
-        return self.classifier(self.backbone(x))
+        """(n, classes) logits of n samples, as the backbone takes them, or those of `next_tokens`."""
+        return next_tokens(self.backbone, x) if self.classifier is None else self.classifier(self.backbone(x))
+
+
+def next_tokens(backbone: Backbone, x: Samples) -> Tensor:
+    """(tokens, vocabulary) logits of a language model behind every token of some answers."""
+    return backbone.run(x, language_model(backbone.model, "an export of answers").every_logit)
+
+
+def own_logits(method: Method) -> Logits:
+    """Return what a method computes of samples: the logits of its classes, or of answers those of `next_tokens`."""
+    if not learns_answers(method.backbone):
+        return method.predict
+
+    def logits(x: Samples) -> Tensor:
+        with method.acting(x):
+            return next_tokens(method.backbone, x)
+
+    return logits
 
 
 def base_of(method: Method, readout: str) -> Method:
@@ -96,7 +129,7 @@ def fixed(method: Method, *, linear: bool = False) -> Fixed:
         ValueError: the method is not one network with such a classifier.
     """
     branches = acting_branches(method)
-    classifier = _classifier(method, linear)
+    classifier = None if learns_answers(method.backbone) else _classifier(method, linear)
     backbone = deepcopy(method.backbone)
     to_float(backbone.model)
     for name in branches:
@@ -123,7 +156,7 @@ def acting_branches(method: Method) -> dict[str, list[ActingBranch]]:
     """
     samples = random_samples(method.backbone, 2)
     try:
-        found = acting.acting_branches(adapted_layers(method.backbone.model), lambda: method.predict(samples))
+        found = acting.acting_branches(adapted_layers(method.backbone.model), lambda: own_logits(method)(samples))
     except acting.DiffersBySample:
         raise _per_sample(method) from None
     if any(own.branch.tokens == "class" for branches in found.values() for own in branches):

@@ -19,7 +19,10 @@ from lamella.learner.export.network import (
     acting_branches,
     adapted_layers,
     fixed,
+    next_tokens,
+    own_logits,
 )
+from lamella.learner.export.peft_answers import write_for_answers
 from lamella.learner.export.peft_parts import Adapter, Write
 from lamella.learner.export.peft_texts import write_for_transformers
 from lamella.learner.export.peft_timm import write_for_timm
@@ -28,13 +31,14 @@ from lamella.learner.export.truncation import Truncation
 from lamella.learner.model import Model
 from lamella.methods import Method
 from lamella.methods.shared.heads import Head
+from lamella.methods.shared.objectives import learns_answers
 from lamella.methods.shared.plain_classifier import PlainClassifier
 
 __all__ = ["differences", "export_peft", "export_peft_tasks"]
 
 
 def export_peft(model: Model, method: Method, folder: Path, truncation: Truncation | None = None) -> list[str]:
-    """Write one adapter with the whole change of the backbone since it was loaded, and the classifier.
+    """Write one adapter with the whole change of the backbone since it was loaded, and the classifier of classes.
 
     Args:
         model: the model.
@@ -58,8 +62,8 @@ def export_peft(model: Model, method: Method, folder: Path, truncation: Truncati
     pairs: Mapping[str, Stored] | None = dora_pairs(acting_branches(method), _weights(method), _weights(method, loaded))
     if pairs is None:
         pairs = pairs_of(differences(method, network, loaded), len(model.tasks), WHOLE[noun])
-    described = description(model, method, method.classes)
-    adapter = Adapter(loaded, pairs, network.classifier, described, method.predict)
+    described = description(model, method, None if network.classifier is None else method.classes)
+    adapter = Adapter(loaded, pairs, network.classifier, described, own_logits(method))
     return write(folder, model, truncation.of(adapter, backbone) if truncation else adapter)
 
 
@@ -82,19 +86,20 @@ def export_peft_tasks(model: Model, method: Method, folder: Path, truncation: Tr
     folder.mkdir()
     lines: list[str] = []
     for t, layers in tasks.items():
-        head = method.head_of(t)
+        head = None if learns_answers(method.backbone) else method.head_of(t)
         coefficients = {a.adapter: a.coefficient for acting in layers.values() for a in acting}
         pairs = dora_pairs(layers, weights, _weights(method, loaded))
         if pairs is None:
             changes = {n: (added(weights[n], acting), weights[n]) for n, acting in layers.items()}
             pairs = pairs_of(changes, 1, WHOLE[noun])
 
-        def own(x: Samples, head: Head = head, coefficients: Mapping[str, float] = coefficients) -> Tensor:
+        def own(x: Samples, head: Head | None = head, coefficients: Mapping[str, float] = coefficients) -> Tensor:
             with using(sites, coefficients):
-                return head(method.backbone(x))
+                return next_tokens(method.backbone, x) if head is None else head(method.backbone(x))
 
-        described = description(model, method, list(head.classes)) | {"tasks": [model.tasks[t].name]}
-        classifier = PlainClassifier(head.weight, head.bias)
+        described = description(model, method, None if head is None else list(head.classes))
+        described["tasks"] = [model.tasks[t].name]
+        classifier = None if head is None else PlainClassifier(head.weight, head.bias)
         adapter = Adapter(loaded, pairs, classifier, described, own)
         adapter = truncation.of(adapter, backbone) if truncation else adapter
         lines += [f"task{t}: {line}" for line in write(folder / f"task{t}", model, adapter)]
@@ -108,6 +113,8 @@ def _writer(model: Model) -> tuple[Write, str]:
     """
     noun = model.backbone.transform.noun
     _check_float(model.backbone.model)
+    if noun == "answer":
+        return write_for_answers, noun
     if noun == "text":
         encoder_of(model.backbone)
         return write_for_transformers, noun

@@ -21,7 +21,7 @@ class Adapter:
     Attributes:
         loaded: the network of the backbone as it was loaded.
         pairs: the changes of its weights, by layer.
-        classifier: the classifier on its features.
+        classifier: the classifier on its features; None for a language model.
         described: the description of the export.
         own: samples -> logits, what the export is compared with.
         notes: further lines for the one who exports.
@@ -29,10 +29,16 @@ class Adapter:
 
     loaded: nn.Module
     pairs: Mapping[str, Stored]
-    classifier: PlainClassifier
+    classifier: PlainClassifier | None
     described: dict[str, Any]
     own: Callable[[Any], Tensor]
     notes: tuple[str, ...] = ()
+
+    @property
+    def of_classes(self) -> PlainClassifier:
+        """The classifier of a model of classes."""
+        assert self.classifier is not None
+        return self.classifier
 
 
 Write = Callable[[Path, Model, Adapter], list[str]]

@@ -7,6 +7,7 @@ from typing import cast
 from lamella.backbones.encoder_network import quiet
 from lamella.backbones.encoder_places import is_path
 from lamella.backbones.encoders import Encoder
+from lamella.backbones.language_model import LanguageModel
 from lamella.learner.export.check import compare
 from lamella.learner.export.describe import metadata
 from lamella.learner.export.low_rank import adapter_tensors, lora_options, told_ranks
@@ -21,11 +22,11 @@ from lamella.learner.export.transformers_files import (
 )
 from lamella.learner.model import Model
 
-__all__ = ["write_for_transformers"]
+__all__ = ["BASE", "PREFIX", "base_is_ours", "write_for_transformers"]
 
-_PREFIX = "network."
+PREFIX = "network."
 """What the names of layers begin with in a backbone, and not in transformers."""
-_BASE = "base"
+BASE = "base"
 
 
 def write_for_transformers(folder: Path, model: Model, adapter: Adapter) -> list[str]:
@@ -43,12 +44,12 @@ def write_for_transformers(folder: Path, model: Model, adapter: Adapter) -> list
     from safetensors.torch import save_file
 
     encoder, (_, transform) = cast(Encoder, adapter.loaded), encoder_of(model.backbone)
-    pairs = {name.removeprefix(_PREFIX): pair for name, pair in adapter.pairs.items()}
-    ours = _base_is_ours(model, encoder)
+    pairs = {name.removeprefix(PREFIX): pair for name, pair in adapter.pairs.items()}
+    ours = base_is_ours(model, encoder)
     name = None if ours else model.backbone.name
     turned = any(layer in pairs for layer in encoder.transposed)
     options = lora_options(pairs) | {"base_model_name_or_path": name, "fan_in_fan_out": turned}
-    tensors, classifier, described = adapter_tensors(pairs), adapter.classifier.state_dict(), adapter.described
+    tensors, classifier, described = adapter_tensors(pairs), adapter.of_classes.state_dict(), adapter.described
     notes = {"format": "pt"} | metadata(described)
     folder.mkdir()
     with quiet():
@@ -59,17 +60,17 @@ def write_for_transformers(folder: Path, model: Model, adapter: Adapter) -> list
     save_file(tensors, folder / "adapter_model.safetensors", metadata=notes)
     save_file(classifier, folder / CLASSIFIER, metadata=notes)
 
-    base = f'HERE / "{_BASE}"' if ours else repr(name)
+    base = f'HERE / "{BASE}"' if ours else repr(name)
     with TemporaryDirectory(dir=folder.parent) as elsewhere:  # what others download, to be compared with
-        place = folder / _BASE if ours else Path(elsewhere, _BASE)
+        place = folder / BASE if ours else Path(elsewhere, BASE)
         save_network(encoder, place)
         save_tokenizer(transform, place)
         file = folder / PROGRAM
         temperature = described["temperature"]
-        file.write_text(program(encoder, adapter.classifier, temperature, repr(str(place))), encoding="utf-8")
+        file.write_text(program(encoder, adapter.of_classes, temperature, repr(str(place))), encoding="utf-8")
         found = compare(adapter.own, logits_of(file), model.backbone)
-        file.write_text(program(encoder, adapter.classifier, temperature, base), encoding="utf-8")
-    shown = repr(str(folder / _BASE)) if ours else repr(name)
+        file.write_text(program(encoder, adapter.of_classes, temperature, base), encoding="utf-8")
+    shown = repr(str(folder / BASE)) if ours else repr(name)
     return [
         str(found),
         told_ranks(pairs),
@@ -80,7 +81,7 @@ def write_for_transformers(folder: Path, model: Model, adapter: Adapter) -> list
     ]
 
 
-def _base_is_ours(model: Model, encoder: Encoder) -> bool:
+def base_is_ours(model: Model, encoder: Encoder | LanguageModel) -> bool:
     """Return whether the weights that the adapter belongs to cannot be downloaded by the model's name of them.
 
     Nor can they where positions got projections of their own when they were loaded: downloaded ones share them with

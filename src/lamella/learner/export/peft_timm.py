@@ -30,7 +30,7 @@ def write_for_timm(folder: Path, model: Model, adapter: Adapter) -> list[str]:
     base = {k: v.contiguous() for k, v in adapter.loaded.state_dict().items()}
     network, head = new_timm_model(model, classes, base)
     config = LoraConfig(**lora_options(adapter.pairs), modules_to_save=[head])
-    classifier = adapter.classifier.as_linear().state_dict()
+    classifier = adapter.of_classes.as_linear().state_dict()
     tensors = adapter_tensors(adapter.pairs)
     tensors |= {f"base_model.model.{head}.{key}": value.contiguous() for key, value in classifier.items()}
     folder.mkdir()

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from lamella.backbones import Backbone
 from lamella.backbones.encoder_network import quiet
 from lamella.backbones.encoders import Encoder
+from lamella.backbones.language_model import LanguageModel
 from lamella.common.files import read_json, write_json
+from lamella.data.answer_tokens import AnswerTokens
 from lamella.data.tokens import IDS, MASK, TokenTransform
 
 if TYPE_CHECKING:
@@ -44,11 +46,11 @@ def encoder_of(backbone: Backbone) -> tuple[Encoder, TokenTransform]:
     return backbone.model, backbone.transform
 
 
-def save_network(encoder: Encoder, folder: Path) -> None:
+def save_network(encoder: Encoder | LanguageModel, folder: Path) -> None:
     """Write config.json and model.safetensors as transformers wants them.
 
     Args:
-        encoder: an encoder without branches.
+        encoder: an encoder or a language model without branches.
         folder: the folder, which may be there already.
     """
     state = {name: tensor.contiguous() for name, tensor in encoder.plain_state().items()}
@@ -93,12 +95,12 @@ def save_tokenizer(transform: TokenTransform, folder: Path) -> None:
         raise RuntimeError("the tokenizer of the export makes other tokens than the model's, so it was not kept")
 
 
-def own_tokenizer(transform: TokenTransform) -> "Tokenizer":
+def own_tokenizer(transform: TokenTransform | AnswerTokens) -> "Tokenizer":
     """Return a copy of a transform's tokenizer."""
     return deepcopy(transform.tokenizer)
 
 
-def pad_token(transform: TokenTransform) -> str:
+def pad_token(transform: TokenTransform | AnswerTokens) -> str:
     """Return the token that others may pad with: a special one, so that texts do not have it.
 
     It may be another than the model pads with, since padding is never seen.

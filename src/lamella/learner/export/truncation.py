@@ -91,7 +91,7 @@ def _percent(share: float) -> str:
 
 
 @torch.no_grad()
-def _network(backbone: Backbone, pairs: Mapping[str, Pair], classifier: PlainClassifier) -> Fixed:
+def _network(backbone: Backbone, pairs: Mapping[str, Pair], classifier: PlainClassifier | None) -> Fixed:
     """Return the network that was loaded with the changes added to its weights, and the classifier."""
     changed = deepcopy(backbone)
     for name, pair in pairs.items():
@@ -105,9 +105,13 @@ def _distance(model: Logits, truncated: Logits, backbone: Backbone) -> str:
     """Say how far the predictions of two networks are from each other on random samples."""
     x = random_samples(backbone, SAMPLES)
     wanted, found = model(x).float().cpu(), truncated(x).float().cpu()
-    same = int((wanted.argmax(1) == found.argmax(1)).sum())
+    same, noun = int((wanted.argmax(1) == found.argmax(1)).sum()), backbone.transform.noun
+    alike = (
+        f"gives the highest logit to the same token {same} of {len(wanted)} times in {SAMPLES} random {noun}s"
+        if noun == "answer"
+        else f"names the same class for {same} of {SAMPLES} random {noun}s"
+    )
     return (
         f"the truncated network differs from the model by up to {float((wanted - found).abs().max()):.1e} in its "
-        f"logits, which go up to {float(wanted.abs().max()):.3g}, and names the same class for {same} of {SAMPLES} "
-        f"random {backbone.transform.noun}s"
+        f"logits, which go up to {float(wanted.abs().max()):.3g}, and {alike}"
     )

@@ -22,7 +22,7 @@ from lamella.learner.store.versions import holds_model
 __all__ = ["Source", "read_source"]
 
 _OF_TEXTS = "network."
-"""What the names of an encoder's layers begin with in a backbone, and not in transformers."""
+"""What the names of the layers of an encoder or a language model begin with in a backbone, and not in transformers."""
 
 
 class Source(NamedTuple):
@@ -72,11 +72,6 @@ def _of_model(place: Path, trusted: bool) -> Source:
     if not model.tasks:
         raise ValueError(f"'{place}' has learned nothing yet; give it a task first")
     method, noun = model.method.eval(), model.backbone.transform.noun
-    if noun not in WHOLE:
-        raise ValueError(
-            f"'{place}' has learned {noun}s, and models of them cannot be merged yet; give models of classes, or "
-            "adapters that PEFT saved"
-        )
     if method.routed:
         raise ValueError(
             f"'{place}' chooses adapters for each sample, so no one update of it can be merged; write a folder for "
@@ -86,11 +81,13 @@ def _of_model(place: Path, trusted: bool) -> Source:
     changes = differences(method, fixed(method), backbone.model)
     pairs = pairs_of(changes, len(model.tasks), WHOLE[noun])
     name = model.backbone.name
-    hub = name if noun == "text" and "/" in name and not is_path(name) else None
-    own = {layer.removeprefix(_OF_TEXTS): pair for layer, pair in pairs.items()} if noun == "text" else pairs
+    of_texts = noun != "image"
+    hub = name if of_texts and "/" in name and not is_path(name) else None
+    own = {layer.removeprefix(_OF_TEXTS): pair for layer, pair in pairs.items()} if of_texts else pairs
     transposed = getattr(model.backbone.model, "transposed", ())
     turned = any(layer in own for layer in transposed)
-    return Source(place, own, hub, model.backbone.weights_sha256, turned, "its classes and its classifier", backbone)
+    left_out = "" if noun == "answer" else "its classes and its classifier"
+    return Source(place, own, hub, model.backbone.weights_sha256, turned, left_out, backbone)
 
 
 def _of_peft(place: Path) -> Source:
