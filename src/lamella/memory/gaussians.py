@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lamella.memory.low_rank import LowRankCovariances, Quadratic, quadratic_of
+from lamella.memory.random_projections import NOT_IN_THEM
 from lamella.memory.resizable import Resizable
 
 __all__ = ["ClassGaussians", "shrunk", "standard_noise"]
@@ -15,6 +16,7 @@ T = TypeVar("T")
 
 FAR = 0.25
 """The weight of the distance itself in `strangeness`, chosen on frozen features of four streams; see docs/log.md."""
+ROUNDING = 0.01  # how far features that are computed again may be off, as a share; bfloat16 has 8 bits
 
 
 class ClassGaussians(Resizable):
@@ -224,6 +226,50 @@ class ClassGaussians(Resizable):
             self.scatter = self.scatters.to(self.scatter).sum(0)
         if self.low_rank is not None:
             self.scatter = self.low_rank.scatter(self.counts)
+
+    @torch.no_grad()
+    def take_out(self, features: Tensor, labels: Tensor, right: Tensor | None = None) -> None:
+        """Take features out of the statistics, as if they had never been added. A class of which none is left ends.
+
+        Args:
+            features: (n, d), as they were added.
+            labels: (n,) the global ids of the classes that they were added to.
+            right: (n,) known global class ids: they are added to these instead, as if that had been done at first; None
+                for no class.
+
+        Raises:
+            ValueError: these cannot be features that were added, or classes keep a few `directions` only. Nothing has
+                changed then.
+        """
+        if self.low_rank is not None:
+            raise ValueError("what classes keep of their own covariances is cut off, so nothing can be taken out of it")
+        x, labels = features.to(self.means), labels.to(self.ids)
+        taken = {label: self._share(self.classes.index(label), x[labels == label]) for label in set(labels.tolist())}
+        rest = self.scatter - torch.stack([scatter for *_, scatter in taken.values()]).sum(0)
+        rounding = ROUNDING * (self.scatter.diagonal() + (self.counts[:, None] * self.means.square()).sum(0) * ROUNDING)
+        if (rest.diagonal() < -rounding).any() or any(n > self.counts[i] for i, n, *_ in taken.values()):
+            raise ValueError(NOT_IN_THEM)
+        self._solved = {}
+        self.scatter = rest
+        for i, n, away, scatter in taken.values():
+            left = int(self.counts[i]) - n
+            self.means[i] -= away * (n / max(left, 1))
+            self.counts[i] = left
+            if self.whole:
+                self.scatters[i] = (self.scatters[i] - scatter.to(self.scatters)) * (left > 1)
+        if right is not None:
+            self.add(x, right, sorted(set(right.tolist())))
+        self._keep(self.counts.nonzero()[:, 0])
+        self.scatter = self.scatter * (self.counts > 1).any()  # a class with one image has none, not even by rounding
+
+    def _share(self, i: int, x: Tensor) -> tuple[int, int, Tensor, Tensor]:
+        """Return the row i, how many features x (n, d) of its class are, how far their mean is from its mean, (d,), and
+        how much scatter goes with them, (d, d).
+        """
+        n, count, mean = len(x), int(self.counts[i]), x.mean(0)
+        away = mean - self.means[i]
+        between = n * count / (count - n) if count > n else n
+        return i, n, away, (x - mean).T @ (x - mean) + between * torch.outer(away, away)
 
     def _remove_class(self, label: int) -> None:
         i = self.classes.index(label)
