@@ -106,30 +106,35 @@ class ClassGaussians(Resizable):
             if label in self.classes:
                 self.scatter = self.scatter + self._take_in(self.classes.index(label), n, mean)[2]
             else:
-                self._append(label, n, mean)
+                self._append_mean(label, n, mean)
 
     def _add_class(self, label: int, x: Tensor) -> None:
         """Add the features (n, d) of images of a class, in float64."""
+        if label not in self.classes:
+            self._append(label, x)
+            return
+        i, mean = self.classes.index(label), x.mean(0)
+        old, shift, between = self._take_in(i, len(x), mean)
+        scatter = (x - mean).T @ (x - mean) + between
+        self.scatter += scatter
+        if self.whole:
+            self.scatters[i] += scatter.to(self.scatters)
+        if self.low_rank is not None:
+            self.low_rank.add(i, old, x - mean, shift)
+
+    def _append(self, label: int, x: Tensor) -> None:
+        """Add a Gaussian of a class, from features (n, d) in float64."""
         mean = x.mean(0)
         scatter = (x - mean).T @ (x - mean)
-        if label in self.classes:
-            i = self.classes.index(label)
-            old, shift, between = self._take_in(i, len(x), mean)
-            scatter += between
-            if self.whole:
-                self.scatters[i] += scatter.to(self.scatters)
-            if self.low_rank is not None:
-                self.low_rank.add(i, old, x - mean, shift)
-        else:
-            self._append(label, len(x), mean)
-            if self.whole:
-                self.scatters = torch.cat([self.scatters, scatter[None].to(self.scatters)])
-            if self.low_rank is not None:
-                self.low_rank.append(x - mean)
+        self._append_mean(label, len(x), mean)
         self.scatter += scatter
+        if self.whole:
+            self.scatters = torch.cat([self.scatters, scatter[None].to(self.scatters)])
+        if self.low_rank is not None:
+            self.low_rank.append(x - mean)
 
-    def _append(self, label: int, n: int, mean: Tensor) -> None:
-        """Add the number and the mean (d,) of images of a new class."""
+    def _append_mean(self, label: int, n: int, mean: Tensor) -> None:
+        """Add a row for a class: the number and the mean (d,) of its images."""
         self.ids = torch.cat([self.ids, self.ids.new_tensor([label])])
         self.counts = torch.cat([self.counts, self.counts.new_tensor([n])])
         self.means = torch.cat([self.means, mean[None]])
