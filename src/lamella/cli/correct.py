@@ -104,6 +104,4 @@ def _changed(
         say(f"  left out, never learned: {many(found.left_out, found.noun)}")
     if found.gone:
         say(f"  nothing is left of, so no class any more: {', '.join(found.gone)}")
-    say(
-        f"  earlier versions still hold what was: lamella rollback undoes this, lamella prune {model} --keep 1 deletes them"
-    )
+    say("  earlier versions still hold what was: lamella rollback undoes this, lamella prune --keep 1 deletes them")

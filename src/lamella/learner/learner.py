@@ -302,7 +302,7 @@ class Learner:
         forget(self.model, task)
 
     def remove(
-        self, paths: Sequence[str | Path], *, whole_classes: bool = False, known_only: bool = False
+        self, paths: str | Path | Sequence[str | Path], *, whole_classes: bool = False, known_only: bool = False
     ) -> Corrected:
         """Take samples out exactly, as if they had never been learned or held back; see corrections.py.
 
@@ -315,7 +315,8 @@ class Learner:
             FileNotFoundError: there is no such file.
             ValueError: some were never learned, a class needs them, or what they taught cannot be taken out exactly.
         """
-        given = pointed_at([Path(path) for path in paths], self.backbone.transform.noun)
+        several = [paths] if isinstance(paths, str | Path) else paths
+        given = pointed_at([Path(path) for path in several], self.backbone.transform.noun)
         return remove(self.model, given, whole_classes=whole_classes, known_only=known_only)
 
     def correct(self, table: str | Path, *, whole_classes: bool = False) -> Corrected:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from lamella.memory.feature_sums import share_of
 from lamella.memory.low_rank import LowRankCovariances, Quadratic, quadratic_of
 from lamella.memory.random_projections import NOT_IN_THEM
 from lamella.memory.resizable import Resizable
@@ -249,14 +250,15 @@ class ClassGaussians(Resizable):
         if self.low_rank is not None:
             raise ValueError("what classes keep of their own covariances is cut off, so nothing can be taken out of it")
         x, labels = features.to(self.means), labels.to(self.ids)
-        taken = {label: self._share(self.classes.index(label), x[labels == label]) for label in set(labels.tolist())}
+        rows = {label: self.classes.index(label) for label in set(labels.tolist())}
+        taken = {i: share_of(x[labels == label], int(self.counts[i]), self.means[i]) for label, i in rows.items()}
         rest = self.scatter - torch.stack([scatter for *_, scatter in taken.values()]).sum(0)
         rounding = ROUNDING * (self.scatter.diagonal() + (self.counts[:, None] * self.means.square()).sum(0) * ROUNDING)
-        if (rest.diagonal() < -rounding).any() or any(n > self.counts[i] for i, n, *_ in taken.values()):
+        if (rest.diagonal() < -rounding).any() or any(n > self.counts[i] for i, (n, *_) in taken.items()):
             raise ValueError(NOT_IN_THEM)
         self._solved = {}
         self.scatter = rest
-        for i, n, away, scatter in taken.values():
+        for i, (n, away, scatter) in taken.items():
             left = int(self.counts[i]) - n
             self.means[i] -= away * (n / max(left, 1))
             self.counts[i] = left
@@ -266,15 +268,6 @@ class ClassGaussians(Resizable):
             self.add(x, right, sorted(set(right.tolist())))
         self._keep(self.counts.nonzero()[:, 0])
         self.scatter = self.scatter * (self.counts > 1).any()  # a class with one image has none, not even by rounding
-
-    def _share(self, i: int, x: Tensor) -> tuple[int, int, Tensor, Tensor]:
-        """Return the row i, how many features x (n, d) of its class are, how far their mean is from its mean, (d,), and
-        how much scatter goes with them, (d, d).
-        """
-        n, count, mean = len(x), int(self.counts[i]), x.mean(0)
-        away = mean - self.means[i]
-        between = n * count / (count - n) if count > n else n
-        return i, n, away, (x - mean).T @ (x - mean) + between * torch.outer(away, away)
 
     def _remove_class(self, label: int) -> None:
         i = self.classes.index(label)
