@@ -90,6 +90,7 @@ _add(
     "lamella reproduce inflora                  # what is known of each cell, and what is left unsaid",
     "lamella reproduce inflora imagenet-r-10 fit.device=cuda",
     "lamella reproduce inflora imagenet-r-10 --dry-run > my.toml",
+    "lamella reproduce --against ~/RanPAC ranpac   # the authors' functions and ours on the same tensors",
 )
 _add(
     report,
