@@ -222,7 +222,7 @@ def test_learned_texts_are_known_again_whatever_row_they_stand_in(tmp_path: Path
         ("a.jsonl", b'{"text": "a", "label": "a"}\n["b", "b"]\n', "line 2: a list and no row"),
         ("a.jsonl", b'{"text": "a", "label": "a"}\n{"prompt": "b"}\n', "line 2: the label is empty"),
         ("a.jsonl", b'{"text": 5, "label": "a"}', "line 1: the text is int '5'; write it as a text: in quotes in JSON"),
-        ("a.jsonl", b'{"text": "a", "label": ["a"]}', "line 1: the label is list, not a text or a number"),
+        ("a.jsonl", b'{"text": "a", "label": ["a"]}', r"line 1: the label \"\['a'\]\" is a list of labels"),
         ("a.jsonl", b"[" * 100_000, "line 1: lists are nested too deeply"),
         ("a.jsonl", b"\n", "holds no rows"),
         ("a.json", b'{"text": "a", "label": "a"}', "holds no list of rows"),

@@ -18,7 +18,8 @@ from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.data.transform import plain_view
 from lamella.learner.store.state import learned_state, restore_state
-from lamella.methods.ranpac import RIDGES, RanPAC, best_ridge
+from lamella.memory.random_projections import RIDGES, best_ridge
+from lamella.methods.ranpac import RanPAC
 from lamella.training.checkpoints import Checkpoints
 
 SMALL: dict[str, Any] = {"projections": 96, "adapt": "none"}

@@ -8,6 +8,7 @@ import typer
 from lamella.cli import bench
 from lamella.cli.catalogue import layers, list_known
 from lamella.cli.classes import classes
+from lamella.cli.correct import correct, remove
 from lamella.cli.demo import demo
 from lamella.cli.evaluate import evaluate
 from lamella.cli.export import export
@@ -89,6 +90,7 @@ _add(
     "lamella reproduce inflora                  # what is known of each cell, and what is left unsaid",
     "lamella reproduce inflora imagenet-r-10 fit.device=cuda",
     "lamella reproduce inflora imagenet-r-10 --dry-run > my.toml",
+    "lamella reproduce --against ~/RanPAC ranpac   # the authors' functions and ours on the same tensors",
 )
 _add(
     report,
@@ -148,6 +150,18 @@ _add(
     "lamella classes model rename tabby cat",
     "lamella classes model merge kitten cat",
     "lamella classes model drop kitten",
+)
+_add(
+    correct,
+    "correct",
+    "lamella correct model wrong.csv             # columns path, label (as it was learned) and right",
+    "lamella correct tickets wrong.csv           # texts: columns text, label and right",
+)
+_add(
+    remove,
+    "remove",
+    "lamella remove model photos-of-anna/",
+    "lamella remove model inbox/cat/0012.jpg --whole-classes",
 )
 _add(inspect, "inspect", "lamella inspect model", "lamella inspect model --html model.html")
 _add(

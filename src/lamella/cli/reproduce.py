@@ -17,7 +17,10 @@ __all__ = ["reproduce"]
 
 def reproduce(
     paper: Annotated[
-        str | None, typer.Argument(help="A paper of the registry; all are listed without it.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="A paper of the registry; all are listed without it. With --against, a method.", show_default=False
+        ),
     ] = None,
     cell: Annotated[str | None, typer.Argument(help="A cell of the paper's table.", show_default=False)] = None,
     overrides: Annotated[
@@ -32,14 +35,32 @@ def reproduce(
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration, and run nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list, or the comparison, as JSON.")] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder with code of others, such as the authors': run functions of it and ours on the same "
+            "tensors. They run with your rights, so name only code that you trust.",
+            metavar="CHECKOUT",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run what a paper reports, and compare.
 
     Without arguments it lists the papers and the cells of their tables; with a paper alone, what is known and unknown
     of each of its cells. With a cell it runs its configuration as `lamella run` does, and writes the reported and the
     reproduced values, and their difference.
+
+    With --against and a method, it compares what our functions compute with what those of the authors' code do, and the
+    exit status is 1 where they differ by more than rounding.
     """
+    if against is not None:
+        given = {"--seeds": seeds, "--out": out, "--resume": resume, "--quiet": quiet, "--dry-run": dry_run}
+        if paper is None or cell or any(given.values()):
+            raise ValueError("--against CHECKOUT needs a METHOD, and nothing else; see lamella reproduce --help")
+        _compare(against, paper, as_json)
+        return
     from lamella.experiments.reproduce.registry import find_cell, find_paper, papers
 
     if paper is None or cell is None:
@@ -63,6 +84,33 @@ def reproduce(
         _print_config(found, overrides or [])
     else:
         _run(found, overrides or [], seeds or found.runs or 1, out or _folder(found), resume, quiet)
+
+
+def _compare(checkout: Path, method: str, as_json: bool) -> None:
+    """Compare a method with the code in a checkout, and print the table."""
+    from lamella.common.plain_table import plain_table
+    from lamella.experiments.against.run import compare_with, known_method
+
+    known = known_method(method)
+    say(
+        f"runs functions of '{checkout}' (wanted: {known.home}) in a process of its own, with your rights; "
+        "nobody here has checked this code",
+        err=True,
+    )
+    found = compare_with(checkout, method)
+    differs = [row for row in found.rows if not row.equal]
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "equal": not differs}, indent=2, ensure_ascii=False))
+    else:
+        at = f"commit {found.commit[:7]}" if found.commit else "no commit known"
+        say(f"{method} against '{checkout}', {at}; its names were read at {known.commit} of {known.home}")
+        cells = [
+            (r.quantity, r.on, f"{r.difference:.1e}", f"{r.allowed:.1e}", "" if r.equal else "differs")
+            for r in found.rows
+        ]
+        typer.echo(plain_table(("quantity", "on", "largest difference", "allowed", ""), cells), nl=False)
+    if differs:
+        raise typer.Exit(1)
 
 
 def _folder(cell: "Cell") -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lamella.data.decoding import in_threads
 from lamella.data.loading import Examples, batches
+from lamella.data.one_class import check_one_label
 from lamella.data.samples import Samples, View, concatenate_samples, tensors_of
 
 __all__ = [
@@ -185,6 +186,7 @@ class ImageSet:
     def __init__(self, storage: Pixels, labels: Tensor, keys: Sequence[str], positions: Tensor | None = None) -> None:
         self.storage = storage
         self.positions = torch.arange(len(storage)) if positions is None else positions
+        check_one_label(labels, self.noun)
         self.labels = labels.to(torch.int64)
         self.keys = tuple(keys)
         if not len(self.positions) == len(self.labels) == len(self.keys):
@@ -260,6 +262,7 @@ class TensorSet:
         if len(x) != len(labels):
             raise ValueError(f"every input needs one label, but there are {len(x)} inputs and {len(labels)} labels")
         self.x, self.noun = x, noun
+        check_one_label(labels, noun)
         self.labels = labels.to(torch.int64)
         self.keys = tuple(str(i) for i in range(len(x))) if keys is None else tuple(keys)
         _check_keys(self.keys, noun)

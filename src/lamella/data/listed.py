@@ -7,6 +7,7 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
+from lamella.data.one_class import check_one_label
 from lamella.data.samples import Samples
 
 __all__ = ["ListedSet"]
@@ -31,6 +32,7 @@ class ListedSet(Generic[Item]):
 
     def __init__(self, items: Sequence[Item], labels: Tensor, keys: Sequence[str]) -> None:
         self.items = tuple(items)
+        check_one_label(labels, self.noun)
         self.labels = labels.to(torch.int64)
         self.keys = tuple(keys)
         if not len(self.items) == len(self.labels) == len(self.keys):

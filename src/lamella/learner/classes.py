@@ -9,7 +9,7 @@ from lamella.common.checks import did_you_mean
 from lamella.learner.model import Model
 from lamella.learner.reference import Reference
 
-__all__ = ["drop_class", "merge_classes", "rename_class"]
+__all__ = ["drop_class", "merge_classes", "relabel", "rename_class"]
 
 
 def rename_class(model: Model, old: str, new: str) -> None:
@@ -49,7 +49,7 @@ def merge_classes(model: Model, source: str, target: str) -> None:
         raise ValueError(f"'{source}' cannot be merged into itself; name two classes")
     model.method.merge_classes(gone, kept)
     model.former_names[source] = gone
-    _relabel(model, {gone: kept})
+    relabel(model, {gone: kept})
 
 
 def drop_class(model: Model, name: str) -> None:
@@ -66,7 +66,7 @@ def drop_class(model: Model, name: str) -> None:
     if len(model.class_names) == 1:
         raise ValueError(f"'{name}' is the only class; delete the model's folder instead")
     model.method.drop_class(label)
-    _relabel(model, {label: None})
+    relabel(model, {label: None})
 
 
 def _id(model: Model, name: str) -> int:
@@ -78,8 +78,13 @@ def _id(model: Model, name: str) -> int:
     return ids[name]
 
 
-def _relabel(model: Model, changed: Mapping[int, int | None]) -> None:
-    """Replace ids of classes in all that the model keeps of its samples; None drops the samples of a class."""
+def relabel(model: Model, changed: Mapping[int, int | None]) -> None:
+    """Replace ids of classes in all that a model keeps beside its method, and measure anew what follows from classes.
+
+    Args:
+        model: the model, which is changed in place.
+        changed: the new id of each class that has another one; None drops a class with its samples.
+    """
     model.class_names = {i: name for i, name in model.class_names.items() if i not in changed}
     former = {name: changed.get(i, i) for name, i in model.former_names.items()}
     model.former_names = {name: i for name, i in former.items() if i is not None}

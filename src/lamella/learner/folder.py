@@ -301,12 +301,12 @@ class ModelFolder:
             roll_back(self.path, earlier[0])
             return next(v for v in self.history() if v.current)
 
-    def change(self, how: Callable[[Model], None], what: str, *, whole: bool = True) -> int:
+    def change(self, how: Callable[[Model], object], what: str | Callable[[], str], *, whole: bool = True) -> int:
         """Change the model without new samples, and store it as a new version.
 
         Args:
             how: a function that changes the model in place.
-            what: a short text for the history that says what was changed.
+            what: a short text for the history that says what was changed, or what gives it afterwards.
             whole: False for a change that loses nothing of the model: what did not change is not stored again then.
 
         Returns:
@@ -320,7 +320,7 @@ class ModelFolder:
         with self.held():
             model = load(self.path, device=self.device, trusted=self.trusted)
             how(model)
-            save(model, self.path, what=what, keep=None, whole=whole)
+            save(model, self.path, what=what if isinstance(what, str) else what(), keep=None, whole=whole)
             return self.version
 
     def prune(self, keep: int) -> Pruned:

@@ -15,6 +15,7 @@ from lamella.data.answers import Answer, AnswerSet
 from lamella.data.loading import Examples
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
+from lamella.data.sources.pointed import pointed_at, read_corrections
 from lamella.federated.federation import Federation
 from lamella.federated.fit import FederatedFit
 from lamella.learner.answers.measuring import MeasuredAnswers, measure_answers
@@ -23,6 +24,7 @@ from lamella.learner.confidence import Confidence
 from lamella.learner.config.new_config import new_config
 from lamella.learner.config.own_methods import name_in_table
 from lamella.learner.config.wanted import Wanted
+from lamella.learner.corrections import Corrected, correct, remove
 from lamella.learner.export import export
 from lamella.learner.folder import ModelFolder
 from lamella.learner.forgetting import forget
@@ -298,6 +300,39 @@ class Learner:
         """
         self.model.check_whole()
         forget(self.model, task)
+
+    def remove(
+        self, paths: str | Path | Sequence[str | Path], *, whole_classes: bool = False, known_only: bool = False
+    ) -> Corrected:
+        """Take samples out exactly, as if they had never been learned or held back; see corrections.py.
+
+        Args:
+            paths: files, folders and tables of the samples; which class they were learned as is known.
+            whole_classes: whether classes of which nothing is left end; else samples that a class needs are refused.
+            known_only: whether samples that were never learned are left out; else they are refused.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: some were never learned, a class needs them, or what they taught cannot be taken out exactly.
+        """
+        several = [paths] if isinstance(paths, str | Path) else paths
+        given = pointed_at([Path(path) for path in several], self.backbone.transform.noun)
+        return remove(self.model, given, whole_classes=whole_classes, known_only=known_only)
+
+    def correct(self, table: str | Path, *, whole_classes: bool = False) -> Corrected:
+        """Correct the classes of samples exactly, as if they had been learned so; see corrections.py.
+
+        Args:
+            table: a table as one that is learned, with one more column, `right`.
+            whole_classes: whether classes of which nothing is left end; else samples that a class needs are refused.
+
+        Raises:
+            FileNotFoundError: there is no such table, or no image that it lists.
+            ValueError: one was not learned as its label says, the right class is unknown, or what it taught cannot be
+                corrected exactly.
+        """
+        given = read_corrections(Path(table), self.backbone.transform.noun)
+        return correct(self.model, given, whole_classes=whole_classes)
 
     def logits(self, x: Samples, task: int | None = None) -> Tensor:
         """(n, classes seen) logits of n samples, on the device of x.

@@ -65,7 +65,7 @@ class TaskRecord:
             the task.
         waited: the seconds in which the computation waited for samples.
         data_sha256: the hash of its samples, see `data.images.data_sha256`; None if an older version of Lamella learned
-            the task.
+            the task. After a correction it is a hash of this and of the correction.
         directions: the number of protected directions by layer after the task; empty if the method protects none.
         held_back: the statistics of the held-back samples; None if there were none.
         unreadable: the files that were left out; None if all could be read.

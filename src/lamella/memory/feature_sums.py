@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["class_sums", "drift_sums", "moved_moments"]
+__all__ = ["class_sums", "drift_sums", "moved_moments", "share_of"]
 
 
 def class_sums(features: Tensor, labels: Tensor, classes: Sequence[int]) -> dict[str, Tensor]:
@@ -54,3 +54,21 @@ def moved_moments(sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, T
         raise ValueError("there is no sample whose features could show a drift")
     x, y = sums["x"] / n, sums["y"] / n
     return x, y, sums["xx"] - n * torch.outer(x, x), sums["xy"] - n * torch.outer(x, y)
+
+
+def share_of(x: Tensor, count: int, mean: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Return the share of some features in the statistics of their class.
+
+    Args:
+        x: (n, d) float64, the features.
+        count: how many features the class has.
+        mean: (d,), their mean.
+
+    Returns:
+        n; how far the mean of x is from that of the class, (d,); and by how much the scatter of the class is above that
+        of the others, (d, d): the scatter of x, and the one between x and the others (Chan, Golub & LeVeque 1983).
+    """
+    n, own = len(x), x.mean(0)
+    away = own - mean
+    between = n * count / (count - n) if count > n else n
+    return n, away, (x - own).T @ (x - own) + between * torch.outer(away, away)

@@ -6,7 +6,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from lamella.memory.feature_sums import share_of
 from lamella.memory.low_rank import LowRankCovariances, Quadratic, quadratic_of
+from lamella.memory.random_projections import NOT_IN_THEM
 from lamella.memory.resizable import Resizable
 
 __all__ = ["ClassGaussians", "shrunk", "standard_noise"]
@@ -15,6 +17,7 @@ T = TypeVar("T")
 
 FAR = 0.25
 """The weight of the distance itself in `strangeness`, chosen on frozen features of four streams; see docs/log.md."""
+ROUNDING = 0.01  # how far features that are computed again may be off, as a share; bfloat16 has 8 bits
 
 
 class ClassGaussians(Resizable):
@@ -229,6 +232,42 @@ class ClassGaussians(Resizable):
             self.scatter = self.scatters.to(self.scatter).sum(0)
         if self.low_rank is not None:
             self.scatter = self.low_rank.scatter(self.counts)
+
+    @torch.no_grad()
+    def take_out(self, features: Tensor, labels: Tensor, right: Tensor | None = None) -> None:
+        """Take features out of the statistics, as if they had never been added. A class of which none is left ends.
+
+        Args:
+            features: (n, d), as they were added.
+            labels: (n,) the global ids of the classes that they were added to.
+            right: (n,) known global class ids: they are added to these instead, as if that had been done at first; None
+                for no class.
+
+        Raises:
+            ValueError: these cannot be features that were added, or classes keep a few `directions` only. Nothing has
+                changed then.
+        """
+        if self.low_rank is not None:
+            raise ValueError("what classes keep of their own covariances is cut off, so nothing can be taken out of it")
+        x, labels = features.to(self.means), labels.to(self.ids)
+        rows = {label: self.classes.index(label) for label in set(labels.tolist())}
+        taken = {i: share_of(x[labels == label], int(self.counts[i]), self.means[i]) for label, i in rows.items()}
+        rest = self.scatter - torch.stack([scatter for *_, scatter in taken.values()]).sum(0)
+        rounding = ROUNDING * (self.scatter.diagonal() + (self.counts[:, None] * self.means.square()).sum(0) * ROUNDING)
+        if (rest.diagonal() < -rounding).any() or any(n > self.counts[i] for i, (n, *_) in taken.items()):
+            raise ValueError(NOT_IN_THEM)
+        self._solved = {}
+        self.scatter = rest
+        for i, (n, away, scatter) in taken.items():
+            left = int(self.counts[i]) - n
+            self.means[i] -= away * (n / max(left, 1))
+            self.counts[i] = left
+            if self.whole:
+                self.scatters[i] = (self.scatters[i] - scatter.to(self.scatters)) * (left > 1)
+        if right is not None:
+            self.add(x, right, sorted(set(right.tolist())))
+        self._keep(self.counts.nonzero()[:, 0])
+        self.scatter = self.scatter * (self.counts > 1).any()  # a class with one image has none, not even by rounding
 
     def _remove_class(self, label: int) -> None:
         i = self.classes.index(label)

@@ -77,5 +77,10 @@ class ClassMixtures(ClassGaussians):
         self._solved = {}
         self.ids[self.ids == source] = target
 
+    def take_out(self, features: Tensor, labels: Tensor, right: Tensor | None = None) -> None:
+        raise ValueError(
+            "classes were parted by k-means of all their samples, so nothing can be taken out of the parts"
+        )
+
     def _remove_class(self, label: int) -> None:
         self._keep((self.ids != label).nonzero()[:, 0])

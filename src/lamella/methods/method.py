@@ -17,20 +17,14 @@ from lamella.memory.signatures import Signature
 from lamella.memory.subspace import Subspace
 from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.methods.shared.plain_classifier import PlainClassifier
-from lamella.methods.shared.refusals import APART, TRAINED
+from lamella.methods.shared.refusals import APART, TRAINED, TRAINED_ON_THEM
 from lamella.training.fit import Fit
 from lamella.training.variants import EVERYTHING
 
-__all__ = ["SHARED", "STATISTICS_GO_ON", "Method"]
+__all__ = ["STATISTICS_GO_ON", "Method"]
 
 STATISTICS_GO_ON = "their statistics take in the new {noun}s beside the old ones"
 """What a method that classifies by class statistics makes of more samples of a class."""
-
-
-SHARED = (
-    "a class cannot be dropped: the covariance that all classes share contains its samples; learn the model anew "
-    "without it"
-)
 
 
 class Method(nn.Module, ABC):
@@ -151,6 +145,33 @@ class Method(nn.Module, ABC):
             ValueError: Something that was trained, or that classes share, holds the class.
         """
         raise ValueError(f"this method cannot drop a class: {TRAINED}")
+
+    def traces_of(self, number: int, counts: Sequence[int]) -> str:
+        """What holds samples of a task beside sums over samples, which they could be taken out of; "" if nothing does.
+
+        A method that keeps sums over frozen features overrides this and `take_out`.
+
+        Args:
+            number: The place of the task in the order of learning, from 0.
+            counts: How many samples each task was learned from.
+        """
+        return TRAINED_ON_THEM
+
+    def take_out(self, features: Tensor, labels: Tensor, right: Tensor | None = None, gone: Sequence[int] = ()) -> None:
+        """Take out samples as if they had never been learned, or, with `right`, as if they had been learned as that.
+
+        It is asked only of samples of tasks of which nothing has other traces (`traces_of`).
+
+        Args:
+            features: (n, d), what `features` makes of the samples.
+            labels: (n,) global ids of the classes that they were learned as.
+            right: (n,) global ids of the classes that they are of, all among `classes`; None takes them out.
+            gone: The classes of which nothing is left then, which end.
+
+        Raises:
+            ValueError: These cannot be samples that were learned. Nothing has changed then.
+        """
+        raise ValueError(f"samples cannot be taken out: {TRAINED_ON_THEM}")
 
     def what_more_images_do(self) -> str:
         """What becomes of a class that comes back with more samples, as the end of a sentence about them."""

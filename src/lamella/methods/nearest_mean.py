@@ -6,6 +6,10 @@ Mensink et al., "Distance-Based Image Classification", TPAMI 2013; as a baseline
 Departures: none. If a class comes back, its mean is that of all its images.
 """
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.methods.shared.class_means import ClassMeans
@@ -33,6 +37,12 @@ class NearestMean(ClassMeans):
 
     def drop_class(self, label: int) -> None:
         self.statistics.drop(label)
+
+    def traces_of(self, number: int, counts: Sequence[int]) -> str:
+        return ""
+
+    def take_out(self, features: Tensor, labels: Tensor, right: Tensor | None = None, gone: Sequence[int] = ()) -> None:
+        self.statistics.take_out(features, labels, right)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

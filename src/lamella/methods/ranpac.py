@@ -36,6 +36,8 @@ Departures (from the paper [p], from the code [c]):
 - `unit` brings features to length 1, off by default [p, c]. On sentence encoders it makes one ridge fit all.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,39 +47,20 @@ from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.random_projections import RandomProjections, ridge_solution
+from lamella.memory.random_projections import RandomProjections, best_ridge, check_left, ridge_solution
 from lamella.methods.method import Method
 from lamella.methods.shared.growing import grow_for_task
 from lamella.methods.shared.heads import Heads
 from lamella.methods.shared.own_heads import factors, with_head
 from lamella.methods.shared.plain_classifier import PlainClassifier
+from lamella.methods.shared.refusals import TRAINED_ON_THEM
 from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA, Training
 from lamella.training.variants import check_variants
 
-__all__ = ["RanPAC", "best_ridge"]
+__all__ = ["RanPAC"]
 
-RIDGES = tuple(10.0**power for power in range(-8, 9))
-
-
-def best_ridge(h: Tensor, y: Tensor, h_held: Tensor, y_held: Tensor) -> float:
-    """Return the lambda of RIDGES whose solution has the smallest squared error on held-out images.
-
-    Args:
-        h: (n, M), the projected features of the other images.
-        y: (n, c), their one-hot targets.
-        h_held: (m, M), the projected features of the held-out images.
-        y_held: (m, c), their one-hot targets.
-    """
-    # h_held (h^T h + l)^-1 h^T y = h_held h^T (h h^T + l)^-1 y: the smaller matrix is decomposed once for every l.
-    if len(h) > h.shape[1]:
-        K, left, right = h.T @ h, h_held, h.T @ y
-    else:
-        K, left, right = h @ h.T, h_held @ h.T, y
-    e, V = torch.linalg.eigh(K)
-    left, right, e = left @ V, V.T @ right, e.clamp_min(0)
-    errors = [float(((left / (e + ridge)) @ right - y_held).square().mean()) for ridge in RIDGES]
-    return RIDGES[errors.index(min(errors))]
+FEWEST = 5  # samples of a task, for a ridge to be chosen on a fifth of them
 
 
 class RanPAC(RandomProjections, Method):
@@ -137,10 +120,8 @@ class RanPAC(RandomProjections, Method):
             raise ValueError("scatter 'within' needs a ridge, such as 100 with unit=true; only for 'all' one is chosen")
         self.backbone, self.seed = backbone, seed
         check_variants(type(self).__name__, self.needs, lora)
-        self.lora = lora
-        self.recipe = training
-        self.projections = projections
-        self.ridge = ridge
+        self.lora, self.recipe = lora, training
+        self.projections, self.ridge = projections, ridge
         self.adapt = adapt
         self.scatter = scatter
         self.unit = unit
@@ -192,12 +173,39 @@ class RanPAC(RandomProjections, Method):
             self._adapt(task, fit)
         h = self.project(fit.features(task.train, self.features))
         self.ids = torch.tensor(list(dict.fromkeys((*self.classes, *task.classes))), device=h.device)
-        y = (task.train.labels.to(h.device)[:, None] == self.ids).to(h)
+        y = self._one_hot(task.train.labels)
         self.chosen.fill_(self._chosen(h, y, task.id))
         self.G = self.G + h.T @ h
         self.Q = F.pad(self.Q, (0, y.shape[1] - self.Q.shape[1])) + h.T @ y
         if self.scatter == "within":
             self.counts = F.pad(self.counts, (0, y.shape[1] - len(self.counts))) + y.sum(0)
+        self._solve()
+
+    def traces_of(self, number: int, counts: Sequence[int]) -> str:
+        if self.adapt == "first-task" and number == 0:
+            return TRAINED_ON_THEM
+        chosen_on = max((i for i, n in enumerate(counts) if n >= FEWEST), default=-1)
+        chosen = self.ridge is None and number == chosen_on
+        return "the ridge was chosen on samples of this task (method.ridge gives one that is not)" if chosen else ""
+
+    def take_out(self, features: Tensor, labels: Tensor, right: Tensor | None = None, gone: Sequence[int] = ()) -> None:
+        h = self.project(features)
+        y, z = self._one_hot(labels), torch.zeros_like(h[:, :1]) if right is None else self._one_hot(right)
+        Q = self.Q - h.T @ (y - z)
+        check_left(self.Q, Q)
+        kept = (~torch.isin(self.ids, self.ids.new_tensor(gone))).nonzero()[:, 0]
+        self.G = self.G - h.T @ h if right is None else self.G
+        self.ids, self.Q = self.ids[kept], Q[:, kept]
+        if self.scatter == "within":
+            self.counts = (self.counts - (y - z).sum(0))[kept]
+        self._solve()
+
+    def _one_hot(self, labels: Tensor) -> Tensor:
+        """Return (n, classes) float64, for global class ids (n,)."""
+        return (labels.to(self.ids.device)[:, None] == self.ids).to(self.Q)
+
+    def _solve(self) -> None:
+        if self.scatter == "within":
             self._discriminate()
         else:
             self.solution = self._solved(self.G, self.Q)
@@ -229,7 +237,7 @@ class RanPAC(RandomProjections, Method):
 
     def _chosen(self, h: Tensor, y: Tensor, task: int) -> float:
         """Return lambda: the given one, or the one that is best on a random fifth of the task's training images."""
-        if self.ridge is not None or len(h) < 5:
+        if self.ridge is not None or len(h) < FEWEST:
             return float(self.chosen) if self.ridge is None else self.ridge
         order = torch.randperm(len(h), generator=generator(self.seed, "ranpac", "held out", task)).to(h.device)
         teach, held = order[: len(h) * 4 // 5], order[len(h) * 4 // 5 :]

@@ -14,13 +14,16 @@ Departures (from the paper [p], from the authors' code [c]):
   begins with a covariance of the first images that is shrunk by the OAS estimator [c].
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians
-from lamella.methods.method import SHARED, Method
+from lamella.methods.method import Method
 from lamella.methods.shared.heads import linear_layer
+from lamella.methods.shared.refusals import SHARED
 from lamella.methods.shared.statistics import add_features
 from lamella.training.fit import Fit
 
@@ -62,6 +65,12 @@ class StreamingLDA(Method):
 
     def drop_class(self, label: int) -> None:
         raise ValueError(SHARED)
+
+    def traces_of(self, number: int, counts: Sequence[int]) -> str:
+        return ""
+
+    def take_out(self, features: Tensor, labels: Tensor, right: Tensor | None = None, gone: Sequence[int] = ()) -> None:
+        self.statistics.take_out(features, labels, right)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.eval()

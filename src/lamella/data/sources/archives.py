@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lamella.data.images import EncodedBytes, ImageSet, PixelArray, concatenate
+from lamella.data.one_class import several_labels
 from lamella.data.scenario import Source
 from lamella.data.sources.parts import divide
 
@@ -169,7 +170,8 @@ def _two_parts(train: ImageSet, test: ImageSet) -> tuple[ImageSet, Tensor]:
 
 def _labels(labels: NDArray, path: Path | str) -> Tensor:
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise ValueError(f"{path}: labels must be whole numbers (n,), not {labels.dtype} {labels.shape}")
+        several = f"; {several_labels('image')}" if labels.ndim == 2 else ""
+        raise ValueError(f"{path}: labels must be whole numbers (n,), not {labels.dtype} {labels.shape}{several}")
     return torch.from_numpy(labels.astype(np.int64))
 
 

@@ -23,6 +23,7 @@ from lamella.data.sources.files import (
     list_samples,
 )
 from lamella.data.sources.image_files import images_to_source
+from lamella.data.sources.other_labels import check_layout
 from lamella.data.sources.text_files import text_files_to_source
 
 __all__ = ["load_folder"]
@@ -58,11 +59,13 @@ def load_folder(
         split_seed: of that split.
 
     Raises:
-        ValueError: there are no samples, a class folder is empty, the parts do not fit together, or it is not clear
-            what the folders or the samples are.
+        ValueError: there are no samples, a class folder is empty, the parts do not fit together, it is not clear what
+            the folders or the samples are, or the samples have boxes or masks, not classes.
     """
     check_one_of("layout", layout, LAYOUTS)
     check_one_of("samples", samples, (AUTO, *KINDS))
+    if layout == AUTO:
+        check_layout(path)
     kind = _kind(path) if samples == AUTO else KINDS[samples]
     train, test = _parts(path, layout, kind)
     if layout == AUTO:

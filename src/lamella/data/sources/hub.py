@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lamella.common.checks import did_you_mean, first_line
 from lamella.data.images import ImageSet, concatenate
+from lamella.data.one_class import columns_hint, several_labels
 from lamella.data.scenario import Source
 from lamella.data.sources.hub_images import HubRows
 from lamella.data.sources.labelled_texts import LabelledText, texts_to_source
@@ -18,6 +19,7 @@ __all__ = ["load_hub"]
 TEST_SPLITS = ("test", "validation", "valid", "val", "dev")
 LABEL_COLUMNS = ("label", "labels", *LABELS[1:])
 STRINGS = ("string", "large_string")
+LISTS = ("Sequence", "List", "LargeList", "dict", "list")
 
 
 def load_hub(
@@ -116,7 +118,9 @@ def _only_column(name: str, features: Any, kind: str, option: str) -> str:
     found = [column for column, feature in features.items() if type(feature).__name__ == kind]
     if len(found) != 1:
         has = " and ".join(found) if found else f"none (it has {', '.join(features)})"
-        raise ValueError(f"{name} needs one {option} column, but has {has}; name it with {option}=")
+        lists = [column for column, feature in features.items() if type(feature).__name__ in LISTS]
+        hint = f". {', '.join(lists)}: {columns_hint(lists, (), '')[2:] or several_labels('sample')}" if lists else ""
+        raise ValueError(f"{name} needs one {option} column, but has {has}; name it with {option}={hint}")
     return found[0]
 
 
@@ -166,7 +170,10 @@ def _classes(name: str, splits: list[Any], column: str) -> tuple[list[Tensor], l
     values = [list(split[column]) for split in splits]
     feature = splits[0].features[column]
     if any(isinstance(value, list | dict) for part in values for value in part):
-        raise ValueError(f"the column {column!r} of {name} holds lists, not labels; choose another one with label=")
+        noun = several_labels("sample")
+        raise ValueError(
+            f"the column {column!r} of {name} holds lists, not labels; choose another one with label=. {noun}"
+        )
     missing = {value for part in values for value in part if value is None or value == -1}
     if missing:
         raise ValueError(f"a split of {name} hides its labels in {column!r}; choose another split with test=")

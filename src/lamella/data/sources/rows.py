@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from lamella.common.checks import first_line
 from lamella.common.words import count
+from lamella.data.one_class import BOXES
 
 __all__ = ["AS_TEXT", "ROWS", "Row", "Rows", "STDIN", "decoded", "parse_rows", "read_rows"]
 
@@ -100,6 +101,8 @@ def parse_rows(path: Path, content: bytes) -> Rows:
         return _objects(path, ((f"line {i}", _json(line, path, i)) for i, line in _lines(text)))
     if ending == ".json":
         found = _json(text, path, 1)
+        if isinstance(found, dict) and "annotations" in found:
+            raise ValueError(f"{path} lists objects in the form of COCO; {BOXES}")
         if not isinstance(found, list):
             raise ValueError(f"{path} holds no list of rows; write [{{...}}, {{...}}], or one row a line as .jsonl")
         return _objects(path, ((f"row {i}", row) for i, row in enumerate(found, 1)))

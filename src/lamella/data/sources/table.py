@@ -1,5 +1,6 @@
 """Images listed in a file of rows: `path,label`, optionally `split` and `domain`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from lamella.common.checks import did_you_mean
 from lamella.common.printable import printable
 from lamella.data.decoding import image_endings
 from lamella.data.names import alike, normal_name
+from lamella.data.one_class import check_single_labels, columns_hint, several_labels
 from lamella.data.scenario import Source
 from lamella.data.sources.files import PARTS, LabelledFile, used_parts
 from lamella.data.sources.image_files import images_to_source
@@ -15,6 +17,7 @@ from lamella.data.sources.rows import Row, Rows
 __all__ = ["load_image_table"]
 
 OPTIONAL = ("split", "domain")
+SHOWING = 1000  # so many rows show what the columns hold
 
 
 def load_image_table(
@@ -51,11 +54,16 @@ def load_image_table(
     for row in rows.rows:
         file = _file(rows, row, image, label)
         if file.path in places:
-            raise ValueError(f"{path}, {row.place}: {file.path} is already listed in {places[file.path]}")
+            raise ValueError(
+                f"{path}, {row.place}: {file.path} is already listed in {places[file.path]}"
+                + (columns_hint(rows.columns, (), "image") or _other_label(files, file))
+            )
         places[file.path] = row.place
         files.append(file)
     if not files:
         raise ValueError(f"{path} lists no images")
+    labels = zip((f"{path}, {place}" for place in places.values()), (file.class_name for file in files), strict=True)
+    check_single_labels(labels, label, "image")
     used = used_parts([str(row.cells.get("split", "")) for row in rows.rows])
     return images_to_source(
         name or path.stem,
@@ -77,8 +85,14 @@ def _check_columns(rows: Rows, *required: str) -> None:
             raise ValueError(
                 f"{rows.heading}: no column {column!r}{did_you_mean(column, columns)}; "
                 f"the first line must name the columns {' and '.join(required)} (and optionally split and domain), "
-                f"but it has {found}"
+                f"but it has {found}{columns_hint(columns, [row.cells for row in rows.rows[:SHOWING]], 'image')}"
             )
+
+
+def _other_label(files: Sequence[LabelledFile], again: LabelledFile) -> str:
+    """Say what serves where an image is listed once more under another label; "" where it has the same one."""
+    once = next(file for file in files if file.path == again.path)
+    return "" if once.class_name == again.class_name else f" under another label; {several_labels('image')}"
 
 
 def _file(rows: Rows, row: Row, image: str, label: str) -> LabelledFile:

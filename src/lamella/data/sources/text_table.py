@@ -7,6 +7,7 @@ from typing import Any
 from lamella.common.checks import did_you_mean
 from lamella.common.printable import printable
 from lamella.data.names import alike, normal_name
+from lamella.data.one_class import check_single_labels, columns_hint, several_labels
 from lamella.data.scenario import Source
 from lamella.data.sources.files import PARTS, used_parts
 from lamella.data.sources.labelled_texts import LabelledText, texts_to_source
@@ -66,6 +67,8 @@ def load_text_table(
     samples = [_sample(rows, row, columns) for row in rows.rows]
     if not samples:
         raise ValueError(f"{rows.path} has no rows below the names of its columns")
+    labels = zip((f"{rows.path}, {row.place}" for row in rows.rows), (s.class_name for s in samples), strict=True)
+    check_single_labels(labels, columns.label, "text")
     _check_quantity(rows, columns.label, [sample.class_name for sample in samples])
     if columns.split:
         used = used_parts([str(row.cells.get(columns.split)) for row in rows.rows])
@@ -101,7 +104,8 @@ def _columns(rows: Rows, text: str | None, label: str | None) -> _Columns:
         )
     if not texts or not labels:
         missing = "text" if not texts else "label"
-        raise ValueError(f"{where}: no {missing} column; {has}{_advice(rows, texts, labels)}")
+        hint = columns_hint(rows.columns, [row.cells for row in rows.rows[:SHOWING]], "text") if not labels else ""
+        raise ValueError(f"{where}: no {missing} column; {has}{hint or _advice(rows, texts, labels)}")
     if texts == labels:
         raise ValueError(f"{where}: the column {texts!r} cannot be both the texts and their labels; {has}")
     id_, split, domain = (column_of(rows.columns, (own,)) for own in ("id", "split", "domain"))
@@ -187,6 +191,8 @@ def named_cell(row: Row, column: str | None, noun: str, where: str) -> str | Non
 
 def _plain(value: Any, noun: str, where: str) -> str:
     """Return a label, an id, a split or a domain as text."""
+    if noun == "label" and isinstance(value, list | dict):
+        raise ValueError(f"{where}: the label {str(value)[:40]!r} is a list of labels; {several_labels('text')}")
     if not isinstance(value, str | int | float | None):
         raise ValueError(f"{where}: the {noun} is {type(value).__name__}, not a text or a number")
     if value is None or value != value or not str(value).strip():  # only NaN, an empty cell of a table, is not itself

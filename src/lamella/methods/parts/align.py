@@ -38,7 +38,7 @@ Departures:
 - `compete` is our own; see shared/pseudo_replay.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -49,13 +49,15 @@ from lamella.common.checks import check_one_of
 from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.memory.mixtures import ClassMixtures
-from lamella.methods.method import SHARED, STATISTICS_GO_ON, Method
+from lamella.methods.method import STATISTICS_GO_ON, Method
 from lamella.methods.on_base import MethodOnBase
 from lamella.methods.parts.competing import competing, trains_heads
 from lamella.methods.parts.drift import DRIFTS, check_ridge, follow_task
+from lamella.methods.parts.own_covariances import check_own
 from lamella.methods.parts.refit import refitted_head
 from lamella.methods.shared.heads import Heads, linear_layer
 from lamella.methods.shared.plain_classifier import PlainClassifier
+from lamella.methods.shared.refusals import SHARED
 from lamella.methods.shared.statistics import add_features
 from lamella.training.fit import Fit
 from lamella.training.recipe import Training
@@ -125,23 +127,14 @@ class Aligned(MethodOnBase):
             raise ValueError(f"alignment needs features of one width; those of {name} widen with each task")
         check_one_of("drift", drift, (*DRIFTS, "none"))
         check_one_of("head", head, ("lda", "refit"))
-        if not 0 <= own_covariance < 1 or (own_covariance and head == "refit"):
-            raise ValueError(f"own_covariance {own_covariance} must be within [0, 1), and 0 for head 'refit'")
-        if own_covariance_prior is not None and not own_covariance_prior > 0:
-            raise ValueError(f"own_covariance_prior {own_covariance_prior} must be above 0, in samples")
-        if own_covariance_prior is not None and (own_covariance or head == "refit"):
-            beside = f"own_covariance = {own_covariance}" if own_covariance else "head = 'refit'"
-            raise ValueError(f"own_covariance_prior {own_covariance_prior} cannot stand beside {beside}; leave one out")
-        if own_directions != "all" and (not isinstance(own_directions, int) or own_directions < 1):
-            raise ValueError(f"own_directions is {own_directions!r}; give a whole number of at least 1, or 'all'")
+        check_own(own_covariance, own_covariance_prior, own_directions, head)
         self.shrinkage = shrinkage
         self.ridge = ridge
         self.drift = drift
         self.own_covariance = own_covariance
         self.own_covariance_prior = own_covariance_prior
         self.own_directions = own_directions
-        self.head = head
-        self.samples = samples
+        self.head, self.samples = head, samples
         self.refitting = Training(epochs, lr, batch_size=256, optimizer="sgd", momentum=0.9, schedule="cosine")
         width = base.backbone.width
         check_ridge(ridge)  # this and `shrunk` refuse bad values before anything is learned
@@ -226,6 +219,15 @@ class Aligned(MethodOnBase):
             raise ValueError(SHARED)
         self.base.drop_class(label)
         self.statistics.drop(label)
+
+    def traces_of(self, number: int, counts: Sequence[int]) -> str:
+        if self.head == "refit" or self.means or self.statistics.low_rank is not None:
+            return "alignment keeps more of them than sums (a head that is trained, parts by k-means, or directions)"
+        return self.base.traces_of(number, counts)
+
+    def take_out(self, features: Tensor, labels: Tensor, right: Tensor | None = None, gone: Sequence[int] = ()) -> None:
+        self.base.take_out(features, labels, right, gone)
+        self.statistics.take_out(features, labels, right)
 
     def _check_no_refit(self) -> None:
         if self.head == "refit":

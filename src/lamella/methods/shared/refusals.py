@@ -3,7 +3,7 @@
 from lamella.backbones import Backbone
 from lamella.backbones.language_model import LanguageModel
 
-__all__ = ["APART", "TRAINED", "check_objective"]
+__all__ = ["APART", "SHARED", "TRAINED", "TRAINED_ON_THEM", "check_objective"]
 
 TRAINED = (
     "weights that were trained on its samples hold it; learn the model anew without it, or return to a version before "
@@ -13,6 +13,11 @@ APART = (
     "weights were trained to tell them apart, so it would not be as if they had been one; learn the model anew with "
     "one name for both"
 )
+SHARED = (
+    "a class cannot be dropped: the covariance that all classes share contains its samples; learn the model anew "
+    "without it"
+)
+TRAINED_ON_THEM = "weights that were trained on them hold them"
 
 
 def check_objective(method: str, answers: bool, backbone: Backbone) -> None:

@@ -1,0 +1,64 @@
+"""Small things to compare on: draws, a network, tasks; and how far two tensors are apart."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lamella.backbones import Backbone, load_backbone
+from lamella.common.randomness import generator
+from lamella.data.images import ImageSet, PixelArray
+from lamella.data.scenario import Task
+from lamella.training.fit import Fit
+
+__all__ = ["draw", "largest", "learned", "relative", "tiny", "tiny_tasks"]
+
+SIZE = 32
+PER_CLASS = 6
+
+
+def draw(*shape: int, name: str) -> Tensor:
+    """Return normal draws (float32) that follow from the name and the shape alone."""
+    return torch.randn(shape, generator=generator(0, "against", name, *shape))
+
+
+def largest(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference of two tensors of one shape; infinity where the shapes differ."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float((ours.detach().double() - theirs.detach().double()).abs().max())
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """Return `largest` as a share of the largest number of ours."""
+    return largest(ours, theirs) / max(float(ours.detach().double().abs().max()), 1e-30)
+
+
+def tiny() -> Backbone:
+    """Return timm's smallest vision transformer with random weights; nothing is downloaded."""
+    return load_backbone("test_vit", weights="random", size=SIZE, crop=1.0)
+
+
+def tiny_tasks(number: int) -> list[Task]:
+    """Return tasks of two classes each, of noisy copies of one random picture a class."""
+    pictures = torch.rand(2 * number, 3, SIZE, SIZE, generator=generator(0, "against", "pictures"))
+    noise = torch.rand(2 * number, PER_CLASS, 3, SIZE, SIZE, generator=generator(0, "against", "noise"))
+    pixels = (255 * (0.7 * pictures[:, None] + 0.3 * noise)).to(torch.uint8).flatten(0, 1)
+    labels = torch.arange(2 * number).repeat_interleave(PER_CLASS)
+    every = ImageSet(PixelArray(pixels), labels, [str(i) for i in range(len(labels))])
+    classes = [(2 * i, 2 * i + 1) for i in range(number)]
+    parts = [every.subset(torch.isin(labels, torch.tensor(own)).nonzero()[:, 0]) for own in classes]
+    return [
+        Task(i, f"task {i}", own, tuple(map(str, own)), part)
+        for i, (own, part) in enumerate(zip(classes, parts, strict=True))
+    ]
+
+
+def learned(method: Any, tasks: Sequence[Task]) -> Any:
+    """Return a method that has learned tasks, without augmentation, on the CPU."""
+    fit = Fit(method, method.backbone.transform, device="cpu")
+    for task in tasks:
+        fit.begin(str(task.id))
+        method.learn(task, fit)
+    return method.eval()

@@ -1,0 +1,191 @@
+"""A folder that looks like the authors' checkouts to `lamella reproduce --against`: same names, written for tests.
+
+Nothing of it was taken from anybody. Every file begins with an import of a package that does not exist, as real ones
+begin with packages that may not be there.
+"""
+
+from pathlib import Path
+
+__all__ = ["FILES", "write_checkout"]
+
+FILES: dict[str, str] = {}
+
+FILES["methods/inflora.py"] = """
+class InfLoRA(BaseLearner):
+    def update_DualGPM(self, mat_list):
+        def axes(M):
+            U, s, _ = np.linalg.svd(M)
+            return U, s**2
+
+        share = self.lamb + (self.lame - self.lamb) * self._cur_task / self.total_sessions
+        for number, G in enumerate(mat_list):
+            whole = float((G * G).sum())
+            if number == len(self.feature_list):
+                vectors, energies = axes(G)
+                count = max(int((np.cumsum(energies) / whole < share).sum()), 1)
+                self.feature_list.append(vectors[:, :count])
+                self.project_type.append("remove")
+            elif self.project_type[number] == "remove":
+                kept = self.feature_list[number]
+                vectors, energies = axes(G - kept @ (kept.T @ G))
+                missing, count = energies.sum(), 0
+                while (whole - missing) / whole < share:
+                    missing, count = missing - energies[count], count + 1
+                self.feature_list[number] = np.concatenate([kept, vectors[:, :count]], 1)
+            else:
+                free = self.feature_list[number]
+                vectors, energies = axes(free @ (free.T @ G))
+                missing, count = energies.sum(), 0
+                while missing / whole >= 1 - share:
+                    missing, count = missing - energies[count], count + 1
+                rest = free - vectors[:, :count] @ (vectors[:, :count].T @ free)
+                self.feature_list[number] = axes(rest)[0][:, : free.shape[1] - count]
+            kept = self.feature_list[number]
+            if self.project_type[number] == "remove" and 2 * kept.shape[1] > len(kept):
+                self.feature_list[number] = np.linalg.svd(kept)[0][:, kept.shape[1] :]
+                self.project_type[number] = "retain"
+"""
+FILES["utils/schedulers.py"] = """
+import math
+
+
+class CosineSchedule:
+    def __init__(self, optimizer, K):
+        self.groups, self.K, self.steps = optimizer.param_groups, K, 0
+        self.first = [group["lr"] for group in self.groups]
+
+    def step(self):
+        for group, first in zip(self.groups, self.first):
+            group["lr"] = first * math.cos(0.495 * math.pi * self.steps / (self.K - 1))
+        self.steps += 1
+"""
+FILES["src/uie_trainer_lora.py"] = """
+class UIETrainer(Seq2SeqTrainer):
+    def training_step(self, model: nn.Module, inputs: Dict[str, Union[torch.Tensor, Any]]) -> torch.Tensor:
+        model.train()
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        named = dict(self.model.named_parameters())
+        for name, new in named.items():
+            if "loranew_A" in name:
+                shared = named[name.replace("loranew_A", "lora_A")] @ new.T
+                loss = loss + self.args.lamda_1 * shared.abs().sum() + self.args.lamda_2 * new.norm()
+        logger.info(f"{loss.item()}")
+        loss.backward()
+        return loss.detach()
+"""
+FILES["backbone/lora.py"] = """
+class ParameterWrapper(nn.Module):
+    def __init__(self, param):
+        super(ParameterWrapper, self).__init__()
+        self.param = param
+
+    def forward(self, x):
+        return self.param * x
+
+
+class _LoRA_qkv_timm_train(nn.Module):
+    def __init__(
+        self, qkv, a_q, b_q, a_v, b_v, task_id, saved_A, saved_B, t_layer_i, rank, factor, factor_prev, eval1=False
+    ):
+        super().__init__()
+        self.qkv, self.new = qkv, [(a_q.cuda(), b_q.cuda()), (a_v.cuda(), b_v.cuda())]
+        self.task_id, self.saved_A, self.saved_B, self.at = task_id, saved_A, saved_B, 2 * t_layer_i
+        self.factor, self.factor_prev = factor, factor_prev
+
+    def forward(self, x):
+        width, parts = self.qkv.in_features, []
+        for i, (a, b) in enumerate(self.new):
+            added = self.factor[0](b(a(x)))
+            for t in range(self.task_id):
+                A = self.saved_A[f"saved_A_{t}"][self.at + i].weight
+                B = self.saved_B[f"saved_B_{t}"][self.at + i].weight
+                added = added + self.factor_prev[t](x @ A.T @ B.T / A.norm() / B.norm())
+            parts.append(added)
+        return self.qkv(x) + torch.cat([parts[0], torch.zeros_like(parts[0]), parts[1]], -1)
+"""
+FILES["RanPAC.py"] = """
+class Learner(BaseLearner):
+    def optimise_ridge_parameter(self, Features, Y):
+        cut = int(0.8 * len(Features))
+        fit, held = Features[:cut].double(), Features[cut:].double()
+        errors = {}
+        for power in range(-8, 9):
+            level = 10.0**power * torch.eye(fit.shape[1])
+            answer = held @ torch.linalg.solve(fit.T @ fit + level, fit.T @ Y[:cut].double())
+            errors[10.0**power] = float(F.mse_loss(answer, Y[cut:].double()))
+        return min(errors, key=errors.get)
+
+    def replace_fc(self, trainloader):
+        network = self._network.eval()
+        found = [(network.convnet(data.cuda()), label) for _, data, label in trainloader]
+        h = torch.relu(torch.cat([f for f, _ in found]).to("cuda:0") @ self.W_rand)
+        Y = target2onehot(torch.cat([label for _, label in found]), self.total_classnum)
+        self.G, self.Q = self.G + h.T @ h, self.Q + h.T @ Y
+        ridge = self.optimise_ridge_parameter(h, Y)
+        inverse = torch.linalg.inv(self.G.double() + ridge * torch.eye(len(self.G)))
+        network.fc.weight.data = (inverse @ self.Q.double()).T.float().to(device="cuda")
+"""
+FILES["utils/toolkit.py"] = """
+def target2onehot(targets, n_classes):
+    return F.one_hot(targets, n_classes).float()
+"""
+KD = """
+T = 2
+
+def _KD_loss(pred, soft, T):
+    return -((soft / T).softmax(1) * (pred / T).log_softmax(1)).sum(1).mean()
+"""
+FILES |= {f"models/{name}.py": KD for name in ("icarl", "lwf", "wa")}
+FILES["utils/inc_net.py"] = """
+class IncrementalNet(BaseNet):
+    def weight_align(self, increment):
+        lengths = self.fc.weight.data.norm(dim=1)
+        self.fc.weight.data[-increment:] *= lengths[:-increment].mean() / lengths[-increment:].mean()
+"""
+FILES["models/base.py"] = """
+EPSILON = 1e-8
+batch_size = 64
+
+class BaseLearner(object):
+    def _construct_exemplar(self, data_manager, m):
+        for number in range(self._known_classes, self._total_classes):
+            data, _, there = data_manager.get_dataset(np.arange(number, number + 1), source="train", ret_data=True)
+            x, _ = self._extract_vectors(DataLoader(there, batch_size=batch_size))
+            x = x / (np.linalg.norm(x, axis=1, keepdims=True) + EPSILON)
+            chosen = []
+            for k in range(1, m + 1):
+                away = np.linalg.norm(x.mean(0) - (x + x[chosen].sum(0)) / k, axis=1)
+                away[chosen] = np.inf
+                chosen.append(int(away.argmin()))
+            own = np.array([data[i] for i in chosen])
+            self._data_memory = np.concatenate([self._data_memory, own])
+"""
+FILES["models/simplecil.py"] = """
+class SimpleCIL(BaseLearner):
+    def replace_fc(self, trainloader, model, args):
+        with torch.no_grad():
+            found = [(model.eval()(data.cuda())["features"], label) for _, data, label in trainloader]
+        x, y = torch.cat([f for f, _ in found]), torch.cat([label for _, label in found])
+        for number in np.unique(self.train_dataset.labels):
+            self._network.fc.weight.data[number] = x[y == number].sum(0) / (y == number).sum()
+"""
+
+
+def write_checkout(folder: Path, **changed: str) -> Path:
+    """Write the files, and make it look like a clone at a commit.
+
+    Args:
+        folder: where.
+        changed: what stands in place of a text, in whatever file has it.
+    """
+    for name, content in FILES.items():
+        for old, new in changed.items():
+            content = content.replace(old, new)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(("" if "schedulers" in name else "import a_package_that_is_not_here\n") + content)
+    (folder / ".git" / "refs" / "heads").mkdir(parents=True)
+    (folder / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
+    (folder / ".git" / "refs" / "heads" / "main").write_text("0123456789" * 4 + "\n")
+    return folder
