@@ -8,9 +8,15 @@ from torch import nn
 
 from lamella.adapters.adapter import Adapted
 from lamella.common.randomness import named_seed
+from lamella.training import processes
 from lamella.training.draws import Draws
 
-__all__ = ["dropping"]
+__all__ = ["drops", "dropping"]
+
+
+def drops(module: nn.Module) -> bool:
+    """Whether parts of a module may drop out, so that what is computed depends on more than names of draws."""
+    return any(part.training or (isinstance(part, Adapted) and bool(part.dropout)) for part in module.modules())
 
 
 @contextmanager
@@ -34,7 +40,7 @@ def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int
     with ExitStack() as during:
         if layers:
             draws = torch.Generator(device)
-            seeded.append(draws.manual_seed)
+            seeded.append(lambda seed: draws.manual_seed(processes.own_seed(seed)))
             for layer in layers:
                 layer.draws = draws
         if losses:
@@ -44,7 +50,7 @@ def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int
                 part.generator = of_losses
         if any(part.training for part in module.modules()):
             during.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-            seeded.append(torch.manual_seed)
+            seeded.append(lambda seed: torch.manual_seed(processes.own_seed(seed)))
         try:
             yield lambda seed: [seed_of(seed) for seed_of in seeded]
         finally:
