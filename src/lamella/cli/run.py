@@ -82,6 +82,7 @@ def run_all(
     """
     from lamella.training import processes
 
+    processes.same("command", lambda: str((planned, resume)))
     processes.from_first(lambda: [_check_free(path, resume=resume) for path, _ in planned])
     from lamella.common.files import refuse_links
     from lamella.experiments.report import load_results, render_table

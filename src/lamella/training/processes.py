@@ -66,7 +66,7 @@ _stores: list[dist.Store] = []
 """What all processes can write words into; empty where there is one process."""
 
 
-class OtherEnded(RuntimeError):
+class OtherEnded(ConnectionError):
     """Another process has ended, so that this one cannot go on."""
 
 
@@ -165,8 +165,9 @@ def _leave(me: Launched, *, wait: bool) -> None:
     dist.destroy_process_group()
     with suppress(RuntimeError):  # process 0 is gone, and its words with it
         store.set(f"left-{me.number}", "")
-        if wait and not me.number:
-            store.wait([f"left-{other}" for other in range(me.count)], timedelta(seconds=3 * MOMENT))
+        given_up = time.monotonic() + 3 * MOMENT * (wait and not me.number)
+        while time.monotonic() < given_up and not store.check([f"left-{other}" for other in range(me.count)]):
+            time.sleep(MOMENT / 50)
 
 
 def _spoken_elsewhere(error: BaseException, me: Launched) -> bool:
