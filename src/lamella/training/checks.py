@@ -85,8 +85,8 @@ def check_mean(call: str, whole: float, shared: float, precision: str) -> None:
     """
     if abs(whole - shared) > EQUAL[precision] * max(1.0, abs(whole)):
         raise ValueError(
-            f"the loss of '{call}' compares the samples of a batch with each other: it is {whole:.4g} on a batch and "
-            f"{shared:.4g} on the shares of the processes, so this method learns in one process only"
+            f"the loss of '{call}' is no mean over the samples of a batch: it is {whole:.4g} on one, and {shared:.4g} "
+            "as the mean over the shares of the processes; learn in one process"
         )
 
 
