@@ -14,14 +14,13 @@ import pytest
 import torch
 from conftest import Run
 from crew import Ended, command, crew
-from streams import build, build_shallow, colours_config, fit_for, stream
+from streams import batch, build, build_shallow, colours_config, fit_for, learn_all, stream
 from torch import Tensor, nn
 
 from lamella.learner.store.versions import load_model
 from lamella.methods import METHODS
 from lamella.training import processes
 from lamella.training.calls import TrainingCall
-from lamella.training.fit import Fit
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9 and fork are POSIX")
 METHOD = ["method.name=seq-lora+align", "method.rank=2", "method.blocks=1", "method.batch_size=5", "method.epochs=2"]
@@ -167,9 +166,9 @@ def test_shares_are_the_whole_and_differ_by_one(count: int, monkeypatch: pytest.
         own, counts = processes.shares(order, sizes)
         assert len(own) == sum(counts)
         parts.append(own.split(counts))
-    for batch, size in enumerate(sizes):
-        assert torch.equal(torch.cat([part[batch] for part in parts]), order.split(sizes)[batch])
-        assert {len(part[batch]) for part in parts} <= {size // count, size // count + 1}
+    for i, size in enumerate(sizes):
+        assert torch.equal(torch.cat([part[i] for part in parts]), order.split(sizes)[i])
+        assert {len(part[i]) for part in parts} <= {size // count, size // count + 1}
 
 
 # runs ----------------------------------------------------------------------------------------------------------------
@@ -231,8 +230,8 @@ def test_a_run_of_which_a_process_is_killed_goes_on_to_the_same_bits(
     ended = crew(tmp_path, 2, command, words, partial(die, number, 9))
     assert ended[number].code == -9
     other = ended[1 - number]
-    assert (other.code, other.err.count("\n")) == (2, 1), other.err
-    assert "was killed or lost; start all processes again with --resume" in other.err
+    assert other.code == 2
+    assert "was killed or lost; start all processes again with --resume" in other.err.splitlines()[-1]
     assert not (tmp_path / "run" / "results.json").exists()
     ended = crew(tmp_path, 2, command, [*words, "--resume"])
     assert [one.code for one in ended] == [0, 0], [one.err for one in ended]
@@ -337,17 +336,20 @@ def test_batch_norm_in_training_is_refused_on_cpus(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("smallest", [1, 2])
 def test_batch_norm_on_gpus_is_synchronised_for_a_call(smallest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamella.training.together import with_norms_together
+    from lamella.training.batch_norm import norms_of_whole_batches
 
     monkeypatch.setattr(processes, "count", lambda: 2)
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm1d(4)))
     network[2].eval()
     layers, gpu = list(network), torch.device("cuda")
     if smallest < 2:
-        with pytest.raises(ValueError, match="a batch of 1 has no sample"), with_norms_together(network, gpu, smallest):
+        with (
+            pytest.raises(ValueError, match="a batch of 1 has no sample"),
+            norms_of_whole_batches(network, gpu, smallest),
+        ):
             pass
         return
-    with with_norms_together(network, gpu, smallest):
+    with norms_of_whole_batches(network, gpu, smallest):
         assert isinstance(network[1], nn.SyncBatchNorm)
         assert network[1].weight is layers[1].weight
         assert network[1].running_mean is layers[1].running_mean
@@ -382,9 +384,8 @@ def test_a_model_folder_is_taught_by_two_and_a_kill_loses_nothing(lamella: Run, 
     assert [one.code for one in ended] == [0, 0]
     assert "resumes the interrupted learning" in ended[0].out
     assert same_bits(tmp_path / "two", tmp_path / "killed")
-    assert {path.name for path in (tmp_path / "killed").iterdir()} == {
-        path.name for path in (tmp_path / "one").iterdir()
-    }
+    left = [sorted(path.name.split("-")[0] for path in (tmp_path / out).iterdir()) for out in ("killed", "one")]
+    assert left[0] == left[1]
 
 
 # launchers -----------------------------------------------------------------------------------------------------------
@@ -424,17 +425,16 @@ def test_processes_of_slurm_find_each_other(tmp_path: Path) -> None:
 # long ----------------------------------------------------------------------------------------------------------------
 
 
-def all_of_it(name: str) -> dict[str, Tensor] | str:
+def all_of_it(name: str) -> tuple[dict[str, Tensor], Tensor] | str:
+    """What a method has learned of three tasks, and what it says of test samples; or why it is refused."""
     with processes.joined():
-        method = build_shallow(name)
+        method, scenario = build_shallow(name), stream()
         try:
-            for i, task in enumerate(stream()[j] for j in range(3)):
-                fit: Fit = fit_for(method)
-                fit.begin(str(i))
-                method.learn(task, fit)
+            learn_all(method, scenario, fit_for(method))
         except ValueError as error:
             return str(error)
-        return method.state_dict()
+        said = [method.eval().predict(batch(method, scenario.test(i))) for i in range(3)]
+        return method.state_dict(), torch.cat(said).detach()
 
 
 REFUSED = {"lora-sub": "no mean over the samples", "memo": "batch norm", "dlc": "batch norm"}
@@ -450,9 +450,11 @@ def test_every_method_learns_the_same_with_two_or_is_refused(name: str, tmp_path
         assert REFUSED[name] in first
         assert first == second
         return
-    assert all(torch.equal(first[key], second[key]) for key in first)
     assert name not in REFUSED
-    assert_close(all_of_it(name), first, 1e-3)
+    assert all(torch.equal(first[0][key], second[0][key]) for key in first[0]), "to the bit"
+    # Not the tensors: Adam makes steps of their own of gradients that are zero but for rounding.
+    alone = all_of_it(name)[1]
+    assert float((alone - first[1]).abs().max()) < 1e-3 * float(alone.abs().max())
 
 
 @pytest.mark.slow

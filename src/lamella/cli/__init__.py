@@ -49,6 +49,8 @@ def _with_others(arguments: list[str]) -> AbstractContextManager[None]:
     """
     if not os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
         return nullcontext()  # without importing torch
+    # Where a process is lost, torch writes how its messages failed, beside our line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from lamella.training.processes import joined, launched
 
     me = launched()

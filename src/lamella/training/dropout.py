@@ -11,12 +11,7 @@ from lamella.common.randomness import named_seed
 from lamella.training import processes
 from lamella.training.draws import Draws
 
-__all__ = ["drops", "dropping"]
-
-
-def drops(module: nn.Module) -> bool:
-    """Whether parts of a module may drop out, so that what is computed depends on more than names of draws."""
-    return any(part.training or (isinstance(part, Adapted) and bool(part.dropout)) for part in module.modules())
+__all__ = ["dropping", "without_dropout"]
 
 
 @contextmanager
@@ -58,3 +53,21 @@ def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int
                 layer.draws = None
             for part in losses:
                 part.generator = None
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Generator[None]:
+    """Compute without dropout, and with kept statistics of batch norm, within the context."""
+    modes = [(part, part.training) for part in module.modules()]
+    draws = [(layer, layer.draws) for layer in module.modules() if isinstance(layer, Adapted)]
+    try:
+        for part, _ in modes:
+            part.training = False
+        for layer, _ in draws:
+            layer.draws = None
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for layer, generator in draws:
+            layer.draws = generator

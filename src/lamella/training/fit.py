@@ -21,13 +21,13 @@ from lamella.training import processes
 from lamella.training.calls import TrainingCall
 from lamella.training.checks import check_examples, check_finite, check_gradients, check_loss, check_mean
 from lamella.training.compilation import compiled_blocks
-from lamella.training.dropout import dropping, drops
+from lamella.training.dropout import dropping, without_dropout
 from lamella.training.listening import tell
 from lamella.training.optimizers import build_optimizer, parameter_groups, trainable
 from lamella.training.passes import Passes
 from lamella.training.precision import computing
 from lamella.training.recipe import Training
-from lamella.training.together import with_norms_together
+from lamella.training.batch_norm import norms_of_whole_batches
 
 __all__ = ["Examples", "Fit", "Loss"]
 
@@ -99,7 +99,7 @@ class Fit(Passes):
         steps = step_sizes(len(data), recipe.batch_size, recipe.accumulate)
         with ExitStack() as during:
             during.enter_context(trainable(tensors))
-            during.enter_context(with_norms_together(self.module, self.device, min(map(min, steps))))
+            during.enter_context(norms_of_whole_batches(self.module, self.device, min(map(min, steps))))
             if self.compile:
                 own = processes.share(torch.arange(recipe.batch_size))
                 during.enter_context(compiled_blocks(self.module, len(own)))
@@ -109,7 +109,7 @@ class Fit(Passes):
             job = _Job(data, loss, recipe, steps, view, before_step, after_step, count, engine, saved, dropout, advance)
             saved.restore(recipe.epochs)
             advance(saved.epoch * len(steps) + saved.step, "")
-            if processes.count() > 1 and saved.epoch < recipe.epochs and not drops(self.module):
+            if processes.count() > 1 and saved.epoch < recipe.epochs:
                 self._check_mean(job)
             while saved.epoch < recipe.epochs:
                 factor = recipe.factor(saved.epoch)
@@ -141,9 +141,10 @@ class Fit(Passes):
                     total += torch.tensor([float(job.loss(x, y)) * counted, counted])
             return total
 
-        total = measured(processes.share(index))
-        processes.summed([total])
-        whole, of = processes.from_first(lambda: measured(index)).tolist()
+        with without_dropout(self.module):
+            total = measured(processes.share(index))
+            processes.summed([total])
+            whole, of = processes.from_first(lambda: measured(index)).tolist()
         check_mean(job.saved.place.call, whole / max(of, 1), float(total[0]) / max(of, 1), self.precision)
 
     def _epoch(self, job: "_Job") -> None:

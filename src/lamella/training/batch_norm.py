@@ -8,13 +8,13 @@ from torch import nn
 
 from lamella.training import processes
 
-__all__ = ["with_norms_together"]
+__all__ = ["norms_of_whole_batches"]
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @contextmanager
-def with_norms_together(module: nn.Module, device: torch.device, smallest: int) -> Iterator[None]:
+def norms_of_whole_batches(module: nn.Module, device: torch.device, smallest: int) -> Iterator[None]:
     """Let batch norm in training mode take its statistics over all processes, within the context.
 
     Torch's SyncBatchNorm takes the place of such layers, with their very parameters and buffers. It is for GPUs.
