@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,8 @@ __all__ = ["app", "main"]
 # The base class of all errors in options and arguments. Typer exports only its subclass BadParameter.
 USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
 OWN_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+TOGETHER = ("run", "learn")
+"""The commands that several processes work on together."""
 GROUPS = [[group.name] for group in app.registered_groups]
 
 
@@ -25,7 +28,7 @@ def main() -> None:
     if not arguments or arguments in GROUPS:
         arguments = [*arguments, "--help"]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _with_others(arguments):
             warnings.showwarning = partial(_say_warning, warnings.showwarning)
             sys.exit(app(arguments, prog_name="lamella", standalone_mode=False))
     except USAGE_ERROR as error:
@@ -36,6 +39,30 @@ def main() -> None:
         _complain(_one_line(error))
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted", code=130)
+
+
+def _with_others(arguments: list[str]) -> AbstractContextManager[None]:
+    """The context in which processes that `torchrun` or `srun` has started learn together.
+
+    Raises:
+        ValueError: the command is for one process.
+    """
+    if not os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
+        return nullcontext()  # without importing torch
+    # Where a process is lost, torch writes how its messages failed, beside our line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from lamella.training.processes import joined, launched
+
+    me = launched()
+    if me.count > 1 and arguments[0] not in TOGETHER:
+        if me.number:
+            sys.exit(2)  # process 0 says why
+        known = " and ".join(f"`lamella {name}`" for name in TOGETHER)
+        raise ValueError(
+            f"{me.count} processes were started with `lamella {arguments[0]}`, and only {known} learn with several; "
+            "start one, without torchrun or srun"
+        )
+    return joined()
 
 
 def _say_warning(otherwise: Any, message: Warning | str, category: type[Warning], *where: Any) -> None:
@@ -67,5 +94,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _complain(text: str, *, code: int = 2) -> None:
-    say(f"lamella: {' '.join(text.split())}", err=True)
+    number = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
+    who = "" if number == "0" else f"process {number}: "
+    say(f"lamella: {who}{' '.join(text.split())}", err=True)
     sys.exit(code)

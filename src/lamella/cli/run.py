@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,8 +80,10 @@ def run_all(
     Raises:
         ValueError: one of the run directories is not free.
     """
-    for path, _ in planned:
-        _check_free(path, resume=resume)
+    from lamella.training import processes
+
+    processes.same("command", lambda: str((planned, resume)))
+    processes.from_first(lambda: [_check_free(path, resume=resume) for path, _ in planned])
     from lamella.common.files import refuse_links
     from lamella.experiments.report import load_results, render_table
     from lamella.experiments.run import run as run_config
@@ -91,14 +94,16 @@ def run_all(
     for path, settings in planned:
         if (path / "results.json").exists():
             typer.echo(f"{path}: finished already", err=True)
-        settings = as_in_runs(settings, [each for each, _ in planned])  # one precision for all seeds
+        # One precision for all seeds.
+        settings = processes.from_first(partial(as_in_runs, settings, [each for each, _ in planned]))
         try:
             run_config(settings, path, resume=resume, quiet=quiet)
         except KeyboardInterrupt as error:
             command = shlex.join(["lamella", *(a for a in sys.argv[1:] if a != "--resume"), "--resume"])
             typer.echo(f"lamella: interrupted; resume with: {command}", err=True)
             raise typer.Exit(130) from error
-    typer.echo(render_table(load_results([path for path, _ in planned]), "table", across_splits=across_splits))
+    if processes.leads():
+        typer.echo(render_table(load_results([path for path, _ in planned]), "table", across_splits=across_splits))
     typer.echo(f"results: {folder}")
 
 

@@ -30,6 +30,7 @@ from lamella.learner.answers.measuring import MeasuredAnswers
 from lamella.learner.answers.scores import SCORES
 from lamella.learner.config.document import readout_names
 from lamella.learner.learner import Learner
+from lamella.training import processes
 
 __all__ = ["AnswerRun", "check_run_table"]
 
@@ -82,12 +83,13 @@ class AnswerRun:
         Returns:
             The seconds it took; None where it was done.
         """
-        if (self.out / BEFORE).exists():
+        if processes.from_first((self.out / BEFORE).exists):
             return None
         started = time.monotonic()
         row, probe, _ = self._measured(len(self.scenario), SAMPLES_BEFORE, probe=True)
         seconds = time.monotonic() - started
-        write_json(self.out / BEFORE, {"row": row, "probe": probe, "seconds": seconds})
+        before = {"row": row, "probe": probe, "seconds": seconds}
+        processes.from_first(lambda: write_json(self.out / BEFORE, before))
         return seconds
 
     def measure(self, i: int, *, last: bool) -> dict[str, Any]:
@@ -99,7 +101,7 @@ class AnswerRun:
         """
         tasks = len(self.scenario) if self.whole else min(i + 2, len(self.scenario))
         row, probe, exact = self._measured(tasks, SAMPLES if last else None, probe=last)
-        if last and all(right is not None for right in exact):
+        if last and processes.leads() and all(right is not None for right in exact):
             write_right(
                 self.out, [{"": right} for right in exact if right is not None], readout_names(self.learner.config)
             )
@@ -164,7 +166,7 @@ class AnswerRun:
 
         found = [measured(self.test(j), self.scenario[j].name) for j in range(tasks)]
         of_probe = measured(self.probe, f"probe: {self.probe_name}") if probe and self.probe is not None else None
-        if samples is not None:
+        if samples is not None and processes.leads():
             write_atomic(self.out / samples, "".join(f"{line}\n" for line in lines).encode())
         exact = [torch.tensor(one.of("exact")).bool() if one.of("exact") else None for one in found]
         return [_cell(one) for one in found], None if of_probe is None else _cell(of_probe), exact

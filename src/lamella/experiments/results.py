@@ -22,6 +22,7 @@ Schema 1 (all accuracies are fractions 0..1, null where a metric has no meaning)
     evaluated_on, selection         "test" or "validation"; how the configuration was chosen
     federated                       where several clients learned: their samples of each task, the bytes that were sent
                                     up and down and in how many exchanges, who was missing since when and why, epsilon
+    processes                       where several learned together: how many, [a task each]
     config                          resolved; in [run], overrides and dropped say what the command line changed
                                     and left out of the file
 
@@ -146,6 +147,7 @@ def _matrix(
 def facts_of_run(learner: Learner, scenario: Scenario, stored_bytes: int) -> dict[str, Any]:
     """Return what a result file says beside what was measured of the tasks."""
     config = learner.config
+    counts = [record.processes or 1 for record in learner.tasks]
     phases: Counter[str] = Counter()
     for record in learner.tasks:
         phases.update({phase: s for phase, s in record.seconds.items() if phase != "total"})
@@ -175,7 +177,9 @@ def facts_of_run(learner: Learner, scenario: Scenario, stored_bytes: int) -> dic
         "evaluated_on": config["run"]["evaluate_on"],
         "selection": config["run"]["selection"],
         "config": config,
-    } | ({"federated": federated_results(learner)} if "federated" in config else {})
+        **({"federated": federated_results(learner)} if "federated" in config else {}),
+        **({"processes": counts} if max(counts) > 1 else {}),
+    }
 
 
 def number_or_none(value: float) -> float | None:

@@ -47,6 +47,7 @@ from lamella.learner.learner import Learner
 from lamella.learner.scores import Score
 from lamella.learner.store.versions import VERSIONS, holds_model, load_manifest
 from lamella.methods import WHOLE_STREAM
+from lamella.training import processes
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.compilation import check_compilable
 from lamella.training.listening import listening
@@ -81,17 +82,17 @@ def run(
     """
     model = out / "model"
     refuse_links(model, model / VERSIONS, out / "checkpoints", out / "log.jsonl")
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    made = [folder for folder in (out, *out.parents) if not folder.exists()] if processes.leads() else []
     busy = f"another process is running in '{out}'; wait for it or choose another --out"
-    with exclusive_lock(out, busy), removed_if_refused(made):
-        config = as_in_runs({**config, "method": name_in_table(config["method"], Path.cwd())}, [out])
-        check_claim(out, config, resume)
-        for torn in half_written(out):
-            torn.unlink()
-        if not (out / "results.json").exists():
+    with processes.held(lambda: exclusive_lock(out, busy)), removed_if_refused(made):
+        processes.check_shared(out)
+        config = {**config, "method": name_in_table(config["method"], Path.cwd())}
+        processes.same("configuration", lambda: to_toml(config))
+        config, finished = processes.from_first(lambda: _claimed(config, out, resume))
+        if not finished:
             # Before the folder is claimed, so that a wrong setting can be corrected.
             job = _Run(config, out, quiet, loop)
-            write_atomic(out / "config.toml", to_toml(job.config).encode())
+            processes.from_first(lambda: write_atomic(out / "config.toml", to_toml(job.config).encode()))
             if "measured" in job.config["fit"] and not quiet:
                 print(precision_line(job.config))
             try:
@@ -99,6 +100,15 @@ def run(
             finally:
                 job.events.close()
     return out
+
+
+def _claimed(config: dict[str, Any], out: Path, resume: bool) -> tuple[dict[str, Any], bool]:
+    """Return the configuration with the precision that was chosen in `out`, and whether its run is finished."""
+    config = as_in_runs(config, [out])
+    check_claim(out, config, resume)
+    for torn in half_written(out):
+        torn.unlink()
+    return config, (out / "results.json").exists()
 
 
 class _Run:
@@ -131,7 +141,9 @@ class _Run:
         if self.federation is not None:
             self.federation.check_tasks(len(self.tasks))
         self.learner.model.fit(federation=self.federation)  # refuses a method that clients cannot learn by
-        self._check_inputs()
+        processes.same("split of the samples", lambda: self.scenario.split_sha256)
+        processes.same("backbone", lambda: self.learner.backbone.weights_sha256)
+        processes.from_first(self._check_inputs)
         self.learner.notes.setdefault("scores", [])
         self.tests: dict[int, Any] = {}
         check_run_table(self.config, self.tasks[0].train.noun)
@@ -180,15 +192,7 @@ class _Run:
             if i >= len(self.learner.notes["scores"]):
                 self._evaluate(i)
         self.checkpoints.clear()  # the process may have been killed after storing the last task and before clearing
-        stored = load_manifest(self.out / "model")["state"]["bytes"]
-        if self.answers:
-            results = {"": self.answers.results(stored_bytes=stored)}
-        else:
-            results = build_results(self.learner, self.scenario, stored_bytes=stored, whole_stream=self.whole)
-        # The aligned readout is "results.json"; it is written last, because its presence means that all is done.
-        for suffix, result in sorted(results.items(), reverse=True):
-            name = f"results-{suffix.replace(':', '-')}.json" if suffix else "results.json"
-            write_json(self.out / name, result)
+        results = processes.from_first(self._write_results)
         if not self.quiet:
             counts = self.learner.parameter_counts()
             whole = counts.get("backbone")  # hashed words are made by code, which has no parameters
@@ -203,6 +207,19 @@ class _Run:
         self.events.tell("finished", final_accuracy=final["final_accuracy"])
         self.events.log({f"final/{metric.name}": final.get(metric.name) for metric in METRICS}, len(self.tasks))
 
+    def _write_results(self) -> dict[str, Any]:
+        """Write the result files, and return their content by suffix."""
+        stored = load_manifest(self.out / "model")["state"]["bytes"]
+        if self.answers:
+            results = {"": self.answers.results(stored_bytes=stored)}
+        else:
+            results = build_results(self.learner, self.scenario, stored_bytes=stored, whole_stream=self.whole)
+        # The aligned readout is "results.json"; it is written last, because its presence means that all is done.
+        for suffix, result in sorted(results.items(), reverse=True):
+            name = f"results-{suffix.replace(':', '-')}.json" if suffix else "results.json"
+            write_json(self.out / name, result)
+        return results
+
     def _evaluate(self, i: int) -> None:
         """Score the model after task i on the learned tasks, or on all tasks if they share their classes."""
         if self.answers:
@@ -214,7 +231,7 @@ class _Run:
         right: list[dict[str, Tensor]] = [{} for _ in range(last)]
         row = [self._score(i, j, self.scenario.shared_classes, right[j]) for j in range(last)]
         given = self.scenario.kind == "task-incremental"
-        if i == len(self.tasks) - 1:
+        if i == len(self.tasks) - 1 and processes.leads():
             counted = [{key: both[int(given)] for key, both in task.items()} for task in right]
             write_right(self.out, counted, readout_names(self.config))
         self.learner.notes["scores"].append({"row": stored_row(row), "seconds": time.monotonic() - started})
@@ -276,7 +293,7 @@ class _Run:
         return task.validation
 
     def _save(self) -> None:
-        self.learner.save(self.out / "model", keep=1)
+        processes.from_first(lambda: self.learner.save(self.out / "model", keep=1))
 
 
 def _accuracy(score: Score, task_given: bool) -> float:

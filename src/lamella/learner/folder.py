@@ -8,9 +8,10 @@ from pathlib import Path
 
 from lamella.common.files import DISK_FULL
 from lamella.common.locks import exclusive_lock
+from lamella.data.images import data_sha256
 from lamella.data.sources.readable import ReadableData
 from lamella.learner import forgetting
-from lamella.learner.config.document import on_device, up_to_date
+from lamella.learner.config.document import on_device, to_toml, up_to_date
 from lamella.learner.config.precision import as_chosen
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.model import Model, load, save
@@ -18,6 +19,7 @@ from lamella.learner.next_task import LeftOut, as_next_task, known_otherwise, ne
 from lamella.learner.prepared import Learning
 from lamella.learner.records import TaskRecord, tasks_from_json
 from lamella.learner.resume import PLACE, Resumed, config_left, current_version, is_free, resume, stored_before
+from lamella.learner.store.state import state_digest
 from lamella.learner.store.versions import (
     MANIFEST,
     Version,
@@ -30,6 +32,7 @@ from lamella.learner.store.versions import (
     manifest_file,
     roll_back,
 )
+from lamella.training import processes
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.precision import resolve_device
 
@@ -145,11 +148,16 @@ class ModelFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Lock the model, so that no other process can change it.
+        """Lock the model, so that no other process can change it; of several that learn together, the first locks it.
 
         Raises:
             BlockingIOError: another process holds the lock, and this one does not wait.
         """
+        with processes.held(self._locked):
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         busy = f"another process is changing '{self.path}'; wait for it to end"
         with ExitStack() as stack:
             while True:
@@ -207,8 +215,10 @@ class ModelFolder:
                 self._check_is_here(model)
             elif self.version != version:  # another process has changed the model meanwhile
                 opened = self.open(wanted, data.noun)
+            processes.check_shared(self.path)
+            processes.same("model, data set or setting", lambda: _what_is_learned(opened, data))
             place = place or self.path / PLACE
-            done = self._done(opened, data, place, since)
+            done = processes.from_first(lambda: self._done(opened, data, place, since))
             if done is not None:
                 task, held_back = as_next_task(data.divided(), opened)
                 resumed = Resumed(Checkpoints(place, 0.0), stored=True)
@@ -216,7 +226,7 @@ class ModelFolder:
                 return
             new, left_out = new_samples(opened, data, again)
             task, held_back = next_task(new, opened, name)
-            resumed = resume(self.path, place, opened, task)
+            resumed = processes.from_first(lambda: resume(self.path, place, opened, task))
             otherwise = known_otherwise(opened, data.once())
             stored = opened.tasks[-1] if resumed.stored else None
             yield Learning(self.path, opened, task, held_back, new, left_out, otherwise, resumed, stored)
@@ -385,6 +395,13 @@ class ModelFolder:
 
     def _records(self, version: int) -> list[TaskRecord]:
         return tasks_from_json(load_manifest(self.path, version)["tasks"], manifest_file(self.path, version))
+
+
+def _what_is_learned(model: Model, data: ReadableData) -> str:
+    """What several processes that learn together must agree on."""
+    samples = data_sha256(data.whole.train, dict(enumerate(data.whole.class_names)))
+    settings = to_toml(on_device(model.config, None))
+    return "\n".join([state_digest(model.method), samples, str(sorted(data.digests.items())), settings])
 
 
 @contextmanager

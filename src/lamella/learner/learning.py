@@ -18,6 +18,8 @@ from lamella.federated.fit import FederatedFit
 from lamella.learner.answers.costs import costs_of
 from lamella.learner.model import Model
 from lamella.learner.records import HeldBackCosts, TaskRecord, check_task, task_record
+from lamella.learner.store.state import state_digest
+from lamella.training import processes
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.checks import DIVERGED, LOWER
 
@@ -51,9 +53,11 @@ def learn(
         model.method.learn(task, fit)
     except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         raise RuntimeError(f"{DIVERGED}: the features of task '{task.name}' are not finite; {LOWER}") from error
+    processes.same(f"learned state after task '{task.name}'", lambda: state_digest(model.method))
     model.class_names |= dict(zip(task.classes, task.class_names, strict=True))
     model.follow_drift(fit)
     record = task_record(task, model.method, fit, time.monotonic() - started)
+    record.processes = processes.count() if processes.count() > 1 else None
     record.note_unreadable(too_long)
     record.told = told or None
     record.federated = fit.ledger.to_json() if isinstance(fit, FederatedFit) else None

@@ -13,7 +13,6 @@ from lamella.backbones import Backbone
 from lamella.backbones.hub import without_hub
 from lamella.common.progress import Progress, silent
 from lamella.common.version import __version__
-from lamella.data.lengths import in_order
 from lamella.data.loading import Examples
 from lamella.data.names import normal_name
 from lamella.data.samples import Samples
@@ -42,6 +41,7 @@ from lamella.learner.store.state import learned_state, restore_state
 from lamella.learner.store.versions import load_model, manifest_file, save_model
 from lamella.learner.untrusted import check_untrusted
 from lamella.methods import METHODS, Method
+from lamella.training import processes
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.fit import Fit
 
@@ -147,10 +147,13 @@ class Model:
             loop: makes the loop over these clients.
 
         Raises:
-            ValueError: the method needs more than clients may tell.
+            ValueError: the method needs more than clients may tell, or several processes learn together, of which each
+                would play all clients.
         """
         known = ("device", "precision", "compile", "recompute", "like_sizes")
         chosen = {key: value for key, value in self.config["fit"].items() if key in known}
+        if federation is not None and processes.count() > 1:
+            raise ValueError("clients are played in one process; start a federated run without torchrun or srun")
         if federation is not None and not self.method.federates:
             classes = {n: b for n, b in METHODS.items() if isinstance(b, type) and issubclass(b, Method)}
             able = sorted(name for name, build in classes.items() if build.federates)
@@ -214,8 +217,14 @@ class Model:
             fit: the loop that reads them.
             name: the name of the pass.
         """
-        logits, typicality = scanned(data, fit, name, self.method.eval().logits_and_typicality)
-        return logits.float(), typicality.float()
+        method = self.method.eval()
+
+        def compute(x: Samples) -> dict[str, Tensor]:
+            logits, typicality = method.logits_and_typicality(x)
+            return {"logits": logits.clone(), "typicality": typicality.clone()}
+
+        found = fit.rows(data, compute, name=name)
+        return found["logits"].cpu().float(), found["typicality"].cpu().float()
 
     def follow_drift(self, fit: Fit) -> None:
         """Move the kept features as those of the method have moved in the task that `fit` has just trained."""
@@ -262,7 +271,7 @@ class Model:
         """
         wanted, method = self.columns(data.labels), self.method.eval()
         if method.by_features:
-            (features,) = scanned(data, fit, "held-back", lambda x: (method.features(x),))
+            features = fit.rows(data, lambda x: {"": method.features(x).clone()}, name="held-back")[""].cpu()
             self.held_back.add(features, data.labels, len(self.tasks))
             self._confidence = None
             logits = method.classify(features.to(next(method.parameters()).device)).cpu()
@@ -270,26 +279,6 @@ class Model:
         logits, typicality = self.read(data, fit, "held-back")
         right = int((logits.argmax(1) == wanted).sum())
         return HeldBackScore(len(wanted), right, fitted_temperature(logits, wanted), histogram(typicality))
-
-
-def scanned(
-    data: Examples, fit: Fit, name: str, compute: Callable[[Samples], tuple[Tensor, ...]]
-) -> tuple[Tensor, ...]:
-    """Compute some tensors of every sample, and return each of them for all samples, on the CPU.
-
-    Args:
-        data: the samples. Their labels are ignored.
-        fit: the loop that reads them.
-        name: the name of the pass.
-        compute: inputs of n samples -> tensors (n, ...).
-    """
-    parts: list[tuple[Tensor, ...]] = []
-
-    def observe(x: Samples, y: Tensor) -> None:
-        parts.append(tuple(value.clone() for value in compute(x)))
-
-    order = fit.scan(data, observe, any_order=True, name=name)
-    return tuple(in_order(torch.cat(values).cpu(), order) for values in zip(*parts, strict=True))
 
 
 def save(model: Model, folder: Path, *, what: str, keep: int | None, whole: bool = True) -> int:

@@ -14,6 +14,7 @@ from lamella.learner.model import Model, save
 from lamella.learner.next_task import LeftOut, note
 from lamella.learner.records import TaskRecord
 from lamella.learner.resume import Resumed
+from lamella.training import processes
 
 __all__ = ["Learning"]
 
@@ -58,7 +59,8 @@ class Learning:
         checkpoints = self.resumed.checkpoints
         record = learn(self.model, self.task, held_back=self.held_back, checkpoints=checkpoints, progress=progress)
         note(self.model, record, self.task, self.held_back, self.data)
-        save(self.model, self.folder, what=f"learned {self.task.name}", keep=None, whole=False)
+        what = f"learned {self.task.name}"
+        processes.from_first(lambda: save(self.model, self.folder, what=what, keep=None, whole=False))
         checkpoints.clear()
         return record
 

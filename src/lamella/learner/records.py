@@ -71,6 +71,7 @@ class TaskRecord:
         unreadable: the files that were left out; None if all could be read.
         beside: how the model compares after the task with one that trains nothing, on the held-back samples of all
             tasks; None if it trains nothing itself, or this was not measured.
+        processes: how many processes learned it together; None for one.
         federated: what clients have sent and who was missing, see `federated.ledger`; None if there were none.
         told: what became of answers, such as how many were cut, in lines; None if there is nothing to tell.
         held_back_costs: what held-back answers cost before and after the task; None if there were none.
@@ -91,6 +92,7 @@ class TaskRecord:
     told: list[str] | None = None
     held_back_costs: HeldBackCosts | None = None
     federated: dict[str, Any] | None = None
+    processes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Convert the record to JSON values as a model's folder stores them, without fields that are None."""

@@ -1,6 +1,5 @@
 """How many test samples of a task a method gets right: counts, from which every accuracy follows."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -8,7 +7,6 @@ import torch
 from torch import Tensor
 
 from lamella.backbones.feature_cache import FeatureCache
-from lamella.data.lengths import in_order
 from lamella.data.samples import Samples
 from lamella.methods import Method
 from lamella.methods.shared.heads import only_columns
@@ -72,25 +70,23 @@ def score_task(
         The score of each readout by name. The name of the method's own prediction is "".
     """
     recall = recall or FeatureCache(lasting=False)
-    parts: dict[str, list[Tensor]] = defaultdict(list)
-    parts_given: list[Tensor] = []
+    given_task = "the task given"
 
-    def observe(x: Samples, y: Tensor) -> None:  # leaves logits on their device, so that nothing waits for it
+    def compute(x: Samples) -> dict[str, Tensor]:  # leaves logits on their device, so that nothing waits for it
         recall.turn_to(x)
-        for key, logits in method.readouts(x).items():
-            parts[key].append(logits.float())
-        if method.routed:  # with a given task, a routed method uses the expert of that task, which needs another pass
-            parts_given.append(method.predict(x, tuple(task_classes)).float())
+        found = {key: logits.float() for key, logits in method.readouts(x).items()}
+        # With a given task, a routed method uses the expert of that task, which needs another pass.
+        return found | ({given_task: method.predict(x, tuple(task_classes)).float()} if method.routed else {})
 
     with recall.reading(method.backbone):
-        order = fit.scan(data, observe, any_order=True, name=name)
+        found = {key: logits.cpu() for key, logits in fit.rows(data, compute, name=name).items()}
+    aware = found.pop(given_task, None)
     column = {c: i for i, c in enumerate(method.classes)}
     target = torch.tensor([column[label] for label in data.labels.tolist()])
     own = [column[c] for c in task_classes if c in column]
     scores: dict[str, Score] = {}
-    for key, found in parts.items():
-        logits = in_order(torch.cat(found).cpu(), order)
-        given = in_order(torch.cat(parts_given).cpu(), order) if method.routed and key == "" else logits
+    for key, logits in found.items():
+        given = logits if aware is None or key else aware
         counted = [correct(logits, target), correct_given_task(given, target, own), correct_task(logits, own)]
         scores[key] = Score(len(target), *(int(r.sum()) for r in counted))
         if right is not None:

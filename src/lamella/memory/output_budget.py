@@ -28,6 +28,7 @@ class InputCovariance(nn.Module):
         width: d, the number of inputs.
     """
 
+    adds = True  # its buffers are sums over samples
     products: Tensor
     total: Tensor
     count: Tensor

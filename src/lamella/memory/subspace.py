@@ -35,6 +35,7 @@ class SecondMoment(nn.Module):
         dtype: the precision of the sums; float64 where the moment is inverted.
     """
 
+    adds = True  # its buffers are sums over samples
     total: Tensor
     count: Tensor
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.common.checksums import checksums
+from lamella.training import processes
 from lamella.training.checkpoints import Checkpoints
 
 __all__ = ["Place", "ScanCall", "TrainingCall"]
@@ -196,21 +197,30 @@ class ScanCall:
     Args:
         place: where the call is stored.
         keep: the modules whose buffers the pass fills, by name; nothing is stored without them.
+        divided: whether each process fills them from a share of the examples. Then their sums are stored, at the end.
     """
 
-    def __init__(self, place: Place, keep: Mapping[str, nn.Module]) -> None:
+    def __init__(self, place: Place, keep: Mapping[str, nn.Module], *, divided: bool = False) -> None:
         self.place = place
+        self.divided = divided
         self.seen = 0
         self._buffers = {f"{key}|{name}": b for key, m in keep.items() for name, b in m.named_buffers()}
         self._watch = Stopwatch()
 
     def advance(self, n: int) -> None:
         self.seen += n
-        if self._buffers and self.place.due():
+        if self._buffers and not self.divided and self.place.due():
             self._save()
 
-    def finish(self) -> float:
-        """Store the result and return the seconds that the call took."""
+    def finish(self, seen: int) -> float:
+        """Store the result and return the seconds that the call took.
+
+        Args:
+            seen: the number of examples that all processes have seen.
+        """
+        self.seen = seen
+        if self.divided:
+            processes.summed(self._buffers.values())
         if self._buffers:
             self._save()
         return self._watch.read()
@@ -220,9 +230,11 @@ class ScanCall:
 
     def restore(self) -> None:
         found = self.place.load() if self._buffers else None
-        if found is None:
-            return
-        state, position = found
-        for key, buffer in self._buffers.items():
-            buffer.copy_(state[key])
-        self.seen, self._watch.seconds = position["seen"], position["seconds"]
+        if found is not None:
+            state, position = found
+            for key, buffer in self._buffers.items():
+                buffer.copy_(state[key])
+            self.seen, self._watch.seconds = position["seen"], position["seconds"]
+        if self.divided and not processes.leads():  # what was there before counts once
+            for buffer in self._buffers.values():
+                buffer.zero_()

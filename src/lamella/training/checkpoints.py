@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from lamella.common.files import read_tensors, refuse_links, write_tensors
+from lamella.training import processes
 
 __all__ = ["Checkpoints"]
 
 
 class Checkpoints:
-    """The checkpoint files of the calls of the current task.
+    """The checkpoint files of the calls of the current task. Of several processes the first writes and reads them.
 
     Args:
         folder: the folder of the files.
@@ -37,15 +38,16 @@ class Checkpoints:
         return self.folder / f"task-{task}" / f"{call}.safetensors"
 
     def due(self) -> bool:
-        return time.monotonic() - self._last >= self.seconds
+        return processes.leads() and time.monotonic() - self._last >= self.seconds
 
     def save(self, task: str, call: str, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
-        write_tensors(self._path(task, call), tensors, position)
+        if processes.leads():
+            write_tensors(self._path(task, call), tensors, position)
         self._last = time.monotonic()
 
     def load(self, task: str, call: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         path = self._path(task, call)
-        return read_tensors(path) if path.exists() else None
+        return processes.from_first(lambda: read_tensors(path) if path.exists() else None)
 
     def clear(self) -> None:
         """Remove the checkpoints of all calls, because their task is finished and stored.
@@ -53,6 +55,8 @@ class Checkpoints:
         The other files in the folder say which task the calls belong to, so they are removed last. Then a kill in
         between leaves no checkpoints whose task is unknown.
         """
+        if not processes.leads():
+            return
         for calls in self.folder.glob("task-*"):
             shutil.rmtree(calls, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["DIVERGED", "LOWER", "check_examples", "check_finite", "check_gradients", "check_loss"]
+__all__ = ["DIVERGED", "LOWER", "check_examples", "check_finite", "check_gradients", "check_loss", "check_mean"]
 
 
+EQUAL = {"float32": 2e-4, "bf16": 3e-2}
+"""By precision, how much two means of the same losses may differ by rounding, as a share of them."""
 DIVERGED, LOWER = "training diverged", "give a lower learning rate, such as method.lr=1e-4"
 
 
@@ -67,6 +69,25 @@ def check_loss(task: str, epoch: int, mean: float) -> None:
     """
     if not math.isfinite(mean):
         raise RuntimeError(f"{DIVERGED}: the loss of task {task} became {mean} in epoch {epoch}; {LOWER}")
+
+
+def check_mean(call: str, whole: float, shared: float, precision: str) -> None:
+    """Check, before several processes train, that a loss is a mean over examples.
+
+    Args:
+        call: the name of the call, for the message.
+        whole: the loss of a batch.
+        shared: the mean over the examples of the batch, from the losses of the shares of all processes.
+        precision: that of the computation.
+
+    Raises:
+        ValueError: they differ by more than rounding.
+    """
+    if abs(whole - shared) > EQUAL[precision] * max(1.0, abs(whole)):
+        raise ValueError(
+            f"the loss of '{call}' is no mean over the samples of a batch: it is {whole:.4g} on one, and {shared:.4g} "
+            "as the mean over the shares of the processes; learn in one process"
+        )
 
 
 def check_finite(what: str, tensors: Sequence[Tensor]) -> None:

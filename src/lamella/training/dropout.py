@@ -8,9 +8,10 @@ from torch import nn
 
 from lamella.adapters.adapter import Adapted
 from lamella.common.randomness import named_seed
+from lamella.training import processes
 from lamella.training.draws import Draws
 
-__all__ = ["dropping"]
+__all__ = ["dropping", "without_dropout"]
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int
     with ExitStack() as during:
         if layers:
             draws = torch.Generator(device)
-            seeded.append(draws.manual_seed)
+            seeded.append(lambda seed: draws.manual_seed(processes.own_seed(seed)))
             for layer in layers:
                 layer.draws = draws
         if losses:
@@ -44,7 +45,7 @@ def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int
                 part.generator = of_losses
         if any(part.training for part in module.modules()):
             during.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-            seeded.append(torch.manual_seed)
+            seeded.append(lambda seed: torch.manual_seed(processes.own_seed(seed)))
         try:
             yield lambda seed: [seed_of(seed) for seed_of in seeded]
         finally:
@@ -52,3 +53,21 @@ def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int
                 layer.draws = None
             for part in losses:
                 part.generator = None
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Generator[None]:
+    """Compute without dropout, and with kept statistics of batch norm, within the context."""
+    modes = [(part, part.training) for part in module.modules()]
+    draws = [(layer, layer.draws) for layer in module.modules() if isinstance(layer, Adapted)]
+    try:
+        for part, _ in modes:
+            part.training = False
+        for layer, _ in draws:
+            layer.draws = None
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for layer, generator in draws:
+            layer.draws = generator

@@ -17,10 +17,12 @@ from lamella.common.randomness import generator, named_seed
 from lamella.data.lengths import in_windows
 from lamella.data.loading import Examples, step_sizes
 from lamella.data.transform import Augmentation
+from lamella.training import processes
+from lamella.training.batch_norm import norms_of_whole_batches
 from lamella.training.calls import TrainingCall
-from lamella.training.checks import check_examples, check_finite, check_gradients, check_loss
+from lamella.training.checks import check_examples, check_finite, check_gradients, check_loss, check_mean
 from lamella.training.compilation import compiled_blocks
-from lamella.training.dropout import dropping
+from lamella.training.dropout import dropping, without_dropout
 from lamella.training.listening import tell
 from lamella.training.optimizers import build_optimizer, parameter_groups, trainable
 from lamella.training.passes import Passes
@@ -60,7 +62,8 @@ class Fit(Passes):
         Args:
             data: the training data, shuffled in every epoch. The last batch may be smaller; if it would be a single
                 example, the example joins the batch before it, because batch norm needs more than one value.
-            loss: (inputs (n, ...), global class ids (n,)) -> the mean over these examples.
+            loss: (inputs (n, ...), global class ids (n,)) -> the mean over these examples. Each of several processes
+                computes that of its share of a batch, so the first batch is tried: another function is refused.
             params: the tensors to train, or optimiser groups `{"params": [...], "lr": ...}`.
             training: the recipe; `Training()` if left out.
             augment: whether samples are augmented.
@@ -81,7 +84,8 @@ class Fit(Passes):
         Raises:
             RuntimeError: a tensor got no gradient from the first batch (the model bypasses its layer), or the loss is
                 not finite.
-            ValueError: there are no data or no tensors, or `Training` refuses a value.
+            ValueError: there are no data or no tensors, `Training` refuses a value, or several processes cannot train
+                with this loss or this network.
             TypeError: `Training` does not have a setting.
         """
         check_examples(self.task, len(data))
@@ -96,8 +100,10 @@ class Fit(Passes):
         steps = step_sizes(len(data), recipe.batch_size, recipe.accumulate)
         with ExitStack() as during:
             during.enter_context(trainable(tensors))
+            during.enter_context(norms_of_whole_batches(self.module, self.device, min(map(min, steps))))
             if self.compile:
-                during.enter_context(compiled_blocks(self.module, recipe.batch_size))
+                own = processes.share(torch.arange(recipe.batch_size))
+                during.enter_context(compiled_blocks(self.module, len(own)))
             if self.recompute:
                 during.enter_context(recomputed_blocks(self.module))
             dropout = during.enter_context(dropping(self.module, self.device))
@@ -106,6 +112,8 @@ class Fit(Passes):
             job = _Job(data, loss, recipe, steps, view, before_step, after_step, count, engine, saved, dropout, advance)
             saved.restore(recipe.epochs)
             advance(saved.epoch * len(steps) + saved.step, "")
+            if processes.count() > 1 and saved.epoch < recipe.epochs:
+                self._check_mean(job)
             while saved.epoch < recipe.epochs:
                 factor = recipe.factor(saved.epoch)
                 for group, start in zip(engine.param_groups, groups, strict=True):
@@ -121,6 +129,27 @@ class Fit(Passes):
             return self.augmentation
         return replace(self.augmentation or Augmentation(flip=False), scale=(share, 1.0))
 
+    def _check_mean(self, job: "_Job") -> None:
+        """Make sure that the loss of a batch is the mean over the shares of the processes."""
+        named = (self.task, job.saved.place.call, "mean")
+        index = torch.randperm(len(job.data), generator=generator(self.seed, *named))[: job.steps[0][0]]
+
+        def measured(part: Tensor) -> Tensor:
+            view = self.feed.view(len(job.data), job.augmentation, *named)
+            total = torch.zeros(2, dtype=torch.float64)
+            job.dropout(named_seed(self.seed, *named))
+            parts, _ = job.counted(self.feed(job.data, part, [len(part)] * bool(len(part)), view), len(part))
+            for x, y, counted in parts:
+                with torch.no_grad(), computing(self.device, self.precision):
+                    total += torch.tensor([float(job.loss(x, y)) * counted, counted])
+            return total
+
+        with without_dropout(self.module):
+            total = measured(processes.share(index))
+            processes.summed([total])
+            whole, of = processes.from_first(lambda: measured(index)).tolist()
+        check_mean(job.saved.place.call, whole / max(of, 1), float(total[0]) / max(of, 1), self.precision)
+
     def _epoch(self, job: "_Job") -> None:
         """Train the rest of the current epoch, with checkpoints when they are due."""
         saved, engine = job.saved, job.engine
@@ -132,18 +161,22 @@ class Fit(Passes):
         view = self.feed.view(len(job.data), job.augmentation, *named)
         steps = job.steps[saved.step :]
         left = [size for sizes in steps for size in sizes]
-        with closing(self.feed(job.data, order[len(order) - sum(left) :], left, view)) as batches:
+        own, parts_of = processes.shares(order[len(order) - sum(left) :], left)
+        mine = iter(parts_of)
+        with closing(self.feed(job.data, own, [size for size in parts_of if size], view)) as batches:
             for sizes in steps:
                 engine.zero_grad(set_to_none=True)
                 job.dropout(named_seed(self.seed, *named, saved.step, "dropout"))
                 value_of_step: Tensor | float = 0.0
-                parts, whole = job.counted(islice(batches, len(sizes)), sum(sizes))
+                number = sum(size > 0 for size in islice(mine, len(sizes)))
+                parts, whole = job.counted(islice(batches, number), sum(sizes))
                 for x, y, counted in parts:
                     with computing(self.device, self.precision):
                         value = job.loss(x, y)
-                    share = counted / whole
-                    value.backward(torch.full_like(value, share))
-                    value_of_step = value_of_step + value.detach() * share
+                    part = counted / whole
+                    value.backward(torch.full_like(value, part))
+                    value_of_step = value_of_step + value.detach() * part
+                value_of_step = processes.sum_gradients(saved.tensors, value_of_step, first=not saved.checked)
                 job.step(self.module)
                 saved.advance(value_of_step, whole)
                 job.advance(1, f"epoch {saved.epoch + 1}")
@@ -172,16 +205,19 @@ class _Job:
     def counted(
         self, batches: Iterable[tuple[Any, Tensor]], examples: int
     ) -> tuple[Iterable[tuple[Any, Tensor, int]], int]:
-        """Return the batches of a step, each with how many things its loss is the mean of, and the sum of that.
+        """Return this process's batches of a step, each with how many things its loss is the mean of, and how many
+        these are in all processes.
 
         Args:
             batches: inputs and global class ids of each batch.
-            examples: the number of examples in all.
+            examples: the number of examples in all processes.
         """
         if self.count is None:
             return ((x, y, len(y)) for x, y in batches), examples
         parts = [(x, y, self.count(x, y)) for x, y in batches]
-        return parts, sum(counted for *_, counted in parts)
+        whole = torch.tensor(sum(counted for *_, counted in parts))
+        processes.summed([whole])
+        return parts, int(whole)
 
     def step(self, module: nn.Module) -> None:
         """Apply the current gradients to the tensors."""

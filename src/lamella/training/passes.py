@@ -12,8 +12,9 @@ from lamella.common.progress import Progress, silent
 from lamella.data.feeding import Feed
 from lamella.data.lengths import OfManyLengths, in_order
 from lamella.data.loading import Examples
-from lamella.data.samples import Batch, Samples, Transform
+from lamella.data.samples import Batch, Transform
 from lamella.data.transform import Augmentation
+from lamella.training import processes
 from lamella.training.calls import Place, ScanCall
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.checks import check_finite
@@ -145,7 +146,9 @@ class Passes:
             observe: called for each batch with the inputs of n samples and global class ids (n,), without gradients.
             augment: whether samples are augmented as in training.
             keep: the modules whose buffers `observe` fills, by name. With them an interrupted pass is resumed and a
-                finished one is restored; without them the pass is repeated.
+                finished one is restored; without them the pass is repeated. Where the buffers of all are sums over
+                samples, as their attribute `adds` says, several processes share the samples out; otherwise each passes
+                over all of them.
             batch_size: the number of samples in a forward pass; `scan_batch_size` if left out.
             any_order: whether samples may come in another order: those of like lengths together, so that little is
                 padding. It is the same one in each pass. Where all samples have one length, it is that of the set.
@@ -172,18 +175,21 @@ class Passes:
     ) -> None:
         for module in (self.module, *keep.values()):
             module.to(self.device)
-        saved = ScanCall(place, keep)
+        adds = bool(keep) and all(getattr(module, "adds", False) for module in keep.values())
+        divided = adds and processes.count() > 1
+        saved = ScanCall(place, keep, divided=divided)
         view = self.feed.view(len(data), self.augmentation if augment else None, self.task, place.call, 0)
-        with torch.no_grad(), self.progress(f"task {self.task} {name}", math.ceil(len(data) / size)) as advance:
+        with torch.no_grad(), self.progress(f"task {self.task} {name}", math.ceil(len(order) / size)) as advance:
             saved.restore()
             advance(saved.seen // size, "")
-            for x, y in self.feed(data, order[saved.seen :], size, view):
+            left = order[saved.seen :]
+            for x, y in self.feed(data, processes.share(left) if divided else left, size, view):
                 with computing(self.device, self.precision):
                     observe(x, y)
                 saved.advance(len(y))
                 advance(1, "")
             wait_for(self.device)  # so that its time counts for this call
-            self.seconds[place.call] = saved.finish()
+            self.seconds[place.call] = saved.finish(len(order))
 
     def features(
         self, data: Examples, extract: Callable[[Any], Tensor], *, keep: bool = False, name: str = "features"
@@ -206,19 +212,38 @@ class Passes:
             state, position = filed
             self.seconds[place.call] = position["seconds"]
             return state["features"].to(self.device)
-        parts: list[Tensor] = []
-
-        def observe(x: Samples, y: Tensor) -> None:
-            # A copy, because features are often a view of all tokens, which would stay in memory.
-            parts.append(extract(x).to(torch.float32, copy=True))
-
-        order = self.feed.any_order(data, self.scan_batch_size)
-        self._scan(place, data, order, observe, False, {}, self.scan_batch_size, name)
-        features = in_order(torch.cat(parts), order)
+        # A copy, because features are often a view of all tokens, which would stay in memory.
+        found = self._rows(place, data, lambda x: {name: extract(x).to(torch.float32, copy=True)}, name)
+        features = found[name]
         check_finite(f"features of task {self.task}", [features])
         if keep:
             place.save({"features": features}, {"seconds": self.seconds[place.call]})
         return features
+
+    def rows(
+        self, data: Examples, compute: Callable[[Any], Mapping[str, Tensor]], *, name: str = "rows"
+    ) -> dict[str, Tensor]:
+        """Compute some tensors of each example, without augmentation. Several processes share the examples out.
+
+        Args:
+            data: the examples; at least one.
+            compute: the inputs of n samples -> tensors (n, ...) by name, which are no views of larger ones.
+            name: the name of this call within the task.
+
+        Returns:
+            By name (examples, ...), in the order of `data`.
+        """
+        return self._rows(self._place(self._call(name)), data, compute, name)
+
+    def _rows(
+        self, place: Place, data: Examples, compute: Callable[[Any], Mapping[str, Tensor]], name: str
+    ) -> dict[str, Tensor]:
+        parts: list[Mapping[str, Tensor]] = []
+        order, size = self.feed.any_order(data, self.scan_batch_size), self.scan_batch_size
+        own = processes.share(order)
+        self._scan(place, data, own, lambda x, _: parts.append(compute(x)), False, {}, size, name)
+        found = processes.gathered(parts, len(data), self.device)
+        return {key: in_order(values, order) for key, values in found.items()}
 
     def _call(self, name: str) -> str:
         """Return a unique name for each call within the task: "train", then "train-1"."""

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lamella.training import processes
+
 __all__ = ["PRECISIONS", "computing", "resolve_device", "slow_in_bf16", "wait_for"]
 
 PRECISIONS = ("float32", "bf16")
@@ -15,16 +17,25 @@ def resolve_device(name: str) -> torch.device:
     """Return a device by name.
 
     Args:
-        name: "auto" (a GPU if there is one, else the CPU), "cpu", "cuda", or a GPU by number such as "cuda:1".
+        name: "auto" (a GPU if there is one, else the CPU), "cpu", "cuda", or a GPU by number such as "cuda:1". Of
+            several processes on one machine, each has a GPU of its own by "auto" and "cuda".
 
     Raises:
-        ValueError: the device is not available.
+        ValueError: the device is not available, or a process has no GPU of its own.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.split(":")[0] not in ("cpu", "cuda") or (name != "cpu" and not torch.cuda.is_available()):
         raise ValueError(f"device '{name}' is not available here; use 'cpu' or 'auto'")
-    return torch.device(name)
+    if processes.count() == 1 or name == "cpu":
+        return torch.device(name)
+    local, there = processes.launched().local, torch.cuda.device_count()
+    if name != "cuda" or local >= there:
+        raise ValueError(
+            f"each process needs a GPU of its own, and here are {there}; start as many processes on a machine as it "
+            "has GPUs, with fit.device=auto, or learn with fit.device=cpu"
+        )
+    return torch.device("cuda", local)
 
 
 def slow_in_bf16(device: torch.device) -> bool:

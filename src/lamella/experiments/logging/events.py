@@ -13,6 +13,7 @@ from typing import Any
 
 from lamella.common.checks import first_line
 from lamella.experiments.logging.loggers import LOGGERS, Logger, check_installed
+from lamella.training import processes
 
 __all__ = ["LOGGED", "Events", "LoggerFailed"]
 
@@ -32,7 +33,7 @@ class LoggerFailed(UserWarning):
 
 
 class Events:
-    """The events of one run directory.
+    """The events of one run directory. Of several processes that learn together, the first tells them.
 
     Args:
         out: the run directory.
@@ -59,6 +60,8 @@ class Events:
             event: its name.
             facts: what is to be known of it, as JSON has it.
         """
+        if not processes.leads():
+            return
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "event": event, **facts})
         with self.path.open("a", encoding="utf-8") as file:
             # A line that a kill has cut off must not take the next one with it.
@@ -95,7 +98,7 @@ class Events:
         """Return the loggers, which open when there is something to log."""
         if self.loggers is None:
             self.loggers = {}
-            for name in self.names:
+            for name in self.names if processes.leads() else ():
                 try:
                     self.loggers[name] = LOGGERS[name](self.out, self.settings)
                 except Exception as error:  # each library has its own kinds

@@ -13,6 +13,7 @@ from typing import Any
 
 from lamella.backbones import Backbone
 from lamella.learner.config.document import to_toml
+from lamella.training import processes
 from lamella.training.measured_precision import faster_precision
 from lamella.training.precision import resolve_device, slow_in_bf16
 
@@ -46,7 +47,8 @@ def choose(config: Mapping[str, Any], backbone: Backbone) -> dict[str, Any]:
         return dict(config)
     method = config["method"]
     batch = method.get("batch_size") or method.get("base", {}).get("batch_size")
-    precision, measured = faster_precision(backbone, resolve_device(fit["device"]), batch)
+    device = resolve_device(fit["device"])
+    precision, measured = processes.from_first(lambda: faster_precision(backbone, device, batch))
     return {**config, "fit": {**fit, "precision": precision, "measured": measured}}
 
 

@@ -1,14 +1,16 @@
 """The learned state of a method: all of its own tensors, and those of the backbone that it changed."""
 
 from collections.abc import Collection, Mapping, Sequence
+from hashlib import sha256
 
 from torch import Tensor, nn
 
 from lamella.adapters.branches import adapter_names
 from lamella.backbones import Backbone
-from lamella.common.files import tensors_to_bytes
+from lamella.common.checksums import checksums
+from lamella.common.files import json_to_bytes, tensors_to_bytes
 
-__all__ = ["learned_state", "restore_state", "stored_bytes", "taken"]
+__all__ = ["learned_state", "restore_state", "state_digest", "stored_bytes", "taken"]
 
 
 def learned_state(method: nn.Module) -> dict[str, Tensor]:
@@ -20,6 +22,13 @@ def learned_state(method: nn.Module) -> dict[str, Tensor]:
             for key in [k for k in module.model.state_dict() if k not in changed]:
                 state.pop(f"{prefix}.model.{key}", None)
     return state
+
+
+def state_digest(method: nn.Module) -> str:
+    """Return a digest of the learned state of a method, which is another one where a bit of it differs."""
+    state = learned_state(method)
+    told = [[name, list(state[name].shape), str(state[name].dtype)] for name in state]
+    return sha256(json_to_bytes([told, checksums(list(state.values()))])).hexdigest()
 
 
 def restore_state(method: nn.Module, state: Mapping[str, Tensor]) -> None:

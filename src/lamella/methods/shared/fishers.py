@@ -23,6 +23,7 @@ class DiagonalFisher(nn.Module):
         site: where the rows are.
     """
 
+    adds = True  # its buffers are sums over samples
     total: Tensor
     count: Tensor
 
