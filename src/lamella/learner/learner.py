@@ -32,6 +32,7 @@ from lamella.learner.model import Model, load, save
 from lamella.learner.predictions import Prediction, predict
 from lamella.learner.records import TaskRecord
 from lamella.learner.scores import Score, score_task
+from lamella.learner.streaming import Stream
 from lamella.methods import Method
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.fit import Fit
@@ -217,6 +218,7 @@ class Learner:
         progress: Progress = silent,
         federation: Federation | None = None,
         loop: Callable[..., FederatedFit] = FederatedFit,
+        stream: Stream | None = None,
     ) -> TaskRecord:
         """Learn one task.
 
@@ -231,13 +233,15 @@ class Learner:
             federation: the clients among which the samples are shared out, and which learn from their own alone; None
                 learns from all samples at once.
             loop: makes the loop over these clients, for clients that are not in this process.
+            stream: how the task comes in batch by batch, each of which is seen once; None learns it as a whole. The
+                method must be one of those with `not_online` "".
 
         Returns:
             The record of the task.
 
         Raises:
             ValueError: a class id or name stands for another class than before, a class has no sample, or clients
-                cannot learn by this method.
+                cannot learn by this method, or it cannot learn a stream.
             RuntimeError: learning an earlier task failed half-way.
         """
         return learn(
@@ -248,6 +252,7 @@ class Learner:
             progress=progress,
             federation=federation,
             loop=loop,
+            stream=stream,
         )
 
     def learn_from(
