@@ -23,6 +23,7 @@ from lamella.learner.confidence import Confidence
 from lamella.learner.config.new_config import new_config
 from lamella.learner.config.own_methods import name_in_table
 from lamella.learner.config.wanted import Wanted
+from lamella.learner.drift_alarm import EVERY, DriftAlarm
 from lamella.learner.export import export
 from lamella.learner.folder import ModelFolder
 from lamella.learner.forgetting import forget
@@ -303,6 +304,21 @@ class Learner:
         """
         self.model.check_whole()
         forget(self.model, task)
+
+    def drift_alarm(self, *, every: float = EVERY) -> DriftAlarm:
+        """Create an alarm for when samples that come in look unlike what was learned; see drift_alarm.py.
+
+            alarm = learner.drift_alarm()
+            if alarm.observe(prediction.familiarity for prediction in learner.predict(files)):
+                print(alarm.told("image"))
+
+        Args:
+            every: how many samples there are between two false alarms, at least and on average; above 1.
+
+        Raises:
+            ValueError: nothing was held back while tasks were learned, or `every` is out of its range.
+        """
+        return DriftAlarm(self.confidence.images if self.tasks else 0, every=every, seed=self.seed)
 
     def logits(self, x: Samples, task: int | None = None) -> Tensor:
         """(n, classes seen) logits of n samples, on the device of x.

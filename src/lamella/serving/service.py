@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lamella.serving.batching import Batcher
+from lamella.serving.drift import DriftWatch
 from lamella.serving.images import ImageKind
 from lamella.serving.jobs import Jobs
 from lamella.serving.kind import Kind
@@ -54,14 +55,20 @@ class Service:
             )
         self.limits = limits.of_texts() if noun == TextKind.noun else limits
         self.kind = KINDS[noun](self.limits)
+        self.drift = DriftWatch(self.kind.noun)
         self.measures = Measures(
             noun=self.kind.noun,
             version=lambda: self.batcher.loaded.version,
             waiting=lambda: self.desk.waiting,
             learning=lambda: float(self.learning is not None),
+            drift=lambda: float((state := self.drift.state()) is not None and state.unlike),
         )
         self.batcher: Batcher[Any] = Batcher(
-            loaded, self.kind.predict, together=self.kind.together, observe=self.measures.batches.observe
+            loaded,
+            self.kind.predict,
+            together=self.kind.together,
+            observe=self.measures.batches.observe,
+            watch=self.drift.observe,
         )
         self.desk = PredictionQueue(self.batcher, self.kind, self.limits)
         self.follower = ModelWatcher(model, self.batcher, device=device, trusted=trusted)
