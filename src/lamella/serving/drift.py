@@ -45,11 +45,13 @@ class DriftWatch:
             predictions: what it predicted.
         """
         if self._of is None or self._of[0] != loaded.version or self._of[1] is not loaded.manifest:
-            held_back = loaded.learner.confidence.images
-            self._alarm = DriftAlarm(held_back, every=self.every, seed=loaded.learner.seed) if held_back else None
-            self._of = loaded.version, loaded.manifest
+            self._of, self._alarm = (loaded.version, loaded.manifest), None
+        familiar = [p.familiarity for p in predictions if p.familiarity is not None]
+        if self._alarm is None and familiar:
+            learner = loaded.learner
+            self._alarm = DriftAlarm(learner.confidence.images, every=self.every, seed=learner.seed)
         if self._alarm is not None:
-            self._alarm.observe([p.familiarity for p in predictions if p.familiarity is not None])
+            self._alarm.observe(familiar)
 
     def state(self) -> Drift | None:
         """What is known by now; None where nothing was predicted yet, or nothing is held back to compare with."""
