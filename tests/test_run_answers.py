@@ -271,4 +271,4 @@ def test_scores_of_matrices_by_hand() -> None:
     assert score_forgetting(-accuracy, -before, True) == pytest.approx(score_forgetting(accuracy, before, False))
     assert score_forward_transfer(-accuracy, -before, True) == pytest.approx(-0.1)
     assert np.isnan(score_forgetting(np.array([[0.5]]), np.array([0.1]), False))
-    assert {metric.of for metric in METRICS} == {"", "rouge_l", "choice", "loss"}
+    assert {metric.of for metric in METRICS} == {"", "stream", "rouge_l", "choice", "loss"}

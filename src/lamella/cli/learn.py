@@ -1,7 +1,7 @@
 """`lamella learn`: teach the model in a folder its next task."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +25,8 @@ from lamella.common.words import many
 
 if TYPE_CHECKING:
     from lamella.data.sources.readable import ReadableData
+    from lamella.learner.config.wanted import Wanted
+    from lamella.learner.folder import ModelFolder
 
 __all__ = ["learn"]
 
@@ -104,6 +106,14 @@ def learn(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse DATA with files that cannot be read, instead of leaving them out.")
     ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Watch the folder DATA, and say of what comes into it whether it is a new task. Nothing is learned.",
+        ),
+    ] = False,
+    teach: Annotated[bool, typer.Option("--teach", help="With --watch: learn what is proposed as a new task.")] = False,
 ) -> None:
     """Teach a model the classes of DATA, or its answers.
 
@@ -127,6 +137,12 @@ def learn(
         raise ValueError(f"--bundled and --backbone {backbone} are two backbones; leave one of them out")
     if no_train and method:
         raise ValueError(f"--no-train and --method {method} are two methods; leave one of them out")
+    if teach and not watch:
+        raise ValueError("--teach belongs to --watch; without it DATA is learned anyway")
+    if watch and (name or again):
+        raise ValueError(
+            f"--watch may find many tasks, so {'--name' if name else '--again'} cannot be given; leave it out"
+        )
     wanted = Wanted(
         BUNDLED if bundled else backbone,
         UNTRAINED if no_train else method,
@@ -135,7 +151,7 @@ def learn(
         config,
     )
 
-    def read() -> "ReadableData":
+    def read(data: str = data) -> "ReadableData":
         takes = "answer" if is_gguf(backbone or "") else _takes(model, settings or (), config)
         found = load_readable(data, takes=takes, **read_options(layout, samples, text, label))
         if strict and found.unreadable:
@@ -145,8 +161,9 @@ def learn(
         return found
 
     folder = ModelFolder(model, device=device, waiting=say_once() if wait else None, trusted=not untrusted)
-    try:
-        with folder.learning(read, wanted=wanted, name=name, again=again) as learning:
+
+    def teach_it(data: str) -> None:
+        with folder.learning(lambda: read(data), wanted=wanted, name=name, again=again) as learning:
             say_found(learning)
             say_resumed(learning)
             if learning.stored:
@@ -156,6 +173,12 @@ def learn(
             learning.run(progress=bars)
             say_took(learning, time.monotonic() - started, expected)
             say_known(learning)
+
+    try:
+        if watch:
+            _watch(folder, Path(data), read, wanted, teach_it if teach else None)
+        else:
+            teach_it(data)
     except WeightsNotFound as error:
         if "--backbone" in str(error):  # an encoder of texts, whose message says what else there is
             raise
@@ -163,6 +186,35 @@ def learn(
     except KeyboardInterrupt:
         say(f"'{model}' is unchanged; the same command resumes where this one stopped", err=True)
         raise
+
+
+def _watch(
+    folder: "ModelFolder",
+    data: Path,
+    read: "Callable[[str], ReadableData]",
+    wanted: "Wanted",
+    teach: Callable[[str], None] | None,
+) -> None:
+    """Watch a folder for a model that is there."""
+    from lamella.cli.watch import watch
+    from lamella.learner.proposals import Lookout
+
+    opened = folder.open(wanted if folder.version else None)  # what the model is not set to is refused at once
+    looking = {folder.version: Lookout(opened)}
+
+    def lookout() -> Lookout:
+        if (version := folder.version) not in looking:
+            looking.clear()
+            looking[version] = Lookout(folder.open())
+        return looking[version]
+
+    watch(
+        data,
+        lambda place: read(str(place)),
+        lookout,
+        None if teach is None else lambda place: teach(str(place)),
+        command=lambda place: f"lamella learn {folder.path} {place}",
+    )
 
 
 def _takes(model: Path, settings: Sequence[str], config: str | None) -> str:

@@ -17,10 +17,15 @@ __all__ = [
     "Source",
     "Task",
     "as_task",
+    "check_each_class",
     "class_incremental",
     "dataset_incremental",
     "domain_incremental",
+    "held_out",
+    "in_order",
+    "short",
     "task_incremental",
+    "where",
 ]
 
 
@@ -82,17 +87,17 @@ def domain_incremental(
     """
     if source.train_domains is None or source.test_domains is None:
         raise ValueError(f"{source.name} has no domains; use class_incremental, or folders as domain/class/image.jpg")
-    domains = _in_order(source.domain_names, order, "domain", generator(seed, "domain order"))
+    domains = in_order(source.domain_names, order, "domain", generator(seed, "domain order"))
     classes = tuple(range(len(source.class_names)))
     parts = []
     for domain in domains:
-        train = _where(source.train, source.train_domains == domain)
+        train = where(source.train, source.train_domains == domain)
         if missing := sorted(set(classes) - set(train.labels.tolist())):
             raise ValueError(
                 f"domain {source.domain_names[domain]!r} of {source.name} has no training {train.noun} of class "
                 f"{source.class_names[missing[0]]!r}; every domain needs every class: add {train.noun}s or leave it out"
             )
-        parts.append((source.domain_names[domain], classes, train, _where(source.test, source.test_domains == domain)))
+        parts.append((source.domain_names[domain], classes, train, where(source.test, source.test_domains == domain)))
     return _assemble("domain-incremental", source.class_names, parts, validation, seed)
 
 
@@ -136,7 +141,7 @@ def _check_datasets(sources: Sequence[Source]) -> None:
         told = " and ".join(f"{name} has {noun}s" for noun, name in nouns.items())
         raise ValueError(f"the data sets of a scenario must have samples of one kind, but {told}")
     for source in sources:
-        _check_each_class(source, range(len(source.class_names)))
+        check_each_class(source, range(len(source.class_names)))
 
 
 def as_task(source: Source, *, name: str | None = None) -> Task:
@@ -157,22 +162,22 @@ def _by_class(
     seed: int,
     validation: float,
 ) -> Scenario:
-    classes = _in_order(source.class_names, order, "class", generator(seed, "class order"))
+    classes = in_order(source.class_names, order, "class", generator(seed, "class order"))
     count = len(classes)
     if (tasks is None) == (sizes is None):
         raise ValueError("give either tasks= (their number, all equal) or sizes= (the classes of each task)")
     cut = equal_sizes(count, tasks) if tasks is not None else given_sizes(count, sizes or ())
-    _check_each_class(source, classes)
+    check_each_class(source, classes)
     parts: list[Part] = []
     for members in torch.tensor(classes).split(cut):
-        train = _where(source.train, torch.isin(source.train.labels, members))
-        test = _where(source.test, torch.isin(source.test.labels, members))
-        parts.append((_short([source.class_names[label] for label in members]), tuple(members.tolist()), train, test))
+        train = where(source.train, torch.isin(source.train.labels, members))
+        test = where(source.test, torch.isin(source.test.labels, members))
+        parts.append((short([source.class_names[label] for label in members]), tuple(members.tolist()), train, test))
     return _assemble(kind, source.class_names, parts, validation, seed)
 
 
-def _check_each_class(source: Source, classes: Iterable[int]) -> None:
-    """Raise ValueError where a class has no training sample."""
+def check_each_class(source: Source, classes: Iterable[int]) -> None:
+    """Raise ValueError where one of these classes has no training sample."""
     present = set(source.train.labels.tolist())
     if missing := [source.class_names[label] for label in classes if label not in present]:
         noun = source.train.noun
@@ -186,13 +191,13 @@ def _assemble(kind: str, class_names: tuple[str, ...], parts: Sequence[Part], va
     for i, (name, classes, train, _) in enumerate(parts):
         kept, held = train, None
         if validation > 0:
-            out = _held_out(train, validation, seed)
-            kept, held = _where(train, ~out), _where(train, out) if out.any() else None
+            out = held_out(train, validation, seed)
+            kept, held = where(train, ~out), where(train, out) if out.any() else None
         tasks.append(Task(i, name, classes, tuple(class_names[label] for label in classes), kept, held))
     return Scenario(kind, class_names, tasks, [test for *_, test in parts])
 
 
-def _held_out(train: Examples, fraction: float, seed: int) -> Tensor:
+def held_out(train: Examples, fraction: float, seed: int) -> Tensor:
     """(n,) bool, the validation part of a task's training samples."""
     if isinstance(train, AnswerSet):
         return split_prompts(train, fraction=fraction, seed=seed, name="validation")
@@ -201,9 +206,20 @@ def _held_out(train: Examples, fraction: float, seed: int) -> Tensor:
     return out
 
 
-def _in_order(
+def in_order(
     names: tuple[str, ...], order: str | Sequence[int | str], noun: str, random: torch.Generator
 ) -> tuple[int, ...]:
+    """The ids of classes or domains in the order that is asked for.
+
+    Args:
+        names: the name of id i at place i.
+        order: their natural order ("label" of classes, "domain" of domains), "seeded", or every one once.
+        noun: "class" or "domain".
+        random: draws the order "seeded".
+
+    Raises:
+        ValueError: the order is unknown, or names something else than each of them once.
+    """
     natural = "label" if noun == "class" else noun
     if order == natural:
         return tuple(range(len(names)))
@@ -214,9 +230,11 @@ def _in_order(
     return choose_all(names, order, noun)
 
 
-def _where(data: Examples, mask: Tensor) -> Examples:
+def where(data: Examples, mask: Tensor) -> Examples:
+    """The samples of which a mask (n,) is true."""
     return data.subset(mask.nonzero()[:, 0])
 
 
-def _short(names: list[str]) -> str:
+def short(names: Sequence[str]) -> str:
+    """Several names in a few words."""
     return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]}"

@@ -111,11 +111,13 @@ class Scenario:
     """A sequence of tasks, and the test data of each.
 
     Args:
-        kind: "class-incremental", "domain-incremental", "task-incremental" (the task is given at test time) or
-            "datasets".
+        kind: "class-incremental", "domain-incremental", "task-incremental" (the task is given at test time),
+            "datasets" or "online".
         class_names: of all classes of the source; `class_names[label]`.
         tasks: in the order they are learned.
         tests: the test data of each task.
+        batch: of an online stream, how many samples come in together: each task is then learned batch by batch, in the
+            order of its samples. None where a task is there as a whole.
     """
 
     def __init__(
@@ -124,8 +126,10 @@ class Scenario:
         class_names: tuple[str, ...],
         tasks: Sequence[Task],
         tests: Sequence[Examples],
+        batch: int | None = None,
     ) -> None:
         self.kind = kind
+        self.batch = batch
         self.class_names = class_names
         self.class_order = tuple(dict.fromkeys(label for task in tasks for label in task.classes))
         self._tasks = tuple(tasks)
@@ -163,7 +167,7 @@ class Scenario:
             ValueError: there are not that many tasks, or the number is below 1.
         """
         check_first(tasks, len(self))
-        return Scenario(self.kind, self.class_names, self._tasks[:tasks], self._tests[:tasks])
+        return Scenario(self.kind, self.class_names, self._tasks[:tasks], self._tests[:tasks], self.batch)
 
     def joined(self) -> "Scenario":
         """All tasks as one, for the upper bound that sees all data at once."""

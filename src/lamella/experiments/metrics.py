@@ -8,6 +8,9 @@ once fills only the last row. A metric that needs an entry that was not measured
 Sources:
     Lopez-Paz & Ranzato, Gradient Episodic Memory for Continual Learning, NeurIPS 2017, arXiv:1706.08840, section 2.
     Chaudhry et al., Riemannian Walk for Incremental Learning, ECCV 2018, arXiv:1801.10112, section 4.1.
+    Cai, Sener & Koltun, Online Continual Learning with Natural Distribution Shifts, ICCV 2021, arXiv:2108.09020.
+    Koh et al., Online Continual Learning on Class Incremental Blurry Task Configuration with Anytime Inference, ICLR
+    2022, arXiv:2110.10031, section 4.
     Rebuffi et al., iCaRL: Incremental Classifier and Representation Learning, CVPR 2017, arXiv:1611.07725, section 4
     (the average of the accuracies after each task).
 """
@@ -33,8 +36,8 @@ class Metric:
         lower_is_better: whether a smaller value is better.
         difference: whether it is a difference of accuracies, -1..1, instead of a fraction, 0..1.
         signed: whether reports print a plus sign.
-        of: the score of answers that it is a metric of, by its name in `learner.answers.scores.SCORES`; "" for those
-            of accuracies, which every run has.
+        of: the score of answers that it is a metric of, by its name in `learner.answers.scores.SCORES`; "stream" for
+            those of online streams; "" for those of accuracies, which every run has.
         kind: which of OF_SCORES computes it of the score; "" where none does.
         is_share: whether it is a fraction or a difference of two, shown in percent, and not a plain number.
     """
@@ -105,6 +108,20 @@ METRICS = (
         "Task-choice accuracy",
         "Share of test images after the last task whose top class belongs to the right task, whether or "
         "not it is the right class: task(argmax over c of logit_c) = t.",
+    ),
+    Metric(
+        "average_online_accuracy",
+        "Average online accuracy",
+        "Of an online stream: share of the incoming samples that are classified correctly just before they are "
+        "learned, among all classes seen; a sample of a class not seen yet is wrong (Cai et al. 2021).",
+        of="stream",
+    ),
+    Metric(
+        "anytime_accuracy",
+        "Anytime accuracy",
+        "Of an online stream: area under the curve of accuracy, measured every k samples on the test samples of the "
+        "classes seen so far, divided by the length of the stream (Koh et al. 2022).",
+        of="stream",
     ),
     Metric(
         "final_rouge_l",

@@ -20,6 +20,12 @@ Schema 1 (all accuracies are fractions 0..1, null where a metric has no meaning)
     stored_bytes                    of all that was learned, backbone not counted unless changed
     passes                          products of a prediction, in passes of the backbone without adapters; null if none
     evaluated_on, selection         "test" or "validation"; how the configuration was chosen
+    average_online_accuracy         of an online stream, see online.py: share of incoming samples that are right before
+                                    they are learned
+    anytime_accuracy                likewise: area under the curve of accuracy on the classes seen, per sample of the
+                                    stream
+    online                          {"batch", "measure_every", "incoming": [[samples, right] a batch], "anytime":
+                                    [[samples learned, test samples of the classes seen, right]]}
     federated                       where several clients learned: their samples of each task, the bytes that were sent
                                     up and down and in how many exchanges, who was missing since when and why, epsilon
     processes                       where several learned together: how many, [a task each]
@@ -115,6 +121,7 @@ def _measures(rows: list[Row], key: str, scenario: Scenario, whole_stream: bool)
     matrix = aware if given else plain
     chance = [1 / len(scenario[j].classes) for j in range(len(scenario))]
     shared, same = scenario.shared_classes, scenario.kind == "domain-incremental"
+    mixed = same or scenario.batch is not None  # a sample's task says little of its class
     return {
         "final_accuracy": number_or_none(metrics.final_accuracy(matrix, sizes)),
         "final_accuracy_task_mean": number_or_none(metrics.final_accuracy(matrix)),
@@ -124,7 +131,7 @@ def _measures(rows: list[Row], key: str, scenario: Scenario, whole_stream: bool)
         "forward_transfer": number_or_none(metrics.forward_transfer(matrix, chance))
         if same and not whole_stream
         else None,
-        "task_aware_accuracy": None if same else number_or_none(metrics.final_accuracy(aware, sizes)),
+        "task_aware_accuracy": None if mixed else number_or_none(metrics.final_accuracy(aware, sizes)),
         "task_choice_accuracy": None if shared or given else sum(score.right_task for score in last) / sum(sizes),
         "matrix": nulls(matrix),
         "task_aware_matrix": nulls(aware),

@@ -29,6 +29,7 @@ from lamella.experiments.claims import check_claim, removed_if_refused
 from lamella.experiments.federated import federated_lines
 from lamella.experiments.logging.events import Events
 from lamella.experiments.metrics import METRICS
+from lamella.experiments.online import OnlineRun
 from lamella.experiments.phases import phases_line
 from lamella.experiments.report.summary import settings
 from lamella.experiments.results import build_results, curve_so_far, stored_row
@@ -137,6 +138,8 @@ class _Run:
         self.answers = None
         if isinstance(self.tasks[0].train, AnswerSet):
             self.answers = AnswerRun(out, self.learner, self.scenario, self._test, whole_stream=self.whole)
+        streams = self.scenario.batch is not None and not self.whole
+        self.online = OnlineRun(self.learner, self.scenario, self._test) if streams else None
         self.federation = build_federation(config)
         if self.federation is not None:
             self.federation.check_tasks(len(self.tasks))
@@ -179,11 +182,15 @@ class _Run:
                 with listening(self.events.epoch):
                     record = self.learner.learn(
                         task,
-                        checkpoints=self.checkpoints,
-                        progress=self.progress,
+                        # The calls of a stream are as many as its batches; one that was killed begins its task again.
+                        checkpoints=None if self.online else self.checkpoints,
+                        progress=silent if self.online else self.progress,
                         federation=self.federation,
                         loop=self.loop,
+                        stream=self.online.stream(i) if self.online else None,
                     )
+                if self.online:
+                    self.events.log({f"online/{key}": value for key, value in self.online.keep().items()}, i + 1)
                 self._save()
                 self.events.log({"seconds/learn": record.seconds["total"]}, i + 1)
                 self.events.tell("learned", task=i, **record.to_json())
@@ -214,6 +221,7 @@ class _Run:
             results = {"": self.answers.results(stored_bytes=stored)}
         else:
             results = build_results(self.learner, self.scenario, stored_bytes=stored, whole_stream=self.whole)
+            results[""] |= self.online.results() if self.online else {}
         # The aligned readout is "results.json"; it is written last, because its presence means that all is done.
         for suffix, result in sorted(results.items(), reverse=True):
             name = f"results-{suffix.replace(':', '-')}.json" if suffix else "results.json"

@@ -25,6 +25,7 @@ from lamella.learner.config.new_config import new_config
 from lamella.learner.config.own_methods import name_in_table
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.corrections import Corrected, correct, remove
+from lamella.learner.drift_alarm import EVERY, DriftAlarm
 from lamella.learner.export import export
 from lamella.learner.folder import ModelFolder
 from lamella.learner.forgetting import forget
@@ -34,6 +35,7 @@ from lamella.learner.model import Model, load, save
 from lamella.learner.predictions import Prediction, predict
 from lamella.learner.records import TaskRecord
 from lamella.learner.scores import Score, score_task
+from lamella.learner.streaming import Stream
 from lamella.methods import Method
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.fit import Fit
@@ -219,6 +221,7 @@ class Learner:
         progress: Progress = silent,
         federation: Federation | None = None,
         loop: Callable[..., FederatedFit] = FederatedFit,
+        stream: Stream | None = None,
     ) -> TaskRecord:
         """Learn one task.
 
@@ -233,13 +236,15 @@ class Learner:
             federation: the clients among which the samples are shared out, and which learn from their own alone; None
                 learns from all samples at once.
             loop: makes the loop over these clients, for clients that are not in this process.
+            stream: how the task comes in batch by batch, each of which is seen once; None learns it as a whole. The
+                method must be one of those with `not_online` "".
 
         Returns:
             The record of the task.
 
         Raises:
             ValueError: a class id or name stands for another class than before, a class has no sample, or clients
-                cannot learn by this method.
+                cannot learn by this method, or it cannot learn a stream.
             RuntimeError: learning an earlier task failed half-way.
         """
         return learn(
@@ -250,6 +255,7 @@ class Learner:
             progress=progress,
             federation=federation,
             loop=loop,
+            stream=stream,
         )
 
     def learn_from(
@@ -333,6 +339,21 @@ class Learner:
         """
         given = read_corrections(Path(table), self.backbone.transform.noun)
         return correct(self.model, given, whole_classes=whole_classes)
+
+    def drift_alarm(self, *, every: float = EVERY) -> DriftAlarm:
+        """Create an alarm for when samples that come in look unlike what was learned; see drift_alarm.py.
+
+            alarm = learner.drift_alarm()
+            if alarm.observe(prediction.familiarity for prediction in learner.predict(files)):
+                print(alarm.told("image"))
+
+        Args:
+            every: how many samples there are between two false alarms, at least and on average; above 1.
+
+        Raises:
+            ValueError: nothing was held back while tasks were learned, or `every` is out of its range.
+        """
+        return DriftAlarm(self.confidence.images if self.tasks else 0, every=every, seed=self.seed)
 
     def logits(self, x: Samples, task: int | None = None) -> Tensor:
         """(n, classes seen) logits of n samples, on the device of x.

@@ -19,6 +19,7 @@ from lamella.learner.answers.costs import costs_of
 from lamella.learner.model import Model
 from lamella.learner.records import HeldBackCosts, TaskRecord, check_task, task_record
 from lamella.learner.store.state import state_digest
+from lamella.learner.streaming import Stream, check_online, learn_stream
 from lamella.training import processes
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.checks import DIVERGED, LOWER
@@ -35,9 +36,12 @@ def learn(
     progress: Progress = silent,
     federation: Federation | None = None,
     loop: Callable[..., FederatedFit] = FederatedFit,
+    stream: Stream | None = None,
 ) -> TaskRecord:
     """Learn one task. Arguments, return value and errors are those of `Learner.learn`."""
     model.check_whole()
+    if stream is not None:
+        check_online(model)
     task, too_long, told = fitting_task(model, task)
     check_task(task, model.class_names)
     task = replace(task, train=keep_decoded(task.train, progress=progress))
@@ -50,13 +54,15 @@ def learn(
     started = time.monotonic()
     model.half_learned = task.name
     try:
-        model.method.learn(task, fit)
+        measuring = 0.0 if stream is None else learn_stream(model, task, fit, stream)
+        if stream is None:
+            model.method.learn(task, fit)
     except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         raise RuntimeError(f"{DIVERGED}: the features of task '{task.name}' are not finite; {LOWER}") from error
     processes.same(f"learned state after task '{task.name}'", lambda: state_digest(model.method))
     model.class_names |= dict(zip(task.classes, task.class_names, strict=True))
     model.follow_drift(fit)
-    record = task_record(task, model.method, fit, time.monotonic() - started)
+    record = task_record(task, model.method, fit, time.monotonic() - started - measuring)
     record.processes = processes.count() if processes.count() > 1 else None
     record.note_unreadable(too_long)
     record.told = told or None

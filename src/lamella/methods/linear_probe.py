@@ -27,6 +27,8 @@ class LinearProbe(OwnHeads):
         training: how the task's head is trained; see `Training`.
     """
 
+    not_online = ""
+
     def __init__(
         self,
         backbone: Backbone,

@@ -17,7 +17,7 @@ from lamella.memory.signatures import Signature
 from lamella.memory.subspace import Subspace
 from lamella.methods.shared.heads import Head, Heads, only_columns
 from lamella.methods.shared.plain_classifier import PlainClassifier
-from lamella.methods.shared.refusals import APART, TRAINED, TRAINED_ON_THEM
+from lamella.methods.shared.refusals import APART, TASK_BY_TASK, TRAINED, TRAINED_ON_THEM
 from lamella.training.fit import Fit
 from lamella.training.variants import EVERYTHING
 
@@ -67,6 +67,8 @@ class Method(nn.Module, ABC):
         changes_backbone: Whether the backbone's own weights are trained.
         answers: Whether it can learn answers, where its backbone is a language model; else it needs classes.
         federates: Whether it asks of samples only training steps and sums, so that these can stay with several owners.
+        not_online: Why it cannot learn a stream of small batches that are seen once, in which known classes come again
+            (`Fit.once`), as the end of a sentence about it; "" where it can.
         merges: Whether adapters are folded into the weights of the layers in `sites`.
         free_rank: How many free directions of a layer the branch of a new task wants, where `protected` tells which
             are taken; None where no branch is kept away from them.
@@ -84,6 +86,7 @@ class Method(nn.Module, ABC):
     changes_backbone: bool = False
     answers: bool = False
     federates: bool = False
+    not_online: str = TASK_BY_TASK
     merges: bool = False
     free_rank: int | None = None
     most_tasks: int | None = None

@@ -28,6 +28,7 @@ class NearestMean(ClassMeans):
     """
 
     federates = True
+    not_online = ""
 
     def __init__(self, backbone: Backbone, *, seed: int = 0) -> None:
         super().__init__(backbone, seed)

@@ -89,6 +89,7 @@ class RanPAC(RandomProjections, Method):
 
     ids: Tensor
     needs = frozenset({"frozen weight"})
+    not_online = ""
     chosen: Tensor
     G: Tensor
     Q: Tensor
@@ -126,6 +127,11 @@ class RanPAC(RandomProjections, Method):
         self.scatter = scatter
         self.unit = unit
         self.sites = lora.attach(backbone) if adapt == "first-task" else ()
+        if adapt == "first-task":
+            self.not_online = (
+                "it adapts the network to the first task, for which a stream's first batch is too little; set "
+                "method.adapt=none"
+            )
         self.draw_projections(backbone.width, projections, generator(seed, "ranpac", "W"))
         self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("chosen", torch.ones((), dtype=torch.float64))

@@ -25,6 +25,7 @@ class SeqFinetune(OwnHeads):
     """
 
     changes_backbone = True
+    not_online = ""
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class SeqLoRA(OwnHeads):
     needs = frozenset()
     answers = True
     federates = True
+    not_online = ""
 
     def __init__(
         self,
@@ -50,6 +51,8 @@ class SeqLoRA(OwnHeads):
     ) -> None:
         super().__init__(backbone, seed, training, lora)
         self.fresh = self.merges = fresh
+        if fresh:
+            self.not_online = "with fresh = true every batch would begin an adapter of its own; leave fresh out"
         if not fresh and not lora.needs_moments:
             lora.grow(self.sites, "lora", generator(seed, "lora"))
 

@@ -40,6 +40,7 @@ class StreamingLDA(Method):
     """
 
     federates = True
+    not_online = ""
 
     def __init__(self, backbone: Backbone, *, seed: int = 0, shrinkage: float = 0.1) -> None:
         super().__init__()

@@ -110,6 +110,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
             learning=service.learning,
             waiting=service.desk.waiting,
             samples=service.kind.noun,
+            drift=service.drift.state(),
         )
 
     @app.get("/classes")

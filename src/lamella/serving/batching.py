@@ -69,6 +69,7 @@ class Batcher(Generic[Inputs]):
             requests as clients were there when the last batch was answered: those answered then, who may ask again,
             and those who asked meanwhile. So a client that is alone does not wait.
         observe: a function that is called with the number of samples of each batch.
+        watch: a function that is called with the model and all predictions of each batch, by the thread of this class.
 
     Attributes:
         answering: the number of the version that answers the newest batch.
@@ -82,6 +83,7 @@ class Batcher(Generic[Inputs]):
         together: int = 32,
         wait_seconds: float = 0.004,
         observe: Callable[[int], None] = lambda samples: None,
+        watch: Callable[[Loaded, Sequence[Prediction]], None] = lambda loaded, predictions: None,
     ) -> None:
         self.loaded = loaded
         self.answering = loaded.version
@@ -89,6 +91,7 @@ class Batcher(Generic[Inputs]):
         self.together = together
         self.wait_seconds = wait_seconds
         self.observe = observe
+        self.watch = watch
         self._expected = 1
         self._requests: queue.SimpleQueue[_Request[Inputs] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="lamella-model", daemon=True)
@@ -145,7 +148,9 @@ class Batcher(Generic[Inputs]):
         self.answering = loaded.version
         try:
             top = max(request.top for request in batch)
-            predictions = iter(self.predict(loaded.learner, [request.x for request in batch], top))
+            found = self.predict(loaded.learner, [request.x for request in batch], top)
+            self.watch(loaded, found)
+            predictions = iter(found)
             self.observe(sum(len(request.x) for request in batch))
             self._expected = len(batch) + self._requests.qsize()
             answers = [[_first(next(predictions), r.top) for _ in range(len(r.x))] for r in batch]

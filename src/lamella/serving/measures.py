@@ -19,10 +19,17 @@ class Measures:
         version: returns the version of the model in use.
         waiting: returns how many samples wait for their prediction.
         learning: returns 1 while a task is learned, else 0.
+        drift: returns 1 once the drift alarm is raised, else 0.
     """
 
     def __init__(
-        self, *, noun: str, version: Callable[[], float], waiting: Callable[[], float], learning: Callable[[], float]
+        self,
+        *,
+        noun: str,
+        version: Callable[[], float],
+        waiting: Callable[[], float],
+        learning: Callable[[], float],
+        drift: Callable[[], float],
     ) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("lamella_requests", "Requests answered", ["route", "status"], registry=registry)
@@ -34,6 +41,7 @@ class Measures:
             ("version", "Version of the model in use", version),
             (f"waiting_{noun}s", f"{noun.capitalize()}s whose prediction is awaited", waiting),
             ("learning", "1 while a task is learned, else 0", learning),
+            ("drift", f"1 once {noun}s look unlike what was learned, else 0", drift),
         ):
             Gauge(f"lamella_{name}", text, registry=registry).set_function(value)
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from lamella.learner.confidence import UNKNOWN
 from lamella.learner.learner import Learner, Prediction
 from lamella.learner.store.versions import Version
+from lamella.serving.drift import Drift
 
 __all__ = [
     "DISK",
@@ -180,3 +181,6 @@ class Health(BaseModel):
     learning: int | None = Field(description="the id of the running job; null if there is none")
     waiting: int = Field(description="how many samples wait for their prediction")
     samples: str = Field(description='what the model takes: "image", "text" or "answer"')
+    drift: Drift | None = Field(
+        description="whether what was predicted looks unlike what was learned; null where that is not known"
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from lamella.serving.answers import AnswerKind
 from lamella.serving.batching import Batcher
+from lamella.serving.drift import DriftWatch
 from lamella.serving.images import ImageKind
 from lamella.serving.jobs import Jobs
 from lamella.serving.kind import Kind
@@ -52,14 +53,20 @@ class Service:
             raise ValueError(f"'{model}' takes {noun}s, and models of {'s, '.join(KINDS)}s can be served")
         self.limits = limits if noun == ImageKind.noun else limits.of_texts()
         self.kind = KINDS[noun](self.limits)
+        self.drift = DriftWatch(self.kind.noun)
         self.measures = Measures(
             noun=self.kind.noun,
             version=lambda: self.batcher.loaded.version,
             waiting=lambda: self.desk.waiting,
             learning=lambda: float(self.learning is not None),
+            drift=lambda: float((state := self.drift.state()) is not None and state.unlike),
         )
         self.batcher: Batcher[Any] = Batcher(
-            loaded, self.kind.predict, together=self.kind.together, observe=self.measures.batches.observe
+            loaded,
+            self.kind.predict,
+            together=self.kind.together,
+            observe=self.measures.batches.observe,
+            watch=self.drift.observe,
         )
         self.desk = PredictionQueue(self.batcher, self.kind, self.limits)
         self.follower = ModelWatcher(model, self.batcher, device=device, trusted=trusted)

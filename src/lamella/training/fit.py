@@ -89,7 +89,8 @@ class Fit(Passes):
             TypeError: `Training` does not have a setting.
         """
         check_examples(self.task, len(data))
-        recipe = replace(training or Training(), **settings).of_examples(len(data))
+        recipe = replace(training or Training(), **settings)
+        recipe = replace(recipe, epochs=1, min_steps=None) if self.once else recipe.of_examples(len(data))
         call = self._call(name)
         self.module.to(self.device)
         groups = parameter_groups(params, recipe.lr)

@@ -90,6 +90,8 @@ class Passes:
 
     divided = False
     """Whether samples stay with several owners, so that of features only sums are known; see `pooled`."""
+    once = False
+    """Whether tasks are small batches of a stream: each sample is trained on once, and known classes come again."""
 
     def pooled(self, name: str, summed: Callable[..., dict[str, Tensor]], *rows: Tensor) -> dict[str, Tensor]:
         """Return sums over all samples of the task; where these have several owners, each sends those of its own.

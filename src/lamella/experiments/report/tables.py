@@ -161,7 +161,7 @@ def _cost_cells(row: Row) -> list[str]:
 
 
 def _records(summary: Summary) -> list[dict[str, Any]]:
-    """Return every row's record; metrics of answers only where some row has them."""
+    """Return every row's record; metrics of answers and of streams only where some row has them."""
     names = [m.name for m in METRICS if not m.of or any(row.metrics[m.name] for row in summary.rows)]
     return [_record(row, names) for row in summary.rows]
 

@@ -59,6 +59,7 @@ RUN = {
     "selection": Option(str, NOT_STATED),
     "dropped": Option(list[str], None),
     "overrides": Option(list[str], None),
+    "measure_every": Option(int, None),
     "loggers": Option(list[Literal["csv", "tensorboard", "mlflow", "wandb"]], None),
     "max_tokens": Option(int, None),
     "stop": Option(list[str], None),

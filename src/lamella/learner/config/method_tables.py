@@ -14,6 +14,7 @@ from typing import Any
 from lamella.adapters.few_bits import has_few_bits
 from lamella.backbones import Backbone
 from lamella.common.options import Option, arguments, check_table, completed, near_matches, options_of
+from lamella.data.online import ONLINE
 from lamella.learner.config.method_names import parse_name, takes_base, with_parts
 from lamella.learner.config.registry import find, is_own, names
 from lamella.learner.config.scenario_table import number_of_tasks
@@ -33,6 +34,8 @@ __all__ = [
 
 SCHEDULING = ("schedule", "milestones")
 """Keys whose values are valid only together."""
+MORE_EPOCHS = ("first_epochs", "min_steps")
+"""Keys that add epochs in some tasks."""
 
 
 def switch_methods(document: dict[str, Any], changes: Mapping[tuple[str, ...], Any]) -> None:
@@ -67,6 +70,8 @@ def switch_methods(document: dict[str, Any], changes: Mapping[tuple[str, ...], A
 def complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[str, Any]:
     """Check [method] and fill in its defaults, and those of its base and its parts.
 
+    In an online stream every sample is trained on once, so `epochs` is 1 there, whatever was given.
+
     Args:
         table: the table [method].
         scenario: the checked [scenario], whose number of tasks replaces `horizon = "auto"`; empty if there is none.
@@ -83,6 +88,8 @@ def complete_method(table: dict[str, Any], scenario: Mapping[str, Any]) -> dict[
         check_table("method", {part: inner}, {part: Option(dict)})
         inner = _up_to_date(f"method.{part}", inner, PARTS[part])
         resolved[part] = completed(f"method.{part}", inner, _keywords(PARTS[part]))
+    if scenario.get("kind") == ONLINE and resolved["name"] not in WHOLE_STREAM and "epochs" in resolved:
+        return {k: v for k, v in resolved.items() if k not in MORE_EPOCHS} | {"epochs": 1}  # as `Fit.once` trains
     return resolved
 
 

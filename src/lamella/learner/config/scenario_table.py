@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lamella.common.options import Option, arguments, completed, near_matches, options_of
+from lamella.data.online import ONLINE, online
 from lamella.data.scenario import (
     Scenario,
     class_incremental,
@@ -21,6 +22,7 @@ SCENARIOS: dict[str, Callable[..., Scenario]] = {
     "domain-incremental": domain_incremental,
     "task-incremental": task_incremental,
     DATASETS: dataset_incremental,
+    ONLINE: online,
 }
 OF_EVERY_KIND = {"kind": Option(str, "class-incremental"), "first_tasks": Option(int, None)}
 """The kind, and of how many tasks a run learns only the first ones, as for a choice of settings on them."""
@@ -66,6 +68,10 @@ def complete_scenario(table: Mapping[str, Any], run: Mapping[str, Any]) -> dict[
         raise ValueError(
             "run.evaluate_on = 'validation' needs a validation part; set scenario.validation to a share such as 0.2"
         )
+    if "measure_every" in run and (kind != ONLINE or run["measure_every"] < 1):
+        why = f"is for scenario.kind = '{ONLINE}', and this is {kind}; take it away"
+        few = f"= {run['measure_every']} should be a number of samples, 1 or more"
+        raise ValueError(f"run.measure_every {why if kind != ONLINE else few}")
     if "first_tasks" in done and (tasks := number_of_tasks(done)) is not None:
         check_first(done["first_tasks"], tasks)
     return done

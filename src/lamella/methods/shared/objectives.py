@@ -1,7 +1,7 @@
 """What a method trains for: the classes of a task, or the tokens of its answers. A method is a rule about weights."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from lamella.backbones.language_model import LanguageModel
 from lamella.data.answer_tokens import TARGET
 from lamella.data.samples import Batch
 from lamella.data.scenario import Task
-from lamella.methods.shared.heads import Heads
+from lamella.methods.shared.heads import Head, Heads
 from lamella.methods.shared.pseudo_replay import PseudoReplay
 from lamella.methods.shared.self_distillation import SelfTeacher
 
@@ -32,6 +32,8 @@ class Terms:
         penalty: returns a number that is added to the loss of each batch.
         teacher: keeps the answers for old classes.
         pseudo_replay: what is known of old classes, with which those of the task compete.
+        go_on: whether known classes go on with the rows that they have, and all classes seen compete; else each task
+            has a head of its own, in which its classes begin anew.
     """
 
     losses: Callable[[Any], Tensor]
@@ -40,6 +42,7 @@ class Terms:
     penalty: Callable[[], Tensor | float] | None = None
     teacher: SelfTeacher | None = None
     pseudo_replay: PseudoReplay | None = None
+    go_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,11 @@ class Classes(Objective):
         return len(self.heads)
 
     def begin(self, task: Task, terms: Terms) -> Target:
-        head, pseudo_replay = self.heads.grow(task.classes), terms.pseudo_replay
+        head, pseudo_replay = self._grown(task.classes, terms.go_on), terms.pseudo_replay
         if pseudo_replay is not None:
             pseudo_replay.start(self.heads)
-        rows = head if pseudo_replay is None else self.heads  # only this task's classes compete, or all do
+        # Only this task's classes compete, or all do.
+        rows = self.heads if pseudo_replay is not None or head is None else head
 
         def loss(x: Any, y: Tensor) -> Tensor:
             found, columns = terms.features(x), rows.columns(y)
@@ -100,6 +104,14 @@ class Classes(Objective):
             return value if terms.teacher is None else value + terms.teacher.loss(x, found)
 
         return Target(loss, rows)
+
+    def _grown(self, classes: Sequence[int], go_on: bool) -> Head | None:
+        """The new head of a task; None where known classes go on, and only new ones got rows."""
+        if not go_on:
+            return self.heads.grow(classes)
+        if new := [c for c in classes if c not in self.heads.classes]:
+            self.heads.grow(new)
+        return None
 
 
 class TokensOfAnswers(nn.Module, Objective):

@@ -84,7 +84,8 @@ class OwnHeads(Method):
     ) -> None:
         """Train weights for a task: with a new head, by cross-entropy among its classes, or for its answers' tokens.
 
-        With `pseudo_replay` all heads are trained, by cross-entropy among all classes.
+        With `pseudo_replay` all heads are trained, by cross-entropy among all classes. So they are in a stream
+        (`fit.once`), where classes that come again go on with the rows that they have.
 
         Args:
             task: the task to learn.
@@ -103,7 +104,7 @@ class OwnHeads(Method):
         if distillation is not None and distillation.distill and len(self.objective):
             teacher = SelfTeacher(distillation, self.sites, current, features, self.heads)
         target = self.objective.begin(
-            task, Terms(self.losses, features, criterion, penalty, teacher, self.pseudo_replay)
+            task, Terms(self.losses, features, criterion, penalty, teacher, self.pseudo_replay, go_on=fit.once)
         )
         groups = self._groups(weights, training)
         fit(

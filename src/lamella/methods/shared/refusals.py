@@ -3,11 +3,15 @@
 from lamella.backbones import Backbone
 from lamella.backbones.language_model import LanguageModel
 
-__all__ = ["APART", "SHARED", "TRAINED", "TRAINED_ON_THEM", "check_objective"]
+__all__ = ["APART", "SHARED", "TASK_BY_TASK", "TRAINED", "TRAINED_ON_THEM", "check_objective"]
 
 TRAINED = (
     "weights that were trained on its samples hold it; learn the model anew without it, or return to a version before "
     "it (`lamella rollback`)"
+)
+TASK_BY_TASK = (
+    "what it trains or keeps is for one task after another; in a stream every small batch would be one, and a class "
+    "that comes again would begin anew"
 )
 APART = (
     "weights were trained to tell them apart, so it would not be as if they had been one; learn the model anew with "
