@@ -273,6 +273,21 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_gates_keep_from_an_export_is_served(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from lamella.serving.app import create_app
+
+    learner = learned("gainlora")
+    learner.save(tmp_path / "gated")
+    with TestClient(create_app(tmp_path / "gated", token="t", device="cpu")) as client:
+        for prompt in PROMPTS:
+            asked = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 8}
+            (choice,) = client.post("/v1/chat/completions", json=asked).json()["choices"]
+            assert choice["message"]["content"] == learner.answer([prompt], Generating(max_tokens=8))[0]
+
+
 @pytest.mark.parametrize("method", ["gainlora", "inflora"])
 def test_plain_tensors_are_those_of_any_method(method: str, tmp_path: Path) -> None:
     lines = export(learned(method).model, "adapters", tmp_path / "tensors")
