@@ -51,10 +51,10 @@ def answers(letters: str) -> AnswerSet:
 
 
 @cache
-def learned(method: str, family: str = "Llama") -> Learner:
+def learned(method: str, family: str = "Llama", storage: str = "float32") -> Learner:
     """A learner of two tasks of answers."""
     table = {"name": method, **{key: value for key, value in SETTINGS.items() if key in options_of(METHODS[method])}}
-    backbone = {"name": str(base(family)), "output": "tokens", "max_length": 64}
+    backbone = {"name": str(base(family)), "output": "tokens", "max_length": 64, "storage": storage}
     learner = Learner.create(backbone=backbone, method=table, fit={"device": "cpu"})
     for i, letters in enumerate(("ab", "xyz")):
         learner.learn(Task(i, f"task {i}", (), (), answers(letters)))
@@ -114,6 +114,13 @@ def test_transformers_loads_it_and_writes_the_same(method: str, family: str, tmp
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["use_cache"]
     assert (config["lamella"]["tasks"], "class_names" in config["lamella"]) == (["task 0", "task 1"], False)
+
+
+def test_weights_in_few_bits_become_float32(tmp_path: Path) -> None:
+    learner = learned("sdlora", storage="nf4")
+    assert "on 6 random answers" in export(learner.model, "hf", tmp_path / "model")[0]
+    with pytest.raises(ValueError, match="was learned on weights in few bits, and an adapter by itself"):
+        export(learner.model, "peft", tmp_path / "lora")
 
 
 def test_rounded_weights_of_a_gguf_file_are_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +271,21 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
         export(learned(method).model, format, tmp_path / "out", **options)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_gates_keep_from_an_export_is_served(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from lamella.serving.app import create_app
+
+    learner = learned("gainlora")
+    learner.save(tmp_path / "gated")
+    with TestClient(create_app(tmp_path / "gated", token="t", device="cpu")) as client:
+        for prompt in PROMPTS:
+            asked = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 8}
+            (choice,) = client.post("/v1/chat/completions", json=asked).json()["choices"]
+            assert choice["message"]["content"] == learner.answer([prompt], Generating(max_tokens=8))[0]
 
 
 @pytest.mark.parametrize("method", ["gainlora", "inflora"])

@@ -28,6 +28,9 @@ EVENTS = "text/event-stream"
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 LEFT = 499
 """The status of a request whose client has left, which nobody reads."""
+ANSWERS: Mapping[int | str, dict[str, Any]] = {
+    200: {"description": "the answer, whole or in events", "content": {JSON: {}, EVENTS: {}}},
+}
 FAULTS: Mapping[int | str, dict[str, Any]] = {
     400: {"description": "the body, or a field that the message names, is not as it should be"},
     403: {"description": "a page of another site sent the request"},
@@ -77,12 +80,12 @@ def add_completions(app: FastAPI, service: "Service") -> None:
             return StreamingResponse(events, media_type=EVENTS, headers={"Cache-Control": "no-store"})
         return JSONResponse(reply.whole(await _unless_left(request, _all_of(heard))))
 
-    @app.post(CHAT, responses=dict(FAULTS), openapi_extra=_body_of("chat"))
+    @app.post(CHAT, responses={**ANSWERS, **FAULTS}, openapi_extra=_body_of("chat"))
     async def chat(request: Request) -> Response:
         """Answer a conversation, at once or in events while the answer is written."""
         return await answer(request, read_chat)
 
-    @app.post(COMPLETION, responses=dict(FAULTS), openapi_extra=_body_of("completion"))
+    @app.post(COMPLETION, responses={**ANSWERS, **FAULTS}, openapi_extra=_body_of("completion"))
     async def completion(request: Request) -> Response:
         """Go on with texts, at once or in events while they are written."""
         return await answer(request, read_completion)

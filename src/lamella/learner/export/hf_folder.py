@@ -37,9 +37,9 @@ def export_hf(model: Model, method: Method, folder: Path) -> list[str]:
     save_labels(folder, described)
     save_tokenizer(transform, folder)
     save_pooling(encoder, transform, network.backbone.width, folder)
-    state = network.classifier.state_dict()
+    state = network.of_classes.state_dict()
     save_file(state, folder / CLASSIFIER, metadata={"format": "pt"} | metadata(described))
-    (folder / PROGRAM).write_text(program(encoder, network.classifier, described["temperature"]), encoding="utf-8")
+    (folder / PROGRAM).write_text(program(encoder, network.of_classes, described["temperature"]), encoding="utf-8")
 
     found = compare(method.predict, logits_of(folder / PROGRAM), model.backbone)
     return [

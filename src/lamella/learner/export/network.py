@@ -59,6 +59,12 @@ class Fixed(nn.Module):
         super().__init__()
         self.backbone, self.classifier = backbone, classifier
 
+    @property
+    def of_classes(self) -> PlainClassifier:
+        """The classifier of a network of classes."""
+        assert self.classifier is not None
+        return self.classifier
+
     def forward(self, x: Samples) -> Tensor:
         """(n, classes) logits of n samples, as the backbone takes them, or those of `next_tokens`."""
         return next_tokens(self.backbone, x) if self.classifier is None else self.classifier(self.backbone(x))

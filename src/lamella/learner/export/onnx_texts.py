@@ -31,7 +31,7 @@ class _OfTokens(nn.Module):
     def __init__(self, network: Fixed) -> None:
         super().__init__()
         self.encoder, _ = encoder_of(network.backbone)
-        self.classifier = network.classifier
+        self.classifier = network.of_classes
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.classifier(self.encoder.features(input_ids, attention_mask.bool()))

@@ -25,7 +25,7 @@ def export_timm(model: Model, method: Method, folder: Path) -> list[str]:
     count = len(method.classes)
     backbone = {k: v.contiguous() for k, v in network.backbone.model.state_dict().items()}
     _, head = new_timm_model(model, count, {})
-    state = backbone | {f"{head}.{key}": value for key, value in network.classifier.as_linear().state_dict().items()}
+    state = backbone | {f"{head}.{key}": value for key, value in network.of_classes.as_linear().state_dict().items()}
     folder.mkdir()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"} | metadata(described))
     config = timm_config(model, described)
