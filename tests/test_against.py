@@ -70,11 +70,11 @@ def test_the_command_prints_the_table_and_its_status_says_whether_all_is_equal(
     lamella: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = write_checkout(tmp_path / "good")
-    code, out, err = lamella("reproduce", "--against", good, "olora")
+    code, out, err = lamella("reproduce", "--against", good, "lwf")
     assert code == 0
-    assert f"runs functions of '{good}' (wanted: github.com/cmnfriend/O-LoRA) in a process of its own, with your" in err
-    assert f"olora against '{good}', commit 0123456; its names were read at 07117e1 of" in out
-    assert "its gradients" in out
+    assert f"runs functions of '{good}' (wanted: github.com/G-U-N/PyCIL) in a process of its own, with your" in err
+    assert f"lwf against '{good}', commit 0123456; its names were read at f3509b8 of" in out
+    assert "its gradient" in out
     assert "differs" not in out
     others = Against("olora", "there", "", (Row("penalty", "rows", 0.5, 1e-6), Row("gradients", "rows", 0.0, 1e-6)))
     monkeypatch.setattr("lamella.experiments.against.run.compare_with", lambda *_: others)
@@ -117,10 +117,10 @@ def test_what_a_checkout_lacks_or_breaks_is_named(tmp_path: Path) -> None:
         assert "\n" not in found["error"]
 
 
-def test_code_that_does_not_end_is_ended(tmp_path: Path) -> None:
-    checkout = write_checkout(tmp_path, **{"model.train()": "import time; time.sleep(60)"})
+def test_a_comparison_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    checkout = write_checkout(tmp_path, **{"return -((soft": "import time; time.sleep(60); return -((soft"})
     with pytest.raises(ValueError, match=r"did not end within 0\.1 s, so nothing is compared"):
-        compare_with(checkout, "olora", seconds=0.1)
+        compare_with(checkout, "lwf", seconds=0.1)
 
 
 def test_only_what_is_named_runs(tmp_path: Path) -> None:

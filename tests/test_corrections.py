@@ -185,6 +185,28 @@ def test_the_commands_make_versions_and_refusals_make_none(lamella: Run, tmp_pat
     assert code == 2, "the version before it holds what was taken out of the first task"
 
 
+def test_a_task_of_which_nothing_is_left_stays_in_the_history(lamella: Run, tmp_path: Path) -> None:
+    first = photos(tmp_path / "first", {"crow": 5, "owl": 6})
+    second = photos(tmp_path / "second", {"owl": 4}, seed=1)
+    model = tmp_path / "model"
+    taught({"name": "streaming-lda"}, first, second).save(model)
+    assert lamella("remove", model, second)[0] == 0
+    learner = Learner.load(model)
+    assert [(record.name, len(record.classes), record.images) for record in learner.tasks] == [
+        ("first", 2, 11),
+        ("second", 0, 0),
+    ]
+    expected = taught({"name": "streaming-lda"}, first)
+    torch.testing.assert_close(learned_state(learner.method), learned_state(expected.method), rtol=0, atol=1e-5)
+    for words in (("inspect", model), ("inspect", model, "--json"), ("classes", model), ("evaluate", model, first)):
+        assert lamella(*words)[0] == 0, words
+    assert lamella("learn", model, second, "--name", "again")[0] == 0
+    again = taught({"name": "streaming-lda"}, first, second)
+    torch.testing.assert_close(
+        learned_state(Learner.load(model).method), learned_state(again.method), rtol=0, atol=1e-5
+    )
+
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"name": "seq-lora", "epochs": 1},

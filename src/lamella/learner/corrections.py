@@ -5,7 +5,7 @@ some samples can be subtracted while the samples are at hand. Elsewhere it is re
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple
@@ -164,7 +164,7 @@ def _change(model: Model, given: Pointed, shares: Sequence[_Share], whole_classe
     labels = seen.labels.clone()
     labels[rows] = new
     gone = sorted(set(old[trained].tolist()) - set(labels[seen.trained].tolist()))
-    _check_recorded(model, [label for label in {*old[trained].tolist(), *new[trained].tolist()} if label != OUT])
+    _check_recorded(model, set(old[trained].tolist()))
     _check_undoable(model, tasks[trained].unique().tolist(), int(trained.sum()))
     _check_gone(model, gone, whole_classes)
     features = _features(model, given, [share.sample for share in shares])
@@ -186,7 +186,7 @@ def _change(model: Model, given: Pointed, shares: Sequence[_Share], whole_classe
     return Corrected(noun, samples, int(trained.sum()), int((~trained).sum()), left_out, names)
 
 
-def _check_recorded(model: Model, labels: Sequence[int]) -> None:
+def _check_recorded(model: Model, labels: Collection[int]) -> None:
     """Make sure that it is known which samples some classes were learned from."""
     for number, record in enumerate(model.tasks):
         unsure = [label for label in labels if label in record.classes]

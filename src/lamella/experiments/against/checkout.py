@@ -135,7 +135,7 @@ def on_the_cpu() -> None:
     def stay(self: Any, *_: Any, **__: Any) -> Any:
         return self
 
-    move = torch.Tensor.to
+    move: Any = torch.Tensor.to
 
     def to(self: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         here = ["cpu" if _is_gpu(value) else value for value in args]

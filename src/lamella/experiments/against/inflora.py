@@ -40,7 +40,7 @@ def rows(checkout: Checkout) -> list[Row]:
                 ours = space.inside(torch.eye(WIDTH).double())
                 dimensions = max(dimensions, abs(count - space.dimension))
                 projectors = max(projectors, float((P - ours).norm()))
-    on = f"{TASKS} tasks of random inputs, {len(DECAYS)} spectra, {SEEDS} seeds"
+    on = f"{TASKS} tasks of random inputs, {len(DECAYS)} spectra, {SEEDS} seeds, also past the change of form"
     return [
         Row("dimensions of the protected spaces", on, dimensions, 0.0),
         Row("projectors on them (Frobenius norm)", on, projectors, 1e-3),

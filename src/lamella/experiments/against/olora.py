@@ -2,13 +2,14 @@
 
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from lamella.common.randomness import generator
 from lamella.experiments.against.checkout import Checkout
 from lamella.experiments.against.rows import Row
-from lamella.experiments.against.small import draw, largest, tiny
+from lamella.experiments.against.small import draw, gradient, largest, tiny
 from lamella.methods import METHODS
 
 __all__ = ["rows"]
@@ -27,7 +28,7 @@ def rows(checkout: Checkout) -> list[Row]:
         is_sagemaker_mp_enabled=lambda: False,
     )
     backbone = tiny()
-    method = METHODS["olora"](backbone, orthogonality=WEIGHT)
+    method: Any = METHODS["olora"](backbone, orthogonality=WEIGHT)
     branches = method.lora.grow(method.sites, "new", generator(0, "against", "olora"))
     theirs: dict[str, torch.nn.Parameter] = {}
     for i, (branch, read) in enumerate(zip(branches, method.memory.values(), strict=True)):
@@ -50,8 +51,8 @@ def rows(checkout: Checkout) -> list[Row]:
     )
     value, penalty = step(trainer, model, {}), method.penalties(branches)
     penalty.backward()
-    ours = torch.stack([branch.A.grad for branch in branches])
-    gradients = torch.stack([tensor.grad for name, tensor in theirs.items() if "loranew_A" in name])
+    ours = torch.stack([gradient(branch.A) for branch in branches])
+    gradients = torch.stack([gradient(tensor) for name, tensor in theirs.items() if "loranew_A" in name])
     on = f"random rows of {OLD} old tasks and a new one, {len(branches)} layers"
     return [
         Row("penalty, as a share of it", on, largest(penalty, value) / float(value), 1e-6),

@@ -7,10 +7,9 @@ import numpy as np
 import torch
 
 from lamella.common.randomness import generator
-from lamella.data.transform import plain_view
 from lamella.experiments.against.checkout import Checkout
 from lamella.experiments.against.rows import Row
-from lamella.experiments.against.small import draw, largest, learned, relative, tiny, tiny_tasks
+from lamella.experiments.against.small import draw, gradient, inputs, largest, learned, relative, tiny, tiny_tasks
 from lamella.memory.exemplars import herding
 from lamella.methods import METHODS
 from lamella.methods.shared.classifier import align_new_rows
@@ -51,12 +50,10 @@ def distilled(checkout: Checkout, file: str = "models/lwf.py") -> list[Row]:
     value, other = distillation(ours, teacher, TEMPERATURE), loss(theirs, teacher, TEMPERATURE)
     value.backward()
     other.backward()
-    if ours.grad is None or theirs.grad is None:
-        raise ValueError(f"_KD_loss of {file} has no gradient")
     on = "random logits of 32 samples"
     return [
         Row("distillation loss", on, largest(value, other), 1e-6),
-        Row("its gradient", on, largest(ours.grad, theirs.grad), 1e-6),
+        Row("its gradient", on, largest(gradient(ours), gradient(theirs)), 1e-6),
     ]
 
 
@@ -86,7 +83,7 @@ def nearest_mean(checkout: Checkout) -> list[Row]:
     replace = checkout.take("models/simplecil.py", "SimpleCIL.replace_fc")
     backbone, (task,) = tiny().eval(), tiny_tasks(1)
     ours = learned(METHODS["nearest-mean"](backbone), [task]).statistics.means
-    x = task.train.batch(torch.arange(len(task.train)), plain_view(backbone.transform))
+    x = inputs(task, backbone)
     weight = torch.nn.Parameter(torch.zeros(ours.shape))
     network = SimpleNamespace(fc=SimpleNamespace(weight=weight))
     theirs = SimpleNamespace(_network=network, train_dataset=SimpleNamespace(labels=task.train.labels.numpy()))

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamella.data.transform import plain_view
 from lamella.experiments.against.checkout import Checkout
 from lamella.experiments.against.rows import Row
-from lamella.experiments.against.small import draw, learned, relative, tiny, tiny_tasks
+from lamella.experiments.against.small import draw, inputs, learned, relative, tiny, tiny_tasks
 from lamella.memory.random_projections import best_ridge
 from lamella.methods import METHODS
 
@@ -42,7 +41,8 @@ def _of_two_tasks(checkout: Checkout, choose: Any) -> list[Row]:
     hot = checkout.take("utils/toolkit.py", "target2onehot")
     replace = checkout.take("RanPAC.py", "Learner.replace_fc", target2onehot=hot)
     tasks, backbone = tiny_tasks(TASKS), tiny().eval()
-    W = METHODS["ranpac"](backbone, projections=PROJECTIONS, adapt="none", ridge=1.0).projection.float()
+    first: Any = METHODS["ranpac"](backbone, projections=PROJECTIONS, adapt="none", ridge=1.0)
+    W = first.projection.float()
     classes = 2 * TASKS
     head = SimpleNamespace(weight=torch.nn.Parameter(torch.zeros(classes, PROJECTIONS)))
     network = SimpleNamespace(convnet=backbone, fc=head)
@@ -53,8 +53,7 @@ def _of_two_tasks(checkout: Checkout, choose: Any) -> list[Row]:
     ridges: list[float] = []
     theirs.optimise_ridge_parameter = lambda h, y: ridges.append(float(choose(None, h, y))) or ridges[-1]
     for task in tasks:
-        x = task.train.batch(torch.arange(len(task.train)), plain_view(backbone.transform))
-        replace(theirs, [(None, x, task.train.labels)])
+        replace(theirs, [(None, inputs(task, backbone), task.train.labels)])
     ours = learned(METHODS["ranpac"](backbone, projections=PROJECTIONS, adapt="none", ridge=ridges[-1]), tasks)
     h = draw(1000, PROJECTIONS, name="test").relu()
     weight = head.weight.detach()

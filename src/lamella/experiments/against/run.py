@@ -7,6 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lamella.common.options import near_matches
 from lamella.experiments.against.known import KNOWN, Known
@@ -83,7 +84,8 @@ def compare_with(path: Path, method: str, *, seconds: float = SECONDS) -> Agains
             )
         except subprocess.TimeoutExpired:
             raise ValueError(f"the code in '{path}' did not end within {seconds:g} s, so nothing is compared") from None
-        found = json.loads(out.read_text()) if out.is_file() else {"error": _last_line(ended.stderr, ended.returncode)}
+        failed = {"error": _last_line(ended.stderr, ended.returncode)}
+        found: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else failed
     if "error" in found:
         raise ValueError(f"'{path}' cannot be compared with {method}: {found['error']}")
     return Against(method, known.home, commit_of(here), tuple(Row(**row) for row in found["rows"]))

@@ -21,7 +21,7 @@ def rows(checkout: Checkout) -> list[Row]:
     layer_of = checkout.take("backbone/lora.py", "_LoRA_qkv_timm_train")
     wrapped = checkout.take("backbone/lora.py", "ParameterWrapper")
     lora, training = LoRA(rank=RANK, sites=("query", "value")), Training(epochs=2, lr=0.01, batch_size=6)
-    method = METHODS["sdlora"](tiny(), lora=lora, training=training, magnitudes="restarted")
+    method: Any = METHODS["sdlora"](tiny(), lora=lora, training=training, magnitudes="restarted")
     learned(method, tiny_tasks(TASKS))
     difference = 0.0
     names = dict.fromkeys(site.name for site in method.sites)

@@ -9,10 +9,12 @@ from torch import Tensor
 from lamella.backbones import Backbone, load_backbone
 from lamella.common.randomness import generator
 from lamella.data.images import ImageSet, PixelArray
+from lamella.data.samples import Samples
 from lamella.data.scenario import Task
+from lamella.data.transform import of_images, plain_view
 from lamella.training.fit import Fit
 
-__all__ = ["draw", "largest", "learned", "relative", "tiny", "tiny_tasks"]
+__all__ = ["draw", "gradient", "inputs", "largest", "learned", "relative", "tiny", "tiny_tasks"]
 
 SIZE = 32
 PER_CLASS = 6
@@ -33,6 +35,16 @@ def largest(ours: Tensor, theirs: Tensor) -> float:
 def relative(ours: Tensor, theirs: Tensor) -> float:
     """Return `largest` as a share of the largest number of ours."""
     return largest(ours, theirs) / max(float(ours.detach().double().abs().max()), 1e-30)
+
+
+def gradient(tensor: Tensor) -> Tensor:
+    """Return the gradient that has reached a tensor; zeros where none has."""
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+
+def inputs(task: Task, backbone: Backbone) -> Samples:
+    """Return all images of a task as a backbone takes them."""
+    return task.train.batch(torch.arange(len(task.train)), plain_view(of_images(backbone.transform, "a comparison")))
 
 
 def tiny() -> Backbone:
