@@ -18,6 +18,7 @@ from lamella.data.lengths import in_windows
 from lamella.data.loading import Examples, step_sizes
 from lamella.data.transform import Augmentation
 from lamella.training import processes
+from lamella.training.batch_norm import norms_of_whole_batches
 from lamella.training.calls import TrainingCall
 from lamella.training.checks import check_examples, check_finite, check_gradients, check_loss, check_mean
 from lamella.training.compilation import compiled_blocks
@@ -27,7 +28,6 @@ from lamella.training.optimizers import build_optimizer, parameter_groups, train
 from lamella.training.passes import Passes
 from lamella.training.precision import computing
 from lamella.training.recipe import Training
-from lamella.training.batch_norm import norms_of_whole_batches
 
 __all__ = ["Examples", "Fit", "Loss"]
 

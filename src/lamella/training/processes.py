@@ -54,6 +54,8 @@ __all__ = [
 TIMEOUT = timedelta(hours=2)
 """How long a process waits for one that neither answers nor closes its connections, as when its machine has vanished. A
 process that ends is noticed at once; so long may process 0 do something alone, such as waiting for a lock."""
+START = timedelta(minutes=10)
+"""How long the processes of a command wait for each other to begin."""
 MOMENT = 1.0
 """Seconds in which all processes meet the same error, of which one speaks."""
 SEEN = 10.0
@@ -145,7 +147,7 @@ def _join(me: Launched) -> None:
         job, step = (int(os.environ.get(f"SLURM_{name}_ID", "0")) for name in ("JOB", "STEP"))
         os.environ["MASTER_PORT"] = str(20000 + (31 * job + step) % 20000)
     os.environ |= {"RANK": str(me.number), "WORLD_SIZE": str(me.count)}
-    store, *_ = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    store, *_ = next(iter(dist.rendezvous("env://", timeout=START)))
     both = torch.cuda.is_available()
     if both and me.local < torch.cuda.device_count():
         torch.cuda.set_device(me.local)
@@ -174,7 +176,7 @@ def _spoken_elsewhere(error: BaseException, me: Launched) -> bool:
     """Tell the others why this process ends, and return whether another one says so to the user."""
     if me.number and not isinstance(error, OtherEnded):
         time.sleep(MOMENT)  # where all meet the same error, process 0 speaks
-    text = str(error) or type(error).__name__
+    text = f"exit status {error.code}" if isinstance(error, SystemExit) else str(error) or type(error).__name__
     try:
         told = _stores[-1].compare_set("ended", "", f"{me.number} {text}").decode()
     except RuntimeError:
