@@ -108,7 +108,7 @@ def trained(options: dict[str, Any]) -> dict[str, Any]:
             fit.scan(data, lambda x, y, total=total: total.see(x), keep={"sums": total}, augment=True)
             found[f"sums {adds}"], found[f"seen {adds}"] = total.total.clone(), total.seen
         found["features"] = fit.features(data, method.backbone)
-        found["rows"] = fit.rows(data, lambda x: {"mean": x.mean((1, 2, 3)), "dark": x.mean((1, 2, 3)) < 0})
+        found["rows"] = fit.outputs(data, lambda x: {"mean": x.mean((1, 2, 3)), "dark": x.mean((1, 2, 3)) < 0})
         few = data.subset([0])
         found["one"] = fit.features(few, method.backbone)
         return found
@@ -258,7 +258,7 @@ def lines(ended: Sequence[Ended]) -> str:
 
 
 def test_an_error_in_one_process_ends_all_with_its_line(config: Path, tmp_path: Path) -> None:
-    said = lines(crew(tmp_path, 3, command, ["run", config, *QUICK, "--out", tmp_path / "run"], fail_1))
+    said = lines(crew(tmp_path, 2, command, ["run", config, *QUICK, "--out", tmp_path / "run"], fail_1))
     assert said == "lamella: process 1: somewhere: No space left on device\n"
 
 

@@ -64,7 +64,7 @@ SEEN = 10.0
 T = TypeVar("T")
 
 _alone: ContextVar[bool] = ContextVar("lamella_alone", default=False)
-_stores: list[dist.Store] = []
+_stores: list[Any] = []
 """What all processes can write words into; empty where there is one process."""
 
 
@@ -141,24 +141,28 @@ def joined() -> Iterator[None]:
 
 
 def _join(me: Launched) -> None:
+    # Not at the top, since some builds of torch have neither.
+    from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+    from torch.distributed.rendezvous import rendezvous
+
     if "MASTER_ADDR" not in os.environ:  # srun says no place to meet
         os.environ["MASTER_ADDR"] = _first_node(os.environ.get("SLURM_STEP_NODELIST", "localhost"))
     if "MASTER_PORT" not in os.environ:
         job, step = (int(os.environ.get(f"SLURM_{name}_ID", "0")) for name in ("JOB", "STEP"))
         os.environ["MASTER_PORT"] = str(20000 + (31 * job + step) % 20000)
     os.environ |= {"RANK": str(me.number), "WORLD_SIZE": str(me.count)}
-    store, *_ = next(iter(dist.rendezvous("env://", timeout=START)))
+    store, *_ = next(iter(rendezvous("env://", timeout=START)))
     both = torch.cuda.is_available()
     if both and me.local < torch.cuda.device_count():
         torch.cuda.set_device(me.local)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if both else "gloo",
-        store=dist.PrefixStore("lamella/group", store),
+        store=PrefixStore("lamella/group", store),
         rank=me.number,
         world_size=me.count,
         timeout=TIMEOUT,
     )
-    _stores.append(dist.PrefixStore("lamella/words", store))
+    _stores.append(PrefixStore("lamella/words", store))
 
 
 def _leave(me: Launched, *, wait: bool) -> None:
