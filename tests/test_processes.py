@@ -108,7 +108,7 @@ def trained(options: dict[str, Any]) -> dict[str, Any]:
             fit.scan(data, lambda x, y, total=total: total.see(x), keep={"sums": total}, augment=True)
             found[f"sums {adds}"], found[f"seen {adds}"] = total.total.clone(), total.seen
         found["features"] = fit.features(data, method.backbone)
-        found["rows"] = fit.rows(data, lambda x: {"mean": x.mean((1, 2, 3)), "dark": x.mean((1, 2, 3)) < 0})
+        found["rows"] = fit.outputs(data, lambda x: {"mean": x.mean((1, 2, 3)), "dark": x.mean((1, 2, 3)) < 0})
         few = data.subset([0])
         found["one"] = fit.features(few, method.backbone)
         return found
@@ -258,7 +258,7 @@ def lines(ended: Sequence[Ended]) -> str:
 
 
 def test_an_error_in_one_process_ends_all_with_its_line(config: Path, tmp_path: Path) -> None:
-    said = lines(crew(tmp_path, 3, command, ["run", config, *QUICK, "--out", tmp_path / "run"], fail_1))
+    said = lines(crew(tmp_path, 2, command, ["run", config, *QUICK, "--out", tmp_path / "run"], fail_1))
     assert said == "lamella: process 1: somewhere: No space left on device\n"
 
 
@@ -454,18 +454,18 @@ def test_every_method_learns_the_same_with_two_or_is_refused(name: str, tmp_path
     assert all(torch.equal(first[0][key], second[0][key]) for key in first[0]), "to the bit"
     # Not the tensors: Adam makes steps of their own of gradients that are zero but for rounding.
     alone = all_of_it(name)[1]
-    assert float((alone - first[1]).abs().max()) < 1e-3 * float(alone.abs().max())
+    # `loda` inverts moments that are nearly singular, by which rounding grows.
+    assert float((alone - first[1]).abs().max()) < (1e-2 if name == "loda" else 1e-3) * float(alone.abs().max())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 3])
-def test_digits_by_torchrun_are_those_of_one_process(count: int, tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "-m", "lamella"]
-    alone = [sys.executable, "-m", "lamella"]
-    for start, out in ((alone, "one"), (launch, "several"), (launch, "again")):
-        words = ["run", "digits", "--quiet", "--out", str(tmp_path / out)]
-        done = subprocess.run([*start, *words], capture_output=True, text=True, check=False)
+def test_digits_by_torchrun_are_those_of_one_process(tmp_path: Path) -> None:
+    for count, out in ((1, "one"), (2, "two"), (2, "again"), (3, "three")):
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(count)] if count > 1 else []
+        words = [*launch, "-m", "lamella", "run", "digits", "--quiet", "--out", str(tmp_path / out)]
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    assert results(tmp_path / "one") == results(tmp_path / "several")
-    assert_close(state(tmp_path / "one"), state(tmp_path / "several"))
-    assert same_bits(tmp_path / "several", tmp_path / "again")
+    for out in ("two", "three"):
+        assert results(tmp_path / "one") == results(tmp_path / out)
+        assert_close(state(tmp_path / "one"), state(tmp_path / out))
+    assert same_bits(tmp_path / "two", tmp_path / "again")

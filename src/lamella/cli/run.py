@@ -100,7 +100,8 @@ def run_all(
             run_config(settings, path, resume=resume, quiet=quiet)
         except KeyboardInterrupt as error:
             command = shlex.join(["lamella", *(a for a in sys.argv[1:] if a != "--resume"), "--resume"])
-            typer.echo(f"lamella: interrupted; resume with: {command}", err=True)
+            how = f"resume with: {command}" if processes.count() == 1 else "start all processes again with --resume"
+            typer.echo(f"lamella: interrupted; {how}", err=True)
             raise typer.Exit(130) from error
     if processes.leads():
         typer.echo(render_table(load_results([path for path, _ in planned]), "table", across_splits=across_splits))

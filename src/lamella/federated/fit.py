@@ -255,8 +255,8 @@ class FederatedFit(Fit):
                 buffer.copy_(total[f"{key}|{own}"])
         return torch.arange(len(data))
 
-    def rows(
-        self, data: Examples, compute: Callable[[Any], Mapping[str, Tensor]], *, name: str = "rows"
+    def outputs(
+        self, data: Examples, compute: Callable[[Any], Mapping[str, Tensor]], *, name: str = "outputs"
     ) -> dict[str, Tensor]:
         raise _one_by_one(name)
 

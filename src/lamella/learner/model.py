@@ -223,7 +223,7 @@ class Model:
             logits, typicality = method.logits_and_typicality(x)
             return {"logits": logits.clone(), "typicality": typicality.clone()}
 
-        found = fit.rows(data, compute, name=name)
+        found = fit.outputs(data, compute, name=name)
         return found["logits"].cpu().float(), found["typicality"].cpu().float()
 
     def follow_drift(self, fit: Fit) -> None:
@@ -271,7 +271,7 @@ class Model:
         """
         wanted, method = self.columns(data.labels), self.method.eval()
         if method.by_features:
-            features = fit.rows(data, lambda x: {"": method.features(x).clone()}, name="held-back")[""].cpu()
+            features = fit.outputs(data, lambda x: {"": method.features(x).clone()}, name="held-back")[""].cpu()
             self.held_back.add(features, data.labels, len(self.tasks))
             self._confidence = None
             logits = method.classify(features.to(next(method.parameters()).device)).cpu()

@@ -79,7 +79,7 @@ def score_task(
         return found | ({given_task: method.predict(x, tuple(task_classes)).float()} if method.routed else {})
 
     with recall.reading(method.backbone):
-        found = {key: logits.cpu() for key, logits in fit.rows(data, compute, name=name).items()}
+        found = {key: logits.cpu() for key, logits in fit.outputs(data, compute, name=name).items()}
     aware = found.pop(given_task, None)
     column = {c: i for i, c in enumerate(method.classes)}
     target = torch.tensor([column[label] for label in data.labels.tolist()])

@@ -46,7 +46,7 @@ def norms_of_whole_batches(module: nn.Module, device: torch.device, smallest: in
             f"a batch of {smallest} has no sample for each of {processes.count()} processes, and batch norm needs one; "
             "change the method's batch_size, or start fewer processes"
         )
-    from timm.layers import convert_sync_batchnorm  # that of torch would lose the activations of timm's layers
+    from timm.layers.norm_act import convert_sync_batchnorm  # that of torch would lose the activations of timm's layers
 
     for parent, name, layer in places:
         setattr(parent, name, convert_sync_batchnorm(layer))

@@ -215,15 +215,15 @@ class Passes:
             self.seconds[place.call] = position["seconds"]
             return state["features"].to(self.device)
         # A copy, because features are often a view of all tokens, which would stay in memory.
-        found = self._rows(place, data, lambda x: {name: extract(x).to(torch.float32, copy=True)}, name)
+        found = self._outputs(place, data, lambda x: {name: extract(x).to(torch.float32, copy=True)}, name)
         features = found[name]
         check_finite(f"features of task {self.task}", [features])
         if keep:
             place.save({"features": features}, {"seconds": self.seconds[place.call]})
         return features
 
-    def rows(
-        self, data: Examples, compute: Callable[[Any], Mapping[str, Tensor]], *, name: str = "rows"
+    def outputs(
+        self, data: Examples, compute: Callable[[Any], Mapping[str, Tensor]], *, name: str = "outputs"
     ) -> dict[str, Tensor]:
         """Compute some tensors of each example, without augmentation. Several processes share the examples out.
 
@@ -235,9 +235,9 @@ class Passes:
         Returns:
             By name (examples, ...), in the order of `data`.
         """
-        return self._rows(self._place(self._call(name)), data, compute, name)
+        return self._outputs(self._place(self._call(name)), data, compute, name)
 
-    def _rows(
+    def _outputs(
         self, place: Place, data: Examples, compute: Callable[[Any], Mapping[str, Tensor]], name: str
     ) -> dict[str, Tensor]:
         parts: list[Mapping[str, Tensor]] = []

@@ -54,6 +54,8 @@ __all__ = [
 TIMEOUT = timedelta(hours=2)
 """How long a process waits for one that neither answers nor closes its connections, as when its machine has vanished. A
 process that ends is noticed at once; so long may process 0 do something alone, such as waiting for a lock."""
+START = timedelta(minutes=10)
+"""How long the processes of a command wait for each other to begin."""
 MOMENT = 1.0
 """Seconds in which all processes meet the same error, of which one speaks."""
 SEEN = 10.0
@@ -62,7 +64,7 @@ SEEN = 10.0
 T = TypeVar("T")
 
 _alone: ContextVar[bool] = ContextVar("lamella_alone", default=False)
-_stores: list[dist.Store] = []
+_stores: list[Any] = []
 """What all processes can write words into; empty where there is one process."""
 
 
@@ -139,24 +141,28 @@ def joined() -> Iterator[None]:
 
 
 def _join(me: Launched) -> None:
+    # Not at the top, since some builds of torch have neither.
+    from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+    from torch.distributed.rendezvous import rendezvous
+
     if "MASTER_ADDR" not in os.environ:  # srun says no place to meet
         os.environ["MASTER_ADDR"] = _first_node(os.environ.get("SLURM_STEP_NODELIST", "localhost"))
     if "MASTER_PORT" not in os.environ:
         job, step = (int(os.environ.get(f"SLURM_{name}_ID", "0")) for name in ("JOB", "STEP"))
         os.environ["MASTER_PORT"] = str(20000 + (31 * job + step) % 20000)
     os.environ |= {"RANK": str(me.number), "WORLD_SIZE": str(me.count)}
-    store, *_ = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    store, *_ = next(iter(rendezvous("env://", timeout=START)))
     both = torch.cuda.is_available()
     if both and me.local < torch.cuda.device_count():
         torch.cuda.set_device(me.local)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if both else "gloo",
-        store=dist.PrefixStore("lamella/group", store),
+        store=PrefixStore("lamella/group", store),
         rank=me.number,
         world_size=me.count,
         timeout=TIMEOUT,
     )
-    _stores.append(dist.PrefixStore("lamella/words", store))
+    _stores.append(PrefixStore("lamella/words", store))
 
 
 def _leave(me: Launched, *, wait: bool) -> None:
@@ -174,7 +180,7 @@ def _spoken_elsewhere(error: BaseException, me: Launched) -> bool:
     """Tell the others why this process ends, and return whether another one says so to the user."""
     if me.number and not isinstance(error, OtherEnded):
         time.sleep(MOMENT)  # where all meet the same error, process 0 speaks
-    text = str(error) or type(error).__name__
+    text = f"exit status {error.code}" if isinstance(error, SystemExit) else str(error) or type(error).__name__
     try:
         told = _stores[-1].compare_set("ended", "", f"{me.number} {text}").decode()
     except RuntimeError:
