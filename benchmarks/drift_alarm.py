@@ -3,12 +3,11 @@
     python benchmarks/drift_alarm.py
     python benchmarks/drift_alarm.py --method nearest-mean
 
-A learner on the bundled network knows five of the ten digits; which ones, and which images, a seed draws. Three fifths
-of their images are learned, a fifth of these held back as by `lamella learn`. The others are the stream, in several
-orders:
+A learner on the bundled network knows five of the ten digits; which ones, and which images, a seed draws. It learns
+half of their images. Of the others an eighth of all is held back, in several draws, and what is left is the stream:
 
-    stationary      all of these others
-    border          some of them, then images of digits that were never learned, alone or mixed with known ones
+    stationary      all of it
+    border          some of it, then images of digits that were never learned, alone or mixed with known ones
 
 Nothing is chosen on them. `every` is what the alarm promises: at most one false alarm in so many samples, on average.
 """
@@ -21,11 +20,13 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from lamella.common.randomness import generator
 from lamella.data.images import concatenate
 from lamella.data.scenario import Task
 from lamella.data.sources.load import load_source
+from lamella.learner.confidence import Confidence
 from lamella.learner.drift_alarm import DriftAlarm
 from lamella.learner.learner import Learner
 
@@ -48,25 +49,28 @@ class Found:
     off: list[int] = field(default_factory=list)
 
 
-def familiarity(seed: int, method: str) -> tuple[list[float], list[float], int]:
-    """The familiarity of known and of new digits that were not learned, and how many samples were held back."""
+def typicality(seed: int, method: str) -> tuple[Tensor, Tensor, int]:
+    """The typicality of known and of new digits that were not learned, and how many are held back of the known ones."""
     source = load_source("digits")
     pool = concatenate([source.train, source.test])
     draws = torch.randperm(10, generator=generator(seed, "which digits")).tolist()
     known = torch.isin(pool.labels, torch.tensor(draws[:5]))
     order = torch.randperm(len(pool), generator=generator(seed, "which images"))
     inside, outside = order[known[order]], order[~known[order]]
-    learned = len(inside) * 3 // 5
-    held_back, taught, stream = inside[: learned // 5], inside[learned // 5 : learned], inside[learned:]
     learner = Learner.create(backbone="fractal-vit-micro", method=method, seed=seed, fit={"device": "cpu"})
     classes = tuple(sorted(draws[:5]))
-    task = Task(0, "known", classes, tuple(map(str, classes)), pool.subset(taught))
-    learner.learn(task, held_back=pool.subset(held_back))
+    half = len(inside) // 2
+    learner.learn(Task(0, "known", classes, tuple(map(str, classes)), pool.subset(inside[:half])))
 
-    def of(index: torch.Tensor) -> list[float]:
-        return [p.familiarity or 0.0 for p in learner.predict(pool.subset(index), top=1)]
+    def of(index: Tensor) -> Tensor:
+        return learner.model.read(pool.subset(index), learner.fit(), "typicality")[1].double()
 
-    return of(stream), of(outside), len(held_back)
+    return of(inside[half:]), of(outside), len(inside) // 8
+
+
+def _familiarity(held: Confidence, values: Tensor) -> list[float]:
+    found = held.familiarity(values)
+    return [] if found is None else found.tolist()
 
 
 def watch(found: Found, alarm: DriftAlarm, stream: list[float], border: int | None) -> None:
@@ -85,21 +89,21 @@ def watch(found: Found, alarm: DriftAlarm, stream: list[float], border: int | No
 
 def main(
     method: Annotated[str, typer.Option(help="Which method has learned.")] = "streaming-lda",
-    seeds: Annotated[int, typer.Option(help="So many learners.")] = 40,
-    orders: Annotated[int, typer.Option(help="So many orders of each stream.")] = 10,
+    seeds: Annotated[int, typer.Option(help="So many learners.")] = 20,
+    orders: Annotated[int, typer.Option(help="So many streams of each kind for a learner.")] = 50,
 ) -> None:
     """Learn, watch and count."""
     kinds = ["stationary", *(f"border, then {share:.0%} new" for share in SHARES)]
     found = {(every, kind): Found() for every in PROMISES for kind in kinds}
     counts: list[int] = []
     for seed in range(seeds):
-        known, new, held_back = familiarity(seed, method)
+        known, new, held_back = typicality(seed, method)
         counts.append(held_back)
         for number in range(orders):
             draws = generator(seed, "order", number)
-            one, other = (
-                [values[i] for i in torch.randperm(len(values), generator=draws).tolist()] for values in (known, new)
-            )
+            inside, outside = (part[torch.randperm(len(part), generator=draws)] for part in (known, new))
+            held = Confidence(1.0, inside[:held_back])
+            one, other = (_familiarity(held, values) for values in (inside[held_back:], outside))
             streams: dict[str, tuple[list[float], int | None]] = {kinds[0]: (one, None)}
             for kind, share in zip(kinds[1:], SHARES, strict=True):
                 after = iter(one[BEFORE:])
@@ -109,22 +113,24 @@ def main(
                 streams[kind] = one[:BEFORE] + whole, BEFORE
             for (every, kind), counted in found.items():
                 watch(counted, DriftAlarm(held_back, every=every, seed=orders * seed + number), *streams[kind])
-    held = statistics.mean(counts)
-    title = f"{method} on digits, {held:.0f} samples held back, {seeds * orders} streams of each kind"
+    mean = statistics.mean(counts)
+    title = f"{method} on digits, {mean:.0f} samples held back, {seeds * orders} streams of each kind"
     page = Table("every", "stream", "false alarms", "promised at most", "noticed", "delay", "estimated", title=title)
     for (every, kind), counted in found.items():
         share, promised = counted.too_early / counted.streams, counted.samples / counted.streams / every
+        error = (promised * (1 - promised) / counted.streams) ** 0.5
         delays = sorted(counted.delays)
         page.add_row(
             f"{every:,}",
             kind,
             f"{share:.1%} of streams",
-            f"{promised:.1%}",
+            f"{promised:.1%} ± {error:.1%}",
             f"{len(delays) / max(len(delays) + counted.never, 1):.1%}" if kind != kinds[0] else "",
             f"{statistics.median(delays):.0f} (9 in 10: {delays[len(delays) * 9 // 10]})" if delays else "",
             f"{statistics.median(counted.off):+.0f}" if delays else "",
         )
     Console(width=130).print(page)
+    print("promised: with the standard error of a share of so many independent streams")
     print("delay: samples after the border until the alarm, median; estimated: `since`, from the first sample after it")
 
 

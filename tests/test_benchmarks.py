@@ -102,6 +102,11 @@ def test_unknown(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "area under the ROC curve" in capsys.readouterr().out
 
 
+def test_drift_alarm(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    script("drift_alarm").main(method="nearest-mean", seeds=1, orders=1)
+    assert "border, then 20% new" in capsys.readouterr().out
+
+
 def test_first_days(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["method.name=nearest-mean", "backbone.weights=random"]
     script("first_days").main(settings, stream=["digits"], per_class=6, days=2, validation=True, out=Path("days"))

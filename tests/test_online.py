@@ -15,7 +15,7 @@ from lamella.data.online import online
 from lamella.data.scenario import Scenario, Source, Task
 from lamella.data.transform import plain_view
 from lamella.experiments.online import area_under_curve
-from lamella.experiments.report import load_results
+from lamella.experiments.report import load_results, write_html
 from lamella.experiments.report.tables import render_table
 from lamella.experiments.run import run
 from lamella.learner.config.document import build_scenario, load_config
@@ -284,6 +284,8 @@ def test_a_run_measures_before_it_learns_and_tests_what_was_seen(
     assert found["kind"] == "online"
     table = render_table(load_results([tmp_path / "run"]), "markdown")
     assert "average online accuracy | anytime accuracy" in table
+    page = write_html(load_results([tmp_path / "run"]), tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Anytime accuracy" in page
 
 
 def test_a_run_that_was_killed_goes_on_at_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,15 +17,10 @@ __all__ = [
     "Source",
     "Task",
     "as_task",
-    "check_each_class",
     "class_incremental",
     "dataset_incremental",
     "domain_incremental",
-    "held_out",
-    "in_order",
-    "short",
     "task_incremental",
-    "where",
 ]
 
 

@@ -132,7 +132,7 @@ def _measures(rows: list[Row], key: str, scenario: Scenario, whole_stream: bool)
         if same and not whole_stream
         else None,
         "task_aware_accuracy": None if mixed else number_or_none(metrics.final_accuracy(aware, sizes)),
-        "task_choice_accuracy": None if shared or given else sum(score.right_task for score in last) / sum(sizes),
+        "task_choice_accuracy": None if mixed or shared or given else sum(score.right_task for score in last) / sum(sizes),
         "matrix": nulls(matrix),
         "task_aware_matrix": nulls(aware),
         "curve": [number_or_none(a) for a in metrics.accuracy_curve(matrix, sizes)],
