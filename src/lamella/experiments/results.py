@@ -122,6 +122,7 @@ def _measures(rows: list[Row], key: str, scenario: Scenario, whole_stream: bool)
     chance = [1 / len(scenario[j].classes) for j in range(len(scenario))]
     shared, same = scenario.shared_classes, scenario.kind == "domain-incremental"
     mixed = same or scenario.batch is not None  # a sample's task says little of its class
+    choice = None if mixed or shared or given else sum(score.right_task for score in last) / sum(sizes)
     return {
         "final_accuracy": number_or_none(metrics.final_accuracy(matrix, sizes)),
         "final_accuracy_task_mean": number_or_none(metrics.final_accuracy(matrix)),
@@ -132,7 +133,7 @@ def _measures(rows: list[Row], key: str, scenario: Scenario, whole_stream: bool)
         if same and not whole_stream
         else None,
         "task_aware_accuracy": None if mixed else number_or_none(metrics.final_accuracy(aware, sizes)),
-        "task_choice_accuracy": None if mixed or shared or given else sum(score.right_task for score in last) / sum(sizes),
+        "task_choice_accuracy": choice,
         "matrix": nulls(matrix),
         "task_aware_matrix": nulls(aware),
         "curve": [number_or_none(a) for a in metrics.accuracy_curve(matrix, sizes)],
