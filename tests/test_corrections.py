@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lamella import Learner
 from lamella.learner.folder import ModelFolder
+from lamella.learner.inspection.facts import origins
 from lamella.learner.seen import Seen
 from lamella.learner.store.state import learned_state
 from lamella.memory.gaussians import ClassGaussians
@@ -189,8 +190,13 @@ def test_a_task_of_which_nothing_is_left_stays_in_the_history(lamella: Run, tmp_
     first = photos(tmp_path / "first", {"crow": 5, "owl": 6})
     second = photos(tmp_path / "second", {"owl": 4}, seed=1)
     model = tmp_path / "model"
-    taught({"name": "streaming-lda"}, first, second).save(model)
+    taught({"name": "streaming-lda"}, first).save(model)
+    learner = Learner.load(model)
+    learner.learn_from(second)
+    learner.save(model)
+    learned = origins(model)
     assert lamella("remove", model, second)[0] == 0
+    assert origins(model) == learned, "when it was learned is known as before"
     learner = Learner.load(model)
     assert [(record.name, len(record.classes), record.images) for record in learner.tasks] == [
         ("first", 2, 11),

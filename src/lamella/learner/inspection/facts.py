@@ -174,15 +174,16 @@ def origins(folder: Path) -> list[Origin | None]:
         ValueError: the model is damaged.
     """
     current = load_manifest(folder)
-    tasks, found = _without_classes(current["tasks"]), dict[int, Origin]()
+    tasks, found = _as_learned(current["tasks"]), dict[int, Origin]()
     for version in history(folder):
-        theirs = _without_classes(load_manifest(folder, version.number)["tasks"])
+        theirs = _as_learned(load_manifest(folder, version.number)["tasks"])
         # Compare whole records, not names: after a rollback a task may be learned again under the same name.
         if version.number <= current["version"] and theirs == tasks[: len(theirs)]:
             found.setdefault(len(theirs) - 1, Origin(version.number, version.made, version.bytes))
     return [found.get(number) for number in range(len(tasks))]
 
 
-def _without_classes(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return records without what changes when classes are merged or dropped later."""
-    return [{key: value for key, value in record.items() if key != "classes"} for record in records]
+def _as_learned(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return records without what changes later, when classes are merged or dropped, or samples are taken out."""
+    later = ("classes", "images", "data_sha256", "held_back")
+    return [{key: value for key, value in record.items() if key not in later} for record in records]
