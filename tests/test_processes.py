@@ -17,6 +17,7 @@ from crew import Ended, command, crew
 from streams import batch, build, build_shallow, colours_config, fit_for, learn_all, stream
 from torch import Tensor, nn
 
+from lamella.common.launched import first_node, launched
 from lamella.learner.store.versions import load_model
 from lamella.methods import METHODS
 from lamella.training import processes
@@ -394,13 +395,14 @@ def test_a_model_folder_is_taught_by_two_and_a_kill_loses_nothing(lamella: Run, 
 def test_who_a_process_is_says_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")  # as in a batch script, outside of srun
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert processes.launched() == (0, 1, 0)
+    assert launched() == (0, 1, 0)
     for name, value in {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert processes.launched() == (3, 4, 1)
+    assert launched() == (3, 4, 1)
     for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert processes.launched() == (1, 2, 1)
+    assert launched() == (1, 2, 1)
+    assert first_node("n[07,09-12]-ib,m1") == "n07-ib"
 
 
 def srun(env: dict[str, str]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import typer
 
 from lamella.cli.app import app
 from lamella.cli.output import say
+from lamella.common.launched import launched
 
 __all__ = ["app", "main"]
 
@@ -47,14 +48,10 @@ def _with_others(arguments: list[str]) -> AbstractContextManager[None]:
     Raises:
         ValueError: the command is for one process.
     """
-    if not os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
-        return nullcontext()  # without importing torch
-    # Where a process is lost, torch writes how its messages failed, beside our line.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from lamella.training.processes import joined, launched
-
     me = launched()
-    if me.count > 1 and arguments[0] not in TOGETHER:
+    if me.count == 1:
+        return nullcontext()  # without importing torch
+    if arguments[0] not in TOGETHER:
         if me.number:
             sys.exit(2)  # process 0 says why
         known = " and ".join(f"`lamella {name}`" for name in TOGETHER)
@@ -62,6 +59,10 @@ def _with_others(arguments: list[str]) -> AbstractContextManager[None]:
             f"{me.count} processes were started with `lamella {arguments[0]}`, and only {known} learn with several; "
             "start one, without torchrun or srun"
         )
+    # Where a process is lost, torch writes how its messages failed, beside our line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from lamella.training.processes import joined
+
     return joined()
 
 
@@ -94,7 +95,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _complain(text: str, *, code: int = 2) -> None:
-    number = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
-    who = "" if number == "0" else f"process {number}: "
+    number = launched().number
+    who = f"process {number}: " if number else ""
     say(f"lamella: {who}{' '.join(text.split())}", err=True)
     sys.exit(code)

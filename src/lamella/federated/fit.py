@@ -233,7 +233,7 @@ class FederatedFit(Fit):
         """
         moments = {key: module for key, module in (keep or {}).items() if isinstance(module, SecondMoment)}
         if not moments or len(moments) < len(keep or {}):
-            raise _one_by_one(name)
+            raise ValueError(f"'{name}' reads samples one by one, which stay with their clients; choose another method")
         self._check_whole(data)
         buffers = {f"{key}|{own}": b for key, module in moments.items() for own, b in module.named_buffers()}
 
@@ -254,11 +254,6 @@ class FederatedFit(Fit):
             for own, buffer in module.named_buffers():
                 buffer.copy_(total[f"{key}|{own}"])
         return torch.arange(len(data))
-
-    def outputs(
-        self, data: Examples, compute: Callable[[Any], Mapping[str, Tensor]], *, name: str = "outputs"
-    ) -> dict[str, Tensor]:
-        raise _one_by_one(name)
 
     def pooled(self, name: str, summed: Callable[..., dict[str, Tensor]], *rows: Tensor) -> dict[str, Tensor]:
         for tensor in rows:
@@ -344,10 +339,6 @@ class FederatedFit(Fit):
                 "this method trains on other samples than those of the task, and only these have an owner; leave out "
                 "settings such as method.statistics_images, or choose another method"
             )
-
-
-def _one_by_one(name: str) -> ValueError:
-    return ValueError(f"'{name}' reads samples one by one, which stay with their clients; choose another method")
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,12 @@ class Passes:
 
         Returns:
             By name (examples, ...), in the order of `data`.
+
+        Raises:
+            ValueError: the samples have several owners.
         """
+        if self.divided:
+            raise ValueError(f"'{name}' reads samples one by one, which stay with their clients; choose another method")
         return self._outputs(self._place(self._call(name)), data, compute, name)
 
     def _outputs(
