@@ -1,23 +1,21 @@
 """`lamella predict`: name the classes of images or texts."""
 
-import csv
-import io
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lamella.cli.arguments import Device, Model, Untrusted
 from lamella.cli.output import say
+from lamella.cli.predict_rows import as_csv as as_csv_page
+from lamella.cli.predict_rows import line_of, row_of
+from lamella.common.words import many
 
 if TYPE_CHECKING:
-    from lamella.cli.predict_inputs import Named
-    from lamella.learner.learner import Prediction
+    from lamella.learner.learner import Learner
 
 __all__ = ["predict"]
-
-SHOWN = 60  # characters of a text in a line
 
 
 def predict(
@@ -44,6 +42,20 @@ def predict(
     unknown: Annotated[
         bool, typer.Option("--unknown", help="Call a sample unknown if it looks stranger than 19 of 20 known ones.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write very many images part by part into this folder, as CSV or with --json as lines of JSON. PATH "
+            "may be a URL of fsspec. The same command goes on after a stop.",
+            show_default=False,
+        ),
+    ] = None,
+    part: Annotated[int, typer.Option(min=1, metavar="N", help="With --out: images of a part.")] = 1000,
+    share: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="With --out: this process does share I of N.", show_default="all parts"),
+    ] = None,
     device: Device = None,
     untrusted: Untrusted = False,
 ) -> None:
@@ -51,6 +63,8 @@ def predict(
 
     The output has confidences, the task that taught the class, and how familiar the sample is.
     """
+    if share is not None and out is None:
+        raise ValueError("--share belongs to --out, where several processes fill one folder; leave it out")
     if as_json and as_csv:
         raise ValueError("--json and --csv cannot be combined; choose one")
     if not paths and not text:
@@ -58,13 +72,19 @@ def predict(
     from lamella.cli.predict_inputs import asked_images, asked_texts, check_paths
     from lamella.learner.learner import Learner
 
-    check_paths(paths or ())
+    if out is None:
+        check_paths(paths or ())
     learner = Learner.load(model, device=device, trusted=not untrusted)
     noun = learner.backbone.transform.noun
     if noun == "answer":
         raise ValueError(f"'{model}' writes answers and knows no classes; use lamella generate")
     if unknown and not learner.confidence.images:
         raise ValueError(f"'{model}' has no held-back {noun}s, so it cannot tell what is unknown; leave out --unknown")
+    if out is not None:
+        if noun != "image":
+            raise ValueError(f"--out is for very many images, and '{model}' takes {noun}s; leave it out")
+        _write_parts(learner, paths or [], out, top, unknown, as_json, part, share)
+        return
     if noun == "text":
         asked = asked_texts(paths or (), text or (), column)
     elif text or column:
@@ -72,16 +92,16 @@ def predict(
     else:
         asked = asked_images(paths or ())
     predictions = learner.predict(asked.data, top=top) if len(asked.data) else []
-    rows = [_row(named, prediction, unknown) for named, prediction in zip(asked.named, predictions, strict=True)]
+    rows = [row_of(named, prediction, unknown) for named, prediction in zip(asked.named, predictions, strict=True)]
     broken = [{"path": name, "error": reason} for name, reason in asked.broken]
     if as_json:
         typer.echo(json.dumps([*rows, *broken], indent=2))
     elif as_csv:
         # Written as bytes, because file names need not be valid UTF-8 and must stay unchanged.
-        typer.echo(_csv(rows, noun).encode(errors="surrogateescape"), nl=False)
+        typer.echo(as_csv_page(rows, noun).encode(errors="surrogateescape"), nl=False)
     else:
         for row in rows:
-            say(_line(row))
+            say(line_of(row))
     if not rows and not broken:
         say(f"no {noun} in what was given, so nothing is predicted", err=True)
     for row in broken:
@@ -90,37 +110,24 @@ def predict(
         raise typer.Exit(1)
 
 
-def _row(named: "Named", prediction: "Prediction", unknown: bool) -> dict[str, Any]:
-    pairs = zip(prediction.classes, prediction.confidences, strict=True)
-    classes = [{"name": name, "confidence": confidence} for name, confidence in pairs]
-    row: dict[str, Any] = {**named, "classes": classes, "task": prediction.task}
-    row["familiarity"] = prediction.familiarity
-    if unknown and prediction.familiarity is not None:
-        from lamella.learner.confidence import UNKNOWN
+def _write_parts(
+    learner: "Learner",
+    paths: list[str],
+    out: Path,
+    top: int,
+    unknown: bool,
+    lines: bool,
+    size: int,
+    share: str | None,
+) -> None:
+    """Write the parts of `--out`, and say how many."""
+    from lamella.cli.predict_parts import read_share, write_parts
+    from lamella.common.progress import bars
 
-        row["unknown"] = prediction.familiarity < UNKNOWN
-    return row
-
-
-def _line(row: dict[str, Any]) -> str:
-    named = ", ".join(f"{entry['name']} {entry['confidence']:.1%}" for entry in row["classes"])
-    strange = f"unknown (familiarity {row['familiarity']:.1%}); nearest: " if row.get("unknown") else ""
-    return f"{row['path'] if 'text' not in row else _short(row['text'])}: {strange}{named} (task: {row['task']})"
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
-
-
-def _csv(rows: Sequence[dict[str, Any]], noun: str) -> str:
-    page = io.StringIO()
-    extra = ["unknown"] if rows and "unknown" in rows[0] else []
-    names = ["text", "path"] if noun == "text" else ["path"]
-    writer = csv.writer(page, lineterminator="\n")
-    writer.writerow([*names, "class", "confidence", "task", "familiarity", *extra])
-    for row in rows:
-        best = row["classes"][0]
-        own, more = ([row[key] for key in keys] for keys in (names, extra))
-        writer.writerow([*own, best["name"], best["confidence"], row["task"], row["familiarity"], *more])
-    return page.getvalue()
+    options = {"top": top, "unknown": unknown, "lines": lines, "size": size, "share": read_share(share)}
+    done = write_parts(learner, paths, out, progress=bars, **options)
+    there = f" ({many(done.there, 'part')} were there)" if done.there else ""
+    say(f"wrote {many(done.written, 'part')} to {out}{there}: {many(done.images, 'image')}")
+    if done.broken:
+        say(f"{many(done.broken, 'file')} cannot be read; the column error says why", err=True)
+        raise typer.Exit(1)

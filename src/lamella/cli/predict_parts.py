@@ -1,0 +1,165 @@
+"""`lamella predict --out FOLDER`: the classes of very many images, part by part.
+
+OUT/parts.json          what the parts are made of: which model, which files, how many in a part
+OUT/part-00000.csv      a line for each image of the first part; or .jsonl
+
+A part is written whole or not at all, so that the same command goes on after a stop. Only the images of one part are in
+memory. Several processes, each with its own `--share`, fill one folder together.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamella.cli.predict_rows import as_csv, row_of
+from lamella.common.files import json_to_bytes, read_json, write_atomic, write_json
+from lamella.common.progress import Progress, silent
+from lamella.data.keeping import keep_readable
+from lamella.data.sources.far_files import FarFiles, list_files
+from lamella.learner.store.state import state_digest
+
+if TYPE_CHECKING:
+    from lamella.learner.learner import Learner
+
+__all__ = ["PART", "Parts", "read_share", "write_parts"]
+
+PART = 1000
+MANIFEST = "parts.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What was done.
+
+    Attributes:
+        written: how many parts were written now.
+        there: how many were there before.
+        images: how many images have a class in the parts that were written now.
+        broken: how many of their files cannot be read.
+    """
+
+    written: int = 0
+    there: int = 0
+    images: int = 0
+    broken: int = 0
+
+
+def read_share(text: str | None) -> tuple[int, int]:
+    """Read which parts are this process's: "0/4" is the first of four shares; None is all of them.
+
+    >>> read_share("2/4"), read_share(None)
+    ((2, 4), (0, 1))
+
+    Raises:
+        ValueError: it is written otherwise, or there is no such share.
+    """
+    if text is None:
+        return 0, 1
+    number, sign, count = text.partition("/")
+    if not (sign and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ValueError(f"--share {text!r} should be NUMBER/COUNT, where numbers begin at 0, such as 0/4 to 3/4")
+    return int(number), int(count)
+
+
+def write_parts(
+    learner: "Learner",
+    places: Sequence[str],
+    out: Path,
+    *,
+    top: int = 5,
+    unknown: bool = False,
+    lines: bool = False,
+    size: int = PART,
+    share: tuple[int, int] = (0, 1),
+    progress: Progress = silent,
+) -> Parts:
+    """Predict the images of some places, and write a file for each part of them that is not there yet.
+
+    Args:
+        learner: a model of images.
+        places: folders, files and URLs.
+        out: the folder of the parts, which is made where there is none.
+        top: how many classes a line of JSON names.
+        unknown: whether images that look stranger than most known ones are called unknown.
+        lines: whether a part has lines of JSON, and not of CSV.
+        size: how many images a part has.
+        share: the number of this process, from 0, and how many there are; each takes every so-manieth part.
+        progress: opens a progress bar.
+
+    Raises:
+        FileNotFoundError: a place is not there.
+        ValueError: a place has no images, or the folder has parts of another model, of other files, or of another kind.
+    """
+    found = [list_files(place) for place in places]
+    sizes = [range(0, len(files.names), size) for files in found]
+    parts = [(files, files.names[i : i + size]) for files, starts in zip(found, sizes, strict=True) for i in starts]
+    _claim(learner, found, out, {"size": size, "unknown": unknown, "top": top if lines else 1, "lines": lines})
+    own = range(share[0], len(parts), share[1])
+    done = Parts()
+    with progress("predict", len(own)) as advance:
+        for number in own:
+            file = out / f"part-{number:05}.{'jsonl' if lines else 'csv'}"
+            if file.exists():
+                done = Parts(done.written, done.there + 1, done.images, done.broken)
+            else:
+                files, names = parts[number]
+                rows, broken = _predicted(learner, files, names, top if lines else 1, unknown)
+                write_atomic(file, _content(rows, broken, lines))
+                done = Parts(done.written + 1, done.there, done.images + len(rows), done.broken + len(broken))
+            advance(1, f"{number + 1} of {len(parts)} parts")
+    return done
+
+
+def _claim(learner: "Learner", found: Sequence[FarFiles], out: Path, options: dict[str, Any]) -> None:
+    """Note what the parts are made of, or make sure that those that are there are made of the same."""
+    names = sha256()
+    for files in found:
+        names.update("\0".join([*files.names, ""]).encode("utf-8", "surrogateescape"))
+    told = {
+        "model": _digest(learner),
+        "files": names.hexdigest(),
+        "images": sum(len(files.names) for files in found),
+        **options,
+    }
+    place = out / MANIFEST
+    if place.exists():
+        before = read_json(place)
+        if differ := [key for key, value in told.items() if before.get(key) != value]:
+            raise ValueError(
+                f"'{out}' has parts of other {_WHAT.get(differ[0], 'options')} than these; choose another folder for "
+                "--out, or go on with what they were made of"
+            )
+        return
+    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise ValueError(f"'{out}' is a folder with other files; choose a new one for --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(place, told)
+
+
+def _digest(learner: "Learner") -> str:
+    """A digest of all that a prediction depends on."""
+    settings = {key: learner.config[key] for key in ("method", "backbone")}
+    names = [learner.class_names[label] for label in learner.method.classes]
+    return sha256(json_to_bytes([settings, names, state_digest(learner.method)])).hexdigest()
+
+
+_WHAT = {"model": "models", "files": "files", "images": "files"}
+
+
+def _predicted(
+    learner: "Learner", files: FarFiles, names: Sequence[str], top: int, unknown: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """The rows of the images of a part, and of those that cannot be read, in their order."""
+    found = keep_readable(files.some(names))
+    predictions = learner.predict(found.data, top=top) if len(found.data) else []
+    read = [{"path": names[int(key)]} for key in found.data.keys]
+    rows = [row_of(named, prediction, unknown) for named, prediction in zip(read, predictions, strict=True)]
+    return rows, [{"path": names[int(file.key)], "error": file.reason} for file in found.unreadable]
+
+
+def _content(rows: Sequence[dict[str, Any]], broken: Sequence[dict[str, str]], lines: bool) -> bytes:
+    text = "".join(f"{json.dumps(row)}\n" for row in (*rows, *broken)) if lines else as_csv(rows, "image", broken)
+    return text.encode(errors="surrogateescape")
