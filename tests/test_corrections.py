@@ -276,6 +276,7 @@ def test_held_back_samples_leave_a_trained_model_where_features_stay(tmp_path: P
 BAD: list[tuple[str, str]] = [
     ("path,label\nfirst/train/owl/0-1.png,owl\n", "no column 'right' of the right labels; its columns are path, label"),
     ("file,label,right\nx.png,owl,wren\n", "no column 'path' of images"),
+    ("path,label,right,right\nfirst/train/owl/0-1.png,owl,crow,wren\n", "line 1: two columns are called 'right'"),
     ("path,old,right\nfirst/train/owl/0-1.png,owl,wren\n", "no column of the labels that they were learned as"),
     ("path,label,right\nfirst/train/owl/0-1.png,owl,\n", "line 2: the cell of the column 'right' is empty; to take a"),
     ("path,label,right\nfirst/train/owl/0-1.png,owl,owl\n", "line 2: the right label is 'owl' too; leave out"),

@@ -235,6 +235,15 @@ def test_without_a_seed_every_draw_is_another(client: Any) -> None:
     assert drawn(seed=-4) == drawn(seed=-4) != drawn(seed=5)
 
 
+def test_requests_that_draw_nothing_are_written_together() -> None:
+    def how(**options: Any) -> Generating:
+        return read_chat(json.dumps({"messages": ASKED} | options).encode(), "m", LIMITS).how(5)
+
+    assert how() == how() == how(seed=3) == how(temperature=0)
+    assert how(temperature=1) != how(temperature=1)
+    assert how(temperature=1, seed=3) == how(temperature=1, seed=3) != how(temperature=1, seed=4)
+
+
 def test_clients_at_once_get_what_each_alone_would(client: Any) -> None:
     asked: list[dict[str, Any]] = [
         {"max_tokens": 6 + i % 2, "temperature": float(i % 3), "seed": 7, "messages": [{"role": "user", "content": t}]}

@@ -179,6 +179,7 @@ def _column(rows: Rows, wanted: str | None, what: str) -> str:
         near = did_you_mean(wanted, rows.columns) if wanted else ""
         has = ", ".join(rows.columns) or "nothing"
         raise ValueError(f"{rows.heading}: no column{named} of {what}{near}; its columns are {has}")
+    rows.check_once([wanted])
     return wanted
 
 
