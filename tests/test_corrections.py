@@ -132,7 +132,7 @@ def test_a_class_of_which_nothing_is_left_needs_to_be_asked_for(lamella: Run, tm
     learner.save(model)
     code, _, err = lamella("remove", model, wrens)
     assert (code, err.count("\n")) == (2, 1)
-    assert "'wren' was learned from no other images, so the class would be gone: --whole-classes" in err
+    assert "'wren': learned from no other images, so the class would be gone: --whole-classes" in err
     code, out, _ = lamella("remove", model, wrens, "--whole-classes")
     assert code == 0
     assert "removed 4 images (4 in what was learned); this is version 2\n" in out
@@ -324,6 +324,24 @@ def test_without_a_record_nothing_is_found(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not recorded which samples task 'first' was .* what would be left of 'owl'"):
         learner.remove([second / "train" / "owl" / "1-0.png"])
     learner.remove([second / "train" / "jay" / "1-0.png"])
+
+
+@pytest.mark.parametrize("method", EXACT[:4], ids=NAMES[:4])
+def test_one_table_ends_a_class_and_takes_out_what_would_count_twice(method: dict[str, Any], tmp_path: Path) -> None:
+    first = photos(tmp_path / "first", {"crow": 4, "owl": 4, "wren": 1})
+    second = photos(tmp_path / "second", {"owl": 2}, seed=1)
+    twice = first / "train" / "crow" / "0-0.png"
+    shutil.copy(twice, second / "train" / "owl" / "same.png")
+    learner = taught(method, first, second)
+    (tmp_path / "wrong.csv").write_text(
+        "path,label,right\nfirst/train/wren/0-0.png,wren,owl\nfirst/train/crow/0-0.png,crow,owl\n"
+    )
+    assert learner.correct(tmp_path / "wrong.csv", whole_classes=True).gone == ("wren",)
+    shutil.move(first / "train" / "wren" / "0-0.png", first / "train" / "owl" / "moved.png")
+    twice.unlink()
+    for part in ("train", "test"):
+        shutil.rmtree(first / part / "wren")
+    alike(learner, taught(method, first, second))
 
 
 def test_a_sample_that_was_learned_twice_leaves_twice(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def _check_gone(model: Model, gone: Sequence[int], whole_classes: bool) -> None:
     if len(gone) == len(model.class_names):
         raise ValueError(f"these are all {noun}s of all classes ({names}); delete the model's folder instead")
     raise ValueError(
-        f"{names} was learned from no other {noun}s, so the class would be gone: --whole-classes takes it out with "
+        f"{names}: learned from no other {noun}s, so the class would be gone: --whole-classes takes it out with "
         "them, and `lamella classes MODEL drop` does without any at hand, where the method can"
     )
 
@@ -249,7 +249,8 @@ def _take_out(model: Model, features: Tensor, old: Tensor, new: Tensor, gone: Se
     moved, method = new != OUT, model.method
     for which, right in ((moved, new[moved]), (~moved, None)):
         if which.any():
-            ends = gone if right is None or moved.all() else ()  # a class may lose its last samples in the second round
+            later = () if right is None else old[~moved].tolist()  # a class may lose its last samples in the second round
+            ends = [label for label in gone if label not in later]
             own = which.to(features.device)
             method.take_out(features[own], old[which], right, ends)
 
