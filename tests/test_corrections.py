@@ -15,6 +15,7 @@ from streams import draw, shallow_backbone
 from torch import Tensor
 
 from lamella import Learner
+from lamella.data.sources.pointed import pointed_at, read_corrections
 from lamella.learner.folder import ModelFolder
 from lamella.learner.inspection.facts import origins
 from lamella.learner.seen import Seen
@@ -271,6 +272,9 @@ def test_held_back_samples_leave_a_trained_model_where_features_stay(tmp_path: P
     learner = taught({"name": "seq-lora", "epochs": 1, "align": True}, first, second)
     with pytest.raises(ValueError, match="held back cannot be told from what is kept of others, because features have"):
         learner.remove([first / "test" / "owl"])
+    learner = taught({"name": "nearest-mean", "calibrate": True}, first)  # does not classify by features alone
+    with pytest.raises(ValueError, match="because only what was measured on all of them is kept; to rebuild it, begin"):
+        learner.remove([first / "test" / "owl"])
 
 
 BAD: list[tuple[str, str]] = [
@@ -310,6 +314,12 @@ def test_bad_tables_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken.png' cannot be read: .*; leave it out"):
         learner.remove([tmp_path / "broken.png"])
+
+
+def test_what_has_no_classes_is_told_so_before_its_files_are_read(tmp_path: Path) -> None:
+    for call in (lambda: pointed_at([tmp_path / "no"], "answer"), lambda: read_corrections(tmp_path / "no", "answer")):
+        with pytest.raises(ValueError, match="this model writes answers and knows no classes; what it was taught"):
+            call()
 
 
 def test_without_a_record_nothing_is_found(tmp_path: Path) -> None:
@@ -394,6 +404,19 @@ def test_statistics_without_features_are_those_that_never_had_them(seed: int) ->
             torch.testing.assert_close(
                 found.state_dict()[name], tensor, rtol=1e-5, atol=1e-4 if name == "scatters" else 1e-9
             )
+
+
+def test_samples_leave_one_by_one_although_nobody_else_had_some_feature() -> None:
+    """As counts of words do: each text has a word of its own, whose sums are zero but for rounding once it has left."""
+    for seed in range(8):
+        x = torch.cat([torch.eye(12), torch.ones(12, 1)], 1) * draw(12, 1, name=str(seed)).abs()
+        x, labels = x / x.norm(dim=1, keepdim=True), torch.arange(2).repeat(6)
+        found, left = ClassGaussians(13), ClassGaussians(13)
+        found.add(x, labels, (0, 1))
+        for i in range(8):
+            found.take_out(x[i : i + 1], labels[i : i + 1])
+        left.add(x[8:], labels[8:], (0, 1))
+        torch.testing.assert_close(found.scatter, left.scatter, rtol=0, atol=1e-12)
 
 
 def test_what_was_never_in_sums_is_refused_where_it_shows() -> None:
