@@ -168,6 +168,12 @@ def test_bad_rows_are_refused_in_one_line_that_names_them(tmp_path: Path, said: 
     assert "\n" not in str(refused.value)
 
 
+def test_a_column_that_comes_twice_hides_no_answers(tmp_path: Path) -> None:
+    rows = read_rows(write(tmp_path / "two.csv", "prompt,response,response,x,x\na,b,c,d,e\n"))
+    with pytest.raises(ValueError, match=r"two\.csv, line 1: two columns are called 'response'; rename or remove one"):
+        answers_of_rows(rows)
+
+
 def test_prompts_alone_are_rows_to_be_answered(tmp_path: Path) -> None:
     rows = read_rows(write(tmp_path / "asked.jsonl", [{"prompt": "a"}, {"prompt": "b", "response": "c"}]))
     found, _ = answers_of_rows(rows, answered=False)

@@ -15,6 +15,7 @@ from streams import draw, shallow_backbone
 from torch import Tensor
 
 from lamella import Learner
+from lamella.data.sources.pointed import pointed_at, read_corrections
 from lamella.learner.folder import ModelFolder
 from lamella.learner.inspection.facts import origins
 from lamella.learner.seen import Seen
@@ -132,7 +133,7 @@ def test_a_class_of_which_nothing_is_left_needs_to_be_asked_for(lamella: Run, tm
     learner.save(model)
     code, _, err = lamella("remove", model, wrens)
     assert (code, err.count("\n")) == (2, 1)
-    assert "'wren' was learned from no other images, so the class would be gone: --whole-classes" in err
+    assert "'wren': learned from no other images, so the class would be gone: --whole-classes" in err
     code, out, _ = lamella("remove", model, wrens, "--whole-classes")
     assert code == 0
     assert "removed 4 images (4 in what was learned); this is version 2\n" in out
@@ -271,11 +272,15 @@ def test_held_back_samples_leave_a_trained_model_where_features_stay(tmp_path: P
     learner = taught({"name": "seq-lora", "epochs": 1, "align": True}, first, second)
     with pytest.raises(ValueError, match="held back cannot be told from what is kept of others, because features have"):
         learner.remove([first / "test" / "owl"])
+    learner = taught({"name": "nearest-mean", "calibrate": True}, first)  # does not classify by features alone
+    with pytest.raises(ValueError, match="because only what was measured on all of them is kept; to rebuild it, begin"):
+        learner.remove([first / "test" / "owl"])
 
 
 BAD: list[tuple[str, str]] = [
     ("path,label\nfirst/train/owl/0-1.png,owl\n", "no column 'right' of the right labels; its columns are path, label"),
     ("file,label,right\nx.png,owl,wren\n", "no column 'path' of images"),
+    ("path,label,right,right\nfirst/train/owl/0-1.png,owl,crow,wren\n", "line 1: two columns are called 'right'"),
     ("path,old,right\nfirst/train/owl/0-1.png,owl,wren\n", "no column of the labels that they were learned as"),
     ("path,label,right\nfirst/train/owl/0-1.png,owl,\n", "line 2: the cell of the column 'right' is empty; to take a"),
     ("path,label,right\nfirst/train/owl/0-1.png,owl,owl\n", "line 2: the right label is 'owl' too; leave out"),
@@ -311,6 +316,12 @@ def test_bad_tables_are_refused_in_one_line(tmp_path: Path) -> None:
         learner.remove([tmp_path / "broken.png"])
 
 
+def test_what_has_no_classes_is_told_so_before_its_files_are_read(tmp_path: Path) -> None:
+    for call in (lambda: pointed_at([tmp_path / "no"], "answer"), lambda: read_corrections(tmp_path / "no", "answer")):
+        with pytest.raises(ValueError, match="this model writes answers and knows no classes; what it was taught"):
+            call()
+
+
 def test_without_a_record_nothing_is_found(tmp_path: Path) -> None:
     first, second = days(tmp_path)
     learner = taught({"name": "nearest-mean"}, first)
@@ -323,6 +334,24 @@ def test_without_a_record_nothing_is_found(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not recorded which samples task 'first' was .* what would be left of 'owl'"):
         learner.remove([second / "train" / "owl" / "1-0.png"])
     learner.remove([second / "train" / "jay" / "1-0.png"])
+
+
+@pytest.mark.parametrize("method", EXACT[:4], ids=NAMES[:4])
+def test_one_table_ends_a_class_and_takes_out_what_would_count_twice(method: dict[str, Any], tmp_path: Path) -> None:
+    first = photos(tmp_path / "first", {"crow": 4, "owl": 4, "wren": 1})
+    second = photos(tmp_path / "second", {"owl": 2}, seed=1)
+    twice = first / "train" / "crow" / "0-0.png"
+    shutil.copy(twice, second / "train" / "owl" / "same.png")
+    learner = taught(method, first, second)
+    (tmp_path / "wrong.csv").write_text(
+        "path,label,right\nfirst/train/wren/0-0.png,wren,owl\nfirst/train/crow/0-0.png,crow,owl\n"
+    )
+    assert learner.correct(tmp_path / "wrong.csv", whole_classes=True).gone == ("wren",)
+    shutil.move(first / "train" / "wren" / "0-0.png", first / "train" / "owl" / "moved.png")
+    twice.unlink()
+    for part in ("train", "test"):
+        shutil.rmtree(first / part / "wren")
+    alike(learner, taught(method, first, second))
 
 
 def test_a_sample_that_was_learned_twice_leaves_twice(tmp_path: Path) -> None:
@@ -375,6 +404,19 @@ def test_statistics_without_features_are_those_that_never_had_them(seed: int) ->
             torch.testing.assert_close(
                 found.state_dict()[name], tensor, rtol=1e-5, atol=1e-4 if name == "scatters" else 1e-9
             )
+
+
+def test_samples_leave_one_by_one_although_nobody_else_had_some_feature() -> None:
+    """As counts of words do: each text has a word of its own, whose sums are zero but for rounding once it has left."""
+    for seed in range(8):
+        x = torch.cat([torch.eye(12), torch.ones(12, 1)], 1) * draw(12, 1, name=str(seed)).abs()
+        x, labels = x / x.norm(dim=1, keepdim=True), torch.arange(2).repeat(6)
+        found, left = ClassGaussians(13), ClassGaussians(13)
+        found.add(x, labels, (0, 1))
+        for i in range(8):
+            found.take_out(x[i : i + 1], labels[i : i + 1])
+        left.add(x[8:], labels[8:], (0, 1))
+        torch.testing.assert_close(found.scatter, left.scatter, rtol=0, atol=1e-12)
 
 
 def test_what_was_never_in_sums_is_refused_where_it_shows() -> None:

@@ -561,3 +561,5 @@ def test_what_is_not_a_number_is_an_empty_cell(tmp_path: Path) -> None:
 def test_a_question_that_is_no_text_is_called_that(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line 1: the text is int '5'; write it as a text"):
         read_texts(write(tmp_path / "t.jsonl", '{"text": 5}\n'))
+    with pytest.raises(ValueError, match="line 1: two columns are called 'text'"):
+        read_texts(write(tmp_path / "two.csv", "text,text\na,b\n"))

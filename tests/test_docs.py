@@ -40,7 +40,8 @@ def blocks(text: str, language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     """Every `lamella ...` of the shell blocks, without comments and variables before it."""
-    lines = [line for text in TEXTS.values() for block in blocks(text, "bash") for line in block.splitlines()]
+    shell = [block.replace("\\\n", " ") for text in TEXTS.values() for block in blocks(text, "bash")]
+    lines = [line for block in shell for line in block.splitlines()]
     found = [re.sub(r"^(?:.*/bin/|[A-Z_]+=\S+ )?(?=lamella )", "", line.split("&&")[-1].strip()) for line in lines]
     return [shlex.split(line, comments=True)[1:] for line in found if line.startswith("lamella ")]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from streams import stream
 from test_export import VIT, learned
@@ -18,10 +19,13 @@ from test_export import VIT, learned
 from lamella import Learner, load_backbone
 from lamella.adapters.merging import Merging, merged
 from lamella.adapters.pairs import Pair
+from lamella.data.answers import Answer, AnswerSet
+from lamella.data.scenario import Source as Data
 from lamella.data.sources.readable import load_readable
 from lamella.learner.merge.folder import merge_folders
 from lamella.learner.merge.searched import TEMPERATURES, leave_one_out_loss, search_weights
-from lamella.learner.merge.sources import read_source
+from lamella.learner.merge.sources import Source, read_source
+from lamella.testing.answers import tiny_causal
 
 LAYERS = ("blocks.0.attn.qkv", "blocks.1.mlp.fc1")
 
@@ -181,6 +185,26 @@ def test_samples_that_do_not_fit_are_refused_in_one_line(
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_what_is_left_out_of_the_samples_is_said(two_models: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("cmaes")
+    few = np.load(few_images(tmp_path / "few.npz"))
+    for i, (pixels, label) in enumerate(zip(few["x_train"], few["y_train"], strict=True)):
+        (tmp_path / "few" / "abc"[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "few" / "abc"[label] / f"{i}.png")
+    (tmp_path / "few" / "a" / "bad.png").write_bytes(b"no image")
+    lines = merge_folders(two_models, tmp_path / "c", Merging("weighted"), samples=tmp_path / "few")
+    assert lines[0].startswith("found on 12 images of 3 classes: ")
+    assert lines[1].startswith("left out of the samples, cannot be read: 1 image; the first is a/bad.png: ")
+
+    model = tiny_causal()
+    weight = dict(model.model.named_parameters())["network.model.layers.0.self_attn.q_proj.weight"]
+    pair = Pair(torch.ones(1, weight.shape[1]), torch.ones(len(weight), 1))
+    source = Source(tmp_path / "m", {"model.layers.0.self_attn.q_proj": pair}, None, None, False, "", model)
+    answers = AnswerSet([Answer.to("a", "bb"), Answer.to("a", "b" * 500)])
+    found = search_weights([source], model, Data("s", answers, answers.subset([]), ()), evaluations=20)
+    assert found.told.startswith("found on 1 answer (1 more do not fit into the model): ")
 
 
 def test_samples_must_show_what_separates_classes(two_models: list[Path], tmp_path: Path) -> None:

@@ -235,6 +235,15 @@ def test_without_a_seed_every_draw_is_another(client: Any) -> None:
     assert drawn(seed=-4) == drawn(seed=-4) != drawn(seed=5)
 
 
+def test_requests_that_draw_nothing_are_written_together() -> None:
+    def how(**options: Any) -> Generating:
+        return read_chat(json.dumps({"messages": ASKED} | options).encode(), "m", LIMITS).how(5)
+
+    assert how() == how() == how(seed=3) == how(temperature=0)
+    assert how(temperature=1) != how(temperature=1)
+    assert how(temperature=1, seed=3) == how(temperature=1, seed=3) != how(temperature=1, seed=4)
+
+
 def test_clients_at_once_get_what_each_alone_would(client: Any) -> None:
     asked: list[dict[str, Any]] = [
         {"max_tokens": 6 + i % 2, "temperature": float(i % 3), "seed": 7, "messages": [{"role": "user", "content": t}]}
@@ -557,10 +566,18 @@ def test_tokens_of_another_tokenizer_are_not_gone_on_with(app: FastAPI) -> None:
         service.kind.predict(learner, [dataclasses.replace(prompts, base="other")], 1)
 
 
+def test_what_is_done_with_predictions_of_classes_passes_over_answers(app: FastAPI) -> None:
+    """What is done after the last token has no say in the answer, which its listener may have had already."""
+    service = app.state.service
+    prompts = service.kind.encode(read_completion(b'{"prompt": "a"}', "m", LIMITS), service.batcher.loaded.learner)
+    assert isinstance(service.batcher.submit(prompts, 1).result(60).predictions[0], Written)
+    assert service.drift.state() is None
+
+
 @pytest.mark.parametrize(
     ("text", "stop", "settled"),
     [("abc", (), "abc"), ("ab\ufffd", (), "ab"), ("ab\n", ("\n\n",), "ab"), ("ab", ("abc", "b!"), ""),
-     ("xab", ("abc",), "x"), ("a\nb", ("\n\n",), "a\nb")],
+     ("xab", ("abc",), "x"), ("a\nb", ("\n\n",), "a\nb"), ("a\n\ufffd", ("\n\u20ac",), "a")],
 )  # fmt: skip
 def test_what_may_still_change_is_not_sent(text: str, stop: tuple[str, ...], settled: str) -> None:
     assert _settled(text, stop) == settled

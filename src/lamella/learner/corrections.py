@@ -125,8 +125,6 @@ def _rows(model: Model) -> dict[int, list[int]]:
         ValueError: it is empty, or half of a task was learned.
     """
     model.check_whole()
-    if model.backbone.transform.noun not in ("image", "text"):
-        raise ValueError("this model writes answers and knows no classes; what it was taught cannot be taken out")
     rows: dict[int, list[int]] = defaultdict(list)
     for row, digest in enumerate(model.seen.digests.tolist()):
         rows[digest].append(row)
@@ -230,7 +228,7 @@ def _check_gone(model: Model, gone: Sequence[int], whole_classes: bool) -> None:
     if len(gone) == len(model.class_names):
         raise ValueError(f"these are all {noun}s of all classes ({names}); delete the model's folder instead")
     raise ValueError(
-        f"{names} was learned from no other {noun}s, so the class would be gone: --whole-classes takes it out with "
+        f"{names}: learned from no other {noun}s, so the class would be gone: --whole-classes takes it out with "
         "them, and `lamella classes MODEL drop` does without any at hand, where the method can"
     )
 
@@ -249,7 +247,9 @@ def _take_out(model: Model, features: Tensor, old: Tensor, new: Tensor, gone: Se
     moved, method = new != OUT, model.method
     for which, right in ((moved, new[moved]), (~moved, None)):
         if which.any():
-            ends = gone if right is None or moved.all() else ()  # a class may lose its last samples in the second round
+            # A class may lose its last samples in the second round.
+            later = () if right is None else old[~moved].tolist()
+            ends = [label for label in gone if label not in later]
             own = which.to(features.device)
             method.take_out(features[own], old[which], right, ends)
 
@@ -264,23 +264,29 @@ def _kept_rows(model: Model, features: Tensor, labels: Tensor, tasks: Tensor) ->
         tasks: (n,), the tasks that they were held back in.
 
     Raises:
-        ValueError: they cannot be found, because features have moved since.
+        ValueError: they cannot be found, because features have moved since, or the method does not classify by them.
     """
-    held, seen, found = model.held_back, model.seen, list[int | None]()
-    stay = model.method.by_features and model.method.features_stay
+    held, seen, method, found = model.held_back, model.seen, model.method, list[int | None]()
+
+    def unknown(label: int, task: int) -> ValueError:
+        why = "features have moved since" if method.by_features else "only what was measured on all of them is kept"
+        return ValueError(
+            f"what is kept of a sample of '{model.class_names[label]}' that was held back cannot be told from what "
+            f"is kept of others, because {why}; {_rebuilding(model, task, [task])}"
+        )
+
+    if len(labels) and not (method.by_features and method.features_stay):
+        raise unknown(int(labels[0]), int(tasks[0]))
     for f, label, task in zip(features.float().cpu(), labels.tolist(), tasks.tolist(), strict=True):
         every = ((held.labels == label) & (held.tasks == task)).nonzero()[:, 0]
         own = every[[row not in found for row in every.tolist()]]
         away = (held.features[own] - f).norm(dim=1) / f.norm().clamp_min(1e-12)
-        if stay and len(own) and float(away.min()) <= NEAR:
+        if len(own) and float(away.min()) <= NEAR:
             found.append(int(own[away.argmin()]))
             continue
         recorded = int(((seen.labels == label) & (seen.tasks == task) & ~seen.trained).sum())
-        if not stay or len(every) >= recorded:
-            raise ValueError(
-                f"what is kept of a sample of '{model.class_names[label]}' that was held back cannot be told from what "
-                f"is kept of others, because features have moved since; {_rebuilding(model, task, [task])}"
-            )
+        if len(every) >= recorded:
+            raise unknown(label, task)
         found.append(None)  # of a class with many, not all are kept
     return found
 

@@ -18,6 +18,7 @@ T = TypeVar("T")
 FAR = 0.25
 """The weight of the distance itself in `strangeness`, chosen on frozen features of four streams; see docs/log.md."""
 ROUNDING = 0.01  # how far features that are computed again may be off, as a share; bfloat16 has 8 bits
+ROUNDED_BEFORE = 1e-12  # how far float64 sums over all features may be off, as a share
 
 
 class ClassGaussians(Resizable):
@@ -253,7 +254,10 @@ class ClassGaussians(Resizable):
         rows = {label: self.classes.index(label) for label in set(labels.tolist())}
         taken = {i: share_of(x[labels == label], int(self.counts[i]), self.means[i]) for label, i in rows.items()}
         rest = self.scatter - torch.stack([scatter for *_, scatter in taken.values()]).sum(0)
-        rounding = ROUNDING * (self.scatter.diagonal() + (self.counts[:, None] * self.means.square()).sum(0) * ROUNDING)
+        second = (self.counts[:, None] * self.means.square()).sum(0)
+        rounding = ROUNDING * (self.scatter.diagonal() + second * ROUNDING)
+        # A feature that only samples had that were taken out before is a zero, which their sums may be a hair below.
+        rounding = rounding.clamp_min(0) + ROUNDED_BEFORE * (self.scatter.trace() + second.sum())
         if (rest.diagonal() < -rounding).any() or any(n > self.counts[i] for i, (n, *_) in taken.items()):
             raise ValueError(NOT_IN_THEM)
         self._solved = {}

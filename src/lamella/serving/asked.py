@@ -132,7 +132,7 @@ class Asked:
         temperature: as of `Generating`.
         top_p: as of `Generating`.
         stop: as of `Generating`.
-        seed: as of `Generating`; one that nobody knows before, where the request names none.
+        seed: as of `Generating`; one that nobody knows before, where the request names none; 0 where nothing is drawn.
         stream: whether the answer is sent while it is written.
         count_in_stream: whether the numbers of tokens are sent at the end of a stream.
     """
@@ -224,14 +224,17 @@ def _asked(body: _Common, prompts: tuple[Answer, ...], name: str, is_chat: bool,
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stop) > STOPS or any(len(text) > STOP_LENGTH for text in stop):
         raise Refusal(400, f"stop may hold {STOPS} texts of {STOP_LENGTH} characters each; send fewer", param="stop")
+    temperature = body.temperature or 0.0
+    # Nothing is drawn at temperature 0, and requests that differ in nothing else are written together.
+    own = secrets.randbits(31) if temperature else 0
     found = Asked(
         prompts,
         is_chat,
         max_tokens,
-        0.0 if body.temperature is None else body.temperature,
+        temperature,
         1.0 if body.top_p is None else body.top_p,
         tuple(stop),
-        secrets.randbits(31) if body.seed is None else body.seed,
+        own if body.seed is None else body.seed * bool(temperature),
         bool(body.stream),
         bool(body.stream_options and body.stream_options.include_usage),
     )

@@ -83,7 +83,7 @@ class Batcher(Generic[Inputs]):
         together: int = 32,
         wait_seconds: float = 0.004,
         observe: Callable[[int], None] = lambda samples: None,
-        watch: Callable[[Loaded, Sequence[Prediction]], None] = lambda loaded, predictions: None,
+        watch: Callable[[Loaded, Sequence[Any]], None] = lambda loaded, predictions: None,
     ) -> None:
         self.loaded = loaded
         self.answering = loaded.version

@@ -228,6 +228,7 @@ def _settled(text: str, stop: Sequence[str]) -> str:
     >>> _settled("caf\\ufffd", []), _settled("one\\n", ["\\n\\n"]), _settled("a\\nb", ["\\n\\n"])
     ('caf', 'one', 'a\\nb')
     """
+    text = text.rstrip(UNCERTAIN)  # first, since a character that is not whole yet may go on with a text of `stop`
     open_ = max((k for sign in stop for k in range(1, len(sign)) if text.endswith(sign[:k])), default=0)
     return text[: len(text) - open_].rstrip(UNCERTAIN)
 

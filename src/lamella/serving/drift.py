@@ -37,16 +37,16 @@ class DriftWatch:
         self._of: tuple[int, Mapping[str, Any]] | None = None  # not the model, which could not be freed then
         self._alarm: DriftAlarm | None = None
 
-    def observe(self, loaded: Loaded, predictions: Sequence[Prediction]) -> None:
+    def observe(self, loaded: Loaded, predictions: Sequence[Any]) -> None:
         """Watch predictions. Only the thread that owns the model calls this.
 
         Args:
             loaded: the version that predicted.
-            predictions: what it predicted.
+            predictions: what it predicted; only a `Prediction` has a familiarity, and answers are passed over.
         """
         if self._of is None or self._of[0] != loaded.version or self._of[1] is not loaded.manifest:
             self._of, self._alarm = (loaded.version, loaded.manifest), None
-        familiar = [p.familiarity for p in predictions if p.familiarity is not None]
+        familiar = [p.familiarity for p in predictions if isinstance(p, Prediction) and p.familiarity is not None]
         if self._alarm is None and familiar:
             learner = loaded.learner
             self._alarm = DriftAlarm(learner.confidence.images, every=self.every, seed=learner.seed)

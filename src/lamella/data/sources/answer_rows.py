@@ -149,6 +149,7 @@ def _check(rows: Rows, columns: _Columns, answered: bool) -> None:
         raise ValueError(f"{rows.heading}: no column of answers; rows need {FORMS}, and {has}")
     if answered and columns.prompt and not columns.response:
         raise ValueError(f"{rows.heading}: no response column beside {columns.prompt!r}; {has}")
+    rows.check_once(columns)
     if columns.response and not columns.prompt:
         raise ValueError(f"{rows.heading}: no prompt column beside {columns.response!r}; {has}")
 

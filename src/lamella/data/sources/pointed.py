@@ -62,8 +62,9 @@ def pointed_at(paths: Sequence[Path], noun: str, *, text: str | None = None) -> 
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: a file holds no samples of this kind, or one cannot be read.
+        ValueError: a file holds no samples of this kind, or one cannot be read; or this kind has no classes.
     """
+    _check_classes(noun)
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"no file or folder '{path}'")
@@ -88,8 +89,9 @@ def read_corrections(path: Path, noun: str, *, text: str | None = None, label: s
 
     Raises:
         FileNotFoundError: there is no such table, or no image that it lists.
-        ValueError: a column or a cell is missing or wrong; the message names the line.
+        ValueError: a column or a cell is missing or wrong, and the message names the line; or this kind has no classes.
     """
+    _check_classes(noun)
     if path.suffix.lower() not in ROWS:
         raise ValueError(f"'{path}' is no table of corrections; give a file of rows, {', '.join(ROWS)}")
     if not path.is_file():
@@ -115,6 +117,11 @@ def read_corrections(path: Path, noun: str, *, text: str | None = None, label: s
             raise ValueError(f"{place}: this {noun} stands in {first} already; each can be corrected once")
     old, new = zip(*pairs, strict=True)
     return Corrections(found._replace(places=places), old, new)
+
+
+def _check_classes(noun: str) -> None:
+    if noun not in ("image", "text"):
+        raise ValueError("this model writes answers and knows no classes; what it was taught cannot be taken out")
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -179,6 +186,7 @@ def _column(rows: Rows, wanted: str | None, what: str) -> str:
         near = did_you_mean(wanted, rows.columns) if wanted else ""
         has = ", ".join(rows.columns) or "nothing"
         raise ValueError(f"{rows.heading}: no column{named} of {what}{near}; its columns are {has}")
+    rows.check_once([wanted])
     return wanted
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +65,18 @@ class Rows:
     def heading(self) -> str:
         """Where the names of the columns stand, for messages."""
         return f"{self.path}, line 1" if self.path.suffix.lower() in (".csv", ".tsv") else str(self.path)
+
+    def check_once(self, columns: Collection[str | None]) -> None:
+        """Refuse a file in which one of some columns comes twice, so that one would hide the other.
+
+        Args:
+            columns: the names of those that are read; None for one that is not there.
+
+        Raises:
+            ValueError: a column comes twice.
+        """
+        if twice := [name for name in self.columns if name in columns and self.columns.count(name) > 1]:
+            raise ValueError(f"{self.heading}: two columns are called {twice[0]!r}; rename or remove one of them")
 
 
 def read_rows(path: Path) -> Rows:

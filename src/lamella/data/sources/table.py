@@ -77,8 +77,7 @@ def load_image_table(
 
 def _check_columns(rows: Rows, *required: str) -> None:
     columns = rows.columns
-    if twice := [column for column in columns if columns.count(column) > 1 and column in (*required, *OPTIONAL)]:
-        raise ValueError(f"{rows.heading}: two columns are called {twice[0]!r}; rename or remove one of them")
+    rows.check_once((*required, *OPTIONAL))
     for column in required:
         if column not in columns:
             found = ", ".join(map(printable, columns)) or "nothing"

@@ -109,9 +109,7 @@ def _columns(rows: Rows, text: str | None, label: str | None) -> _Columns:
     if texts == labels:
         raise ValueError(f"{where}: the column {texts!r} cannot be both the texts and their labels; {has}")
     id_, split, domain = (column_of(rows.columns, (own,)) for own in ("id", "split", "domain"))
-    read = (texts, labels, id_, split, domain)
-    if twice := [column for column in rows.columns if rows.columns.count(column) > 1 and column in read]:
-        raise ValueError(f"{where}: two columns are called {twice[0]!r}; rename or remove one of them")
+    rows.check_once((texts, labels, id_, split, domain))
     return _Columns(texts, labels, *(None if own in (texts, labels) else own for own in (id_, split, domain)))
 
 

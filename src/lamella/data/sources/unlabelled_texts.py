@@ -58,6 +58,7 @@ def _of_rows(path: Path, column: str | None) -> Iterator[PlacedText]:
         raise ValueError(
             f"{rows.heading}: no column{asked}; its columns are {', '.join(rows.columns)}: name one with --column"
         )
+    rows.check_once([chosen])
     for row in rows.rows:
         cell = row.cells.get(chosen)
         if cell is not None and not isinstance(cell, str) and cell == cell:  # only NaN, an empty cell, is not itself

@@ -10,6 +10,7 @@ from lamella.adapters.pairs import Pair, truncated
 from lamella.backbones import load_backbone
 from lamella.backbones.causal_models import OUTPUT
 from lamella.common.files import write_json
+from lamella.common.words import many
 from lamella.data.answers import AnswerSet
 from lamella.data.scenario import Source as Data
 from lamella.data.sources.readable import load_readable
@@ -74,12 +75,16 @@ def merge_folders(
     with atomic_output(out) as draft:
         sources = [read_source(place, trusted=trusted) for place in places]
         _check_one_base(sources)
-        searched = None if samples is None else _searched(sources, backbone, load_readable(samples).whole, seed)
+        data = None if samples is None else load_readable(samples)
+        searched = None if data is None else _searched(sources, backbone, data.whole, seed)
         weights = weights if searched is None else searched.weights
         found = merged([source.pairs for source in sources], merging, weights=weights, seed=seed)
         pairs, kept = _of_rank(found, rank)
         _write(draft, pairs, sources)
     lines = [told_ranks(pairs)] if searched is None else [searched.told, told_ranks(pairs)]
+    if data is not None and (bad := data.unreadable):
+        first = f"the first is {bad[0].key}: {bad[0].reason}"
+        lines.insert(1, f"left out of the samples, cannot be read: {many(len(bad), data.noun)}; {first}")
     lines += [] if rank is None else [f"rank {rank} keeps {100 * kept:.1f} % of the squared norm of the merged update"]
     lines += [f"left out of {source.place}: {source.left_out}" for source in sources if source.left_out]
     how = (

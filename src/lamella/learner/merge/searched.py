@@ -13,6 +13,7 @@ from lamella.adapters.pairs import Pair
 from lamella.adapters.sites import Site, adapt
 from lamella.backbones import Backbone
 from lamella.backbones.language_model import LanguageModel
+from lamella.common.words import many
 from lamella.data.answer_tokens import AnswerTokens, fitting
 from lamella.data.answers import AnswerSet
 from lamella.data.images import concatenate
@@ -97,12 +98,13 @@ def _loss_of(backbone: Backbone, data: Data) -> tuple[Callable[[], float], str]:
     if samples.noun != transform.noun:
         raise ValueError(f"'{data.name}' holds {samples.noun}s, and '{backbone.name}' takes {transform.noun}s")
     if isinstance(samples, AnswerSet) and isinstance(transform, AnswerTokens) and isinstance(model, LanguageModel):
-        samples = fitting(samples, transform).data
+        samples, too_long, _ = fitting(samples, transform)
         if not len(samples):
             raise ValueError(f"no answer of '{data.name}' fits into the model")
         parts = _inputs(backbone, samples)
         cost = lambda: torch.cat([backbone.run(x, model.losses) for x in parts]).mean()  # noqa: E731
-        return lambda: float(cost()), f"{len(samples)} answers"
+        left_out = f" ({len(too_long):,} more do not fit into the model)" if too_long else ""
+        return lambda: float(cost()), many(len(samples), samples.noun) + left_out
     classes, counts = samples.labels.unique(return_counts=True)
     if alone := [data.class_names[c] for c, n in zip(classes.tolist(), counts.tolist(), strict=True) if n < 2]:
         raise ValueError(
@@ -112,7 +114,7 @@ def _loss_of(backbone: Backbone, data: Data) -> tuple[Callable[[], float], str]:
     if len(classes) < 2:
         raise ValueError(f"'{data.name}' has one class, and weights are found by what separates classes; give two")
     parts = _inputs(backbone, samples)
-    told = f"{len(samples)} {samples.noun}s of {len(classes)} classes"
+    told = f"{many(len(samples), samples.noun)} of {len(classes)} classes"
     return lambda: leave_one_out_loss(torch.cat([backbone(x) for x in parts]), samples.labels), told
 
 
