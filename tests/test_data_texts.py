@@ -511,7 +511,7 @@ def test_data_sets_may_have_equal_keys() -> None:
         ),
         (
             "scenario.tasks=3",
-            "'scenario.tasks' belongs to the kinds class-incremental, task-incremental, not to datasets",
+            "'scenario.tasks' belongs to the kinds class-incremental, task-incremental, online, not to datasets",
         ),
         ("scenario.sources=olora", "scenario.sources = 'olora' should be a list"),
     ],

@@ -60,6 +60,8 @@ def spaces(method: InfLoRA) -> list[Subspace]:
 class Spy:
     """A fit that runs the real one and looks at the branches while they are there."""
 
+    once = False
+
     def __init__(self, method: InfLoRA, **options: Any) -> None:
         self.method, self.fit, self.A, self.dW, self.ranks = method, fit_for(method, **options), [], [], []
         self.scan = self.fit.scan

@@ -195,7 +195,7 @@ def test_only_the_raw_tensors_can_be_exported(tmp_path: Path) -> None:
     learner = new("inflora")
     learner.learn(class_incremental(source(0, 1), tasks=1)[0])
     assert "random sequences" in learner.export(tmp_path / "raw", "adapters")[0]
-    kinds = {"timm": "images", "hf": "texts", "peft": "images and texts", "onnx": "images and texts"}
+    kinds = {"timm": "images", "hf": "texts and answers", "peft": "images and texts", "onnx": "images and texts"}
     for format, kind in kinds.items():
         message = f"format {format} is for {kind}, and this backbone takes sequences; use --format adapters"
         with pytest.raises(ValueError, match=message):
@@ -224,7 +224,7 @@ def test_a_model_of_another_kind_is_not_served(tmp_path: Path, monkeypatch: pyte
     service = pytest.importorskip("lamella.serving.service")
     loaded = SimpleNamespace(learner=new("nearest-mean"))
     monkeypatch.setattr(service, "load", lambda *_, **__: loaded)
-    with pytest.raises(ValueError, match="takes sequences, and only models of images or texts can be served"):
+    with pytest.raises(ValueError, match="takes sequences, and models of images, texts, answers can be served"):
         service.Service(tmp_path, service.Limits())
 
 

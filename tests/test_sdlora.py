@@ -158,7 +158,7 @@ def test_restarted_magnitudes_begin_at_the_start_and_are_shared() -> None:
     def fit(*args: Any, **options: Any) -> None:
         seen.append([a.clone() for a in method.alphas])
 
-    fit.task = "2"  # type: ignore[attr-defined]
+    fit.task, fit.once = "2", False  # type: ignore[attr-defined]
     method.learn(task(2, (4, 5)), fit)  # type: ignore[arg-type]
     assert [a.tolist() for a in seen[0]] == [[pytest.approx(0.8)]] * 3
 

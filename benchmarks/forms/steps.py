@@ -164,6 +164,8 @@ class Reached(Exception):
 class Pretended:
     """A `fit` that scans as the true one does, and instead of training adds noise, or stops before the last task."""
 
+    once = False
+
     def __init__(self, fit: Fit) -> None:
         self.scan, self.features, self.last = fit.scan, fit.features, False
 

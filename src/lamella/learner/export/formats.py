@@ -92,7 +92,7 @@ def _writer(format: str, noun: str) -> Export:
     if noun not in found:
         able = [name for name, of in FORMATS.items() if noun in of or name == "adapters"]
         raise ValueError(
-            f"format {format} is for {' and '.join(f'{kind}s' for kind in found)}, and this backbone takes {noun}s; "
+            f"format {format} is for {listed([f'{kind}s' for kind in found])}, and this backbone takes {noun}s; "
             f"use --format {', '.join(able)}".replace(", adapters", " or adapters")
         )
     return found[noun]
