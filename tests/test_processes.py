@@ -21,6 +21,7 @@ from lamella.learner.store.versions import load_model
 from lamella.methods import METHODS
 from lamella.training import processes
 from lamella.training.calls import TrainingCall
+from lamella.training.launching import launched
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9 and fork are POSIX")
 METHOD = ["method.name=seq-lora+align", "method.rank=2", "method.blocks=1", "method.batch_size=5", "method.epochs=2"]
@@ -394,13 +395,13 @@ def test_a_model_folder_is_taught_by_two_and_a_kill_loses_nothing(lamella: Run, 
 def test_who_a_process_is_says_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")  # as in a batch script, outside of srun
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert processes.launched() == (0, 1, 0)
+    assert launched() == (0, 1, 0)
     for name, value in {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert processes.launched() == (3, 4, 1)
+    assert launched() == (3, 4, 1)
     for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert processes.launched() == (1, 2, 1)
+    assert launched() == (1, 2, 1)
 
 
 def srun(env: dict[str, str]) -> tuple[int, int]:

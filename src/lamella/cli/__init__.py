@@ -51,7 +51,8 @@ def _with_others(arguments: list[str]) -> AbstractContextManager[None]:
         return nullcontext()  # without importing torch
     # Where a process is lost, torch writes how its messages failed, beside our line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from lamella.training.processes import joined, launched
+    from lamella.training.launching import launched
+    from lamella.training.processes import joined
 
     me = launched()
     if me.count > 1 and arguments[0] not in TOGETHER:

@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lamella.training import processes
+from lamella.training.launching import launched
 
 __all__ = ["PRECISIONS", "computing", "resolve_device", "slow_in_bf16", "wait_for"]
 
@@ -29,7 +30,7 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"device '{name}' is not available here; use 'cpu' or 'auto'")
     if processes.count() == 1 or name == "cpu":
         return torch.device(name)
-    local, there = processes.launched().local, torch.cuda.device_count()
+    local, there = launched().local, torch.cuda.device_count()
     if name != "cuda" or local >= there:
         raise ValueError(
             f"each process needs a GPU of its own, and here are {there}; start as many processes on a machine as it "

@@ -15,7 +15,6 @@ at their next message; a message of NCCL would wait for it, so one of gloo goes 
 """
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -23,16 +22,16 @@ from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from lamella.common.randomness import named_seed
+from lamella.training.launching import Launched, first_node, launched
 
 __all__ = [
-    "Launched",
     "OtherEnded",
     "check_shared",
     "count",
@@ -40,7 +39,6 @@ __all__ = [
     "gathered",
     "held",
     "joined",
-    "launched",
     "leads",
     "number",
     "own_seed",
@@ -70,35 +68,6 @@ _stores: list[Any] = []
 
 class OtherEnded(ConnectionError):
     """Another process has ended, so that this one cannot go on."""
-
-
-class Launched(NamedTuple):
-    """What a launcher says of this process.
-
-    Attributes:
-        number: from 0 to `count` - 1.
-        count: how many processes there are in all.
-        local: its number among those of its machine.
-    """
-
-    number: int = 0
-    count: int = 1
-    local: int = 0
-
-
-def launched() -> Launched:
-    """Return what `torchrun` or `srun` says in the environment; one process where neither has started it.
-
-    >>> launched()
-    Launched(number=0, count=1, local=0)
-    """
-    told = os.environ
-    if "RANK" in told and "WORLD_SIZE" in told:
-        return Launched(int(told["RANK"]), int(told["WORLD_SIZE"]), int(told.get("LOCAL_RANK", told["RANK"])))
-    # Not SLURM_NTASKS, which a batch script has, too, before any `srun` in it.
-    if int(told.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return Launched(*(int(told[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID")))
-    return Launched()
 
 
 @contextmanager
@@ -146,7 +115,7 @@ def _join(me: Launched) -> None:
     from torch.distributed.rendezvous import rendezvous
 
     if "MASTER_ADDR" not in os.environ:  # srun says no place to meet
-        os.environ["MASTER_ADDR"] = _first_node(os.environ.get("SLURM_STEP_NODELIST", "localhost"))
+        os.environ["MASTER_ADDR"] = first_node(os.environ.get("SLURM_STEP_NODELIST", "localhost"))
     if "MASTER_PORT" not in os.environ:
         job, step = (int(os.environ.get(f"SLURM_{name}_ID", "0")) for name in ("JOB", "STEP"))
         os.environ["MASTER_PORT"] = str(20000 + (31 * job + step) % 20000)
@@ -206,16 +175,6 @@ def _why() -> str:
             return f"process {who} has ended: {what}"
         return f"another process of this command was killed or lost; {hint}"
     return f"process 0 was killed or lost; {hint}"
-
-
-def _first_node(nodes: str) -> str:
-    """Return the first name of a list of SLURM.
-
-    >>> _first_node("gpu[003-005,9],cpu7"), _first_node("login1,login2")
-    ('gpu003', 'login1')
-    """
-    found = re.match(r"([^\[,]*)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
-    return "".join(part or "" for part in found.groups()) if found else nodes
 
 
 def count() -> int:
