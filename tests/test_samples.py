@@ -195,7 +195,12 @@ def test_only_the_raw_tensors_can_be_exported(tmp_path: Path) -> None:
     learner = new("inflora")
     learner.learn(class_incremental(source(0, 1), tasks=1)[0])
     assert "random sequences" in learner.export(tmp_path / "raw", "adapters")[0]
-    kinds = {"timm": "images", "hf": "texts and answers", "peft": "images and texts", "onnx": "images and texts"}
+    kinds = {
+        "timm": "images",
+        "hf": "texts and answers",
+        "peft": "images, texts and answers",
+        "onnx": "images and texts",
+    }
     for format, kind in kinds.items():
         message = f"format {format} is for {kind}, and this backbone takes sequences; use --format adapters"
         with pytest.raises(ValueError, match=message):

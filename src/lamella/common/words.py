@@ -1,6 +1,8 @@
 """Formats numbers for reading: percentages, durations, counts and sizes, and a dash for a missing value."""
 
-__all__ = ["MINUS", "NOTHING", "all_of", "count", "duration", "many", "number", "size"]
+from collections.abc import Sequence
+
+__all__ = ["MINUS", "NOTHING", "all_of", "count", "duration", "listed", "many", "number", "size"]
 
 NOTHING = "\N{EM DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -55,6 +57,15 @@ def all_of(number: int, noun: str) -> str:
     ('the only image', 'all 12 texts')
     """
     return f"the only {noun}" if number == 1 else f"all {number:,} {noun}s"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Join words as a sentence does.
+
+    >>> listed(["images"]), listed(["images", "texts"]), listed(["images", "texts", "answers"])
+    ('images', 'images and texts', 'images, texts and answers')
+    """
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def size(value: float | None) -> str:

@@ -14,7 +14,7 @@ calls are all that is sent, up from each client, and down to each as their sum.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from lamella.data.samples import Transform
 from lamella.federated.federation import Federation
 from lamella.federated.ledger import NO_ANSWER, Ledger
 from lamella.federated.messages import Message, accepted, added, bytes_of
-from lamella.federated.of_round import OfRound
+from lamella.federated.of_round import OfRound, Turn
 from lamella.federated.partition import partition
 from lamella.federated.privacy import clipped, noise_like
 from lamella.federated.rules import RULES, Answer, Joining, Trained, trained_branches
@@ -121,12 +121,12 @@ class FederatedFit(Fit):
             ids = {id(t) for t in trained.values()}
             some = [{**g, "params": [t for t in g["params"] if id(t) in ids]} for g in groups]
             part = OfRound(**plain, before=number * plan.epochs, in_all=plan.rounds * plan.epochs)
-            turn = _Turn(data, loss, some, part, name, number, settings)
+            turn = Turn(data, loss, some, part, name, number, settings)
             losses.append(self._round(turn, trained, branches))
         self.round = plan.rounds + 1
         return losses
 
-    def _round(self, turn: "_Turn", trained: Mapping[str, Tensor], branches: list[Trained]) -> float:
+    def _round(self, turn: Turn, trained: Mapping[str, Tensor], branches: list[Trained]) -> float:
         """Let every client train from the same start, and join what they made of it."""
         rule = RULES[self.federation.rule]
         start = {name: tensor.detach().clone() for name, tensor in trained.items()}
@@ -164,7 +164,7 @@ class FederatedFit(Fit):
             parameters[name].detach().copy_(tensor.detach())
         return sum(losses) / max(len(losses), 1)
 
-    def _train(self, turn: "_Turn", client: int, samples: Examples) -> list[float]:
+    def _train(self, turn: Turn, client: int, samples: Examples) -> list[float]:
         # The first client's first round has the name of an ordinary call: alone and in one round, it makes its draws.
         own = "-".join(
             [turn.name, *([f"round{turn.number}"] * (turn.number > 0)), *([f"client{client}"] * (client > 0))]
@@ -174,7 +174,7 @@ class FederatedFit(Fit):
         self._account(known, turn.name)
         return losses
 
-    def _inputs(self, turn: "_Turn", client: int, samples: Examples, branches: list[Trained]) -> Message:
+    def _inputs(self, turn: Turn, client: int, samples: Examples, branches: list[Trained]) -> Message:
         """Return by layer the sum of x x^T over what it reads of a client's samples with the client's weights."""
         sites = [Site(b.site, b.layer, b.branch.rows) for b in branches]
         with watch(sites, lambda layer: SecondMoment(layer.weight.shape[1], torch.float64)) as seen:
@@ -185,7 +185,7 @@ class FederatedFit(Fit):
 
     def _join(
         self,
-        turn: "_Turn",
+        turn: Turn,
         trained: Mapping[str, Tensor],
         branches: list[Trained],
         start: Mapping[str, Tensor],
@@ -339,16 +339,3 @@ class FederatedFit(Fit):
                 "this method trains on other samples than those of the task, and only these have an owner; leave out "
                 "settings such as method.statistics_images, or choose another method"
             )
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """What is the same for all clients of a round."""
-
-    data: Examples
-    loss: Loss
-    groups: list[dict[str, Any]]
-    recipe: Training
-    name: str
-    number: int
-    settings: dict[str, Any]

@@ -255,9 +255,8 @@ class ClassGaussians(Resizable):
         taken = {i: share_of(x[labels == label], int(self.counts[i]), self.means[i]) for label, i in rows.items()}
         rest = self.scatter - torch.stack([scatter for *_, scatter in taken.values()]).sum(0)
         second = (self.counts[:, None] * self.means.square()).sum(0)
-        rounding = ROUNDING * (self.scatter.diagonal() + second * ROUNDING)
         # A feature that only samples had that were taken out before is a zero, which their sums may be a hair below.
-        rounding = rounding.clamp_min(0) + ROUNDED_BEFORE * (self.scatter.trace() + second.sum())
+        rounding = (ROUNDING * (self.scatter.diagonal() + second * ROUNDING)).clamp_min(ROUNDED_BEFORE * second.sum())
         if (rest.diagonal() < -rounding).any() or any(n > self.counts[i] for i, (n, *_) in taken.items()):
             raise ValueError(NOT_IN_THEM)
         self._solved = {}

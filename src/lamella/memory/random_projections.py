@@ -35,7 +35,12 @@ class RandomProjections(Resizable):
             width: d, the number of features.
             count: M, the number of projections.
             generator: draws them.
+
+        Raises:
+            ValueError: there is none.
         """
+        if count < 1:
+            raise ValueError(f"projections {count} is too small; 1000 to 10000 works well")
         W = torch.randn(width, count, dtype=torch.float64, generator=generator)
         self.register_buffer("projection", W, persistent=False)
         self.register_buffer("check", W.mean(0))

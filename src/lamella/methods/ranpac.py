@@ -113,19 +113,14 @@ class RanPAC(RandomProjections, Method):
         super().__init__()
         check_one_of("adapt", adapt, ("first-task", "none"))
         check_one_of("scatter", scatter, ("all", "within"))
-        if projections < 1:
-            raise ValueError(f"projections {projections} is too small; 1000 to 10000 works well")
         if ridge is not None and not ridge > 0:
             raise ValueError(f"ridge {ridge} must be above 0; leave it out to have it chosen")
         if ridge is None and scatter == "within":
             raise ValueError("scatter 'within' needs a ridge, such as 100 with unit=true; only for 'all' one is chosen")
-        self.backbone, self.seed = backbone, seed
         check_variants(type(self).__name__, self.needs, lora)
-        self.lora, self.recipe = lora, training
+        self.backbone, self.seed, self.lora, self.recipe = backbone, seed, lora, training
         self.projections, self.ridge = projections, ridge
-        self.adapt = adapt
-        self.scatter = scatter
-        self.unit = unit
+        self.adapt, self.scatter, self.unit = adapt, scatter, unit
         self.sites = lora.attach(backbone) if adapt == "first-task" else ()
         if adapt == "first-task":
             self.not_online = (
@@ -151,8 +146,7 @@ class RanPAC(RandomProjections, Method):
 
     def classify(self, features: Tensor) -> Tensor:
         """(n, classes) scores: of the regression about 1 for the right class, 0 for the others."""
-        scores = self.project(features) @ self.solution
-        scores = scores + self.offset if self.scatter == "within" else scores
+        scores = self.project(features) @ self.solution + (self.offset if self.scatter == "within" else 0)
         return scores.to(torch.promote_types(features.dtype, torch.float32))
 
     def project(self, features: Tensor) -> Tensor:

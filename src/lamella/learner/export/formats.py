@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from lamella.common.options import near_matches
+from lamella.common.words import listed
 from lamella.learner.export.adapters import export_adapters
 from lamella.learner.export.drafts import atomic_output
 from lamella.learner.export.hf_answers import export_hf_of_answers
