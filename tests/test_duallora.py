@@ -161,7 +161,7 @@ def test_folding_o_leaves_the_outputs_unchanged(monkeypatch: pytest.MonkeyPatch)
         seen["unmerged"] = method.features(x)
         assert method.sites[0].layer.of("orthogonal")
 
-    fit = fit_for(method)
+    fit, trained.once = fit_for(method), False  # type: ignore[attr-defined]
     monkeypatch.setattr(method, "_inputs", scanned)
     with pytest.raises(StopIteration):
         method.learn(STREAM[2], trained)  # type: ignore[arg-type]
@@ -583,7 +583,7 @@ def test_one_training_step_lowers_the_loss_of_the_tasks_own_head_only() -> None:
         losses.extend(real(*args, **options))
 
     real = fit_for(method)
-    fit.scan = real.scan  # type: ignore[attr-defined]
+    fit.scan, fit.once = real.scan, False  # type: ignore[attr-defined]
     real.begin("1")
     method.epochs = 6
     method.learn(STREAM[1], fit)  # type: ignore[arg-type]

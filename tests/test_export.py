@@ -329,7 +329,10 @@ def test_tasks_kept_apart_become_a_folder_each(method: str, tmp_path: Path) -> N
         pytest.param("inflora", "align", {"own_covariance": 0.2, "own_directions": "all"}, marks=pytest.mark.slow),
         pytest.param("duallora", "", {"blocks": 1}, marks=pytest.mark.slow),  # the third has all that these two have
         pytest.param("duallora", "", CLASS_TOKENS | {"calibration": 1}, marks=pytest.mark.slow),
-        ("duallora", "", CLASS_TOKENS | {"residual": "current", "gate": "vector", "calibration": 1}),
+        pytest.param(
+            *("duallora", "", CLASS_TOKENS | {"residual": "current", "gate": "vector", "calibration": 1}),
+            marks=pytest.mark.slow,
+        ),
         ("color", "", {"blocks": 1}),
         *(pytest.param("color", "", {"blocks": 1, "router": r}, marks=pytest.mark.slow) for r in ROUTERS[1:]),
         pytest.param("coda-prompt", "", {"blocks": 1}, marks=pytest.mark.slow),

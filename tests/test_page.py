@@ -156,6 +156,7 @@ def trained(browser: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return taught_model(folder, {"name": "seq-lora", "epochs": 400, "batch_size": 4})
 
 
+@pytest.mark.slow
 def test_a_refusal_stays_beside_the_status_of_the_job(page: Any, trained: Path, served: Served) -> None:
     from playwright.sync_api import expect
 

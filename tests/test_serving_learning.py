@@ -334,6 +334,7 @@ def test_what_a_server_could_not_finish_the_next_one_does(model: Path) -> None:
     assert len(load_manifest(model)["tasks"]) == 2
 
 
+@pytest.mark.slow
 def test_a_job_keeps_its_number_and_new_ones_get_others(model: Path) -> None:
     """Of four uploads that were left, two had the same number, of two servers, and one has none that is valid."""
     left = [sent(model, NEW, again=True) for _ in range(4)]
