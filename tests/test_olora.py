@@ -23,6 +23,8 @@ BACKBONE = tiny_backbone()
 class Spy:
     """A fit that runs the real one, and keeps the branches as they were before and after it."""
 
+    once = False
+
     def __init__(self, method: Any, **options: Any) -> None:
         self.method, self.fit, self.losses = method, fit_for(method, **options), []
         self.before: list[Branch] = []

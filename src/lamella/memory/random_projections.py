@@ -28,18 +28,19 @@ class RandomProjections(Resizable):
     projection: Tensor
     check: Tensor
 
-    def draw_projections(self, width: int, count: int, generator: torch.Generator) -> None:
+    def draw_projections(self, width: int, count: int, generator: torch.Generator, *, least: int = 0) -> None:
         """Draw W.
 
         Args:
             width: d, the number of features.
             count: M, the number of projections.
             generator: draws them.
+            least: the smallest number that is allowed.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there are fewer.
         """
-        if count < 1:
+        if count < least:
             raise ValueError(f"projections {count} is too small; 1000 to 10000 works well")
         W = torch.randn(width, count, dtype=torch.float64, generator=generator)
         self.register_buffer("projection", W, persistent=False)

@@ -127,7 +127,7 @@ class RanPAC(RandomProjections, Method):
                 "it adapts the network to the first task, for which a stream's first batch is too little; set "
                 "method.adapt=none"
             )
-        self.draw_projections(backbone.width, projections, generator(seed, "ranpac", "W"))
+        self.draw_projections(backbone.width, projections, generator(seed, "ranpac", "W"), least=1)
         self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("chosen", torch.ones((), dtype=torch.float64))
         self.register_buffer("G", torch.zeros(projections, projections, dtype=torch.float64))
