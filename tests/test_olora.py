@@ -126,6 +126,7 @@ def test_the_first_task_is_plain_lora_given_equal_draws() -> None:
     def keep(*args: Any, **options: Any) -> None:
         losses.extend(fit(*args, **options))
 
+    keep.once = False  # type: ignore[attr-defined]
     plain.learn(task(0, (0, 1, 2)), keep)  # type: ignore[arg-type]
     assert spy.losses == losses
     for mine, theirs in zip(spy.after, plain_branches, strict=True):
