@@ -15,7 +15,7 @@ __all__ = ["Ended", "command", "crew"]
 FORKS = get_context("forkserver") if os.name == "posix" else get_context("spawn")
 if os.name == "posix":
     FORKS.set_forkserver_preload(
-        ["pytest", "torch", "lamella.cli", "lamella.experiments.run", "lamella.learner.rehearsal", "rich.progress",
+        ["pytest", "torch", "lamella.cli", "lamella.experiments.run", "lamella.learner.expected_costs", "rich.progress",
          "lamella.data.sources.readable", "timm.models.vision_transformer", "filelock", "PIL.PngImagePlugin"]
     )  # fmt: skip
 

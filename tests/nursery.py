@@ -13,7 +13,7 @@ FORKING = """
 import json, os, sys, time
 import torch
 torch.set_num_threads(1)
-import lamella.cli, lamella.data.sources.readable, lamella.learner.next_task, lamella.learner.rehearsal
+import lamella.cli, lamella.data.sources.readable, lamella.learner.next_task, lamella.learner.expected_costs
 import lamella.common.words, rich.progress
 import sklearn.datasets, timm.models.vision_transformer, filelock, PIL.PngImagePlugin
 

@@ -20,11 +20,11 @@ from lamella.data.keeping import keep_readable
 from lamella.data.sources.folders import load_folder
 from lamella.data.sources.load import load_source
 from lamella.data.sources.readable import load_readable
-from lamella.learner import prepared, rehearsal
+from lamella.learner import expected_costs, prepared
+from lamella.learner.expected_costs import expect_costs
 from lamella.learner.learner import Learner
 from lamella.learner.next_task import as_next_task
 from lamella.learner.records import Unread
-from lamella.learner.rehearsal import rehearse
 from lamella.learner.store.versions import load_model
 from lamella.methods import METHODS, Method
 
@@ -243,14 +243,14 @@ def test_what_is_measured_is_scaled_to_all_images_and_epochs(monkeypatch: pytest
 
     monkeypatch.setattr(learner.backbone, "forward", slow)
     learner.model.method = Clocked(clock, learner.backbone)
-    monkeypatch.setattr(rehearsal, "time", clock)
+    monkeypatch.setattr(expected_costs, "time", clock)
     task = stream(6, 1, per_class=50)[0]
-    expected = rehearse(learner.model, task, held_back=40)
+    expected = expect_costs(learner.model, task, held_back=40)
     assert expected.seconds == pytest.approx(300 * 2.0 * 7 + 300 * 0.5 + 100 + 40 * 0.25)
 
 
 @pytest.mark.parametrize("name", [*METHODS, "inflora+align", "seq-lora+calibrate"])
-def test_every_method_can_be_rehearsed(name: str) -> None:
+def test_every_method_can_be_tried(name: str) -> None:
     base, *parts = name.split("+")
     table = {"name": base, **QUICK.get(base, {"epochs": 2, "batch_size": 8}), **{part: {} for part in parts}}
     if base == "dlc":
@@ -258,7 +258,7 @@ def test_every_method_can_be_rehearsed(name: str) -> None:
     vit = {"name": "test_vit", "weights": "random", "size": 32}
     backbone = {"name": "resnet20", "weights": "random", "size": 32} if base in RESIDUAL else vit
     learner = Learner.create(backbone=backbone, method=table, fit={"device": "cpu"})
-    expected = rehearse(learner.model, stream(2, 1)[0], held_back=4)
+    expected = expect_costs(learner.model, stream(2, 1)[0], held_back=4)
     assert expected.seconds > 0
 
 

@@ -27,9 +27,9 @@ from lamella.experiments.bench.streams import synthetic_task
 from lamella.experiments.run import run
 from lamella.learner.config import document
 from lamella.learner.config.document import load_config
+from lamella.learner.expected_costs import expect_costs
 from lamella.learner.inspection.facts import inspect
 from lamella.learner.learner import Learner, Prediction
-from lamella.learner.rehearsal import rehearse
 from lamella.learner.scores import Score
 from lamella.learner.store.state import learned_state, restore_state
 from lamella.learner.store.versions import load_model
@@ -226,7 +226,7 @@ def test_what_measures_a_learner_runs_there() -> None:
         assert set(measure_speed(backbone, "inflora", batch=4, images=8, repeats=1).phases) == {"float32", "bf16"}
         costs = follow(new("linear-probe"), [synthetic_task(i, 8, InputTransform(32)) for i in range(2)])
         assert [cost["pass"] > 0 for cost in costs] == [True, True]
-        assert rehearse(new("inflora"), TASKS[0], held_back=4).seconds > 0
+        assert expect_costs(new("inflora"), TASKS[0], held_back=4).seconds > 0
         assert inspect(small("olora")).overlap is not None
 
 

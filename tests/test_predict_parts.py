@@ -12,6 +12,8 @@ from conftest import Run
 from lamella import Learner
 from lamella.cli import predict_parts
 from lamella.cli.predict_parts import read_share, write_parts
+from lamella.data.keeping import keep_readable
+from lamella.data.sources.far_files import list_files
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,10 @@ def test_urls_are_read_too(lamella: Run, model: Path, pictures: Path, tmp_path: 
     same = [(row.get("classes"), row["path"].split("/")[-2:]) for row in near]
     assert [(row.get("classes"), row["path"].split("/")[-2:]) for row in lines] == same
     assert all(row["path"].startswith("memory://") for row in lines)
+    far = list_files("memory://photos")
+    memory.rm("/photos/day-0/00.png")
+    gone = keep_readable(far.some(far.names[:2]))
+    assert [file.key for file in gone.unreadable] == ["0"], "what is gone meanwhile is named, and the others are read"
     code, _, err = lamella("predict", model, "memory://nowhere", "--out", tmp_path / "no")
     assert (code, err) == (2, "lamella: no images at 'memory://nowhere'\n")
     code, _, err = lamella("predict", model, "strange://a", "--out", tmp_path / "no")
@@ -115,7 +121,11 @@ def test_parts_of_something_else_are_refused(lamella: Run, model: Path, pictures
         ((model, pictures / "day-0", "--out", out), "has parts of other files than these"),
         ((model, pictures, "--out", tmp_path / "full"), "is a folder with other files; choose a new one for --out"),
         ((model, pictures, "--out", tmp_path / "x", "--share", "2/2"), "--share '2/2' should be NUMBER/COUNT"),
-        ((model, pictures, "--share", "0/2"), "--share belongs to --out"),
+        ((model, pictures, "--share", "0/2"), "--share belongs to --out, which writes images part by part"),
+        ((model, pictures, "--part", "2"), "--part belongs to --out, which writes images part by part"),
+        ((model, "--text", "a", "--out", tmp_path / "x"), "--out writes the classes of images part by part; give fold"),
+        ((model, "-", "--out", tmp_path / "x"), "--out reads no paths from stdin"),
+        ((model, pictures, "--text", "a", "--out", tmp_path / "x"), "--text and --column are for texts, and --out is"),
         ((model, more, "--out", tmp_path / "x"), f"no file or folder '{more}'"),
     ):
         code, _, err = lamella("predict", *command)

@@ -26,9 +26,9 @@ from lamella.data.sending import send
 from lamella.data.sources.readable import ReadableData
 from lamella.experiments.bench.streams import synthetic_task
 from lamella.learner.config import document
+from lamella.learner.expected_costs import expect_costs
 from lamella.learner.folder import ModelFolder
 from lamella.learner.learner import Learner
-from lamella.learner.rehearsal import rehearse
 from lamella.learner.store.state import learned_state
 from lamella.memory.exemplars import Exemplars
 from lamella.memory.inputs import Inputs
@@ -184,7 +184,7 @@ def test_a_learned_class_is_recognised(pooling: str) -> None:
 
 def test_costs_are_foreseen() -> None:
     scenario = class_incremental(source(0, 1, 2, 3), tasks=2)
-    assert rehearse(new("inflora").model, scenario[0], 4).seconds > 0
+    assert expect_costs(new("inflora").model, scenario[0], 4).seconds > 0
     auto = Learner.create(
         backbone="encoder", method=method_table("seq-lora"), fit={"device": "cpu", "precision": "auto"}
     )

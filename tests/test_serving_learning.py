@@ -278,7 +278,7 @@ def test_an_interrupted_learning_goes_on_where_it_stood(
     assert load_manifest(cut)["version"] == 1
     resumed: list[dict[str, Any]] = []
     teach(cut, archive.folder, "new", lambda said: (trained(said, after), resumed.append(said))[1])
-    assert not [said for said in resumed if "still" in said], "what is left is not rehearsed"
+    assert not [said for said in resumed if "still" in said], "the costs of what is left are not tried"
     assert every == {0, 1, 2, 3, 4}
     assert before == {0, 1, 2, 3}
     assert 1 not in after, "what was done is not done again"

@@ -8,11 +8,11 @@ from lamella.common.words import many
 
 if TYPE_CHECKING:
     from lamella.learner.confidence import HeldBackScore
+    from lamella.learner.expected_costs import Expected
     from lamella.learner.model import Model
     from lamella.learner.prepared import Learning
     from lamella.learner.records import TaskRecord
     from lamella.learner.reference import Beside
-    from lamella.learner.rehearsal import Expected
 
 __all__ = ["say_expected", "say_found", "say_known", "say_resumed", "say_took"]
 
@@ -119,11 +119,11 @@ def say_resumed(learning: "Learning") -> None:
 def say_expected(learning: "Learning") -> "Expected":
     """Measure and print the expected time and memory of learning on this machine."""
     from lamella.common.words import size
-    from lamella.learner.rehearsal import rehearse
+    from lamella.learner.expected_costs import expect_costs
 
     model = learning.model
     say(f"  {model.name} on {model.backbone.name} learns it as task {len(model.tasks) + 1}", nl=False)
-    expected = rehearse(learning.rehearsed(), learning.task, len(learning.held_back))
+    expected = expect_costs(learning.copied(), learning.task, len(learning.held_back))
     memory = f" and {size(expected.bytes)} of memory" if expected.bytes else ""
     say(f"; expected: {_about(expected.seconds)}{memory}")
     return expected

@@ -1,6 +1,7 @@
 """`lamella predict`: name the classes of images or texts."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,7 +52,10 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    part: Annotated[int, typer.Option(min=1, metavar="N", help="With --out: images of a part.")] = 1000,
+    part: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="With --out: images of a part.", show_default="1000"),
+    ] = None,
     share: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="With --out: this process does share I of N.", show_default="all parts"),
@@ -63,8 +67,7 @@ def predict(
 
     The output has confidences, the task that taught the class, and how familiar the sample is.
     """
-    if share is not None and out is None:
-        raise ValueError("--share belongs to --out, where several processes fill one folder; leave it out")
+    _check_parts(paths or (), out, part, share)
     if as_json and as_csv:
         raise ValueError("--json and --csv cannot be combined; choose one")
     if not paths and not text:
@@ -83,6 +86,8 @@ def predict(
     if out is not None:
         if noun != "image":
             raise ValueError(f"--out is for very many images, and '{model}' takes {noun}s; leave it out")
+        if text or column:
+            raise ValueError("--text and --column are for texts, and --out is for images; leave them out")
         _write_parts(learner, paths or [], out, top, unknown, as_json, part, share)
         return
     if noun == "text":
@@ -110,6 +115,17 @@ def predict(
         raise typer.Exit(1)
 
 
+def _check_parts(paths: Sequence[str], out: Path | None, part: int | None, share: str | None) -> None:
+    """Raise ValueError where options of `--out` are given without it, or it without what it needs."""
+    if out is None:
+        if given := [name for name, value in (("--part", part), ("--share", share)) if value is not None]:
+            raise ValueError(f"{given[0]} belongs to --out, which writes images part by part; leave it out")
+    elif not paths:
+        raise ValueError("--out writes the classes of images part by part; give folders, files or URLs of images")
+    elif "-" in paths:
+        raise ValueError("--out reads no paths from stdin, since the same command must find them again; give a folder")
+
+
 def _write_parts(
     learner: "Learner",
     paths: list[str],
@@ -117,14 +133,14 @@ def _write_parts(
     top: int,
     unknown: bool,
     lines: bool,
-    size: int,
+    size: int | None,
     share: str | None,
 ) -> None:
     """Write the parts of `--out`, and say how many."""
-    from lamella.cli.predict_parts import read_share, write_parts
+    from lamella.cli.predict_parts import PART, read_share, write_parts
     from lamella.common.progress import bars
 
-    options = {"top": top, "unknown": unknown, "lines": lines, "size": size, "share": read_share(share)}
+    options = {"top": top, "unknown": unknown, "lines": lines, "size": size or PART, "share": read_share(share)}
     done = write_parts(learner, paths, out, progress=bars, **options)
     there = f" ({many(done.there, 'part')} were there)" if done.there else ""
     say(f"wrote {many(done.written, 'part')} to {out}{there}: {many(done.images, 'image')}")

@@ -10,7 +10,7 @@ from lamella.data.images import Files, ImageSet
 from lamella.data.keeping import keep_readable
 from lamella.data.loading import Examples
 from lamella.data.sources import rows
-from lamella.data.sources.files import list_images
+from lamella.data.sources.far_files import list_files
 from lamella.data.sources.unlabelled_texts import PlacedText, read_texts, without_empty
 from lamella.data.texts import TextSet, normal_text
 
@@ -53,7 +53,7 @@ def asked_images(paths: Sequence[str]) -> Asked:
     """
     lines = [line for path in paths for line in (_lines_of_stdin() if path == STDIN else [path]) if line]
     check_paths(lines)
-    files = [file for path in map(Path, lines) for file in (_images_in(path) if path.is_dir() else [path])]
+    files = [Path(name) for line in lines for name in list_files(line).names]
     found = keep_readable(ImageSet.unlabelled(Files(files)))
     named = [{"path": str(files[int(key)])} for key in found.data.keys]
     return Asked(found.data, named, [(str(files[int(file.key)]), file.reason) for file in found.unreadable])
@@ -77,13 +77,6 @@ def asked_texts(paths: Sequence[str], texts: Sequence[str], column: str | None) 
     kept, empty = without_empty(placed)
     named = [{"text": text.text, "path": text.place} for text in kept]
     return Asked(TextSet.unlabelled([text.text for text in kept]), named, [(file.key, file.reason) for file in empty])
-
-
-def _images_in(folder: Path) -> list[Path]:
-    try:
-        return list_images(folder)
-    except ValueError:  # speaks of a class to learn
-        raise ValueError(f"folder '{folder}' has no images; give another one, or image files") from None
 
 
 def _texts_of_stdin() -> list[PlacedText]:

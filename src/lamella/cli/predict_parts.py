@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["PART", "Parts", "read_share", "write_parts"]
 
 PART = 1000
+"""Images of a part."""
 MANIFEST = "parts.json"
+WHAT = {"model": "models", "files": "files", "images": "files"}
+"""What is said to be another one where a key of the manifest differs; options where it is any other key."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,14 @@ def write_parts(
         unknown: whether images that look stranger than most known ones are called unknown.
         lines: whether a part has lines of JSON, and not of CSV.
         size: how many images a part has.
-        share: the number of this process, from 0, and how many there are; each takes every so-manieth part.
+        share: the number of this process, from 0, and how many there are; part k belongs to
+            the process whose number is k modulo that.
         progress: opens a progress bar.
 
     Raises:
         FileNotFoundError: a place is not there.
-        ValueError: a place has no images, or the folder has parts of another model, of other files, or of another kind.
+        ValueError: a place has no images, or the folder has parts of another model, of files with other names, or of
+            another kind.
     """
     found = [list_files(place) for place in places]
     sizes = [range(0, len(files.names), size) for files in found]
@@ -129,7 +134,7 @@ def _claim(learner: "Learner", found: Sequence[FarFiles], out: Path, options: di
         before = read_json(place)
         if differ := [key for key, value in told.items() if before.get(key) != value]:
             raise ValueError(
-                f"'{out}' has parts of other {_WHAT.get(differ[0], 'options')} than these; choose another folder for "
+                f"'{out}' has parts of other {WHAT.get(differ[0], 'options')} than these; choose another folder for "
                 "--out, or go on with what they were made of"
             )
         return
@@ -140,13 +145,12 @@ def _claim(learner: "Learner", found: Sequence[FarFiles], out: Path, options: di
 
 
 def _digest(learner: "Learner") -> str:
-    """A digest of all that a prediction depends on."""
+    """A digest of all that a prediction depends on: what was learned, the network, and what confidences are made of."""
     settings = {key: learner.config[key] for key in ("method", "backbone")}
     names = [learner.class_names[label] for label in learner.method.classes]
-    return sha256(json_to_bytes([settings, names, state_digest(learner.method)])).hexdigest()
-
-
-_WHAT = {"model": "models", "files": "files", "images": "files"}
+    network, sure = learner.backbone.weights_sha256, learner.confidence
+    told = [settings, names, network, state_digest(learner.method), sure.temperature, sure.images]
+    return sha256(json_to_bytes(told)).hexdigest()
 
 
 def _predicted(

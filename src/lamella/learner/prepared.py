@@ -64,6 +64,6 @@ class Learning:
         checkpoints.clear()
         return record
 
-    def rehearsed(self) -> Model:
+    def copied(self) -> Model:
         """Return a copy of the model, for a trial that does not change `model`."""
         return deepcopy(self.model)

@@ -28,7 +28,7 @@ class Job:
         held_back: how many samples were held back, that is, not learned from.
         right: how many of the held-back samples the model classifies correctly.
         seconds: how long the job has been running in this server, or how long it took.
-        expected_seconds: how large `seconds` is expected to be in the end, rehearsed on a few of the samples; None
+        expected_seconds: how large `seconds` is expected to be in the end, tried on a few of the samples; None
             until it is known, and where an interrupted learning resumes.
     """
 

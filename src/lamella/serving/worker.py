@@ -16,9 +16,9 @@ from typing import Any, TextIO
 
 from lamella.common.progress import Progress
 from lamella.data.sources.readable import ReadableData
+from lamella.learner.expected_costs import expect_costs
 from lamella.learner.folder import ModelFolder
 from lamella.learner.records import TaskRecord
-from lamella.learner.rehearsal import rehearse
 from lamella.serving.sent import read_sent
 from lamella.serving.uploads_kept import CHECKPOINTS, samples_sent, sent_again, tasks_before
 
@@ -72,7 +72,7 @@ def teach(
         say({"classes": names, "new": [name for name in names if name not in known]})
         if learning.stored is None and not learning.resumed.goes_on:
             say({"step": "measuring how long it will take"})
-            say({"still": rehearse(learning.rehearsed(), learning.task, len(learning.held_back)).seconds})
+            say({"still": expect_costs(learning.copied(), learning.task, len(learning.held_back)).seconds})
         return learning.run(_reporting(say))
 
 

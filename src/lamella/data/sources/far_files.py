@@ -35,8 +35,7 @@ class FarFiles(NamedTuple):
     def some(self, names: Sequence[str]) -> ImageSet:
         """Return some of the files as a set of images, whose keys are positions.
 
-        Raises:
-            FileNotFoundError: a file of another system is gone.
+        A file of another system that cannot be had any more is one that cannot be read.
         """
         return ImageSet.unlabelled(self._storage(names))
 
@@ -44,8 +43,8 @@ class FarFiles(NamedTuple):
         if self.system is None:
             return Files([Path(name) for name in names])
         paths = [self.system._strip_protocol(name) for name in names]
-        found = self.system.cat(paths)
-        contents = [found[path] for path in paths]
+        found = self.system.cat(paths, on_error="return")
+        contents = [content if isinstance(content := found[path], bytes) else b"" for path in paths]
         ends = list(accumulate(map(len, contents), initial=0))
         whole = torch.frombuffer(bytearray(b"".join(contents)) or bytearray(1), dtype=torch.uint8)
         return EncodedBytes(whole, torch.tensor(ends), "these files")

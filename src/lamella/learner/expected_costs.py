@@ -21,7 +21,7 @@ from lamella.training.fit import Examples, Fit, Loss
 from lamella.training.footprint import bytes_now, kept_for_backward
 from lamella.training.recipe import Training
 
-__all__ = ["Expected", "rehearse"]
+__all__ = ["Expected", "expect_costs"]
 
 CLASSES, PER_CLASS = 4, 4
 FIELDS = {field.name for field in fields(Training)}
@@ -44,7 +44,7 @@ class _Enough(Exception):
     """Ends a training call that has been measured."""
 
 
-class _Rehearsal:
+class _Trial:
     """Wraps a training loop and stops each call as soon as it has been measured.
 
     Args:
@@ -126,7 +126,7 @@ class _Rehearsal:
         return count - self.sample + self.count if of_task and count >= self.sample else count
 
 
-def rehearse(model: Model, task: Task, held_back: int) -> Expected:
+def expect_costs(model: Model, task: Task, held_back: int) -> Expected:
     """Estimate the costs of learning a task. The model must not be used afterwards.
 
     Args:
@@ -136,7 +136,7 @@ def rehearse(model: Model, task: Task, held_back: int) -> Expected:
     short = _short(task)
     plain = model.fit()
     plain.compile = False  # compiling takes longer than what is measured
-    fit = _Rehearsal(plain, short.train, len(task.train))
+    fit = _Trial(plain, short.train, len(task.train))
     fit.begin(str(len(model.tasks)))
     for _ in range(2):  # the first pass warms up, the second one is the measurement
         before = fit.expected
