@@ -57,6 +57,13 @@ def test_predicting(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+def test_many_files(script: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    script("many_files").main(images=[3], out=tmp_path / "found.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["3 images, --csv", "3 images, --out"]
+
+
+@pytest.mark.slow
 def test_serving(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("fastapi")
     script("serving").main(backbone="test_vit", size=32, images=3, clients=2, rounds=1)

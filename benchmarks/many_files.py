@@ -1,0 +1,77 @@
+"""`lamella predict` on very many small images: seconds and the most memory, part by part and all at once.
+
+    python benchmarks/many_files.py
+    python benchmarks/many_files.py --images 1000 --images 100000
+
+Every form is a command of its own, start included, on the bundled network and JPEGs of 32 x 32 pixels of noise.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from PIL import Image
+
+from lamella import Learner
+from lamella.backbones.bundled import NAME as BUNDLED
+from lamella.common.files import write_json
+from lamella.common.randomness import generator
+from lamella.data.sources.load import load_source
+from lamella.learner.next_task import as_next_task
+
+
+def main(
+    images: Annotated[list[int] | None, typer.Option(help="May be given several times.")] = None,
+    out: Path = Path("runs/benchmarks/many-files.json"),
+) -> None:
+    """Measure both forms with each number of images."""
+    found: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as place:
+        model = taught(Path(place))
+        for count in images or [1000, 10_000]:
+            folder = noise(Path(place) / str(count), count)
+            for form, options in (("--csv", []), ("--out", [str(Path(place) / f"parts-{count}")])):
+                seconds, megabytes = measured("predict", str(model), str(folder), form, *options)
+                found.append({"images": count, "form": form, "seconds": seconds, "MB": megabytes})
+                print(f"{count:,} images, {form}: {seconds:.1f} s, {megabytes:.0f} MB", flush=True)
+    write_json(out, found)
+
+
+def taught(place: Path) -> Path:
+    """A model that knows digits by their class means."""
+    learner = Learner.create(backbone=BUNDLED, method="nearest-mean", fit={"device": "cpu"})
+    task, held_back = as_next_task(load_source("digits"), learner.model)
+    learner.learn(task, held_back=held_back)
+    learner.save(place / "model")
+    return place / "model"
+
+
+def noise(folder: Path, count: int) -> Path:
+    """A folder of images."""
+    folder.mkdir()
+    draws = generator(0, "many files")
+    for i in range(count):
+        pixels = torch.randint(0, 256, (32, 32, 3), generator=draws, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i:07}.jpg")
+    return folder
+
+
+def measured(*arguments: str) -> tuple[float, float]:
+    """Seconds and the most memory, in MB, of a command of lamella."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "lamella", *arguments], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"lamella {' '.join(arguments)} has failed")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return time.perf_counter() - started, used.ru_maxrss * unit / 1e6
+
+
+if __name__ == "__main__":
+    typer.run(main)
