@@ -148,3 +148,9 @@ def test_each_method_of_the_comparison_is_one_and_the_page_tells_of_it() -> None
     for method, known in KNOWN.items():
         assert f"`{method}`" in page
         assert known.commit in page
+
+
+def test_a_folder_that_is_not_there_is_one_line_and_nothing_is_said_to_run(lamella: Run, tmp_path: Path) -> None:
+    code, out, err = lamella("reproduce", "--against", tmp_path / "none", "inflora")
+    assert (code, out) == (2, "")
+    assert err == f"lamella: no folder '{tmp_path / 'none'}'; give a checkout of github.com/liangyanshuo/InfLoRA\n"

@@ -89,9 +89,10 @@ def reproduce(
 def _compare(checkout: Path, method: str, as_json: bool) -> None:
     """Compare a method with the code in a checkout, and print the table."""
     from lamella.common.plain_table import plain_table
-    from lamella.experiments.against.run import compare_with, known_method
+    from lamella.experiments.against.run import check_checkout, compare_with, known_method
 
     known = known_method(method)
+    check_checkout(checkout, known)
     say(
         f"runs functions of '{checkout}' (wanted: {known.home}) in a process of its own, with your rights; "
         "nobody here has checked this code",

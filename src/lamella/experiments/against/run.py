@@ -13,7 +13,7 @@ from lamella.common.options import near_matches
 from lamella.experiments.against.known import KNOWN, Known
 from lamella.experiments.against.rows import Row
 
-__all__ = ["Against", "compare_with", "known_method"]
+__all__ = ["Against", "check_checkout", "compare_with", "known_method"]
 
 SECONDS = 600
 """The longest that a comparison may take."""
@@ -47,6 +47,12 @@ def known_method(method: str) -> Known:
     return KNOWN[method]
 
 
+def check_checkout(path: Path, known: Known) -> None:
+    """Raise FileNotFoundError where there is no folder that could be a checkout."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"no folder '{path}'; give a checkout of {known.home}")
+
+
 def compare_with(path: Path, method: str, *, seconds: float = SECONDS) -> Against:
     """Run the functions of a checkout and ours on the same tensors.
 
@@ -64,8 +70,7 @@ def compare_with(path: Path, method: str, *, seconds: float = SECONDS) -> Agains
     from lamella.experiments.against.checkout import commit_of
 
     known = known_method(method)
-    if not path.is_dir():
-        raise FileNotFoundError(f"no folder '{path}'; give a checkout of {known.home}")
+    check_checkout(path, known)
     here = path.resolve()
     package = str(Path(__file__).resolve().parents[3])
     own = {
