@@ -12,55 +12,25 @@ trained in a row, "running mean", the part `mean_weights`. The settings are thos
 validation images; --test reads the test images instead, and takes the validation images into training.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from forms.trained import learned
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from lamella.adapters.merging import RULES
-from lamella.common.files import read_json, read_tensors, write_json, write_tensors
+from lamella.common.files import read_json, write_json
 from lamella.data.scenario import Scenario
 from lamella.experiments.sweep.plan import read_sweep
-from lamella.learner.config.document import build_scenario, load_config
+from lamella.learner.config.document import load_config
 from lamella.learner.learner import Learner
-from lamella.training.fit import Fit
-from lamella.training.optimizers import parameter_groups
 
 SETTINGS = Path(__file__).with_name("sweeps") / "accuracy.toml"
 MEASURED = ("aligned", "aligned, task given", "own heads", "own heads, task given")
-
-
-class TrainedOnce:
-    """A training loop that stores what a call has trained, and afterwards copies it instead of training again.
-
-    Args:
-        fit: the loop that trains, and takes all passes without training.
-        store: the folder of what was trained.
-    """
-
-    def __init__(self, fit: Fit, store: Path) -> None:
-        self.fit, self.store = fit, store
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.fit, name)
-
-    def __call__(self, data: Any, loss: Any, params: Iterable[Any], *args: Any, **settings: Any) -> list[float]:
-        params = list(params)
-        tensors = [tensor for group in parameter_groups(params, 1.0) for tensor in group["params"]]
-        path = self.store / f"task-{self.fit.task}-{settings.get('name', 'train')}.safetensors"
-        if path.exists():
-            stored, told = read_tensors(path)
-            for i, tensor in enumerate(tensors):
-                tensor.data.copy_(stored[str(i)])
-            return list(told["losses"])
-        losses = self.fit(data, loss, params, *args, **settings)
-        write_tensors(path, {str(i): tensor.detach() for i, tensor in enumerate(tensors)}, {"losses": losses})
-        return losses
 
 
 def main(
@@ -112,12 +82,7 @@ def configured(config: str | None, changes: list[str], settings: list[str], seed
 
 def measured(config: dict[str, Any], store: Path) -> dict[str, float]:
     """Learn all tasks, by what is stored of their training, and return what is right at the end, in per cent."""
-    scenario, learner = build_scenario(config), Learner(config)
-    fit: Any = TrainedOnce(learner.fit(), store)
-    for i in range(len(scenario)):
-        fit.begin(str(i))
-        learner.method.learn(scenario[i], fit)
-        print(f"    {i + 1} of {len(scenario)} tasks", flush=True)
+    learner, scenario = learned(config, store)
     return scores(learner, scenario, config["run"]["evaluate_on"] == "test")
 
 

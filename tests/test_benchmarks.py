@@ -82,6 +82,7 @@ def test_words(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "words, all texts at once: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_all_merging_rules_are_read_from_one_training(script: Any, tmp_path: Path) -> None:
     tiny = ["scenario.per_class=8", "method.epochs=1"]
     merging_rules = script("merging_rules")
@@ -96,12 +97,33 @@ def test_all_merging_rules_are_read_from_one_training(script: Any, tmp_path: Pat
     assert found != json.loads((tmp_path / "once" / "last.json").read_text())
 
 
+@pytest.mark.slow
+def test_all_routers_are_read_from_one_training(script: Any, tmp_path: Path) -> None:
+    tiny = ["scenario.per_class=8", "method.epochs=1"]
+    routers = script("routers")
+    routers.main("color", tiny, config="digits", router=["nearest", "gaussian"], out=tmp_path / "once")
+    trained = {path.name for path in (tmp_path / "once" / "trained").iterdir()}
+    assert len(trained) == 5
+    same = ["scenario.validation=0.25", "run.evaluate_on=validation", "method.name=color", "method.router=gaussian"]
+    run(load_config("digits", [*tiny, *same]), tmp_path / "run", quiet=True)
+    alone = json.loads((tmp_path / "run" / "results.json").read_text())
+    found = json.loads((tmp_path / "once" / "gaussian.json").read_text())
+    assert found["right class"] == pytest.approx(100 * alone["final_accuracy"])
+    assert found["right task"] == pytest.approx(100 * alone["task_choice_accuracy"])
+    assert found["passes"] == alone["passes"]
+    assert found != json.loads((tmp_path / "once" / "nearest.json").read_text())
+
+
 def test_dlc_plugins(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["scenario.source=digits", "scenario.per_class=4", "scenario.tasks=2", "fit.precision=float32"]
     short += ["method.epochs=1", "method.base.epochs=1", "method.base.memory=10"]
     run(load_config("mnist-5-scratch", short), Path("run"), quiet=True)
     script("dlc_plugins").main(Path("run"), images=4)
     assert "features" in capsys.readouterr().out
+    own, task, oracle = script("dlc_gates").shares(Path("run"))
+    assert own == pytest.approx(json.loads(Path("run/results.json").read_text())["final_accuracy"])
+    assert 0 <= task <= 1
+    assert 0 <= oracle <= 1
 
 
 def test_unknown(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
