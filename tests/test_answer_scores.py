@@ -10,10 +10,12 @@ from torch import Tensor
 from lamella.backbones import Backbone
 from lamella.backbones.generating import Generating, Written, generate, go_on, keys_of_prompts, prompt_cuts
 from lamella.backbones.language_model import language_model
+from lamella.data.answer_tokens import Tokens
 from lamella.data.answers import ASSISTANT, PLAIN_TEXT, USER, Answer, AnswerSet, Turn
 from lamella.data.scenario import Task
 from lamella.data.tokens import IDS, MASK
-from lamella.learner.answers.costs import chosen, costs_of
+from lamella.learner.answers.choosing import chosen, chosen_of_each
+from lamella.learner.answers.costs import costs_of
 from lamella.learner.answers.scores import score_answers
 from lamella.methods.seq_lora import SeqLoRA
 from lamella.testing import tiny_bert
@@ -32,8 +34,13 @@ def method_on(backbone: Backbone) -> SeqLoRA:
 def told(backbone: Backbone, answer: Answer) -> list[float]:
     """Nats of each target of one answer, by the network alone."""
     transform: Any = backbone.transform
+    return told_by(backbone, transform.encode(answer))
+
+
+@torch.no_grad()
+def told_by(backbone: Backbone, tokens: Tokens) -> list[float]:
+    """Nats of each target among tokens, by the network alone."""
     network: Any = backbone.model.network
-    tokens = transform.encode(answer)
     logs: Tensor = network(torch.tensor([tokens.ids])).logits[0].log_softmax(1)
     return [-float(logs[i - 1, tokens.ids[i]]) for i, is_target in enumerate(tokens.target) if is_target]
 
@@ -70,6 +77,32 @@ def test_a_choice_is_the_answer_whose_tokens_cost_least_on_average() -> None:
         assert place == row.index(min(row))
     with pytest.raises(ValueError, match="must be there and differ"):
         chosen(method, prompts, ["a", "a"])
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2"])
+def test_answers_to_one_prompt_cost_what_each_costs_alone(kind: str) -> None:
+    """Prompts of other lengths, some of them cut, numbers of choices that differ, and one that begins as another."""
+    backbone = tiny_causal(kind, template=CHATML)
+    method = method_on(backbone)
+    prompts = [
+        Answer.to("a"),
+        Answer.to("x" * 50),
+        Answer((Turn(USER, "a"), Turn(ASSISTANT, "b"), Turn(USER, "c" * 9))),
+    ]
+    choices = [["yes", "no"], ["a b", "a", "a bc", "é"], ["whole", "who"]]
+    places, means = chosen_of_each(method, prompts, choices)
+    transform: Any = backbone.transform
+    cut = 0
+    for prompt, own, place, found in zip(prompts, choices, places, means, strict=True):
+        rows = transform.of_one_prompt([Answer((*prompt.prompt, Turn(ASSISTANT, choice))) for choice in own])
+        begins = {tuple(row.ids[: row.target.index(True)]) for row in rows}
+        assert len(begins) == 1, "all are told from the same tokens, the longest's"
+        for row, mean, choice in zip(rows, found.tolist(), own, strict=True):
+            nats = told_by(backbone, row)[-len(choice.encode()) - 1 :]
+            assert mean == pytest.approx(sum(nats) / len(nats), rel=1e-4)
+        assert place == int(found.argmin())
+        cut += rows[0].cut
+    assert cut, "a prompt was too long"
 
 
 def test_a_model_that_has_learned_labels_chooses_them() -> None:
@@ -223,3 +256,15 @@ def test_scores_of_written_answers() -> None:
     assert scores[4].chrf == pytest.approx((2 / 3 + 1 / 2 + 0) / 3, abs=1e-6)
     with pytest.raises(ValueError, match="need as many lists of references"):
         score_answers(["a"], [[]])
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2"])
+def test_where_padding_stands_changes_nothing(kind: str) -> None:
+    backbone = tiny_causal(kind)
+    transform: Any = backbone.transform
+    rows = [transform.encode(Answer.to(*pair)) for pair in [("a", "b"), ("much longer", "and an answer")]]
+    model = language_model(backbone.model, "a test")
+    behind, before = transform.batch(rows), transform.batch(rows, left=True)
+    with torch.no_grad():
+        torch.testing.assert_close(model(before), model(behind), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.losses(before), model.losses(behind), rtol=1e-4, atol=1e-5)

@@ -17,7 +17,8 @@ from lamella.cli import main
 from lamella.data.answers import Answer, AnswerSet
 from lamella.data.sources.answer_rows import load_answers
 from lamella.data.sources.rows import read_rows
-from lamella.learner.answers.costs import chosen, costs_of
+from lamella.learner.answers.choosing import chosen
+from lamella.learner.answers.costs import costs_of
 from lamella.learner.answers.measuring import MeasuredAnswer, MeasuredAnswers
 from lamella.learner.answers.scores import SCORES, score_answers
 from lamella.learner.config.wanted import Wanted

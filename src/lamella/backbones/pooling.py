@@ -26,7 +26,7 @@ def pooled(tokens: Tensor, mask: Tensor, pool: str) -> Tensor:
 
     Args:
         tokens: (n, t, d), the vectors of all tokens.
-        mask: (n, t) bool, False for padding, which stands behind a text; each text has a token at least.
+        mask: (n, t) bool, False for padding; each text has a token at least. For "first", padding stands behind it.
         pool: one of POOLS.
 
     Returns:
@@ -35,7 +35,8 @@ def pooled(tokens: Tensor, mask: Tensor, pool: str) -> Tensor:
     if pool == "first":
         return tokens[:, 0]
     if pool == "last":
-        return tokens[torch.arange(tokens.shape[0], device=tokens.device), mask.sum(1) - 1]
+        last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+        return tokens[torch.arange(tokens.shape[0], device=tokens.device), last]
     if pool == "max":
         return tokens.masked_fill(~mask[..., None], -torch.inf).amax(1)
     return (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)

@@ -131,13 +131,24 @@ class AnswerTokens:
         """(n,) the number of tokens of each answer and what it answers."""
         return torch.tensor([max(len(self.encode(answer).ids), 1) for answer in raw], dtype=torch.int64)
 
-    def batch(self, rows: Sequence[Tokens]) -> Batch:
-        """Tokens of any lengths, padded to one length."""
-        found = padded([row.ids for row in rows], self.pad_id)
+    def batch(self, rows: Sequence[Tokens], *, left: bool = False) -> Batch:
+        """Tokens of any lengths, padded to one length behind them, or before them if `left`."""
+        found = padded([row.ids for row in rows], self.pad_id, left=left)
         target = torch.zeros_like(found["attention_mask"])
         for i, row in enumerate(rows):
-            target[i, : len(row.target)] = torch.tensor(row.target)
+            start = target.shape[1] - len(row.target) if left else 0
+            target[i, start : start + len(row.target)] = torch.tensor(row.target)
         return Batch({**found, TARGET: target})
+
+    def of_one_prompt(self, answers: Sequence[Answer]) -> list[Tokens]:
+        """The tokens of several answers to one prompt, of which all have what the longest of them leaves room for.
+
+        Raises:
+            ValueError: an answer does not fit, or the chat template refuses the conversation.
+        """
+        rows = [self._fitting(answer) for answer in answers]
+        most = max(row.cut for row in rows)
+        return [self._without(row, most - row.cut) for row in rows]
 
     def prompts(self, answers: Sequence[Answer], room: int) -> list[list[int]]:
         """The ids that a model goes on with to answer each conversation; its beginning is cut where it is too long.
@@ -240,14 +251,19 @@ class AnswerTokens:
             return whole
         if plain:
             return Tokens(whole.ids[:most], whole.target[:most], count - most, whole.apart)
+        return self._without(whole, count - most)
+
+    def _without(self, whole: Tokens, count: int) -> Tokens:
+        """Leave out the first tokens behind the one that begins every text."""
+        if count == 0:
+            return whole
         kept = self._kept(whole.ids)
-        first = count - most + kept  # the first token behind those that are left out
-        target = [*whole.target[:kept], *whole.target[first:]]
+        ids, target = ([*row[:kept], *row[kept + count :]] for row in (whole.ids, whole.target))
         i = kept
-        while i < most and target[i]:  # an answer whose beginning is missing, or the token before it
+        while i < len(ids) and target[i]:  # an answer whose beginning is missing, or the token before it
             target[i] = False
             i += 1
-        return Tokens([*whole.ids[:kept], *whole.ids[first:]], target, count - most, whole.apart)
+        return Tokens(ids, target, whole.cut + count, whole.apart)
 
 
 @contextmanager

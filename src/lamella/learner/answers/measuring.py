@@ -8,7 +8,8 @@ from typing import Any
 from lamella.backbones.generating import Generating
 from lamella.data.answer_tokens import AnswerTokens, fitting
 from lamella.data.answers import PLAIN_TEXT, Answer, AnswerSet
-from lamella.learner.answers.costs import chosen_of_each, costs_of
+from lamella.learner.answers.choosing import chosen_of_each
+from lamella.learner.answers.costs import costs_of
 from lamella.learner.answers.scores import SCORES, score_answers
 from lamella.learner.answers.writing import write_answers
 from lamella.methods import Method

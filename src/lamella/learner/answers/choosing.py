@@ -1,0 +1,139 @@
+"""The choice among given answers by what they cost a model, without writing any.
+
+What all answers to a prompt begin with is read once, and each answer goes on behind it. So a choice among many costs
+little more than one among two.
+"""
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lamella.backbones.language_model import language_model
+from lamella.data.answer_tokens import AnswerTokens, Tokens
+from lamella.data.answers import ASSISTANT, USER, Answer, Turn
+from lamella.data.lengths import of_like_length
+from lamella.methods import Method
+from lamella.training.precision import computing, resolve_device
+
+__all__ = ["chosen", "chosen_of_each"]
+
+SAMPLES, SIZE = 8, 4096
+"""The largest numbers of prompts, and of tokens, that are read together."""
+
+
+def chosen(
+    method: Method,
+    prompts: Sequence[Answer],
+    choices: Sequence[str],
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+) -> tuple[list[int], Tensor]:
+    """Return which of given answers a model would rather give to each prompt; nothing is written.
+
+    Args:
+        method: what has learned answers.
+        prompts: conversations, whose last answers are not read.
+        choices: the answers to choose from; at least one.
+        device: where it is computed.
+        precision: "float32" or "bf16".
+
+    Returns:
+        The place of the answer with the lowest mean cost of its tokens for each prompt; and these mean costs,
+        (n, choices), in nats.
+
+    Raises:
+        ValueError: there are no choices, one comes twice, or one does not fit into the model's `max_length`.
+    """
+    of_each = [choices] * len(prompts)
+    places, means = chosen_of_each(method, prompts, of_each, device=device, precision=precision)
+    return places, torch.stack(means) if means else torch.zeros(0, len(choices))
+
+
+def chosen_of_each(
+    method: Method,
+    prompts: Sequence[Answer],
+    choices: Sequence[Sequence[str]],
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+) -> tuple[list[int], list[Tensor]]:
+    """Return the same as `chosen` where each prompt has answers of its own to choose from.
+
+    Args:
+        method: what has learned answers.
+        prompts: conversations, whose last answers are not read.
+        choices: the answers to choose from of each prompt.
+        device: where it is computed.
+        precision: "float32" or "bf16".
+
+    Returns:
+        The places of the chosen answers; and the mean costs of the choices of each prompt, (choices,), in nats.
+
+    Raises:
+        ValueError: a prompt has no choices, one comes twice, or one does not fit into the model's `max_length`.
+    """
+    for own in choices:
+        if not own or len(set(own)) != len(own):
+            raise ValueError(f"the answers to choose from must be there and differ, not {list(own)}")
+    language_model(method.backbone.model, "a choice among answers")
+    transform = method.backbone.transform
+    assert isinstance(transform, AnswerTokens)
+    offered = [_offered(transform, prompt, own) for prompt, own in zip(prompts, choices, strict=True)]
+    here = resolve_device(device)
+    method.eval().to(here)
+    means: dict[int, Tensor] = {}
+    lengths = [max(len(row.ids) for row in one.rows) for one in offered]
+    for batch in of_like_length(lengths, samples=SAMPLES, size=SIZE, padding=SIZE // 8):
+        with torch.no_grad(), computing(here, precision):
+            means |= zip(batch, _means(method, transform, [offered[i] for i in batch], here), strict=True)
+    return [int(means[i].argmin()) for i in range(len(prompts))], [means[i] for i in range(len(prompts))]
+
+
+class _Offered(NamedTuple):
+    """The answers that are offered to one prompt: their tokens, the prompt's among them; and how many all share."""
+
+    rows: list[Tokens]
+    shared: int
+
+
+def _offered(transform: AnswerTokens, prompt: Answer, choices: Sequence[str]) -> _Offered:
+    asked = prompt.prompt or (Turn(USER, ""),)
+    rows = transform.of_one_prompt([Answer((*asked, Turn(ASSISTANT, choice))) for choice in choices])
+    alike = len(list(takewhile(lambda ids: len(set(ids)) == 1, zip(*(row.ids for row in rows), strict=False))))
+    first = min(_last(row).start for row in rows)
+    return _Offered(rows, min(alike, first - 1))  # the token before an answer tells its first one, so it is read anew
+
+
+def _means(method: Method, transform: AnswerTokens, offered: Sequence[_Offered], device: torch.device) -> list[Tensor]:
+    """(choices,) the mean cost of the tokens of each answer to each prompt."""
+    model = language_model(method.backbone.model, "a choice among answers")
+    shared = [one.shared for one in offered]
+    if min(shared) == 0:
+        shared = [0] * len(offered)
+    known = [_part(one.rows[0], slice(size)) for one, size in zip(offered, shared, strict=True)]
+    rows = [[_part(row, slice(size, None)) for row in one.rows] for one, size in zip(offered, shared, strict=True)]
+    found: list[list[Tensor]] = [[] for _ in offered]
+    whole = transform.batch([one.rows[0] for one in offered]).to(device)
+    with method.acting(whole):
+        read = model.read(transform.batch(known, left=True).to(device)) if shared[0] else None
+        for place in range(max(map(len, rows))):
+            these = [own[min(place, len(own) - 1)] for own in rows]  # who has fewer repeats the last, unread
+            x = transform.batch(these).to(device)
+            nats = method.backbone.run(x, lambda x: model.losses(x, read)).double().cpu()
+            for own, row, part in zip(found, these, nats.split([sum(row.target) for row in these]), strict=True):
+                own.append(part[-len(_last(row)) :].mean())
+    return [torch.stack(own[: len(of)]) for own, of in zip(found, rows, strict=True)]
+
+
+def _part(row: Tokens, which: slice) -> Tokens:
+    return Tokens(row.ids[which], row.target[which])
+
+
+def _last(row: Tokens) -> range:
+    """The places of the tokens of the last answer."""
+    end = len(row.target) - list(reversed(row.target)).index(True)
+    return range(end - len(list(takewhile(bool, reversed(row.target[:end])))), end)
