@@ -126,6 +126,21 @@ def test_dlc_plugins(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 <= oracle <= 1
 
 
+def test_protected_answers(script: Any) -> None:
+    protected, draws = script("protected_answers"), torch.Generator().manual_seed(0)
+    seen = protected.Sums(6)
+    directions = torch.linalg.qr(torch.randn(6, 6, generator=draws, dtype=torch.float64))[0]
+    scales = torch.tensor([4.0, 2, 1, 0, 0, 0], dtype=torch.float64)
+    seen(3 * directions[3] + (torch.randn(500, 6, generator=draws, dtype=torch.float64) * scales) @ directions)
+    found = {rule: protected.basis(rule, seen, 0.9) for rule in protected.RULES}
+    assert [found[rule].shape[1] for rule in ("moment", "data", "centred")] == [2, 3, 3]
+    for U in found.values():
+        torch.testing.assert_close(U.T @ U, torch.eye(U.shape[1], dtype=torch.float64))
+    whole = torch.cat([directions[:4].T], 1)
+    assert protected.held_in(whole, seen) == pytest.approx(1)
+    assert protected.held_in(found["moment"], seen) < protected.held_in(found["data"], seen) < 1
+
+
 def test_unknown(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     script("unknown").main(["method.name=nearest-mean", "backbone.weights=random", "scenario.tasks=2"])
     assert "area under the ROC curve" in capsys.readouterr().out
