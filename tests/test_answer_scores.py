@@ -113,7 +113,7 @@ def test_prompts_in_a_batch_are_answered_as_one_by_one(family: str) -> None:
 def test_prompts_are_padded_on_the_left() -> None:
     transform: Any = tiny_causal().transform
     rows = transform.prompts(PROMPTS[:2], 64)
-    x = transform.padded_left(rows)
+    x = transform.prompted(rows)
     assert x[IDS][0, -len(rows[0]) :].tolist() == rows[0]
     assert x[MASK].sum(1).tolist() == [len(row) for row in rows]
     assert not x[MASK][0, 0]

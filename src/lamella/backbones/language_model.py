@@ -1,4 +1,4 @@
-"""A causal language model: it goes on with texts, and says how likely each token of an answer is to it."""
+"""A language model: it goes on with texts, and says how likely each token of an answer is to it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamella.backbones.encoder_network import longest_text
 from lamella.backbones.plain_layers import make_linear
 from lamella.backbones.pooling import pooled
 from lamella.data.answer_tokens import TARGET
@@ -17,13 +18,14 @@ from lamella.data.tokens import IDS, MASK
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["LanguageModel", "language_model"]
+__all__ = ["LanguageModel", "before_each", "gives_targets_alone", "language_model"]
 
 
 class LanguageModel(nn.Module):
-    """A network of transformers that gives the logits of the token after each one.
+    """A network of transformers that gives the logits of the token after each one, such as a causal language model.
 
-    Those of the whole vocabulary are computed where a token is a target, and nowhere else.
+    Those of the whole vocabulary are computed where a token is a target, and nowhere else. What reads and writes other
+    rows of tokens than the ones of a causal model is a class derived from this, which says what they are.
 
     Args:
         network: of transformers, with its head. Layers of it are replaced by equal ones that branches can attach to.
@@ -32,7 +34,16 @@ class LanguageModel(nn.Module):
     Attributes:
         ends: as given.
         transposed: names of the network's layers whose weights transformers stores the other way round.
+        start: the token that whatever is written starts from; None where that is the last one of what is read.
     """
+
+    loaded_by = "AutoModelForCausalLM"
+    """The class of transformers that loads such a network."""
+    peft_task = "CAUSAL_LM"
+    """What PEFT calls it."""
+    written = IDS
+    """The tensor of a batch that its targets are tokens of."""
+    start: int | None = None
 
     def __init__(self, network: "PreTrainedModel", ends: Sequence[int] = ()) -> None:
         super().__init__()
@@ -43,30 +54,46 @@ class LanguageModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(n, width), the vector of the last token of each answer, for those who ask any network for features."""
-        mask = batch[MASK].bool()
+        return pooled(self.vectors(batch), self.counted(batch), "last")
+
+    def vectors(self, batch: Batch) -> Tensor:
+        """(n, tokens, width), the vector of each token of `written`, without the head."""
         network: Any = self.network.base_model
-        found = network(batch[IDS], attention_mask=mask.long(), return_dict=True).last_hidden_state
-        return pooled(found, mask, "last")
+        return network(**self.inputs(batch), return_dict=True).last_hidden_state
+
+    def from_head(self, batch: Batch) -> Tensor:
+        """What the head makes of the vectors that it sees: (n, tokens, vocabulary) logits, where it sees all."""
+        network: Any = self.network
+        return network(**self.inputs(batch), return_dict=True).logits
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """The arguments of transformers' networks for a batch."""
+        return {IDS: batch[IDS], MASK: batch[MASK].long()}
+
+    def counted(self, batch: Batch) -> Tensor:
+        """(n, tokens) bool, the tokens that count of those with a vector, which those of `written` are."""
+        return batch[MASK].bool()
+
+    def longest_prompt(self, more: int) -> int | None:
+        """The largest number of tokens that so many more can be written to; None where no number is the largest."""
+        longest = longest_text(self.network)
+        return None if longest is None else longest - more
 
     def logits(self, batch: Batch) -> Tensor:
         """(targets, vocabulary) of the batch's target tokens, each from the tokens before it.
 
         Targets are in the order of the samples, and within each of its tokens. The first token of a sample is none.
         """
-        before = batch[TARGET].bool().roll(-1, dims=1)  # the token from whose vector each target is told
-        before[:, -1] = False
-        network: Any = self.network
-        with self._alone(before):
-            return network(batch[IDS], attention_mask=batch[MASK].long(), return_dict=True).logits
+        with self._alone(before_each(batch[TARGET])):
+            return self.from_head(batch)
 
     def every_logit(self, batch: Batch) -> Tensor:
         """(tokens, vocabulary) of what follows each token that counts; much memory, where a batch is long."""
-        network: Any = self.network
-        return network(batch[IDS], attention_mask=batch[MASK].long(), return_dict=True).logits[batch[MASK].bool()]
+        return self.from_head(batch)[self.counted(batch)]
 
     def losses(self, batch: Batch) -> Tensor:
         """(targets,) float32, what each target token costs in nats: minus the logarithm of its probability."""
-        ids = batch[IDS][:, 1:][batch[TARGET][:, 1:].bool()]
+        ids = batch[self.written][:, 1:][batch[TARGET][:, 1:].bool()]
         return F.cross_entropy(self.logits(batch).float(), ids, reduction="none")
 
     def plain_state(self) -> dict[str, Tensor]:
@@ -93,8 +120,15 @@ class LanguageModel(nn.Module):
             handle.remove()
 
 
+def before_each(target: Tensor) -> Tensor:
+    """(n, tokens) bool: the tokens before targets (n, tokens), from whose vectors these are told."""
+    before = target.bool().roll(-1, dims=1)
+    before[:, -1] = False
+    return before
+
+
 def language_model(model: nn.Module, what: str) -> LanguageModel:
-    """Return a network as a causal language model.
+    """Return a network as a language model.
 
     Args:
         model: the network of a backbone.
@@ -104,15 +138,13 @@ def language_model(model: nn.Module, what: str) -> LanguageModel:
         ValueError: it is none.
     """
     if not isinstance(model, LanguageModel):
-        raise ValueError(f"{what} needs a causal language model as its backbone, and {type(model).__name__} is none")
+        raise ValueError(f"{what} needs a language model as its backbone, and {type(model).__name__} is none")
     return model
 
 
 @torch.no_grad()
 def gives_targets_alone(model: LanguageModel, batch: Batch) -> bool:
     """Whether the logits of targets alone are those that the whole pass gives at the same places."""
-    network: Any = model.network
-    whole = network(batch[IDS], attention_mask=batch[MASK].long(), return_dict=True).logits
-    expected = whole[:, :-1][batch[TARGET][:, 1:].bool()]
+    expected = model.from_head(batch)[:, :-1][batch[TARGET][:, 1:].bool()]
     found = model.logits(batch)
     return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-4)

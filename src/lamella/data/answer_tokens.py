@@ -19,10 +19,12 @@ from lamella.data.tokens import MASK, padded
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["TARGET", "AnswerTokens", "FittingAnswers", "Tokens", "before_targets", "fitting"]
+__all__ = ["TARGET", "WRITTEN", "AnswerTokens", "FittingAnswers", "Tokens", "before_targets", "fitting", "named"]
 
 TARGET = "target"
 """Name of a batch's tensor (n, tokens) bool that is True for the tokens that a model learns to write."""
+WRITTEN = "decoder_input_ids"
+"""Name of a batch's tensor (n, tokens) int64 of what a decoder writes, where another network reads the prompt."""
 MARKED = re.compile(f"{OPEN}(.*?){CLOSE}|[{OPEN}{CLOSE}]", re.DOTALL)
 
 
@@ -59,6 +61,8 @@ class AnswerTokens:
     """
 
     noun = "answer"
+    padding_side = "left"
+    """Where prompts are padded that a model goes on with."""
 
     def __init__(self, tokenizer: "Tokenizer", chat: ChatTemplate, *, max_length: int, pad_id: int = 0) -> None:
         if max_length < 3:
@@ -93,7 +97,7 @@ class AnswerTokens:
         Raises:
             ValueError: the chat template refuses the conversation; the message names its place.
         """
-        with _named(answer):
+        with named(answer):
             pieces = [piece for piece in self.chat.pieces(answer.turns) if piece.text]
         parts, apart = self._joined([piece.text for piece in pieces])
         ids = [i for part in parts for i in part]
@@ -159,8 +163,8 @@ class AnswerTokens:
         """How many tokens of each conversation `prompts` leaves out; arguments and errors are the same."""
         return [max(len(ids) - room, 0) for ids in map(self._whole_prompt, answers)]
 
-    def padded_left(self, rows: Sequence[Sequence[int]]) -> Batch:
-        """Token ids of any lengths, padded to one length before their tokens, so that all go on at one place."""
+    def prompted(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Prompts of any lengths, padded to one length before their tokens, so that all go on at one place."""
         return Batch(padded(rows, self.pad_id, left=True))
 
     def example(self, n: int, generator: torch.Generator | None = None) -> Batch:
@@ -182,7 +186,7 @@ class AnswerTokens:
         }
 
     def _whole_prompt(self, answer: Answer) -> list[int]:
-        with _named(answer):
+        with named(answer):
             text = self.chat.prompt(answer.prompt)
         return self.ids_of(text)
 
@@ -251,7 +255,7 @@ class AnswerTokens:
 
 
 @contextmanager
-def _named(answer: Answer) -> Iterator[None]:
+def named(answer: Answer) -> Iterator[None]:
     """Name the place of a conversation that the chat template refuses."""
     try:
         yield
@@ -279,7 +283,7 @@ def before_targets(x: Samples) -> Samples:
     Args:
         x: n samples. The first token of an answer is no target, so that each has one that counts.
     """
-    if not isinstance(x, Batch) or TARGET not in x.tensors:
+    if not isinstance(x, Batch) or TARGET not in x.tensors or WRITTEN in x.tensors:  # which are in a row of their own
         return x
     return Batch({**x.tensors, MASK: x[MASK].bool() & (x[TARGET].cumsum(1) == 0)})
 
