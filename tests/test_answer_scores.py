@@ -202,7 +202,7 @@ def test_settings_out_of_range_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             Generating(**settings)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="writing answers needs a causal language model"):
+    with pytest.raises(ValueError, match="writing answers needs a language model"):
         generate(tiny_bert(), PROMPTS)
 
 

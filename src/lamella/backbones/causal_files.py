@@ -72,7 +72,7 @@ def chat_of(
 
 
 def chat_of_pairs(described: CausalFiles) -> ChatTemplate:
-    """Return how conversations are written for an encoder-decoder: by its template, or as its tokenizer marks a text."""
+    """Return how conversations are written for an encoder-decoder: by its template, or as its tokenizer marks texts."""
     chat, tokenizer = described.chat, described.files.tokenizer
     if chat.template != PLAIN_TEMPLATE:
         return chat

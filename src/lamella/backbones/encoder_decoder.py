@@ -22,8 +22,8 @@ __all__ = ["EncoderDecoder"]
 class EncoderDecoder(LanguageModel):
     """A network of transformers whose decoder writes to what its encoder reads; its batches are of `AnswerPairs`.
 
-    The layers of a cross-attention that make keys and values read the encoder's vectors, so what counts for them are the
-    encoder's tokens; for all other layers of the decoder it is the tokens that the decoder reads.
+    The layers of a cross-attention that make keys and values read the encoder's vectors, so what counts for them are
+    the encoder's tokens; for all other layers of the decoder it is the tokens that the decoder reads.
 
     Args:
         network: of transformers, with its head. Layers of it are replaced by equal ones that branches can attach to.
@@ -57,7 +57,7 @@ class EncoderDecoder(LanguageModel):
         return super().inputs(batch) | {WRITTEN: batch[WRITTEN]}
 
     def counted(self, batch: Batch) -> Tensor:
-        """(n, tokens) bool, the tokens that the decoder reads: the one that it starts from, and all targets but the last."""
+        """(n, tokens) bool, the tokens that the decoder reads: what it starts from, and all targets but the last."""
         found = before_each(batch[TARGET])
         found[:, 0] = True
         return found

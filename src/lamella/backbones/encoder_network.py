@@ -132,9 +132,7 @@ def _check_loaded(name: str, network: nn.Module, found: Mapping[str, Any], causa
         raise ValueError(f"the weights of '{name}' do not fit its config.json: another shape of '{wrong[0][0]}'")
     missing = sorted(found["missing_keys"])
     if missing and causal:
-        raise ValueError(
-            f"'{name}' is no language model, or its weights are not whole: they lack '{missing[0]}'"
-        )
+        raise ValueError(f"'{name}' is no language model, or its weights are not whole: they lack '{missing[0]}'")
     if missing:
         raise ValueError(f"the weights of '{name}' do not fit its config.json: they lack '{missing[0]}'")
     if broken := [key for key, value in network.state_dict().items() if not value.isfinite().all()]:

@@ -19,10 +19,10 @@ __all__ = ["AnswerPairs"]
 class AnswerPairs(AnswerTokens):
     """What an encoder-decoder, such as T5, expects as input; a `Transform`.
 
-    The last answer of a conversation is written, and all before it is read: earlier answers are no targets. A plain text
-    is written to an empty prompt. What is read and what is written have `max_length` tokens each at most; what is said of
-    both in `AnswerTokens` holds for them. In a batch, "input_ids" and "attention_mask" are of what is read, and
-    "decoder_input_ids" and "target" (n, t) of what is written, behind the token that every answer starts from.
+    The last answer of a conversation is written, and all before it is read: earlier answers are no targets. A plain
+    text is written to an empty prompt. What is read and what is written have `max_length` tokens each at most; else all
+    is as in `AnswerTokens`. In a batch, "input_ids" and "attention_mask" are of what is read, and "decoder_input_ids"
+    and "target" (n, t) of what is written, behind the token that every answer starts from.
 
     Args:
         tokenizer: of the model.

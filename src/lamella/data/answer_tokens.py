@@ -120,7 +120,10 @@ class AnswerTokens:
         for number, part in enumerate(parts):
             if part:
                 found = self._plainly(part, number % 2 == 1, first and number == 0)
-                if number % 2 and self.tokenizer.token_to_id(part) in found:
+                special = self.tokenizer.token_to_id(part) if number % 2 else None
+                if special in found:  # T5's has it among the pieces of texts; in two parts it is none
+                    found = self._plainly(part[:1], True, False) + self._plainly(part[1:], True, False)
+                if special in found:
                     raise ValueError(f"the tokenizer takes the text {part!r} for a special token; use another model")
                 ids += found
         return ids
