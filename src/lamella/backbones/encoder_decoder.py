@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EncoderDecoder"]
 
+NO_CACHE = {"use_cache": False}
+"""Said in every pass, since a decoder may have a configuration of its own; with a cache no block could run twice."""
+
 
 class EncoderDecoder(LanguageModel):
     """A network of transformers whose decoder writes to what its encoder reads; its batches are of `AnswerPairs`.
@@ -43,14 +46,15 @@ class EncoderDecoder(LanguageModel):
         """(n, tokens, width), the vector of each token that the decoder reads, without the head."""
         decoder: Any = self.network.get_decoder()
         with self._read(batch) as read:
-            options = {"encoder_hidden_states": read[0], "encoder_attention_mask": batch[MASK].long()}
+            options = {"encoder_hidden_states": read[0], "encoder_attention_mask": batch[MASK].long(), **NO_CACHE}
             return decoder(batch[WRITTEN], **options, return_dict=True).last_hidden_state
 
     def from_head(self, batch: Batch) -> Tensor:
         """What the head makes of the vectors that it sees: (n, tokens, vocabulary) logits, where it sees all."""
         network: Any = self.network
         with self._read(batch) as read:
-            return network(**self.inputs(batch) | {IDS: None}, encoder_outputs=read, return_dict=True).logits
+            options = self.inputs(batch) | {IDS: None, "encoder_outputs": read, **NO_CACHE}
+            return network(**options, return_dict=True).logits
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """The arguments of transformers' networks for a batch."""
