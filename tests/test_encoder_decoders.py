@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from assistants import SETTINGS, answers_file, seq2seq_folder
 from colours import TOKEN
 from conftest import Run
@@ -19,10 +20,8 @@ from lamella import Learner
 from lamella.adapters.adapter import watch
 from lamella.adapters.tokens import counted, counting
 from lamella.backbones import Backbone, load_backbone
-from lamella.backbones.causal_files import chat_of, chat_of_pairs
 from lamella.backbones.causal_models import build_causal
 from lamella.backbones.encoder_copies import copy_of
-from lamella.backbones.encoder_files import EncoderFiles
 from lamella.backbones.encoder_network import quiet
 from lamella.backbones.generating import Generating, generate
 from lamella.backbones.language_model import language_model
@@ -37,6 +36,7 @@ from lamella.data.tokens import IDS, MASK
 from lamella.learner.answers.costs import chosen
 from lamella.learner.answers.writing import write_answers
 from lamella.learner.export import export
+from lamella.learner.export.causal_files import save_chat_tokenizer
 from lamella.memory.subspace import SecondMoment
 from lamella.methods.gainlora import GainLoRA
 from lamella.methods.seq_lora import SeqLoRA
@@ -123,24 +123,28 @@ def test_what_does_not_fit_is_cut_or_left_out() -> None:
         data.batch(range(3), transform.view())
 
 
-def test_what_is_read_of_a_prompt_is_what_the_models_tokenizer_makes_of_it() -> None:
-    """As T5's, whose tokens are pieces that a blank begins; `tokenizers` alone says what a text becomes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
+def t5_tokenizer() -> Any:
+    """T5's tokenizer as transformers makes it, whose tokens are pieces that a blank begins, with few of them."""
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *"abc", "\u2581ab", "\u2581c", "bc", "\u2581<", "/", "s", ">", "<"]
-    tokenizer: Any = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=2))
-    tokenizer.add_special_tokens(pieces[:3])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    plain = Tokenizer.from_str(tokenizer.to_str())
-    files = EncoderFiles({"eos_token_id": 1}, tokenizer, "last", (), 0, Path())
-    transform = AnswerPairs(tokenizer, chat_of_pairs(chat_of(files, None, {})), max_length=64, start=0)
-    found = transform.encode(Answer.to("ab c", "c ab"))
-    assert found.ids == [*plain.encode("ab c").ids, *plain.encode("c ab").ids]
-    assert found.target == [False] * 3 + [True] * 3
+    return transformers.T5Tokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)
+
+
+def test_what_is_read_and_written_is_what_the_models_tokenizer_makes_of_a_text(tmp_path: Path) -> None:
+    plain, folder = t5_tokenizer(), seq2seq_folder(tmp_path / "m", "T5")
+    plain.save_pretrained(folder)
+    backbone: Any = load_backbone(str(folder), output="tokens")
+    transform = backbone.transform
+    for prompt, response in (("ab c", "c ab"), (" ab\n c", "a"), ("abc", "bc zz")):
+        found = transform.encode(Answer.to(prompt, response))
+        read, written = plain(prompt).input_ids, plain(text_target=response).input_ids
+        assert (found.ids, found.target) == ([*read, *written], [False] * len(read) + [True] * len(written))
     marked = transform.encode(Answer.to("ab</s>", "c")).ids
     assert marked.count(1) == 2, "the end of what is read and of what is written, and none that a person wrote"
+    assert len(marked) > len(transform.encode(Answer.to("ab", "c")).ids)
+    assert backbone.model.ends[-1] == 1
+    save_chat_tokenizer(backbone.model, transform, tmp_path / "m")  # compares conversations itself
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert again("ab c").input_ids == plain("ab c").input_ids
 
 
 # what it computes
@@ -327,8 +331,6 @@ def test_a_folder_and_a_copy_of_it_are_the_same_model(family: str, tmp_path: Pat
     assert (backbone.transform.noun, backbone.width, backbone.transform.max_length) == ("answer", 32, 32)
     assert backbone.model.ends == (2,)
     assert backbone.model.start == {"T5": 0, "Bart": 2}[family]
-    import transformers
-
     network: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
     state, own = backbone.model.plain_state(), network.state_dict()
     assert state.keys() == own.keys()
@@ -384,8 +386,6 @@ def check_exported(network: Any, tokenizer: Any, learner: Learner) -> None:
 
 
 def test_transformers_loads_it_and_writes_the_same(tmp_path: Path) -> None:
-    import transformers
-
     lines = export(learned().model, "hf", tmp_path / "model")
     assert "on 6 random answers" in lines[0]
     assert f"transformers.AutoModelForSeq2SeqLM.from_pretrained('{tmp_path / 'model'}')" in lines[-1]
@@ -398,8 +398,6 @@ def test_transformers_loads_it_and_writes_the_same(tmp_path: Path) -> None:
 
 def test_peft_adds_it_to_the_weights_that_it_belongs_to(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    import transformers
-
     lines = export(learned().model, "peft", tmp_path / "lora")
     assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
     assert "AutoModelForSeq2SeqLM" in lines[-1]
