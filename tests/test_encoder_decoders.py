@@ -344,12 +344,16 @@ def test_a_folder_and_a_copy_of_it_are_the_same_model(family: str, tmp_path: Pat
 def test_what_the_decoder_starts_from_is_found_or_asked_for(tmp_path: Path) -> None:
     folder = seq2seq_folder(tmp_path / "m", "T5")
     config, generation = folder / "config.json", folder / "generation_config.json"
-    table = {key: value for key, value in json.loads(config.read_text()).items() if key != "decoder_start_token_id"}
+    table = json.loads(config.read_text())
+    begin = {"bos_token_id": table.pop("bos_token_id")}
+    assert table.pop("decoder_start_token_id") == 0 != begin["bos_token_id"]
     config.write_text(json.dumps(table))
     assert build_causal(str(folder)).model.start == 0, "as the file of how it writes says"
     generation.unlink()
     with pytest.raises(ValueError, match="do not say what its decoder starts from; add decoder_start_token_id to"):
         build_causal(str(folder))
+    config.write_text(json.dumps(table | begin))
+    assert build_causal(str(folder)).model.start == 1, "as transformers does where only that is known"
 
 
 FOLDERS = TemporaryDirectory(prefix="lamella-tests-")

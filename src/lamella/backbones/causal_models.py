@@ -118,8 +118,9 @@ def _pairs(
     name: str, network: "PreTrainedModel", described: CausalFiles, **options: int
 ) -> tuple[LanguageModel, AnswerTokens]:
     """An encoder-decoder, and what makes its inputs."""
-    start = getattr(network.config, START, None)
-    if not isinstance(start, int):
+    known = [getattr(network.config, key, None) for key in (START, "bos_token_id")]  # as transformers looks for it
+    start = next((i for i in known if isinstance(i, int)), None)
+    if start is None:
         raise ValueError(f"the files of '{name}' do not say what its decoder starts from; add {START} to config.json")
     chat = chat_of_pairs(described)
     transform = AnswerPairs(described.files.tokenizer, chat, start=start, **options)
