@@ -115,10 +115,10 @@ def test_what_does_not_fit_is_cut_or_left_out() -> None:
     found = fitting(data, transform)
     rows = [transform.encode(answer) for answer in found.data.items]
     assert rows[0].ids == [*own_ids("defgh"), 2, *own_ids("x"), 2], "the beginning of a prompt"
-    assert rows[1].ids == [2, *own_ids("abcdef")], "the end of a plain text"
-    assert [row.cut for row in rows] == [3, 3]
+    assert rows[1].ids == [2, *own_ids("abcde")], "the end of a plain text"
+    assert [row.cut for row in rows] == [3, 4]
     assert len(found.too_long) == 1
-    assert "does not fit into max_length = 6 tokens, by 3 tokens; shorten it" in found.too_long[0].reason
+    assert "does not fit into max_length = 6 tokens, by 4 tokens; shorten it" in found.too_long[0].reason
     with pytest.raises(ValueError, match="does not fit"):
         data.batch(range(3), transform.view())
 
@@ -270,6 +270,11 @@ def test_positions_of_a_decoder_are_its_own() -> None:
     with pytest.raises(ValueError, match="max_tokens is 129, but 'tiny-bart' takes 128 tokens"):
         generate(backbone, PROMPTS[:1], Generating(max_tokens=129))
     assert language_model(tiny_causal("T5").model, "a test").longest_prompt(10**6) is None
+    transform: Any = backbone.transform
+    transform.max_length = 128
+    x = batch_of(backbone, [Answer.to("x" * 200, "y" * 125)])
+    assert x[IDS].shape == x[WRITTEN].shape == (1, 128), "the longest that are taken"
+    assert losses(backbone, x).isfinite().all()
 
 
 # methods

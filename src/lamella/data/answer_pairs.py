@@ -20,14 +20,14 @@ class AnswerPairs(AnswerTokens):
     """What an encoder-decoder, such as T5, expects as input; a `Transform`.
 
     The last answer of a conversation is written, and all before it is read: earlier answers are no targets. A plain
-    text is written to an empty prompt. What is read and what is written have `max_length` tokens each at most; else all
-    is as in `AnswerTokens`. In a batch, "input_ids" and "attention_mask" are of what is read, and "decoder_input_ids"
-    and "target" (n, t) of what is written, behind the token that every answer starts from.
+    text is written to an empty prompt. What is read has `max_length` tokens at most, and what is written as many with
+    its start; else all is as in `AnswerTokens`. In a batch, "input_ids" and "attention_mask" are of what is read, and
+    "decoder_input_ids" and "target" (n, t) of what is written, behind the token that every answer starts from.
 
     Args:
         tokenizer: of the model.
         chat: how its conversations are written.
-        max_length: the largest number of tokens of a prompt, and of an answer; at least 3.
+        max_length: the largest number of tokens of a prompt, and of an answer with what it starts from; at least 3.
         start: the id that the decoder starts from.
         pad_id: the id that stands for padding. It is never seen.
     """
@@ -48,10 +48,11 @@ class AnswerPairs(AnswerTokens):
             turns = (*_asked(answer), Turn(ASSISTANT, answer.response)) if plain else answer.turns
             *read, written = self.chat.pieces(turns)
         whole, answered = self.ids_of("".join(piece.text for piece in read)), self._opening + self.ids_of(written.text)
-        prompt, over = self._last(whole, self.max_length), max(len(answered) - self.max_length, 0)
+        prompt, most = self._last(whole, self.max_length), self.max_length - 1  # the start is one of its tokens
+        over = max(len(answered) - most, 0)
         if over and not plain:
             return Tokens([*prompt, *answered], [False] * (len(prompt) + len(answered)), over)
-        kept = answered[: self.max_length]
+        kept = answered[:most]
         return Tokens([*prompt, *kept], [False] * len(prompt) + [True] * len(kept), len(whole) - len(prompt) + over)
 
     def batch(self, rows: Sequence[Tokens]) -> Batch:
