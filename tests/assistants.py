@@ -1,4 +1,4 @@
-"""Small causal language models with random weights in folders, and files of answers for them."""
+"""Small language models with random weights in folders, and files of answers for them."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ import transformers
 from encoder_folders import write_json
 
 from lamella.backbones.encoder_network import quiet
-from lamella.testing.answers import CHATML, causal_config, chat_tokenizer
+from lamella.testing.answers import CHATML, causal_config, chat_tokenizer, tiny_network
 
-__all__ = ["SETTINGS", "answers_file", "llama_folder"]
+__all__ = ["SETTINGS", "answers_file", "llama_folder", "seq2seq_folder"]
 
 SETTINGS = (
     "backbone.max_length=64",
@@ -47,3 +47,12 @@ def answers_file(path: Path, letters: str, count: int = 15, *, test: int = 0) ->
         rows = [row | {"split": "train" if i < count else "test"} for i, row in enumerate(rows)]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return path
+
+
+def seq2seq_folder(place: Path, family: str) -> Path:
+    """A folder of transformers with a small T5 or BART on bytes; texts begin with [CLS] and end with [SEP]."""
+    with quiet():
+        tiny_network(family).save_pretrained(place)
+    chat_tokenizer().save(str(place / "tokenizer.json"))
+    write_json(place / "tokenizer_config.json", {"eos_token": "[SEP]", "pad_token": "[PAD]"})
+    return place

@@ -153,7 +153,7 @@ def test_gates_of_an_answer_depend_on_what_it_answers_alone(learned: GainLoRA) -
     assert isinstance(asked, Batch)
     assert not (asked[MASK] & x[TARGET]).any()
     assert asked[MASK].any(1).all()
-    alone = learned.pooled(transform.padded_left(transform.prompts([answers[0]], 64)))
+    alone = learned.pooled(transform.prompted(transform.prompts([answers[0]], 64)))
     torch.testing.assert_close(p[:1], alone, msg="as when it is asked")
 
 

@@ -137,8 +137,9 @@ def test_a_method_counts_its_targets() -> None:
 # the rule about weights
 
 
-def test_inflora_leaves_what_protected_inputs_give() -> None:
-    backbone = tiny_causal()
+@pytest.mark.parametrize("family", ["Llama", "T5"])
+def test_inflora_leaves_what_protected_inputs_give(family: str) -> None:
+    backbone = tiny_causal(family)
     method = InfLoRA(backbone, lora=LORA, training=RECIPE, energy=0.9, energy_of="data")
     learn(method, 0, task(0, "ab"))
     before = {site.name: site.layer.weight.clone() for site in method.sites}
@@ -201,7 +202,7 @@ def test_a_method_of_answers_has_no_classes() -> None:
     method = new("seq-lora")
     with pytest.raises(ValueError, match="'tiny-llama' learns answers, which have no classes: there is no `classes`"):
         _ = method.classes
-    with pytest.raises(ValueError, match="a loss of answers needs a causal language model"):
+    with pytest.raises(ValueError, match="a loss of answers needs a language model"):
         SeqLoRA(tiny_bert()).losses(tiny_bert().example(1))
 
 

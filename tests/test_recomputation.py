@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from assistants import llama_folder
+from assistants import llama_folder, seq2seq_folder
 from encoders import tiny_text_backbone
 from streams import build_shallow, draw, fit_for, learn, stream, tiny_backbone
 
@@ -65,9 +65,11 @@ def _short(method: object, recompute: bool) -> object:
     return fit
 
 
-@pytest.mark.parametrize("name", ["inflora", "sdlora", "gainlora"])
-def test_answers_are_learned_to_the_same_bits(name: str, tmp_path: Path) -> None:
-    folder = llama_folder(tmp_path / "base")
+@pytest.mark.parametrize(
+    ("name", "family"), [("inflora", "Llama"), ("sdlora", "Llama"), ("gainlora", "Llama"), ("inflora", "T5")]
+)
+def test_answers_are_learned_to_the_same_bits(name: str, family: str, tmp_path: Path) -> None:
+    folder = seq2seq_folder(tmp_path / "base", "T5") if family == "T5" else llama_folder(tmp_path / "base")
     found = []
     for recompute in (True, False):
         settings = {"name": name, "sites": ["key", "value"], "rank": 2, "epochs": 1, "batch_size": 4, "lr": 0.01}

@@ -343,6 +343,8 @@ def test_what_it_is_is_said(local: TestClient) -> None:
         assert time.monotonic() < given_up
         time.sleep(0.01)
     assert f'route="{CHAT}",status="200"' in metrics
+    assert "lamella_learning 0.0" in metrics
+    assert "lamella_drift" not in metrics, "answers have no familiarity that could drift"
 
 
 def test_the_command_prints_where_clients_find_it(
@@ -503,8 +505,11 @@ def test_each_kind_of_model_says_what_it_takes(asked: TestClient, taught: Path) 
     of_answers = "takes conversations and texts to go on with and nothing else: it writes answers and knows no classes"
     refused(asked.post("/predict", json={"texts": ["a"]}), 415, of_answers)
     refused(asked.post("/predict", files={"images": b"a"}), 415, of_answers)
-    archive = {"archive": ("t.csv", b"text,label\na,b\n")}
-    refused(asked.post("/learn", files=archive, headers=BEARER), 415, "does not learn answers; run lamella learn")
+    archive = {"archive": ("t.zip", b"PK")}
+    of_rows = (
+        r"^this model learns a .csv, .tsv or .jsonl table of prompt and response, messages, or text, and 't.zip' is"
+    )
+    refused(asked.post("/learn", files=archive, headers=BEARER), 415, of_rows)
     fault(asked.get("/v1/engines"), 404, "this server has GET /v1/models, POST /v1/chat/completions and POST")
     fault(asked.post("/v1/embeddings", json={}), 401, "needs the token")
     fault(asked.post("/v1/embeddings", json={}, headers=BEARER), 404, "nothing else below /v1")

@@ -1,7 +1,8 @@
 """Which tokens of the pass under way count: padding, which brings samples to one length, is no input of any layer.
 
 A backbone says it once a pass. Who looks at the inputs of layers meanwhile sees the tokens that count and no others, so
-what is learned of them does not depend on how long the other samples of a batch happen to be.
+what is learned of them does not depend on how long the other samples of a batch happen to be. Where a pass reads two
+rows of tokens, as a decoder that looks at an encoder's vectors, each has a mask of its own.
 
 The class token, where a network has one, is the first token of each sample that counts.
 """
@@ -18,10 +19,19 @@ __all__ = ["class_places", "class_token", "counted", "counting", "mean_over_toke
 
 
 class _Mask:
-    """A mask (n, tokens), and what follows from it, computed once a pass."""
+    """A mask (n, tokens), and what follows from it, computed once a pass.
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
+    Args:
+        mask: of the tokens of the pass.
+        beside: another tensor that its layers read, and the mask of that one; None where there is none.
+    """
+
+    def __init__(self, mask: Tensor, beside: "tuple[Tensor, _Mask] | None" = None) -> None:
+        self.mask, self.beside = mask, beside
+
+    def of(self, x: Tensor) -> "_Mask":
+        """The mask of a layer's input, which is that other tensor or not."""
+        return self.beside[1] if self.beside is not None and self.beside[0] is x else self
 
     @cached_property
     def places(self) -> Tensor:
@@ -38,13 +48,15 @@ _MASK: ContextVar[_Mask | None] = ContextVar("lamella_tokens_that_count", defaul
 
 
 @contextmanager
-def counting(mask: Tensor) -> Generator[None]:
+def counting(mask: Tensor, *, beside: tuple[Tensor, Tensor] | None = None) -> Generator[None]:
     """Within this context, which is one forward pass, only some tokens count.
 
     Args:
         mask: (n, tokens) bool, True for those that count; each sample has one at least.
+        beside: (n, others, d), what some layers read in place of the pass's own tokens, and its mask (n, others). It is
+            known by being this very tensor, so a batch in which both are equally long is read rightly, too.
     """
-    before = _MASK.set(_Mask(mask))
+    before = _MASK.set(_Mask(mask, None if beside is None else (beside[0], _Mask(beside[1]))))
     try:
         yield
     finally:
@@ -64,6 +76,7 @@ def counted(x: Tensor) -> Tensor:
         RuntimeError: x has other tokens than the mask, so that nobody knows which of them count.
     """
     known = _MASK.get()
+    known = known if known is None else known.of(x)
     if known is None or x.shape[:-1] == known.mask.shape[:1]:
         return x
     flat = x.flatten(0, -2)

@@ -1,23 +1,25 @@
-"""What describes a causal language model beside its weights: how its conversations are written, and what ends them."""
+"""What describes a language model beside its weights: how its conversations are written, and what ends them."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lamella.backbones.encoder_files import EncoderFiles, read_encoder, table_of
-from lamella.data.chat import ChatTemplate
+from lamella.data.chat import PLAIN_TEMPLATE, ChatTemplate, plain_template_of_pairs
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["CausalFiles", "chat_of", "read_causal", "special_tokens"]
+__all__ = ["START", "CausalFiles", "chat_of", "chat_of_pairs", "read_causal", "special_tokens"]
 
 TEMPLATE = "chat_template.jinja"
+START = "decoder_start_token_id"
+"""The key of what the decoder of an encoder-decoder starts from."""
 NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class CausalFiles(NamedTuple):
-    """What describes a causal language model beside its weights.
+    """What describes a language model beside its weights.
 
     Attributes:
         files: its configuration, tokenizer, and where its weights are.
@@ -44,13 +46,15 @@ def read_causal(folder: Path) -> CausalFiles:
     settings = table_of(files.weights / "tokenizer_config.json")
     names = _names(table_of(files.weights / "special_tokens_map.json")) | _names(settings)
     generation = table_of(files.weights / "generation_config.json")
+    if files.config.get(START) is None and START in generation:
+        files = files._replace(config=files.config | {START: generation[START]})
     return chat_of(files, _template(files.weights, settings), names, generation.get("eos_token_id"))
 
 
 def chat_of(
     files: EncoderFiles, template: str | None, names: Mapping[str, str], ends: int | list[int] | None = None
 ) -> CausalFiles:
-    """Return what describes a causal language model.
+    """Return what describes a language model.
 
     Args:
         files: its configuration and its tokenizer.
@@ -62,9 +66,18 @@ def chat_of(
     own = [*_ids(files.config.get("eos_token_id")), *_ids(ends)]
     if "eos_token" not in known and own and (token := tokenizer.id_to_token(own[0])) is not None:
         known["eos_token"] = token
-    chat = ChatTemplate(special_tokens(tokenizer), template=template, names=known, begin=_begin(tokenizer))
+    chat = ChatTemplate(special_tokens(tokenizer), template=template, names=known, begin=_outer(tokenizer, 0))
     found = [*own, *(tokenizer.token_to_id(token) for token in (known.get("eos_token"), chat.end) if token)]
     return CausalFiles(files, chat, tuple(dict.fromkeys(i for i in found if i is not None)))
+
+
+def chat_of_pairs(described: CausalFiles) -> ChatTemplate:
+    """Return how conversations are written for an encoder-decoder: by its template, or as its tokenizer marks texts."""
+    chat, tokenizer = described.chat, described.files.tokenizer
+    if chat.template != PLAIN_TEMPLATE:
+        return chat
+    template = plain_template_of_pairs(chat.begin, _outer(tokenizer, -1))
+    return ChatTemplate(special_tokens(tokenizer), template=template, names=chat.names, begin=chat.begin)
 
 
 def special_tokens(tokenizer: "Tokenizer") -> list[str]:
@@ -73,11 +86,11 @@ def special_tokens(tokenizer: "Tokenizer") -> list[str]:
     return [token.content for _, token in sorted(added.items()) if token.special]
 
 
-def _begin(tokenizer: "Tokenizer") -> str:
-    """The special token that the tokenizer puts before every text; "" where it puts none."""
-    first = tokenizer.encode("a")
-    starts = bool(first.ids) and first.special_tokens_mask[0] == 1
-    return (tokenizer.id_to_token(first.ids[0]) or "") if starts else ""
+def _outer(tokenizer: "Tokenizer", place: int) -> str:
+    """The special token that the tokenizer puts at place 0 or -1 of every text; "" where it puts none."""
+    found = tokenizer.encode("a")
+    is_special = bool(found.ids) and found.special_tokens_mask[place] == 1
+    return (tokenizer.id_to_token(found.ids[place]) or "") if is_special else ""
 
 
 def _ids(value: Any) -> list[int]:

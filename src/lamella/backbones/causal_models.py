@@ -1,15 +1,16 @@
-"""Causal language models of transformers as backbones: by name, by folder, from a GGUF file, or from a copy."""
+"""Language models of transformers as backbones: by name, by folder, from a GGUF file, or from a copy."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lamella.adapters.few_bits import STORAGES, store_in
 from lamella.backbones.backbone import Backbone
-from lamella.backbones.causal_files import CausalFiles, read_causal
+from lamella.backbones.causal_files import START, CausalFiles, chat_of_pairs, read_causal
 from lamella.backbones.drawing import drawn_by
 from lamella.backbones.encoder_copies import read_causal_copy
+from lamella.backbones.encoder_decoder import EncoderDecoder
 from lamella.backbones.encoder_files import read_weights
 from lamella.backbones.encoder_network import build_network, quiet, sees_ahead
 from lamella.backbones.encoder_places import encoder_folder
@@ -20,12 +21,16 @@ from lamella.backbones.peft_lora import add_peft_lora
 from lamella.backbones.text_encoders import check_installed, length_and_padding
 from lamella.common.checks import check_one_of, first_line
 from lamella.common.randomness import generator
+from lamella.data.answer_pairs import AnswerPairs
 from lamella.data.answer_tokens import AnswerTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["OUTPUT", "build_causal"]
 
 OUTPUT = "tokens"
-"""The value of the option `output` that asks for a causal language model and not for features."""
+"""The value of the option `output` that asks for a language model and not for features."""
 
 
 def build_causal(
@@ -38,9 +43,10 @@ def build_causal(
     storage: str = "float32",
     seed: int = 0,
 ) -> Backbone:
-    """Build a frozen causal language model from a network of transformers. It takes answers.
+    """Build a frozen language model from a network of transformers. It takes answers.
 
-    Code that a folder brings is never run.
+    That is a causal one, such as GPT-2 or Llama, or an encoder-decoder, such as T5, whose encoder reads the prompt and
+    whose decoder writes the answer. Code that a folder brings is never run.
 
     Args:
         name: owner/name of transformers' hub, the path of a folder of transformers or of a GGUF file, or the name of a
@@ -49,8 +55,9 @@ def build_causal(
         output: "tokens", what a language model gives; it tells that one is meant, and not an encoder of texts.
         weights: "pretrained" (those of the name), "random", or the path of a safetensors file or of a folder.
         adapter: the folder of a LoRA that PEFT trained on this model; it is added to the weights.
-        max_length: the largest number of tokens of an answer and what it answers; of longer ones the beginning of the
-            prompt is cut. By default 256, or less where the model's files say so.
+        max_length: the largest number of tokens of an answer and what it answers, of an encoder-decoder of each of
+            them; of longer ones the beginning of the prompt is cut. By default 256, or less where the model's files say
+            so.
         storage: how the weights of linear layers are kept: "float32", "int8" for a quarter of the memory, or "nf4" for
             an eighth; in few bits nothing can be folded into them. A last layer that is the embedding stays float32.
         seed: of random weights.
@@ -66,8 +73,9 @@ def build_causal(
     with torch.no_grad(), quiet(), drawn_by(seed, "backbone", name):
         described, state = _read(name, weights)
         network = build_network(name, described.files.config, state, causal=True)
+        pairs = bool(network.config.is_encoder_decoder)
         base: Any = network.base_model
-        if network.config.is_encoder_decoder or sees_ahead(base):
+        if not pairs and sees_ahead(base):
             raise ValueError(
                 f"'{name}' ({network.config.model_type}) is no causal language model: its tokens see those behind them"
             )
@@ -75,13 +83,12 @@ def build_causal(
             add_peft_lora(network, Path(adapter))
         store_in(storage, network)
         length, pad = length_and_padding(name, described.files, network, max_length)
-        transform = AnswerTokens(described.files.tokenizer, described.chat, max_length=length, pad_id=pad)
-        model = LanguageModel(network, described.ends)
+        model, transform = (_pairs if pairs else _tokens)(name, network, described, max_length=length, pad_id=pad)
         _check(name, model, transform)
         width = model(transform.example(1)).shape[1]
     marks = {
         "max_length": str(length),
-        "chat_template": described.chat.template,
+        "chat_template": transform.chat.template,
         "tokenizer": tokenizer_digest(transform.tokenizer),
     }
     return Backbone(model, name=name, width=width, transform=transform, marks=marks)
@@ -98,6 +105,26 @@ def _read(name: str, weights: str) -> tuple[CausalFiles, dict[str, torch.Tensor]
     if weights == "pretrained":
         return described, read_weights(described.files.weights) if state is None else state
     return described, None if weights == "random" else read_weights(Path(weights))
+
+
+def _tokens(
+    name: str, network: "PreTrainedModel", described: CausalFiles, **options: int
+) -> tuple[LanguageModel, AnswerTokens]:
+    """A causal model, and what makes its inputs."""
+    return LanguageModel(network, described.ends), AnswerTokens(described.files.tokenizer, described.chat, **options)
+
+
+def _pairs(
+    name: str, network: "PreTrainedModel", described: CausalFiles, **options: int
+) -> tuple[LanguageModel, AnswerTokens]:
+    """An encoder-decoder, and what makes its inputs."""
+    known = [getattr(network.config, key, None) for key in (START, "bos_token_id")]  # as transformers looks for it
+    start = next((i for i in known if isinstance(i, int)), None)
+    if start is None:
+        raise ValueError(f"the files of '{name}' do not say what its decoder starts from; add {START} to config.json")
+    chat = chat_of_pairs(described)
+    transform = AnswerPairs(described.files.tokenizer, chat, start=start, **options)
+    return EncoderDecoder(network, described.ends, start=start), transform
 
 
 def _check(name: str, model: LanguageModel, transform: AnswerTokens) -> None:

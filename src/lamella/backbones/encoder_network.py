@@ -44,13 +44,14 @@ def quiet() -> Iterator[None]:
 def build_network(
     name: str, config: Mapping[str, Any], state: Mapping[str, Tensor] | None, *, causal: bool = False
 ) -> "PreTrainedModel":
-    """Build a network in float32, without a head or as a causal language model.
+    """Build a network in float32, without a head or as a language model.
 
     Args:
         name: of the network, for messages.
         config: the content of its config.json.
         state: its tensors by name, those of a head among them; None for random ones.
-        causal: whether the network gives the logits of the next token, and not vectors of tokens.
+        causal: whether the network gives the logits of the next token, and not vectors of tokens: a causal language
+            model, or of an encoder-decoder the whole.
 
     Raises:
         ValueError: transformers does not know the architecture, it takes no texts, or the tensors do not fit.
@@ -93,6 +94,7 @@ def _architecture(
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
         MODEL_FOR_TEXT_ENCODING_MAPPING,
         MODEL_MAPPING,
     )
@@ -106,12 +108,13 @@ def _architecture(
         settings: Any = CONFIG_MAPPING[model_type].from_dict(_plain(config))
     except Exception as error:  # its own checks raise errors of their own kinds
         raise ValueError(f"the config.json of '{name}' is refused by transformers ({first_line(error)})") from error
-    for kinds in (MODEL_FOR_CAUSAL_LM_MAPPING,) if causal else (MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING):
+    writing = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if settings.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
+    for kinds in (writing,) if causal else (MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING):
         if type(settings) in kinds:
             kind: Any = kinds[type(settings)]
             return (kind[0] if isinstance(kind, tuple) else kind), settings
     if causal:
-        raise ValueError(f"'{name}' ({model_type}) is no causal language model, so it writes no answers; use one")
+        raise ValueError(f"'{name}' ({model_type}) is no language model, so it writes no answers; use one that does")
     raise ValueError(f"'{name}' ({model_type}) has no network that gives vectors of tokens; choose another encoder")
 
 
@@ -129,9 +132,7 @@ def _check_loaded(name: str, network: nn.Module, found: Mapping[str, Any], causa
         raise ValueError(f"the weights of '{name}' do not fit its config.json: another shape of '{wrong[0][0]}'")
     missing = sorted(found["missing_keys"])
     if missing and causal:
-        raise ValueError(
-            f"'{name}' is no causal language model, or its weights are not whole: they lack '{missing[0]}'"
-        )
+        raise ValueError(f"'{name}' is no language model, or its weights are not whole: they lack '{missing[0]}'")
     if missing:
         raise ValueError(f"the weights of '{name}' do not fit its config.json: they lack '{missing[0]}'")
     if broken := [key for key, value in network.state_dict().items() if not value.isfinite().all()]:

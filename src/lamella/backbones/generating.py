@@ -1,4 +1,4 @@
-"""Answers that a causal language model writes: the likeliest token each time, or tokens that are drawn."""
+"""Answers that a language model writes: the likeliest token each time, or tokens that are drawn."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lamella.backbones.backbone import Backbone
-from lamella.backbones.encoder_network import longest_text
 from lamella.backbones.language_model import LanguageModel, language_model
 from lamella.common.randomness import generator
 from lamella.data.answer_tokens import AnswerTokens
@@ -92,11 +91,11 @@ def generate(
 ) -> list[str]:
     """Return an answer to each prompt. A last answer that is there is not read.
 
-    Prompts of like lengths share a batch, padded on the left. So an answer differs from the one that a prompt gets
+    Prompts of like lengths share a batch. So an answer differs from the one that a prompt gets
     alone only where two tokens are equally likely but for rounding.
 
     Args:
-        backbone: a causal language model.
+        backbone: a language model.
         prompts: conversations, or plain texts to begin with nothing.
         how: how answers are written.
         acting: the context in which the backbone goes on with a batch of prompts; see `Method.acting`.
@@ -129,7 +128,7 @@ def go_on(
     """Return what a model writes behind rows of tokens.
 
     Args:
-        backbone: a causal language model.
+        backbone: a language model.
         rows: the ids of each prompt, which with `max_tokens` are not more than the network takes.
         keys: what the draws of each prompt are named by.
         how: how it writes.
@@ -145,7 +144,7 @@ def go_on(
     lengths = [len(row) + how.max_tokens for row in rows]
     found: dict[int, Written] = {}
     for batch in of_like_length(lengths, samples=SAMPLES, size=size, padding=size // 8):
-        x = transform.padded_left([rows[i] for i in batch]).to(backbone.device)
+        x = transform.prompted([rows[i] for i in batch]).to(backbone.device)
         with acting(x):
             found |= _written(model, transform, x, [keys[i] for i in batch], how, hear, batch)
     return [found[i] for i in range(len(rows))]
@@ -164,11 +163,12 @@ def _room(backbone: Backbone, how: Generating) -> tuple[LanguageModel, AnswerTok
     """The network, what makes its inputs, and the largest number of tokens of a prompt."""
     model, transform = language_model(backbone.model, "writing answers"), backbone.transform
     assert isinstance(transform, AnswerTokens)
-    longest = longest_text(model.network)
-    room = transform.max_length if longest is None else min(transform.max_length, longest - how.max_tokens)
+    longest = model.longest_prompt(how.max_tokens)
+    room = transform.max_length if longest is None else min(transform.max_length, longest)
     if room < 1:
         raise ValueError(
-            f"max_tokens is {how.max_tokens}, but '{backbone.name}' takes {longest} tokens with the prompt; give less"
+            f"max_tokens is {how.max_tokens}, but '{backbone.name}' takes {model.longest_prompt(0)} tokens with the "
+            "prompt; give less"
         )
     return model, transform, room
 
@@ -185,7 +185,7 @@ def _written(
     from transformers import GenerationConfig
 
     network: Any = model.network
-    width = x[IDS].shape[1]
+    width = x[IDS].shape[1] if model.start is None else 1
     decode: Callable[[list[int]], str] = transform.tokenizer.decode
     settings = GenerationConfig(
         max_new_tokens=how.max_tokens,
@@ -194,6 +194,7 @@ def _written(
         use_cache=True,
         eos_token_id=list(model.ends) or None,
         pad_token_id=transform.pad_id,
+        decoder_start_token_id=model.start,
     )
     done: dict[int, Written] = {}
 

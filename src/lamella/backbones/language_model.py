@@ -1,4 +1,4 @@
-"""A causal language model: it goes on with texts, and says how likely each token of an answer is to it."""
+"""A language model: it goes on with texts, and says how likely each token of an answer is to it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamella.backbones.encoder_network import longest_text
 from lamella.backbones.plain_layers import make_linear
 from lamella.backbones.pooling import pooled
 from lamella.data.answer_tokens import TARGET
@@ -19,25 +20,26 @@ from lamella.data.tokens import IDS, MASK
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["LanguageModel", "Read", "language_model"]
+__all__ = ["LanguageModel", "Read", "before_each", "gives_targets_alone", "language_model"]
 
 
 class Read(NamedTuple):
     """What a network keeps of tokens that it has read, so that it can go on behind them.
 
     Attributes:
-        cache: keys and values of transformers, which no pass changes.
+        state: keys and values as transformers has them, or of an encoder its vectors. No pass changes it.
         mask: (n, tokens) bool, False for padding.
     """
 
-    cache: Any
+    state: Any
     mask: Tensor
 
 
 class LanguageModel(nn.Module):
-    """A network of transformers that gives the logits of the token after each one.
+    """A network of transformers that gives the logits of the token after each one, such as a causal language model.
 
-    Those of the whole vocabulary are computed where a token is a target, and nowhere else.
+    Those of the whole vocabulary are computed where a token is a target, and nowhere else. What reads and writes other
+    rows of tokens than the ones of a causal model is a class derived from this, which says what they are.
 
     Args:
         network: of transformers, with its head. Layers of it are replaced by equal ones that branches can attach to.
@@ -46,7 +48,16 @@ class LanguageModel(nn.Module):
     Attributes:
         ends: as given.
         transposed: names of the network's layers whose weights transformers stores the other way round.
+        start: the token that whatever is written starts from; None where that is the last one of what is read.
     """
+
+    loaded_by = "AutoModelForCausalLM"
+    """The class of transformers that loads such a network."""
+    peft_task = "CAUSAL_LM"
+    """What PEFT calls it."""
+    written = IDS
+    """The tensor of a batch that its targets are tokens of."""
+    start: int | None = None
 
     def __init__(self, network: "PreTrainedModel", ends: Sequence[int] = ()) -> None:
         super().__init__()
@@ -60,13 +71,43 @@ class LanguageModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(n, width), the vector of the last token of each answer, for those who ask any network for features."""
-        network: Any = self.network.base_model
-        return pooled(network(**self._inputs(batch)).last_hidden_state, batch[MASK].bool(), "last")
+        return pooled(self.vectors(batch), self.counted(batch), "last")
 
-    def read(self, batch: Batch) -> Read:
-        """Read what stands before answers, for `logits` and `losses` of what follows; padding stands on its left."""
+    def vectors(self, batch: Batch) -> Tensor:
+        """(n, tokens, width), the vector of each token of `written`, without the head."""
         network: Any = self.network.base_model
-        return Read(network(**self._inputs(batch), use_cache=True)[self._cache], batch[MASK].bool())
+        return network(**self.inputs(batch), return_dict=True).last_hidden_state
+
+    def from_head(self, batch: Batch, after: Read | None = None) -> Tensor:
+        """What the head makes of the vectors that it sees: (n, tokens, vocabulary) logits, where it sees all."""
+        network: Any = self.network
+        return network(**self.inputs(batch, after), return_dict=True).logits
+
+    def inputs(self, batch: Batch, after: Read | None = None) -> dict[str, Any]:
+        """The arguments of transformers' networks for a batch. A token's place is counted without padding."""
+        own = batch[MASK].bool()
+        mask = own if after is None else torch.cat([after.mask, own], 1)
+        found: dict[str, Any] = {IDS: batch[IDS], MASK: mask.long()}
+        if self._counts:
+            found["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0)[:, -own.shape[1] :]
+        if after is not None:  # a copy, because a pass adds its own tokens
+            found |= {self._cache: deepcopy(after.state), "use_cache": True}
+        return found
+
+    def counted(self, batch: Batch) -> Tensor:
+        """(n, tokens) bool, the tokens that count of those with a vector, which those of `written` are."""
+        return batch[MASK].bool()
+
+    def longest_prompt(self, more: int) -> int | None:
+        """The largest number of tokens that so many more can be written to; None where no number is the largest."""
+        longest = longest_text(self.network)
+        return None if longest is None else longest - more
+
+    def read(self, prompts: Batch) -> Read:
+        """Read what stands before answers, once, for `logits` and `losses` of several; see `AnswerTokens.prompted`."""
+        network: Any = self.network.base_model
+        found = network(**self.inputs(prompts), use_cache=True, return_dict=True)
+        return Read(found[self._cache], prompts[MASK].bool())
 
     def logits(self, batch: Batch, after: Read | None = None) -> Tensor:
         """(targets, vocabulary) of the batch's target tokens, each from the tokens before it.
@@ -75,37 +116,22 @@ class LanguageModel(nn.Module):
 
         Args:
             batch: the tokens.
-            after: what stands before them, of the same samples; nothing if left out.
+            after: what the network has read before them, of the same samples; nothing if left out.
         """
-        before = batch[TARGET].bool().roll(-1, dims=1)  # the token from whose vector each target is told
-        before[:, -1] = False
-        network: Any = self.network
-        with self._alone(before):
-            return network(**self._inputs(batch, after)).logits
+        with self._alone(before_each(batch[TARGET])):
+            return self.from_head(batch, after)
 
     def every_logit(self, batch: Batch) -> Tensor:
         """(tokens, vocabulary) of what follows each token that counts; much memory, where a batch is long."""
-        network: Any = self.network
-        return network(**self._inputs(batch)).logits[batch[MASK].bool()]
+        return self.from_head(batch)[self.counted(batch)]
 
     def losses(self, batch: Batch, after: Read | None = None) -> Tensor:
         """(targets,) float32, what each target token costs in nats: minus the logarithm of its probability.
 
         Arguments are those of `logits`.
         """
-        ids = batch[IDS][:, 1:][batch[TARGET][:, 1:].bool()]
+        ids = batch[self.written][:, 1:][batch[TARGET][:, 1:].bool()]
         return F.cross_entropy(self.logits(batch, after).float(), ids, reduction="none")
-
-    def _inputs(self, batch: Batch, after: Read | None = None) -> dict[str, Any]:
-        """What a network takes. A token's place is counted without padding, wherever that stands."""
-        own = batch[MASK].bool()
-        mask = own if after is None else torch.cat([after.mask, own], 1)
-        found = {"input_ids": batch[IDS], "attention_mask": mask.long(), "return_dict": True}
-        if self._counts:
-            found["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0)[:, -own.shape[1] :]
-        if after is not None:  # a copy, because a pass adds its own tokens
-            found |= {self._cache: deepcopy(after.cache), "use_cache": True}
-        return found
 
     def plain_state(self) -> dict[str, Tensor]:
         """The network's tensors by name, laid out as transformers loads them for the network's configuration."""
@@ -131,8 +157,15 @@ class LanguageModel(nn.Module):
             handle.remove()
 
 
+def before_each(target: Tensor) -> Tensor:
+    """(n, tokens) bool: the tokens before targets (n, tokens), from whose vectors these are told."""
+    before = target.bool().roll(-1, dims=1)
+    before[:, -1] = False
+    return before
+
+
 def language_model(model: nn.Module, what: str) -> LanguageModel:
-    """Return a network as a causal language model.
+    """Return a network as a language model.
 
     Args:
         model: the network of a backbone.
@@ -142,15 +175,13 @@ def language_model(model: nn.Module, what: str) -> LanguageModel:
         ValueError: it is none.
     """
     if not isinstance(model, LanguageModel):
-        raise ValueError(f"{what} needs a causal language model as its backbone, and {type(model).__name__} is none")
+        raise ValueError(f"{what} needs a language model as its backbone, and {type(model).__name__} is none")
     return model
 
 
 @torch.no_grad()
 def gives_targets_alone(model: LanguageModel, batch: Batch) -> bool:
     """Whether the logits of targets alone are those that the whole pass gives at the same places."""
-    network: Any = model.network
-    whole = network(batch[IDS], attention_mask=batch[MASK].long(), return_dict=True).logits
-    expected = whole[:, :-1][batch[TARGET][:, 1:].bool()]
+    expected = model.from_head(batch)[:, :-1][batch[TARGET][:, 1:].bool()]
     found = model.logits(batch)
     return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -46,7 +46,7 @@ def serve(
     device: Device = None,
     untrusted: Untrusted = False,
 ) -> None:
-    """Serve a model: predictions, and new classes while it runs; or answers, by the interface of OpenAI.
+    """Serve a model: predictions, or answers by the interface of OpenAI; it can learn more while it runs.
 
     The printed address shows a page for the browser; /docs describes all requests.
     """

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,10 +20,12 @@ from lamella.data.tokens import MASK, padded
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["TARGET", "AnswerTokens", "FittingAnswers", "Tokens", "before_targets", "fitting"]
+__all__ = ["TARGET", "WRITTEN", "AnswerTokens", "FittingAnswers", "Tokens", "before_targets", "fitting", "named"]
 
 TARGET = "target"
 """Name of a batch's tensor (n, tokens) bool that is True for the tokens that a model learns to write."""
+WRITTEN = "decoder_input_ids"
+"""Name of a batch's tensor (n, tokens) int64 of what a decoder writes, where another network reads the prompt."""
 MARKED = re.compile(f"{OPEN}(.*?){CLOSE}|[{OPEN}{CLOSE}]", re.DOTALL)
 
 
@@ -42,6 +45,12 @@ class Tokens(NamedTuple):
     cut: int = 0
     apart: bool = False
 
+    @property
+    def last(self) -> range:
+        """The places of the tokens of the last answer."""
+        end = len(self.target) - self.target[::-1].index(True)
+        return range(end - len(list(takewhile(bool, self.target[:end][::-1]))), end)
+
 
 class AnswerTokens:
     """What a causal language model expects as input; a `Transform`.
@@ -59,6 +68,8 @@ class AnswerTokens:
     """
 
     noun = "answer"
+    padding_side = "left"
+    """Where prompts are padded that a model goes on with."""
 
     def __init__(self, tokenizer: "Tokenizer", chat: ChatTemplate, *, max_length: int, pad_id: int = 0) -> None:
         if max_length < 3:
@@ -93,7 +104,7 @@ class AnswerTokens:
         Raises:
             ValueError: the chat template refuses the conversation; the message names its place.
         """
-        with _named(answer):
+        with named(answer):
             pieces = [piece for piece in self.chat.pieces(answer.turns) if piece.text]
         parts, apart = self._joined([piece.text for piece in pieces])
         ids = [i for part in parts for i in part]
@@ -116,7 +127,10 @@ class AnswerTokens:
         for number, part in enumerate(parts):
             if part:
                 found = self._plainly(part, number % 2 == 1, first and number == 0)
-                if number % 2 and self.tokenizer.token_to_id(part) in found:
+                special = self.tokenizer.token_to_id(part) if number % 2 else None
+                if special in found:  # T5's has it among the pieces of texts; in two parts it is none
+                    found = self._plainly(part[:1], True, False) + self._plainly(part[1:], True, False)
+                if special in found:
                     raise ValueError(f"the tokenizer takes the text {part!r} for a special token; use another model")
                 ids += found
         return ids
@@ -131,13 +145,12 @@ class AnswerTokens:
         """(n,) the number of tokens of each answer and what it answers."""
         return torch.tensor([max(len(self.encode(answer).ids), 1) for answer in raw], dtype=torch.int64)
 
-    def batch(self, rows: Sequence[Tokens], *, left: bool = False) -> Batch:
-        """Tokens of any lengths, padded to one length behind them, or before them if `left`."""
-        found = padded([row.ids for row in rows], self.pad_id, left=left)
+    def batch(self, rows: Sequence[Tokens]) -> Batch:
+        """Tokens of any lengths, padded to one length."""
+        found = padded([row.ids for row in rows], self.pad_id)
         target = torch.zeros_like(found["attention_mask"])
         for i, row in enumerate(rows):
-            start = target.shape[1] - len(row.target) if left else 0
-            target[i, start : start + len(row.target)] = torch.tensor(row.target)
+            target[i, : len(row.target)] = torch.tensor(row.target)
         return Batch({**found, TARGET: target})
 
     def of_one_prompt(self, answers: Sequence[Answer]) -> list[Tokens]:
@@ -149,6 +162,21 @@ class AnswerTokens:
         rows = [self._fitting(answer) for answer in answers]
         most = max(row.cut for row in rows)
         return [self._without(row, most - row.cut) for row in rows]
+
+    def read_once(self, rows: Sequence[Tokens]) -> tuple[list[int], list[Tokens]]:
+        """Part several answers to one prompt into what is read once, and what a model then reads of each.
+
+        The token before the first answer's is among the latter, because it is what tells that answer's first one.
+
+        Args:
+            rows: the tokens of each answer, as `of_one_prompt` makes them.
+
+        Returns:
+            The ids of what is read once, which may be none; and the tokens behind them of each answer.
+        """
+        alike = len(list(takewhile(lambda ids: len(set(ids)) == 1, zip(*(row.ids for row in rows), strict=False))))
+        shared = min(alike, min(row.last.start for row in rows) - 1)
+        return rows[0].ids[:shared], [Tokens(row.ids[shared:], row.target[shared:]) for row in rows]
 
     def prompts(self, answers: Sequence[Answer], room: int) -> list[list[int]]:
         """The ids that a model goes on with to answer each conversation; its beginning is cut where it is too long.
@@ -170,8 +198,8 @@ class AnswerTokens:
         """How many tokens of each conversation `prompts` leaves out; arguments and errors are the same."""
         return [max(len(ids) - room, 0) for ids in map(self._whole_prompt, answers)]
 
-    def padded_left(self, rows: Sequence[Sequence[int]]) -> Batch:
-        """Token ids of any lengths, padded to one length before their tokens, so that all go on at one place."""
+    def prompted(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Prompts of any lengths, padded to one length before their tokens, so that all go on at one place."""
         return Batch(padded(rows, self.pad_id, left=True))
 
     def example(self, n: int, generator: torch.Generator | None = None) -> Batch:
@@ -193,7 +221,7 @@ class AnswerTokens:
         }
 
     def _whole_prompt(self, answer: Answer) -> list[int]:
-        with _named(answer):
+        with named(answer):
             text = self.chat.prompt(answer.prompt)
         return self.ids_of(text)
 
@@ -267,7 +295,7 @@ class AnswerTokens:
 
 
 @contextmanager
-def _named(answer: Answer) -> Iterator[None]:
+def named(answer: Answer) -> Iterator[None]:
     """Name the place of a conversation that the chat template refuses."""
     try:
         yield
@@ -295,7 +323,7 @@ def before_targets(x: Samples) -> Samples:
     Args:
         x: n samples. The first token of an answer is no target, so that each has one that counts.
     """
-    if not isinstance(x, Batch) or TARGET not in x.tensors:
+    if not isinstance(x, Batch) or TARGET not in x.tensors or WRITTEN in x.tensors:  # which are in a row of their own
         return x
     return Batch({**x.tensors, MASK: x[MASK].bool() & (x[TARGET].cumsum(1) == 0)})
 

@@ -1,5 +1,6 @@
 """From a conversation to one text, by the chat template of a model, and which parts of it a model learns to write."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 from lamella.common.checks import first_line
 from lamella.data.answers import ASSISTANT, PLAIN_TEXT, USER, Turn
 
-__all__ = ["DATE", "PLAIN_TEMPLATE", "ChatTemplate", "Piece", "TemplateError"]
+__all__ = ["DATE", "PLAIN_TEMPLATE", "ChatTemplate", "Piece", "TemplateError", "plain_template_of_pairs"]
 
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
@@ -21,6 +22,22 @@ SIGN = "\uf8f2"
 """A third one, which stands for an answer where only what is around it matters."""
 DATE = "26 Jul 2024"
 """What templates that name the day are told, so that a text does not depend on when it is made: Llama's own default."""
+
+
+def plain_template_of_pairs(begin: str, end: str) -> str:
+    """Return the template of encoder-decoders that have none: what is read is as their tokenizer makes it of a text.
+
+    Args:
+        begin: the special token that it puts before a text; "" where it puts none.
+        end: the one that it puts behind.
+    """
+    first, last = (f"{{{{ {json.dumps(token)} }}}}" for token in (begin, end))
+    return (
+        f"{first}{{% for message in messages %}}{{{{ message['content'] }}}}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}"
+        f"{{% elif loop.last or loop.nextitem['role'] == 'assistant' %}}{last}"
+        "{% else %}{{ '\n' }}{% endif %}{% endfor %}"
+    )
 
 
 class TemplateError(ValueError):

@@ -1,4 +1,4 @@
-"""A server of answers: what a language model writes to the prompts of several clients at once."""
+"""A server of answers: what a language model writes to the prompts of several clients at once, and what it learns."""
 
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -20,9 +20,12 @@ from lamella.serving.asked import USUAL_TOKENS, Asked
 from lamella.serving.faults import Refusal
 from lamella.serving.kind import Columns, Named, Unpacked, refused_kind
 from lamella.serving.limits import Limits
+from lamella.serving.sent import TABLES, read_answers
+from lamella.serving.tables import refuse_others, take_table
 
 __all__ = ["AnswerKind", "Prompts"]
 
+LEARNS = "learns a .csv, .tsv or .jsonl table of prompt and response, messages, or text"
 HOW = "POST /v1/chat/completions, or /v1/completions"
 
 
@@ -57,8 +60,8 @@ class AnswerKind:
 
     noun = "answer"
     together = 16
-    archive = "nothing: this server does not learn answers"
-    does = "conversations and texts to go on with, by the interface of OpenAI"
+    archive = "a .csv, .tsv or .jsonl table of prompts and responses, of messages, or of texts"
+    does = "conversations and texts to go on with, by the interface of OpenAI, and teach it new answers"
     body: dict[str, Any] = {"required": False, "content": {}}  # noqa: RUF012
 
     def __init__(self, limits: Limits) -> None:
@@ -129,12 +132,14 @@ class AnswerKind:
         return [one for i in range(len(requests)) for one in found[i]]
 
     def unpack(self, upload: Upload, folder: Path, columns: Columns) -> Unpacked:
-        """Refuse what a server of classes would learn from."""
-        raise HTTPException(
-            415,
-            "this server does not learn answers; run lamella learn beside it, and it answers with the new version as "
-            "soon as that is stored",
-        )
+        """Store a table."""
+        if any(columns):
+            raise HTTPException(422, f"text and label name columns of labelled texts, and this model {LEARNS}")
+        ending = Path(upload.filename or "").suffix.lower()
+        if ending not in TABLES:
+            refuse_others(ending)
+            raise HTTPException(415, f"this model {LEARNS}, and '{upload.filename}' is none")
+        return take_table(upload, folder, read_answers, self.limits)
 
     def close(self) -> None:
         """There is no thread to end."""

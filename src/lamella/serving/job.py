@@ -13,7 +13,7 @@ class Job:
     Attributes:
         id: the number of the job, counted from 1. A job that a later server resumes keeps it.
         name: the name of the task.
-        images: how many samples the archive had: images or texts.
+        images: how many samples the archive had: images, texts or answers.
         ignored: the names of the files in the archive that are no samples.
         starts: how often the training process was started; more than once if it was killed and resumed.
         state: "learning", "done" or "failed".
@@ -26,7 +26,10 @@ class Job:
         of: how many steps this pass has.
         version: the number of the model's version that the job made; None until it is done.
         held_back: how many samples were held back, that is, not learned from.
-        right: how many of the held-back samples the model classifies correctly.
+        right: how many of the held-back samples the model classifies correctly; 0 of answers.
+        nats_before: what a token of the held-back answers cost the model before it learned, in nats; None of classes.
+        nats_after: the same after it.
+        told: what became of answers, such as how many were cut, in lines.
         seconds: how long the job has been running in this server, or how long it took.
         expected_seconds: how large `seconds` is expected to be in the end, tried on a few of the samples; None
             until it is known, and where an interrupted learning resumes.
@@ -48,14 +51,20 @@ class Job:
     version: int | None = None
     held_back: int = 0
     right: int = 0
+    nats_before: float | None = None
+    nats_after: float | None = None
+    told: list[str] = field(default_factory=list)
     seconds: float = 0.0
     expected_seconds: float | None = None
 
     def hear(self, said: dict[str, Any]) -> None:
         """Update the job from one message of the training process; see worker.py."""
         if "done" in said:
-            held_back = said["done"].get("held_back", {})
-            self.held_back, self.right = held_back.get("images", 0), held_back.get("right", 0)
+            done = said["done"]
+            held_back, costs = done.get("held_back", {}), done.get("held_back_costs", {})
+            self.held_back = held_back.get("images", costs.get("answers", 0))
+            self.right = held_back.get("right", 0)
+            self.nats_before, self.nats_after = costs.get("before"), costs.get("after")
         elif "still" in said:
             self.expected_seconds = self.seconds + said["still"]
         else:

@@ -54,7 +54,7 @@ def add_learning(app: FastAPI, service: "Service") -> None:
         text: Annotated[str, Form(max_length=NAME_LENGTH, description="of a table, the column of the texts")] = "",
         label: Annotated[str, Form(max_length=NAME_LENGTH, description="of a table, the column of the labels")] = "",
     ) -> Job:
-        """Learn the classes of an archive or a table in the background; `/jobs/{id}` tells the progress."""
+        """Learn an archive or a table in the background; `/jobs/{id}` tells the progress."""
         if not service.jobs.claim():
             busy = f"job {service.learning} is learning" if service.learning else "another archive is being read"
             raise HTTPException(429, f"{busy}; try again when it is done", {"Retry-After": "10"})

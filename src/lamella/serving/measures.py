@@ -19,7 +19,7 @@ class Measures:
         version: returns the version of the model in use.
         waiting: returns how many samples wait for their prediction.
         learning: returns 1 while a task is learned, else 0.
-        drift: returns 1 once the drift alarm is raised, else 0.
+        drift: returns 1 once the drift alarm is raised, else 0; None where there is none.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Measures:
         version: Callable[[], float],
         waiting: Callable[[], float],
         learning: Callable[[], float],
-        drift: Callable[[], float],
+        drift: Callable[[], float] | None,
     ) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("lamella_requests", "Requests answered", ["route", "status"], registry=registry)
@@ -43,7 +43,8 @@ class Measures:
             ("learning", "1 while a task is learned, else 0", learning),
             ("drift", f"1 once {noun}s look unlike what was learned, else 0", drift),
         ):
-            Gauge(f"lamella_{name}", text, registry=registry).set_function(value)
+            if value is not None:
+                Gauge(f"lamella_{name}", text, registry=registry).set_function(value)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count an answered request.

@@ -59,7 +59,7 @@ class Service:
             version=lambda: self.batcher.loaded.version,
             waiting=lambda: self.desk.waiting,
             learning=lambda: float(self.learning is not None),
-            drift=lambda: float((state := self.drift.state()) is not None and state.unlike),
+            drift=self._drift if self.kind.noun != AnswerKind.noun else None,  # answers have no familiarity
         )
         self.batcher: Batcher[Any] = Batcher(
             loaded,
@@ -76,6 +76,9 @@ class Service:
     def learning(self) -> int | None:
         """The id of the running job; None if there is none."""
         return next((job.id for job in self.jobs.known.values() if job.state == "learning"), None)
+
+    def _drift(self) -> float:
+        return float((state := self.drift.state()) is not None and state.unlike)
 
     def go_on(self) -> None:
         """Resume the jobs that an earlier server of this model could not finish."""

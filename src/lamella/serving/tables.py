@@ -1,29 +1,45 @@
-"""Tables of labelled texts that clients send to learn from."""
+"""Tables of labelled texts, or of answers, that clients send to learn from."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from fastapi import HTTPException, UploadFile
 
 from lamella.common.files import DISK_FULL
 from lamella.common.words import count
-from lamella.serving.kind import Columns, Unpacked
+from lamella.data.sources.readable import ReadableData
+from lamella.serving.kind import Unpacked
 from lamella.serving.limits import MB, Limits
-from lamella.serving.sent import read_table
 
-__all__ = ["take_table"]
+__all__ = ["refuse_others", "take_table"]
 
 LONGEST_NAME = 60
+NO_TABLES = (".json", ".parquet", ".xls", ".xlsx", ".ods")
+"""Files of rows that are not taken: they can be far larger in memory than on disk."""
 OPTION = re.compile(r"--(text|label) ")
 
 
-def take_table(upload: UploadFile, folder: Path, columns: Columns, limits: Limits) -> Unpacked:
+def refuse_others(ending: str) -> None:
+    """Refuse files of rows that are not taken.
+
+    Args:
+        ending: of the file's name, in small letters.
+
+    Raises:
+        HTTPException: 415, it is that of such a file.
+    """
+    if ending in NO_TABLES:
+        raise HTTPException(415, f"{ending} files are not taken; save it as .csv, .tsv or .jsonl")
+
+
+def take_table(upload: UploadFile, folder: Path, read: Callable[[Path, str], ReadableData], limits: Limits) -> Unpacked:
     """Store a table under its own name, and read it once.
 
     Args:
         upload: the table.
         folder: an empty folder that receives it.
-        columns: the columns that it is read by.
+        read: makes a data set of a table and its name.
         limits: the bounds on tables.
 
     Raises:
@@ -43,7 +59,7 @@ def take_table(upload: UploadFile, folder: Path, columns: Columns, limits: Limit
         full = error.errno in DISK_FULL
         raise HTTPException(507 if full else 422, f"'{sent}' cannot be stored: {error.strerror}") from None
     try:
-        found = read_table(file, file.stem, *columns)
+        found = read(file, file.stem)
     except ValueError as error:
         # What are options of a command are fields of the form.
         raise HTTPException(422, OPTION.sub(r"\1=", " ".join(str(error).split()))) from None

@@ -23,8 +23,8 @@ from lamella.learner.learner import Learner, Prediction
 from lamella.serving.forms import JSON, MULTIPART, form_of, media_type, unreadable
 from lamella.serving.kind import Columns, Named, Unpacked, refused_kind
 from lamella.serving.limits import Limits
-from lamella.serving.sent import TABLES
-from lamella.serving.tables import take_table
+from lamella.serving.sent import TABLES, read_table
+from lamella.serving.tables import refuse_others, take_table
 from lamella.serving.uploads import Packed, unpack
 
 __all__ = ["TextKind"]
@@ -32,8 +32,6 @@ __all__ = ["TextKind"]
 HOW = 'send JSON {"texts": ["...", "..."]}, or each one as a field `text` of a form'
 BATCH = 64
 """The largest number of texts that are computed at once."""
-NO_TABLES = (".json", ".parquet", ".xls", ".xlsx", ".ods")
-"""Files of rows that are not taken: they can be far larger in memory than on disk."""
 FEW = 10_000
 """So many characters take less than a millisecond."""
 PASS = 32
@@ -90,9 +88,8 @@ class TextKind:
     def unpack(self, upload: Upload, folder: Path, columns: Columns) -> Unpacked:
         """Store a table, or unpack a zip of class folders."""
         if (ending := Path(upload.filename or "").suffix.lower()) in TABLES:
-            return take_table(upload, folder, columns, self.limits)
-        if ending in NO_TABLES:
-            raise HTTPException(415, f"{ending} files are not taken; save it as .csv, .tsv or .jsonl")
+            return take_table(upload, folder, lambda file, name: read_table(file, name, *columns), self.limits)
+        refuse_others(ending)
         if any(columns):
             raise HTTPException(422, f"text and label name columns of a table, and '{ending}' is none")
         return unpack(upload.file, folder, _packed(), self.limits)

@@ -2,6 +2,7 @@
 
     MODEL/sent/<time>/images/     the class folders of unpacked images
     MODEL/sent/<time>/texts/      of a model of texts instead: class folders of text files, or one table
+    MODEL/sent/<time>/answers/    of a model of answers: one table
     MODEL/sent/<time>/sent.json   its description; written last, so the upload is complete if this file exists
     MODEL/sent/<time>/learning/   the checkpoints of its training
     MODEL/sent/<time>/.lock       held by the server that works on the upload
@@ -24,6 +25,7 @@ from lamella.common.files import read_json, refuse_links, write_json
 from lamella.learner.store.versions import VERSIONS, load_manifest
 
 __all__ = [
+    "ANSWERS",
     "CHECKPOINTS",
     "IMAGES",
     "TEXTS",
@@ -37,7 +39,9 @@ __all__ = [
     "tasks_before",
 ]
 
-FOLDER, IMAGES, TEXTS, CHECKPOINTS, NOTE = "sent", "images", "texts", "learning", "sent.json"
+FOLDER, CHECKPOINTS, NOTE = "sent", "learning", "sent.json"
+IMAGES, TEXTS, ANSWERS = PLACES = "images", "texts", "answers"
+"""The folders of samples, each called by what they are."""
 LARGEST_JOB = 2**31
 TIME = re.compile(r"\d+-[0-9a-f]{4}")
 """The names of the folders of uploads. Any other folder is left alone."""
@@ -121,7 +125,7 @@ def take_in(model: Path, noun: str = "image") -> Upload:
 
     Args:
         model: the model's folder.
-        noun: what one sample is called: "image" or "text".
+        noun: what one sample is called: "image", "text" or "answer".
 
     Raises:
         FileNotFoundError: there is no model at `model`.
@@ -131,7 +135,7 @@ def take_in(model: Path, noun: str = "image") -> Upload:
     tasks = len(load_manifest(model)["tasks"])
     refuse_links(model / FOLDER)
     folder = model / FOLDER / f"{time.time_ns()}-{token_hex(2)}"
-    (folder / (TEXTS if noun == "text" else IMAGES)).mkdir(parents=True)
+    (folder / f"{noun}s").mkdir(parents=True)
     folder.chmod(0o700)
     sent = Upload(folder)
     sent.note["tasks"] = tasks
@@ -155,8 +159,8 @@ def _archives(model: Path) -> list[Path]:
     """Return the folders of all uploads, oldest first. Raises ValueError if one is or contains a symbolic link."""
     refuse_links(model / FOLDER)
     found = sorted(folder for folder in (model / FOLDER).glob("*/") if TIME.fullmatch(folder.name))
-    refuse_links(*found, *(folder / own for folder in found for own in (".lock", IMAGES, TEXTS, NOTE, CHECKPOINTS)))
-    refuse_links(*(file for folder in found for file in (folder / TEXTS).glob("*")))
+    refuse_links(*found, *(folder / own for folder in found for own in (".lock", *PLACES, NOTE, CHECKPOINTS)))
+    refuse_links(*(file for folder in found for own in (TEXTS, ANSWERS) for file in (folder / own).glob("*")))
     return found
 
 
@@ -195,7 +199,7 @@ def sent_again(folder: Path) -> bool:
 
 def samples_sent(folder: Path) -> Path:
     """Return the folder of the samples of the upload in `folder`."""
-    return next((folder / own for own in (TEXTS, IMAGES) if (folder / own).is_dir()), folder / IMAGES)
+    return next((folder / own for own in PLACES if (folder / own).is_dir()), folder / IMAGES)
 
 
 def columns_sent(folder: Path) -> tuple[str, str]:

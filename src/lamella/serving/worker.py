@@ -9,15 +9,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from lamella.common.progress import Progress
 from lamella.data.sources.readable import ReadableData
+from lamella.data.tasks import Unreadable
 from lamella.learner.expected_costs import expect_costs
 from lamella.learner.folder import ModelFolder
+from lamella.learner.learning import fitting_task
 from lamella.learner.records import TaskRecord
 from lamella.serving.sent import read_sent
 from lamella.serving.uploads_kept import CHECKPOINTS, samples_sent, sent_again, tasks_before
@@ -36,7 +38,7 @@ def teach(
 ) -> TaskRecord:
     """Learn an upload as the model's next task, or resume an interrupted attempt.
 
-    Samples that cannot be read are left out and reported.
+    Samples that cannot be read, and answers that do not fit into the model, are left out and reported.
 
     Args:
         model: the model's folder.
@@ -55,10 +57,16 @@ def teach(
     """
     folder = ModelFolder(model, device=device, waiting=lambda busy: say({"step": f"waiting: {busy}"}), trusted=trusted)
 
+    left_out: dict[str, str] = {}
+
+    def leave_out(samples: Sequence[Unreadable]) -> None:
+        left_out.update({sample.key: sample.reason for sample in samples})
+        if samples:
+            say({"unreadable": left_out})
+
     def read() -> ReadableData:
         found = read_sent(sent, name)
-        if found.unreadable:
-            say({"unreadable": {file.key: file.reason for file in found.unreadable}})
+        leave_out(found.unreadable)
         return found
 
     with folder.learning(
@@ -70,6 +78,9 @@ def teach(
         known = set(learning.model.class_names.values())
         names = list(learning.task.class_names)
         say({"classes": names, "new": [name for name in names if name not in known]})
+        _, too_long, told = fitting_task(learning.model, learning.task)
+        leave_out(too_long)
+        say({"told": told})
         if learning.stored is None and not learning.resumed.goes_on:
             say({"step": "measuring how long it will take"})
             say({"still": expect_costs(learning.copied(), learning.task, len(learning.held_back)).seconds})

@@ -5,8 +5,6 @@ little more than one among two.
 """
 
 from collections.abc import Sequence
-from itertools import takewhile
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,58 +80,37 @@ def chosen_of_each(
     language_model(method.backbone.model, "a choice among answers")
     transform = method.backbone.transform
     assert isinstance(transform, AnswerTokens)
-    offered = [_offered(transform, prompt, own) for prompt, own in zip(prompts, choices, strict=True)]
+    offered: list[list[Tokens]] = []
+    for prompt, own in zip(prompts, choices, strict=True):
+        asked = prompt.prompt or (Turn(USER, ""),)
+        offered.append(transform.of_one_prompt([Answer((*asked, Turn(ASSISTANT, choice))) for choice in own]))
     here = resolve_device(device)
     method.eval().to(here)
     means: dict[int, Tensor] = {}
-    lengths = [max(len(row.ids) for row in one.rows) for one in offered]
+    lengths = [max(len(row.ids) for row in rows) for rows in offered]
     for batch in of_like_length(lengths, samples=SAMPLES, size=SIZE, padding=SIZE // 8):
         with torch.no_grad(), computing(here, precision):
             means |= zip(batch, _means(method, transform, [offered[i] for i in batch], here), strict=True)
     return [int(means[i].argmin()) for i in range(len(prompts))], [means[i] for i in range(len(prompts))]
 
 
-class _Offered(NamedTuple):
-    """The answers that are offered to one prompt: their tokens, the prompt's among them; and how many all share."""
-
-    rows: list[Tokens]
-    shared: int
-
-
-def _offered(transform: AnswerTokens, prompt: Answer, choices: Sequence[str]) -> _Offered:
-    asked = prompt.prompt or (Turn(USER, ""),)
-    rows = transform.of_one_prompt([Answer((*asked, Turn(ASSISTANT, choice))) for choice in choices])
-    alike = len(list(takewhile(lambda ids: len(set(ids)) == 1, zip(*(row.ids for row in rows), strict=False))))
-    first = min(_last(row).start for row in rows)
-    return _Offered(rows, min(alike, first - 1))  # the token before an answer tells its first one, so it is read anew
-
-
-def _means(method: Method, transform: AnswerTokens, offered: Sequence[_Offered], device: torch.device) -> list[Tensor]:
+def _means(
+    method: Method, transform: AnswerTokens, offered: Sequence[list[Tokens]], device: torch.device
+) -> list[Tensor]:
     """(choices,) the mean cost of the tokens of each answer to each prompt."""
     model = language_model(method.backbone.model, "a choice among answers")
-    shared = [one.shared for one in offered]
-    if min(shared) == 0:
-        shared = [0] * len(offered)
-    known = [_part(one.rows[0], slice(size)) for one, size in zip(offered, shared, strict=True)]
-    rows = [[_part(row, slice(size, None)) for row in one.rows] for one, size in zip(offered, shared, strict=True)]
+    parted = [transform.read_once(rows) for rows in offered]
+    known, rows = [ids for ids, _ in parted], [rest for _, rest in parted]
+    at_once = all(known)
+    if not at_once:
+        rows = offered
     found: list[list[Tensor]] = [[] for _ in offered]
-    whole = transform.batch([one.rows[0] for one in offered]).to(device)
-    with method.acting(whole):
-        read = model.read(transform.batch(known, left=True).to(device)) if shared[0] else None
+    with method.acting(transform.batch([own[0] for own in offered]).to(device)):
+        read = model.read(transform.prompted(known).to(device)) if at_once else None
         for place in range(max(map(len, rows))):
             these = [own[min(place, len(own) - 1)] for own in rows]  # who has fewer repeats the last, unread
             x = transform.batch(these).to(device)
             nats = method.backbone.run(x, lambda x: model.losses(x, read)).double().cpu()
             for own, row, part in zip(found, these, nats.split([sum(row.target) for row in these]), strict=True):
-                own.append(part[-len(_last(row)) :].mean())
+                own.append(part[-len(row.last) :].mean())
     return [torch.stack(own[: len(of)]) for own, of in zip(found, rows, strict=True)]
-
-
-def _part(row: Tokens, which: slice) -> Tokens:
-    return Tokens(row.ids[which], row.target[which])
-
-
-def _last(row: Tokens) -> range:
-    """The places of the tokens of the last answer."""
-    end = len(row.target) - list(reversed(row.target)).index(True)
-    return range(end - len(list(takewhile(bool, reversed(row.target[:end])))), end)

@@ -1,4 +1,4 @@
-"""Files of a causal language model as transformers has them: its network, tokenizer, chat template and what ends it."""
+"""Files of a language model as transformers has them: its network, tokenizer, chat template and what ends it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +45,7 @@ def save_causal(model: LanguageModel, transform: AnswerTokens, folder: Path) -> 
         eos_token_id=list(model.ends) or None,
         pad_token_id=transform.tokenizer.token_to_id(pad_token(transform)),
         do_sample=False,
+        decoder_start_token_id=model.start,
     )
     save_network(model, folder)
     save_chat_tokenizer(model, transform, folder)
@@ -71,7 +72,7 @@ def save_chat_tokenizer(model: LanguageModel, transform: AnswerTokens, folder: P
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": [IDS, MASK],
         "model_max_length": longest_text(model.network) or transform.max_length,
-        "padding_side": "left",  # as answers are written; masks tell padding from tokens
+        "padding_side": transform.padding_side,  # as answers are written; masks tell padding from tokens
         "clean_up_tokenization_spaces": False,
         "chat_template": _template(transform),
     }
@@ -91,29 +92,33 @@ def save_chat_tokenizer(model: LanguageModel, transform: AnswerTokens, folder: P
             raise RuntimeError("the tokenizer of the export writes conversations otherwise, so it was not kept")
 
 
-def loading_causal(place: str) -> str:
-    """Return the expression that loads a causal language model.
+def loading_causal(model: LanguageModel, place: str) -> str:
+    """Return the expression that loads a language model.
 
     Args:
+        model: the language model.
         place: an expression for the place that it is loaded from.
     """
-    return f"transformers.AutoModelForCausalLM.from_pretrained({place})"
+    return f"transformers.{model.loaded_by}.from_pretrained({place})"
 
 
-def load_causal(folder: Path, wrap: Callable[[Any], Any] = lambda network: network) -> Callable[[Batch], Tensor]:
+def load_causal(
+    model: LanguageModel, folder: Path, wrap: Callable[[Any], Any] = lambda network: network
+) -> Callable[[Batch], Tensor]:
     """Load a language model as others do, and return what it computes: (tokens, vocabulary) logits of a batch.
 
     Args:
+        model: says what such a model takes.
         folder: with the files of transformers.
         wrap: what is made of the network, such as one with an adapter.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     with quiet():
-        network = wrap(AutoModelForCausalLM.from_pretrained(folder)).eval()
+        network = wrap(getattr(transformers, model.loaded_by).from_pretrained(folder)).eval()
 
     def logits(x: Batch) -> Tensor:
-        return network(x[IDS], attention_mask=x[MASK].long()).logits[x[MASK].bool()]
+        return network(**model.inputs(x)).logits[model.counted(x)]
 
     return logits
 

@@ -25,11 +25,12 @@ def export_hf_of_answers(model: Model, method: Method, folder: Path) -> list[str
         RuntimeError: the export does not make the tokens or the logits that the model makes.
     """
     network = fixed(method).backbone
-    save_causal(cast(LanguageModel, network.model), cast(AnswerTokens, network.transform), folder)
+    language = cast(LanguageModel, network.model)
+    save_causal(language, cast(AnswerTokens, network.transform), folder)
     config = folder / "config.json"
     write_json(config, read_json(config) | {"lamella": description(model, method, None)})
 
-    found = compare(own_logits(method), load_causal(folder), model.backbone)
+    found = compare(own_logits(method), load_causal(language, folder), model.backbone)
     notes = (
         ["the base came from a GGUF file: its rounded weights are float32 here, which is larger and no better"]
         if is_gguf(model.config["backbone"]["name"])
@@ -39,6 +40,6 @@ def export_hf_of_answers(model: Model, method: Method, folder: Path) -> list[str
     return [
         str(found),
         *notes,
-        f"load it: import transformers; model = {loading_causal(shown)}; "
+        f"load it: import transformers; model = {loading_causal(language, shown)}; "
         f"tokenizer = transformers.AutoTokenizer.from_pretrained({shown})",
     ]

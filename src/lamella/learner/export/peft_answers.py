@@ -1,4 +1,4 @@
-"""An adapter for PEFT beside a causal language model of transformers."""
+"""An adapter for PEFT beside a language model of transformers."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,7 +42,7 @@ def write_for_answers(folder: Path, model: Model, adapter: Adapter) -> list[str]
     }
     folder.mkdir()
     with quiet():
-        LoraConfig(**options, task_type="CAUSAL_LM").save_pretrained(str(folder))
+        LoraConfig(**options, task_type=base.peft_task).save_pretrained(str(folder))
     notes = {"format": "pt"} | metadata(adapter.described)
     save_file(adapter_tensors(pairs), folder / "adapter_model.safetensors", metadata=notes)
     save_chat_tokenizer(base, transform, folder)
@@ -53,12 +53,12 @@ def write_for_answers(folder: Path, model: Model, adapter: Adapter) -> list[str]
     with TemporaryDirectory(dir=folder.parent) as elsewhere:  # what others download, to be compared with
         place = folder / BASE if ours else Path(elsewhere, BASE)
         save_causal(base, transform, place)
-        found = compare(adapter.own, load_causal(place, adapted), model.backbone)
+        found = compare(adapter.own, load_causal(base, place, adapted), model.backbone)
     shown = repr(str(folder / BASE)) if ours else repr(model.backbone.name)
     return [
         str(found),
         told_ranks(pairs),
         *adapter.notes,
-        f"load it: import peft, transformers; model = {loading_causal(shown)}; "
+        f"load it: import peft, transformers; model = {loading_causal(base, shown)}; "
         f"model = peft.PeftModel.from_pretrained(model, '{folder}')",
     ]
