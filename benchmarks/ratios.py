@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from forms.case import Case, Seconds
+from forms.choices import choices
 from forms.inputs import input_cost
 from forms.layer import branch_forms
 from forms.mixed import mixed
@@ -67,6 +68,7 @@ COMPARISONS = {
     "own-covariances": Comparison(own_covariances, 25, SMALL | {"classes": 10}),
     "evaluation-cost": Comparison(evaluation_cost, 5, {"methods": "nearest-mean,inflora", "tasks": 2, "images": 8}),
     "text-costs": Comparison(text_costs, 15),
+    "choices": Comparison(choices, 7, {"answers": [2], "prompts": 2, "words": 3}),
     "input-cost": Comparison(input_cost, 7, {"images": 2, "photos": False}),
 }
 

@@ -286,7 +286,8 @@ class AnswerTokens:
         if count == 0:
             return whole
         kept = self._kept(whole.ids)
-        ids, target = ([*row[:kept], *row[kept + count :]] for row in (whole.ids, whole.target))
+        ids = [*whole.ids[:kept], *whole.ids[kept + count :]]
+        target = [*whole.target[:kept], *whole.target[kept + count :]]
         i = kept
         while i < len(ids) and target[i]:  # an answer whose beginning is missing, or the token before it
             target[i] = False
