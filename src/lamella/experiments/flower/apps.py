@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from lamella.federated.remote import Party, Question
 
-__all__ = ["client", "server"]
+__all__ = ["client", "party", "server"]
 
 client = ClientApp()
 server = ServerApp()
@@ -70,15 +70,16 @@ def train(message: Message, context: Context) -> Message:
 
     torch.set_num_threads(1)
     words, asked = message.content["words"], message.content["asked"]
-    party = _party(str(words["config"]), str(words["overrides"]), int(context.node_config["partition-id"]))
+    own = party(str(words["config"]), str(words["overrides"]), int(context.node_config["partition-id"]))
     results = _unpacked(message.content["results"].to_torch_state_dict(), [int(n) for n in asked["exchanges"]])
-    answer = party.answer(Question(int(asked["task"]), bool(asked["rows"]), results))
+    answer = own.answer(Question(int(asked["task"]), bool(asked["rows"]), results))
     arrays = ArrayRecord({name: tensor.contiguous() for name, tensor in answer.items()})
-    return Message(RecordDict({"client": ConfigRecord({"client": party.client}), "answer": arrays}), reply_to=message)
+    return Message(RecordDict({"client": ConfigRecord({"client": own.client}), "answer": arrays}), reply_to=message)
 
 
 @lru_cache(1)  # nodes of one process, as those of a simulation, are asked in turn and build this anew
-def _party(config: str, overrides: str, number: int) -> "Party":
+def party(config: str, overrides: str, number: int) -> "Party":
+    """Return the client of a number with its samples, which has learned nothing yet."""
     from lamella.federated.remote import AnsweringFit, Party
     from lamella.learner.config.document import build_augmentation, build_federation, build_scenario, load_config
     from lamella.learner.learner import Learner
