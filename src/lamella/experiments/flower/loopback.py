@@ -27,7 +27,7 @@ __all__ = ["ENGINES", "check_installed", "run_on_flower"]
 ENGINES = ("simulation", "superlink")
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 """Flower and Ray report home otherwise."""
-FAST = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2", "OMP_NUM_THREADS": "1"}
+FAST = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5", "OMP_NUM_THREADS": "1"}
 MOST = 4
 """How many processes each of those that are started may come to with its own, beside two for each client: more and more
 would fill the machine."""
@@ -174,7 +174,7 @@ def _wait(processes: Processes, out: Path, most: int | None) -> None:
         for name in processes.all if most else ():
             if (count := processes.members(name)) > (most or 0):
                 raise RuntimeError(f"'{name}' has come to {count} processes: {processes.told(name)}")
-        time.sleep(0.5)
+        time.sleep(1)
 
 
 def _cores() -> int:
