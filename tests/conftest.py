@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -82,6 +83,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ray = str(Path(sys.executable).with_name("ray"))
     where = ["--node-ip-address=127.0.0.1", f"--port={address.partition(':')[2]}"]
     quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    place = tempfile.mkdtemp(
+        prefix="ray-"
+    )  # others find a cluster by a file in /tmp/ray, and sockets need a short path
+    where.append(f"--temp-dir={place}")
     words = [ray, "start", "--head", "--block", "--num-cpus=3", "--include-dashboard=false", *where]
     head = subprocess.Popen(words, start_new_session=True, **quiet)
     try:
@@ -96,3 +101,4 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
                 os.killpg(head.pid, number)
             with suppress(subprocess.TimeoutExpired):
                 head.wait(10)
+        shutil.rmtree(place, ignore_errors=True)

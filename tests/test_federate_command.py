@@ -168,9 +168,9 @@ def test_processes_are_watched_and_end_with_all_they_have_started(tmp_path: Path
         assert processes.members("calm") == 2 or not Path("/proc").exists()
         with pytest.raises(RuntimeError, match=f"'calm' has come to 2 processes: {child}"):
             loopback._wait(processes, tmp_path, 1)
-        processes.start("short", python, "-c", "raise SystemExit('no luck')")
+        processes.start("short", python, "-c", "raise OSError('no luck')")
         processes.all["short"].wait()
-        with pytest.raises(RuntimeError, match="'short' has ended with code 1: no luck"):
+        with pytest.raises(RuntimeError, match="'short' has ended with code 1: OSError: no luck"):
             loopback._wait(processes, tmp_path, None)
         (tmp_path / "results.json").touch()
         loopback._wait(processes, tmp_path, None)

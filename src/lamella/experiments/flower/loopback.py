@@ -7,6 +7,7 @@ Nothing is told to Flower or Ray, nothing is installed while it runs, and all pr
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,6 +28,8 @@ __all__ = ["ENGINES", "check_installed", "run_on_flower"]
 ENGINES = ("simulation", "superlink")
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 """Flower and Ray report home otherwise."""
+HERE = {"RAY_ADDRESS": "local"}
+"""Ray would join a cluster otherwise, where it finds one."""
 FAST = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5", "OMP_NUM_THREADS": "1"}
 MOST = 4
 """How many processes each of those that are started may come to with its own, beside two for each client: more and more
@@ -35,6 +38,8 @@ SECONDS = 300.0
 """How long a SuperLink may take to start."""
 PATIENCE = 6.0
 """How long processes may take to end when they are asked to."""
+ERROR = re.compile(r"^[\w.]*(?:Error|Exception): .*", re.MULTILINE)
+"""The last line of a traceback."""
 NEEDS = {"simulation": ("flwr", "ray"), "superlink": ("flwr",)}
 EXTRAS = {"simulation": "simulation", "superlink": "federated"}
 
@@ -94,7 +99,7 @@ class Processes:
         """Start a process; its first word is a command that belongs to this Python."""
         folder = Path(sys.executable).parent
         path = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"  # Flower starts others by their names
-        environ = os.environ | QUIET | FAST | {"FLWR_HOME": str(self.place / "home"), "PATH": path}
+        environ = os.environ | QUIET | HERE | FAST | {"FLWR_HOME": str(self.place / "home"), "PATH": path}
         with (self.place / f"{name}.log").open("wb") as log:
             self.all[name] = subprocess.Popen(
                 [str(folder / words[0]), *words[1:]],
@@ -106,10 +111,11 @@ class Processes:
             )
 
     def told(self, name: str) -> str:
-        """The last line of a process, and where the logs of all are."""
-        lines = (self.place / f"{name}.log").read_text(errors="replace").splitlines()
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it has said nothing")
-        return f"{last} (logs: {self.place})"
+        """The first error that a process has told, or else its last line, and where the logs of all are."""
+        text = (self.place / f"{name}.log").read_text(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        said = ERROR.search(text)
+        return f"{said[0] if said else lines[-1] if lines else 'it has said nothing'} (logs: {self.place})"
 
     def members(self, name: str) -> int:
         """How many processes there are in the session of one; 0 where the system does not say."""
