@@ -190,6 +190,7 @@ def test_an_engine_that_cannot_run_is_refused_in_one_line(
 def test_a_cluster_makes_the_same_parts_also_when_a_worker_is_killed(
     cluster: str, lamella: Run, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("pyarrow", reason="the extra `ray` is not installed")
     monkeypatch.chdir(tmp_path)
     pictures(tmp_path / "p", 150)
     command = ("predict", taught, "p", "--part", 1, "--out")
@@ -216,6 +217,7 @@ def test_a_cluster_makes_the_same_parts_also_when_a_worker_is_killed(
 def test_ray_on_this_machine_ends_with_the_parts(
     lamella: Run, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("pyarrow", reason="the extra `ray` is not installed")  # Ray Data needs it, and Ray does not
     ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
     monkeypatch.chdir(tmp_path)
     pictures(tmp_path / "p")

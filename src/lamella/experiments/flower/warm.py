@@ -89,7 +89,7 @@ def main() -> None:
     names = dict(import_module("flwr.supercore.constant").TASK_TYPE_TO_COMMAND)
     scripts = entry_points(group="console_scripts")
     commands = {name: scripts[name].load() for name in ("flwr-clientapp", "flwr-serverapp", "flwr-simulation")}
-    superexec = import_module("flwr.supercore.superexec.run_superexec")
+    superexec: Any = import_module("flwr.supercore.superexec.run_superexec")
     superexec.get_executor = lambda *args, **kwargs: Forks(commands, names)
     here, children = os.getpid(), set[int]()
     for place in places:
