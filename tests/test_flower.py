@@ -38,8 +38,12 @@ def assert_alike(found: dict[str, Any], wanted: dict[str, Any]) -> None:
         assert found["federated"][key] == wanted["federated"][key]
 
 
-def test_real_messages_give_the_run_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flwr.app import Context, RecordDict
+@pytest.mark.parametrize("broken", [False, True])
+def test_real_messages_give_the_run_of_one_process_and_broken_ones_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    import torch
+    from flwr.app import ArrayRecord, Context, RecordDict
     from flwr.supercore.task_identity import TaskIdentity
 
     from lamella.experiments.flower.apps import client, server
@@ -56,12 +60,20 @@ def test_real_messages_give_the_run_of_one_process(tmp_path: Path, monkeypatch: 
 
         def send_and_receive(self, messages: Sequence[Any], *, timeout: float) -> Iterator[Any]:
             for message in messages:
-                yield client(message, context({}, {"partition-id": message.metadata.dst_node_id - 10}))
+                assert len(message.content["results"]) == 1, "one array, whatever it holds"
+                number = message.metadata.dst_node_id - 10
+                reply = client(message, context({}, {"partition-id": number}))
+                if broken and number == 1:
+                    reply.content["answer"] = ArrayRecord({"tensors": torch.zeros(9, dtype=torch.uint8)})
+                yield reply
 
     config = colours_config(tmp_path)
     told = {"config": str(config), "overrides": PLAN, "out": str(tmp_path / "flower"), "timeout": 60.0}
     server(Grid(), context(told, {}))
-    assert_alike(results(tmp_path / "flower"), in_one_process(config, tmp_path / "plain"))
+    if broken:
+        assert {entry["client"] for entry in results(tmp_path / "flower")["federated"]["missing"]} == {1}
+    else:
+        assert_alike(results(tmp_path / "flower"), in_one_process(config, tmp_path / "plain"))
 
 
 def lamella(*words: object, folder: Path) -> None:

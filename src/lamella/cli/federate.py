@@ -91,6 +91,8 @@ def federate(
     from lamella.experiments.flower.loopback import run_on_flower
     from lamella.experiments.report import load_results, render_table
 
+    if not quiet:
+        typer.echo(f"under Flower; {folder / 'log.jsonl'} says how far it is", err=True)
     run_on_flower(on, config, texts, folder, int(planned[0][1]["federated"]["clients"]))
     typer.echo(render_table(load_results([folder]), "table"))
     typer.echo(f"results: {folder}")

@@ -48,10 +48,12 @@ def check_installed(engine: str) -> None:
     """Make sure that an engine is there.
 
     Raises:
-        ValueError: there is no such engine.
+        ValueError: there is no such engine, or not on this system.
         ModuleNotFoundError: what it needs is not installed.
     """
     check_one_of("engine", engine, ("local", *ENGINES))
+    if engine in ENGINES and not hasattr(os, "fork"):
+        raise ValueError(f"engine '{engine}' forks processes, which this system cannot; use Linux, macOS or WSL")
     if any(find_spec(name) is None for name in NEEDS.get(engine, ())):
         raise ModuleNotFoundError(
             f"engine '{engine}' needs Flower: pip install 'lamella[{EXTRAS[engine]}]', in an environment of its own"
