@@ -2,9 +2,16 @@
 
 import os
 import shutil
+import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy read it; processes that tests start read it too
 
@@ -62,3 +69,36 @@ def lamella(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return left.value.code if isinstance(left.value.code, int) else 0, out, err
 
     return call
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a Ray cluster of this machine with three places, whose processes end with the test."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # newer ones ask for a token otherwise
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    ray = str(Path(sys.executable).with_name("ray"))
+    where = ["--node-ip-address=127.0.0.1", f"--port={address.partition(':')[2]}"]
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    place = tempfile.mkdtemp(
+        prefix="ray-"
+    )  # others find a cluster by a file in /tmp/ray, and sockets need a short path
+    where.append(f"--temp-dir={place}")
+    words = [ray, "start", "--head", "--block", "--num-cpus=3", "--include-dashboard=false", *where]
+    head = subprocess.Popen(words, start_new_session=True, **quiet)
+    try:
+        since = time.monotonic()
+        while subprocess.run([ray, "health-check", "--address", address], timeout=120, **quiet).returncode:
+            assert head.poll() is None, "Ray does not start"
+            assert time.monotonic() - since < 120, "Ray does not start"
+        yield address
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(head.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                head.wait(10)
+        shutil.rmtree(place, ignore_errors=True)

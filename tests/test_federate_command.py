@@ -1,6 +1,8 @@
 """`lamella federate`: an ordinary run folder that says what was sent, and a run that goes on to the same bits."""
 
 import json
+import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from conftest import Run
 from streams import colours_config
 from test_resume import assert_same, outcome
 
+from lamella.experiments.flower import loopback
 from lamella.federated.fit import FederatedFit
 from lamella.learner.config.document import load_config
 
@@ -114,3 +117,72 @@ def test_the_folder_of_a_flower_app_holds_what_is_learned(lamella: Run, config: 
     code, _, err = lamella(*words, "run.selection=a b", "--flower-app", tmp_path / "other")
     assert code == 2
     assert "has a space" in err
+
+
+# Flower ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--engine", "ray"), "engine 'ray' is unknown; use one of local, simulation, superlink"),
+        (("--engine", "simulation"), "engine 'simulation' needs Flower: pip install 'lamella[simulation]'"),
+        (("--engine", "superlink"), "engine 'superlink' needs Flower: pip install 'lamella[federated]'"),
+    ],
+)
+def test_an_engine_that_cannot_run_is_refused_in_one_line(
+    lamella: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(loopback, "find_spec", lambda name: None)
+    code, _, err = lamella("federate", config, *arguments, "--out", tmp_path / "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_under_flower_begins_anew_in_a_new_folder(
+    lamella: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loopback, "find_spec", lambda name: name)
+    monkeypatch.setattr(loopback, "run_on_flower", lambda *arguments: pytest.fail("it was started"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    for words, message in (
+        (("--resume",), "engine 'superlink' makes one run, and begins it anew; leave out --resume and --seeds"),
+        (("--seeds", "2"), "leave out --resume and --seeds"),
+        (("--out", tmp_path / "full"), "is not empty"),
+    ):
+        code, _, err = lamella("federate", config, "--engine", "superlink", "--out", tmp_path / "out", *words)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+
+
+def test_processes_are_watched_and_end_with_all_they_have_started(tmp_path: Path) -> None:
+    python = Path(sys.executable).name
+    child = "c = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=-1); print(c.pid, flush=True); c.wait()"
+    parent = f"import subprocess, sys; {child}"
+    processes = loopback.Processes(tmp_path)
+    try:
+        processes.start("calm", python, "-c", parent)
+        child = wait_for(lambda: (tmp_path / "calm.log").read_text().strip())
+        assert processes.members("calm") == 2 or not Path("/proc").exists()
+        with pytest.raises(RuntimeError, match=f"'calm' has come to 2 processes: {child}"):
+            loopback._wait(processes, tmp_path, 1)
+        processes.start("short", python, "-c", "raise OSError('no luck')")
+        processes.all["short"].wait()
+        with pytest.raises(RuntimeError, match="'short' has ended with code 1: OSError: no luck"):
+            loopback._wait(processes, tmp_path, None)
+        (tmp_path / "results.json").touch()
+        loopback._wait(processes, tmp_path, None)
+    finally:
+        processes.end()
+    assert all(process.poll() is not None for process in processes.all.values())
+    wait_for(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2])
+
+
+def wait_for(what: Callable[[], Any]) -> Any:
+    since = time.monotonic()
+    while not (found := what()):
+        assert time.monotonic() - since < 60
+        time.sleep(0.02)
+    return found

@@ -1,27 +1,23 @@
-"""The two apps of Flower: real messages in one process, and two nodes on loopback that a SuperLink connects."""
+"""The apps of Flower: real messages in one process, its simulation engine, and two nodes that a SuperLink connects."""
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from streams import colours_config
 
+from lamella.experiments.flower.loopback import ENGINES
+from lamella.experiments.flower.warm import Forks
+
 flower = pytest.importorskip("flwr", reason="the extra 'federated' is not installed")
 
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
 PLAN = "federated.clients=2 federated.rounds=1 method.name=seq-lora+align method.rank=2 method.blocks=1"
-BIN = Path(sys.executable).parent
-MOST = 8
-"""How many processes of one node there may be before the test gives up: one that hangs must not fill the machine."""
 
 
 def results(out: Path) -> dict[str, Any]:
@@ -42,8 +38,12 @@ def assert_alike(found: dict[str, Any], wanted: dict[str, Any]) -> None:
         assert found["federated"][key] == wanted["federated"][key]
 
 
-def test_real_messages_give_the_run_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flwr.app import Context, RecordDict
+@pytest.mark.parametrize("broken", [False, True])
+def test_real_messages_give_the_run_of_one_process_and_broken_ones_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    import torch
+    from flwr.app import ArrayRecord, Context, RecordDict
     from flwr.supercore.task_identity import TaskIdentity
 
     from lamella.experiments.flower.apps import client, server
@@ -60,87 +60,83 @@ def test_real_messages_give_the_run_of_one_process(tmp_path: Path, monkeypatch: 
 
         def send_and_receive(self, messages: Sequence[Any], *, timeout: float) -> Iterator[Any]:
             for message in messages:
-                yield client(message, context({}, {"partition-id": message.metadata.dst_node_id - 10}))
+                assert len(message.content["results"]) == 1, "one array, whatever it holds"
+                number = message.metadata.dst_node_id - 10
+                reply = client(message, context({}, {"partition-id": number}))
+                if broken and number == 1:
+                    reply.content["answer"] = ArrayRecord({"tensors": torch.zeros(9, dtype=torch.uint8)})
+                yield reply
 
     config = colours_config(tmp_path)
     told = {"config": str(config), "overrides": PLAN, "out": str(tmp_path / "flower"), "timeout": 60.0}
     server(Grid(), context(told, {}))
-    assert_alike(results(tmp_path / "flower"), in_one_process(config, tmp_path / "plain"))
+    if broken:
+        assert {entry["client"] for entry in results(tmp_path / "flower")["federated"]["missing"]} == {1}
+    else:
+        assert_alike(results(tmp_path / "flower"), in_one_process(config, tmp_path / "plain"))
 
 
-@contextmanager
-def process(words: Sequence[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with all its children, which end with the context."""
-    with log.open("wb") as out:
-        child = subprocess.Popen(
-            [str(BIN / words[0]), *words[1:]],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=os.environ | QUIET | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | environment,
-            start_new_session=True,
-        )
-    try:
-        yield child
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(child.pid, number)
-            except ProcessLookupError:
-                break
-            time.sleep(2)
-        child.wait()
+def lamella(*words: object, folder: Path) -> None:
+    """Run the command in a process of its own, which has to be right."""
+    found = subprocess.run(
+        [sys.executable, "-m", "lamella", *map(str, words)],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
 
 
-def children(of: subprocess.Popen[bytes]) -> int:
-    """How many processes there are in the session of one."""
-    count = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            count += stat.read_text().rpartition(")")[2].split()[3] == str(of.pid)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return count
-
-
-def logs(folder: Path) -> str:
-    return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-2000:]}" for log in folder.glob("*.log"))
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def assert_nothing_is_left(folder: Path) -> None:
+    """No process that was started for a run in the folder is there."""
+    left = subprocess.run(["pgrep", "-f", "--", str(folder)], capture_output=True, text=True).stdout.split()
+    assert left == []
 
 
 @pytest.mark.slow
-def test_two_nodes_on_loopback_learn_what_one_process_learns(tmp_path: Path) -> None:
-    from lamella.experiments.flower.folder import write_app
-
+@pytest.mark.parametrize("engine", ENGINES)
+def test_flower_learns_what_one_process_learns(engine: str, tmp_path: Path) -> None:
+    """`superlink`: two nodes on loopback; `simulation`: Flower's engine."""
+    if engine == "simulation":
+        pytest.importorskip("ray", reason="the extra 'simulation' is not installed")
     config, out = colours_config(tmp_path), tmp_path / "flower"
-    write_app(tmp_path / "app", str(config), PLAN.split(), out, timeout=400.0)
-    home = tmp_path / "home"
-    home.mkdir()
-    link, *ports = (free_port() for _ in range(3))
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "loop"\n[superlink.loop]\naddress = "127.0.0.1:{link}"\ninsecure = true\n'
-    )
-    starts = ["flower-superlink", "--insecure", "--disable-runtime-dependency-installation"]
-    with process(
-        [*starts, "--host", "127.0.0.1", "--port", str(link)], tmp_path / "link.log", FLWR_HOME=str(home)
-    ) as hub:
-        time.sleep(10)
-        words = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{link}"]
-        first = [*words, "--port", str(ports[0]), "--node-config", "partition-id=0"]
-        second = [*words, "--port", str(ports[1]), "--node-config", "partition-id=1"]
-        with (
-            process(first, tmp_path / "node-0.log", FLWR_HOME=str(home)) as node_0,
-            process(second, tmp_path / "node-1.log", FLWR_HOME=str(home)) as node_1,
-            process(["flwr", "run", str(tmp_path / "app"), "loop"], tmp_path / "run.log", FLWR_HOME=str(home)),
-        ):
-            since = time.monotonic()
-            while not (out / "results.json").exists():
-                assert all(p.poll() is None for p in (hub, node_0, node_1)), logs(tmp_path)
-                assert max(children(node_0), children(node_1), children(hub)) <= MOST, "processes pile up"
-                assert time.monotonic() - since < 1200, logs(tmp_path)
-                time.sleep(1)
+    lamella("federate", config.name, *PLAN.split(), "--engine", engine, "--out", out, folder=tmp_path)
     assert_alike(results(out), in_one_process(config, tmp_path / "plain"))
+    assert_nothing_is_left(tmp_path)
+
+
+@pytest.mark.slow
+def test_two_nodes_on_loopback_learn_the_whole_of_digits(tmp_path: Path) -> None:
+    words = ("digits", "--clients", 2, "--rounds", 3)
+    lamella("federate", *words, "--engine", "superlink", "--out", "flower", folder=tmp_path)
+    lamella("federate", *words, "--out", "plain", "--quiet", folder=tmp_path)
+    assert_alike(results(tmp_path / "flower"), results(tmp_path / "plain"))
+
+
+class Hub:
+    """What a warm process uses of an executor's task."""
+
+    runtime_api_address, token, task_type, parent_pid = "127.0.0.1:1", "a token", "client", 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_warm_process_forks_for_one_app_at_a_time(tmp_path: Path) -> None:
+    def command() -> None:
+        (tmp_path / "said").write_text(" ".join(sys.argv))
+        raise SystemExit(0)
+
+    forks = Forks({"flwr-clientapp": command}, {"client": "flwr-clientapp", "model": "flwr-model"})
+    assert forks.get_eligible_capacity({"client", "model"}) == ({"client"}, set())
+    before = list(sys.argv)
+    assert forks.launch(Hub).status == "accepted"
+    assert forks.get_eligible_capacity({"client"}) == (set(), set()), "a second one has to wait"
+    since = time.monotonic()
+    while forks.child and time.monotonic() - since < 60:
+        forks.reconcile()
+        time.sleep(0.01)
+    assert forks.get_eligible_capacity({"client"}) == ({"client"}, set())
+    said = (tmp_path / "said").read_text()
+    assert said == "flwr-clientapp --runtime-api-address 127.0.0.1:1 --token a token --insecure --parent-pid 1"
+    assert sys.argv == before

@@ -4,12 +4,11 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -148,25 +147,6 @@ def test_a_resource_that_is_none_of_submitits_is_told_before_anything_runs(
 
 
 # Ray -----------------------------------------------------------------------------------------------------------------
-
-
-def call_ray(*arguments: str) -> None:
-    command = [str(Path(sys.executable).with_name("ray")), *arguments]
-    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a cluster of this machine with three places."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # newer ones ask for a token otherwise
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    call_ray("start", "--head", "--num-cpus=3", f"--port={port}", "--node-ip-address=127.0.0.1")
-    yield f"127.0.0.1:{port}"
-    call_ray("stop", "--force")
 
 
 @pytest.mark.slow

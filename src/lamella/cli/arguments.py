@@ -8,10 +8,12 @@ import typer
 from lamella.cli.output import say
 
 __all__ = [
+    "Address",
     "Device",
     "LabelColumn",
     "Layout",
     "Model",
+    "Resource",
     "Samples",
     "TextColumn",
     "Untrusted",
@@ -21,6 +23,10 @@ __all__ = [
 ]
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster, such as auto.", metavar="ADDRESS", show_default="one on this machine"),
+]
 Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, or a GPU by its number, such as cuda:1.", metavar="NAME", show_default="auto"),
@@ -31,6 +37,13 @@ Layout = Annotated[
         help="Of a folder: classes (CLASS/image, at any depth) or domains (DOMAIN/CLASS/image).",
         metavar="NAME",
         show_default="seen from the folder",
+    ),
+]
+Resource = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What each process asks the engine for, such as num_gpus=1 of Ray or slurm_partition=gpu; repeatable.",
+        metavar="KEY=VALUE",
     ),
 ]
 Samples = Annotated[

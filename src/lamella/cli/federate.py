@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamella.cli.run import Config, Overrides, plan_runs, run_all
+from lamella.cli.run import Config, Overrides, check_free, plan_runs, run_all
 
 __all__ = ["federate"]
 
@@ -48,12 +48,21 @@ def federate(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="Where clients are: local (this process); of Flower, on this machine: simulation (actors of Ray) or "
+            "superlink (a SuperNode each).",
+            metavar="NAME",
+        ),
+    ] = "local",
     flower_app: Annotated[
         Path | None,
         typer.Option(help="Write the folder of an app for `flwr run` instead, and learn nothing.", metavar="FOLDER"),
     ] = None,
 ) -> None:
-    """Run a method over a stream of tasks whose samples stay with several clients, all in this process.
+    """Run a method over a stream of tasks whose samples stay with several clients, all in this process or under Flower.
 
     The run directory is that of `lamella run`. The options are keys of the table [federated], which has some more, such
     as federated.clip=0.5; with that table in the configuration, `lamella run` does the same.
@@ -63,6 +72,9 @@ def federate(
     texts += [f"federated.lose={json.dumps(lose, separators=(',', ':'))}"] if lose else []
     texts = [*(texts or ["federated.clients=5"]), *(overrides or [])]
     folder = out or Path("runs") / f"{Path(config).stem}-federated"
+    from lamella.experiments.flower.loopback import check_installed
+
+    check_installed(on)
     planned = plan_runs(config, texts, seeds, folder)
     if flower_app is not None:
         from lamella.experiments.flower.folder import write_app
@@ -70,4 +82,17 @@ def federate(
         write_app(flower_app, config, texts, folder)
         typer.echo(f"app: {flower_app}, which `flwr run` takes; its server writes {folder}")
         return
-    run_all(planned, folder, resume=resume, quiet=quiet)
+    if on == "local":
+        run_all(planned, folder, resume=resume, quiet=quiet)
+        return
+    if resume or seeds is not None:
+        raise ValueError(f"engine '{on}' makes one run, and begins it anew; leave out --resume and --seeds")
+    check_free(folder, resume=False)
+    from lamella.experiments.flower.loopback import run_on_flower
+    from lamella.experiments.report import load_results, render_table
+
+    if not quiet:
+        typer.echo(f"under Flower; {folder / 'log.jsonl'} says how far it is", err=True)
+    run_on_flower(on, config, texts, folder, int(planned[0][1]["federated"]["clients"]))
+    typer.echo(render_table(load_results([folder]), "table"))
+    typer.echo(f"results: {folder}")

@@ -1,19 +1,20 @@
 """`lamella predict`: name the classes of images or texts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lamella.cli.arguments import Device, Model, Untrusted
+from lamella.cli.arguments import Address, Device, Model, Resource, Untrusted
 from lamella.cli.output import say
 from lamella.cli.predict_rows import as_csv as as_csv_page
 from lamella.cli.predict_rows import line_of, row_of
 from lamella.common.words import many
 
 if TYPE_CHECKING:
+    from lamella.cli.predict_parts import Engine
     from lamella.learner.learner import Learner
 
 __all__ = ["predict"]
@@ -60,6 +61,21 @@ def predict(
         str | None,
         typer.Option(metavar="I/N", help="With --out: this process does share I of N.", show_default="all parts"),
     ] = None,
+    on: Annotated[
+        str,
+        typer.Option("--engine", help="With --out: local (this process) or ray (Ray Data).", metavar="NAME"),
+    ] = "local",
+    address: Address = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --engine ray: parts at a time, each in its own process.",
+            metavar="N",
+            show_default="as many as there is room for",
+        ),
+    ] = None,
+    resource: Resource = None,
     device: Device = None,
     untrusted: Untrusted = False,
 ) -> None:
@@ -67,7 +83,8 @@ def predict(
 
     The output has confidences, the task that taught the class, and how familiar the sample is.
     """
-    _check_parts(paths or (), out, part, share)
+    given = {"--part": part, "--share": share, "--engine": None if on == "local" else on, "--address": address}
+    _check_parts(paths or (), out, given | {"--processes": processes, "--resource": resource or None})
     if as_json and as_csv:
         raise ValueError("--json and --csv cannot be combined; choose one")
     if not paths and not text:
@@ -77,6 +94,8 @@ def predict(
 
     if out is None:
         check_paths(paths or ())
+    else:
+        engine = _engine(on, address, processes, resource or (), (str(model), device, not untrusted))
     learner = Learner.load(model, device=device, trusted=not untrusted)
     noun = learner.backbone.transform.noun
     if noun == "answer":
@@ -88,7 +107,11 @@ def predict(
             raise ValueError(f"--out is for very many images, and '{model}' takes {noun}s; leave it out")
         if text or column:
             raise ValueError("--text and --column are for texts, and --out is for images; leave them out")
-        _write_parts(learner, paths or [], out, top, unknown, as_json, part, share)
+        from lamella.cli.predict_parts import PART, Form, read_share
+
+        form = Form(top, unknown, as_json)
+        options = {"size": part or PART, "share": read_share(share), "engine": engine}
+        _write_parts(learner, paths or [], out, form=form, **options)
         return
     if noun == "text":
         asked = asked_texts(paths or (), text or (), column)
@@ -115,32 +138,39 @@ def predict(
         raise typer.Exit(1)
 
 
-def _check_parts(paths: Sequence[str], out: Path | None, part: int | None, share: str | None) -> None:
+def _check_parts(paths: Sequence[str], out: Path | None, given: Mapping[str, object]) -> None:
     """Raise ValueError where options of `--out` are given without it, or it without what it needs."""
     if out is None:
-        if given := [name for name, value in (("--part", part), ("--share", share)) if value is not None]:
-            raise ValueError(f"{given[0]} belongs to --out, which writes images part by part; leave it out")
+        if names := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"{names[0]} belongs to --out, which writes images part by part; leave it out")
     elif not paths:
         raise ValueError("--out writes the classes of images part by part; give folders, files or URLs of images")
     elif "-" in paths:
         raise ValueError("--out reads no paths from stdin, since the same command must find them again; give a folder")
 
 
-def _write_parts(
-    learner: "Learner",
-    paths: list[str],
-    out: Path,
-    top: int,
-    unknown: bool,
-    lines: bool,
-    size: int | None,
-    share: str | None,
-) -> None:
+def _engine(
+    name: str, address: str | None, processes: int | None, resources: Sequence[str], asked: tuple[str, str | None, bool]
+) -> "Engine | None":
+    """Return what writes the parts, None where it is this process, or raise ValueError where it cannot be had."""
+    from lamella.experiments.sweep.engines import what_is_asked
+
+    more = "start several commands, each with its --share"
+    shares = what_is_asked(name, ("local", "ray"), address, resources, more)
+    if name == "ray":
+        from lamella.cli.predict_on_ray import Asked, RayActors
+
+        return RayActors(Asked(*asked), address, processes, shares)
+    if processes is not None:
+        raise ValueError(f"engine 'local' is this process; leave out --processes, or {more}")
+    return None
+
+
+def _write_parts(learner: "Learner", paths: list[str], out: Path, **options: Any) -> None:
     """Write the parts of `--out`, and say how many."""
-    from lamella.cli.predict_parts import PART, read_share, write_parts
+    from lamella.cli.predict_parts import write_parts
     from lamella.common.progress import bars
 
-    options = {"top": top, "unknown": unknown, "lines": lines, "size": size or PART, "share": read_share(share)}
     done = write_parts(learner, paths, out, progress=bars, **options)
     there = f" ({many(done.there, 'part')} were there)" if done.there else ""
     say(f"wrote {many(done.written, 'part')} to {out}{there}: {many(done.images, 'image')}")

@@ -8,11 +8,11 @@ memory. Several processes, each with its own `--share`, fill one folder together
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamella.cli.predict_rows import as_csv, row_of
 from lamella.common.files import json_to_bytes, read_json, write_atomic, write_json
@@ -24,7 +24,7 @@ from lamella.learner.store.state import state_digest
 if TYPE_CHECKING:
     from lamella.learner.learner import Learner
 
-__all__ = ["PART", "Parts", "read_share", "write_parts"]
+__all__ = ["PART", "Engine", "Form", "Made", "Part", "Parts", "check_model", "make_part", "read_share", "write_parts"]
 
 PART = 1000
 """Images of a part."""
@@ -50,6 +50,57 @@ class Parts:
     broken: int = 0
 
 
+class Form(NamedTuple):
+    """What a part says of an image.
+
+    Attributes:
+        top: how many classes a line of JSON names.
+        unknown: whether images that look stranger than most known ones are called unknown.
+        lines: whether a part has lines of JSON, and not of CSV.
+    """
+
+    top: int = 5
+    unknown: bool = False
+    lines: bool = False
+
+
+BEST = Form()
+
+
+class Part(NamedTuple):
+    """A part that is to be written.
+
+    Attributes:
+        number: from 0.
+        place: the number of the place that has its images.
+        names: of its images.
+        file: what is written.
+    """
+
+    number: int
+    place: int
+    names: tuple[str, ...]
+    file: Path
+
+
+class Made(NamedTuple):
+    """A part that was written.
+
+    Attributes:
+        number: from 0.
+        images: how many images have a class.
+        broken: how many files cannot be read.
+    """
+
+    number: int
+    images: int
+    broken: int
+
+
+Engine = Callable[[Sequence[Part], Sequence[FarFiles], Form], Iterable[Made]]
+"""Writes parts in any order, and gives each when it is written; the files are those of the places."""
+
+
 def read_share(text: str | None) -> tuple[int, int]:
     """Read which parts are this process's: "0/4" is the first of four shares; None is all of them.
 
@@ -72,11 +123,10 @@ def write_parts(
     places: Sequence[str],
     out: Path,
     *,
-    top: int = 5,
-    unknown: bool = False,
-    lines: bool = False,
+    form: Form = BEST,
     size: int = PART,
     share: tuple[int, int] = (0, 1),
+    engine: Engine | None = None,
     progress: Progress = silent,
 ) -> Parts:
     """Predict the images of some places, and write a file for each part of them that is not there yet.
@@ -85,12 +135,11 @@ def write_parts(
         learner: a model of images.
         places: folders, files and URLs.
         out: the folder of the parts, which is made where there is none.
-        top: how many classes a line of JSON names.
-        unknown: whether images that look stranger than most known ones are called unknown.
-        lines: whether a part has lines of JSON, and not of CSV.
+        form: what a part says of an image.
         size: how many images a part has.
         share: the number of this process, from 0, and how many there are; part k belongs to
             the process whose number is k modulo that.
+        engine: what writes the parts; this process one after another if left out.
         progress: opens a progress bar.
 
     Raises:
@@ -100,22 +149,51 @@ def write_parts(
     """
     found = [list_files(place) for place in places]
     sizes = [range(0, len(files.names), size) for files in found]
-    parts = [(files, files.names[i : i + size]) for files, starts in zip(found, sizes, strict=True) for i in starts]
-    _claim(learner, found, out, {"size": size, "unknown": unknown, "top": top if lines else 1, "lines": lines})
-    own = range(share[0], len(parts), share[1])
-    done = Parts()
+    parts = [
+        Part(number, place, found[place].names[i : i + size], out / f"part-{number:05}.{_ending(form)}")
+        for number, (place, i) in enumerate((place, i) for place, starts in enumerate(sizes) for i in starts)
+    ]
+    _claim(learner, found, out, {"size": size, "unknown": form.unknown, "top": _top(form), "lines": form.lines})
+    own = parts[share[0] :: share[1]]
+    missing = [part for part in own if not part.file.exists()]
+    made = list[Made]()
     with progress("predict", len(own)) as advance:
-        for number in own:
-            file = out / f"part-{number:05}.{'jsonl' if lines else 'csv'}"
-            if file.exists():
-                done = Parts(done.written, done.there + 1, done.images, done.broken)
-            else:
-                files, names = parts[number]
-                rows, broken = _predicted(learner, files, names, top if lines else 1, unknown)
-                write_atomic(file, _content(rows, broken, lines))
-                done = Parts(done.written + 1, done.there, done.images + len(rows), done.broken + len(broken))
-            advance(1, f"{number + 1} of {len(parts)} parts")
-    return done
+        advance(len(own) - len(missing), "")
+        for one in _here(learner, missing, found, form) if engine is None else engine(missing, found, form):
+            made.append(one)
+            advance(1, f"{one.number + 1} of {len(parts)} parts")
+    broken = sum(one.broken for one in made)
+    return Parts(len(made), len(own) - len(missing), sum(one.images for one in made), broken)
+
+
+def _here(learner: "Learner", parts: Sequence[Part], found: Sequence[FarFiles], form: Form) -> Iterable[Made]:
+    return (make_part(learner, part, found[part.place], form) for part in parts)
+
+
+def make_part(learner: "Learner", part: Part, files: FarFiles, form: Form) -> Made:
+    """Predict the images of a part, and write it.
+
+    Args:
+        learner: a model of images.
+        part: the part.
+        files: the place that has its images.
+        form: what it says of an image.
+    """
+    found = keep_readable(files.some(part.names))
+    predictions = learner.predict(found.data, top=_top(form)) if len(found.data) else []
+    read = [{"path": part.names[int(key)]} for key in found.data.keys]
+    rows = [row_of(named, prediction, form.unknown) for named, prediction in zip(read, predictions, strict=True)]
+    broken = [{"path": part.names[int(file.key)], "error": file.reason} for file in found.unreadable]
+    write_atomic(part.file, _content(rows, broken, form.lines))
+    return Made(part.number, len(rows), len(broken))
+
+
+def _top(form: Form) -> int:
+    return form.top if form.lines else 1
+
+
+def _ending(form: Form) -> str:
+    return "jsonl" if form.lines else "csv"
 
 
 def _claim(learner: "Learner", found: Sequence[FarFiles], out: Path, options: dict[str, Any]) -> None:
@@ -144,6 +222,19 @@ def _claim(learner: "Learner", found: Sequence[FarFiles], out: Path, options: di
     write_json(place, told)
 
 
+def check_model(learner: "Learner", out: Path) -> None:
+    """Make sure that a process elsewhere sees the folder of the parts, and has the model that they are made of.
+
+    Raises:
+        FileNotFoundError: it does not see the folder.
+        ValueError: it has another model.
+    """
+    if not (out / MANIFEST).exists():
+        raise FileNotFoundError(f"'{out}' is not to be seen there")
+    if read_json(out / MANIFEST)["model"] != _digest(learner):
+        raise ValueError("the model there is another one")
+
+
 def _digest(learner: "Learner") -> str:
     """A digest of all that a prediction depends on: what was learned, the network, and what confidences are made of."""
     settings = {key: learner.config[key] for key in ("method", "backbone")}
@@ -151,17 +242,6 @@ def _digest(learner: "Learner") -> str:
     network, sure = learner.backbone.weights_sha256, learner.confidence
     told = [settings, names, network, state_digest(learner.method), sure.temperature, sure.images]
     return sha256(json_to_bytes(told)).hexdigest()
-
-
-def _predicted(
-    learner: "Learner", files: FarFiles, names: Sequence[str], top: int, unknown: bool
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """The rows of the images of a part, and of those that cannot be read, in their order."""
-    found = keep_readable(files.some(names))
-    predictions = learner.predict(found.data, top=top) if len(found.data) else []
-    read = [{"path": names[int(key)]} for key in found.data.keys]
-    rows = [row_of(named, prediction, unknown) for named, prediction in zip(read, predictions, strict=True)]
-    return rows, [{"path": names[int(file.key)], "error": file.reason} for file in found.unreadable]
 
 
 def _content(rows: Sequence[dict[str, Any]], broken: Sequence[dict[str, str]], lines: bool) -> bytes:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Config", "Orders", "Overrides", "of_orders", "plan_runs", "run", "run_all", "show"]
+__all__ = ["Config", "Orders", "Overrides", "check_free", "of_orders", "plan_runs", "run", "run_all", "show"]
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A TOML file, or the name of a shipped configuration.")]
 Overrides = Annotated[
@@ -83,7 +83,7 @@ def run_all(
     from lamella.training import processes
 
     processes.same("command", lambda: str((planned, resume)))
-    processes.from_first(lambda: [_check_free(path, resume=resume) for path, _ in planned])
+    processes.from_first(lambda: [check_free(path, resume=resume) for path, _ in planned])
     from lamella.common.files import refuse_links
     from lamella.experiments.report import load_results, render_table
     from lamella.experiments.run import run as run_config
@@ -132,7 +132,8 @@ def plan_runs(config: str, overrides: list[str], seeds: int | None, folder: Path
     return planned
 
 
-def _check_free(path: Path, *, resume: bool) -> None:
+def check_free(path: Path, *, resume: bool) -> None:
+    """Raise ValueError where a run directory is not free for a run that begins, or goes on."""
     if resume or not path.exists() or (path.is_dir() and {p.name for p in path.iterdir()} <= {".lock"}):
         return
     if (path / "results.json").exists():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lamella.cli.arguments import Address, Resource
 from lamella.cli.output import say
 from lamella.cli.run import Orders, of_orders
 
@@ -39,17 +40,8 @@ def sweep(
     on: Annotated[
         str, typer.Option("--engine", help="Where they run: local (this machine), ray or slurm.", metavar="NAME")
     ] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option(help="A Ray cluster, such as auto.", metavar="ADDRESS", show_default="one on this machine"),
-    ] = None,
-    resource: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What each run asks Ray or SLURM for, such as num_gpus=1 or slurm_partition=gpu; repeatable.",
-            metavar="KEY=VALUE",
-        ),
-    ] = None,
+    address: Address = None,
+    resource: Resource = None,
     retries: Annotated[int, typer.Option(min=0, help="How often a run that failed is tried again.", metavar="N")] = 2,
     best: Annotated[
         str | None, typer.Option(help="Choose by a metric, such as final_accuracy, on validation.", metavar="METRIC")

@@ -1,7 +1,8 @@
 """A ServerApp and a ClientApp of Flower, around `federated.remote`.
 
 Flower starts a process for every message, and ends one whose first sign of life comes late. So this file imports
-Flower alone, torch and the rest come in when a message is there, and there is one message for each exchange.
+Flower alone, torch and the rest come in when a message is there, and there is one message for each exchange. Flower
+sends every array by a request of its own; so all tensors of a message are packed into one.
 
 The run configuration of Flower says what is learned:
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from lamella.federated.remote import Party, Question
 
-__all__ = ["client", "server"]
+__all__ = ["client", "party", "server"]
 
 client = ClientApp()
 server = ServerApp()
@@ -48,14 +49,16 @@ def serve(grid: Grid, context: Context) -> None:
     words = ConfigRecord({"config": str(said["config"]), "overrides": str(said["overrides"])})
 
     def send(question: "Question", clients: Sequence[int]) -> "Mapping[int, Mapping[str, Tensor]]":
-        content = {"words": words, "asked": _asked(question), "results": _packed(question)}
+        content = {"words": words, "asked": _asked(question), "results": _packed(_named(question))}
         messages = [Message(RecordDict(dict(content)), dst_node_id=node, message_type="train") for node in nodes]
         found: dict[int, Mapping[str, Tensor]] = {}
         for reply in grid.send_and_receive(messages, timeout=float(said["timeout"])):
-            if reply.has_error():
-                print(f"lamella: node {reply.metadata.src_node_id} failed: {reply.error.reason}", flush=True)
-            else:
-                found[int(reply.content["client"]["client"])] = reply.content["answer"].to_torch_state_dict()
+            try:
+                if reply.has_error():
+                    raise ValueError(reply.error.reason)
+                found[int(reply.content["client"]["client"])] = _unpacked(reply.content["answer"])
+            except Exception as error:  # whatever a node sends, the round goes on without it
+                print(f"lamella: node {reply.metadata.src_node_id} failed: {error}", flush=True)
         return found
 
     run(config, Path(str(said["out"])), quiet=True, loop=partial(AskingFit, send=send, results=[]))
@@ -70,15 +73,16 @@ def train(message: Message, context: Context) -> Message:
 
     torch.set_num_threads(1)
     words, asked = message.content["words"], message.content["asked"]
-    party = _party(str(words["config"]), str(words["overrides"]), int(context.node_config["partition-id"]))
-    results = _unpacked(message.content["results"].to_torch_state_dict(), [int(n) for n in asked["exchanges"]])
-    answer = party.answer(Question(int(asked["task"]), bool(asked["rows"]), results))
-    arrays = ArrayRecord({name: tensor.contiguous() for name, tensor in answer.items()})
-    return Message(RecordDict({"client": ConfigRecord({"client": party.client}), "answer": arrays}), reply_to=message)
+    own = party(str(words["config"]), str(words["overrides"]), int(context.node_config["partition-id"]))
+    results = _by_exchange(_unpacked(message.content["results"]), [int(n) for n in asked["exchanges"]])
+    answer = own.answer(Question(int(asked["task"]), bool(asked["rows"]), results))
+    told = {"client": ConfigRecord({"client": own.client}), "answer": _packed(answer)}
+    return Message(RecordDict(told), reply_to=message)
 
 
 @lru_cache(1)  # nodes of one process, as those of a simulation, are asked in turn and build this anew
-def _party(config: str, overrides: str, number: int) -> "Party":
+def party(config: str, overrides: str, number: int) -> "Party":
+    """Return the client of a number with its samples, which has learned nothing yet."""
     from lamella.federated.remote import AnsweringFit, Party
     from lamella.learner.config.document import build_augmentation, build_federation, build_scenario, load_config
     from lamella.learner.learner import Learner
@@ -111,21 +115,35 @@ def _asked(question: "Question") -> ConfigRecord:
     return ConfigRecord({"task": question.task, "rows": question.rows, "exchanges": lengths})
 
 
-def _packed(question: "Question") -> ArrayRecord:
-    """All results in one record, "task|exchange|name"."""
-    return ArrayRecord(
-        {
-            f"{task}|{number}|{name}": tensor.contiguous()
-            for task, exchanges in enumerate(question.results)
-            for number, result in enumerate(exchanges)
-            for name, tensor in result.items()
-        }
-    )
+def _named(question: "Question") -> "dict[str, Tensor]":
+    """All results by names "task|exchange|name"."""
+    return {
+        f"{task}|{number}|{name}": tensor
+        for task, exchanges in enumerate(question.results)
+        for number, result in enumerate(exchanges)
+        for name, tensor in result.items()
+    }
 
 
-def _unpacked(tensors: "Mapping[str, Tensor]", lengths: Sequence[int]) -> "list[list[dict[str, Tensor]]]":
+def _by_exchange(tensors: "Mapping[str, Tensor]", lengths: Sequence[int]) -> "list[list[dict[str, Tensor]]]":
     results: list[list[dict[str, Tensor]]] = [[{} for _ in range(length)] for length in lengths]
     for key, tensor in tensors.items():
         task, number, name = key.split("|", 2)
         results[int(task)][int(number)][name] = tensor
     return results
+
+
+def _packed(tensors: "Mapping[str, Tensor]") -> ArrayRecord:
+    """One array of bytes, the content of a safetensors file."""
+    import torch
+    from safetensors.torch import save
+
+    whole = torch.contiguous_format
+    content = save({name: tensor.detach().cpu().clone(memory_format=whole) for name, tensor in tensors.items()})
+    return ArrayRecord({"tensors": torch.frombuffer(bytearray(content), dtype=torch.uint8)})
+
+
+def _unpacked(record: ArrayRecord) -> "dict[str, Tensor]":
+    from safetensors.torch import load
+
+    return load(record["tensors"].numpy().tobytes())

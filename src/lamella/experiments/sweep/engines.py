@@ -8,7 +8,7 @@ from lamella.experiments.sweep.local import Processes
 from lamella.experiments.sweep.sweep import Engine
 from lamella.learner.config.overrides import parse_value
 
-__all__ = ["ENGINES", "engine"]
+__all__ = ["ENGINES", "engine", "what_is_asked"]
 
 ENGINES = ("local", "ray", "slurm")
 
@@ -28,12 +28,7 @@ def engine(name: str, number: int = 1, address: str | None = None, resources: Se
         ModuleNotFoundError: the library of the engine is not installed.
         FileNotFoundError: jobs of SLURM cannot be submitted from this machine.
     """
-    check_one_of("engine", name, ENGINES)
-    asked = dict(map(_resource, resources))
-    if address is not None and name != "ray":
-        raise ValueError(f"--address is that of a Ray cluster; engine '{name}' has none, so leave it out")
-    if asked and name == "local":
-        raise ValueError("engine 'local' takes no --resource; say how many run at a time by --processes")
+    asked = what_is_asked(name, ENGINES, address, resources, "say how many run at a time by --processes")
     if name == "ray":
         from lamella.experiments.sweep.on_ray import RayTasks
 
@@ -43,6 +38,30 @@ def engine(name: str, number: int = 1, address: str | None = None, resources: Se
 
         return SlurmJobs(number, asked)
     return Processes(number)
+
+
+def what_is_asked(
+    name: str, known: Sequence[str], address: str | None, resources: Sequence[str], instead: str
+) -> dict[str, Any]:
+    """Check the options that choose an engine, and return what each piece of work asks for.
+
+    Args:
+        name: the engine.
+        known: the engines that there are.
+        address: that of a Ray cluster, or None.
+        resources: texts KEY=VALUE.
+        instead: what to do in place of `--resource` with engine "local".
+
+    Raises:
+        ValueError: there is no such engine, or it takes no address or no resources.
+    """
+    check_one_of("engine", name, known)
+    asked = dict(map(_resource, resources))
+    if address is not None and name != "ray":
+        raise ValueError(f"--address is that of a Ray cluster; engine '{name}' has none, so leave it out")
+    if asked and name == "local":
+        raise ValueError(f"engine 'local' takes no --resource; {instead}")
+    return asked
 
 
 def _resource(text: str) -> tuple[str, Any]:
