@@ -139,6 +139,7 @@ BAD = {
     "line 1: message 2 has the role 'bot'; roles are system, user, assistant": json.dumps(
         {"messages": [message("user", "a"), message("bot", "b")]}
     ),
+    "line 1: messages is an empty list; write": json.dumps({"messages": []}),
     "line 1: the last message is of the user; end with an answer": json.dumps({"messages": [message("user", "a")]}),
     "line 1: the content of message 1 is nothing; write it as a text": json.dumps(
         {"messages": [message("user", None)]}

@@ -435,8 +435,8 @@ BODIES: dict[str, tuple[bytes, int, str, str | None]] = {
     "no tokens": (said(max_tokens=0), 400, "^max_tokens: .*greater than or equal to 1", "max_tokens"),
     "tokens as text": (said(max_tokens="5"), 400, "^max_tokens: .*valid integer", "max_tokens"),
     "two lengths": (said(max_tokens=5, max_completion_tokens=6), 400, "are two names of one number", "max_tokens"),
-    "too many tokens": (said(max_tokens=LONGEST), 400, r"^the prompt has 22 tokens, and with max_tokens = 128 that is "
-                        r"150; this model takes 128 in all", "messages"),
+    "too many tokens": (said(max_tokens=LONGEST), 400, r"^the prompt has 22 tokens, and max_tokens is 128; to such a "
+                        r"prompt this model writes at most 106", "messages"),
     "cold": (said(temperature=-1), 400, "^temperature: .*greater than or equal to 0", "temperature"),
     "no number": (b'{"messages": [], "temperature": NaN}', 400, "^temperature: .*finite", "temperature"),
     "no share": (said(top_p=0, temperature=1), 400, "^top_p: .*greater than or equal to", "top_p"),
@@ -475,7 +475,7 @@ def test_bad_texts_to_go_on_with_are_refused(asked: TestClient) -> None:
         (
             "a" * 127,
             400,
-            "^the prompt has 128 tokens, and with max_tokens = 2 that is 130; this model takes 128 in all",
+            "^the prompt has 128 tokens, and max_tokens is 2; to such a prompt this model writes at most 0",
         ),
     ]:
         fault(asked.post(COMPLETION, json={"prompt": prompt, "max_tokens": 2}), status, words, "prompt")

@@ -1,12 +1,13 @@
 """A choice among given answers: the prompt read once for all of them, and once for each."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from forms.case import Case
+from forms.case import Case, Form
 from lamella.backbones.load import load_backbone
 from lamella.common.randomness import generator
 from lamella.data.answers import ASSISTANT, Answer, AnswerSet, Turn
@@ -35,8 +36,10 @@ def choices(
             [Answer((*prompt.prompt, Turn(ASSISTANT, text))) for prompt in asked for text in offered],
             keys=[str(i) for i in range(prompts * count)],
         )
-        forms = {APART: lambda apart=apart: costs_of(method, apart, device="cpu")}
-        forms["the prompt once"] = lambda offered=offered: chosen(method, asked, offered, device="cpu")
+        forms: dict[str, Form] = {
+            APART: partial(costs_of, method, apart, device="cpu"),
+            "the prompt once": partial(chosen, method, asked, offered, device="cpu"),
+        }
         yield Case(f"{backbone.name}, {count} answers", forms, APART, prompts)
 
 

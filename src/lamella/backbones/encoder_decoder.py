@@ -85,3 +85,7 @@ class EncoderDecoder(LanguageModel):
         """The largest number of tokens that so many can be written to; 0 where the decoder cannot write so many."""
         longest = longest_text(self.network)
         return longest if longest is None or more <= longest else 0
+
+    def longest_answer(self, prompt: int) -> int | None:
+        """The largest number of tokens that can be written to so many; 0 where the encoder cannot read so many."""
+        return self.longest_prompt(prompt)  # positions are apart, and as many

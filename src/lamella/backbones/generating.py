@@ -167,8 +167,8 @@ def _room(backbone: Backbone, how: Generating) -> tuple[LanguageModel, AnswerTok
     room = transform.max_length if longest is None else min(transform.max_length, longest)
     if room < 1:
         raise ValueError(
-            f"max_tokens is {how.max_tokens}, but '{backbone.name}' takes {model.longest_prompt(0)} tokens with the "
-            "prompt; give less"
+            f"max_tokens is {how.max_tokens}, but to a prompt of one token '{backbone.name}' can write "
+            f"{model.longest_answer(1)}; give less"
         )
     return model, transform, room
 

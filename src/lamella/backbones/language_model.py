@@ -103,6 +103,10 @@ class LanguageModel(nn.Module):
         longest = longest_text(self.network)
         return None if longest is None else longest - more
 
+    def longest_answer(self, prompt: int) -> int | None:
+        """The largest number of tokens that can be written to so many; None where no number is the largest."""
+        return self.longest_prompt(prompt)  # both share the network's positions
+
     def read(self, prompts: Batch) -> Read:
         """Read what stands before answers, once, for `logits` and `losses` of several; see `AnswerTokens.prompted`."""
         network: Any = self.network.base_model

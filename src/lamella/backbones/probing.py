@@ -129,7 +129,7 @@ def _outputs(
 
     def keep(place: LayerPlace) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
+            first = output[0] if isinstance(output, tuple | list) else output
             found.setdefault(place.name, first.clone())
 
         return hook

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from lamella.common.words import many
 from lamella.data.answer_tokens import TARGET, WRITTEN, AnswerTokens, Tokens, named
-from lamella.data.answers import ASSISTANT, PLAIN_TEXT, USER, Answer, Turn
+from lamella.data.answers import ASSISTANT, PLAIN_TEXT, Answer, Turn
 from lamella.data.chat import ChatTemplate
 from lamella.data.samples import Batch
 from lamella.data.tokens import IDS, MASK, padded
@@ -45,7 +45,7 @@ class AnswerPairs(AnswerTokens):
         """The tokens that are read and behind them, as targets, those that are written; see `AnswerTokens.encode`."""
         plain = answer.turns[0].role == PLAIN_TEXT
         with named(answer):
-            turns = (*_asked(answer), Turn(ASSISTANT, answer.response)) if plain else answer.turns
+            turns = (*answer.asked, Turn(ASSISTANT, answer.response)) if plain else answer.turns
             *read, written = self.chat.pieces(turns)
         whole, answered = self.ids_of("".join(piece.text for piece in read)), self._opening + self.ids_of(written.text)
         prompt, most = self._last(whole, self.max_length), self.max_length - 1  # the start is one of its tokens
@@ -84,8 +84,4 @@ class AnswerPairs(AnswerTokens):
         )
 
     def _whole_prompt(self, answer: Answer) -> list[int]:
-        return super()._whole_prompt(answer._replace(turns=_asked(answer)))
-
-
-def _asked(answer: Answer) -> tuple[Turn, ...]:
-    return answer.prompt or (Turn(USER, ""),)
+        return super()._whole_prompt(answer._replace(turns=answer.asked))

@@ -72,6 +72,11 @@ class Answer(NamedTuple):
         return self.turns[:-1] if self.turns[-1].role in (ASSISTANT, PLAIN_TEXT) else self.turns
 
     @property
+    def asked(self) -> tuple[Turn, ...]:
+        """The prompt, or an empty turn of the user where nothing stands before the answer."""
+        return self.prompt or (Turn(USER, ""),)
+
+    @property
     def response(self) -> str:
         """The last answer, or the plain text; "" where no answer is there."""
         return self.turns[-1].content if self.turns[-1].role in (ASSISTANT, PLAIN_TEXT) else ""

@@ -11,7 +11,6 @@ from typing import Any, cast
 from fastapi import HTTPException, Request
 from fastapi import UploadFile as Upload
 
-from lamella.backbones.encoder_network import longest_text
 from lamella.backbones.generating import Generating, Hear, Written, go_on, keys_of_prompts
 from lamella.backbones.language_model import language_model
 from lamella.data.answer_tokens import AnswerTokens
@@ -100,8 +99,11 @@ class AnswerKind:
                 )
             except ValueError as error:
                 raise Refusal(400, str(error), param="messages" if asked.is_chat else "prompt") from None
-        most = min(longest_text(model.network) or self.limits.batch_tokens, self.limits.batch_tokens)
-        return Prompts(rows, keys_of_prompts(asked.prompts), asked.how(_room(asked, rows, most)), base)
+        longest = max(map(len, rows))
+        room = self.limits.batch_tokens - longest
+        own = model.longest_answer(longest)
+        wanted = _wanted(asked, longest, room if own is None else min(own, room))
+        return Prompts(rows, keys_of_prompts(asked.prompts), asked.how(wanted), base)
 
     def predict(self, learner: Learner, requests: Sequence[Prompts], top: int) -> list[Written]:
         """Answer the prompts of all requests; those that are written in the same way are written together."""
@@ -145,19 +147,23 @@ class AnswerKind:
         """There is no thread to end."""
 
 
-def _room(asked: Asked, rows: Sequence[Sequence[int]], most: int) -> int:
+def _wanted(asked: Asked, longest: int, room: int) -> int:
     """The largest number of tokens of the answers of a request.
 
+    Args:
+        asked: the request.
+        longest: the number of tokens of its longest prompt.
+        room: how many can be written to that at most.
+
     Raises:
-        Refusal: the prompts leave no room for so many.
+        Refusal: these are less than were asked for.
     """
-    longest = max(map(len, rows))
-    wanted = asked.max_tokens or max(min(USUAL_TOKENS, most - longest), 1)
-    if longest + wanted > most:
+    wanted = asked.max_tokens or max(min(USUAL_TOKENS, room), 1)
+    if wanted > room:
         raise Refusal(
             400,
-            f"the prompt has {longest:,} tokens, and with max_tokens = {wanted:,} that is {longest + wanted:,}; this "
-            f"model takes {most:,} in all, so send less or ask for fewer",
+            f"the prompt has {longest:,} tokens, and max_tokens is {wanted:,}; to such a prompt this model writes at "
+            f"most {max(room, 0):,}, so send less or ask for fewer",
             param="messages" if asked.is_chat else "prompt",
             code="context_length_exceeded",
         )

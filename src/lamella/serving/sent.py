@@ -68,4 +68,8 @@ def read_answers(file: Path, name: str) -> ReadableData:
             f"{rows.heading}: texts with other columns beside them ({', '.join(rows.columns)}) are no answers; rows "
             "need prompt and response, messages, or text alone"
         )
+    if not len(source.train):
+        raise ValueError(
+            f"{rows.heading}: split has no training answer, so there is nothing to learn; add some answers"
+        )
     return ReadableData.of(source)

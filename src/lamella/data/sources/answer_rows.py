@@ -182,9 +182,8 @@ def _answer(rows: Rows, row: Row, columns: _Columns, answered: bool) -> Answer:
 
 def _turns(value: Any, column: str, where: str) -> tuple[Turn, ...]:
     if not isinstance(value, list) or not value:
-        raise ValueError(
-            f'{where}: {column} is {_kind(value)}, not a list; write [{{"role": "user", "content": ...}}, ...] as JSON'
-        )
+        what = "an empty list" if value == [] else f"{_kind(value)}, not a list"
+        raise ValueError(f'{where}: {column} is {what}; write [{{"role": "user", "content": ...}}, ...] as JSON')
     turns: list[Turn] = []
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():

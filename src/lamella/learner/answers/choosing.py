@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lamella.backbones.language_model import language_model
 from lamella.data.answer_tokens import AnswerTokens, Tokens
-from lamella.data.answers import ASSISTANT, USER, Answer, Turn
+from lamella.data.answers import ASSISTANT, Answer, Turn
 from lamella.data.lengths import of_like_length
 from lamella.methods import Method
 from lamella.training.precision import computing, resolve_device
@@ -82,31 +82,54 @@ def chosen_of_each(
     assert isinstance(transform, AnswerTokens)
     offered: list[list[Tokens]] = []
     for prompt, own in zip(prompts, choices, strict=True):
-        asked = prompt.prompt or (Turn(USER, ""),)
-        offered.append(transform.of_one_prompt([Answer((*asked, Turn(ASSISTANT, choice))) for choice in own]))
+        given = [Answer((*prompt.asked, Turn(ASSISTANT, c)), place=_place(prompt, c)) for c in own]
+        offered.append(transform.of_one_prompt(given))
     here = resolve_device(device)
     method.eval().to(here)
+    at_once = _goes_on(method, transform, offered, here)
     means: dict[int, Tensor] = {}
     lengths = [max(len(row.ids) for row in rows) for rows in offered]
     for batch in of_like_length(lengths, samples=SAMPLES, size=SIZE, padding=SIZE // 8):
         with torch.no_grad(), computing(here, precision):
-            means |= zip(batch, _means(method, transform, [offered[i] for i in batch], here), strict=True)
+            means |= zip(batch, _means(method, transform, [offered[i] for i in batch], here, at_once), strict=True)
     return [int(means[i].argmin()) for i in range(len(prompts))], [means[i] for i in range(len(prompts))]
 
 
+def _place(prompt: Answer, choice: str) -> str:
+    """What a message calls an answer that is offered."""
+    return f"{prompt.place + ', ' if prompt.place else ''}the choice {choice[:40]!r}"
+
+
+@torch.no_grad()
+def _goes_on(
+    method: Method, transform: AnswerTokens, offered: Sequence[Sequence[Tokens]], device: torch.device
+) -> bool:
+    """Whether answers cost a network the same behind what it has read as in whole passes: some keep nothing of it.
+
+    It is tried on the shortest prompt and the next one that is longer.
+    """
+    by_length = sorted((list(rows[:1]) for rows in offered), key=lambda rows: len(rows[0].ids))
+    few = by_length[:1] + [rows for rows in by_length if len(rows[0].ids) > len(by_length[0][0].ids)][:1]
+    try:
+        behind = _means(method, transform, few, device, True)
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False  # what the networks of transformers raise where they cannot
+    alone = _means(method, transform, few, device, False)
+    return all(torch.allclose(a, b, rtol=0.01, atol=0.01) for a, b in zip(behind, alone, strict=True))
+
+
 def _means(
-    method: Method, transform: AnswerTokens, offered: Sequence[list[Tokens]], device: torch.device
+    method: Method, transform: AnswerTokens, offered: Sequence[list[Tokens]], device: torch.device, at_once: bool
 ) -> list[Tensor]:
-    """(choices,) the mean cost of the tokens of each answer to each prompt."""
+    """(choices,) the mean cost of the tokens of each answer to each prompt, which is read at once for all, or anew."""
     model = language_model(method.backbone.model, "a choice among answers")
     parted = [transform.read_once(rows) for rows in offered]
     known, rows = [ids for ids, _ in parted], [rest for _, rest in parted]
-    at_once = all(known)
-    if not at_once:
-        rows = offered
+    if not (at_once and all(known)):
+        known, rows = [], offered
     found: list[list[Tensor]] = [[] for _ in offered]
     with method.acting(transform.batch([own[0] for own in offered]).to(device)):
-        read = model.read(transform.prompted(known).to(device)) if at_once else None
+        read = model.read(transform.prompted(known).to(device)) if known else None
         for place in range(max(map(len, rows))):
             these = [own[min(place, len(own) - 1)] for own in rows]  # who has fewer repeats the last, unread
             x = transform.batch(these).to(device)
