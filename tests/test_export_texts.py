@@ -126,6 +126,7 @@ def test_the_samples_of_a_check_have_three_lengths_in_one_padded_batch() -> None
 # transformers --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_its_programs_print_labels_and_confidences_without_lamella(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     exports = {"hf": learned("ranpac"), "peft": learned("inflora")}

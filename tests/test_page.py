@@ -123,6 +123,7 @@ def test_a_visitor_asks_teaches_and_asks_again(page: Any, address: str) -> None:
     assert faults == []
 
 
+@pytest.mark.slow
 def test_a_visitor_is_told_what_was_wrong(page: Any, address: str) -> None:
     from playwright.sync_api import expect
 

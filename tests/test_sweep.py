@@ -255,6 +255,7 @@ def test_processes_share_the_threads_of_the_machine(monkeypatch: pytest.MonkeyPa
         local.Processes(0)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others_and_is_told_at_the_end(
     lamella: Run, config: Path, tmp_path: Path
 ) -> None:
