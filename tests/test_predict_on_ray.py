@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -132,6 +133,33 @@ def test_a_worker_that_has_another_model_or_sees_no_folder_says_so(
         assert (made["part"], made["images"]) == (3, 0)
         assert message in made["failure"]
         assert not (out / "part-00003.csv").exists()
+
+
+@pytest.mark.parametrize("url", [False, True])
+def test_a_worker_that_sees_no_image_of_a_part_names_itself_and_writes_nothing(
+    url: bool, lamella: Run, taught: Path, pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, away = pictures(tmp_path / "p"), tmp_path / "away"
+    names = sorted(os.listdir(photos))
+    command = ("predict", taught, photos.as_uri() if url else "p", "--part", 4, "--out", "parts", "--engine", "ray")
+    listed = pretended._from_items
+
+    def elsewhere(*arguments: Any, **options: Any) -> Pretended:
+        photos.rename(away)  # the worker has another folder there, or none
+        return listed(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pretended.data, "from_items", elsewhere)
+        code, _, err = lamella(*command)
+    assert (code, err.count("\n"), pretended.running) == (2, 1, False)
+    last = photos / names[8 if len(names) > 8 else 4]
+    assert f"{socket.gethostname()}: FileNotFoundError: '{'file://' if url else ''}{last}' is not to be seen" in err
+    assert not list(Path("parts").glob("part-*"))
+    away.rename(photos)
+    (photos / "000.png").unlink()  # one alone is told in the part, as by one process
+    worker = Worker(Asked(str(taught), "cpu", True), [list_files(str(photos))], Form(), str(tmp_path), {})
+    some = Part(0, 0, (str(photos / "000.png"), str(photos / "001.png")), Path("parts/part-00000.csv").absolute())
+    assert worker(predict_on_ray._row(some)) == {"part": 0, "images": 1, "broken": 1, "failure": ""}
 
 
 def test_a_failure_of_a_worker_and_of_ray_is_one_line(

@@ -66,9 +66,12 @@ class Worker:
         """Make the part of a row: its number, how many images have a class, how many are broken, and why it failed."""
         part = Part(int(row["part"]), int(row["place"]), tuple(json.loads(row["names"])), Path(row["file"]))
         try:
-            made = make_part(self._learner(part.file.parent), part, self.files[part.place], self.form)
+            learner, files = self._learner(part.file.parent), self.files[part.place]
+            files.check_there(part.names)  # else a folder that is mounted elsewhere gives a finished part of errors
+            made = make_part(learner, part, files, self.form)
         except Exception as error:  # the reason goes to who started it
             why = f"{socket.gethostname()}: {type(error).__name__}: {first_line(error)}"
+            why = why.encode(errors="backslashreplace").decode()  # names of files need not be valid text, and rows must
             return {"part": part.number, "images": 0, "broken": 0, "failure": why}
         return {"part": part.number, "images": made.images, "broken": made.broken, "failure": ""}
 
