@@ -98,6 +98,7 @@ class RayActors:
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
+        ValueError: an actor asks for what Ray does not know.
     """
 
     def __init__(
@@ -107,9 +108,9 @@ class RayActors:
         number: int | None = None,
         resources: Mapping[str, Any] | None = None,
     ) -> None:
+        self.resources = shares(resources or {})
         self.ray = import_ray("data")
         self.asked, self.address, self.number = asked, address, number
-        self.resources = shares(resources or {})
         self.ray.remote(**self.resources)(Worker)  # before a cluster is started, since it checks the resources
 
     def __call__(self, parts: Sequence[Part], found: Sequence[FarFiles], form: Form) -> Iterator[Made]:
@@ -121,8 +122,7 @@ class RayActors:
         rows = [_row(part) for part in parts]
         systems = [FarFiles((), files.system) for files in found]
         told = (self.asked, systems, form, str(Path.cwd()), environment())
-        room = self.number and self.number * self.resources["num_cpus"]
-        with cluster(self.ray, self.address, room):
+        with cluster(self.ray, self.address, self.resources, self.number):
             data.DataContext.get_current().enable_progress_bars = False
             made = data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS)).map(
                 Worker,

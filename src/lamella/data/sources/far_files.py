@@ -48,7 +48,7 @@ class FarFiles(NamedTuple):
         """
         there = os.path.exists if self.system is None else self.system.exists
         if names and not any(map(there, names)):
-            first = names[0] if self.system else os.path.abspath(names[0])
+            first = names[0] if self.system else Path(names[0]).absolute()
             raise FileNotFoundError(
                 f"'{first}' is not to be seen there, nor is any other image of this part; every machine must see the "
                 "images under the same paths"
