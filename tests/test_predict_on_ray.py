@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,8 @@ from conftest import Run
 from lamella.cli import predict_on_ray
 from lamella.cli.predict_on_ray import Asked, Worker
 from lamella.cli.predict_parts import Form, Part
+from lamella.common.on_ray import cluster as cluster_of
+from lamella.common.on_ray import shares
 from lamella.data.sources.far_files import list_files
 
 LOST = b"a-\xff.png"
@@ -45,6 +49,11 @@ class Pretended:
         self.rows: list[dict[str, Any]] = []
         self.asked: dict[str, Any] = {}
         self.running = False
+        self.machines = [
+            {"Alive": True, "Resources": {"CPU": 4.0, "memory": 8e9, "node:here": 1.0}},
+            {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 1.0}},
+            {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+        ]
         self.exceptions = SimpleNamespace(RayError=ConnectionError)
         context = SimpleNamespace(enable_progress_bars=True)
         self.data = SimpleNamespace(
@@ -60,6 +69,12 @@ class Pretended:
 
     def init(self, **options: Any) -> None:
         self.running, self.options = True, options
+        if place := options.get("_temp_dir"):
+            (Path(place) / "session").mkdir()
+
+    def nodes(self) -> list[dict[str, Any]]:
+        assert self.running
+        return self.machines
 
     def shutdown(self) -> None:
         self.running = False
@@ -134,6 +149,33 @@ def test_a_worker_that_has_another_model_or_sees_no_folder_says_so(
         assert not (out / "part-00003.csv").exists()
 
 
+@pytest.mark.parametrize("url", [False, True])
+def test_a_worker_that_sees_no_image_of_a_part_names_itself_and_writes_nothing(
+    url: bool, lamella: Run, taught: Path, pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, away = pictures(tmp_path / "p"), tmp_path / "away"
+    names = sorted(file.name for file in photos.iterdir())
+    command = ("predict", taught, photos.as_uri() if url else "p", "--part", 4, "--out", "parts", "--engine", "ray")
+    listed = pretended._from_items
+
+    def elsewhere(*arguments: Any, **options: Any) -> Pretended:
+        photos.rename(away)  # the worker has another folder there, or none
+        return listed(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pretended.data, "from_items", elsewhere)
+        code, _, err = lamella(*command)
+    assert (code, err.count("\n"), pretended.running) == (2, 1, False)
+    last = photos / names[8 if len(names) > 8 else 4]
+    assert f"{socket.gethostname()}: FileNotFoundError: '{'file://' if url else ''}{last}' is not to be seen" in err
+    assert not list(Path("parts").glob("part-*"))
+    away.rename(photos)
+    (photos / "000.png").unlink()  # one alone is told in the part, as by one process
+    worker = Worker(Asked(str(taught), "cpu", True), [list_files(str(photos))], Form(), str(tmp_path), {})
+    some = Part(0, 0, (str(photos / "000.png"), str(photos / "001.png")), Path("parts/part-00000.csv").absolute())
+    assert worker(predict_on_ray._row(some)) == {"part": 0, "images": 1, "broken": 1, "failure": ""}
+
+
 def test_a_failure_of_a_worker_and_of_ray_is_one_line(
     lamella: Run, taught: Path, pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,8 +201,62 @@ def test_a_failure_of_a_worker_and_of_ray_is_one_line(
 
 
 @pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("num_gpus=2",), "num_cpus=1 num_gpus=2, and no machine of Ray has that: they have num_cpus=4 num_gpus=0 or "),
+        (
+            ("num_cpus=5",),
+            "num_cpus=5, and no machine of Ray has that: they have num_cpus=4 or num_cpus=1; ask for less",
+        ),
+        (("num_cpus=2", "num_gpus=1"), "num_cpus=2 num_gpus=1, and no machine"),  # one has each, and none has both
+        (("memory=9000000000",), "num_cpus=1 memory=9000000000, and no machine"),
+    ],
+)
+def test_what_no_machine_has_is_told_and_not_waited_for(
+    asked: Sequence[str], message: str, lamella: Run, taught: Path, pretended: Pretended, tmp_path: Path
+) -> None:
+    pictures(tmp_path / "p")
+    options = [word for resource in asked for word in ("--resource", resource)]
+    for where in ((), ("--address", "auto")):
+        code, _, err = lamella("predict", taught, "p", "--out", "parts", "--engine", "ray", *where, *options)
+        assert (code, err.count("\n"), pretended.running, pretended.rows) == (2, 1, False, [])
+        assert message in err
+
+
+@pytest.mark.parametrize(
+    ("number", "share", "cores"), [(1, 0.5, 1), (3, 0.5, 2), (2, 2, 4), (1, 0, 1), (None, 0.5, None)]
+)
+def test_a_cluster_of_this_machine_has_a_whole_number_of_cores_and_leaves_no_folder(
+    number: int | None, share: float, cores: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ray, far = Pretended(), tmp_path / ("long" * 10)
+    far.mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(far))
+    with cluster_of(ray, None, shares({"num_cpus": share}), number):
+        assert ray.options["num_cpus"] == cores
+        place = Path(ray.options["_temp_dir"])
+        assert (place / "session").is_dir()
+        assert os.name != "posix" or len(str(place)) < 30, "sockets need a short path"
+    assert not place.exists()
+    with cluster_of(ray, "auto", shares({}), number):
+        assert not ray.options.keys() & {"num_cpus", "_temp_dir"}
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--out", "x", "--engine", "ray", "--share", "0/2"), "engine 'ray' shares the parts out itself; leave out"),
+        (
+            ("--out", "x", "--engine", "ray", "--resource", "foo=1"),
+            "--resource foo=1 is none that engine 'ray' takes; use",
+        ),
+        (
+            ("--out", "x", "--engine", "ray", "--resource", "memory=4GB"),
+            "memory=4GB should be a number from 0 on; memory",
+        ),
+        (("--out", "x", "--engine", "ray", "--resource", "num_cpus=-1"), "num_cpus=-1 should be a number from 0 on"),
+        (("--out", "x", "--engine", "ray", "--resource", "num_cpus=nan"), "num_cpus=nan should be a number from 0 on"),
+        (("--out", "x", "--engine", "ray", "--resource", "num_gpus=1.5"), "num_gpus=1.5 should be a whole number"),
         (("--out", "x", "--engine", "slurm"), "engine 'slurm' is unknown; use one of local, ray"),
         (("--out", "x", "--address", "auto"), "--address is that of a Ray cluster; engine 'local' has none, so leave"),
         (("--out", "x", "--resource", "num_gpus=1"), "engine 'local' takes no --resource; start several commands"),
@@ -223,7 +319,13 @@ def test_ray_on_this_machine_ends_with_the_parts(
     pictures(tmp_path / "p")
     command = ("predict", taught, "p", "--json", "--part", 3, "--out")
     assert lamella(*command, "near")[0] == 1
-    code, shown, _ = lamella(*command, "far", "--engine", "ray", "--processes", 2)
+    place = Path(tempfile.mkdtemp(prefix="r", dir="/tmp" if os.name == "posix" else None))  # sockets need a short path
+    monkeypatch.setenv("RAY_TMPDIR", str(place))
+    far = (*command, "far", "--engine", "ray", "--processes", 1, "--resource")
+    code, _, err = lamella(*far, "num_gpus=999")
+    assert (code, "num_gpus=999, and no machine of Ray has that" in err) == (2, True)
+    code, shown, _ = lamella(*far, "num_cpus=0.5")
     assert (code, shown.splitlines()[-1]) == (1, "wrote 3 parts to far: 8 images")
+    place.rmdir()  # nothing is left in it
     assert contents(tmp_path / "far") == contents(tmp_path / "near")
     assert not ray.is_initialized()

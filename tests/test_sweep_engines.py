@@ -93,6 +93,10 @@ def test_a_trial_elsewhere_finds_data_and_weights_as_here(monkeypatch: pytest.Mo
         (("--address", "auto"), "--address is that of a Ray cluster; engine 'local' has none, so leave it out"),
         (("--resource", "num_gpus=1"), "engine 'local' takes no --resource"),
         (("--engine", "ray", "--resource", "gpus"), "--resource gpus is no KEY=VALUE"),
+        (
+            ("--engine", "ray", "--resource", "foo=1"),
+            "--resource foo=1 is none that engine 'ray' takes; use one of num_cpus",
+        ),
         (("--engine", "ray"), "pip install 'lamella[ray]'"),
         (("--engine", "slurm"), "pip install 'lamella[slurm]'"),
     ],

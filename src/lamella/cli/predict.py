@@ -95,6 +95,8 @@ def predict(
     if out is None:
         check_paths(paths or ())
     else:
+        if share and on == "ray":
+            raise ValueError("engine 'ray' shares the parts out itself; leave out --share")
         engine = _engine(on, address, processes, resource or (), (str(model), device, not untrusted))
     learner = Learner.load(model, device=device, trusted=not untrusted)
     noun = learner.backbone.transform.noun

@@ -66,9 +66,12 @@ class Worker:
         """Make the part of a row: its number, how many images have a class, how many are broken, and why it failed."""
         part = Part(int(row["part"]), int(row["place"]), tuple(json.loads(row["names"])), Path(row["file"]))
         try:
-            made = make_part(self._learner(part.file.parent), part, self.files[part.place], self.form)
+            learner, files = self._learner(part.file.parent), self.files[part.place]
+            files.check_there(part.names)  # else a folder that is mounted elsewhere gives a finished part of errors
+            made = make_part(learner, part, files, self.form)
         except Exception as error:  # the reason goes to who started it
             why = f"{socket.gethostname()}: {type(error).__name__}: {first_line(error)}"
+            why = why.encode(errors="backslashreplace").decode()  # names of files need not be valid text, and rows must
             return {"part": part.number, "images": 0, "broken": 0, "failure": why}
         return {"part": part.number, "images": made.images, "broken": made.broken, "failure": ""}
 
@@ -95,6 +98,7 @@ class RayActors:
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
+        ValueError: an actor asks for what Ray does not know.
     """
 
     def __init__(
@@ -104,9 +108,9 @@ class RayActors:
         number: int | None = None,
         resources: Mapping[str, Any] | None = None,
     ) -> None:
+        self.resources = shares(resources or {})
         self.ray = import_ray("data")
         self.asked, self.address, self.number = asked, address, number
-        self.resources = shares(resources or {})
         self.ray.remote(**self.resources)(Worker)  # before a cluster is started, since it checks the resources
 
     def __call__(self, parts: Sequence[Part], found: Sequence[FarFiles], form: Form) -> Iterator[Made]:
@@ -118,8 +122,7 @@ class RayActors:
         rows = [_row(part) for part in parts]
         systems = [FarFiles((), files.system) for files in found]
         told = (self.asked, systems, form, str(Path.cwd()), environment())
-        room = self.number and self.number * self.resources["num_cpus"]
-        with cluster(self.ray, self.address, room):
+        with cluster(self.ray, self.address, self.resources, self.number):
             data.DataContext.get_current().enable_progress_bars = False
             made = data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS)).map(
                 Worker,

@@ -1,13 +1,21 @@
 """Ray, which is imported where an engine runs on it, and a cluster of it that is started or found."""
 
 import logging
+import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
 
 __all__ = ["cluster", "import_ray", "shares"]
+
+RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+"""What may be asked for, and what the nodes of a cluster call it."""
+LONGEST = 25
+"""Longest path of the temporary folder of the machine; Ray adds about 80 characters to it for its sockets, whose paths
+have at most 103 on macOS and 107 on Linux."""
 
 
 def import_ray(*modules: str) -> Any:
@@ -29,22 +37,76 @@ def import_ray(*modules: str) -> Any:
 
 
 def shares(resources: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what one piece of work asks for: a core where `num_cpus` is not among the resources."""
+    """Return what one piece of work asks for: a core where `num_cpus` is not among the resources.
+
+    >>> shares({"num_gpus": 0.5})
+    {'num_cpus': 1, 'num_gpus': 0.5}
+
+    Raises:
+        ValueError: a resource is not one of `RESOURCES`, or no such amount can be had.
+    """
+    for name, amount in resources.items():
+        if name not in RESOURCES:
+            known = ", ".join(RESOURCES)
+            raise ValueError(f"--resource {name}={amount} is none that engine 'ray' takes; use one of {known}")
+        number = isinstance(amount, int | float) and not isinstance(amount, bool)
+        if not (number and 0 <= amount < math.inf):
+            raise ValueError(f"--resource {name}={amount} should be a number from 0 on; memory is in bytes")
+        if name == "num_gpus" and amount > 1 and amount % 1:
+            raise ValueError(
+                f"--resource num_gpus={amount} should be a whole number, or a share of one GPU such as 0.5"
+            )
     return {"num_cpus": 1, **resources}
 
 
 @contextmanager
-def cluster(ray: Any, address: str | None, cpus: float | None) -> Iterator[None]:
+def cluster(ray: Any, address: str | None, asked: Mapping[str, Any], number: int | None) -> Iterator[None]:
     """Be connected to a cluster; what still runs on it for this process ends with the context.
 
     Args:
         ray: the module.
         address: that of a cluster, such as "auto"; None starts one on this machine, which ends with the context.
-        cpus: the cores of the cluster that is started; None for those of the machine.
+        asked: what one piece of work asks for, see `shares`.
+        number: the pieces at a time that a cluster that is started has cores for; None for the cores of the machine.
+
+    Raises:
+        ValueError: no node of the cluster has what is asked for.
     """
-    here: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
-    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
-    try:
+    with ExitStack() as stack:
+        here: dict[str, Any] = {}
+        if not address:
+            # Ray takes whole numbers of cores only.
+            cores = None if number is None else max(1, math.ceil(number * asked["num_cpus"]))
+            here = {"num_cpus": cores, "include_dashboard": False, "_temp_dir": stack.enter_context(_folder())}
+        stack.callback(ray.shutdown)  # also of what an `init` that fails has started
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
+        _check_room(ray.nodes(), asked)
         yield
-    finally:
-        ray.shutdown()
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for the logs and sockets of a cluster that is started, which Ray itself would leave behind."""
+    place = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(place) > LONGEST and os.name == "posix":
+        place = "/tmp"
+    return tempfile.TemporaryDirectory(prefix="ray-", dir=place, ignore_cleanup_errors=True)
+
+
+def _check_room(nodes: list[dict[str, Any]], asked: Mapping[str, Any]) -> None:
+    """Raise ValueError where no node has all that is asked for: Ray would wait for one without a word."""
+    have = [
+        {name: node["Resources"].get(key, 0) for name, key in RESOURCES.items() if name in asked}
+        for node in nodes
+        if node["Alive"]
+    ]
+    if any(all(node[name] >= amount for name, amount in asked.items()) for node in have):
+        return
+    seen = " or ".join(dict.fromkeys(map(_written, have))) or "nothing"
+    raise ValueError(
+        f"each process asks for {_written(asked)}, and no machine of Ray has that: they have {seen}; ask for less by "
+        "--resource, or start Ray on a machine that has it"
+    )
+
+
+def _written(amounts: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={amount:.15g}" for name, amount in amounts.items())

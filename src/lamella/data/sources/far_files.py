@@ -3,6 +3,7 @@
 URLs are those of fsspec, such as `s3://bucket/photos` (with the package s3fs) or `memory://photos`.
 """
 
+import os
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -38,6 +39,20 @@ class FarFiles(NamedTuple):
         A file of another system that cannot be had any more is one that cannot be read.
         """
         return ImageSet.unlabelled(self._storage(names))
+
+    def check_there(self, names: Sequence[str]) -> None:
+        """Make sure that a process that has not listed the files itself sees at least one of some.
+
+        Raises:
+            FileNotFoundError: it sees none of them.
+        """
+        there = os.path.exists if self.system is None else self.system.exists
+        if names and not any(map(there, names)):
+            first = names[0] if self.system else Path(names[0]).absolute()
+            raise FileNotFoundError(
+                f"'{first}' is not to be seen there, nor is any other image of this part; every machine must see the "
+                "images under the same paths"
+            )
 
     def _storage(self, names: Sequence[str]) -> Pixels:
         if self.system is None:

@@ -29,18 +29,19 @@ class RayTasks:
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
+        ValueError: a trial asks for what Ray does not know.
     """
 
     def __init__(self, address: str | None = None, number: int = 1, resources: Mapping[str, Any] | None = None) -> None:
+        self.resources = shares(resources or {})
         self.ray = import_ray()
         self.address, self.number = address, number
-        self.resources = shares(resources or {})
 
     def __call__(self, trials: Sequence[Trial], out: Path, ended: Ended) -> None:
         ray = self.ray
         options = {"max_calls": 1, "max_retries": LOST_WORKERS, "retry_exceptions": False, **self.resources}
         task: Any = ray.remote(**options)(carry_out)  # before a cluster is started, since it checks the resources
-        with cluster(ray, self.address, self.number * self.resources["num_cpus"]):
+        with cluster(ray, self.address, self.resources, self.number):
             place, environ = str(Path.cwd()), environment()
             running = {
                 task.remote(trial.config, str((out / trial.name).resolve()), place, environ): trial for trial in trials
