@@ -1,6 +1,9 @@
 """`lamella federate`: an ordinary run folder that says what was sent, and a run that goes on to the same bits."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
 import tomllib
@@ -178,6 +181,35 @@ def test_processes_are_watched_and_end_with_all_they_have_started(tmp_path: Path
         processes.end()
     assert all(process.poll() is not None for process in processes.all.values())
     wait_for(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2])
+
+
+def there(pid: str) -> bool:
+    """Whether a process is there, and is not one that has ended and waits for its parent to notice."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()
+    return bool(found) and not found.startswith("Z")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGKILL"])
+def test_processes_end_however_the_command_ends(tmp_path: Path, name: str) -> None:
+    forking = "import os, time; os.fork(); print(os.getpid(), flush=True); time.sleep(600)"
+    command = f"""
+import sys
+from pathlib import Path
+from lamella.experiments.flower import loopback
+loopback._start = lambda processes, *_: processes.start("node", Path(sys.executable).name, "-c", {forking!r})
+loopback.run_on_flower("superlink", "digits", [], Path("out"), 2)
+"""
+    environ = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", command], env=environ, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        log = wait_for(lambda: [*tmp_path.glob("lamella-flower-*/node.log")])[0]
+        pids = wait_for(lambda: found if len(found := log.read_text().split()) == 2 else None)
+        assert all(there(pid) for pid in pids)
+    finally:
+        process.send_signal(getattr(signal, name))
+    assert process.wait(60) != 0
+    wait_for(lambda: not any(there(pid) for pid in pids))
+    wait_for(lambda: not [*tmp_path.iterdir()])
 
 
 def wait_for(what: Callable[[], Any]) -> Any:
