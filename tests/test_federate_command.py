@@ -232,6 +232,18 @@ def test_what_was_sent_and_who_was_lost_under_flower_is_printed_as_after_a_local
     assert "task 2: client 2 is missing from 'statistics' on: no answer" in out
 
 
+def test_an_interrupted_run_under_flower_says_what_to_do(
+    lamella: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loopback, "find_spec", lambda name: name)
+    monkeypatch.setattr(loopback, "run_on_flower", stopped)
+    code, _, err = lamella("federate", config, "--engine", "superlink", "--quiet", "--out", tmp_path / "out")
+    assert (code, err) == (130, "lamella: interrupted; begin the run anew, with another --out\n")
+
+
 def there(pid: str) -> bool:
     """Whether a process is there, and is not one that has ended and waits for its parent to notice."""
     found = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()

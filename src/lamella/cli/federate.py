@@ -102,7 +102,11 @@ def federate(
 
     if not quiet:
         typer.echo(f"under Flower; {folder / 'log.jsonl'} says how far it is", err=True)
-    run_on_flower(on, config, [*texts, ON_CPU], folder, int(plan["federated"]["clients"]))
+    try:
+        run_on_flower(on, config, [*texts, ON_CPU], folder, int(plan["federated"]["clients"]))
+    except KeyboardInterrupt as error:
+        typer.echo("lamella: interrupted; begin the run anew, with another --out", err=True)
+        raise typer.Exit(130) from error
     if not quiet:
         for line in federated_lines(json.loads((folder / "results.json").read_text())["federated"]):
             typer.echo(line)
