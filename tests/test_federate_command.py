@@ -1,7 +1,11 @@
 """`lamella federate`: an ordinary run folder that says what was sent, and a run that goes on to the same bits."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable
@@ -14,6 +18,7 @@ from streams import colours_config
 from test_resume import assert_same, outcome
 
 from lamella.experiments.flower import loopback
+from lamella.experiments.run import run
 from lamella.federated.fit import FederatedFit
 from lamella.learner.config.document import load_config
 
@@ -150,7 +155,8 @@ def test_a_run_under_flower_begins_anew_in_a_new_folder(
     for words, message in (
         (("--resume",), "engine 'superlink' makes one run, and begins it anew; leave out --resume and --seeds"),
         (("--seeds", "2"), "leave out --resume and --seeds"),
-        (("--out", tmp_path / "full"), "is not empty"),
+        (("--out", tmp_path / "full"), "is not empty; choose another --out"),
+        (("fit.device=cuda",), "engine 'superlink' computes on the CPU only; leave out fit.device=cuda"),
     ):
         code, _, err = lamella("federate", config, "--engine", "superlink", "--out", tmp_path / "out", *words)
         assert (code, err.count("\n")) == (2, 1)
@@ -178,6 +184,93 @@ def test_processes_are_watched_and_end_with_all_they_have_started(tmp_path: Path
         processes.end()
     assert all(process.poll() is not None for process in processes.all.values())
     wait_for(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2])
+
+
+def test_an_app_is_written_by_a_command_that_asks_for_nothing_else(
+    lamella: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loopback, "find_spec", lambda name: name)
+    for words in (["--engine", "superlink"], ["--seeds", "2"], ["--resume"]):
+        code, _, err = lamella("federate", config, "--flower-app", tmp_path / "app", *words)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"leave out {' '.join(words).removesuffix(' 2')}\n" in err
+    assert not (tmp_path / "app").exists()
+
+
+@pytest.mark.parametrize(
+    ("ends", "change", "kept"),
+    [(None, "run.selection=a b", False), (KeyboardInterrupt(), "", False), (RuntimeError("see the logs"), "", True)],
+)
+def test_a_temporary_folder_stays_only_where_its_logs_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: BaseException | None, change: str, kept: bool
+) -> None:
+    def stopping(*_: Any) -> None:
+        if ends is not None:
+            raise ends
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(loopback, "_start", stopping)
+    with pytest.raises(type(ends) if ends else ValueError):
+        loopback.run_on_flower("superlink", "digits", [change] if change else [], tmp_path / "out", 2)
+    assert bool([*tmp_path.iterdir()]) == kept
+
+
+def test_what_was_sent_and_who_was_lost_under_flower_is_printed_as_after_a_local_run(
+    lamella: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learn(engine: str, config: str, overrides: list[str], out: Path, clients: int) -> None:
+        assert (overrides[-1], clients) == ("fit.device=cpu", 3)
+        run(load_config(config, overrides), out, quiet=True)
+
+    monkeypatch.setattr(loopback, "find_spec", lambda name: name)
+    monkeypatch.setattr(loopback, "run_on_flower", learn)
+    words = [word for word in PLAN if word != "--quiet"]
+    words = ["federate", config, "method.name=nearest-mean", "--engine", "superlink", *words]
+    code, out, _ = lamella(*words, "--out", tmp_path / "run")
+    assert code == 0
+    assert "MB up" in out
+    assert "task 2: client 2 is missing from 'statistics' on: no answer" in out
+
+
+def test_an_interrupted_run_under_flower_says_what_to_do(
+    lamella: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loopback, "find_spec", lambda name: name)
+    monkeypatch.setattr(loopback, "run_on_flower", stopped)
+    code, _, err = lamella("federate", config, "--engine", "superlink", "--quiet", "--out", tmp_path / "out")
+    assert (code, err) == (130, "lamella: interrupted; begin the run anew, with another --out\n")
+
+
+def there(pid: str) -> bool:
+    """Whether a process is there, and is not one that has ended and waits for its parent to notice."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()
+    return bool(found) and not found.startswith("Z")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGKILL"])
+def test_processes_end_however_the_command_ends(tmp_path: Path, name: str) -> None:
+    forking = "import os, time; os.fork(); print(os.getpid(), flush=True); time.sleep(600)"
+    command = f"""
+import sys
+from pathlib import Path
+from lamella.experiments.flower import loopback
+loopback._start = lambda processes, *_: processes.start("node", Path(sys.executable).name, "-c", {forking!r})
+loopback.run_on_flower("superlink", "digits", [], Path("out"), 2)
+"""
+    environ = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", command], env=environ, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        log = wait_for(lambda: [*tmp_path.glob("lamella-flower-*/node.log")])[0]
+        pids = wait_for(lambda: found if len(found := log.read_text().split()) == 2 else None)
+        assert all(there(pid) for pid in pids)
+    finally:
+        process.send_signal(getattr(signal, name))
+    assert process.wait(60) != 0
+    wait_for(lambda: not any(there(pid) for pid in pids))
+    wait_for(lambda: not [*tmp_path.iterdir()])
 
 
 def wait_for(what: Callable[[], Any]) -> Any:

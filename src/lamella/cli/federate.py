@@ -10,6 +10,9 @@ from lamella.cli.run import Config, Overrides, check_free, plan_runs, run_all
 
 __all__ = ["federate"]
 
+ON_CPU = "fit.device=cpu"
+"""Clients are forks of a process that has built a network, in which a GPU could not be used."""
+
 
 def federate(
     config: Config,
@@ -67,6 +70,8 @@ def federate(
     The run directory is that of `lamella run`. The options are keys of the table [federated], which has some more, such
     as federated.clip=0.5; with that table in the configuration, `lamella run` does the same.
     """
+    if flower_app is not None and (left_out := _contradictions(on, seeds, resume)):
+        raise ValueError(f"--flower-app writes the folder of one app and learns nothing; leave out {left_out}")
     given = {"clients": clients, "dirichlet": dirichlet, "rounds": rounds, "epochs": epochs, "rule": rule}
     texts = [f"federated.{key}={value}" for key, value in given.items() if value is not None]
     texts += [f"federated.lose={json.dumps(lose, separators=(',', ':'))}"] if lose else []
@@ -87,12 +92,29 @@ def federate(
         return
     if resume or seeds is not None:
         raise ValueError(f"engine '{on}' makes one run, and begins it anew; leave out --resume and --seeds")
-    check_free(folder, resume=False)
+    plan = planned[0][1]
+    if (device := plan["fit"]["device"]) not in ("auto", "cpu"):
+        raise ValueError(f"engine '{on}' computes on the CPU only; leave out fit.device={device}")
+    check_free(folder, resume=False, resumable=False)
+    from lamella.experiments.federated import federated_lines
     from lamella.experiments.flower.loopback import run_on_flower
     from lamella.experiments.report import load_results, render_table
 
     if not quiet:
         typer.echo(f"under Flower; {folder / 'log.jsonl'} says how far it is", err=True)
-    run_on_flower(on, config, texts, folder, int(planned[0][1]["federated"]["clients"]))
+    try:
+        run_on_flower(on, config, [*texts, ON_CPU], folder, int(plan["federated"]["clients"]))
+    except KeyboardInterrupt as error:
+        typer.echo("lamella: interrupted; begin the run anew, with another --out", err=True)
+        raise typer.Exit(130) from error
+    if not quiet:
+        for line in federated_lines(json.loads((folder / "results.json").read_text())["federated"]):
+            typer.echo(line)
     typer.echo(render_table(load_results([folder]), "table"))
     typer.echo(f"results: {folder}")
+
+
+def _contradictions(engine: str, seeds: int | None, resume: bool) -> str:
+    """The options that say that something is learned, as words for a message."""
+    engines = [f"--engine {engine}"] if engine != "local" else []
+    return ", ".join([*engines, *(["--seeds"] if seeds is not None else []), *(["--resume"] if resume else [])])

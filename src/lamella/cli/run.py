@@ -132,12 +132,19 @@ def plan_runs(config: str, overrides: list[str], seeds: int | None, folder: Path
     return planned
 
 
-def check_free(path: Path, *, resume: bool) -> None:
-    """Raise ValueError where a run directory is not free for a run that begins, or goes on."""
+def check_free(path: Path, *, resume: bool, resumable: bool = True) -> None:
+    """Raise ValueError where a run directory is not free for a run that begins, or goes on.
+
+    Args:
+        path: the run directory.
+        resume: whether the run goes on with what is there.
+        resumable: whether there could be such a run.
+    """
     if resume or not path.exists() or (path.is_dir() and {p.name for p in path.iterdir()} <= {".lock"}):
         return
     if (path / "results.json").exists():
         raise ValueError(f"'{path}' holds a finished run; choose another --out, or remove it first")
     if path.is_dir():
-        raise ValueError(f"'{path}' is not empty; add --resume if it holds an interrupted run, or choose another --out")
+        hint = "add --resume if it holds an interrupted run, or choose" if resumable else "choose"
+        raise ValueError(f"'{path}' is not empty; {hint} another --out")
     raise ValueError(f"'{path}' is a file; choose another --out")

@@ -50,7 +50,8 @@ def serve(grid: Grid, context: Context) -> None:
 
     def send(question: "Question", clients: Sequence[int]) -> "Mapping[int, Mapping[str, Tensor]]":
         content = {"words": words, "asked": _asked(question), "results": _packed(_named(question))}
-        messages = [Message(RecordDict(dict(content)), dst_node_id=node, message_type="train") for node in nodes]
+        known = dict.fromkeys([*nodes, *grid.get_node_ids()])  # one that was started again has another id
+        messages = [Message(RecordDict(dict(content)), dst_node_id=node, message_type="train") for node in known]
         found: dict[int, Mapping[str, Tensor]] = {}
         for reply in grid.send_and_receive(messages, timeout=float(said["timeout"])):
             try:

@@ -3,7 +3,8 @@
     simulation     a SuperLink that plays the nodes itself, in actors of Ray
     superlink      a SuperLink and a SuperNode for each client, which talk over the loopback device
 
-Nothing is told to Flower or Ray, nothing is installed while it runs, and all processes end with the call.
+Nothing is told to Flower or Ray, nothing is installed while it runs, and all processes end with the call: by its
+`finally`, which SIGTERM and SIGHUP reach as Ctrl-C does, or by `keeper.py` where this process is killed.
 """
 
 import os
@@ -14,11 +15,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from lamella.common.checks import check_one_of
 from lamella.experiments.flower.folder import write_app
@@ -74,21 +77,49 @@ def run_on_flower(engine: str, config: str, overrides: Sequence[str], out: Path,
         ValueError: an override has a space.
         RuntimeError: the run has failed; the message says why, and where the logs are.
     """
-    place = Path(tempfile.mkdtemp(prefix="lamella-flower-"))
-    config = str(Path(config).absolute()) if Path(config).is_file() else config
-    write_app(place / "app", config, overrides, out)
-    processes = Processes(place)
+    with _ended_as_by_ctrl_c():
+        place, named = Path(tempfile.mkdtemp(prefix="lamella-flower-")), False
+        try:
+            config = str(Path(config).absolute()) if Path(config).is_file() else config
+            write_app(place / "app", config, overrides, out)
+            processes = Processes(place)
+            try:
+                _start(processes, engine, config, " ".join(overrides), clients)
+                _wait(processes, out, 2 * clients + MOST if engine == "superlink" else None)
+            finally:
+                processes.end()
+        except RuntimeError:  # which names the logs there
+            named = True
+            raise
+        finally:
+            if not named:
+                shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let signals that would end this process at once raise KeyboardInterrupt, so that what it has started ends."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    mine = threading.current_thread() is threading.main_thread()  # no other may say what a signal does
+    changed = [
+        number for number in (signal.SIGTERM, signal.SIGHUP) if mine and signal.getsignal(number) == signal.SIG_DFL
+    ]  # `nohup` ignores SIGHUP
+    for number in changed:
+        signal.signal(number, interrupt)
     try:
-        _start(processes, engine, config, " ".join(overrides), clients)
-        _wait(processes, out, 2 * clients + MOST if engine == "superlink" else None)
+        yield
     finally:
-        processes.end()
-        if (out / "results.json").exists():
-            shutil.rmtree(place)
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Processes:
     """Processes by name, each in a session of its own, with its log in a folder.
+
+    Where this process is killed before it has called `end`, they are killed, and the folder is removed.
 
     Args:
         place: the folder.
@@ -96,6 +127,8 @@ class Processes:
 
     def __init__(self, place: Path) -> None:
         self.place, self.all = place, dict[str, subprocess.Popen[bytes]]()
+        words = [sys.executable, "-IS", str(Path(__file__).with_name("keeper.py")), str(place)]
+        self.keeper = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
 
     def start(self, name: str, *words: str) -> None:
         """Start a process; its first word is a command that belongs to this Python."""
@@ -111,6 +144,13 @@ class Processes:
                 env=environ,
                 start_new_session=True,
             )
+        self._tell(self.all[name].pid)
+
+    def _tell(self, what: object) -> None:
+        assert self.keeper.stdin is not None
+        with suppress(BrokenPipeError):
+            self.keeper.stdin.write(f"{what}\n".encode())
+            self.keeper.stdin.flush()
 
     def told(self, name: str) -> str:
         """The first error that a process has told, or else its last line, and where the logs of all are."""
@@ -137,6 +177,8 @@ class Processes:
             for process in self.all.values():
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.1, until - time.monotonic()))
+        self._tell("done")
+        self.keeper.communicate()
 
 
 def _start(processes: Processes, engine: str, config: str, overrides: str, clients: int) -> None:

@@ -78,7 +78,7 @@ class Forks:
 
 
 def main() -> None:
-    """Build a client, and run apps for each address until the process that started this one ends."""
+    """Build a client, and run apps for each address until this process, or one of its children, ends."""
     import torch
 
     from lamella.experiments.flower.apps import party
