@@ -114,6 +114,7 @@ def test_all_routers_are_read_from_one_training(script: Any, tmp_path: Path) -> 
     assert found != json.loads((tmp_path / "once" / "nearest.json").read_text())
 
 
+@pytest.mark.slow
 def test_dlc_plugins(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["scenario.source=digits", "scenario.per_class=4", "scenario.tasks=2", "fit.precision=float32"]
     short += ["method.epochs=1", "method.base.epochs=1", "method.base.memory=10"]

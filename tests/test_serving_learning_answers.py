@@ -68,6 +68,7 @@ def asked(client: TestClient) -> tuple[str, str]:
     return answer["choices"][0]["message"]["content"], answer["system_fingerprint"]
 
 
+@pytest.mark.slow
 def test_it_learns_answers_while_it_answers(client: TestClient, model: Path, tmp_path: Path) -> None:
     content = answers_file(tmp_path / "new answers.jsonl", "xyz", 12).read_bytes()
     content += lines({"prompt": "p", "response": " "}, {"prompt": "p", "response": "long " * 20})

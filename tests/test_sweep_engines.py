@@ -221,6 +221,7 @@ def test_settings_are_chosen_on_the_first_tasks_and_the_choice_is_a_configuratio
     assert "first_tasks is 9; this stream has 2 tasks, so give 1 to 2" in err
 
 
+@pytest.mark.slow
 def test_a_choice_is_tested_on_all_tasks_where_the_configuration_has_first_tasks(
     config: Path, tmp_path: Path, lamella: Run
 ) -> None:
