@@ -1,16 +1,19 @@
 """Small language models with random weights in folders, and files of answers for them."""
 
 import json
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 from encoder_folders import write_json
 
 from lamella.backbones.encoder_network import quiet
+from lamella.cli import main
 from lamella.testing.answers import CHATML, causal_config, chat_tokenizer, tiny_network
 
-__all__ = ["SETTINGS", "answers_file", "llama_folder", "seq2seq_folder"]
+__all__ = ["SETTINGS", "answers_file", "learned_assistant", "llama_folder", "seq2seq_folder"]
 
 SETTINGS = (
     "backbone.max_length=64",
@@ -47,6 +50,19 @@ def answers_file(path: Path, letters: str, count: int = 15, *, test: int = 0) ->
         rows = [row | {"split": "train" if i < count else "test"} for i, row in enumerate(rows)]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return path
+
+
+def learned_assistant(place: Path, count: int = 15, *settings: str) -> Path:
+    """A model, in a folder of `place`, that the command line has taught so many answers."""
+    model = place / "assistant"
+    command = ["lamella", "learn", model, answers_file(place / "first.jsonl", "ab", count)]
+    command += ["--backbone", llama_folder(place / "base"), *SETTINGS, *settings]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", list(map(str, command)))
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code
+    return model
 
 
 def seq2seq_folder(place: Path, family: str) -> Path:

@@ -83,9 +83,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ray = str(Path(sys.executable).with_name("ray"))
     where = ["--node-ip-address=127.0.0.1", f"--port={address.partition(':')[2]}"]
     quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    place = tempfile.mkdtemp(
-        prefix="ray-"
-    )  # others find a cluster by a file in /tmp/ray, and sockets need a short path
+    # Not below tmp_path, since sockets need a short path; and not Ray's own folder, by which others find a cluster.
+    place = tempfile.mkdtemp(prefix="ray-")
     where.append(f"--temp-dir={place}")
     words = [ray, "start", "--head", "--block", "--num-cpus=3", "--include-dashboard=false", *where]
     head = subprocess.Popen(words, start_new_session=True, **quiet)

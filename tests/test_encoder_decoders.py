@@ -14,6 +14,7 @@ from assistants import SETTINGS, answers_file, seq2seq_folder
 from colours import TOKEN
 from conftest import Run
 from fastapi.testclient import TestClient
+from test_language_model import batch_of, losses
 from torch import Tensor, nn
 
 from lamella import Learner
@@ -30,7 +31,6 @@ from lamella.data.answer_pairs import AnswerPairs
 from lamella.data.answer_tokens import TARGET, WRITTEN, before_targets, fitting
 from lamella.data.answers import ASSISTANT, PLAIN_TEXT, USER, Answer, AnswerSet, Turn
 from lamella.data.chat import ChatTemplate, plain_template_of_pairs
-from lamella.data.samples import Batch
 from lamella.data.scenario import Task
 from lamella.data.tokens import IDS, MASK
 from lamella.learner.answers.choosing import chosen
@@ -49,16 +49,6 @@ FAMILIES = ("T5", "Bart")
 BYTE = len(CHAT_SPECIAL)
 ANSWERS = [Answer.to("what is it?", "b"), Answer.to("a", "it is that"), Answer((Turn(PLAIN_TEXT, "once upon a time"),))]
 PROMPTS = [Answer.to(text) for text in ("a", "what is it?", "x" * 30, "Grüße")]
-
-
-def batch_of(backbone: Backbone, answers: list[Answer] = ANSWERS) -> Batch:
-    x = AnswerSet(answers).batch(range(len(answers)), backbone.transform.view())
-    assert isinstance(x, Batch)
-    return x
-
-
-def losses(backbone: Backbone, x: Batch) -> Tensor:
-    return backbone.run(x, language_model(backbone.model, "a test").losses)
 
 
 def own_ids(text: str) -> list[int]:
@@ -153,7 +143,7 @@ def test_what_is_read_and_written_is_what_the_models_tokenizer_makes_of_a_text(t
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_is_that_of_transformers(family: str) -> None:
     backbone = tiny_causal(family)
-    x = batch_of(backbone)
+    x = batch_of(backbone, ANSWERS)
     assert not x[MASK].all()
     assert not x[TARGET][:, 1:].all()
     labels = x[WRITTEN][:, 1:].masked_fill(~x[TARGET][:, 1:], -100)
@@ -172,7 +162,7 @@ def test_logits_of_the_vocabulary_are_computed_where_targets_are() -> None:
     network: Any = backbone.model.network
     rows: list[int] = []
     handle = network.lm_head.register_forward_hook(lambda _, inputs, output: rows.append(output.shape[:-1].numel()))
-    x = batch_of(backbone)
+    x = batch_of(backbone, ANSWERS)
     losses(backbone, x)
     features = backbone(x)
     handle.remove()
@@ -208,7 +198,7 @@ def test_padding_of_either_side_is_no_input_of_a_layer(family: str, width: int) 
     sites = backbone.sites("query", "key", "value", "out")
     names = [site.name for site in sites]
     assert sum("EncDecAttention" in name or "encoder_attn" in name for name in names) == 8
-    x = batch_of(backbone)
+    x = batch_of(backbone, ANSWERS)
     x = x.map(lambda tensor: nn.functional.pad(tensor, (0, width - tensor.shape[1])))
     with watch(sites, lambda layer: SecondMoment(layer.weight.shape[1], torch.float64)) as seen:
         backbone.show(x, sites)
@@ -345,7 +335,7 @@ def test_a_folder_and_a_copy_of_it_are_the_same_model(family: str, tmp_path: Pat
     write_tensors(tmp_path / "copy.safetensors", *copy_of(backbone))
     again: Any = load_backbone("gone", output="tokens", weights=str(tmp_path / "copy.safetensors"), max_length=32)
     assert again.weights_sha256 == backbone.weights_sha256
-    assert torch.equal(losses(again, batch_of(again)), losses(backbone, batch_of(backbone)))
+    assert torch.equal(losses(again, batch_of(again, ANSWERS)), losses(backbone, batch_of(backbone, ANSWERS)))
 
 
 def test_what_the_decoder_starts_from_is_found_or_asked_for(tmp_path: Path) -> None:

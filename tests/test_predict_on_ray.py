@@ -20,8 +20,8 @@ from conftest import Run
 from lamella.cli import predict_on_ray
 from lamella.cli.predict_on_ray import Asked, Worker
 from lamella.cli.predict_parts import Form, Part
+from lamella.common.on_ray import check_resources
 from lamella.common.on_ray import cluster as cluster_of
-from lamella.common.on_ray import shares
 from lamella.data.sources.far_files import list_files
 
 LOST = b"a-\xff.png"
@@ -232,13 +232,13 @@ def test_a_cluster_of_this_machine_has_a_whole_number_of_cores_and_leaves_no_fol
     ray, far = Pretended(), tmp_path / ("long" * 10)
     far.mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(far))
-    with cluster_of(ray, None, shares({"num_cpus": share}), number):
+    with cluster_of(ray, None, check_resources({"num_cpus": share}), number):
         assert ray.options["num_cpus"] == cores
         place = Path(ray.options["_temp_dir"])
         assert (place / "session").is_dir()
         assert os.name != "posix" or len(str(place)) < 30, "sockets need a short path"
     assert not place.exists()
-    with cluster_of(ray, "auto", shares({}), number):
+    with cluster_of(ray, "auto", check_resources({}), number):
         assert not ray.options.keys() & {"num_cpus", "_temp_dir"}
 
 

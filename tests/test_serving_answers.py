@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from assistants import SETTINGS, answers_file, llama_folder
+from assistants import answers_file, learned_assistant
 from colours import BEARER, TOKEN, refused
 from described import all_of_its_description_are_answered
 from fastapi import FastAPI
@@ -41,15 +41,7 @@ CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned some answers; not to be changed."""
-    place = tmp_path_factory.mktemp("served")
-    command = ["lamella", "learn", place / "assistant", answers_file(place / "first.jsonl", "ab")]
-    command += ["--backbone", llama_folder(place / "base"), *SETTINGS]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", list(map(str, command)))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code
-    return place / "assistant"
+    return learned_assistant(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,16 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from assistants import SETTINGS, answers_file, llama_folder
+from assistants import answers_file, learned_assistant
 from colours import BEARER, TOKEN, ended, learn, refused
 from fastapi.testclient import TestClient
 
 from lamella.backbones.generating import Generating
-from lamella.cli import main
 from lamella.learner.learner import Learner
 from lamella.learner.store.versions import load_manifest
 from lamella.serving.app import create_app
@@ -34,15 +32,7 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned some answers; not to be changed."""
-    place = tmp_path_factory.mktemp("served")
-    command = ["lamella", "learn", place / "assistant", answers_file(place / "first.jsonl", "ab", 10)]
-    command += ["--backbone", llama_folder(place / "base"), *SETTINGS, "method.epochs=2"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", list(map(str, command)))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code
-    return place / "assistant"
+    return learned_assistant(tmp_path_factory.mktemp("served"), 10, "method.epochs=2")
 
 
 @pytest.fixture

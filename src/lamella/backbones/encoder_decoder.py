@@ -56,7 +56,7 @@ class EncoderDecoder(LanguageModel):
             options = self.inputs(batch) | {IDS: None, "encoder_outputs": read, **NO_CACHE}
             return network(**options, return_dict=True).logits
 
-    def inputs(self, batch: Batch, after: Read | None = None) -> dict[str, Any]:
+    def inputs(self, batch: Batch) -> dict[str, Any]:
         """The arguments of transformers' networks for a batch."""
         return {IDS: batch[IDS], MASK: batch[MASK].long(), WRITTEN: batch[WRITTEN]}
 

@@ -49,6 +49,7 @@ class LanguageModel(nn.Module):
         ends: as given.
         transposed: names of the network's layers whose weights transformers stores the other way round.
         start: the token that whatever is written starts from; None where that is the last one of what is read.
+        goes_on: whether answers cost as much behind what was read once as in whole passes; None until it was tried.
     """
 
     loaded_by = "AutoModelForCausalLM"
@@ -58,6 +59,7 @@ class LanguageModel(nn.Module):
     written = IDS
     """The tensor of a batch that its targets are tokens of."""
     start: int | None = None
+    goes_on: bool | None = None
 
     def __init__(self, network: "PreTrainedModel", ends: Sequence[int] = ()) -> None:
         super().__init__()
@@ -81,17 +83,21 @@ class LanguageModel(nn.Module):
     def from_head(self, batch: Batch, after: Read | None = None) -> Tensor:
         """What the head makes of the vectors that it sees: (n, tokens, vocabulary) logits, where it sees all."""
         network: Any = self.network
-        return network(**self.inputs(batch, after), return_dict=True).logits
+        given = self.inputs(batch)
+        if after is not None:  # a copy of what was read, because a pass adds its own tokens
+            mask = torch.cat([after.mask, batch[MASK].bool()], 1)
+            given = self._placed(batch, mask) | {self._cache: deepcopy(after.state), "use_cache": True}
+        return network(**given, return_dict=True).logits
 
-    def inputs(self, batch: Batch, after: Read | None = None) -> dict[str, Any]:
-        """The arguments of transformers' networks for a batch. A token's place is counted without padding."""
-        own = batch[MASK].bool()
-        mask = own if after is None else torch.cat([after.mask, own], 1)
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The arguments of transformers' networks for a batch."""
+        return self._placed(batch, batch[MASK].bool())
+
+    def _placed(self, batch: Batch, mask: Tensor) -> dict[str, Any]:
+        """The arguments for the last tokens of a mask (n, tokens). Their places are counted without padding."""
         found: dict[str, Any] = {IDS: batch[IDS], MASK: mask.long()}
         if self._counts:
-            found["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0)[:, -own.shape[1] :]
-        if after is not None:  # a copy, because a pass adds its own tokens
-            found |= {self._cache: deepcopy(after.state), "use_cache": True}
+            found["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0)[:, -batch[IDS].shape[1] :]
         return found
 
     def counted(self, batch: Batch) -> Tensor:

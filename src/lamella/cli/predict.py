@@ -155,14 +155,14 @@ def _engine(
     name: str, address: str | None, processes: int | None, resources: Sequence[str], asked: tuple[str, str | None, bool]
 ) -> "Engine | None":
     """Return what writes the parts, None where it is this process, or raise ValueError where it cannot be had."""
-    from lamella.experiments.sweep.engines import what_is_asked
+    from lamella.experiments.sweep.engines import check_engine
 
     more = "start several commands, each with its --share"
-    shares = what_is_asked(name, ("local", "ray"), address, resources, more)
+    resources_of_each = check_engine(name, ("local", "ray"), address, resources, more)
     if name == "ray":
         from lamella.cli.predict_on_ray import Asked, RayActors
 
-        return RayActors(Asked(*asked), address, processes, shares)
+        return RayActors(Asked(*asked), address, processes, resources_of_each)
     if processes is not None:
         raise ValueError(f"engine 'local' is this process; leave out --processes, or {more}")
     return None

@@ -3,8 +3,8 @@
 A data set of Ray has a row for each part that is missing, with the names of its images. It is mapped by actors, each of
 which holds the model, reads the images of a part, and writes its file as a process alone does. So the machines of a
 cluster see the model, the images and the folder of the parts under the same paths, and nothing but names and counts
-passes through Ray. The part of an actor that is lost is made by another one, as
-often as it takes: Ray Data sets no limit.
+passes through Ray. The part of an actor that is lost is made by another one, as often as it takes: Ray Data sets no
+limit.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamella.cli.predict_parts import Form, Made, Part, check_model, make_part
 from lamella.common.checks import first_line
-from lamella.common.on_ray import cluster, import_ray, shares
+from lamella.common.on_ray import check_resources, cluster, import_ray
 from lamella.data.sources.far_files import FarFiles
 from lamella.experiments.sweep.worker import environment
 
@@ -108,7 +108,7 @@ class RayActors:
         number: int | None = None,
         resources: Mapping[str, Any] | None = None,
     ) -> None:
-        self.resources = shares(resources or {})
+        self.resources = check_resources(resources or {})
         self.ray = import_ray("data")
         self.asked, self.address, self.number = asked, address, number
         self.ray.remote(**self.resources)(Worker)  # before a cluster is started, since it checks the resources

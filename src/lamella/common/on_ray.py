@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
 
-__all__ = ["cluster", "import_ray", "shares"]
+__all__ = ["check_resources", "cluster", "import_ray"]
 
 RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 """What may be asked for, and what the nodes of a cluster call it."""
@@ -36,10 +36,10 @@ def import_ray(*modules: str) -> Any:
         raise ModuleNotFoundError("engine 'ray' needs Ray: pip install 'lamella[ray]'") from error
 
 
-def shares(resources: Mapping[str, Any]) -> dict[str, Any]:
+def check_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
     """Return what one piece of work asks for: a core where `num_cpus` is not among the resources.
 
-    >>> shares({"num_gpus": 0.5})
+    >>> check_resources({"num_gpus": 0.5})
     {'num_cpus': 1, 'num_gpus': 0.5}
 
     Raises:
@@ -66,7 +66,7 @@ def cluster(ray: Any, address: str | None, asked: Mapping[str, Any], number: int
     Args:
         ray: the module.
         address: that of a cluster, such as "auto"; None starts one on this machine, which ends with the context.
-        asked: what one piece of work asks for, see `shares`.
+        asked: what one piece of work asks for, see `check_resources`.
         number: the pieces at a time that a cluster that is started has cores for; None for the cores of the machine.
 
     Raises:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from lamella.federated.remote import Party, Question
 
-__all__ = ["client", "party", "server"]
+__all__ = ["client", "build_party", "server"]
 
 client = ClientApp()
 server = ServerApp()
@@ -74,7 +74,7 @@ def train(message: Message, context: Context) -> Message:
 
     torch.set_num_threads(1)
     words, asked = message.content["words"], message.content["asked"]
-    own = party(str(words["config"]), str(words["overrides"]), int(context.node_config["partition-id"]))
+    own = build_party(str(words["config"]), str(words["overrides"]), int(context.node_config["partition-id"]))
     results = _by_exchange(_unpacked(message.content["results"]), [int(n) for n in asked["exchanges"]])
     answer = own.answer(Question(int(asked["task"]), bool(asked["rows"]), results))
     told = {"client": ConfigRecord({"client": own.client}), "answer": _packed(answer)}
@@ -82,7 +82,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 @lru_cache(1)  # nodes of one process, as those of a simulation, are asked in turn and build this anew
-def party(config: str, overrides: str, number: int) -> "Party":
+def build_party(config: str, overrides: str, number: int) -> "Party":
     """Return the client of a number with its samples, which has learned nothing yet."""
     from lamella.federated.remote import AnsweringFit, Party
     from lamella.learner.config.document import build_augmentation, build_federation, build_scenario, load_config

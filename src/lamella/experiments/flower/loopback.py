@@ -31,10 +31,11 @@ __all__ = ["ENGINES", "check_installed", "run_on_flower"]
 ENGINES = ("simulation", "superlink")
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 """Flower and Ray report home otherwise."""
-HERE = {"RAY_ADDRESS": "local"}
+OWN_RAY = {"RAY_ADDRESS": "local"}
 """Ray would join a cluster otherwise, where it finds one."""
-FAST = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5", "OMP_NUM_THREADS": "1"}
-MOST = 4
+USUAL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5", "OMP_NUM_THREADS": "1"}
+"""What holds unless the user says otherwise: nodes look for work often, and each computes with one thread."""
+MOST_PROCESSES = 4
 """How many processes each of those that are started may come to with its own, beside two for each client: more and more
 would fill the machine."""
 SECONDS = 300.0
@@ -85,7 +86,7 @@ def run_on_flower(engine: str, config: str, overrides: Sequence[str], out: Path,
             processes = Processes(place)
             try:
                 _start(processes, engine, config, " ".join(overrides), clients)
-                _wait(processes, out, 2 * clients + MOST if engine == "superlink" else None)
+                _wait(processes, out, 2 * clients + MOST_PROCESSES if engine == "superlink" else None)
             finally:
                 processes.end()
         except RuntimeError:  # which names the logs there
@@ -134,7 +135,7 @@ class Processes:
         """Start a process; its first word is a command that belongs to this Python."""
         folder = Path(sys.executable).parent
         path = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"  # Flower starts others by their names
-        environ = os.environ | QUIET | HERE | FAST | {"FLWR_HOME": str(self.place / "home"), "PATH": path}
+        environ = USUAL | os.environ | QUIET | OWN_RAY | {"FLWR_HOME": str(self.place / "home"), "PATH": path}
         with (self.place / f"{name}.log").open("wb") as log:
             self.all[name] = subprocess.Popen(
                 [str(folder / words[0]), *words[1:]],
@@ -152,20 +153,20 @@ class Processes:
             self.keeper.stdin.write(f"{what}\n".encode())
             self.keeper.stdin.flush()
 
-    def told(self, name: str) -> str:
+    def explain(self, name: str) -> str:
         """The first error that a process has told, or else its last line, and where the logs of all are."""
         text = (self.place / f"{name}.log").read_text(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         said = ERROR.search(text)
         return f"{said[0] if said else lines[-1] if lines else 'it has said nothing'} (logs: {self.place})"
 
-    def members(self, name: str) -> int:
+    def count(self, name: str) -> int:
         """How many processes there are in the session of one; 0 where the system does not say."""
-        count = 0
+        found = 0
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
-                count += stat.read_text().rpartition(")")[2].split()[3] == str(self.all[name].pid)
-        return count
+                found += stat.read_text().rpartition(")")[2].split()[3] == str(self.all[name].pid)
+        return found
 
     def end(self) -> None:
         """End all of them, with what they have started."""
@@ -220,10 +221,10 @@ def _wait(processes: Processes, out: Path, most: int | None) -> None:
         if (out / "results.json").exists():
             return
         for name, code in ended.items():
-            raise RuntimeError(f"'{name}' has ended with code {code}: {processes.told(name)}")
+            raise RuntimeError(f"'{name}' has ended with code {code}: {processes.explain(name)}")
         for name in processes.all if most else ():
-            if (count := processes.members(name)) > (most or 0):
-                raise RuntimeError(f"'{name}' has come to {count} processes: {processes.told(name)}")
+            if (count := processes.count(name)) > (most or 0):
+                raise RuntimeError(f"'{name}' has come to {count} processes: {processes.explain(name)}")
         time.sleep(1)
 
 
@@ -244,4 +245,4 @@ def _wait_for(port: int, processes: Processes) -> None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
         time.sleep(0.5)
-    raise RuntimeError(f"the SuperLink does not start: {processes.told('superlink')}")
+    raise RuntimeError(f"the SuperLink does not start: {processes.explain('superlink')}")

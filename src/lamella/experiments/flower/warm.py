@@ -81,11 +81,11 @@ def main() -> None:
     """Build a client, and run apps for each address until this process, or one of its children, ends."""
     import torch
 
-    from lamella.experiments.flower.apps import party
+    from lamella.experiments.flower.apps import build_party
 
     config, overrides, *places = sys.argv[1:]
     torch.set_num_threads(1)  # so that there are no threads, which a fork would lack
-    party(config, overrides, 0)
+    build_party(config, overrides, 0)
     names = dict(import_module("flwr.supercore.constant").TASK_TYPE_TO_COMMAND)
     scripts = entry_points(group="console_scripts")
     commands = {name: scripts[name].load() for name in ("flwr-clientapp", "flwr-serverapp", "flwr-simulation")}
@@ -95,7 +95,7 @@ def main() -> None:
     for place in places:
         client, _, address = place.partition("@")
         if not (child := os.fork()):
-            party(config, overrides, int(client))
+            build_party(config, overrides, int(client))
             superexec.run_superexec(address, insecure=True, parent_pid=here)
         children.add(child)
     os.wait()  # where one ends, all do

@@ -8,7 +8,7 @@ from lamella.experiments.sweep.local import Processes
 from lamella.experiments.sweep.sweep import Engine
 from lamella.learner.config.overrides import parse_value
 
-__all__ = ["ENGINES", "engine", "what_is_asked"]
+__all__ = ["ENGINES", "check_engine", "engine"]
 
 ENGINES = ("local", "ray", "slurm")
 
@@ -28,7 +28,7 @@ def engine(name: str, number: int = 1, address: str | None = None, resources: Se
         ModuleNotFoundError: the library of the engine is not installed.
         FileNotFoundError: jobs of SLURM cannot be submitted from this machine.
     """
-    asked = what_is_asked(name, ENGINES, address, resources, "say how many run at a time by --processes")
+    asked = check_engine(name, ENGINES, address, resources, "say how many run at a time by --processes")
     if name == "ray":
         from lamella.experiments.sweep.on_ray import RayTasks
 
@@ -40,7 +40,7 @@ def engine(name: str, number: int = 1, address: str | None = None, resources: Se
     return Processes(number)
 
 
-def what_is_asked(
+def check_engine(
     name: str, known: Sequence[str], address: str | None, resources: Sequence[str], instead: str
 ) -> dict[str, Any]:
     """Check the options that choose an engine, and return what each piece of work asks for.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamella.common.on_ray import cluster, import_ray, shares
+from lamella.common.on_ray import check_resources, cluster, import_ray
 from lamella.experiments.sweep.plan import Trial
 from lamella.experiments.sweep.sweep import Ended
 from lamella.experiments.sweep.worker import carry_out, environment
@@ -33,7 +33,7 @@ class RayTasks:
     """
 
     def __init__(self, address: str | None = None, number: int = 1, resources: Mapping[str, Any] | None = None) -> None:
-        self.resources = shares(resources or {})
+        self.resources = check_resources(resources or {})
         self.ray = import_ray()
         self.address, self.number = address, number
 

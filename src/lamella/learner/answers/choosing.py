@@ -77,7 +77,7 @@ def chosen_of_each(
     for own in choices:
         if not own or len(set(own)) != len(own):
             raise ValueError(f"the answers to choose from must be there and differ, not {list(own)}")
-    language_model(method.backbone.model, "a choice among answers")
+    model = language_model(method.backbone.model, "a choice among answers")
     transform = method.backbone.transform
     assert isinstance(transform, AnswerTokens)
     offered: list[list[Tokens]] = []
@@ -86,7 +86,9 @@ def chosen_of_each(
         offered.append(transform.of_one_prompt(given))
     here = resolve_device(device)
     method.eval().to(here)
-    at_once = _goes_on(method, transform, offered, here)
+    if offered and model.goes_on is None:
+        model.goes_on = _goes_on(method, transform, offered, here)
+    at_once = bool(model.goes_on)
     means: dict[int, Tensor] = {}
     lengths = [max(len(row.ids) for row in rows) for rows in offered]
     for batch in of_like_length(lengths, samples=SAMPLES, size=SIZE, padding=SIZE // 8):
