@@ -65,6 +65,26 @@ def test_the_layers_of_bert_that_share_a_name_have_the_roles_of_their_place() ->
     assert dense["intermediate.dense"] == dense["output.dense"] == ("mlp",)
 
 
+@pytest.mark.parametrize("family", ["OPT", "Bart"])
+def test_the_mlp_that_lies_in_a_block_itself_is_of_this_block(family: str) -> None:
+    places = find_places(networks_without_a_name_for_the_mlp()[family])
+    for block in {place.block for place in places}:
+        inside = [place for place in places if place.block == block]
+        assert [place.name.rsplit(".", 1)[1] for place in inside if place.roles == ("mlp",)] == ["fc1", "fc2"]
+        assert sum(place.roles == ("query",) for place in inside) in (1, 2), "a decoder of BART attends twice"
+
+
+def networks_without_a_name_for_the_mlp() -> dict[str, nn.Module]:
+    opt = transformers.OPTConfig(
+        vocab_size=259, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64, word_embed_proj_dim=32
+    )
+    bart = transformers.BartConfig(
+        vocab_size=259, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64,
+    )  # fmt: skip
+    return {"OPT": transformers.OPTModel(opt), "Bart": transformers.BartModel(bart)}
+
+
 @every
 def test_a_branch_in_any_layer_reaches_the_features(name: str) -> None:
     backbone = tiny_text_backbone(name)

@@ -129,13 +129,19 @@ def in_order(places: Sequence[LayerPlace], called: Sequence[str]) -> list[LayerP
 def _block_of(name: str) -> str:
     """Return the name of the block that a layer belongs to: up to the last number before its attention or MLP.
 
+    OPT and BART have no part of a name for the MLP: its layers lie in the block itself, right after its number.
+
     >>> _block_of("blocks.3.attn.qkv"), _block_of("layers.0.blocks.1.mlp.fc1"), _block_of("head.fc1")
     ('blocks.3', 'layers.0.blocks.1', '')
     >>> _block_of("encoder.layer.2.output.dense"), _block_of("encoder.block.1.layer.0.SelfAttention.q")
     ('encoder.layer.2', 'encoder.block.1')
+    >>> _block_of("decoder.layers.4.fc1")
+    'decoder.layers.4'
     """
     parts = _SUBLAYER.sub(r"\1", name).split(".")
     inside = [i for i, part in enumerate(parts) if _ATTENTION.search(part) or _MLP.search(part)]
+    if not inside and parts[-2:-1] and parts[-2].isdigit() and "mlp" in _NAMES.get(parts[-1], ()):
+        inside = [len(parts) - 1]
     numbers = [i for i, part in enumerate(parts[:-1]) if part.isdigit()] if inside else []
     before = [i for i in numbers if i < inside[-1]]
     return ".".join(parts[: (before[-1:] or numbers)[0] + 1]) if numbers else ""
