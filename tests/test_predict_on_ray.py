@@ -257,6 +257,7 @@ def test_a_cluster_of_this_machine_has_a_whole_number_of_cores_and_leaves_no_fol
         (("--out", "x", "--engine", "ray", "--resource", "num_cpus=-1"), "num_cpus=-1 should be a number from 0 on"),
         (("--out", "x", "--engine", "ray", "--resource", "num_cpus=nan"), "num_cpus=nan should be a number from 0 on"),
         (("--out", "x", "--engine", "ray", "--resource", "num_gpus=1.5"), "num_gpus=1.5 should be a whole number"),
+        (("--out", "x", "--engine", "ray", "--resource", "num_cpus=0"), "num_cpus=0 without a GPU would start every"),
         (("--out", "x", "--engine", "slurm"), "engine 'slurm' is unknown; use one of local, ray"),
         (("--out", "x", "--address", "auto"), "--address is that of a Ray cluster; engine 'local' has none, so leave"),
         (("--out", "x", "--resource", "num_gpus=1"), "engine 'local' takes no --resource; start several commands"),

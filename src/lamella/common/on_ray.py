@@ -43,7 +43,8 @@ def check_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
     {'num_cpus': 1, 'num_gpus': 0.5}
 
     Raises:
-        ValueError: a resource is not one of `RESOURCES`, or no such amount can be had.
+        ValueError: a resource is not one of `RESOURCES`, no such amount can be had, or neither a core nor a GPU is
+            asked for.
     """
     for name, amount in resources.items():
         if name not in RESOURCES:
@@ -56,7 +57,12 @@ def check_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"--resource num_gpus={amount} should be a whole number, or a share of one GPU such as 0.5"
             )
-    return {"num_cpus": 1, **resources}
+    asked = {"num_cpus": 1, **resources}
+    if not asked["num_cpus"] and not asked.get("num_gpus"):
+        raise ValueError(
+            "--resource num_cpus=0 without a GPU would start everything at once; give num_cpus or num_gpus above 0"
+        )
+    return asked
 
 
 @contextmanager
