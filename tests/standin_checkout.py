@@ -170,6 +170,126 @@ class SimpleCIL(BaseLearner):
         for number in np.unique(self.train_dataset.labels):
             self._network.fc.weight.data[number] = x[y == number].sum(0) / (y == number).sum()
 """
+FILES["models/zoo.py"] = """
+class CodaPrompt(nn.Module):
+    def __init__(self, emb_d, n_tasks, prompt_param, key_dim=768):
+        super().__init__()
+        self.e_pool_size, self.e_p_length, self.ortho_mu = int(prompt_param[0]), int(prompt_param[1]), prompt_param[2]
+        self.task_count, self.n_tasks = 0, n_tasks
+        for layer in range(5):
+            setattr(self, f"e_p_{layer}", tensor_prompt(self.e_pool_size, self.e_p_length, emb_d))
+            setattr(self, f"e_k_{layer}", tensor_prompt(self.e_pool_size, key_dim))
+            setattr(self, f"e_a_{layer}", tensor_prompt(self.e_pool_size, key_dim))
+
+    def gram_schmidt(self, vv):
+        flat = vv.reshape(len(vv), -1).clone()
+        own = self.e_pool_size // self.n_tasks
+        first = self.task_count * own
+        for row in range(first, first + own):
+            drawn = torch.randn_like(flat[row])
+            before = flat[:row]
+            flat[row] = drawn - ((before @ drawn) / before.square().sum(1)) @ before
+        flat[first : first + own] /= flat[first : first + own].norm(dim=1, keepdim=True)
+        return nn.Parameter(flat.reshape(vv.shape))
+
+    def forward(self, x_querry, l, x_block, train=False, task_id=None):
+        if l >= 5:
+            return None, 0, x_block
+        own = self.e_pool_size // self.n_tasks
+        old, now = self.task_count * own, (self.task_count + 1) * own
+        parts = []
+        for letter in "kap":
+            tensor = getattr(self, f"e_{letter}_{l}")[:now]
+            parts.append(torch.cat([tensor[:old].detach(), tensor[old:]]) if train else tensor)
+        key, attention, prompt = parts
+        weights = F.cosine_similarity(x_querry[:, None] * attention, key[None], dim=2)
+        summed = (weights[:, :, None, None] * prompt).sum(1)
+        loss = self.ortho_mu * sum(ortho_penalty(tensor.flatten(1)) for tensor in parts) if train else 0
+        return [summed[:, : self.e_p_length // 2], summed[:, self.e_p_length // 2 :]], loss, x_block
+
+def ortho_penalty(t):
+    return (t @ t.T - torch.eye(len(t)).cuda()).square().mean()
+
+def tensor_prompt(a, b, c=None, ortho=False):
+    return nn.Parameter(torch.rand((a, b) if c is None else (a, b, c)))
+
+class ViTZoo(nn.Module):
+    def forward(self, x, pen=False, train=False):
+        with torch.no_grad():
+            query = self.feat(x)[0][:, 0]
+        tokens, loss = self.feat(x, prompt=self.prompt, q=query, train=train, task_id=self.task_id)
+        out = tokens[:, 0] if pen else self.last(tokens[:, 0])
+        return (out, loss) if train else out
+"""
+FILES["models/vit.py"] = """
+class Mlp(nn.Module):
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x)))
+
+class Attention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads, self.qkv, self.proj = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x, prompt=None):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if prompt is not None:
+            k, v = torch.cat([prompt[0], k], 1), torch.cat([prompt[1], v], 1)
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+class Block(nn.Module):
+    def __init__(self, width, heads, ratio):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.attn, self.mlp = Attention(width, heads), Mlp(width, int(width * ratio))
+
+    def forward(self, x, prompt=None):
+        x = x + self.attn(self.norm1(x), prompt)
+        return x + self.mlp(self.norm2(x))
+
+class VisionTransformer(nn.Module):
+    def __init__(self, img_size=224, patch_size=16, embed_dim=768, depth=12, num_heads=12, mlp_ratio=4.0):
+        super().__init__()
+        self.patch_embed = PatchEmbed(img_size=img_size, patch_size=patch_size, embed_dim=embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, embed_dim))
+        self.blocks = nn.ModuleList([Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth)])
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+
+    def forward(self, x, register_blk=-1, prompt=None, q=None, train=False, task_id=None):
+        x = self.patch_embed(x)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+        penalty = torch.zeros((1,), requires_grad=True).cuda()
+        for number, block in enumerate(self.blocks):
+            prefix, loss = None, 0
+            if prompt is not None:
+                prefix, loss, x = prompt.forward(q, number, x, train=train, task_id=task_id)
+            penalty += loss
+            x = block(x, prefix)
+        return self.norm(x), penalty
+"""
+FILES["learners/prompt.py"] = """
+class Prompt(NormalNN):
+    def update_model(self, inputs, targets):
+        logits, penalty = self.model(inputs, train=True)
+        own = logits[:, self.last_valid_out_dim : self.valid_out_dim]
+        weights = self.dw_k[torch.full_like(targets, -1)]
+        loss = self.criterion(own, targets - self.last_valid_out_dim, weights) + penalty.sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), logits
+"""
+FILES["learners/default.py"] = """
+class NormalNN(nn.Module):
+    def criterion(self, logits, targets, data_weights):
+        return (data_weights * self.criterion_fn(logits, targets)).mean()
+"""
 
 
 def write_checkout(folder: Path, **changed: str) -> Path:

@@ -53,6 +53,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "lwf": ("(pred / T).log_softmax(1)", "pred.log_softmax(1)", "distillation loss"),
     "replay": ("(x + x[chosen].sum(0)) / k", "(x + x[chosen].sum(0)) / (k + 1)", "exemplars that differ"),
     "nearest-mean": ("/ (y == number).sum()", "/ (1 + (y == number).sum())", "class means"),
+    "coda-prompt": ("x_querry[:, None] * attention", "x_querry[:, None] + attention", "features, with a query"),
 }
 
 

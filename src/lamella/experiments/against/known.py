@@ -31,4 +31,5 @@ KNOWN = {
     "lwf": Known("pycil.distilled", *PYCIL),
     "replay": Known("pycil.herded", *PYCIL),
     "nearest-mean": Known("pycil.nearest_mean", *PYCIL),
+    "coda-prompt": Known("coda_prompt.rows", "github.com/GT-RIPL/CODA-Prompt", "605ac87"),
 }
