@@ -160,6 +160,95 @@ class BaseLearner(object):
                 chosen.append(int(away.argmin()))
             own = np.array([data[i] for i in chosen])
             self._data_memory = np.concatenate([self._data_memory, own])
+
+    def _compute_class_mean(self, data_manager, check_diff=False, oracle=False):
+        means, covs = list(getattr(self, "_class_means", [])), list(getattr(self, "_class_covs", []))
+        for number in range(len(means), self._total_classes):
+            there = data_manager.get_dataset(np.array([number]), source="train", mode="test", ret_data=True)[2]
+            found = [self._network.extract_vector(x) for _, x, _ in DataLoader(there, batch_size=batch_size)]
+            away = torch.cat(found).detach().double()
+            means.append(away.mean(0).numpy())
+            away = away - away.mean(0)
+            covs.append((away.T @ away / (len(away) - 1) + 1e-4 * torch.eye(away.shape[1])).float())
+        self._class_means, self._class_covs = np.stack(means), torch.stack(covs)
+"""
+FILES["convs/linears.py"] = """
+class SimpleContinualLinear(nn.Module):
+    def __init__(self, embed_dim, nb_classes):
+        super().__init__()
+        self.embed_dim, self.heads = embed_dim, nn.ModuleList()
+        self.update(nb_classes)
+
+    def update(self, nb_classes, freeze_old=True):
+        self.heads.requires_grad_(not freeze_old)
+        self.heads.append(nn.Sequential(nn.Linear(self.embed_dim, nb_classes)))
+        trunc_normal_(self.heads[-1][0].weight, std=0.02)
+
+    def backup(self):
+        self.kept = deepcopy(self.state_dict())
+
+    def recall(self):
+        self.load_state_dict(self.kept)
+
+    def forward(self, x):
+        return {"logits": torch.cat([head(x) for head in self.heads], -1)}
+"""
+FILES["models/slca.py"] = """
+milestones = [60]
+lrate, weight_decay = 0.01, 5e-4
+
+class SLCA(BaseLearner):
+    def after_task(self):
+        self._known_classes = self._total_classes
+        self._network.fc.recall()
+
+    def incremental_train(self, data_manager):
+        self._cur_task += 1
+        self.task_sizes.append(data_manager.get_task_size(self._cur_task))
+        self._total_classes = self._known_classes + self.task_sizes[-1]
+        self._network.update_fc(self.task_sizes[-1])
+        new = np.arange(self._known_classes, self._total_classes)
+        self._slow(DataLoader(data_manager.get_dataset(new, source="train", mode="train"), shuffle=True))
+        self._network.fc.backup()
+        self._compute_class_mean(data_manager)
+        if self._cur_task:
+            self._align(self.task_sizes[-1])
+
+    def _slow(self, loader):
+        network = self._network.train()
+        groups = [
+            {"params": network.convnet.parameters(), "lr": 0.01 * self.bcb_lrscale},
+            {"params": network.fc.heads[-1].parameters()},
+        ]
+        optimizer = optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=5e-4)
+        schedule = optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+        for _ in range(20):
+            for _, x, y in loader:
+                logits = network(x)["logits"][:, self._known_classes :]
+                optimizer.zero_grad()
+                F.cross_entropy(logits, y - self._known_classes).backward()
+                optimizer.step()
+            schedule.step()
+
+    def _align(self, size):
+        fc, classes = self._network.fc.requires_grad_(True), self._total_classes
+        optimizer = optim.SGD(fc.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)
+        for _ in range(5):
+            drawn = []
+            for number in range(classes):
+                age = 0.9 + 0.1 * (number // size + 1) / (self._cur_task + 1)
+                mean = (torch.tensor(self._class_means[number]).double() * age).float()
+                drawn.append(MultivariateNormal(mean, self._class_covs[number]).sample((256,)))
+            order = torch.randperm(256 * classes)
+            x, y = torch.cat(drawn)[order], torch.arange(classes).repeat_interleave(256)[order]
+            for part, right in zip(x.split(256), y.split(256)):
+                logits = fc(part)["logits"]
+                norms = torch.stack([own.norm(dim=1) + 1e-7 for own in logits.split(self.task_sizes, 1)]).mean(0)
+                optimizer.zero_grad()
+                F.cross_entropy(logits / norms[:, None] / self.logit_norm, right).backward()
+                optimizer.step()
+            schedule.step()
 """
 FILES["models/simplecil.py"] = """
 class SimpleCIL(BaseLearner):
