@@ -379,6 +379,52 @@ class NormalNN(nn.Module):
     def criterion(self, logits, targets, data_weights):
         return (data_weights * self.criterion_fn(logits, targets)).mean()
 """
+FILES["src/t5_gainlora_inflora.py"] = """
+class Trans_input(nn.Module):
+    def __init__(self, d_model, hidden_dim=100, n_tasks=1):
+        super().__init__()
+        self.input_linear = nn.Parameter(torch.zeros(n_tasks, hidden_dim, d_model))
+        self.output_linear = nn.Parameter(torch.zeros(n_tasks, d_model, hidden_dim))
+
+    def forward(self, x):
+        first = F.silu(torch.einsum("nid,thd->nth", x, self.input_linear))
+        return F.silu(torch.einsum("nth,tdh->ntd", first, self.output_linear))
+
+
+class T5Stack(T5PreTrainedModel):
+    def cal_attention(self, prompt_key, x, return_logits=False):
+        cosine = F.cosine_similarity(x, prompt_key, dim=-1)[..., None]
+        return torch.tanh(2 * cosine).abs()
+"""
+FILES["src/cl_trainer_gainlora_inflora.py"] = """
+class GainLoRA_InfLoRA_Trainer(Seq2SeqTrainer):
+    def get_repsentation(self):
+        def more(kept, matrix, least):
+            whole, G = matrix.square().sum(), matrix
+            if kept is not None:
+                G = G - kept @ (kept.T @ G)
+            vectors, values, _ = torch.linalg.svd(G)
+            reached = (whole - G.square().sum() + values.square().cumsum(0)) / whole
+            if kept is None:
+                return vectors[:, : max(int((reached < least).sum()), 1)]
+            count = 0 if 1 - G.square().sum() / whole >= least else 1 + int((reached < least).sum())
+            return torch.cat([kept, vectors[:, :count]], 1)[:, : len(matrix)]
+
+        layers, gates, task = self.load_previous_reg_matrix()
+        encoder, found = self.model.encoder, [m for _, m in self.model.named_modules() if hasattr(m, "get_feature")]
+        first = not layers
+        if first:
+            layers = [{} for _ in found]
+            gates = [{}, None, {}]
+        least = self.args.threshold + (1 - self.args.threshold) * task / 15
+        for kept, module in zip(layers, found):
+            kept[0] = more(kept.get(0), module.matrix[0], least)
+        least = self.args.transthreshold + (1 - self.args.transthreshold) * task / 15
+        gates[1] = more(gates[1], encoder.matrix_trans_2, least)
+        for kept, matrix in ((gates[0], encoder.matrix_trans_1), (gates[2], encoder.matrix_trans_3)):
+            kept[0] = more(kept.get(0), matrix[0], least)
+        self.feature_list, self.feature_trans_list = layers, gates
+"""
 
 
 def write_checkout(folder: Path, **changed: str) -> Path:

@@ -55,6 +55,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "nearest-mean": ("/ (y == number).sum()", "/ (1 + (y == number).sum())", "class means"),
     "coda-prompt": ("x_querry[:, None] * attention", "x_querry[:, None] + attention", "features, with a query"),
     "slca": ("0.9 + 0.1 * (number // size + 1)", "0.8 + 0.2 * (number // size + 1)", "samples of the alignment"),
+    "gainlora": ("torch.tanh(2 * cosine)", "torch.tanh(cosine)", "gates"),
 }
 
 
