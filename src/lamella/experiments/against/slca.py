@@ -93,12 +93,13 @@ class _Network(nn.Module):
 
     def __init__(self, linear: Callable[..., Any]) -> None:
         super().__init__()
-        self.convnet, self.linear, self.fc = tiny().requires_grad_(True), linear, None
+        self.convnet, self.linear = tiny().requires_grad_(True), linear
+        self.fc: Any = None
         self.feature_dim, self.starts = self.convnet.width, Heads(self.convnet.width, "uniform")
 
     def update_fc(self, classes: int) -> None:
         if self.fc is None:
-            self.fc: Any = self.linear(self.feature_dim, classes)
+            self.fc = self.linear(self.feature_dim, classes)
         else:
             self.fc.update(classes)
         first = len(self.starts.classes)
@@ -137,7 +138,8 @@ class _Same:
     """The draws of our last alignment, for theirs."""
 
     def __init__(self) -> None:
-        self.noise, self.orders = iter(list[Tensor]()), iter(list[Tensor]())
+        self.noise: Iterator[Tensor] = iter(())
+        self.orders: Iterator[Tensor] = iter(())
         self.samples: list[Tensor] = []
 
     def follow(self, ours: Any, fit: _Watched) -> None:
@@ -148,7 +150,7 @@ class _Same:
         self.noise: Iterator[Tensor] = cycle(noise)  # theirs draws in each epoch
         if len(fit.x):
             seen = torch.cdist(torch.cat(fit.batches), fit.x).argmin(1)
-            self.orders: Iterator[Tensor] = iter(seen.split(len(fit.x)))
+            self.orders = iter(seen.split(len(fit.x)))
         self.samples = []
 
     def normal(self, mean: Tensor, covariance: Tensor) -> Any:
