@@ -160,6 +160,95 @@ class BaseLearner(object):
                 chosen.append(int(away.argmin()))
             own = np.array([data[i] for i in chosen])
             self._data_memory = np.concatenate([self._data_memory, own])
+
+    def _compute_class_mean(self, data_manager, check_diff=False, oracle=False):
+        means, covs = list(getattr(self, "_class_means", [])), list(getattr(self, "_class_covs", []))
+        for number in range(len(means), self._total_classes):
+            there = data_manager.get_dataset(np.array([number]), source="train", mode="test", ret_data=True)[2]
+            found = [self._network.extract_vector(x) for _, x, _ in DataLoader(there, batch_size=batch_size)]
+            away = torch.cat(found).detach().double()
+            means.append(away.mean(0).numpy())
+            away = away - away.mean(0)
+            covs.append((away.T @ away / (len(away) - 1) + 1e-4 * torch.eye(away.shape[1])).float())
+        self._class_means, self._class_covs = np.stack(means), torch.stack(covs)
+"""
+FILES["convs/linears.py"] = """
+class SimpleContinualLinear(nn.Module):
+    def __init__(self, embed_dim, nb_classes):
+        super().__init__()
+        self.embed_dim, self.heads = embed_dim, nn.ModuleList()
+        self.update(nb_classes)
+
+    def update(self, nb_classes, freeze_old=True):
+        self.heads.requires_grad_(not freeze_old)
+        self.heads.append(nn.Sequential(nn.Linear(self.embed_dim, nb_classes)))
+        trunc_normal_(self.heads[-1][0].weight, std=0.02)
+
+    def backup(self):
+        self.kept = deepcopy(self.state_dict())
+
+    def recall(self):
+        self.load_state_dict(self.kept)
+
+    def forward(self, x):
+        return {"logits": torch.cat([head(x) for head in self.heads], -1)}
+"""
+FILES["models/slca.py"] = """
+milestones = [60]
+lrate, weight_decay = 0.01, 5e-4
+
+class SLCA(BaseLearner):
+    def after_task(self):
+        self._known_classes = self._total_classes
+        self._network.fc.recall()
+
+    def incremental_train(self, data_manager):
+        self._cur_task += 1
+        self.task_sizes.append(data_manager.get_task_size(self._cur_task))
+        self._total_classes = self._known_classes + self.task_sizes[-1]
+        self._network.update_fc(self.task_sizes[-1])
+        new = np.arange(self._known_classes, self._total_classes)
+        self._slow(DataLoader(data_manager.get_dataset(new, source="train", mode="train"), shuffle=True))
+        self._network.fc.backup()
+        self._compute_class_mean(data_manager)
+        if self._cur_task:
+            self._align(self.task_sizes[-1])
+
+    def _slow(self, loader):
+        network = self._network.train()
+        groups = [
+            {"params": network.convnet.parameters(), "lr": 0.01 * self.bcb_lrscale},
+            {"params": network.fc.heads[-1].parameters()},
+        ]
+        optimizer = optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=5e-4)
+        schedule = optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+        for _ in range(20):
+            for _, x, y in loader:
+                logits = network(x)["logits"][:, self._known_classes :]
+                optimizer.zero_grad()
+                F.cross_entropy(logits, y - self._known_classes).backward()
+                optimizer.step()
+            schedule.step()
+
+    def _align(self, size):
+        fc, classes = self._network.fc.requires_grad_(True), self._total_classes
+        optimizer = optim.SGD(fc.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)
+        for _ in range(5):
+            drawn = []
+            for number in range(classes):
+                age = 0.9 + 0.1 * (number // size + 1) / (self._cur_task + 1)
+                mean = (torch.tensor(self._class_means[number]).double() * age).float()
+                drawn.append(MultivariateNormal(mean, self._class_covs[number]).sample((256,)))
+            order = torch.randperm(256 * classes)
+            x, y = torch.cat(drawn)[order], torch.arange(classes).repeat_interleave(256)[order]
+            for part, right in zip(x.split(256), y.split(256)):
+                logits = fc(part)["logits"]
+                norms = torch.stack([own.norm(dim=1) + 1e-7 for own in logits.split(self.task_sizes, 1)]).mean(0)
+                optimizer.zero_grad()
+                F.cross_entropy(logits / norms[:, None] / self.logit_norm, right).backward()
+                optimizer.step()
+            schedule.step()
 """
 FILES["models/simplecil.py"] = """
 class SimpleCIL(BaseLearner):
@@ -169,6 +258,172 @@ class SimpleCIL(BaseLearner):
         x, y = torch.cat([f for f, _ in found]), torch.cat([label for _, label in found])
         for number in np.unique(self.train_dataset.labels):
             self._network.fc.weight.data[number] = x[y == number].sum(0) / (y == number).sum()
+"""
+FILES["models/zoo.py"] = """
+class CodaPrompt(nn.Module):
+    def __init__(self, emb_d, n_tasks, prompt_param, key_dim=768):
+        super().__init__()
+        self.e_pool_size, self.e_p_length, self.ortho_mu = int(prompt_param[0]), int(prompt_param[1]), prompt_param[2]
+        self.task_count, self.n_tasks = 0, n_tasks
+        for layer in range(5):
+            setattr(self, f"e_p_{layer}", tensor_prompt(self.e_pool_size, self.e_p_length, emb_d))
+            setattr(self, f"e_k_{layer}", tensor_prompt(self.e_pool_size, key_dim))
+            setattr(self, f"e_a_{layer}", tensor_prompt(self.e_pool_size, key_dim))
+
+    def gram_schmidt(self, vv):
+        flat = vv.reshape(len(vv), -1).clone()
+        own = self.e_pool_size // self.n_tasks
+        first = self.task_count * own
+        for row in range(first, first + own):
+            drawn = torch.randn_like(flat[row])
+            before = flat[:row]
+            flat[row] = drawn - ((before @ drawn) / before.square().sum(1)) @ before
+        flat[first : first + own] /= flat[first : first + own].norm(dim=1, keepdim=True)
+        return nn.Parameter(flat.reshape(vv.shape))
+
+    def forward(self, x_querry, l, x_block, train=False, task_id=None):
+        if l >= 5:
+            return None, 0, x_block
+        own = self.e_pool_size // self.n_tasks
+        old, now = self.task_count * own, (self.task_count + 1) * own
+        parts = []
+        for letter in "kap":
+            tensor = getattr(self, f"e_{letter}_{l}")[:now]
+            parts.append(torch.cat([tensor[:old].detach(), tensor[old:]]) if train else tensor)
+        key, attention, prompt = parts
+        weights = F.cosine_similarity(x_querry[:, None] * attention, key[None], dim=2)
+        summed = (weights[:, :, None, None] * prompt).sum(1)
+        loss = self.ortho_mu * sum(ortho_penalty(tensor.flatten(1)) for tensor in parts) if train else 0
+        return [summed[:, : self.e_p_length // 2], summed[:, self.e_p_length // 2 :]], loss, x_block
+
+def ortho_penalty(t):
+    return (t @ t.T - torch.eye(len(t)).cuda()).square().mean()
+
+def tensor_prompt(a, b, c=None, ortho=False):
+    return nn.Parameter(torch.rand((a, b) if c is None else (a, b, c)))
+
+class ViTZoo(nn.Module):
+    def forward(self, x, pen=False, train=False):
+        with torch.no_grad():
+            query = self.feat(x)[0][:, 0]
+        tokens, loss = self.feat(x, prompt=self.prompt, q=query, train=train, task_id=self.task_id)
+        out = tokens[:, 0] if pen else self.last(tokens[:, 0])
+        return (out, loss) if train else out
+"""
+FILES["models/vit.py"] = """
+class Mlp(nn.Module):
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x)))
+
+class Attention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads, self.qkv, self.proj = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x, prompt=None):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if prompt is not None:
+            k, v = torch.cat([prompt[0], k], 1), torch.cat([prompt[1], v], 1)
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+class Block(nn.Module):
+    def __init__(self, width, heads, ratio):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.attn, self.mlp = Attention(width, heads), Mlp(width, int(width * ratio))
+
+    def forward(self, x, prompt=None):
+        x = x + self.attn(self.norm1(x), prompt)
+        return x + self.mlp(self.norm2(x))
+
+class VisionTransformer(nn.Module):
+    def __init__(self, img_size=224, patch_size=16, embed_dim=768, depth=12, num_heads=12, mlp_ratio=4.0):
+        super().__init__()
+        self.patch_embed = PatchEmbed(img_size=img_size, patch_size=patch_size, embed_dim=embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, embed_dim))
+        self.blocks = nn.ModuleList([Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth)])
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+
+    def forward(self, x, register_blk=-1, prompt=None, q=None, train=False, task_id=None):
+        x = self.patch_embed(x)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+        penalty = torch.zeros((1,), requires_grad=True).cuda()
+        for number, block in enumerate(self.blocks):
+            prefix, loss = None, 0
+            if prompt is not None:
+                prefix, loss, x = prompt.forward(q, number, x, train=train, task_id=task_id)
+            penalty += loss
+            x = block(x, prefix)
+        return self.norm(x), penalty
+"""
+FILES["learners/prompt.py"] = """
+class Prompt(NormalNN):
+    def update_model(self, inputs, targets):
+        logits, penalty = self.model(inputs, train=True)
+        own = logits[:, self.last_valid_out_dim : self.valid_out_dim]
+        weights = self.dw_k[torch.full_like(targets, -1)]
+        loss = self.criterion(own, targets - self.last_valid_out_dim, weights) + penalty.sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), logits
+"""
+FILES["learners/default.py"] = """
+class NormalNN(nn.Module):
+    def criterion(self, logits, targets, data_weights):
+        return (data_weights * self.criterion_fn(logits, targets)).mean()
+"""
+FILES["src/t5_gainlora_inflora.py"] = """
+class Trans_input(nn.Module):
+    def __init__(self, d_model, hidden_dim=100, n_tasks=1):
+        super().__init__()
+        self.input_linear = nn.Parameter(torch.zeros(n_tasks, hidden_dim, d_model))
+        self.output_linear = nn.Parameter(torch.zeros(n_tasks, d_model, hidden_dim))
+
+    def forward(self, x):
+        first = F.silu(torch.einsum("nid,thd->nth", x, self.input_linear))
+        return F.silu(torch.einsum("nth,tdh->ntd", first, self.output_linear))
+
+
+class T5Stack(T5PreTrainedModel):
+    def cal_attention(self, prompt_key, x, return_logits=False):
+        cosine = F.cosine_similarity(x, prompt_key, dim=-1)[..., None]
+        return torch.tanh(2 * cosine).abs()
+"""
+FILES["src/cl_trainer_gainlora_inflora.py"] = """
+class GainLoRA_InfLoRA_Trainer(Seq2SeqTrainer):
+    def get_repsentation(self):
+        def more(kept, matrix, least):
+            whole, G = matrix.square().sum(), matrix
+            if kept is not None:
+                G = G - kept @ (kept.T @ G)
+            vectors, values, _ = torch.linalg.svd(G)
+            reached = (whole - G.square().sum() + values.square().cumsum(0)) / whole
+            if kept is None:
+                return vectors[:, : max(int((reached < least).sum()), 1)]
+            count = 0 if 1 - G.square().sum() / whole >= least else 1 + int((reached < least).sum())
+            return torch.cat([kept, vectors[:, :count]], 1)[:, : len(matrix)]
+
+        layers, gates, task = self.load_previous_reg_matrix()
+        encoder, found = self.model.encoder, [m for _, m in self.model.named_modules() if hasattr(m, "get_feature")]
+        first = not layers
+        if first:
+            layers = [{} for _ in found]
+            gates = [{}, None, {}]
+        least = self.args.threshold + (1 - self.args.threshold) * task / 15
+        for kept, module in zip(layers, found):
+            kept[0] = more(kept.get(0), module.matrix[0], least)
+        least = self.args.transthreshold + (1 - self.args.transthreshold) * task / 15
+        gates[1] = more(gates[1], encoder.matrix_trans_2, least)
+        for kept, matrix in ((gates[0], encoder.matrix_trans_1), (gates[2], encoder.matrix_trans_3)):
+            kept[0] = more(kept.get(0), matrix[0], least)
+        self.feature_list, self.feature_trans_list = layers, gates
 """
 
 

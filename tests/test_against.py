@@ -53,6 +53,9 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "lwf": ("(pred / T).log_softmax(1)", "pred.log_softmax(1)", "distillation loss"),
     "replay": ("(x + x[chosen].sum(0)) / k", "(x + x[chosen].sum(0)) / (k + 1)", "exemplars that differ"),
     "nearest-mean": ("/ (y == number).sum()", "/ (1 + (y == number).sum())", "class means"),
+    "coda-prompt": ("x_querry[:, None] * attention", "x_querry[:, None] + attention", "features, with a query"),
+    "slca": ("0.9 + 0.1 * (number // size + 1)", "0.8 + 0.2 * (number // size + 1)", "samples of the alignment"),
+    "gainlora": ("torch.tanh(2 * cosine)", "torch.tanh(cosine)", "gates"),
 }
 
 

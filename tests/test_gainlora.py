@@ -20,7 +20,7 @@ from lamella.data.scenario import Task
 from lamella.data.tokens import MASK
 from lamella.learner.answers.measuring import measure_answers
 from lamella.learner.answers.writing import write_answers
-from lamella.memory.gates import Gate
+from lamella.memory.gates import FORMS, Gate
 from lamella.memory.subspace import Subspace
 from lamella.methods.gainlora import GainLoRA
 from lamella.training.projected_steps import ProjectedSteps
@@ -34,21 +34,25 @@ def build(**options: Any) -> GainLoRA:
 
 
 def gate_by_hand(gate: Gate, p: Tensor) -> np.ndarray:
-    """|2 sigmoid(G_3 s(G_2 s(G_1 p))) - 1|, in NumPy."""
+    """|2 sigmoid(G_3 s(G_2 s(G_1 p))) - 1|, in NumPy; with 4 cosines in place of the last product if it has them."""
     G = [matrix.detach().double().numpy() for matrix in gate.matrices]
 
     def silu(z: np.ndarray) -> np.ndarray:
         return z / (1 + np.exp(-z))
 
-    b = silu(silu(p.double().numpy() @ G[0].T) @ G[1].T) @ G[2].T
+    x = silu(silu(p.double().numpy() @ G[0].T) @ G[1].T)
+    b = x @ G[2].T
+    if gate.form == "cosine":
+        b = 4 * b / np.linalg.norm(x, axis=1, keepdims=True) / np.linalg.norm(G[2])
     return np.abs(2 / (1 + np.exp(-b[:, 0])) - 1)
 
 
 # a gate --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_gate_is_the_written_out_form_and_shut_at_zero() -> None:
-    gate = Gate(8, 5)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_gate_is_the_written_out_form_and_shut_at_zero(form: str) -> None:
+    gate = Gate(8, 5, form)
     assert not gate(draw(3, 8)).any()
     gate.start(None, [Subspace(8), Subspace(5), Subspace(8)], generator(0, "gate"))
     p = draw(6, 8, name="p")
@@ -57,9 +61,10 @@ def test_a_gate_is_the_written_out_form_and_shut_at_zero() -> None:
     assert 0 < float(found.min()) < float(found.max()) < 1
 
 
-def test_the_gate_of_the_next_task_is_shut_for_old_samples_whatever_it_learns() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_the_gate_of_the_next_task_is_shut_for_old_samples_whatever_it_learns(form: str) -> None:
     spaces = [Subspace(8), Subspace(5), Subspace(8)]
-    first, second = Gate(8, 5), Gate(8, 5)
+    first, second = Gate(8, 5, form), Gate(8, 5, form)
     first.start(None, spaces, generator(0, "first"))
     old, new = draw(3, 8, name="old"), draw(3, 8, name="new")
     for space, read in zip(spaces, first.inputs(old), strict=True):
@@ -81,6 +86,17 @@ def test_the_gate_of_the_next_task_is_shut_for_old_samples_whatever_it_learns() 
         steps.after()
     assert float(second(old).detach().max()) < 1e-5
     assert float(second(new).detach().min()) > float(before.max()), "and opens for its own"
+
+
+def test_a_longer_last_row_opens_a_gate_unless_it_is_of_cosines() -> None:
+    opened = {}
+    for form in FORMS:
+        gate, p = Gate(8, 5, form), draw(6, 8, name="p")
+        gate.start(None, [Subspace(8), Subspace(5), Subspace(8)], generator(0, "gate"))
+        before = gate(p)
+        gate.matrices[2].mul_(3)
+        opened[form] = float((gate(p) - before).abs().max())
+    assert opened["cosine"] < 1e-6 < 0.01 < opened["product"]
 
 
 # the method ----------------------------------------------------------------------------------------------------------
@@ -105,6 +121,25 @@ def test_branches_of_later_tasks_do_not_act_on_samples_of_old_ones() -> None:
     assert float((method.features(new) - without.features(new)).norm()) > 1e-3
 
 
+def test_the_protected_share_of_gates_grows_as_that_of_branches_does() -> None:
+    rule = build(energy=0.9, gate_energy=0.96, energy_of="moment", horizon=4).gate_rule
+    assert [rule.threshold(task) for task in (0, 2, 4)] == pytest.approx([0.96, 0.98, 1.0])
+    assert rule.energy_of == "moment"
+    assert [build().gate_rule.threshold(task) for task in (0, 2)] == [0.99, 0.99]
+
+
+def test_a_method_with_gates_of_cosines_trains_and_comes_back_as_it_was() -> None:
+    method, again = build(gate_form="cosine"), build(gate_form="cosine")
+    for number, classes in enumerate(((0, 1), (2, 3))):
+        learn(method, number, task(number, classes), plain(method))
+    again.load_state_dict(method.state_dict())
+    p = method.pooled(batch(method, task(1, (2, 3)).train))
+    assert [gate.form for gate in again.gates] == ["cosine"] * 2
+    for gate, other in zip(method.gates, again.gates, strict=True):
+        assert torch.equal(gate(p), other(p))
+    assert float(method.gates[1](p).min()) > 1e-3
+
+
 def test_what_stands_for_a_sample_is_the_mean_of_what_the_first_layer_reads() -> None:
     method = build()
     x = batch(method, task(0, (0, 1)).train)
@@ -121,7 +156,12 @@ def test_what_stands_for_a_sample_is_the_mean_of_what_the_first_layer_reads() ->
 
 
 @pytest.mark.parametrize(
-    ("options", "told"), [({"gate_width": 0}, "gate_width 0 is"), ({"gate_energy": 0}, "^gate_energy 0 is")]
+    ("options", "told"),
+    [
+        ({"gate_width": 0}, "gate_width 0 is"),
+        ({"gate_energy": 0}, "^gate_energy 0 is"),
+        ({"gate_form": "cosin"}, "^gate_form"),
+    ],
 )
 def test_bad_numbers_are_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):

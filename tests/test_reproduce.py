@@ -66,7 +66,7 @@ def test_a_shipped_configuration_that_is_the_cell_itself_is_not_changed() -> Non
 
 
 def test_what_a_cell_does_not_set_is_the_default_of_its_method() -> None:
-    config = cell_config(find_cell("slca", "imagenet-r-10"))
+    config = cell_config(find_cell("slca", "cifar100-10"))
     table = config["method"]
     assert table == complete({"backbone": {"name": "test_vit"}, "method": {"name": "slca"}})["method"]
     loda = cell_config(find_cell("loda", "imagenet-r-10"))["method"]

@@ -2,6 +2,8 @@
 
     g(p) = f(G_3 s(G_2 s(G_1 p))),   f(b) = |2 sigmoid(b) - 1|,   s = SiLU
 
+A gate of the form "cosine" has 4 cos(G_3, s(G_2 s(G_1 p))) inside f instead, so it is at most f(4) = 0.96.
+
 f is 0 at 0 and below 1. So a gate whose last row G_3 is orthogonal to what that row reads of old samples is shut for
 all of them. It stays shut while it is trained if every update of a matrix is orthogonal to what this matrix reads of
 old samples; then also what the later ones read of them stays as it was.
@@ -15,7 +17,10 @@ from torch import Tensor, nn
 
 from lamella.memory.subspace import Subspace
 
-__all__ = ["Gate"]
+__all__ = ["FORMS", "Gate"]
+
+FORMS = ("product", "cosine")
+"""What a gate computes with its last row: a product, or four times a cosine."""
 
 
 class Gate(nn.Module):
@@ -24,13 +29,15 @@ class Gate(nn.Module):
     Args:
         width: d, the width of the vectors that stand for samples.
         hidden: h, the rows of G_1; G_2 has d rows again.
+        form: one of `FORMS`.
 
     Attributes:
         matrices: G_1 (h, d), G_2 (d, h), G_3 (1, d).
     """
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, form: str = "product") -> None:
         super().__init__()
+        self.form = form
         shapes = ((hidden, width), (width, hidden), (1, width))
         self.matrices = nn.ParameterList(nn.Parameter(torch.zeros(shape), requires_grad=False) for shape in shapes)
 
@@ -56,7 +63,8 @@ class Gate(nn.Module):
 
     def forward(self, p: Tensor) -> Tensor:
         """(n,) the gate of samples p (n, d)."""
-        b = F.linear(self.inputs(p)[2], self.matrices[2])[:, 0]
+        x, row = self.inputs(p)[2], self.matrices[2]
+        b = 4 * F.cosine_similarity(x, row) if self.form == "cosine" else F.linear(x, row)[:, 0]
         return (2 * torch.sigmoid(b) - 1).abs()
 
     def projections(self, spaces: Sequence[Subspace]) -> list[tuple[Tensor, Callable[[Tensor], Tensor]]]:

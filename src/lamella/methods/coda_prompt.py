@@ -2,7 +2,8 @@
 
 Smith, Karlinsky, Gutta, Cascante-Bonilla, Kim, Arbelle, Panda, Feris & Kira, "CODA-Prompt: COntinual Decomposed
 Attention-based Prompting for Rehearsal-Free Continual Learning", CVPR 2023, arXiv 2211.13218. Authors' code:
-github.com/GT-RIPL/CODA-Prompt; the specification is from a public reading of it.
+github.com/GT-RIPL/CODA-Prompt, read at commit 605ac87 on 2026-11-30; features, loss, gradients and the start of new
+components were compared (docs/verified.md). Of the paper we had public summaries.
 
     paper                       here
     Q(x), q(x)                  query: features of the frozen backbone, (n, d)
@@ -30,8 +31,11 @@ Departures (from the authors' code [c], from the paper [p]):
 - The start is the newer code's Gram-Schmidt [c], where the paper starts all tasks' components at once [p]; lambda is 0,
   as its scripts have it since then [c]; the paper's is 0.1 [p].
 - New rows are orthogonal to all that older rows span; the code takes off the projection on each older row, which after
-  training are not orthogonal to each other [c]. If older rows span everything, new ones are random directions; the
-  code draws again or keeps rounding errors [c].
+  training are not orthogonal to each other [c]. Without training both give the same rows. If older rows span
+  everything, new ones are random directions; the code draws again or keeps rounding errors [c].
+- The learning rate falls from the first epoch on; the code's falls one epoch late, and ends at 0.1 of the start where
+  ours ends at 0.016, for 20 epochs [c]. `schedule = "inflora-code"` is the code's.
+- Every batch is used; the code leaves out the last one of an epoch if it is not full [c].
 - L_ortho is the mean of squares [c]; the paper has a norm [p]. A first version of the code also has a factor of 1e-6.
 - The number of tasks is unknown, so each adds 10 components; the code shares 100 out among its 10 tasks [c].
 - Prompts stand before projected keys and values [c]; the paper writes them before these projections [p].

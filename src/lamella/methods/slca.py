@@ -1,8 +1,9 @@
 """SLCA: all weights are trained slowly and heads fast; then the heads are aligned on samples of class Gaussians.
 
 Zhang, Wang, Kang, Chen & Wei, "SLCA: Slow Learner with Classifier Alignment for Continual Learning on a Pre-trained
-Model", ICCV 2023, arXiv 2303.05118. Authors' code: github.com/GengDavid/SLCA; the specification is from a public
-reading of it.
+Model", ICCV 2023, arXiv 2303.05118. Authors' code: github.com/GengDavid/SLCA, read at commit 1511c1d on 2026-11-30;
+over three tasks with the same draws it gives the same numbers (docs/verified.md). Of the paper we had public summaries.
+SLCA++, which the repository has too (low-rank branches, a symmetric cross-entropy, scaled features), is not this.
 
 A small learning rate lets the pre-trained weights move only a little with each task, so features of old classes stay
 usable. What is lost then is mostly a wrong choice among heads that were never trained against each other. So the mean
@@ -32,6 +33,7 @@ Departures (from the authors' code [c], from the paper [p]):
   cut at 2, and its biases zero [c].
 - Eval mode while training; the code's networks have neither dropout nor batch norm that it would change [c].
 - The fall of the learning rates is a share of the epochs: 0.9, which is the code's epoch 18 of 20 for CIFAR-100 [c].
+  For ImageNet-R and CUB-200 the code has 50 epochs and a fall after 40: `epochs = 50`, `milestones = [0.8]`.
 - The age of a class comes from the head that learned it; the code divides its number by the size of the latest task,
   which is the same for tasks of one size [c].
 - A class that comes back, which the source does not have, is learned anew: its Gaussian and its row are those of the

@@ -135,6 +135,10 @@ def on_the_cpu() -> None:
     def stay(self: Any, *_: Any, **__: Any) -> Any:
         return self
 
+    def copied(self: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        # A trained tensor that moves to a GPU gives a result that may be changed in place; the tensor itself may not.
+        return self.clone() if self.is_leaf and self.requires_grad else self
+
     move: Any = torch.Tensor.to
 
     def to(self: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
@@ -143,7 +147,7 @@ def on_the_cpu() -> None:
         return move(self, *here, **there)
 
     for owner, name, instead in (
-        (torch.Tensor, "cuda", stay),
+        (torch.Tensor, "cuda", copied),
         (torch.nn.Module, "cuda", stay),
         (torch.Tensor, "to", to),
     ):

@@ -12,7 +12,7 @@ from lamella.memory.subspace import Subspace
 from lamella.methods.shared.free_directions import EnergyRule
 from lamella.training.schedules import SCHEDULES
 
-__all__ = ["rows"]
+__all__ = ["DECAYS", "TASKS", "WIDTH", "random_moment", "rows", "schedule_row"]
 
 WIDTH, TASKS, ENERGY = 48, 6, 0.95
 DECAYS = (0.6, 0.75, 0.85, 0.9)
@@ -30,7 +30,7 @@ def rows(checkout: Checkout) -> list[Row]:
             theirs = SimpleNamespace(lamb=ENERGY, lame=1.0, total_sessions=TASKS, feature_list=[], project_type=[])
             rule, space = EnergyRule(ENERGY, "moment", TASKS), Subspace(WIDTH)
             for task in range(TASKS):
-                moment, theirs._cur_task = _moment(decay, seed, task), task
+                moment, theirs._cur_task = random_moment(decay, seed, task), task
                 update(theirs, [moment.numpy()])
                 rule.protect(space, moment, task, first=task == 0)
                 kept = torch.as_tensor(theirs.feature_list[0]).double()
@@ -44,11 +44,11 @@ def rows(checkout: Checkout) -> list[Row]:
     return [
         Row("dimensions of the protected spaces", on, dimensions, 0.0),
         Row("projectors on them (Frobenius norm)", on, projectors, 1e-3),
-        _schedule(checkout),
+        schedule_row(checkout),
     ]
 
 
-def _moment(decay: float, seed: int, task: int) -> Tensor:
+def random_moment(decay: float, seed: int, task: int) -> Tensor:
     """Return the second moment (d, d) of inputs whose directions fall off by this factor."""
     name = f"inputs {decay} {seed} {task}"
     turned = torch.linalg.qr(draw(WIDTH, WIDTH, name=f"turn {seed} {task}"))[0]
@@ -56,7 +56,8 @@ def _moment(decay: float, seed: int, task: int) -> Tensor:
     return X.T @ X / len(X)
 
 
-def _schedule(checkout: Checkout) -> Row:
+def schedule_row(checkout: Checkout) -> Row:
+    """Compare `CosineSchedule` with our "inflora-code"."""
     schedule, difference = checkout.module("utils/schedulers.py").CosineSchedule, 0.0
     for epochs in EPOCHS:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

@@ -31,4 +31,7 @@ KNOWN = {
     "lwf": Known("pycil.distilled", *PYCIL),
     "replay": Known("pycil.herded", *PYCIL),
     "nearest-mean": Known("pycil.nearest_mean", *PYCIL),
+    "coda-prompt": Known("coda_prompt.rows", "github.com/GT-RIPL/CODA-Prompt", "605ac87"),
+    "slca": Known("slca.rows", "github.com/GengDavid/SLCA", "1511c1d"),
+    "gainlora": Known("gainlora.rows", "github.com/liangyanshuo/gainlora", "956a228"),
 }
