@@ -53,6 +53,9 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "lwf": ("(pred / T).log_softmax(1)", "pred.log_softmax(1)", "distillation loss"),
     "replay": ("(x + x[chosen].sum(0)) / k", "(x + x[chosen].sum(0)) / (k + 1)", "exemplars that differ"),
     "nearest-mean": ("/ (y == number).sum()", "/ (1 + (y == number).sum())", "class means"),
+    "splitlora": ("self.alpha * free", "2 * self.alpha * free", "protected directions"),
+    "lora-sub": ("sign, count = (-1, task)", "sign, count = (1, task)", "subtracted network"),
+    "ewc-lora": ("self.ewc_weight / 2", "self.ewc_weight", "penalty"),
 }
 
 

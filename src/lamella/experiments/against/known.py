@@ -31,4 +31,7 @@ KNOWN = {
     "lwf": Known("pycil.distilled", *PYCIL),
     "replay": Known("pycil.herded", *PYCIL),
     "nearest-mean": Known("pycil.nearest_mean", *PYCIL),
+    "lora-sub": Known("lora_sub.rows", "github.com/namphh28/LoraSub_Optimize", "d725a1f"),
+    "ewc-lora": Known("ewc_lora.rows", "github.com/Panpz202006/LoSCO", "3578902"),
+    "splitlora": Known("splitlora.rows", "github.com/iLearn-Lab/ICLR26-SplitLoRA", "7a3f6d7"),
 }
