@@ -425,6 +425,226 @@ class GainLoRA_InfLoRA_Trainer(Seq2SeqTrainer):
             kept[0] = more(kept.get(0), matrix[0], least)
         self.feature_list, self.feature_trans_list = layers, gates
 """
+FILES["lora/utils.py"] = """
+class LoRALayer(torch.nn.Module):
+    def __init__(self, in_dim, out_dim, rank, alpha, pos="", layer=0):
+        super().__init__()
+        self.shape, self.rank, self.alpha, self.number = (in_dim, out_dim), rank, alpha, 0
+        self.lora_A, self.lora_B = nn.ModuleList(), nn.ModuleList()
+        self.register_buffer("folded", torch.zeros(out_dim, in_dim))
+        self.sums, self.tokens = torch.zeros(in_dim, in_dim), 0
+        self.begin()
+
+    def begin(self):
+        self.lora_A.append(nn.Linear(self.shape[0], self.rank, bias=False))
+        self.lora_B.append(nn.Linear(self.rank, self.shape[1], bias=False))
+        nn.init.zeros_(self.lora_B[-1].weight)
+
+    def update(self, task_id):
+        self.folded = self.folded + (self.lora_B[-1].weight @ self.lora_A[-1].weight).detach()
+        self.begin()
+        self.number = task_id
+
+    @property
+    def cur_matrix(self):
+        return self.sums / self.tokens
+
+    def update_grad_before_train(self, task_id):
+        if self.number:
+            A = (self.feature_list @ torch.randn(self.feature_list.shape[1], self.rank)).T
+            length = self.lora_A[task_id].weight.data.norm()
+            self.lora_A[task_id].weight.data = A * length / A.norm()
+
+    def update_grad_after_train(self, task_id):
+        values, vectors = torch.linalg.eigh(self.cur_matrix)
+        d = len(values)
+        lost = 1 - values.flip(0).cumsum(0) / values.sum()
+        free = torch.arange(d - 1, -1, -1) / d
+        count = max(int(((self.number + 1) * lost - self.alpha * free).argmin()) + 1, 2)
+        wandb.log({"free": d - count})
+        self.feature_list = vectors.flip(1)[:, count:]
+
+    def forward(self, x, get_cur_feat=False):
+        if get_cur_feat:
+            flat = x.detach().flatten(0, 1)
+            self.sums, self.tokens = self.sums + flat.T @ flat, self.tokens + len(flat)
+        return x @ self.folded.T + self.lora_B[-1](self.lora_A[-1](x))
+
+
+class QkvWithLoRA(torch.nn.Module):
+    def __init__(self, qkv, rank, alpha, layer):
+        super().__init__()
+        self.qkv, width = qkv, qkv.in_features
+        self.lora_k, self.lora_v = (LoRALayer(width, width, rank, alpha, pos, layer) for pos in "kv")
+
+    def update(self, task_id):
+        for side in (self.lora_k, self.lora_v):
+            side.update(task_id)
+
+    def update_grad(self, task_id, many):
+        for side in (self.lora_k, self.lora_v):
+            (side.update_grad_before_train if "before" in many else side.update_grad_after_train)(task_id)
+
+    def forward(self, x, get_cur_feat=False):
+        k, v = self.lora_k(x, get_cur_feat), self.lora_v(x, get_cur_feat)
+        return self.qkv(x) + torch.cat([torch.zeros_like(k), k, v], -1)
+"""
+FILES["models/vit_lora.py"] = """
+class Attention_LoRA(nn.Module):
+    def __init__(self, dim, num_heads=8, qkv_bias=False, qk_scale=None, attn_drop=0.0, proj_drop=0.0, r=64, n_tasks=10):
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = num_heads, nn.Linear(dim, 3 * dim, bias=qkv_bias), nn.Linear(dim, dim)
+        for name, shape in (("A", (dim, r)), ("B", (r, dim))):
+            for side in "kv":
+                pairs = nn.ModuleList(nn.Linear(*shape, bias=False) for _ in range(n_tasks))
+                setattr(self, f"lora_{name}_{side}", pairs)
+        self.sums, self.tokens = torch.zeros(dim, dim), 0
+
+    @property
+    def cur_matrix(self):
+        return self.sums / self.tokens
+
+    def forward(self, x, task, register_hook=False, get_feat=False, get_cur_feat=False, get_cur_x=False):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if get_cur_x:
+            flat = x.detach().flatten(0, 1)
+            self.sums, self.tokens = self.sums + flat.T @ flat, self.tokens + len(flat)
+        sign, count = (-1, task) if get_cur_x else (1, task + 1)
+        for t in range(count):
+            k = k + sign * self.lora_B_k[t](self.lora_A_k[t](x))
+            v = v + sign * self.lora_B_v[t](self.lora_A_v[t](x))
+        q, k, v = (each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (q, k, v))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+"""
+FILES["optimgrad/adam_proj.py"] = """
+class Adam(Optimizer):
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, svd=False, thres=1.001):
+        super().__init__(params, dict(lr=lr, svd=svd, thres=thres))
+        self.betas, self.eps, self.eigens, self.transforms = betas, eps, defaultdict(dict), {}
+
+    def get_eigens(self, fea_in):
+        for p, moment in fea_in.items():
+            values, vectors = torch.linalg.eigh(moment)
+            self.eigens[p] = {"value": values.flip(0), "vector": vectors.flip(1)}
+
+    def get_transforms(self):
+        for group in self.param_groups:
+            for p in group["params"] if group["svd"] else ():
+                shares = self.eigens[p]["value"].cumsum(0) / self.eigens[p]["value"].sum()
+                kept = self.eigens[p]["vector"][:, : int((shares < group["thres"]).sum()) + 1]
+                self.transforms[p] = kept @ kept.T / (kept @ kept.T).norm()
+
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                kept = self.state[p] or {"t": 0, "m": torch.zeros_like(p), "v": torch.zeros_like(p)}
+                kept["t"] += 1
+                for name, power, decay in (("m", 1, self.betas[0]), ("v", 2, self.betas[1])):
+                    kept[name] = decay * kept[name] + (1 - decay) * p.grad**power
+                self.state[p].update(kept)
+                m, v = (kept[name] / (1 - beta ** kept["t"]) for name, beta in zip("mv", self.betas))
+                move = -group["lr"] * m / (v.sqrt() + self.eps)
+                P = self.transforms[p]
+                p.data += P @ move if len(P) == len(move) else move @ P
+"""
+FILES["utils/losses.py"] = """
+class AugmentedTripletLoss(nn.Module):
+    def __init__(self, margin=1.0, norm=2):
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, inputs, targets, center):
+        means = F.normalize(torch.as_tensor(np.array(center)), dim=1)
+        own = (2 - 2 * inputs @ inputs.T).clamp(min=1e-12).sqrt()
+        losses = []
+        for i, label in enumerate(targets):
+            far = own[i][targets == label].max()
+            near = torch.cat([own[i][targets != label], (inputs[i] - means).norm(dim=1)]).min()
+            losses.append(F.relu(far - near + self.margin))
+        return torch.stack(losses).mean()
+"""
+FILES["methods/lorasub_drs.py"] = """
+class LoRAsub_DRS(BaseLearner):
+    def _eval_model(self, loader, class_means):
+        self._network.eval()
+        vectors, labels = self._extract_vectors(loader)
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return cdist(class_means, vectors, "sqeuclidean").T.argsort(1)[:, : self.topk], labels
+"""
+FILES["models/vit_ewclora.py"] = """
+class Attention_LoRA(nn.Module):
+    def __init__(self, dim, num_heads=8, qkv_bias=False, scale=None, attn_drop=0.0, proj_drop=0.0, r=64, n_tasks=10):
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = num_heads, nn.Linear(dim, 3 * dim, bias=qkv_bias), nn.Linear(dim, dim)
+        for side in "kv":
+            self.register_buffer(f"folded_{side}", torch.zeros(dim, dim))
+            for name, shape in (("A", (dim, r)), ("B", (r, dim))):
+                new = nn.Linear(*shape, bias=False)
+                setattr(new.weight, f"_is_new_{name.lower()}", True)
+                setattr(self, f"lora_new_{name}_{side}", new)
+
+    def init_param(self):
+        for side in "kv":
+            nn.init.zeros_(getattr(self, f"lora_new_B_{side}").weight)
+
+    def product(self, side):
+        return getattr(self, f"lora_new_B_{side}").weight @ getattr(self, f"lora_new_A_{side}").weight
+
+    def accumulate_and_reset_lora(self):
+        for side in "kv":
+            setattr(self, f"folded_{side}", getattr(self, f"folded_{side}") + self.product(side).detach())
+        self.init_param()
+
+    def forward(self, x, use_new=True, register_hook=False):
+        q, *others = self.qkv(x).chunk(3, -1)
+        moved = []
+        for side, other in zip("kv", others):
+            new = self.product(side)
+            if register_hook:
+                new.register_hook(lambda grad, name=f"delta_w_{side}_new_grad": setattr(self, name, grad))
+            moved.append(other + x @ (getattr(self, f"folded_{side}") + new).T)
+        q, k, v = (each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (q, *moved))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+"""
+FILES["methods/ewclora.py"] = """
+class FisherComputer:
+    def __init__(self, task_id, network, dataloader, increment, criterion, device=None):
+        self.model, self.loader, self.criterion, self.first = network, dataloader, criterion, task_id * increment
+
+    def compute(self, max_batches=None):
+        sums, count = 0, 0
+        for _, x, y in tqdm(self.loader):
+            self.model.zero_grad()
+            self.criterion(self.model(x, use_new=True, register_hook=True)["logits"], y - self.first).backward()
+            found = [getattr(m, f"delta_w_{side}_new_grad", None) for m in self.model.modules() for side in "kv"]
+            sums = sums + len(x) * torch.stack([slope for slope in found if slope is not None]).square()
+            count += len(x)
+        return list(sums / count)
+
+
+class EWCLoRA(BaseLearner):
+    def new(self, name):
+        return [p for p in self.network.parameters() if getattr(p, f"_is_new_{name}", False)]
+
+    def after_task(self):
+        self.count_updates += 1
+        found = FisherComputer(
+            self.cur_task, self.network, self.train_loader, self.increment, F.cross_entropy, self.device
+        ).compute()
+        before = self.omega_W or [0 for _ in found]
+        self.omega_W = [self.gamma * old + more for old, more in zip(before, found)]
+        self.network.accumulate_and_reset_lora()
+
+    def _train_function(self, train_loader, optimizer, scheduler):
+        for _, x, y in train_loader:
+            loss = F.cross_entropy(self.network(x, use_new=True)["logits"], y - self.known_classes)
+            for importance, A, B in zip(self.omega_W, self.new("a"), self.new("b")):
+                loss += self.ewc_weight / 2 * (importance * (B @ A).square()).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        scheduler.step()
+"""
 
 
 def write_checkout(folder: Path, **changed: str) -> Path:

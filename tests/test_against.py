@@ -56,6 +56,9 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "coda-prompt": ("x_querry[:, None] * attention", "x_querry[:, None] + attention", "features, with a query"),
     "slca": ("0.9 + 0.1 * (number // size + 1)", "0.8 + 0.2 * (number // size + 1)", "samples of the alignment"),
     "gainlora": ("torch.tanh(2 * cosine)", "torch.tanh(cosine)", "gates"),
+    "splitlora": ("self.alpha * free", "2 * self.alpha * free", "protected directions"),
+    "lora-sub": ("sign, count = (-1, task)", "sign, count = (1, task)", "subtracted network"),
+    "ewc-lora": ("self.ewc_weight / 2", "self.ewc_weight", "penalty"),
 }
 
 

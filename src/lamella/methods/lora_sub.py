@@ -1,9 +1,10 @@
 """LoRA-Sub (LoRA-DRS): the steps of a new branch stay where the network without all old branches sees the new samples.
 
 Liu & Chang, "LoRA Subtraction for Drift-Resistant Space in Exemplar-Free Continual Learning", CVPR 2025,
-arXiv 2503.18985. Authors' code: github.com/scarlet0703/LoRA-Sub-DRS. This is a specification from a public reading of
-code (that of LibContinual, and of a fork of the authors'); the paper was read in summaries only, so no equation numbers
-are given. Prior: Adam in the null space of old inputs (Wang et al., CVPR 2021, arXiv 2103.07113).
+arXiv 2503.18985. Authors' code: github.com/scarlet0703/LoRA-Sub-DRS, of which only copies by others were at hand: it
+was read and compared in namphh28/LoraSub_Optimize at d725a1f on 2026-11-30 (docs/verified.md). The paper was read in
+summaries only, so no equation numbers are given. Prior: Adam in the null space of old inputs (Wang et al., CVPR 2021,
+arXiv 2103.07113).
 
 Before a task all old updates are *subtracted* from the pre-trained weights, not added to them. What the inputs of a
 layer span in that network is called the drift-resistant space; each step of the optimiser is projected on it.
@@ -18,21 +19,26 @@ layer span in that network is called the drift-resistant space; each step of the
     epsilon                     margin
     prototypes                  statistics.means, each as it was when its class was learned
 
-Departures (from the code [c]; unsaid in the specification [u]):
-- The old updates are kept as their sum, not as branches [c]. A new branch starts with B = 0, so that it changes
-  nothing; the code's B has one random entry of size 0.01 in each column [c].
-- Steps of A are multiplied by P on the right, as its rows read inputs. Steps of B are multiplied by the same P [c]; the
-  side is unsaid, and only the left one has the shape [u]. Columns of B write to keys or values, and why these should
-  stay within what inputs span was not found [u]: `project_b=False` leaves steps of B as they are. Where a site has
-  several roles, as key and value, each block of rows is projected apart.
-- The first task is trained without projection [c].
-- The share of energy is counted on eigenvalues of X_t, not on their squares [u].
+Departures (from the code in that copy; unsaid in what was read [u]):
+- The old updates are kept as their sum, not as branches. A new branch starts with B = 0, so that it changes nothing;
+  the code's B has one random entry of size 0.01 in each column.
+- Steps of A are multiplied by P on the right, as its rows read inputs, and steps of B by the same P on the left, as in
+  the code. Columns of B write to keys or values, and why these should stay within what inputs span was not found [u]:
+  `project_b=False` leaves steps of B as they are. Where a site has several roles, as key and value, each block of rows
+  is projected apart.
+- The first task is trained without projection, and the share of energy is counted on eigenvalues of X_t, as in the
+  code.
+- The small number in Adam's denominator is added after the correction of its bias, as in torch; in the code before.
+  That differs in early steps with gradients below 1e-6.
 - A prototype of the sample's own class is no negative; in the code no class comes back. The mean of a class that does
   is that of all its samples, each as the network of its task saw it.
 - Prototypes do not follow the drift of later tasks, as in the code; `+align` would move them.
-- The head of a task serves its training alone and is not kept, as predictions are the nearest class mean [c].
+- The head of a task serves its training alone and is not kept, as predictions are the nearest class mean.
 - Key and value share one A, as in this package's other methods, with the training settings of `seq-lora`; the code has
-  one each, Adam at 5e-4, heads at 2e-3, a cosine, 20 epochs, batches of 128 [c]. `weight_decay` would be projected too.
+  one each, Adam at 5e-4, heads at 2e-3, InfLoRA's cosine, 20 epochs, batches of 128. `weight_decay` would be projected
+  too.
+- Another copy, qiermeng/LoRA-Sub-DRS at 360a034, also takes from each new branch what it shares with old ones. No other
+  copy does, so this does not.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence

@@ -1,8 +1,8 @@
 """SplitLoRA: a low-rank branch for each task, in random directions that old tasks use little, as many as pays off.
 
 Qiu et al., "SplitLoRA: Balancing Stability and Plasticity in Continual Learning Through Gradient Space Splitting",
-ICLR 2026, arXiv 2505.22370. Authors' code: github.com/iLearn-Lab/ICLR26-SplitLoRA. This is a specification from a
-public reading of the authors' code; the paper was read in its abstract only, so no equation numbers are given.
+ICLR 2026, arXiv 2505.22370. Authors' code: github.com/iLearn-Lab/ICLR26-SplitLoRA, read at 7a3f6d7 and compared on
+2026-11-30 (docs/verified.md); the paper was read in its abstract only, so no equation numbers are given.
 
 As in InfLoRA a branch with a fixed A changes W only within the span of A's rows, which avoid the inputs of old tasks.
 Two things differ: how many directions are avoided is the result of a trade-off, not of a fixed share of energy, and A
@@ -18,19 +18,22 @@ is a random draw from the others, not the new task's leading directions.
     U_minor                     the eigenvectors of S after the first k: the complement of `space`
     A_t = (U_minor G)^T         G Gaussian; scaled to the norm of LoRA's usual start, divided by the number of the task
 
-Departures (from the authors' code [c]; unsaid in the specification [u]):
+Departures (from the authors' code):
 - U_minor U_minor^T R with R Gaussian (d x r) takes the place of U_minor G. Both have the same distribution.
-- At least one direction is protected, as the formula says; the code protects two or more [c]. At least `rank`
-  directions stay free, so that the next branch has its rank; the code can run out of them [c].
-- Two public versions of the code scale A differently: one divides by the number of the task, one does not [c];
-  `shrinking=False` is the latter.
+- At least one direction is protected, as the formula says; the code protects two or more. At least `rank` directions
+  stay free, so that the next branch has its rank; the code can run out of them.
+- The authors' code at 7a3f6d7 gives A the norm of LoRA's usual start (`shrinking=False`). A copy of another version,
+  in thanhttvq12/test at 004b6ce, divides that by the number of the task, as is the default here.
 - The moments of a task are taken after its branch is folded, over its augmented training images once, each token with
-  weight one in all tasks [c]. Whether the code's loader repeats each image within an epoch was not read [u].
-- Key and value share one A, as in this package's other methods; the code draws one each: `sites=("key", "value")` [c].
-- Defaults of training are those of the code's script for CIFAR-100 (AdamW, rate 1e-3 and 1e-2 for the head, decay 5e-5,
-  a tenth of the rates after half and four fifths of 10 epochs, batches of 256, temperature 30) [c]. Its augmentation
-  and its backbone, a ViT-B/16 that was fine-tuned on ImageNet-1k, are settings of a run. No float16 [c].
-- Heads of old tasks stand side by side with the new one at test time; temperature is for training only [c].
+  weight one in all tasks. So does the code, over ten augmentations of each image.
+- An epoch of the code has each image ten times (`expand_times`; the loader was read in that copy), so its 10 epochs
+  are 100 passes, and timm's schedule divides the rate after 4 and 7 of them. Here 10 epochs are 10 passes, and the rate
+  falls after 5 and 8: `epochs=100, milestones=(0.4, 0.7)` are the code's. The rates (AdamW, 1e-3, heads 1e-2), decay
+  5e-5, batches of 256 and temperature 30 are those of its script.
+- Key and value share one A, as in this package's other methods; the code draws one each: `sites=("key", "value")`.
+- Its AutoAugment, its crops and its backbone, a ViT-B/16 that was fine-tuned on ImageNet-1k, are settings of a run. The
+  code trains in float16.
+- As in the code, heads of old tasks stand side by side with the new one at test time; temperature is for training only.
 """
 
 from functools import partial
@@ -87,7 +90,7 @@ class SeenInputs(Resizable):
 
 
 class SplitLoRA(OwnHeads):
-    """SplitLoRA, by default with the settings of the authors' script for CIFAR-100.
+    """SplitLoRA, by default with the rates, batches and temperature of the authors' script.
 
     Args:
         backbone: the feature extractor; the layers of the roles in `sites` are adapted.

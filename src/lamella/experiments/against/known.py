@@ -34,4 +34,7 @@ KNOWN = {
     "coda-prompt": Known("coda_prompt.rows", "github.com/GT-RIPL/CODA-Prompt", "605ac87"),
     "slca": Known("slca.rows", "github.com/GengDavid/SLCA", "1511c1d"),
     "gainlora": Known("gainlora.rows", "github.com/liangyanshuo/gainlora", "956a228"),
+    "lora-sub": Known("lora_sub.rows", "github.com/namphh28/LoraSub_Optimize", "d725a1f"),
+    "ewc-lora": Known("ewc_lora.rows", "github.com/Panpz202006/LoSCO", "3578902"),
+    "splitlora": Known("splitlora.rows", "github.com/iLearn-Lab/ICLR26-SplitLoRA", "7a3f6d7"),
 }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lamella.backbones import Backbone, load_backbone
 from lamella.common.randomness import generator
@@ -14,7 +14,18 @@ from lamella.data.scenario import Task
 from lamella.data.transform import of_images, plain_view
 from lamella.training.fit import Fit
 
-__all__ = ["draw", "gradient", "inputs", "largest", "learned", "relative", "tiny", "tiny_tasks"]
+__all__ = [
+    "draw",
+    "gradient",
+    "inputs",
+    "largest",
+    "learned",
+    "learned_pairs",
+    "relative",
+    "tiny",
+    "tiny_tasks",
+    "with_attention",
+]
 
 SIZE = 32
 PER_CLASS = 6
@@ -74,3 +85,56 @@ def learned(method: Any, tasks: Sequence[Task]) -> Any:
         fit.begin(str(task.id))
         method.learn(task, fit)
     return method.eval()
+
+
+def learned_pairs(method: Any, task: Task) -> list[tuple[Tensor, Tensor]]:
+    """Let a method learn a task, and return A and B of each site as trained, before they are folded."""
+    fit = _Noting(method, method.backbone.transform, device="cpu")
+    fit.begin(str(task.id))
+    method.learn(task, fit)
+    method.eval()
+    return fit.pairs
+
+
+class _Noting(Fit):
+    """A fit that keeps the pairs of the new branches as they are after training."""
+
+    pairs: list[tuple[Tensor, Tensor]]
+
+    def __call__(self, *args: Any, **options: Any) -> list[float]:
+        losses = super().__call__(*args, **options)
+        sites: Any = self.module.sites
+        new = [branch for site in sites for branch in site.layer.of("new") if branch.rows == site.rows]
+        self.pairs = [(branch.A.detach().clone(), branch.B.detach().clone()) for branch in new]
+        return losses
+
+
+def with_attention(backbone: Backbone, attention: Any, *args: Any, rank: int, **asked: Any) -> list[Any]:
+    """Put an attention of theirs, with the same weights, into each block of a network, and return these.
+
+    Args:
+        backbone: timm's vision transformer.
+        attention: their class, which takes the width, `num_heads`, `qkv_bias` and `r`.
+        args: what its forward pass is given after x.
+        rank: of its pairs.
+        asked: the named arguments of its forward pass.
+    """
+    found: list[Any] = []
+    blocks: Any = backbone.model.blocks
+    for block in blocks:
+        theirs = attention(backbone.width, num_heads=block.attn.num_heads, qkv_bias=True, r=rank, n_tasks=1)
+        theirs.load_state_dict(block.attn.state_dict(), strict=False)
+        block.attn = _Asked(theirs, args, asked)
+        found.append(theirs)
+    return found
+
+
+class _Asked(nn.Module):
+    """A module that is always called with the same further arguments, whatever those are that it gets."""
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], asked: dict[str, Any]) -> None:
+        super().__init__()
+        self.module, self.args, self.asked = module, args, asked
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return self.module(x, *self.args, **self.asked)
