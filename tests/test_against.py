@@ -53,6 +53,8 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "lwf": ("(pred / T).log_softmax(1)", "pred.log_softmax(1)", "distillation loss"),
     "replay": ("(x + x[chosen].sum(0)) / k", "(x + x[chosen].sum(0)) / (k + 1)", "exemplars that differ"),
     "nearest-mean": ("/ (y == number).sum()", "/ (1 + (y == number).sum())", "class means"),
+    "e2lora": ("t * R // (t + 1)", "t * R // (t + 2)", "keep other ranks"),
+    "loda": ("gamma * of_new / (of_old", "gamma * of_new / (2 * of_old", "weights after merging"),
 }
 
 

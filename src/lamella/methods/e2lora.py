@@ -53,6 +53,7 @@ from torch import Tensor, nn
 
 from lamella.adapters.adapter import Branch, Site, grow, merge, module_key, watch
 from lamella.backbones import Backbone
+from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.common.words import many
 from lamella.data.scenario import Task
@@ -79,6 +80,8 @@ class E2LoRA(OwnHeads):
         budget: R, how many ranks all tasks together have in each layer, at least one for each task and at most the
             number of adapted outputs, to which it is lowered. If left out, it is that number.
         statistics_images: how many random images of the task are used to order the ranks of its update; at least 1.
+        shares: what the shares of an old update's variance are of, by which its last ranks are cut: "left" (of what it
+            has after earlier cuts) or "whole" (of what it had when it was trained, as in the authors' code).
 
     Raises:
         ValueError: a value is not allowed.
@@ -99,14 +102,17 @@ class E2LoRA(OwnHeads):
         blocks: int | None = None,
         budget: int | None = None,
         statistics_images: int = 64,
+        shares: str = "left",
     ) -> None:
         super().__init__(backbone, seed, training)
         if budget is not None and budget < 1:
             raise ValueError(f"budget {budget} is too small; give at least one rank for each task, or leave it out")
         if statistics_images < 1:
             raise ValueError(f"statistics_images {statistics_images} is too small; give at least 1")
+        check_one_of("shares", shares, ("left", "whole"))
         self.distillation = distillation
         self.budget = budget
+        self.shares = shares
         self.statistics_images = statistics_images
         self.sites = _reading_tokens(backbone, LoRA(sites=sites, blocks=blocks).attach(backbone))
         self.memory = nn.ModuleDict({_key(s): OutputBudget(s.layer.weight.shape[1], _outputs(s)) for s in self.sites})
@@ -142,7 +148,7 @@ class E2LoRA(OwnHeads):
         t = len(self.heads) + 1
         freed: list[Tensor] = []
         for site in self.sites:
-            A, B = self._budget(site).release((t - 1) * self.ranks(site) / t)
+            A, B = self._budget(site).release((t - 1) * self.ranks(site) / t, of_whole=self.shares == "whole")
             rows = site.layer.weight[site.rows]
             rows.copy_(rows.to(torch.promote_types(rows.dtype, torch.float32)) - B @ A)
             freed.append(B)

@@ -78,7 +78,9 @@ class LoDA(OwnHeads):
         shared_scale: g_S, the factor of the shared branch; above 0.
         isolated_scale: g_P, the factor of the isolated branch; above 0.
         moments: which second moments of a task are remembered: "before" (as the network was before its training),
-            "after" (as it is after merging) or "both" (their sum, as in the authors' code).
+            "after" (as it is after merging), or "both", as in the authors' code: the sum of those after its training,
+            before and after merging. With "both" the shared update is shrunk by those before merging, else by those
+            before its training.
         statistics_images: how many random images of the task the second moments are computed from; at least 1. If left
             out, all of its images are used.
         head: how a task's classes are scored: "cosine" (cosines times `cosine_scale`, as in the paper) or "linear".
@@ -155,13 +157,14 @@ class LoDA(OwnHeads):
             distillation=self.distillation,
             current=("shared", "isolated"),
         )
+        seen = self.moments_of(task, fit, "moment-trained") if self.moments == "both" else current
         if not first:
             for site, branch in zip(self.sites, shared, strict=True):
                 name = self.reads_as[site.name]
-                branch.B.mul_(1 - shrinkage(branch.A, old[name], current[name]))
+                branch.B.mul_(1 - shrinkage(branch.A, old[name], seen[name]))
             merge(self.sites, "isolated")  # W <- W + g_P B_P A_P
         merge(self.sites, "shared")  # W <- W + g_S B_S A_S
-        self._remember(task, fit, current)
+        self._remember(task, fit, seen)
 
     def plain_classifier(self) -> PlainClassifier:
         heads = self.heads
@@ -181,9 +184,9 @@ class LoDA(OwnHeads):
             read_directions(branch, U)
         return branches
 
-    def _remember(self, task: Task, fit: Fit, before: dict[str, Tensor]) -> None:
-        """Add the task's second moments to those of old tasks."""
-        remembered: Sequence[dict[str, Tensor]] = [before] if self.moments != "after" else []
+    def _remember(self, task: Task, fit: Fit, seen: dict[str, Tensor]) -> None:
+        """Add the task's second moments to those of old tasks: the given ones, those after merging, or both."""
+        remembered: Sequence[dict[str, Tensor]] = [seen] if self.moments != "after" else []
         if self.moments != "before":
             remembered = [*remembered, self.moments_of(task, fit, "moment-after")]
         for moments in remembered:

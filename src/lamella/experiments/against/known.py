@@ -31,4 +31,6 @@ KNOWN = {
     "lwf": Known("pycil.distilled", *PYCIL),
     "replay": Known("pycil.herded", *PYCIL),
     "nearest-mean": Known("pycil.nearest_mean", *PYCIL),
+    "e2lora": Known("e2lora.rows", "github.com/kiddo127/E2-LoRA", "91f4e5d"),
+    "loda": Known("loda.rows", "github.com/HHHLF/LoDA_ICML2026", "9943dc7"),
 }
