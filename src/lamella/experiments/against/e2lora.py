@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from timm.layers import Mlp, trunc_normal_
-from timm.models.vision_transformer import Attention
-from torch import Tensor, nn
+from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
+from timm.layers.weight_init import trunc_normal_
+from torch import Tensor
 
 from lamella.backbones import Backbone, load_backbone
 from lamella.experiments.against.checkout import Checkout
@@ -133,7 +134,7 @@ class _Theirs:
         y = torch.zeros(len(x), dtype=torch.int64)
         self.turn(SimpleNamespace(_network=self.network, _multiple_gpus=[0], _device="cpu"), [(None, x, y)])
 
-    def factors(self, name: str) -> tuple[nn.ModuleList, nn.ModuleList]:
+    def factors(self, name: str) -> tuple[Any, Any]:
         """Return the layers A and B of all tasks beside a layer of ours."""
         part = self._part(name)
         return (part.lora_A, part.lora_B) if hasattr(part, "lora_A") else (part.lora_A1, part.lora_B1)

@@ -37,7 +37,7 @@ def rows(checkout: Checkout) -> list[Row]:
         name: _moment(_inputs(own, name, task.id, which)) for name, own in layers
     }
     layers = [(site.name, backbone.model.get_submodule(site.name.rpartition(".")[0])) for site in method.sites]
-    theirs = _Layers(space["Attention_LoRA"], layers)
+    theirs: Any = _Layers(space["Attention_LoRA"], layers)
     recipe = method.recipe
     ours: dict[str, list[Any]] = {}
     found: dict[str, list[float]] = defaultdict(list)
