@@ -59,6 +59,8 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "splitlora": ("self.alpha * free", "2 * self.alpha * free", "protected directions"),
     "lora-sub": ("sign, count = (-1, task)", "sign, count = (1, task)", "subtracted network"),
     "ewc-lora": ("self.ewc_weight / 2", "self.ewc_weight", "penalty"),
+    "e2lora": ("t * R // (t + 1)", "t * R // (t + 2)", "keep other ranks"),
+    "loda": ("gamma * of_new / (of_old", "gamma * of_new / (2 * of_old", "weights after merging"),
 }
 
 

@@ -94,14 +94,14 @@ def test_the_covariance_of_inputs_is_numpys(n: int) -> None:
 # counts --------------------------------------------------------------------------------------------------------------
 
 
-def searched(variances: list[np.ndarray], limit: float) -> list[int]:
+def searched(variances: list[np.ndarray], limit: float, totals: list[float] | None = None) -> list[int]:
     """One threshold after the other, from 0.99999 down by 1e-5."""
     for step in range(99_999, -1, -1):
         counts = []
-        for v in variances:
+        for v, total in zip(variances, totals or [v.sum() for v in variances], strict=True):
             share, kept = 0.0, 1
             for value in v:
-                share += value / v.sum()
+                share += value / total
                 kept += share <= step / 100_000
             counts.append(min(kept, len(v)))
         if sum(counts) <= limit:
@@ -115,6 +115,14 @@ def test_counts_are_those_of_the_search_step_by_step(limit: float) -> None:
     found = keep_counts([torch.tensor(v) for v in variances], limit)
     assert found == searched(variances, limit)
     assert sum(found) <= limit
+
+
+@pytest.mark.parametrize("limit", [7, 9.5, 13])
+def test_counts_may_be_by_shares_of_what_an_update_once_had(limit: float) -> None:
+    variances, totals = [2.0 ** -np.arange(8), np.array([5.0, 4, 3, 2, 1])], [2.0, 40.0]
+    found = keep_counts([torch.tensor(v) for v in variances], limit, totals)
+    assert found == searched(variances, limit, totals)
+    assert (found != searched(variances, limit)) == (limit == 7)
 
 
 def test_an_update_that_did_nothing_keeps_one_rank() -> None:
@@ -138,6 +146,19 @@ def test_what_is_cut_comes_oldest_first_and_the_rest_stays_as_it_is() -> None:
     assert torch.equal(memory.B, B[:, kept])
     assert torch.equal(cut_A, A[cut])
     assert torch.equal(cut_B, B[:, cut])
+
+
+def test_what_an_update_had_before_it_was_cut_is_remembered() -> None:
+    """It was cut at a share of 0.99999 once; cut so again, it loses a rank only if the share is of what is left."""
+    kept = {}
+    for of_whole in (True, False):
+        memory = OutputBudget(4, 30)
+        memory.add(Update(torch.zeros(30, 4), torch.eye(30), 0.5 ** torch.arange(30)))
+        for _ in range(2):
+            memory.release(29, of_whole=of_whole)
+        kept[of_whole] = memory.ranks.tolist()
+        assert memory.totals.tolist() == pytest.approx([2.0])
+    assert kept == {True: [17], False: [16]}
 
 
 # the method ----------------------------------------------------------------------------------------------------------
@@ -231,6 +252,21 @@ def test_the_memory_holds_the_update_that_was_trained(life: Any) -> None:
             assert bool((state["variances"][-rank:].diff() <= 0).all())
 
 
+@pytest.mark.parametrize("shares", ["left", "whole"])
+def test_the_shares_by_which_old_updates_are_cut_are_of_what_the_option_says(shares: str) -> None:
+    method = built(shares=shares, budget=16)
+    wholes = [[] for _ in method.sites]
+    for number in range(4):
+        before = [memory.variances.split(memory.ranks.tolist()) for memory in memories(method)]
+        learn(method, number, TASKS[number])
+        for memory, own, old in zip(memories(method), wholes, before, strict=True):
+            if number:
+                totals = own if shares == "whole" else None
+                expected = keep_counts(old, number * 16 / (number + 1), totals)
+                assert memory.ranks.tolist()[:-1] == expected
+            own.append(float(memory.variances[-int(memory.ranks[-1]) :].sum()))
+
+
 def test_the_last_ranks_of_the_first_update_move_its_outputs_least() -> None:
     method = built()
     learn(method, 0, TASKS[0])
@@ -251,6 +287,8 @@ def test_query_key_value_and_the_first_layer_of_the_mlp_are_adapted() -> None:
 def test_what_cannot_be_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"^budget 0 is too small; give at least one rank for each task, or leave"):
         built(budget=0)
+    with pytest.raises(ValueError, match=r"^shares"):
+        built(shares="all")
     with pytest.raises(ValueError, match=r"^statistics_images 0 is too small; give at least 1$"):
         built(statistics_images=0)
     with pytest.raises(ValueError, match="has no layer with the roles"):

@@ -254,10 +254,22 @@ def test_what_is_merged_is_the_isolated_update_and_the_shrunk_shared_one(life: A
 @pytest.mark.parametrize("which", ["before", "after", "both"])
 def test_old_moments_are_the_sum_of_those_of_old_tasks(which: str, life: Any) -> None:
     method, tasks = life if which == "before" else watched(LoDA, moments=which)
-    passes = {"before": ["before"], "after": ["after"], "both": ["before", "after"]}[which]
+    passes = {"before": ["before"], "after": ["after"], "both": ["trained", "after"]}[which]
     for site in method.sites:
         expected = sum(moments[f"moment-{p}"][site.name] for _, moments, _, _ in tasks for p in passes)
         assert np.allclose(method._old(site.name).moment.numpy(), expected, rtol=1e-9)
+
+
+def test_with_both_the_shared_update_is_shrunk_by_the_moments_after_training_as_in_the_authors_code() -> None:
+    method, tasks = watched(LoDA, moments="both")
+    for spy, moments, old, weights in tasks[1:]:
+        for i, (site, (before, after)) in enumerate(zip(method.sites, weights, strict=True)):
+            M, N = moments["moment-trained"][site.name], old[site.name]
+            (A_S, B_S), (A_P, B_P) = spy.end["shared"][i], spy.end["isolated"][i]
+            kept = [3 * (a @ M @ a) / (a @ N @ a + 3 * (a @ M @ a)) for a in A_S]
+            assert np.allclose(after, before + 0.25 * (B_S * kept) @ A_S + 0.5 * B_P @ A_P, atol=1e-6)
+            if i:  # the first layer reads what no branch has changed, but for random crops
+                assert not np.allclose(M, moments["moment-before"][site.name], rtol=1e-3)
 
 
 def test_a_loda_of_linear_heads_is_one_linear_classifier_and_one_of_cosines_a_plain_one(life: Any) -> None:

@@ -101,7 +101,7 @@ def rotated(A: Tensor, B: Tensor, covariance: Tensor) -> Update:
     return Update(W.T @ update, Q @ W, variances)
 
 
-def keep_counts(variances: Sequence[Tensor], limit: float) -> list[int]:
+def keep_counts(variances: Sequence[Tensor], limit: float, totals: Sequence[float] | None = None) -> list[int]:
     """Return how many of the first ranks each old update keeps, so that all together are at most `limit`.
 
     One threshold holds for all updates. An update keeps one rank more than there are ranks whose cumulative share of
@@ -110,6 +110,7 @@ def keep_counts(variances: Sequence[Tensor], limit: float) -> list[int]:
     Args:
         variances: by update, (r,) of its ranks, largest first.
         limit: the largest sum of the counts.
+        totals: by update, what its shares are of; the sum of its variances if left out.
 
     Returns:
         The counts, each from 1 to r.
@@ -117,7 +118,8 @@ def keep_counts(variances: Sequence[Tensor], limit: float) -> list[int]:
     Raises:
         RuntimeError: even one rank for each update is too many.
     """
-    shares = [_cumulative_shares(v) for v in variances]
+    wholes: Sequence[float | None] = [None] * len(variances) if totals is None else totals
+    shares = [_cumulative_shares(v, whole) for v, whole in zip(variances, wholes, strict=True)]
 
     def counts(step: int) -> list[int]:
         threshold = (GRID - 1 - step) / GRID
@@ -133,10 +135,11 @@ def keep_counts(variances: Sequence[Tensor], limit: float) -> list[int]:
     return counts(step)
 
 
-def _cumulative_shares(variances: Tensor) -> Tensor:
+def _cumulative_shares(variances: Tensor, total: float | None) -> Tensor:
     """Return the share of the variance in the first ranks, up to each of them; ones where there is no variance."""
     sums = variances.double().cpu().cumsum(0)
-    return sums / sums[-1] if sums[-1] > 0 else torch.ones_like(sums)
+    whole = float(sums[-1]) if total is None else total
+    return sums / whole if whole > 0 else torch.ones_like(sums)
 
 
 class OutputBudget(Resizable):
@@ -151,14 +154,16 @@ class OutputBudget(Resizable):
         B: (R, k), the columns of all updates.
         variances: (k,), see `Update`.
         ranks: (tasks,) how many ranks each update has.
+        totals: (tasks,) the sum of the variances of each update as it was added.
     """
 
-    resizable = ("A", "B", "variances", "ranks")
+    resizable = ("A", "B", "variances", "ranks", "totals")
     for_training = True
     A: Tensor
     B: Tensor
     variances: Tensor
     ranks: Tensor
+    totals: Tensor
 
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__()
@@ -166,6 +171,7 @@ class OutputBudget(Resizable):
         self.register_buffer("B", torch.zeros(d_out, 0))
         self.register_buffer("variances", torch.zeros(0))
         self.register_buffer("ranks", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("totals", torch.zeros(0, dtype=torch.float64))
 
     def add(self, update: Update) -> None:
         """Append the update of a new task."""
@@ -173,15 +179,20 @@ class OutputBudget(Resizable):
         self.B = torch.cat([self.B, update.B.to(self.B)], dim=1)
         self.variances = torch.cat([self.variances, update.variances.to(self.variances)])
         self.ranks = torch.cat([self.ranks, self.ranks.new_tensor([len(update.A)])])
+        self.totals = torch.cat([self.totals, update.variances.to(self.variances).double().sum()[None]])
 
-    def release(self, limit: float) -> tuple[Tensor, Tensor]:
+    def release(self, limit: float, *, of_whole: bool = False) -> tuple[Tensor, Tensor]:
         """Cut the last ranks of old updates until they have at most `limit` ranks together; see `keep_counts`.
+
+        Args:
+            limit: how many ranks they may keep.
+            of_whole: whether the shares of ranks are of an update as it was added, and not of what it has still.
 
         Returns:
             What was cut, oldest update first: A (k, d) and B (R, k).
         """
         ranks: list[int] = self.ranks.tolist()
-        kept = keep_counts(self.variances.split(ranks), limit)
+        kept = keep_counts(self.variances.split(ranks), limit, self.totals.tolist() if of_whole else None)
         keeps = torch.cat([torch.arange(r) < k for r, k in zip(ranks, kept, strict=True)])
         keeps = keeps.to(self.A.device)
         cut = self.A[~keeps], self.B[:, ~keeps]

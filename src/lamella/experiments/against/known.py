@@ -37,4 +37,6 @@ KNOWN = {
     "lora-sub": Known("lora_sub.rows", "github.com/namphh28/LoraSub_Optimize", "d725a1f"),
     "ewc-lora": Known("ewc_lora.rows", "github.com/Panpz202006/LoSCO", "3578902"),
     "splitlora": Known("splitlora.rows", "github.com/iLearn-Lab/ICLR26-SplitLoRA", "7a3f6d7"),
+    "e2lora": Known("e2lora.rows", "github.com/kiddo127/E2-LoRA", "91f4e5d"),
+    "loda": Known("loda.rows", "github.com/HHHLF/LoDA_ICML2026", "9943dc7"),
 }
