@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from streams import configured, draw, fit_for, learn, stream, tiny_backbone, tiny_residual_backbone
 
 from lamella.common.randomness import generator
-from lamella.methods.coda_prompt import CodaPrompt, Prompts, component_weights, orthonormal_start
+from lamella.memory.subspace import orthonormal_start
+from lamella.methods.coda_prompt import CodaPrompt, Prompts, component_weights
 from lamella.methods.shared.own_heads import OwnHeads
 from lamella.testing.tiny import tiny_tasks
 from lamella.training.recipe import Training

@@ -232,7 +232,8 @@ def test_a_cluster_of_this_machine_has_a_whole_number_of_cores_and_leaves_no_fol
     ray, far = Pretended(), tmp_path / ("long" * 10)
     far.mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(far))
-    with cluster_of(ray, None, check_resources({"num_cpus": share}), number):
+    asked = {"num_cpus": share} if share else {"num_cpus": 0, "num_gpus": 1}
+    with cluster_of(ray, None, check_resources(asked), number):
         assert ray.options["num_cpus"] == cores
         place = Path(ray.options["_temp_dir"])
         assert (place / "session").is_dir()

@@ -19,6 +19,7 @@ __all__ = [
     "left_singular",
     "numerical_rank",
     "orthonormal",
+    "orthonormal_start",
     "project_out",
     "shares",
 ]
@@ -256,3 +257,26 @@ def orthonormal(columns: Tensor) -> Tensor:
     if columns.shape[1] == 0:
         return columns
     return torch.linalg.qr(columns.double())[0].to(columns.dtype).contiguous()
+
+
+def orthonormal_start(old: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return (count, e) unit rows in float64, orthogonal to each other and to all that older rows span.
+
+    A row for which no direction is left is a random one.
+
+    Args:
+        old: (k, e) older rows, of any rank.
+        count: how many new rows.
+        generator: draws each row before what is not new in it is taken off.
+    """
+    _, sizes, directions = torch.linalg.svd(old.double(), full_matrices=False)
+    basis = directions[: numerical_rank(sizes, sizes[:1].sum())].T
+    rows: list[Tensor] = []
+    for _ in range(count):
+        drawn = torch.randn(old.shape[1], 1, generator=generator, dtype=torch.float64)
+        free = project_out(project_out(drawn, basis), basis)  # twice, since once leaves rounding errors
+        left = float(free.norm() / drawn.norm()) > 1e-6
+        row = free if left else drawn
+        rows.append(row / row.norm())
+        basis = torch.cat([basis, rows[-1]], dim=1) if left else basis
+    return torch.cat(rows, dim=1).T

@@ -55,12 +55,12 @@ from lamella.backbones import Backbone
 from lamella.common.randomness import generator
 from lamella.data.samples import Samples
 from lamella.data.scenario import Task
-from lamella.memory.subspace import numerical_rank, project_out
+from lamella.memory.subspace import orthonormal_start
 from lamella.methods.shared.own_heads import OwnHeads
 from lamella.training.fit import Fit
 from lamella.training.recipe import Training
 
-__all__ = ["CodaPrompt", "Components", "Prompts", "component_weights", "orthonormal_start"]
+__all__ = ["CodaPrompt", "Components", "Prompts", "component_weights"]
 
 
 class Components(nn.Module):
@@ -215,25 +215,3 @@ def component_weights(query: Tensor, attentions: Tensor, keys: Tensor) -> Tensor
         # Both sums over d are products of matrices, so that no tensor has n x M x d numbers.
         lengths = (q.square() @ A.square().mT).clamp_min(1e-24).sqrt()
         return (q @ (A * K).mT) / lengths
-
-
-def orthonormal_start(old: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return (count, e) unit rows in float64, orthogonal to each other and to all that older rows span.
-
-    A row for which no direction is left is a random one.
-
-    Args:
-        old: (k, e) older rows, of any rank.
-        count: how many new rows.
-        generator: draws each row before what is not new in it is taken off.
-    """
-    _, sizes, directions = torch.linalg.svd(old.double(), full_matrices=False)
-    basis = directions[: numerical_rank(sizes, sizes[:1].sum())].T
-    rows: list[Tensor] = []
-    for _ in range(count):
-        drawn = torch.randn(old.shape[1], 1, generator=generator, dtype=torch.float64)
-        free = project_out(project_out(drawn, basis), basis)  # twice, since once leaves rounding errors
-        left = float(free.norm() / drawn.norm()) > 1e-6
-        rows.append(F.normalize(free if left else drawn, dim=0))
-        basis = torch.cat([basis, rows[-1]], dim=1) if left else basis
-    return torch.cat(rows, dim=1).T

@@ -6,9 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.drop import DropPath
-from timm.layers.patch_embed import PatchEmbed
-from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from lamella.common.randomness import generator
@@ -17,8 +14,8 @@ from lamella.experiments.against.checkout import Checkout
 from lamella.experiments.against.inflora import schedule_row
 from lamella.experiments.against.rows import Row
 from lamella.experiments.against.small import SIZE, draw, gradient, inputs, largest, learned, relative, tiny, tiny_tasks
+from lamella.memory.subspace import orthonormal_start
 from lamella.methods import METHODS
-from lamella.methods.coda_prompt import orthonormal_start
 from lamella.training.recipe import Training
 
 __all__ = ["rows"]
@@ -51,6 +48,10 @@ def rows(checkout: Checkout) -> list[Row]:
 
 def _model(checkout: Checkout, ours: Any) -> SimpleNamespace:
     """Return their network with our weights, components and heads."""
+    from timm.layers.drop import DropPath
+    from timm.layers.patch_embed import PatchEmbed
+    from timm.layers.weight_init import trunc_normal_
+
     network, d = ours.backbone.model, ours.backbone.width
     parts = {name: checkout.take("models/vit.py", name) for name in ("Attention", "Mlp")}
     block = checkout.take("models/vit.py", "Block", DropPath=DropPath, **parts)

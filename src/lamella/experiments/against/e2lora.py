@@ -7,9 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from timm.layers.attention import Attention
-from timm.layers.mlp import Mlp
-from timm.layers.weight_init import trunc_normal_
 from torch import Tensor
 
 from lamella.backbones import Backbone, load_backbone
@@ -94,6 +91,10 @@ class _Theirs:
     """
 
     def __init__(self, checkout: Checkout, backbone: Any) -> None:
+        from timm.layers.attention import Attention
+        from timm.layers.mlp import Mlp
+        from timm.layers.weight_init import trunc_normal_
+
         model: Any = copy.deepcopy(backbone.model)
         model.out_dim = backbone.width
         heads = checkout.take(f"{FOLDER}/backbone/linears.py", "SimpleContinualLinear", trunc_normal_=trunc_normal_)

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from lamella.common.randomness import generator
@@ -17,12 +16,12 @@ from lamella.experiments.against.small import inputs, relative, tiny, tiny_tasks
 from lamella.methods import METHODS
 from lamella.methods.shared.heads import Heads
 from lamella.methods.shared.pseudo_features import roots_of
-from lamella.methods.slca import COVARIANCE_FLOOR
 from lamella.training.fit import Fit
 
 __all__ = ["rows"]
 
 TASKS, SAMPLES = 3, 256
+FLOOR = 1e-4  # what both add to the variances of a class
 
 
 def rows(checkout: Checkout) -> list[Row]:
@@ -42,7 +41,7 @@ def rows(checkout: Checkout) -> list[Row]:
             logits = [theirs._network.eval()(part)["logits"] for part in images]
         theirs.after_task()
     statistics = ours.eval().kept.statistics
-    covariances = torch.stack([L @ L.T for L in roots_of(statistics.scatters, statistics.counts, COVARIANCE_FLOOR)])
+    covariances = torch.stack([L @ L.T for L in roots_of(statistics.scatters, statistics.counts, FLOOR)])
     with torch.no_grad():
         found = [(ours.features(x), theirs._network.extract_vector(x)) for x in images]
         answers = [(ours.heads(f), other) for (f, _), other in zip(found, logits, strict=True)]
@@ -58,6 +57,8 @@ def rows(checkout: Checkout) -> list[Row]:
 
 def _learner(checkout: Checkout, same: "_Same") -> Any:
     """Return their learner before its first task, with a network like ours."""
+    from timm.layers.weight_init import trunc_normal_
+
     given: dict[str, Any] = {"DataLoader": lambda data, **_: [data], "tensor2numpy": lambda x: x.detach().numpy()}
     base = checkout.take("models/base.py", "BaseLearner", **given)
     drawing = SimpleNamespace(**vars(torch) | {"randperm": lambda _: next(same.orders)})
