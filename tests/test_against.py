@@ -65,7 +65,9 @@ WRONG: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("method", KNOWN)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("e2lora", "slca"))) for name in KNOWN]
+)
 def test_a_function_that_computes_something_else_is_told(method: str, tmp_path: Path) -> None:
     old, new, quantity = WRONG[method]
     assert sum(old in content for content in FILES.values()), "the stand-in has this text"
