@@ -2,7 +2,7 @@
 
 import torch
 
-from lamella.common.randomness import generator, named_seed
+from lamella.common.randomness import generator, named_seed, seed_torch
 
 FIXED = 7771270081272481436
 
@@ -26,3 +26,11 @@ def test_nobody_elses_draws_move_a_generator_and_it_moves_nobodys() -> None:
     assert torch.equal(torch.rand(3, generator=generator(0, "mine")), a)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not torch.equal(torch.rand(3, generator=generator(1, "mine")), a)
+
+
+def test_the_seed_of_the_cpu_is_the_one_that_torch_sets() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        wanted = torch.rand(3)
+        seed_torch(7, torch.device("cpu"))
+        assert torch.equal(torch.rand(3), wanted)

@@ -6,7 +6,7 @@ from threading import Lock
 
 import torch
 
-from lamella.common.randomness import named_seed
+from lamella.common.randomness import named_seed, seed_torch
 
 __all__ = ["drawn_by"]
 
@@ -17,5 +17,5 @@ _DRAWING = Lock()  # a server loads in several threads
 def drawn_by(seed: int, *names: str) -> Iterator[None]:
     """Let torch draw by a seed and names while this runs, in one thread at a time, and go on as before afterwards."""
     with _DRAWING, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(named_seed(seed, *names))
+        seed_torch(named_seed(seed, *names), torch.device("cpu"))
         yield

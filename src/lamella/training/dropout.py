@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lamella.adapters.adapter import Adapted
-from lamella.common.randomness import named_seed
+from lamella.common.randomness import named_seed, seed_torch
 from lamella.training import processes
 from lamella.training.draws import Draws
 
@@ -45,7 +45,7 @@ def dropping(module: nn.Module, device: torch.device) -> Generator[Callable[[int
                 part.generator = of_losses
         if any(part.training for part in module.modules()):
             during.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-            seeded.append(lambda seed: torch.manual_seed(processes.own_seed(seed)))
+            seeded.append(lambda seed: seed_torch(processes.own_seed(seed), device))
         try:
             yield lambda seed: [seed_of(seed) for seed_of in seeded]
         finally:
