@@ -161,6 +161,21 @@ def test_what_an_update_had_before_it_was_cut_is_remembered() -> None:
     assert kept == {True: [17], False: [16]}
 
 
+def test_a_memory_that_was_stored_without_totals_counts_what_its_updates_still_have() -> None:
+    memory, again = OutputBudget(4, 10), OutputBudget(4, 10)
+    for seed in (1, 2):
+        memory.add(Update(torch.zeros(5, 4), torch.eye(10)[:, :5], seed * 0.5 ** torch.arange(5)))
+    again.load_state_dict({name: tensor for name, tensor in memory.state_dict().items() if name != "totals"})
+    assert torch.equal(again.totals, memory.totals)
+    assert len(again.totals) == 2
+    again.release(6, of_whole=True)
+    memory.release(6, of_whole=True)
+    assert torch.equal(again.ranks, memory.ranks)
+    empty = OutputBudget(4, 10)
+    empty.load_state_dict({name: tensor for name, tensor in empty.state_dict().items() if name != "totals"})
+    assert not len(empty.totals)
+
+
 # the method ----------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ later, and the output directions of these become those of a new update.
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -180,6 +180,13 @@ class OutputBudget(Resizable):
         self.variances = torch.cat([self.variances, update.variances.to(self.variances)])
         self.ranks = torch.cat([self.ranks, self.ranks.new_tensor([len(update.A)])])
         self.totals = torch.cat([self.totals, update.variances.to(self.variances).double().sum()[None]])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # Models stored before the option `shares` existed have no totals: what an update still has counts as all of it.
+        if f"{prefix}totals" not in state_dict and {f"{prefix}variances", f"{prefix}ranks"} <= state_dict.keys():
+            parts = state_dict[f"{prefix}variances"].double().split(state_dict[f"{prefix}ranks"].tolist())
+            state_dict[f"{prefix}totals"] = torch.tensor([float(part.sum()) for part in parts], dtype=torch.float64)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def release(self, limit: float, *, of_whole: bool = False) -> tuple[Tensor, Tensor]:
         """Cut the last ranks of old updates until they have at most `limit` ranks together; see `keep_counts`.
