@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lamella.backbones import Backbone, load_backbone
 from lamella.experiments.against.checkout import Checkout
-from lamella.experiments.against.drawn import Drawn
+from lamella.experiments.against.fits import Drawn
 from lamella.experiments.against.rows import Row
-from lamella.experiments.against.small import draw, gradient, inputs, largest, relative, tiny_tasks
+from lamella.experiments.against.small import Bar, draw, gradient, inputs, largest, relative, tiny_tasks
 from lamella.methods import METHODS
 
 __all__ = ["rows"]
@@ -111,7 +111,7 @@ class _Theirs:
         for block in self.network.backbone.blocks:  # newer versions of timm name more than their attention knows
             block.attn.register_forward_pre_hook(lambda _, args, __: (args, {}), with_kwargs=True)
         learner = f"{FOLDER}/models/e2lora.py"
-        self.run = checkout.take(learner, "Learner._run", tqdm=_Bar)
+        self.run = checkout.take(learner, "Learner._run", tqdm=Bar)
         self.turn = checkout.take(learner, "Learner._pca_lora")
 
     def begin(self, heads: Any) -> None:
@@ -148,16 +148,3 @@ class _Theirs:
         """Return their attention or MLP of a layer that ours name blocks.NUMBER.PART.LAYER."""
         _, number, part, _ = name.split(".")
         return getattr(self.network.backbone.blocks[int(number)], part)
-
-
-class _Bar:
-    """What stands in for a progress bar."""
-
-    def __init__(self, steps: Any) -> None:
-        self.steps = steps
-
-    def __iter__(self) -> Any:
-        return iter(self.steps)
-
-    def set_description(self, _: str) -> None:
-        pass

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.experiments.against.checkout import Checkout
+from lamella.experiments.against.fits import learned_pairs
 from lamella.experiments.against.rows import Row
 from lamella.experiments.against.small import (
+    Bar,
     draw,
     gradient,
     inputs,
     largest,
-    learned_pairs,
     relative,
     tiny,
     tiny_tasks,
@@ -34,7 +35,7 @@ RANK, STRENGTH = 4, 1e4
 def rows(checkout: Checkout) -> list[Row]:
     """Compare `Attention_LoRA`, `FisherComputer` and `EWCLoRA` with ours, over two tasks."""
     losses: list[Tensor] = []
-    names: dict[str, Any] = {"BaseLearner": _Base, "tensor2numpy": Tensor.numpy, "tqdm": _Bar}
+    names: dict[str, Any] = {"BaseLearner": _Base, "tensor2numpy": Tensor.numpy, "tqdm": Bar}
     names["F"] = SimpleNamespace(cross_entropy=lambda x, y: losses.append(F.cross_entropy(x, y)) or losses[-1])
     names["FisherComputer"] = checkout.take("methods/ewclora.py", "FisherComputer", **names)
     lora, training = LoRA(rank=RANK, sites=("key", "value")), Training(epochs=2, lr=0.01, batch_size=6)
@@ -80,7 +81,7 @@ def _penalised(method: Any, learner: Any, task: Task, losses: list[Tensor]) -> t
     network, head = learner.network, method.heads[0]
     network.begin([(branch.A, branch.B) for branch in branches], head)
     x, y = inputs(task, method.backbone), task.train.labels % 2
-    learner._train_function([(None, x, y)], torch.optim.SGD(network.parameters(), lr=0.0), _Bar(()))
+    learner._train_function([(None, x, y)], torch.optim.SGD(network.parameters(), lr=0.0), Bar(()))
     value = F.cross_entropy(head(method.features(x)), y) + method.penalty(branches)
     value.backward()
     ours = [factor for branch in branches for factor in (branch.A, branch.B)]
@@ -125,17 +126,4 @@ class _Base:
     """What their learner is made from."""
 
     def after_task(self) -> None:
-        """Do nothing."""
-
-
-class _Bar(list[Any]):
-    """What stands for a bar of progress, and for a schedule."""
-
-    def __init__(self, steps: Any, **_: Any) -> None:
-        super().__init__(steps)
-
-    def set_description(self, _: str) -> None:
-        """Do nothing."""
-
-    def step(self) -> None:
         """Do nothing."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lamella.experiments.against.checkout import Checkout
-from lamella.experiments.against.drawn import Drawn
+from lamella.experiments.against.fits import Drawn
 from lamella.experiments.against.rows import Row
 from lamella.experiments.against.small import draw, largest, relative, tiny, tiny_tasks
 from lamella.memory.subspace import SecondMoment

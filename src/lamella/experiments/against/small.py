@@ -15,12 +15,12 @@ from lamella.data.transform import of_images, plain_view
 from lamella.training.fit import Fit
 
 __all__ = [
+    "Bar",
     "draw",
     "gradient",
     "inputs",
     "largest",
     "learned",
-    "learned_pairs",
     "relative",
     "tiny",
     "tiny_tasks",
@@ -87,28 +87,6 @@ def learned(method: Any, tasks: Sequence[Task]) -> Any:
     return method.eval()
 
 
-def learned_pairs(method: Any, task: Task) -> list[tuple[Tensor, Tensor]]:
-    """Let a method learn a task, and return A and B of each site as trained, before they are folded."""
-    fit = _Noting(method, method.backbone.transform, device="cpu")
-    fit.begin(str(task.id))
-    method.learn(task, fit)
-    method.eval()
-    return fit.pairs
-
-
-class _Noting(Fit):
-    """A fit that keeps the pairs of the new branches as they are after training."""
-
-    pairs: list[tuple[Tensor, Tensor]]
-
-    def __call__(self, *args: Any, **options: Any) -> list[float]:
-        losses = super().__call__(*args, **options)
-        sites: Any = self.module.sites
-        new = [branch for site in sites for branch in site.layer.of("new") if branch.rows == site.rows]
-        self.pairs = [(branch.A.detach().clone(), branch.B.detach().clone()) for branch in new]
-        return losses
-
-
 def with_attention(backbone: Backbone, attention: Any, *args: Any, rank: int, **asked: Any) -> list[Any]:
     """Put an attention of theirs, with the same weights, into each block of a network, and return these.
 
@@ -138,3 +116,16 @@ class _Asked(nn.Module):
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         return self.module(x, *self.args, **self.asked)
+
+
+class Bar(list[Any]):
+    """What stands in for a bar of progress, and for a schedule of rates."""
+
+    def __init__(self, steps: Any, **_: Any) -> None:
+        super().__init__(steps)
+
+    def set_description(self, _: str) -> None:
+        """Do nothing."""
+
+    def step(self) -> None:
+        """Do nothing."""

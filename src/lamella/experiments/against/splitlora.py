@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from lamella.adapters.adapter import watch
 from lamella.common.randomness import generator
 from lamella.experiments.against.checkout import Checkout
+from lamella.experiments.against.fits import learned_pairs
 from lamella.experiments.against.rows import Row
-from lamella.experiments.against.small import inputs, largest, learned_pairs, relative, tiny, tiny_tasks
+from lamella.experiments.against.small import inputs, largest, relative, tiny, tiny_tasks
 from lamella.methods import METHODS
 from lamella.training.recipe import LoRA, Training
 
