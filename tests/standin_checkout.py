@@ -875,6 +875,25 @@ class Learner(BaseLearner):
                 layer.fold(self._cur_task, new)
             for layer, new in zip(layers, moments()):
                 layer.prev_matrix = layer.prev_matrix + new
+
+    def train_function(self, train_loader, test_loader, optimizer, scheduler):
+        loss_of = AngularPenaltySMLoss(loss_type="cosface", s=self.scale, m=self.margin)
+        moved = [tensor for name, tensor in self._network.named_parameters() if "lora" in name]
+        for _, x, y in train_loader:
+            classes = y.unique()
+            classes = classes[torch.randperm(len(classes))]
+            first = torch.isin(y, classes[: len(classes) // 2])
+            radius = self.args["rho"] * torch.rand(1)
+            for source, target in ((first, ~first), (~first, first)):
+                slopes = torch.autograd.grad(loss_of(self._network(x[source])["logits"], y[source]), moved)
+                steps = [radius * slope / slope.norm() for slope in slopes]
+                for tensor, step in zip(moved, steps):
+                    tensor.data -= step
+                optimizer.zero_grad()
+                loss_of(self._network(x[target])["logits"], y[target]).backward()
+                optimizer.step()
+                for tensor, step in zip(moved, steps):
+                    tensor.data += step
 """
 FILES["models/network.py"] = """
 class MANet(nn.Module):

@@ -70,7 +70,7 @@ def test_what_a_cell_does_not_set_is_the_default_of_its_method() -> None:
     table = config["method"]
     assert table == complete({"backbone": {"name": "test_vit"}, "method": {"name": "slca"}})["method"]
     loda = cell_config(find_cell("loda", "imagenet-r-10"))["method"]
-    assert (loda["rank"], loda["lr"], loda["margin"], loda["batch_size"]) == (64, 0.02, 0.1, 48)
+    assert (loda["rank"], loda["lr"], loda["margin"], loda["batch_size"], loda["rho"]) == (64, 0.02, 0.1, 48, 0.7)
 
 
 def test_every_method_has_a_cell_or_a_reason() -> None:

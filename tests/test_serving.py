@@ -44,7 +44,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from lamella.cli.serve import serve
+from lamella.cli.serve import listen, serve
 from lamella.learner.learner import Learner, Prediction
 from lamella.learner.store.versions import load_manifest
 from lamella.serving.app import create_app
@@ -122,7 +122,7 @@ class Slow:
 
 def test_what_arrives_while_a_batch_is_computed_is_the_next_batch() -> None:
     slow: Any = Slow()
-    batcher = Batcher(Loaded(slow, 1), ImageKind(LIMITS).predict, together=6, wait_seconds=0)
+    batcher = Batcher(Loaded(slow, 1), ImageKind(LIMITS).predict, together=6, patience=0)
     first = batcher.submit(torch.zeros(1, 3, 4, 4), 1)
     while not first.running():
         time.sleep(0.001)
@@ -140,7 +140,7 @@ def test_what_arrives_while_a_batch_is_computed_is_the_next_batch() -> None:
 def test_a_batch_waits_for_the_clients_that_were_there_and_for_no_other() -> None:
     slow: Any = Slow()
     x = torch.zeros(1, 3, 4, 4)
-    batcher = Batcher(Loaded(slow, 1), ImageKind(LIMITS).predict, wait_seconds=60)
+    batcher = Batcher(Loaded(slow, 1), ImageKind(LIMITS).predict, patience=1e6)
     first = batcher.submit(x, 1)  # alone: it does not wait
     while not first.running():
         time.sleep(0.001)
@@ -532,20 +532,35 @@ def test_a_body_of_unknown_length_or_without_end_is_cut_off() -> None:
 
 
 @pytest.fixture
-def port(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Of a server in a thread, which waits 0.3 s for a request to begin."""
+def server(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[uvicorn.Server]:
+    """A server in a thread, which waits 0.3 s for a request to begin."""
     monkeypatch.setattr("lamella.serving.connections.SECONDS", 0.3)
-    config = uvicorn.Config(
-        create_app(model, token=TOKEN, limits=LIMITS), http=IdleTimeout, port=0, log_level="warning"
-    )
+    config = uvicorn.Config(create_app(model, token=TOKEN, limits=LIMITS), http=IdleTimeout, log_level="warning")
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, args=([listen("127.0.0.1", 0)],))
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
+    yield server
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def port(server: uvicorn.Server) -> int:
+    """The port of this server."""
+    return server.servers[0].sockets[0].getsockname()[1]
+
+
+def test_no_part_of_an_answer_is_kept_back_until_the_part_before_is_acknowledged(
+    server: uvicorn.Server, port: int
+) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"GET /classes HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
+        (connection,) = server.server_state.connections
+        there = connection.transport.get_extra_info("socket")
+        assert there.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_clients_that_dawdle_or_leave_cost_nothing(

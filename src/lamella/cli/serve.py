@@ -66,7 +66,7 @@ def serve(
         raise ImportError(f"serving needs '{error.name}': pip install 'lamella[serve]'") from error
     from lamella.serving.limits import Limits
 
-    listening = _listen(host, port)
+    listening = listen(host, port)
     key = token or secrets.token_urlsafe(24)
     limits = Limits(
         learn_mb=max_upload,
@@ -122,7 +122,12 @@ def known_as(host: str, others: Sequence[str]) -> set[str]:
     return {host, *given} if given else set()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        ValueError: this machine has no such address, or another program listens there.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=256)

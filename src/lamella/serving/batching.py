@@ -65,9 +65,10 @@ class Batcher(Generic[Inputs]):
         predict: what it predicts by.
         together: a batch with at least this many samples waits for no further request. A request is never divided, so a
             batch may be larger.
-        wait_seconds: how long the first request of a batch waits at most, in seconds. It waits until there are as many
-            requests as clients were there when the last batch was answered: those answered then, who may ask again,
-            and those who asked meanwhile. So a client that is alone does not wait.
+        patience: how long the first request of a batch waits at most, as a share of the time that the last batch took;
+            at least 0. It waits until there are as many requests as clients were there when the last batch was
+            answered: those answered then, who may ask again, and those who asked meanwhile. So a client that is alone
+            does not wait.
         observe: a function that is called with the number of samples of each batch.
         watch: a function that is called with the model and all predictions of each batch, by the thread of this class.
 
@@ -81,7 +82,7 @@ class Batcher(Generic[Inputs]):
         predict: Predict[Inputs],
         *,
         together: int = 32,
-        wait_seconds: float = 0.004,
+        patience: float = 0.25,
         observe: Callable[[int], None] = lambda samples: None,
         watch: Callable[[Loaded, Sequence[Any]], None] = lambda loaded, predictions: None,
     ) -> None:
@@ -89,10 +90,10 @@ class Batcher(Generic[Inputs]):
         self.answering = loaded.version
         self.predict = predict
         self.together = together
-        self.wait_seconds = wait_seconds
+        self.patience = patience
         self.observe = observe
         self.watch = watch
-        self._expected = 1
+        self._expected, self._took = 1, 0.0
         self._requests: queue.SimpleQueue[_Request[Inputs] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="lamella-model", daemon=True)
         self._thread.start()
@@ -139,20 +140,21 @@ class Batcher(Generic[Inputs]):
                 break
             if request is None:
                 return batch, False
-            deadline = deadline or time.monotonic() + self.wait_seconds
+            deadline = deadline or time.monotonic() + self.patience * self._took
             batch.append(request)
             samples += len(request.x)
         return batch, True
 
     def _answer(self, batch: Sequence[_Request[Inputs]], loaded: Loaded) -> None:
         self.answering = loaded.version
+        started = time.monotonic()
         try:
             top = max(request.top for request in batch)
             found = self.predict(loaded.learner, [request.x for request in batch], top)
             self.watch(loaded, found)
             predictions = iter(found)
             self.observe(sum(len(request.x) for request in batch))
-            self._expected = len(batch) + self._requests.qsize()
+            self._expected, self._took = len(batch) + self._requests.qsize(), time.monotonic() - started
             answers = [[_first(next(predictions), r.top) for _ in range(len(r.x))] for r in batch]
         except Exception as error:  # the clients receive the error, and the thread continues
             for request in batch:

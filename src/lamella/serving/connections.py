@@ -1,6 +1,7 @@
 """An HTTP connection that is closed when its client stays idle."""
 
 import asyncio
+import socket
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -19,6 +20,9 @@ class IdleTimeout(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # An answer is two writes, headers and body. Otherwise the system keeps the second back until the client has
+        # acknowledged the first, which clients delay by 40 ms. asyncio sets this only for sockets that name TCP.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._expect_a_request()
 
     def on_response_complete(self) -> None:

@@ -4,7 +4,7 @@ A method gets `fit` as an argument and contains the mathematics. Device, precisi
 and which tensors are trainable are decided here. `fit` trains exactly the tensors that it is given, in this call only.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,7 +26,7 @@ from lamella.training.dropout import dropping, without_dropout
 from lamella.training.listening import tell
 from lamella.training.optimizers import build_optimizer, parameter_groups, trainable
 from lamella.training.passes import Passes
-from lamella.training.precision import computing
+from lamella.training.precision import computing, move
 from lamella.training.recipe import Training
 from lamella.training.recomputation import recomputed_blocks
 
@@ -45,7 +45,7 @@ class Fit(Passes):
     def __call__(
         self,
         data: Examples,
-        loss: Loss,
+        loss: Loss | Sequence[Loss],
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
         training: Training | None = None,
         *,
@@ -63,7 +63,8 @@ class Fit(Passes):
             data: the training data, shuffled in every epoch. The last batch may be smaller; if it would be a single
                 example, the example joins the batch before it, because batch norm needs more than one value.
             loss: (inputs (n, ...), global class ids (n,)) -> the mean over these examples. Each of several processes
-                computes that of its share of a batch, so the first batch is tried: another function is refused.
+                computes that of its share of a batch, so the first batch is tried: another function is refused. With
+                several losses each batch gives a step of the optimiser for each of them, one after the other.
             params: the tensors to train, or optimiser groups `{"params": [...], "lr": ...}`.
             training: the recipe; `Training()` if left out.
             augment: whether samples are augmented.
@@ -85,14 +86,14 @@ class Fit(Passes):
             RuntimeError: a tensor got no gradient from the first batch (the model bypasses its layer), or the loss is
                 not finite.
             ValueError: there are no data or no tensors, `Training` refuses a value, or several processes cannot train
-                with this loss or this network.
+                with this loss, with several losses, or with this network.
             TypeError: `Training` does not have a setting.
         """
         check_examples(self.task, len(data))
         recipe = replace(training or Training(), **settings)
         recipe = replace(recipe, epochs=1, min_steps=None) if self.once else recipe.of_examples(len(data))
         call = self._call(name)
-        self.module.to(self.device)
+        move(self.module, self.device)
         groups = parameter_groups(params, recipe.lr)
         tensors = [t for group in groups for t in group["params"]]
         engine = build_optimizer(recipe.optimizer, groups, weight_decay=recipe.weight_decay, momentum=recipe.momentum)
@@ -110,7 +111,8 @@ class Fit(Passes):
             dropout = during.enter_context(dropping(self.module, self.device))
             advance = during.enter_context(self.progress(f"task {self.task} {name}", recipe.epochs * len(steps)))
             view = self._cropped(crop) if augment else None
-            job = _Job(data, loss, recipe, steps, view, before_step, after_step, count, engine, saved, dropout, advance)
+            turns, hooks = [loss] if callable(loss) else list(loss), (before_step, after_step)
+            job = _Job(data, turns, recipe, steps, view, *hooks, count, engine, saved, dropout, advance)
             saved.restore(recipe.epochs)
             advance(saved.epoch * len(steps) + saved.step, "")
             if processes.count() > 1 and saved.epoch < recipe.epochs:
@@ -132,6 +134,11 @@ class Fit(Passes):
 
     def _check_mean(self, job: "_Job") -> None:
         """Make sure that the loss of a batch is the mean over the shares of the processes."""
+        if len(job.turns) > 1:
+            raise ValueError(
+                f"{job.saved.place.call} takes {len(job.turns)} steps a batch, each by a part of it, which several "
+                "processes cannot share; train it in one process"
+            )
         named = (self.task, job.saved.place.call, "mean")
         index = torch.randperm(len(job.data), generator=generator(self.seed, *named))[: job.steps[0][0]]
 
@@ -142,7 +149,7 @@ class Fit(Passes):
             parts, _ = job.counted(self.feed(job.data, part, [len(part)] * bool(len(part)), view), len(part))
             for x, y, counted in parts:
                 with torch.no_grad(), computing(self.device, self.precision):
-                    total += torch.tensor([float(job.loss(x, y)) * counted, counted])
+                    total += torch.tensor([float(job.turns[0](x, y)) * counted, counted])
             return total
 
         with without_dropout(self.module):
@@ -153,7 +160,7 @@ class Fit(Passes):
 
     def _epoch(self, job: "_Job") -> None:
         """Train the rest of the current epoch, with checkpoints when they are due."""
-        saved, engine = job.saved, job.engine
+        saved = job.saved
         named = (self.task, saved.place.call, saved.epoch)
         order = torch.randperm(len(job.data), generator=generator(self.seed, *named, "order"))
         if self.like_sizes and (lengths := self.feed.lengths(job.data)) is not None:
@@ -166,24 +173,39 @@ class Fit(Passes):
         mine = iter(parts_of)
         with closing(self.feed(job.data, own, [size for size in parts_of if size], view)) as batches:
             for sizes in steps:
-                engine.zero_grad(set_to_none=True)
-                job.dropout(named_seed(self.seed, *named, saved.step, "dropout"))
-                value_of_step: Tensor | float = 0.0
                 number = sum(size > 0 for size in islice(mine, len(sizes)))
                 parts, whole = job.counted(islice(batches, number), sum(sizes))
-                for x, y, counted in parts:
-                    with computing(self.device, self.precision):
-                        value = job.loss(x, y)
-                    part = counted / whole
-                    value.backward(torch.full_like(value, part))
-                    value_of_step = value_of_step + value.detach() * part
-                value_of_step = processes.sum_gradients(saved.tensors, value_of_step, first=not saved.checked)
-                job.step(self.module)
-                saved.advance(value_of_step, whole)
+                seed = named_seed(self.seed, *named, saved.step, "dropout")
+                saved.advance(self._step(job, parts, whole, seed), whole)
                 job.advance(1, f"epoch {saved.epoch + 1}")
         mean = saved.next_epoch()
         check_loss(self.task, saved.epoch, mean)
         tell(self.task, saved.place.call, saved.epoch, mean)
+
+    def _step(self, job: "_Job", parts: Iterable[tuple[Any, Tensor, int]], whole: int, seed: int) -> Tensor | float:
+        """Train on the batches of a step, in one turn or in several, and return their mean loss.
+
+        Args:
+            job: the call.
+            parts: inputs and global class ids of each batch, and how many things its loss is the mean of.
+            whole: how many these are in all processes.
+            seed: of what is drawn in each turn.
+        """
+        losses: list[Tensor | float] = []
+        repeated = list(parts) if len(job.turns) > 1 else parts
+        for loss in job.turns:
+            job.engine.zero_grad(set_to_none=True)
+            job.dropout(seed)
+            total: Tensor | float = 0.0
+            for x, y, counted in repeated:
+                with computing(self.device, self.precision):
+                    value = loss(x, y)
+                part = counted / whole
+                value.backward(torch.full_like(value, part))
+                total = total + value.detach() * part
+            losses.append(processes.sum_gradients(job.saved.tensors, total, first=not job.saved.checked))
+            job.step(self.module)
+        return losses[0] if len(losses) == 1 else sum(losses) / len(losses)
 
 
 @dataclass
@@ -191,7 +213,7 @@ class _Job:
     """The arguments of a call of `fit`, and the objects that it works with."""
 
     data: Examples
-    loss: Loss
+    turns: Sequence[Loss]
     recipe: Training
     steps: list[list[int]]
     augmentation: Augmentation | None

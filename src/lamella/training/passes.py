@@ -18,7 +18,7 @@ from lamella.training import processes
 from lamella.training.calls import Place, ScanCall
 from lamella.training.checkpoints import Checkpoints
 from lamella.training.checks import check_finite
-from lamella.training.precision import PRECISIONS, computing, resolve_device, wait_for
+from lamella.training.precision import PRECISIONS, computing, move, resolve_device, wait_for
 
 __all__ = ["Passes"]
 
@@ -115,7 +115,7 @@ class Passes:
         self.feed = Feed(self.transform, seed=self.seed, device=self.device)
         self.trained: dict[str, int] = {}
         self.drift: Callable[[Tensor], Tensor] | None = None
-        self.module.to(self.device)
+        move(self.module, self.device)
 
     def tell_drift(self, drift: Callable[[Tensor], Tensor]) -> None:
         """Tell how the features of old samples have moved in this task, for those that are kept.
@@ -176,7 +176,7 @@ class Passes:
         name: str,
     ) -> None:
         for module in (self.module, *keep.values()):
-            module.to(self.device)
+            move(module, self.device)
         adds = bool(keep) and all(getattr(module, "adds", False) for module in keep.values())
         divided = adds and processes.count() > 1
         saved = ScanCall(place, keep, divided=divided)

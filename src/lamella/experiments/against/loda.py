@@ -1,4 +1,4 @@
-"""LoDA: what its branches read, layers with both of them, what is merged and remembered, rates and scores."""
+"""LoDA: what its branches read, layers with both of them, what is merged and remembered, rates, scores, steps."""
 
 import copy
 from collections import defaultdict
@@ -6,19 +6,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamella.experiments.against.checkout import Checkout
 from lamella.experiments.against.fits import Drawn
 from lamella.experiments.against.rows import Row
-from lamella.experiments.against.small import draw, largest, relative, tiny, tiny_tasks
+from lamella.experiments.against.small import Bar, draw, largest, relative, tiny, tiny_tasks
 from lamella.memory.subspace import SecondMoment
 from lamella.methods import METHODS
+from lamella.methods.shared.gradient_alignment import GradientAlignment
 from lamella.training.recipe import LoRA
 
 __all__ = ["rows"]
 
-TASKS, RANK, TOKENS = 3, 8, 400
+TASKS, RANK, TOKENS, RHO = 3, 8, 400, 0.3
 LAYERS = "models/decomposed_lora.py"
 NAMES = ("_random_fixed_A_init", "_zero_B_init", "_energy_merge", "FrozenA_TrainableB", "Attention_LoRA")
 PASSES = ("moment-before", "moment-trained", "moment-after")
@@ -26,7 +28,7 @@ SETTINGS = {"lora_eps": 0.1, "slora_gamma": 0.5, "plora_gamma": 1.0, "merge_gamm
 
 
 def rows(checkout: Checkout) -> list[Row]:
-    """Compare `Attention_LoRA` and `Learner._train` over several tasks, and `MANet.interface`, with moments="both"."""
+    """Compare `Attention_LoRA` under `Learner._train` over tasks, with moments="both", heads and aligned steps."""
     space: dict[str, Any] = {"deepcopy": copy.deepcopy, "optim": torch.optim}
     for name in NAMES:
         space[name] = checkout.take(LAYERS, name, **space)
@@ -89,6 +91,7 @@ def rows(checkout: Checkout) -> list[Row]:
         Row("moments of old tasks, relative", on, max(found["moments"]), 1e-9),
         Row("learning rates, relative", f"{recipe.epochs} epochs", max(found["rates"]), 1e-9),
         _scores(checkout, method),
+        _steps(checkout),
     ]
 
 
@@ -100,6 +103,52 @@ def _scores(checkout: Checkout, method: Any) -> Row:
     )
     theirs = method.cosine_scale * interface(network, features)
     return Row("scores of the heads of all tasks", "random features", largest(method.heads(features), theirs), 1e-5)
+
+
+def _steps(checkout: Checkout) -> Row:
+    """Compare `Learner.train_function` on one batch at a time with aligned steps of ours, from the same draws."""
+    names = {"tqdm": Bar, "logging": SimpleNamespace(info=lambda _: None), "tensor2numpy": Tensor.numpy}
+    names |= {"count_parameters": lambda *_: 0, "AngularPenaltySMLoss": _CosFace}
+    train = checkout.take("methods/dlora.py", "Learner.train_function", **names)
+    theirs, ours, alignment = _Small(), _Small(), GradientAlignment(RHO)
+    learner = SimpleNamespace(_network=theirs, _device="cpu", run_epoch=1, scale=20.0, margin=0.0, _known_classes=0)
+    learner.args, learner._cur_task, learner._compute_accuracy = {"use_gao": True, "rho": RHO}, 0, lambda *_: 0.0
+    engines = [torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01) for net in (theirs, ours)]
+    steps = alignment.losses(lambda x, y: _CosFace(s=20.0)(ours(x)["logits"], y), [ours.lora])
+    for batch in range(5):
+        x, y = draw(12, 6, name=f"batch {batch}"), torch.arange(12) % 5
+        torch.manual_seed(batch)
+        train(learner, [(None, x, y)], [], engines[0], Bar(()))
+        for loss in steps:
+            alignment.generator = torch.Generator().manual_seed(batch)
+            engines[1].zero_grad()
+            loss(x, y).backward()
+            engines[1].step()
+            alignment.move_back()
+    apart = max(relative(own, their) for own, their in zip(ours.parameters(), theirs.parameters(), strict=True))
+    return Row("weights after aligned steps, relative", "5 batches of 5 classes", apart, 1e-5)
+
+
+class _CosFace:
+    """What stands in for their loss, of cosines and without a margin."""
+
+    def __init__(self, *, s: float, **_: Any) -> None:
+        self.scale = s
+
+    def __call__(self, cosines: Tensor, columns: Tensor) -> Tensor:
+        return F.cross_entropy(self.scale * cosines, columns)
+
+
+class _Small(nn.Module):
+    """A network with a tensor that is moved and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lora = nn.Parameter(draw(8, 6, name="lora"))
+        self.head = nn.Parameter(draw(5, 8, name="head"))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": F.normalize(torch.tanh(x @ self.lora.T), dim=1) @ F.normalize(self.head, dim=1).T}
 
 
 def _inputs(attention: Any, name: str, task: int, which: str) -> Tensor:

@@ -11,13 +11,14 @@ from lamella.adapters.adapter import Branch
 from lamella.backbones import Backbone
 from lamella.data.scenario import Task
 from lamella.methods.method import Method
+from lamella.methods.shared.gradient_alignment import GradientAlignment
 from lamella.methods.shared.growing import grow_for_task
 from lamella.methods.shared.heads import Heads
 from lamella.methods.shared.objectives import Classes, Objective, Terms, TokensOfAnswers, learns_answers
 from lamella.methods.shared.pseudo_replay import PseudoReplay
 from lamella.methods.shared.refusals import check_objective
 from lamella.methods.shared.self_distillation import SelfDistillation, SelfTeacher
-from lamella.training.fit import Examples, Fit
+from lamella.training.fit import Examples, Fit, Loss
 from lamella.training.recipe import LoRA, Training
 from lamella.training.variants import check_variants
 
@@ -79,6 +80,7 @@ class OwnHeads(Method):
         penalty: Callable[[], Tensor | float] | None = None,
         criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         distillation: SelfDistillation | None = None,
+        alignment: GradientAlignment | None = None,
         current: Sequence[str] = ("new",),
         **hooks: Any,
     ) -> None:
@@ -96,6 +98,7 @@ class OwnHeads(Method):
             penalty: returns a number that is added to the loss of each batch.
             criterion: the loss of logits (n, own classes) and columns (n,), in place of cross-entropy.
             distillation: how strongly the answers for old classes are kept, where they are; see `SelfDistillation`.
+            alignment: with it, a batch gives two steps, each of half of its classes; see `GradientAlignment`.
             current: the names of the adapters in training, which the teacher of `distillation` does without.
             hooks: `before_step` and `after_step` of the training loop.
         """
@@ -106,10 +109,14 @@ class OwnHeads(Method):
         target = self.objective.begin(
             task, Terms(self.losses, features, criterion, penalty, teacher, self.pseudo_replay, go_on=fit.once)
         )
+        weights = list(weights)
         groups = self._groups(weights, training)
+        loss: Loss | list[Loss] = target.loss
+        if alignment is not None and alignment.rho:
+            loss, hooks = alignment.losses(target.loss, weights), {**hooks, "after_step": alignment.move_back}
         fit(
             task.train if data is None else data,
-            target.loss,
+            loss,
             groups if target.head is None else with_head(groups, target.head, training),
             training,
             count=target.count,

@@ -1,0 +1,102 @@
+"""Gradient alignment: a step of each half of the classes, from where the other half moved the weights."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from streams import Spy, configured, learn, stream, tiny_backbone
+from torch import Tensor, nn
+
+from lamella.methods.loda import LoDA
+from lamella.methods.shared.gradient_alignment import GradientAlignment
+from lamella.testing.checks import CHECKS, Trial
+
+X = torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
+Y = torch.tensor([5, 7, 2] * 4)
+COLUMNS = {2: 0, 5: 1, 7: 2}
+
+
+def gradient(W: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Of the mean cross-entropy of some samples, written out."""
+    x, columns = X.numpy()[rows], [COLUMNS[c] for c in Y.numpy()[rows]]
+    p = np.exp(x @ W.T)
+    p /= p.sum(1, keepdims=True)
+    return (p - np.eye(3)[columns]).T @ x / len(x)
+
+
+def test_a_batch_gives_two_steps_each_from_where_the_other_half_moved_the_weights() -> None:
+    layer, alignment = nn.Linear(4, 3, bias=False), GradientAlignment(0.3)
+    W = layer.weight.detach().numpy().astype(np.float64)
+    draws = torch.Generator().manual_seed(3)
+    order, u = torch.randperm(3, generator=draws), float(torch.rand((), generator=draws))
+    classes = Y.unique()[order].numpy()
+    halves = [np.isin(Y.numpy(), classes[:1]), np.isin(Y.numpy(), classes[1:])]
+    engine = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.01)
+
+    def loss(x: Any, y: Tensor) -> Tensor:
+        return F.cross_entropy(layer(x), torch.tensor([COLUMNS[c] for c in y.tolist()]))
+
+    for turn, aligned in enumerate(alignment.losses(loss, [layer.weight])):
+        alignment.generator = torch.Generator().manual_seed(3)
+        engine.zero_grad()
+        aligned(X, Y).backward()
+        engine.step()
+        alignment.move_back()
+        g = gradient(W, halves[turn])
+        moved = W - 0.3 * u * g / np.linalg.norm(g)
+        moved -= 0.1 * (gradient(moved, halves[1 - turn]) + 0.01 * moved)
+        W = moved + 0.3 * u * g / np.linalg.norm(g)
+        assert np.allclose(layer.weight.detach().numpy(), W, atol=1e-6)
+
+
+def test_a_batch_of_one_class_has_nothing_to_align() -> None:
+    weight, alignment = nn.Parameter(torch.ones(2)), GradientAlignment(0.3)
+    for aligned in alignment.losses(lambda x, y: (weight * x).sum(), [weight]):
+        assert aligned(torch.ones(3, 2), torch.tensor([4, 4, 4])).item() == 6
+        assert torch.equal(weight, torch.ones(2))
+
+
+def test_without_a_distance_the_loss_is_the_only_one() -> None:
+    def loss(x: Any, y: Tensor) -> Tensor:
+        return x.sum()
+
+    assert GradientAlignment(0.0).losses(loss, []) == [loss]
+    with pytest.raises(ValueError, match=r"^rho -0.1 must be 0 \(no gradient alignment\) or more; LoDA's authors have"):
+        GradientAlignment(-0.1)
+
+
+def test_in_loda_the_branches_are_moved_and_nothing_else() -> None:
+    method = configured(LoDA, tiny_backbone(), rho=0.3, epochs=1, batch_size=8, blocks=2, rank=6)
+    seen: list[int] = []
+
+    def look(losses: Any, data: Any, params: list[Tensor]) -> None:
+        x, y = torch.randn(4, 3, 32, 32), data.labels[:4]
+        y[:2], y[2:] = task.classes
+        before = [p.detach().clone() for p in params]
+        for p in params:
+            p.requires_grad_()
+        assert len(losses) == 2
+        losses[0](x, y)
+        seen.extend(not torch.equal(p, old) for p, old in zip(params, before, strict=True))
+        method.alignment.move_back()
+        assert all(torch.allclose(p, old, atol=1e-6) for p, old in zip(params, before, strict=True))
+
+    for number in range(2):
+        task = stream()[number]
+        learn(method, number, task, Spy(method, look))
+    assert len(method.sites) == 2
+    # Of the first task A and B; B is 0 at first, so that A has no gradient and stays. Of the second both B. Head last.
+    assert seen == [False, True] * 2 + [False] + [True] * 4 + [False]
+
+
+@pytest.fixture(scope="module")
+def trial() -> Trial:
+    return Trial(lambda seed: configured(LoDA, tiny_backbone(seed), seed=seed, rho=0.3, epochs=2, batch_size=8, rank=6))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_it_keeps_the_contract(trial: Trial, check: Any) -> None:
+    """Above all: a training that is interrupted draws what it would have drawn."""
+    check(trial)
