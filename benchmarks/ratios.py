@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from forms.answers import answer_costs
 from forms.case import Case, Seconds
 from forms.choices import choices
 from forms.inputs import input_cost
@@ -68,6 +69,7 @@ COMPARISONS = {
     "own-covariances": Comparison(own_covariances, 25, SMALL | {"classes": 10}),
     "evaluation-cost": Comparison(evaluation_cost, 5, {"methods": "nearest-mean,inflora", "tasks": 2, "images": 8}),
     "text-costs": Comparison(text_costs, 15),
+    "answer-costs": Comparison(answer_costs, 15, {"batch": 2, "words": 3, "answer": 2}),
     "choices": Comparison(choices, 7, {"answers": [2], "prompts": 2, "words": 3}),
     "input-cost": Comparison(input_cost, 7, {"images": 2, "photos": False}),
 }
@@ -83,7 +85,7 @@ def compare(name: str, cases: Iterable[Case], rounds: int, setting: Mapping[str,
         measured.append((case, seconds, case.notes(seconds)))
     columns = dict.fromkeys(column for _, _, notes in measured for row in notes.values() for column in row)
     told = ", ".join(f"{key} {value}" for key, value in setting.items() if value not in (None, False))
-    table = Table("", "form", "ratio", "ms an image", *columns, title=f"{name}: {told}")
+    table = Table("", "form", "ratio", "ms a sample", *columns, title=f"{name}: {told}")
     for case, seconds, notes in measured:
         table.add_section()
         for i, (form, own) in enumerate((f, own) for f, own in seconds.items() if f not in case.aside):

@@ -51,11 +51,11 @@ def text_costs(
     transform: Any = frozen.transform
     data = _read(texts) if texts else _drawn(transform, 1024, tokens)
     x = data.batch(torch.arange(batch), transform.view())
-    forms: dict[str, Form] = {FORWARD: _without_gradients(partial(frozen.run, x))}
+    forms: dict[str, Form] = {FORWARD: without_gradients(partial(frozen.run, x))}
     adapted: Any = METHODS["inflora"](new())
     firsts = [site for site in adapted.sites if adapted.reads_as[site.name] == site.name]
     for name, sites in (("moments", firsts), ("moments, one a layer", adapted.sites)):
-        forms[name] = partial(_moments, adapted.backbone, sites, x)
+        forms[name] = partial(as_moments, adapted.backbone, sites, x)
     for name in ("inflora", "seq-lora"):
         for number in dict.fromkeys((1, tasks)):
             forms[f"{name}, task {number}"] = _step_of(name, new(), number, data, x)
@@ -98,7 +98,9 @@ def _around(tenth: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(float(CLINC150[at])), torch.tensor(float(CLINC150[at + 1]))
 
 
-def _without_gradients(run: Form) -> Form:
+def without_gradients(run: Form) -> Form:
+    """Run a form without gradients."""
+
     def form() -> None:
         with torch.no_grad():
             run()
@@ -106,7 +108,8 @@ def _without_gradients(run: Form) -> Form:
     return form
 
 
-def _moments(backbone: Backbone, sites: Any, x: Batch) -> None:
+def as_moments(backbone: Backbone, sites: Any, x: Batch) -> None:
+    """Take the second moments of what the sites read, with a pass as far as the last of them."""
     with watch(sites, lambda layer: SecondMoment(layer.weight.shape[1])):
         backbone.show(x, sites)
 
