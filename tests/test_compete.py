@@ -131,7 +131,7 @@ def test_the_exported_layer_is_the_prediction_of_the_heads(tmp_path: Path) -> No
 
 
 def test_it_needs_heads_on_the_features_that_alignment_sees() -> None:
-    for refused in (build("nearest-mean"), build("color"), build("replay")):
+    for refused in (build("nearest-mean"), build("color"), build("replay"), build("loda")):
         with pytest.raises(ValueError, match=r"compete needs means 0 and a method that trains a linear head"):
             Aligned(refused, compete=True)
     with pytest.raises(ValueError, match="compete needs means 0"):

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from streams import Spy, configured, learn, stream, tiny_backbone
+from streams import Spy, configured, fit_for, learn, stream, tiny_backbone
 from torch import Tensor, nn
 
+from lamella import Learner
+from lamella.learner.expected_costs import expect_costs
 from lamella.methods.loda import LoDA
 from lamella.methods.shared.gradient_alignment import GradientAlignment
 from lamella.testing.checks import CHECKS, Trial
@@ -65,6 +67,52 @@ def test_without_a_distance_the_loss_is_the_only_one() -> None:
     assert GradientAlignment(0.0).losses(loss, []) == [loss]
     with pytest.raises(ValueError, match=r"^rho -0.1 must be 0 \(no gradient alignment\) or more; LoDA's authors have"):
         GradientAlignment(-0.1)
+
+
+def test_under_autocast_the_other_half_sees_the_moved_weights() -> None:
+    weight, alignment = nn.Parameter(torch.ones(4, 4)), GradientAlignment(2.0)
+    alignment.generator = torch.Generator().manual_seed(0)
+
+    def loss(x: Any, y: Tensor) -> Tensor:
+        return F.linear(x, weight).float().square().mean()
+
+    x, y = torch.ones(4, 4), torch.tensor([0, 0, 1, 1])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = alignment.losses(loss, [weight])[0](x, y)
+        assert found.item() == pytest.approx(float(loss(x[:2], y).detach()), rel=1e-2)
+    assert found.item() < 0.9 * 16
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (
+            {"accumulate": 2},
+            r"^rho 0.3 divides the classes of a whole batch, and accumulate 2 computes it in parts; le",
+        ),
+        ({"rho": -1}, r"^rho -1 must be 0 \(no gradient alignment\) or more"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        configured(LoDA, tiny_backbone(), **{"rho": 0.3} | options)
+
+
+def test_several_steps_a_batch_are_refused_where_no_batch_can_give_them() -> None:
+    method = configured(LoDA, tiny_backbone(), rho=0.3, rank=6)
+    with pytest.raises(
+        ValueError, match=r"^a batch gives 2 steps here, by parts of it, and fit.compile is for batches"
+    ):
+        learn(method, 0, stream()[0], fit_for(method, compile=True))
+    with pytest.raises(ValueError, match=r"^fit was given no loss; give a function, or a list of functions"):
+        fit_for(method)(stream()[0].train, [], [nn.Parameter(torch.ones(1))])
+
+
+def test_what_it_will_cost_can_be_told() -> None:
+    table = {"name": "loda", "rho": 0.3, "rank": 6, "epochs": 1, "batch_size": 8}
+    backbone = {"name": "test_vit", "weights": "random", "size": 32, "crop": 1.0}
+    learner = Learner.create(backbone=backbone, method=table, fit={"device": "cpu"})
+    assert expect_costs(learner.model, stream()[0], held_back=4).seconds > 0
 
 
 def test_in_loda_the_branches_are_moved_and_nothing_else() -> None:

@@ -44,6 +44,16 @@ def test_what_is_learned_has_the_same_bits(name: str, options: dict[str, object]
         assert torch.equal(value, expected[key]), key
 
 
+def test_a_second_run_attends_as_the_first_did_in_bfloat16() -> None:
+    found = []
+    for recompute in (True, False):
+        method = build_shallow("seq-lora", epochs=1)
+        learn(method, 0, stream(4, 2)[0], fit_for(method, recompute=recompute, precision="bf16"))
+        found.append(method.state_dict())
+    for key, value in found[0].items():
+        assert torch.equal(value, found[1][key]), key
+
+
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
 def test_padding_is_no_input_in_the_second_run_either(architecture: str) -> None:
     names = ("a", "b", "c", "d")

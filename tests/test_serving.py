@@ -140,11 +140,12 @@ def test_what_arrives_while_a_batch_is_computed_is_the_next_batch() -> None:
 def test_a_batch_waits_for_the_clients_that_were_there_and_for_no_other() -> None:
     slow: Any = Slow()
     x = torch.zeros(1, 3, 4, 4)
-    batcher = Batcher(Loaded(slow, 1), ImageKind(LIMITS).predict, patience=1e6)
+    batcher = Batcher(Loaded(slow, 1), ImageKind(LIMITS).predict, patience=60)
     first = batcher.submit(x, 1)  # alone: it does not wait
     while not first.running():
         time.sleep(0.001)
     second = batcher.submit(x, 1)
+    time.sleep(1)  # a quarter of it is how long the next batch may wait
     slow.go.set()
     first.result(10)
     again = batcher.submit(x, 1)  # the second client has waited for the first one to ask again

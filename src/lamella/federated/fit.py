@@ -13,7 +13,7 @@ calls are all that is sent, up from each client, and down to each as their sum.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -86,7 +86,7 @@ class FederatedFit(Fit):
     def __call__(
         self,
         data: Examples,
-        loss: Loss,
+        loss: Loss | Sequence[Loss],
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
         training: Training | None = None,
         *,
@@ -99,6 +99,11 @@ class FederatedFit(Fit):
 
         The clients' own number of epochs takes the place of `epochs`, and `min_steps` has no effect.
         """
+        if not callable(loss):
+            raise ValueError(
+                "a batch gives several steps of the optimiser here, which clients do not take; leave out the option of "
+                "the method that asks for them"
+            )
         if before_step is not None or after_step is not None:
             raise ValueError("this method changes weights after each step, which no rule joins; choose another method")
         self._check_whole(data)

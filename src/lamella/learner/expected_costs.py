@@ -6,9 +6,10 @@ between the calls, such as decompositions, is not scaled: it is measured as it i
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor
@@ -64,7 +65,7 @@ class _Trial:
     def __call__(
         self,
         data: Examples,
-        loss: Loss,
+        loss: Loss | Sequence[Loss],
         params: Any,
         training: Training | None = None,
         *,
@@ -78,28 +79,30 @@ class _Trial:
         ends: list[float] = []
         kept = 0
 
-        def measured(x: Samples, y: Tensor) -> Tensor:
+        losses = [loss] if callable(loss) else loss
+
+        def measured(own: Loss, x: Samples, y: Tensor) -> Tensor:
             nonlocal kept
             with kept_for_backward(self.fit.module.parameters()) as bytes_so_far:
-                value = loss(x, y)
-            kept = bytes_so_far()
+                value = own(x, y)
+            kept = max(kept, bytes_so_far())
             return value
 
         def after() -> None:
             if after_step:
                 after_step()
             ends.append(time.monotonic())
-            if len(ends) == 2:
+            if len(ends) == 2 * len(losses):
                 raise _Enough
 
         short = replace(recipe, epochs=2, batch_size=size, accumulate=1, min_steps=None)
         try:
-            self.fit(data, measured, params, short, after_step=after, **options)
+            self.fit(data, [partial(measured, own) for own in losses], params, short, after_step=after, **options)
         except _Enough:
             pass
         total = self._scaled(len(data), data)
         self.step_bytes = max(self.step_bytes, kept * min(recipe.batch_size, total) // size)
-        self.expected += (ends[-1] - ends[-2]) / size * total * recipe.of_examples(total).epochs
+        self.expected += (ends[-1] - ends[-1 - len(losses)]) / size * total * recipe.of_examples(total).epochs
         self.spent += time.monotonic() - started
         return [0.0] * recipe.epochs
 

@@ -27,8 +27,8 @@ The algorithm, in each layer:
 
 Departures from the authors' code:
 - Gradient-aligned optimisation, which their files for all published tables switch on (rho = 0.3; 0.7 for ImageNet-R),
-  is off by default, because it doubles the time of training; `rho = 0.3` is theirs. A batch of a single class takes two
-  plain steps then, theirs one.
+  is off by default, because it doubles the time of training; whether it helps was not measured. A batch of a single
+  class takes two plain steps then, theirs one.
 - In their code eta is by M_cur as it is after training, and M_prev gets M_cur twice, before merging and after it
   (`moments="both"`). By default eta is by M_cur before training, and M_prev gets that one, once. As M_prev is then
   about half as large beside M_cur, the shared update is shrunk less. On digits this changed no accuracy
@@ -40,8 +40,8 @@ Departures from the authors' code:
 - If a layer has fewer inputs than `rank`, its branches have as many ranks as it has inputs.
 - Heads start uniformly within 1 / sqrt(d), theirs normally with a deviation of 0.02, which for d = 768 makes rows of
   nearly the same length (0.58 and 0.55). A class that comes back is scored by the head that learned it last.
-- Other data sets have other settings in their files: ImageNet-R rank 64, lr 0.02, no weight decay, margin 0.1; CUB
-  margin 0.1; ImageNet-A lr 0.01, margin 0.15; Cars lr 0.01, margin 0.1.
+- Other data sets have other settings in their files: ImageNet-R rank 64, lr 0.02, no weight decay, margin 0.1, rho
+  0.7; CUB margin 0.1; ImageNet-A lr 0.01, margin 0.15; Cars lr 0.01, margin 0.1.
 - The heads that the authors fit again on samples of class Gaussians, for Cars or as an option, are left to the part
   `align`.
 - The file of their loss was not at hand, so CosFace's margin is that of its paper, arXiv 1801.09414.
@@ -94,7 +94,9 @@ class LoDA(OwnHeads):
         cosine_scale: s, the factor of the cosines; above 0. Linear heads have none.
         margin: m, which is subtracted in training from the cosine of the right class, or from its logit without
             cosines; at least 0.
-        rho: how far gradient alignment moves the branches' tensors at most; at least 0. At 0 it is left out.
+        rho: how far the gradient of half of a batch's classes moves the branches' tensors at most, before the other
+            half takes a step there; at least 0. At 0 there is no such gradient alignment; with it a batch gives two
+            steps, in one process and without `fit.compile`.
         distillation: how strongly the answers for old classes are kept; see `SelfDistillation`. LoDA does not keep
             them.
 
@@ -135,6 +137,11 @@ class LoDA(OwnHeads):
             raise ValueError(f"margin {margin} must be 0 or more; the authors have 0 to 0.15")
         if statistics_images is not None and statistics_images < 1:
             raise ValueError(f"statistics_images {statistics_images} is too small; give at least 1, or leave it out")
+        if rho and training.accumulate > 1:
+            raise ValueError(
+                f"rho {rho} divides the classes of a whole batch, and accumulate {training.accumulate} computes it in "
+                "parts; leave one of the two out"
+            )
         if head == "cosine":
             self.heads = CosineHeads(backbone.width, training.head_start, seed, cosine_scale)
         self.scales = {"shared": shared_scale * lora.scale, "isolated": isolated_scale * lora.scale}

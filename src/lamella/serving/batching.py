@@ -65,10 +65,10 @@ class Batcher(Generic[Inputs]):
         predict: what it predicts by.
         together: a batch with at least this many samples waits for no further request. A request is never divided, so a
             batch may be larger.
-        patience: how long the first request of a batch waits at most, as a share of the time that the last batch took;
-            at least 0. It waits until there are as many requests as clients were there when the last batch was
-            answered: those answered then, who may ask again, and those who asked meanwhile. So a client that is alone
-            does not wait.
+        patience: until when a batch waits for more requests, counted from the last answer: a quarter of the time that
+            the last batch took, and at most so many seconds; at least 0. It waits until there are as many requests as
+            clients were there then: those who were answered and may ask again at once, and those who asked meanwhile.
+            So a client that is alone does not wait, nor one that comes later.
         observe: a function that is called with the number of samples of each batch.
         watch: a function that is called with the model and all predictions of each batch, by the thread of this class.
 
@@ -82,7 +82,7 @@ class Batcher(Generic[Inputs]):
         predict: Predict[Inputs],
         *,
         together: int = 32,
-        patience: float = 0.25,
+        patience: float = 0.02,
         observe: Callable[[int], None] = lambda samples: None,
         watch: Callable[[Loaded, Sequence[Any]], None] = lambda loaded, predictions: None,
     ) -> None:
@@ -93,7 +93,7 @@ class Batcher(Generic[Inputs]):
         self.patience = patience
         self.observe = observe
         self.watch = watch
-        self._expected, self._took = 1, 0.0
+        self._expected, self._until = 1, 0.0
         self._requests: queue.SimpleQueue[_Request[Inputs] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="lamella-model", daemon=True)
         self._thread.start()
@@ -128,19 +128,18 @@ class Batcher(Generic[Inputs]):
     def _next_batch(self) -> tuple[list[_Request[Inputs]], bool]:
         """Return the requests to answer together, and whether further requests may follow."""
         batch: list[_Request[Inputs]] = []
-        samples, deadline = 0, 0.0
+        samples = 0
         while samples < self.together:
             try:
                 # A request that is queued already is taken in any case: it arrived during the last batch.
                 left = None
                 if batch:
-                    left = max(0.0, deadline - time.monotonic()) if len(batch) < self._expected else 0.0
+                    left = max(0.0, self._until - time.monotonic()) if len(batch) < self._expected else 0.0
                 request = self._requests.get(timeout=left) if left is None or left else self._requests.get_nowait()
             except queue.Empty:
                 break
             if request is None:
                 return batch, False
-            deadline = deadline or time.monotonic() + self.patience * self._took
             batch.append(request)
             samples += len(request.x)
         return batch, True
@@ -154,7 +153,8 @@ class Batcher(Generic[Inputs]):
             self.watch(loaded, found)
             predictions = iter(found)
             self.observe(sum(len(request.x) for request in batch))
-            self._expected, self._took = len(batch) + self._requests.qsize(), time.monotonic() - started
+            self._expected, ended = len(batch) + self._requests.qsize(), time.monotonic()
+            self._until = ended + min(self.patience, (ended - started) / 4)
             answers = [[_first(next(predictions), r.top) for _ in range(len(r.x))] for r in batch]
         except Exception as error:  # the clients receive the error, and the thread continues
             for request in batch:

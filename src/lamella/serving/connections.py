@@ -20,8 +20,9 @@ class IdleTimeout(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # An answer is two writes, headers and body. Otherwise the system keeps the second back until the client has
-        # acknowledged the first, which clients delay by 40 ms. asyncio sets this only for sockets that name TCP.
+        # An answer is two writes, headers and body. Without this the system keeps the second back until the client has
+        # acknowledged the first, which clients delay by up to 40 ms. asyncio itself sets it only for sockets that were
+        # made with TCP's protocol number, which `socket.create_server` leaves at 0.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._expect_a_request()
 

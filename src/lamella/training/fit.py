@@ -26,7 +26,7 @@ from lamella.training.dropout import dropping, without_dropout
 from lamella.training.listening import tell
 from lamella.training.optimizers import build_optimizer, parameter_groups, trainable
 from lamella.training.passes import Passes
-from lamella.training.precision import computing, move
+from lamella.training.precision import attending, computing, move
 from lamella.training.recipe import Training
 from lamella.training.recomputation import recomputed_blocks
 
@@ -64,7 +64,8 @@ class Fit(Passes):
                 example, the example joins the batch before it, because batch norm needs more than one value.
             loss: (inputs (n, ...), global class ids (n,)) -> the mean over these examples. Each of several processes
                 computes that of its share of a batch, so the first batch is tried: another function is refused. With
-                several losses each batch gives a step of the optimiser for each of them, one after the other.
+                several losses each batch gives a step of the optimiser for each of them, one after the other, with the
+                same draws, and the hooks are called at each. The first must reach every tensor.
             params: the tensors to train, or optimiser groups `{"params": [...], "lr": ...}`.
             training: the recipe; `Training()` if left out.
             augment: whether samples are augmented.
@@ -92,6 +93,8 @@ class Fit(Passes):
         check_examples(self.task, len(data))
         recipe = replace(training or Training(), **settings)
         recipe = replace(recipe, epochs=1, min_steps=None) if self.once else recipe.of_examples(len(data))
+        turns = [loss] if callable(loss) else list(loss)
+        self._check_turns(turns)
         call = self._call(name)
         move(self.module, self.device)
         groups = parameter_groups(params, recipe.lr)
@@ -111,7 +114,7 @@ class Fit(Passes):
             dropout = during.enter_context(dropping(self.module, self.device))
             advance = during.enter_context(self.progress(f"task {self.task} {name}", recipe.epochs * len(steps)))
             view = self._cropped(crop) if augment else None
-            turns, hooks = [loss] if callable(loss) else list(loss), (before_step, after_step)
+            hooks = (before_step, after_step)
             job = _Job(data, turns, recipe, steps, view, *hooks, count, engine, saved, dropout, advance)
             saved.restore(recipe.epochs)
             advance(saved.epoch * len(steps) + saved.step, "")
@@ -126,6 +129,20 @@ class Fit(Passes):
             self.seconds[call] = saved.finish()
         return saved.losses
 
+    def _check_turns(self, turns: Sequence[Loss]) -> None:
+        """Refuse no loss, and several where a batch cannot give several steps."""
+        if not turns:
+            raise ValueError("fit was given no loss; give a function, or a list of functions for a step each")
+        if len(turns) > 1 and self.compile:
+            raise ValueError(
+                f"a batch gives {len(turns)} steps here, by parts of it, and fit.compile is for batches of one size; "
+                "leave it out"
+            )
+        if len(turns) > 1 and processes.count() > 1:
+            raise ValueError(
+                f"a batch gives {len(turns)} steps here, which several processes cannot share; train in one process"
+            )
+
     def _cropped(self, share: float | None) -> Augmentation | None:
         """Return the augmentation of a call, whose crops show at least this share of an image."""
         if share is None:
@@ -134,11 +151,6 @@ class Fit(Passes):
 
     def _check_mean(self, job: "_Job") -> None:
         """Make sure that the loss of a batch is the mean over the shares of the processes."""
-        if len(job.turns) > 1:
-            raise ValueError(
-                f"{job.saved.place.call} takes {len(job.turns)} steps a batch, each by a part of it, which several "
-                "processes cannot share; train it in one process"
-            )
         named = (self.task, job.saved.place.call, "mean")
         index = torch.randperm(len(job.data), generator=generator(self.seed, *named))[: job.steps[0][0]]
 
@@ -183,13 +195,13 @@ class Fit(Passes):
         tell(self.task, saved.place.call, saved.epoch, mean)
 
     def _step(self, job: "_Job", parts: Iterable[tuple[Any, Tensor, int]], whole: int, seed: int) -> Tensor | float:
-        """Train on the batches of a step, in one turn or in several, and return their mean loss.
+        """Train on the batches of a step, a turn for each loss of the call, and return their mean loss.
 
         Args:
             job: the call.
             parts: inputs and global class ids of each batch, and how many things its loss is the mean of.
             whole: how many these are in all processes.
-            seed: of what is drawn in each turn.
+            seed: of what is drawn; each turn draws the same.
         """
         losses: list[Tensor | float] = []
         repeated = list(parts) if len(job.turns) > 1 else parts
@@ -201,7 +213,8 @@ class Fit(Passes):
                 with computing(self.device, self.precision):
                     value = loss(x, y)
                 part = counted / whole
-                value.backward(torch.full_like(value, part))
+                with attending(self.device, self.precision):
+                    value.backward(torch.full_like(value, part))
                 total = total + value.detach() * part
             losses.append(processes.sum_gradients(job.saved.tensors, total, first=not job.saved.checked))
             job.step(self.module)

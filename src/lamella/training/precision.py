@@ -1,7 +1,7 @@
 """The device, the precision and the kind of attention that a model computes with."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lamella.common.launched import launched
 from lamella.training import processes
 
-__all__ = ["PRECISIONS", "computing", "move", "resolve_device", "slow_in_bf16", "wait_for"]
+__all__ = ["PRECISIONS", "attending", "computing", "move", "resolve_device", "slow_in_bf16", "wait_for"]
 
 PRECISIONS = ("float32", "bf16")
 
@@ -44,9 +44,11 @@ def resolve_device(name: str) -> torch.device:
 def move(module: nn.Module, device: torch.device) -> None:
     """Move the tensors of a module to a device, if some are elsewhere.
 
-    `Module.to` alone takes milliseconds where there is nothing to move, which for a few short samples is a good part of
-    their pass.
+    `Module.to` takes milliseconds where there is nothing to move, a few times as long as looking at all tensors. That
+    is a good part of a pass over a few short samples.
     """
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     if any(tensor.device != device for tensor in chain(module.parameters(), module.buffers())):
         module.to(device)
 
@@ -72,12 +74,16 @@ def computing(device: torch.device, precision: str) -> Iterator[None]:
         device: the device that computes.
         precision: "float32" or "bf16" (autocast; statistics stay in float32).
     """
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        if device.type == "cpu" and precision == "bf16":
-            with _attention_as_products():
-                yield
-        else:
-            yield
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), attending(device, precision):
+        yield
+
+
+def attending(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Return a context with the kind of attention of `computing` alone.
+
+    Backward passes run in it, outside of autocast, since blocks that are computed twice attend a second time there.
+    """
+    return _attention_as_products() if device.type == "cpu" and precision == "bf16" else nullcontext()
 
 
 @contextmanager

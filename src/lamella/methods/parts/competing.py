@@ -11,6 +11,7 @@ from lamella.data.scenario import Task
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.methods.method import Method
 from lamella.methods.on_base import MethodOnBase
+from lamella.methods.shared.cosine_heads import CosineHeads
 from lamella.methods.shared.own_heads import OwnHeads
 from lamella.methods.shared.pseudo_replay import PseudoReplay
 
@@ -18,8 +19,9 @@ __all__ = ["competing", "trains_heads"]
 
 
 def trains_heads(method: Method) -> bool:
-    """Return whether a method, beneath its parts, trains a head for each task on features that alignment sees too."""
-    return isinstance(_trained(method), OwnHeads) and not method.routed
+    """Return whether a method, beneath its parts, trains a linear head a task on features that alignment sees too."""
+    below = _trained(method)
+    return isinstance(below, OwnHeads) and not method.routed and not isinstance(below.heads, CosineHeads)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Gradient alignment: steps of one half of a batch's classes, at weights that the other half's gradient has moved.
 
 It is part of LoDA, arXiv 2603.00191, and was written after a specification; the authors' code
-(github.com/HHHLF/LoDA_ICML2026, commit 9943dc7) was read on 2026-11-30. A step that lowers the loss of some
-classes from where others moved the weights is to agree with both, so that what is learned is what the classes share.
+(github.com/HHHLF/LoDA_ICML2026, commit 9943dc7) was read on 2026-11-30. The classes of a
+batch are divided into two halves. The gradient of one half moves the weights a little, and there the other half takes a
+step; so it is looked for what helps both, which is what the classes share.
 
     their code              here
     g1, g2                  halves: the classes of the batch, divided at random
@@ -28,7 +29,7 @@ __all__ = ["GradientAlignment"]
 
 
 class GradientAlignment(Draws):
-    """Makes of one loss two, by which a training loop takes two steps a batch. It takes twice the passes.
+    """Makes of one loss two, by which a training loop takes two steps a batch, with twice the passes of one step.
 
     Args:
         rho: the largest distance that a tensor is moved, at least 0. At 0 there is nothing to align, and `losses` is
@@ -50,8 +51,9 @@ class GradientAlignment(Draws):
 
         Args:
             loss: (inputs of n samples, global class ids (n,)) -> the mean over them.
-            weights: the tensors that are moved.
+            weights: the tensors that are moved. The first loss must reach all of them.
         """
+        self._moved = []
         if not self.rho:
             return [loss]
         return [partial(self._aligned, loss, list(weights), first) for first in (0, 1)]
@@ -64,7 +66,7 @@ class GradientAlignment(Draws):
         self._moved = []
 
     def _aligned(self, loss: Loss, weights: list[Tensor], first: int, x: Any, y: Tensor) -> Tensor:
-        """Move the weights by the gradient of one half of the classes, and return the loss of the other one."""
+        """Move the weights by the gradient of half `first` (0 or 1) of the classes, and return the other one's loss."""
         self.move_back()
         halves, distance = self._drawn(y)
         if len(halves) < 2:
@@ -75,6 +77,7 @@ class GradientAlignment(Draws):
             for weight, g in zip(weights, gradients, strict=True):
                 self._moved.append((weight, -distance * g / (g.norm() + 1e-12)))
                 weight.add_(self._moved[-1][1])
+        torch.clear_autocast_cache()  # under autocast it holds the weights as they were before
         return loss(x[target], y[target])
 
     def _drawn(self, y: Tensor) -> tuple[list[Tensor], Tensor]:
