@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from streams import Spy, configured, fit_for, learn, stream, tiny_backbone
+from streams import Spy, configured, draw, fit_for, learn, stream, tiny_backbone
 from torch import Tensor, nn
 
 from lamella import Learner
@@ -15,7 +15,7 @@ from lamella.methods.loda import LoDA
 from lamella.methods.shared.gradient_alignment import GradientAlignment
 from lamella.testing.checks import CHECKS, Trial
 
-X = torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
+X = draw(12, 4)
 Y = torch.tensor([5, 7, 2] * 4)
 COLUMNS = {2: 0, 5: 1, 7: 2}
 
@@ -60,13 +60,13 @@ def test_a_batch_of_one_class_has_nothing_to_align() -> None:
         assert torch.equal(weight, torch.ones(2))
 
 
-def test_without_a_distance_the_loss_is_the_only_one() -> None:
-    def loss(x: Any, y: Tensor) -> Tensor:
-        return x.sum()
-
-    assert GradientAlignment(0.0).losses(loss, []) == [loss]
-    with pytest.raises(ValueError, match=r"^rho -0.1 must be 0 \(no gradient alignment\) or more; LoDA's authors have"):
-        GradientAlignment(-0.1)
+def test_there_is_none_without_a_distance() -> None:
+    assert configured(LoDA, tiny_backbone()).alignment is None
+    for rho in (0.0, -0.1, float("nan")):
+        with pytest.raises(
+            ValueError, match=rf"^rho {rho} must be above 0, or 0 in the settings for no gradient align"
+        ):
+            GradientAlignment(rho)
 
 
 def test_under_autocast_the_other_half_sees_the_moved_weights() -> None:
@@ -90,7 +90,7 @@ def test_under_autocast_the_other_half_sees_the_moved_weights() -> None:
             {"accumulate": 2},
             r"^rho 0.3 divides the classes of a whole batch, and accumulate 2 computes it in parts; le",
         ),
-        ({"rho": -1}, r"^rho -1 must be 0 \(no gradient alignment\) or more"),
+        ({"rho": -1}, r"^rho -1 must be above 0, or 0 in the settings"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options: dict[str, Any], fault: str) -> None:
@@ -117,11 +117,10 @@ def test_what_it_will_cost_can_be_told() -> None:
 
 def test_in_loda_the_branches_are_moved_and_nothing_else() -> None:
     method = configured(LoDA, tiny_backbone(), rho=0.3, epochs=1, batch_size=8, blocks=2, rank=6)
-    seen: list[int] = []
+    seen: list[bool] = []
 
     def look(losses: Any, data: Any, params: list[Tensor]) -> None:
-        x, y = torch.randn(4, 3, 32, 32), data.labels[:4]
-        y[:2], y[2:] = task.classes
+        x, y = draw(4, 3, 32, 32), torch.tensor(task.classes).repeat_interleave(2)
         before = [p.detach().clone() for p in params]
         for p in params:
             p.requires_grad_()

@@ -8,8 +8,9 @@ import torch
 import typer
 
 from forms.case import Case, Form
-from forms.steps import Pretended, Reached, step_form
-from forms.texts import as_moments, without_gradients
+from forms.choices import drawn_words
+from forms.steps import late_step
+from forms.texts import pass_for_moments, without_gradients
 from lamella.backbones.load import load_backbone
 from lamella.common.randomness import generator
 from lamella.data.answer_tokens import TARGET
@@ -18,12 +19,10 @@ from lamella.data.samples import Batch
 from lamella.data.scenario import Task
 from lamella.methods import METHODS
 from lamella.testing.answers import tiny_causal
-from lamella.training.fit import Fit
 from lamella.training.recipe import LoRA
 
 FORWARD = "frozen forward"
 LORA = LoRA(rank=8, sites=("key", "value"))
-WORDS = ("the", "a", "of", "water", "is", "not", "and", "film", "it", "time")
 
 
 def answer_costs(
@@ -49,10 +48,12 @@ def answer_costs(
     }
     adapted: Any = METHODS["inflora"](new(), lora=LORA)
     firsts = [site for site in adapted.sites if adapted.reads_as[site.name] == site.name]
-    forms["moments"] = partial(as_moments, adapted.backbone, firsts, x)
+    forms["moments"] = partial(pass_for_moments, adapted.backbone, firsts, x)
     for name in ("inflora", "seq-lora"):
         for number in dict.fromkeys((1, tasks)):
-            forms[f"{name}, task {number}"] = _step_of(name, new(), number, data, x)
+            method: Any = METHODS[name](new(), lora=LORA)
+            learned = [Task(i, f"task {i}", (), (), data) for i in range(number)]
+            forms[f"{name}, task {number}"] = late_step(method, learned, x)
     told = f"{x[TARGET].shape[1]} tokens a row, {int(x[TARGET].sum())} targets in {batch} rows"
     yield Case(frozen.name, forms, FORWARD, batch, remark=lambda seconds: told)
 
@@ -60,21 +61,5 @@ def answer_costs(
 def _drawn(count: int, words: int, answer: int) -> AnswerSet:
     """Rows of common words."""
     draws = generator(0, "rows")
-    text = lambda n: " ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=draws).tolist())  # noqa: E731
+    text = lambda n: " ".join(drawn_words(n, draws))  # noqa: E731
     return AnswerSet([Answer.to(text(words), text(answer)) for _ in range(count)], keys=[str(i) for i in range(count)])
-
-
-def _step_of(name: str, backbone: Any, number: int, data: AnswerSet, x: Batch) -> Form:
-    """The step of task `number`, counted from 1."""
-    method: Any = METHODS[name](backbone, lora=LORA)
-    fit = Fit(method, backbone.transform, device="cpu")
-    pretended: Any = Pretended(fit)
-    try:
-        for i in range(number):
-            pretended.last = i == number - 1
-            fit.begin(str(i))
-            method.learn(Task(i, f"task {i}", (), (), data), pretended)
-    except Reached as reached:
-        loss, groups = reached.call
-        return step_form(loss, groups, x, "float32", **reached.hooks)
-    raise RuntimeError(f"{name} has trained nothing in task {number}")

@@ -29,7 +29,7 @@ def choices(
     backbone: Any = load_backbone(model, output="tokens") if model else tiny_causal()
     method: Any = METHODS["seq-lora"](backbone)
     draws = generator(0, "prompts")
-    asked = [Answer.to(" ".join(_drawn(words, draws))) for _ in range(prompts)]
+    asked = [Answer.to(" ".join(drawn_words(words, draws))) for _ in range(prompts)]
     for count in answers:
         offered = [f"answer {i}" for i in range(count)]
         apart = AnswerSet(
@@ -43,6 +43,7 @@ def choices(
         yield Case(f"{backbone.name}, {count} answers", forms, APART, prompts)
 
 
-def _drawn(count: int, draws: torch.Generator) -> list[str]:
+def drawn_words(count: int, draws: torch.Generator) -> list[str]:
+    """So many common words."""
     common = ("the", "a", "of", "water", "is", "not", "and", "film", "it", "time")
     return [common[i] for i in torch.randint(len(common), (count,), generator=draws).tolist()]

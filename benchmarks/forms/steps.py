@@ -1,7 +1,7 @@
 """A training step of each method, at the first and at a late task."""
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Annotated, Any
 
@@ -205,6 +205,29 @@ def _step_of(
         first = (number - 1) * CLASSES
         return step_form(lambda x, y: loss(x, y + first), groups, x, precision, **reached.hooks)
     raise RuntimeError(f"{name} has trained nothing in task {number}")
+
+
+def late_step(method: Any, tasks: Iterable[Task], x: Samples) -> Form:
+    """The training step of the last of some tasks, on the CPU in float32, after a pretended training of the others.
+
+    Args:
+        method: what learns them.
+        tasks: at least one. Class ids of the last one begin after those of the others.
+        x: the samples of the step.
+    """
+    fit = Fit(method, method.backbone.transform, device="cpu")
+    pretended: Any = Pretended(fit)
+    *earlier, last = tasks
+    try:
+        for task in (*earlier, last):
+            pretended.last = task is last
+            fit.begin(task.name)
+            method.learn(task, pretended)
+    except Reached as reached:
+        loss, groups = reached.call
+        first = min(last.classes, default=0)
+        return step_form(lambda x, y: loss(x, y + first), groups, x, "float32", **reached.hooks)
+    raise RuntimeError(f"{type(method).__name__} has trained nothing in {last.name}")
 
 
 def step_form(

@@ -147,7 +147,7 @@ class LoDA(OwnHeads):
         self.scales = {"shared": shared_scale * lora.scale, "isolated": isolated_scale * lora.scale}
         self.moments, self.statistics_images = moments, statistics_images
         self.head, self.cosine_scale, self.margin = head, cosine_scale, margin
-        self.distillation, self.alignment = distillation, GradientAlignment(rho)
+        self.distillation, self.alignment = distillation, (GradientAlignment(rho) if rho else None)
         # Layers that read the same inputs, as query, key and value do, share what is known of these.
         self.reads_as = backbone.first_readers(self.sites)
         widths = {site.name: site.layer.weight.shape[1] for site in self.sites}

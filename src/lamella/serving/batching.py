@@ -65,10 +65,10 @@ class Batcher(Generic[Inputs]):
         predict: what it predicts by.
         together: a batch with at least this many samples waits for no further request. A request is never divided, so a
             batch may be larger.
-        patience: until when a batch waits for more requests, counted from the last answer: a quarter of the time that
-            the last batch took, and at most so many seconds; at least 0. It waits until there are as many requests as
-            clients were there then: those who were answered and may ask again at once, and those who asked meanwhile.
-            So a client that is alone does not wait, nor one that comes later.
+        patience: how many seconds after the last answer a batch may still wait for more requests; at least 0. If a
+            quarter of the time that the last batch took is less, it waits no longer than that. It starts as soon as
+            there are as many requests as there were clients: those who were just answered and may ask again, and those
+            who asked meanwhile. So a client that is alone does not wait.
         observe: a function that is called with the number of samples of each batch.
         watch: a function that is called with the model and all predictions of each batch, by the thread of this class.
 

@@ -218,7 +218,7 @@ class Fit(Passes):
                 total = total + value.detach() * part
             losses.append(processes.sum_gradients(job.saved.tensors, total, first=not job.saved.checked))
             job.step(self.module)
-        return losses[0] if len(losses) == 1 else sum(losses) / len(losses)
+        return sum(losses) / len(losses)
 
 
 @dataclass

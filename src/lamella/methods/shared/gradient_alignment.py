@@ -32,17 +32,19 @@ class GradientAlignment(Draws):
     """Makes of one loss two, by which a training loop takes two steps a batch, with twice the passes of one step.
 
     Args:
-        rho: the largest distance that a tensor is moved, at least 0. At 0 there is nothing to align, and `losses` is
-            the loss itself.
+        rho: the largest distance that a tensor is moved; above 0.
 
     Raises:
-        ValueError: `rho` is negative.
+        ValueError: `rho` is not above 0.
     """
 
     def __init__(self, rho: float) -> None:
         super().__init__()
-        if not rho >= 0:
-            raise ValueError(f"rho {rho} must be 0 (no gradient alignment) or more; LoDA's authors have 0.3 and 0.7")
+        if not rho > 0:
+            raise ValueError(
+                f"rho {rho} must be above 0, or 0 in the settings for no gradient alignment; LoDA's authors have 0.3 "
+                "and 0.7"
+            )
         self.rho = rho
         self._moved: list[tuple[Tensor, Tensor]] = []
 
@@ -54,8 +56,6 @@ class GradientAlignment(Draws):
             weights: the tensors that are moved. The first loss must reach all of them.
         """
         self._moved = []
-        if not self.rho:
-            return [loss]
         return [partial(self._aligned, loss, list(weights), first) for first in (0, 1)]
 
     @torch.no_grad()

@@ -112,7 +112,7 @@ class OwnHeads(Method):
         weights = list(weights)
         groups = self._groups(weights, training)
         loss: Loss | list[Loss] = target.loss
-        if alignment is not None and alignment.rho:
+        if alignment is not None:
             loss, hooks = alignment.losses(target.loss, weights), {**hooks, "after_step": alignment.move_back}
         fit(
             task.train if data is None else data,
