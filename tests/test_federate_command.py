@@ -91,6 +91,15 @@ def test_a_method_that_needs_more_than_sums_is_refused_by_name(lamella: Run, con
     assert not (tmp_path / "run").exists()
 
 
+def test_a_setting_that_needs_more_than_sums_is_refused_by_name(lamella: Run, config: Path, tmp_path: Path) -> None:
+    words = ("method.name=inflora+align", "method.align.own_covariance=0.1", "method.align.drift=local")
+    code, _, err = lamella("federate", config, *words, "--out", tmp_path / "run")
+    assert code == 2
+    assert "it can be without drift = 'local', own_covariance = 0.1, for which" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_client_that_is_lost_after_the_last_task_is_refused(lamella: Run, config: Path, tmp_path: Path) -> None:
     code, _, err = lamella("federate", config, "--lose", "2@3", "--out", tmp_path / "run")
     assert (code, err) == (2, "lamella: '2@3' names task 3, but they are 1 to 2\n")

@@ -155,11 +155,8 @@ class Model:
         if federation is not None and processes.count() > 1:
             raise ValueError("clients are played in one process; start a federated run without torchrun or srun")
         if federation is not None and not self.method.federates:
-            classes = {n: b for n, b in METHODS.items() if isinstance(b, type) and issubclass(b, Method)}
-            able = sorted(name for name, build in classes.items() if build.federates)
             raise ValueError(
-                f"method '{self.name}' cannot be learned by clients that keep their samples; choose one of "
-                f"{', '.join(able)}, alone or with align (whose drift is affine, mean or none)"
+                f"method '{self.name}' cannot be learned by clients that keep their samples; {self._federable()}"
             )
         make = Fit if federation is None else partial(loop, federation=federation)
         return make(
@@ -171,6 +168,15 @@ class Model:
             progress=progress,
             **chosen,
         )
+
+    def _federable(self) -> str:
+        """What to do where the method cannot be learned by clients, as the end of a sentence about it."""
+        base, settings = self.method.base, ", ".join(self.method.beyond_sums)
+        if settings and base is not None and base.federates:
+            return f"it can be without {settings}, for which clients would have to send more than sums"
+        classes = {n: b for n, b in METHODS.items() if isinstance(b, type) and issubclass(b, Method)}
+        able = sorted(name for name, build in classes.items() if build.federates)
+        return f"choose one of {', '.join(able)}, alone or with align (whose drift is affine, mean or none)"
 
     def check_whole(self) -> None:
         """Make sure that the last learning did not fail half-way.

@@ -148,8 +148,10 @@ class Aligned(MethodOnBase):
                 "network, such as inflora or seq-lora; leave it out"
             )
         self.compete = compete
-        by_sums = head == "lda" and drift != "local" and not (self.quadratic or means or compete)
-        self.federates = by_sums and base.federates
+        asks = {"head": head == "refit", "drift": drift == "local", "means": means > 0, "compete": compete}
+        asks |= {"own_covariance": own_covariance > 0, "own_covariance_prior": own_covariance_prior is not None}
+        self.beyond_sums = tuple(f"{name} = {getattr(self, name)!r}" for name, more in asks.items() if more)
+        self.federates = base.federates and not self.beyond_sums
         directions = None if own_directions == "all" else own_directions
         mixed = partial(ClassMixtures, means=means, seed=seed) if means else ClassGaussians
         self.statistics: ClassGaussians = mixed(width, per_class=self.quadratic, directions=directions)
