@@ -223,6 +223,26 @@ def test_what_no_machine_has_is_told_and_not_waited_for(
         assert message in err
 
 
+@pytest.mark.parametrize("start", ["", "ray://"])
+def test_an_address_where_nothing_answers_is_told_and_not_waited_for(start: str) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"{start}127.0.0.1:{nobody.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"--address {address}: no cluster answers there") as told:
+            cluster_of(ray := Pretended(), address, check_resources({}), None).__enter__()
+        assert not ray.running
+        assert "\n" not in str(told.value)
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        with cluster_of(ray, address := f"{start}127.0.0.1:{one.getsockname()[1]}", check_resources({}), None):
+            assert ray.options["address"] == address
+
+
+@pytest.mark.parametrize("address", ["head", ":6379", "head:", "head:port", "head:70000", "ray://head"])
+def test_what_is_no_address_of_ray_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match=f"--address {address} is no address of Ray; give auto, HOST:PORT or"):
+        cluster_of(Pretended(), address, check_resources({}), None).__enter__()
+
+
 @pytest.mark.parametrize(
     ("number", "share", "cores"), [(1, 0.5, 1), (3, 0.5, 2), (2, 2, 4), (1, 0, 1), (None, 0.5, None)]
 )

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,8 @@ RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 LONGEST = 25
 """Longest path of the temporary folder of the machine; Ray adds about 80 characters to it for its sockets, whose paths
 have at most 103 on macOS and 107 on Linux."""
+PATIENCE = 10
+"""Seconds in which the machine of a cluster has to take a connection."""
 
 
 def import_ray(*modules: str) -> Any:
@@ -76,8 +79,10 @@ def cluster(ray: Any, address: str | None, asked: Mapping[str, Any], number: int
         number: the pieces at a time that a cluster that is started has cores for; None for the cores of the machine.
 
     Raises:
-        ValueError: no node of the cluster has what is asked for.
+        ValueError: nothing answers at the address, or no node of the cluster has what is asked for.
     """
+    if address:
+        _check_address(address)
     with ExitStack() as stack:
         here: dict[str, Any] = {}
         if not address:
@@ -88,6 +93,22 @@ def cluster(ray: Any, address: str | None, asked: Mapping[str, Any], number: int
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
         _check_room(ray.nodes(), asked)
         yield
+
+
+def _check_address(address: str) -> None:
+    """Raise ValueError where no machine takes a connection at an address: Ray would try again for minutes."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal() and int(port) < 2**16):
+        raise ValueError(f"--address {address} is no address of Ray; give auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except OSError as error:
+        raise ValueError(
+            f"--address {address}: no cluster answers there ({error.strerror or error}); start one by ray start "
+            "--head, or leave --address out for one on this machine"
+        ) from error
 
 
 def _folder() -> tempfile.TemporaryDirectory[str]:
