@@ -2,8 +2,10 @@
 
     python benchmarks/many_files.py
     python benchmarks/many_files.py --images 1000 --images 100000
+    python benchmarks/many_files.py --ray
 
-Every form is a command of its own, start included, on the bundled network and JPEGs of 32 x 32 pixels of noise.
+Every form is a command of its own, start included, on the bundled network and JPEGs of 32 x 32 pixels of noise. With
+--ray, one actor of Ray makes the parts as well, and its memory counts; that needs lamella[ray] and psutil.
 """
 
 import os
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +28,12 @@ from lamella.common.randomness import generator
 from lamella.data.sources.load import load_source
 from lamella.learner.next_task import as_next_task
 
+ON_RAY = ["--engine", "ray", "--processes", "1"]
+
 
 def main(
     images: Annotated[list[int] | None, typer.Option(help="May be given several times.")] = None,
+    ray: bool = False,
     out: Path = Path("runs/benchmarks/many-files.json"),
 ) -> None:
     """Measure both forms with each number of images."""
@@ -36,8 +42,11 @@ def main(
         model = taught(Path(place))
         for count in images or [1000, 10_000]:
             folder = noise(Path(place) / str(count), count)
-            for form, options in (("--csv", []), ("--out", [str(Path(place) / f"parts-{count}")])):
-                seconds, megabytes = measured("predict", str(model), str(folder), form, *options)
+            forms = {"--csv": ["--csv"], "--out": ["--out", str(Path(place) / f"parts-{count}")]}
+            if ray:
+                forms["--engine ray"] = ["--out", str(Path(place) / f"ray-{count}"), *ON_RAY]
+            for form, options in forms.items():
+                seconds, megabytes = measured("predict", str(model), str(folder), *options)
                 found.append({"images": count, "form": form, "seconds": seconds, "MB": megabytes})
                 print(f"{count:,} images, {form}: {seconds:.1f} s, {megabytes:.0f} MB", flush=True)
     write_json(out, found)
@@ -63,14 +72,33 @@ def noise(folder: Path, count: int) -> Path:
 
 
 def measured(*arguments: str) -> tuple[float, float]:
-    """Seconds and the most memory, in MB, of a command of lamella."""
+    """Seconds and the most memory, in MB, of a command of lamella, or of the actor of Ray that works for it."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "lamella", *arguments], stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
+    if set(ON_RAY) <= set(arguments):
+        most = most_of_actors(process)
+        status = process.returncode
+    else:
+        _, status, used = os.wait4(process.pid, 0)
+        most = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if status:
         raise RuntimeError(f"lamella {' '.join(arguments)} has failed")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return time.perf_counter() - started, used.ru_maxrss * unit / 1e6
+    return time.perf_counter() - started, most / 1e6
+
+
+def most_of_actors(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for a process, and return the most bytes that an actor of Ray below it has had in memory."""
+    psutil = import_module("psutil")
+    most = 0
+    while process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::"):
+                    most = max(most, child.memory_info().rss)
+            except psutil.Error:  # it has ended meanwhile
+                continue
+        time.sleep(0.2)
+    return most
 
 
 if __name__ == "__main__":

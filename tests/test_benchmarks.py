@@ -64,6 +64,15 @@ def test_many_files(script: Any, capsys: pytest.CaptureFixture[str], tmp_path: P
 
 
 @pytest.mark.slow
+def test_many_files_on_ray(script: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    pytest.importorskip("psutil")
+    script("many_files").main(images=[3], ray=True, out=tmp_path / "found.json")
+    assert capsys.readouterr().out.splitlines()[2].startswith("3 images, --engine ray: ")
+    assert json.loads((tmp_path / "found.json").read_text())[2]["MB"] > 100
+
+
+@pytest.mark.slow
 def test_serving(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("fastapi")
     script("serving").main(backbone="test_vit", size=32, images=3, clients=2, rounds=1)
