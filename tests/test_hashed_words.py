@@ -72,9 +72,11 @@ def test_it_imports_no_package_of_encoders() -> None:
     assert found.stdout.strip() == "[]", found.stderr
 
 
-def test_the_list_of_backbones_names_it_and_some_encoders() -> None:
-    assert "hashed-words" in BACKBONES
-    assert len([name for name in BACKBONES if "/" in name]) == 3
+def test_the_list_of_backbones_names_it_and_others_of_texts() -> None:
+    kinds = [about.partition(":")[0] for name, about in BACKBONES.items() if "/" in name]
+    assert kinds == 3 * ["for texts"] + ["for answers"]
+    assert BACKBONES["hashed-words"].startswith("for texts: ")
+    assert load_config("answers")["backbone"]["name"] in BACKBONES
 
 
 def test_the_end_of_a_run_names_its_parameters_though_the_backbone_has_none(

@@ -64,6 +64,11 @@ def test_an_override_that_says_what_the_file_says_changes_nothing(name: str) -> 
             assert load_config(name, [text]) == config, text
 
 
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_every_shipped_configuration_says_how_it_was_chosen(name: str) -> None:
+    assert selection(load_config(name)) not in ("not stated", "")
+
+
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in OTHERS.items() for text in texts])
 def test_an_override_that_changes_a_value_takes_the_selection_back_and_is_listed(name: str, text: str) -> None:
     config = load_config(name, [text])

@@ -22,6 +22,7 @@ BACKBONES: dict[str, str] = IMAGE_BACKBONES | {
     "sentence-transformers/all-MiniLM-L6-v2": "for texts: an encoder of English sentences, small and quick (90 MB)",
     "BAAI/bge-base-en-v1.5": "for texts: an encoder of English sentences, larger (440 MB)",
     "intfloat/multilingual-e5-small": "for texts: an encoder of sentences in some hundred languages (470 MB)",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "for answers: a small language model of English (270 MB)",
 }
 
 

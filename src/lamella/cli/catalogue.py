@@ -81,8 +81,8 @@ def _methods() -> dict[str, str]:
     from lamella.learner.config.registry import names
     from lamella.methods import ALIASES, WHOLE_STREAM
 
-    at_once = " All tasks at once: the upper bound."
-    known = {name: _about_method(name) + (at_once if name in WHOLE_STREAM else "") for name in names()}
+    at_once = "All tasks at once: an upper bound for methods that learn them one after the other."
+    known = {name: at_once if name in WHOLE_STREAM else _about_method(name) for name in names()}
     for name, (method, settings) in ALIASES.items():
         known[name] = f"Another name for {method} with {', '.join(f'{key} = {v}' for key, v in settings.items())}."
     return known

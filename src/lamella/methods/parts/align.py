@@ -128,15 +128,12 @@ class Aligned(MethodOnBase):
         check_one_of("drift", drift, (*DRIFTS, "none"))
         check_one_of("head", head, ("lda", "refit"))
         check_own(own_covariance, own_covariance_prior, own_directions, head)
-        self.shrinkage = shrinkage
-        self.ridge = ridge
-        self.drift = drift
+        self.shrinkage, self.ridge, self.drift = shrinkage, ridge, drift
         self.own_covariance = own_covariance
         self.own_covariance_prior = own_covariance_prior
         self.own_directions = own_directions
         self.head, self.samples = head, samples
         self.refitting = Training(epochs, lr, batch_size=256, optimizer="sgd", momentum=0.9, schedule="cosine")
-        width = base.backbone.width
         check_ridge(ridge)  # this and `shrunk` refuse bad values before anything is learned
         shrunk(torch.eye(1), shrinkage)
         if means < 0 or (means and head == "refit"):
@@ -154,8 +151,8 @@ class Aligned(MethodOnBase):
         self.federates = base.federates and not self.beyond_sums
         directions = None if own_directions == "all" else own_directions
         mixed = partial(ClassMixtures, means=means, seed=seed) if means else ClassGaussians
-        self.statistics: ClassGaussians = mixed(width, per_class=self.quadratic, directions=directions)
-        self.refitted = Heads(width)
+        self.statistics: ClassGaussians = mixed(base.backbone.width, per_class=self.quadratic, directions=directions)
+        self.refitted = Heads(base.backbone.width)
 
     @staticmethod
     def unstored(table: Mapping[str, object]) -> dict[str, object]:
