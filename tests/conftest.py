@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy read it; processes that tests start read it too
+# Where Python is told to keep no bytecode, each of the many processes that tests start would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ import torch
 from lamella.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.dont_write_bytecode = False
 torch.set_num_threads(1)
 os.fsync = lambda _: None  # no test cuts the power, and each of thousands of files would wait for the disk
 
