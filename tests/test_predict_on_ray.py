@@ -233,8 +233,10 @@ def test_an_address_where_nothing_answers_is_told_and_not_waited_for(start: str)
         assert not ray.running
         assert "\n" not in str(told.value)
     with socket.create_server(("127.0.0.1", 0)) as one:
-        with cluster_of(ray, address := f"{start}127.0.0.1:{one.getsockname()[1]}", check_resources({}), None):
-            assert ray.options["address"] == address
+        answered = f"{start}127.0.0.1:{one.getsockname()[1]}"
+        for address in (answered, "local", "somewhere://else"):
+            with cluster_of(ray, address, check_resources({}), None):
+                assert ray.options["address"] == address
 
 
 @pytest.mark.parametrize("address", ["head", ":6379", "head:", "head:port", "head:70000", "ray://head"])

@@ -97,9 +97,10 @@ def cluster(ray: Any, address: str | None, asked: Mapping[str, Any], number: int
 
 def _check_address(address: str) -> None:
     """Raise ValueError where no machine takes a connection at an address: Ray would try again for minutes."""
-    if address in ("auto", "local"):
+    scheme, _, place = address.rpartition("://")
+    if address in ("auto", "local") or scheme not in ("", "ray"):  # other schemes belong to packages beside Ray
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = place.rpartition(":")
     if not (host and port.isdecimal() and int(port) < 2**16):
         raise ValueError(f"--address {address} is no address of Ray; give auto, HOST:PORT or ray://HOST:PORT")
     try:
