@@ -5,7 +5,8 @@
     python benchmarks/many_files.py --ray
 
 Every form is a command of its own, start included, on the bundled network and JPEGs of 32 x 32 pixels of noise. With
---ray, one actor of Ray makes the parts as well, and its memory counts; that needs lamella[ray] and psutil.
+--ray, one actor of Ray makes the parts as well, and the memory is its own; that
+needs lamella[ray] and psutil.
 """
 
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -28,25 +30,24 @@ from lamella.common.randomness import generator
 from lamella.data.sources.load import load_source
 from lamella.learner.next_task import as_next_task
 
-ON_RAY = ["--engine", "ray", "--processes", "1"]
-
 
 def main(
     images: Annotated[list[int] | None, typer.Option(help="May be given several times.")] = None,
     ray: bool = False,
     out: Path = Path("runs/benchmarks/many-files.json"),
 ) -> None:
-    """Measure both forms with each number of images."""
+    """Measure each form with each number of images."""
     found: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as place:
         model = taught(Path(place))
         for count in images or [1000, 10_000]:
             folder = noise(Path(place) / str(count), count)
-            forms = {"--csv": ["--csv"], "--out": ["--out", str(Path(place) / f"parts-{count}")]}
+            parts, others = (str(Path(place) / f"{name}-{count}") for name in ("parts", "ray"))
+            forms = {"--csv": (["--csv"], most_of_itself), "--out": (["--out", parts], most_of_itself)}
             if ray:
-                forms["--engine ray"] = ["--out", str(Path(place) / f"ray-{count}"), *ON_RAY]
-            for form, options in forms.items():
-                seconds, megabytes = measured("predict", str(model), str(folder), *options)
+                forms["--engine ray"] = (["--out", others, "--engine", "ray", "--processes", "1"], most_of_actors)
+            for form, (options, most) in forms.items():
+                seconds, megabytes = measured(most, "predict", str(model), str(folder), *options)
                 found.append({"images": count, "form": form, "seconds": seconds, "MB": megabytes})
                 print(f"{count:,} images, {form}: {seconds:.1f} s, {megabytes:.0f} MB", flush=True)
     write_json(out, found)
@@ -71,24 +72,26 @@ def noise(folder: Path, count: int) -> Path:
     return folder
 
 
-def measured(*arguments: str) -> tuple[float, float]:
-    """Seconds and the most memory, in MB, of a command of lamella, or of the actor of Ray that works for it."""
+def measured(most: "Callable[[subprocess.Popen[bytes]], int]", *arguments: str) -> tuple[float, float]:
+    """Seconds of a command of lamella, and the most memory in MB; `most` waits for it and says how many bytes."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "lamella", *arguments], stdout=subprocess.DEVNULL)
-    if set(ON_RAY) <= set(arguments):
-        most = most_of_actors(process)
-        status = process.returncode
-    else:
-        _, status, used = os.wait4(process.pid, 0)
-        most = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if status:
+    used = most(process)
+    if process.returncode:
         raise RuntimeError(f"lamella {' '.join(arguments)} has failed")
-    return time.perf_counter() - started, most / 1e6
+    return time.perf_counter() - started, used / 1e6
+
+
+def most_of_itself(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for a process, and return the most bytes that it has had in memory."""
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def most_of_actors(process: "subprocess.Popen[bytes]") -> int:
     """Wait for a process, and return the most bytes that an actor of Ray below it has had in memory."""
-    psutil = import_module("psutil")
+    psutil = import_module("psutil")  # no dependency of Lamella, and needed here only
     most = 0
     while process.poll() is None:
         for child in psutil.Process(process.pid).children(recursive=True):

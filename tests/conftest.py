@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy read it; processes that tests start read it too
-# Where Python is told to keep no bytecode, each of the many processes that tests start would compile the package anew.
+# Where Python is told to keep no bytecode, each of the many processes that tests start would compile the package anew:
+# it is allowed here to these processes, and below to this one.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest

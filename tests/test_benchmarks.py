@@ -72,6 +72,17 @@ def test_many_files_on_ray(script: Any, capsys: pytest.CaptureFixture[str], tmp_
     assert json.loads((tmp_path / "found.json").read_text())[2]["MB"] > 100
 
 
+def test_weights_apart(script: Any, taught: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    apart = script("weights_apart").apart
+    a = torch.tensor([[2.0, 0.0], [0.0, 4.0], [1.0, 1.0]])
+    assert apart("weight", a, a + torch.tensor([[0.0, 0.0], [0.0, -2.0], [1.0, 0.0]])).tolist() == [0.5, 0.25, 0.0]
+    assert apart("layer.vectors", a, -a).tolist() == [0.0, 0.0, 0.0], "a basis may be turned"
+    assert apart("bias", a[0], a[1]).tolist() == [2.0]
+    assert apart("share", a[0, 0], a[0, 1]).tolist() == [1.0]
+    script("weights_apart").main(taught, taught, 8)
+    assert "0.0e+00" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_serving(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("fastapi")

@@ -15,9 +15,10 @@ from lamella.backbones.generating import Generating
 from lamella.data.answers import AnswerSet
 from lamella.data.sources.load import load_source
 from lamella.experiments.answering import AnswerRun
-from lamella.experiments.metrics import METRICS, score_final, score_forgetting, score_forward_transfer
+from lamella.experiments.metrics import METRICS
 from lamella.experiments.report import load_results, render_table, write_html
 from lamella.experiments.run import run
+from lamella.experiments.score_metrics import score_final, score_forgetting, score_forward_transfer
 from lamella.learner.config.document import load_config
 
 SIZES = {"ab": (9, 3), "xyz": (9, 4), "mn": (9, 2)}

@@ -17,8 +17,8 @@ RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 LONGEST = 25
 """Longest path of the temporary folder of the machine; Ray adds about 80 characters to it for its sockets, whose paths
 have at most 103 on macOS and 107 on Linux."""
-PATIENCE = 10
-"""Seconds in which the machine of a cluster has to take a connection."""
+TIMEOUT = 10
+"""Seconds in which a cluster that is named by its address has to take a connection."""
 
 
 def import_ray(*modules: str) -> Any:
@@ -104,11 +104,11 @@ def _check_address(address: str) -> None:
     if not (host and port.isdecimal() and int(port) < 2**16):
         raise ValueError(f"--address {address} is no address of Ray; give auto, HOST:PORT or ray://HOST:PORT")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT).close()
     except OSError as error:
         raise ValueError(
-            f"--address {address}: no cluster answers there ({error.strerror or error}); start one by ray start "
-            "--head, or leave --address out for one on this machine"
+            f"--address {address}: no cluster answers there ({error.strerror or error}); start one with 'ray "
+            "start --head', or leave --address out for one on this machine"
         ) from error
 
 

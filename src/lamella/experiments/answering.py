@@ -26,6 +26,7 @@ from lamella.experiments import metrics
 from lamella.experiments.results import facts_of_run, nulls, number_or_none
 from lamella.experiments.results_files import SAMPLES
 from lamella.experiments.right import write_right
+from lamella.experiments.score_metrics import OF_SCORES
 from lamella.learner.answers.measuring import MeasuredAnswers
 from lamella.learner.answers.scores import SCORES
 from lamella.learner.config.document import readout_names
@@ -149,7 +150,7 @@ class AnswerRun:
         for metric in metrics.METRICS:
             if metric.kind and metric.of in measured:
                 matrix, before, lower = measured[metric.of], first[metric.of], SCORES[metric.of].lower_is_better
-                value = metrics.OF_SCORES[metric.kind](matrix, before, lower)
+                value = OF_SCORES[metric.kind](matrix, before, lower)
                 found[metric.name] = number_or_none(value)
         return found
 

@@ -67,7 +67,8 @@ class Method(nn.Module, ABC):
         changes_backbone: Whether the backbone's own weights are trained.
         answers: Whether it can learn answers, where its backbone is a language model; else it needs classes.
         federates: Whether it asks of samples only training steps and sums, so that these can stay with several owners.
-        beyond_sums: The settings by which it asks for more than its base does, such as "drift = 'local'".
+        beyond_sums: Those of its settings that ask for more of samples than sums, such as "drift = 'local'"; without
+            them it could be learned by several owners wherever its base can.
         not_online: Why it cannot learn a stream of small batches that are seen once, in which known classes come again
             (`Fit.once`), as the end of a sentence about it; "" where it can.
         merges: Whether adapters are folded into the weights of the layers in `sites`.

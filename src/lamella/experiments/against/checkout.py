@@ -8,12 +8,12 @@ import __future__
 
 import ast
 import copy
-import importlib.util
 import logging
 import math
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -84,12 +84,10 @@ class Checkout:
             ValueError: there is no such file.
         """
         place = self._place(file)
-        spec = importlib.util.spec_from_file_location(f"authors_{place.stem}", place)
-        if spec is None:
-            raise ValueError(f"'{place}' is no Python file; {self._wanted()}")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        # The loader would leave bytecode in a folder that is not ours.
+        module = ModuleType(f"authors_{place.stem}")
+        module.__file__ = str(place)
+        sys.modules[module.__name__] = module
+        # Compiled here, because an import would leave bytecode in a folder that is not ours.
         exec(compile(place.read_bytes(), str(place), "exec", dont_inherit=True), vars(module))
         return module
 
