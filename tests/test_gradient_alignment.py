@@ -69,6 +69,32 @@ def test_there_is_none_without_a_distance() -> None:
             GradientAlignment(rho)
 
 
+def test_a_weight_that_the_loss_does_not_read_stays_where_it_is() -> None:
+    weight, idle, alignment = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2)), GradientAlignment(0.3)
+    alignment.generator = torch.Generator().manual_seed(0)
+    aligned = alignment.losses(lambda x, y: (weight * x).sum(), [idle, weight])[0]
+    aligned(torch.ones(4, 2), torch.tensor([0, 0, 1, 1])).backward()
+    assert torch.equal(idle, torch.ones(2))
+    assert idle.grad is None  # which the training loop tells, with the name of the weight
+    assert not torch.equal(weight, torch.ones(2))
+    alignment.move_back()
+    assert torch.allclose(weight, torch.ones(2))
+
+
+def test_a_method_does_what_it_does_after_a_step_when_the_weights_are_moved_back(monkeypatch: Any) -> None:
+    told = list[str]()
+    back = GradientAlignment.move_back
+    monkeypatch.setattr(GradientAlignment, "move_back", lambda self: (told.append("back"), back(self)))
+    method = configured(LoDA, tiny_backbone(), rho=0.3, rank=6, epochs=1, batch_size=64)
+    task, fit = stream()[0], fit_for(method)
+    fit.begin("0")
+    branches = method.grow_new("new", torch.Generator(), task, fit)
+    after = {"after_step": lambda: told.append("after")}
+    method.train_head(task, fit, [b.B for b in branches], alignment=method.alignment, **after)
+    # Each of the two losses begins where the last one left the weights.
+    assert told == ["back", "back", "after"] * 2
+
+
 def test_under_autocast_the_other_half_sees_the_moved_weights() -> None:
     weight, alignment = nn.Parameter(torch.ones(4, 4)), GradientAlignment(2.0)
     alignment.generator = torch.Generator().manual_seed(0)

@@ -72,9 +72,10 @@ class GradientAlignment(Draws):
         if len(halves) < 2:
             return loss(x, y)
         source, target = halves[first], halves[1 - first]
-        gradients = torch.autograd.grad(loss(x[source], y[source]), weights)
+        gradients = torch.autograd.grad(loss(x[source], y[source]), weights, allow_unused=True)
+        used = [(weight, g) for weight, g in zip(weights, gradients, strict=True) if g is not None]
         with torch.no_grad():
-            for weight, g in zip(weights, gradients, strict=True):
+            for weight, g in used:
                 self._moved.append((weight, -distance * g / (g.norm() + 1e-12)))
                 weight.add_(self._moved[-1][1])
         torch.clear_autocast_cache()  # under autocast it holds the weights as they were before

@@ -113,7 +113,8 @@ class OwnHeads(Method):
         groups = self._groups(weights, training)
         loss: Loss | list[Loss] = target.loss
         if alignment is not None:
-            loss, hooks = alignment.losses(target.loss, weights), {**hooks, "after_step": alignment.move_back}
+            loss = alignment.losses(target.loss, weights)
+            hooks["after_step"] = _one_after_the_other(alignment.move_back, hooks.get("after_step"))
         fit(
             task.train if data is None else data,
             loss,
@@ -131,6 +132,15 @@ class OwnHeads(Method):
         """The optimiser groups of weights below the head."""
         lora = getattr(self, "lora", None)
         return [{"params": list(weights)}] if lora is None else lora.groups(weights, self.sites, training.lr)
+
+
+def _one_after_the_other(first: Callable[[], None], then: Callable[[], None] | None) -> Callable[[], None]:
+    def both() -> None:
+        first()
+        if then is not None:
+            then()
+
+    return both
 
 
 def cross_entropy(logits: Tensor, columns: Tensor, *, margin: float = 0.0, temperature: float = 1.0) -> Tensor:
