@@ -26,6 +26,7 @@ from lamella.adapters.branches import TOKENS, Adapted, Branch, Coefficient
 from lamella.adapters.few_bits import FewBitsLinear
 from lamella.adapters.forms import check_form, fill_shared, vectors
 from lamella.adapters.layers import AdaptedConv2d, AdaptedLinear
+from lamella.adapters.merged import Update, merged_until_now
 from lamella.adapters.sites import Site, adapt, module_key
 from lamella.adapters.tokens import counted
 from lamella.common.checks import check_one_of
@@ -243,8 +244,26 @@ def merge(sites: Sequence[Site], name: str) -> None:
                 f"'{site}', which all tokens pass; keep the branches"
             )
     for layer in layers.values():
-        wide = torch.promote_types(layer.weight.dtype, torch.float32)
-        for branch in layer.of(name):
-            rows = layer.weight[branch.rows]
-            rows.copy_(rows.to(wide) + branch.to(wide).update(layer.weight.to(wide)))
+        merged, updates = merged_until_now(layer.merged, layer.weight), [_update(b) for b in layer.of(name)]
+        for branch, update in zip(layer.of(name), updates, strict=True):
+            if update is None:
+                _add_change(branch, layer.weight)
+            else:
+                update.add_to(layer.weight)
+        known = tuple(update for update in updates if update is not None)
+        layer.merged = merged.and_then(layer.weight, known if len(known) == len(updates) else None)
         del layer.branches[name]
+
+
+def _update(branch: Branch) -> Update | None:
+    """What a branch adds to the weight, as factors; None in the form "dora", whose change has no low rank."""
+    if branch.magnitude is not None:
+        return None
+    A, B = (factor.detach().flatten(1).cpu().clone() for factor in (branch.A, branch.expansion))
+    return Update(A, B, branch.scale, branch.rows)
+
+
+def _add_change(branch: Branch, weight: Tensor) -> None:
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    rows = weight[branch.rows]
+    rows.copy_(rows.to(wide) + branch.to(wide).update(weight.to(wide)))

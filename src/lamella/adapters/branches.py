@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamella.adapters.merged import MergedUpdates
+
 __all__ = ["TOKENS", "Acting", "Adapted", "Branch", "Coefficient", "adapter_names"]
 
 TOKENS = ("all", "class")
@@ -195,6 +197,7 @@ class Adapted(nn.Module):
         branches: the branches by adapter name.
         acting: the active adapters with their coefficients; None if all are active with coefficient 1.
         watchers: functions that are called with each input.
+        merged: what merging has added to the weight; None if nothing was merged.
         set_for_a_pass: the names of the attributes that contexts around a pass set, and reset after it.
         dropout: the dropout rate of the branches' input during training, from 0 to below 1.
         draws: the generator of the dropout masks, on the layer's device; None outside of training, without dropout.
@@ -213,6 +216,7 @@ class Adapted(nn.Module):
         self.branches = nn.ModuleDict()
         self.acting: Mapping[str, Coefficient] | None = None
         self.watchers: list[Callable[[Tensor], None]] = []
+        self.merged: MergedUpdates | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         self._show(input)

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, adapt, watch
-from lamella.adapters.branches import adapter_names
+from lamella.adapters.branches import Adapted, adapter_names
 from lamella.adapters.few_bits import has_few_bits
+from lamella.adapters.merged import PARTS, UNKNOWN, merged_until_now, stored_updates
 from lamella.adapters.prefix import Prefix, attentions_of, prefixing
 from lamella.adapters.tokens import counting
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
 from lamella.backbones.feature_cache import FeatureCache
 from lamella.backbones.probing import call_order, first_readers, is_fused_as_thought, reads_class_token_alone
 from lamella.backbones.roles import LayerPlace, find_places, in_order, parse_roles, rows_of
+from lamella.common.checksums import digest
 from lamella.common.randomness import generator as named_generator
 from lamella.data.samples import CPU, Batch, Samples, Transform
 from lamella.data.tokens import MASK
@@ -76,7 +78,7 @@ class Backbone(nn.Module):
         self.name = name
         self.width = width
         self.transform = transform
-        self._digests = {key: _digest(value) for key, value in model.state_dict().items()}
+        self._digests = {key: digest(value) for key, value in model.state_dict().items()}
         self.marks = dict(marks or {})
         told = [*sorted(self._digests.items()), *sorted(self.marks.items())]
         self.weights_sha256 = sha256("".join(f"{k}:{v}\n" for k, v in told).encode()).hexdigest()
@@ -297,11 +299,55 @@ class Backbone(nn.Module):
         self.model.requires_grad_(False)
         return [w for w, slope in zip(weights, slopes, strict=True) if slope is not None]
 
-    def changed(self) -> set[str]:
-        """Keys of `model` whose tensors are not as loaded: what a method that changes the backbone must store."""
-        return {k for k, v in self.model.state_dict().items() if self._digests.get(k) != _digest(v)}
+    def learned(self) -> dict[str, Tensor]:
+        """What a method that changes the backbone must store, by key of `model`: each tensor that is not as loaded.
 
+        A weight that adapters were merged into, and nothing else has changed, is stored as their factors while these
+        are small: KEY.merged.A and so on, see merged.py.
+        """
+        merged = {f"{name}.weight": layer.merged for name, layer in self._adapted()}
+        found = dict[str, Tensor]()
+        for key, value in self.model.state_dict().items():
+            now, loaded, updates = digest(value), self._digests.get(key), merged.get(key)
+            if now == loaded:
+                continue
+            if updates is not None and updates.updates and (updates.first, updates.last) == (loaded, now):
+                found |= {f"{key}.merged.{part}": tensor for part, tensor in updates.tensors().items()}
+            else:
+                found[key] = value
+        return found
 
-def _digest(tensor: Tensor) -> str:
-    plain = tensor.detach().to("cpu").contiguous()
-    return sha256(plain.reshape(-1).view(torch.uint8).numpy().tobytes() + str(tuple(plain.shape)).encode()).hexdigest()
+    def load_learned(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Turn what `learned` gave into tensors for `model.load_state_dict`, and remember what was merged.
+
+        Args:
+            state: the tensors by key; those of adapters may be among them.
+
+        Returns:
+            A tensor for each key of `model`, those that are not in the state as they are, and the adapters' tensors.
+
+        Raises:
+            ValueError: stored factors do not fit, or the weight that they change is not as it was loaded.
+        """
+        state, adapter_of = dict(state), adapter_names(self.model)
+        full = {k: v for k, v in self.model.state_dict().items() if not adapter_of(k)}
+        for name, layer in self._adapted():
+            key = f"{name}.weight"
+            parts = {part: state.pop(f"{key}.merged.{part}") for part in PARTS if f"{key}.merged.{part}" in state}
+            layer.merged = UNKNOWN if key in state else None
+            if parts:
+                weight = full[key].clone()
+                try:
+                    updates = stored_updates(parts, weight)
+                except ValueError as error:
+                    raise ValueError(f"the stored state does not fit '{self.name}' ({error}: {key})") from None
+                before = merged_until_now(None, weight)
+                if before.first != self._digests[key]:
+                    raise ValueError(f"'{key}' of '{self.name}' is not as it was loaded; restore into a new backbone")
+                for update in updates:
+                    update.add_to(weight)
+                layer.merged, full[key] = before.and_then(weight, updates), weight
+        return full | state
+
+    def _adapted(self) -> list[tuple[str, Adapted]]:
+        return [(name, layer) for name, layer in self.model.named_modules() if isinstance(layer, Adapted)]

@@ -6,11 +6,12 @@ checksum reads the content itself, so it reveals these too.
 
 import zlib
 from collections.abc import Sequence
+from hashlib import sha256
 
 import torch
 from torch import Tensor
 
-__all__ = ["checksums"]
+__all__ = ["checksums", "digest"]
 
 # The odd factors of the mixing function SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), as signed numbers.
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
@@ -37,6 +38,14 @@ def checksums(tensors: Sequence[Tensor]) -> list[int]:
     waiting = [s for s in sums if isinstance(s, Tensor)]
     fetched = iter(torch.stack(waiting).tolist() if waiting else ())
     return [next(fetched) if isinstance(s, Tensor) else s for s in sums]
+
+
+def digest(tensor: Tensor) -> str:
+    """The SHA-256 of a tensor's numbers and shape, the same on all devices."""
+    plain = tensor.detach().to("cpu").contiguous()
+    content = sha256(plain.reshape(-1).view(torch.uint8).numpy().data)
+    content.update(str(tuple(plain.shape)).encode())
+    return content.hexdigest()
 
 
 def _on_cpu(tensor: Tensor) -> int:

@@ -22,7 +22,10 @@ def export_adapters(model: Model, method: Method, folder: Path) -> list[str]:
     """Write learned.safetensors and learned.json, which describes each tensor. Memories of samples are not exported.
 
     Branches are named LAYER.branches.ADAPTER.NUMBER.A and .B; `factor` * B A is added to the weight's rows `extent`,
-    for all tokens, or where there is a `class_token` for each sample's first token alone.
+    for all tokens, or where there is a `class_token` for each sample's first token alone. A weight KEY of a layer that
+    adapters were merged into is there as a whole, or what was added to it one after the other: KEY.merged.shapes has
+    first row, last row + 1, rank and columns of A for each addition, KEY.merged.scales its factor, and KEY.merged.A and
+    KEY.merged.B the numbers of all A's and of all B's.
 
     Args:
         model: the model.

@@ -18,9 +18,10 @@ def learned_state(method: nn.Module) -> dict[str, Tensor]:
     state = dict(method.state_dict())
     for prefix, module in method.named_modules():
         if isinstance(module, Backbone):
-            changed = module.changed()
-            for key in [k for k in module.model.state_dict() if k not in changed]:
+            learned = module.learned()
+            for key in [k for k in module.model.state_dict() if k not in learned]:
                 state.pop(f"{prefix}.model.{key}", None)
+            state |= {f"{prefix}.model.{key}": tensor for key, tensor in learned.items()}
     return state
 
 
@@ -44,9 +45,9 @@ def restore_state(method: nn.Module, state: Mapping[str, Tensor]) -> None:
     full = dict(state)
     for prefix, module in method.named_modules():
         if isinstance(module, Backbone):
-            adapter_of = adapter_names(module.model)
-            loaded = {f"{prefix}.model.{k}": v for k, v in module.model.state_dict().items() if not adapter_of(k)}
-            full = loaded | full
+            own = f"{prefix}.model."
+            stored = {k.removeprefix(own): full.pop(k) for k in list(full) if k.startswith(own)}
+            full |= {own + k: v for k, v in module.load_learned(stored).items()}
     try:
         method.load_state_dict(full)
     except RuntimeError as error:
