@@ -152,6 +152,7 @@ BAD = {
     "line 1: the references are a text, not a list of texts": json.dumps({"text": "a", "references": "b"}),
     "line 2: the split 'dev' is unknown": '{"text": "a", "split": "train"}\n{"text": "b", "split": "dev"}',
     "no response column beside 'prompt'": json.dumps({"prompt": "a"}),
+    "beside 'prompt'; did you mean 'reponse'?; its columns are": json.dumps({"prompt": "a", "reponse": "b"}),
     "no prompt column beside 'response'": json.dumps({"response": "a"}),
     "no column of answers; rows need prompt and response, messages, or text, and its columns are a": '{"a": "b"}',
     "line 2: the id '1' is already that of bad.jsonl, line 1": '{"text": "a", "id": 1}\n{"text": "b", "id": 1}',

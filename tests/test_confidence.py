@@ -14,7 +14,15 @@ from lamella import Learner
 from lamella.common.randomness import generator
 from lamella.data.scenario import Scenario
 from lamella.data.transform import plain_view
-from lamella.learner.confidence import Confidence, HeldBackScore, fitted_temperature, histogram, of_records
+from lamella.learner.confidence import (
+    FEWEST,
+    UNKNOWN,
+    Confidence,
+    HeldBackScore,
+    fitted_temperature,
+    histogram,
+    of_records,
+)
 from lamella.learner.held_back import LIMIT, HeldBack
 from lamella.memory.gaussians import ClassGaussians, shrunk
 from lamella.methods.parts import Aligned
@@ -63,6 +71,13 @@ def test_the_strangest_of_few_has_the_lowest_familiarity_that_there_is() -> None
     assert sure.familiarity(torch.tensor([0.0, 1.0, 2.5, 9.0])).tolist() == [0.25, 0.5, 0.75, 1]  # type: ignore[union-attr]
     nothing = Confidence()
     assert (nothing.temperature, nothing.images, nothing.familiarity(torch.zeros(2))) == (1, 0, None)
+
+
+@pytest.mark.parametrize(("held_back", "can"), [(FEWEST - 1, False), (FEWEST, True)])
+def test_below_the_fewest_held_back_images_even_the_strangest_is_not_unknown(held_back: int, can: bool) -> None:
+    familiarity = Confidence(1.0, torch.arange(float(held_back))).familiarity(torch.tensor([-1.0]))
+    assert familiarity is not None
+    assert (float(familiarity) < UNKNOWN) == can
 
 
 def test_records_alone_give_the_temperature_of_the_newest_that_say_enough_and_the_newest_typicality() -> None:

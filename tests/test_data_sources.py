@@ -254,7 +254,7 @@ def test_a_table_without_split_and_with_tabs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("", ValueError, "line 1: no text column; it is empty"),
+        ("", ValueError, "is empty; give a file whose first line names its columns"),
         ("paht,label\n1.png,a\n", ValueError, "no column 'path'; did you mean 'paht'"),
         ("path,label\n1.png,a\n1.png,b\n", ValueError, "line 3: .* already listed in line 2"),
         ("path,label\n1.png,\n", ValueError, "line 2: the label is empty"),

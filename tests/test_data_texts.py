@@ -104,7 +104,7 @@ def test_columns_of_other_names_are_asked_for_and_then_read(tmp_path: Path) -> N
     assert texts(source)["I want more money"] == "hr"
     with pytest.raises(ValueError, match=r"line 1: no label column; its columns are Subject, Body, Team: say --label"):
         load_source(path, text="Body")
-    with pytest.raises(ValueError, match="no column 'body'; did you mean 'Body'"):
+    with pytest.raises(ValueError, match=r"no column 'body'; did you mean 'Body'\?; .*: name one of them by --text"):
         load_source(path, text="body", label="Team")
     with pytest.raises(ValueError, match="cannot be both the texts and their labels"):
         load_source(path, text="Body", label="Body")
@@ -210,7 +210,7 @@ def test_learned_texts_are_known_again_whatever_row_they_stand_in(tmp_path: Path
         ("a.csv", b"text,label\n\n\"yes\nand no\",a\nno\n", "line 5: the label is empty"),
         ("a.csv", b"text,label,split\nyes,a,dev\n", "line 2: the split 'dev' is unknown; use one of train, "),
         ("a.csv", b"text,label\n", "no rows below the names of its columns"),
-        ("a.csv", b"", "line 1: no text column; it is empty"),
+        ("a.csv", b"", "is empty; give a file whose first line names its columns"),
         ("a.tsv", b"text,label\nyes,a\n", "save it with tabs between the cells, not with ','"),
         ("a.csv", b"text;label\nyes;a\n", "save it with commas between the cells, not with ';'"),
         ("a.csv", b"text,label\n" + b'"' + b"x" * 140_000, "line 2: a cell has more than 131,072 characters; is"),

@@ -89,6 +89,11 @@ def test_columns_are_told_where_their_names_are_unusual(lamella: Run, tmp_path: 
     code, out, _ = lamella("learn", tmp_path / "support", file, "--text", "Body", "--label", "Team")
     assert code == 0
     assert "new: heating, holiday" in out
+    for asked in (("predict", "--text", "the radiator hisses", "--unknown"), ("evaluate", file, "--text", "Body")):
+        label = ("--label", "Team") if asked[0] == "evaluate" else ()
+        code, _, err = lamella(asked[0], tmp_path / "support", *asked[1:], *label)
+        assert code == 0
+        assert "has 10 texts held back, and below 20 none can be called unknown; teach it more texts first" in err
 
 
 def test_a_text_on_the_command_line_is_named(lamella: Run, support: Path) -> None:

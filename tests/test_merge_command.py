@@ -295,6 +295,7 @@ def test_what_cannot_be_merged_is_refused_in_one_line_and_nothing_is_written(cas
         (("--rule", "average"), "rule 'average' is unknown"),
         (("--rule", "regmean"), "needs the inputs"),
         (("--rule", "ties"), "say by --rank"),
+        (("--rule", "weighted"), "needs weights, a number for each adapter (--weights 1,0.5), or samples"),
         (("--rule", "weighted", "--weights", "1"), "1 weights were given for 2 adapters"),
         (("--rule", "weighted", "--weights", "1,x"), "is no list of numbers"),
         (("--rule", "weighted", "--weights", "1,nan"), "is not finite"),
@@ -320,3 +321,9 @@ def test_a_model_that_chooses_adapters_is_refused_with_a_way_out(tmp_path: Path)
     with pytest.raises(ValueError, match=r"chooses adapters for each sample.*--per-task") as error:
         read_source(tmp_path / "model")
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_trains_nothing_is_named_and_left_out(tmp_path: Path) -> None:
+    learned("nearest-mean").save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"there is no adapter; leave '.*model' out, since only LoRAs are merged$"):
+        read_source(tmp_path / "model")

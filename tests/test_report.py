@@ -186,6 +186,18 @@ def test_other_settings_are_other_rows_that_say_which(tmp_path: Path):
     assert labels == {"inflora (rank=4)", "inflora (rank=16)", "nearest-mean"}
 
 
+def test_settings_of_another_network_tell_no_rows_apart_since_its_board_names_it(tmp_path: Path):
+    runs = []
+    for backbone, pool in (("bundled", "token"), ("other", "mean")):
+        own = {"backbone": {"name": backbone, "pool": pool}}
+        runs += [result(m, backbone=backbone, config={**own, "method": {"name": m}}) for m in ("inflora", "olora")]
+    rank = {"backbone": {"name": "other", "pool": "mean"}, "method": {"name": "olora", "rank": 2}}
+    write(tmp_path, *runs, result("olora", backbone="other", config=rank))
+    boards = summarise(load_results([tmp_path])).boards()
+    labels = [{row.label for row in board} for board in boards]
+    assert labels == [{"inflora", "olora"}, {"inflora", "olora (rank=unset)", "olora (rank=2)"}]
+
+
 def test_where_a_run_was_made_makes_no_other_row(tmp_path: Path):
     configs = [
         {"run": {"seed": i, "selection": f"{i}"}, "fit": {"device": d, "measured": d}}

@@ -284,6 +284,7 @@ def test_settings_are_checked_before_an_image_is_read(
         ("method.epochs=0", "epochs is 0"),
         ("method.lr=nan", "should be a finite number"),
         ("method.rnak=3", "unknown key 'method.rnak'"),
+        ("method.adpt=first-task", "did you mean 'adapt'?"),  # of ranpac, with which models of texts start
     ):
         code, _, err = lamella("learn", tmp_path / "model", tmp_path, setting)
         assert (code, err.count("\n"), text in err) == (2, 1, True), err

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lamella.cli.arguments import Device, LabelColumn, Layout, Model, Samples, TextColumn, Untrusted, read_options
-from lamella.cli.output import say
+from lamella.cli.output import say, say_few_held_back
 
 __all__ = ["evaluate"]
 
@@ -90,6 +90,8 @@ def evaluate(
         return
     images, names, part = found
     measured = evaluated(learned, images, names, unknown_below=UNKNOWN)
+    if measured.unknown_below is not None:
+        say_few_held_back(model, learned.confidence.images, images.noun)
     what = f"{data}: {part}"
     if as_json:
         typer.echo(json.dumps({"data": data, "part": part, **facts(measured)}, indent=2, ensure_ascii=False))

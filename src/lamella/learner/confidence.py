@@ -16,10 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ENOUGH", "UNKNOWN", "Confidence", "HeldBackScore", "fitted_temperature", "histogram", "of_records"]
+__all__ = [
+    "ENOUGH",
+    "FEWEST",
+    "UNKNOWN",
+    "Confidence",
+    "HeldBackScore",
+    "fitted_temperature",
+    "histogram",
+    "of_records",
+]
 
 UNKNOWN = 0.05
 """The familiarity below which an image is called unknown. So is one in twenty images of known classes."""
+FEWEST = int(1 / UNKNOWN)
+"""The number of held-back images below which no image is called unknown: no familiarity is below 1 / (n + 1)."""
 BINS = 64
 ENOUGH = 30
 """The number of held-back images from which a temperature is well estimated."""

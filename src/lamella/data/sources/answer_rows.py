@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lamella.common.checks import did_you_mean
 from lamella.common.words import many
 from lamella.data.answers import ASSISTANT, PLAIN_TEXT, ROLES, Answer, AnswerSet, Turn, said
 from lamella.data.names import alike
@@ -148,10 +149,18 @@ def _check(rows: Rows, columns: _Columns, answered: bool) -> None:
     if not columns.form:
         raise ValueError(f"{rows.heading}: no column of answers; rows need {FORMS}, and {has}")
     if answered and columns.prompt and not columns.response:
-        raise ValueError(f"{rows.heading}: no response column beside {columns.prompt!r}; {has}")
+        raise ValueError(
+            f"{rows.heading}: no response column beside {columns.prompt!r}{_meant(rows, RESPONSES)}; {has}"
+        )
     rows.check_once(columns)
     if columns.response and not columns.prompt:
-        raise ValueError(f"{rows.heading}: no prompt column beside {columns.response!r}; {has}")
+        meant = _meant(rows, PROMPTS)
+        raise ValueError(f"{rows.heading}: no prompt column beside {columns.response!r}{meant}; {has}")
+
+
+def _meant(rows: Rows, names: Sequence[str]) -> str:
+    """Return the column that is probably a misspelt one of some names, as the end of a message; "" if there is none."""
+    return next((said for name in names if (said := did_you_mean(name, rows.columns))), "")
 
 
 def _answer(rows: Rows, row: Row, columns: _Columns, answered: bool) -> Answer:

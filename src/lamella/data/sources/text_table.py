@@ -92,10 +92,13 @@ def column_of(columns: Sequence[str], names: Sequence[str]) -> str | None:
 
 def _columns(rows: Rows, text: str | None, label: str | None) -> _Columns:
     where = rows.heading
-    has = f"its columns are {_listed(rows.columns)}" if rows.columns else "it is empty"
-    for wanted in (text, label):
+    if not rows.columns:
+        raise ValueError(f"{rows.path} is empty; give a file whose first line names its columns, such as text,label")
+    has = f"its columns are {_listed(rows.columns)}"
+    for wanted, option in ((text, "--text"), (label, "--label")):
         if wanted is not None and wanted not in rows.columns:
-            raise ValueError(f"{where}: no column {wanted!r}{did_you_mean(wanted, rows.columns)}; {has}")
+            meant = did_you_mean(wanted, rows.columns)
+            raise ValueError(f"{where}: no column {wanted!r}{meant}; {has}: name one of them by {option}")
     texts, labels = text or column_of(rows.columns, TEXTS), label or column_of(rows.columns, LABELS)
     if (not texts or not labels) and (found := [c for c in rows.columns if alike(c) in ANSWERS]):
         raise ValueError(

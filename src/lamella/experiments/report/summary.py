@@ -179,13 +179,20 @@ def _settings_key(result: Result) -> str:
 
 
 def _variant(result: Result, others: Sequence[Result]) -> str:
-    """The settings in which `result` differs from other rows of its method in its scenario."""
-    rivals = [other for other in others if (other.method, other.scenario) == (result.method, result.scenario)]
+    """The settings in which `result` differs from other rows of its method in its scenario, on the same network.
+
+    Another network is on another board, whose title names it.
+    """
+    rivals = [other for other in others if _kin(other) == _kin(result)]
     own = settings(result.config)
     names = {name for rival in rivals for name in own.keys() ^ settings(rival.config).keys()}
     names |= {name for rival in rivals for name, value in settings(rival.config).items() if own.get(name) != value}
     told = [f"{name.removeprefix('method.')}={own.get(name, 'unset')}" for name in sorted(names)]
     return ", ".join(told if len(told) <= 4 else [*told[:3], f"{len(told) - 3} more"])
+
+
+def _kin(result: Result) -> tuple[str, ...]:
+    return (result.method, result.scenario, result.backbone, result.weights_sha256)
 
 
 def _final(row: Row) -> float:

@@ -33,13 +33,13 @@ Stored = Pair | DoraPair
 _NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
 
-def pairs_of(differences: Differences, merges: int, whole: str) -> dict[str, Pair]:
+def pairs_of(differences: Differences, merges: int, instead: str) -> dict[str, Pair]:
     """Factorise the changes of all weights; layers that did not change are left out.
 
     Args:
         differences: the changes.
         merges: how many times a change was added to a weight.
-        whole: the format that holds whole weights, for messages.
+        instead: what to do where there is no such change, as the end of a message.
 
     Raises:
         ValueError: no weight changed, or the change of a weight has no low rank.
@@ -47,12 +47,12 @@ def pairs_of(differences: Differences, merges: int, whole: str) -> dict[str, Pai
     pairs = {name: low_rank(change, weight, merges) for name, (change, weight) in differences.items()}
     pairs = {name: pair for name, pair in pairs.items() if len(pair.A)}
     if not pairs:
-        raise ValueError(f"no weight of the backbone changed, so there is no adapter; use --format {whole}")
+        raise ValueError(f"no weight of the backbone changed, so there is no adapter; {instead}")
     full = [n for n, p in pairs.items() if len(p.A) * sum(differences[n][1].shape) >= p.A.shape[1] * len(p.B)]
     if full:
         raise ValueError(
             f"the change of layer '{full[0]}' has the rank {len(pairs[full[0]].A)}, so that LoRA would be larger "
-            f"than the weight; use --format {whole}"
+            f"than the weight; {instead}"
         )
     return pairs
 

@@ -61,7 +61,7 @@ def export_peft(model: Model, method: Method, folder: Path, truncation: Truncati
     loaded = backbone.model
     pairs: Mapping[str, Stored] | None = dora_pairs(acting_branches(method), _weights(method), _weights(method, loaded))
     if pairs is None:
-        pairs = pairs_of(differences(method, network, loaded), len(model.tasks), WHOLE[noun])
+        pairs = pairs_of(differences(method, network, loaded), len(model.tasks), f"use --format {WHOLE[noun]}")
     described = description(model, method, None if network.classifier is None else method.classes)
     adapter = Adapter(loaded, pairs, network.classifier, described, own_logits(method))
     return write(folder, model, truncation.of(adapter, backbone) if truncation else adapter)
@@ -91,7 +91,7 @@ def export_peft_tasks(model: Model, method: Method, folder: Path, truncation: Tr
         pairs = dora_pairs(layers, weights, _weights(method, loaded))
         if pairs is None:
             changes = {n: (added(weights[n], acting), weights[n]) for n, acting in layers.items()}
-            pairs = pairs_of(changes, 1, WHOLE[noun])
+            pairs = pairs_of(changes, 1, f"use --format {WHOLE[noun]}")
 
         def own(x: Samples, head: Head | None = head, coefficients: Mapping[str, float] = coefficients) -> Tensor:
             with using(sites, coefficients):

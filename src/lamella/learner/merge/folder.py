@@ -63,6 +63,11 @@ def merge_folders(
             "rule 'regmean' needs the inputs that each adapter was trained on, which are not here; choose another "
             "rule, such as 'tsv', or call lamella.adapters.merging.merged with second moments"
         )
+    if merging.rule == "weighted" and weights is None and samples is None:
+        raise ValueError(
+            "rule 'weighted' needs weights, a number for each adapter (--weights 1,0.5), or samples by which they are "
+            "searched (--samples DATA); rule 'mean' weighs all alike"
+        )
     if samples is not None and (merging.rule != "weighted" or weights is not None):
         raise ValueError(
             "samples are for the rule 'weighted', in place of weights: they say how much of each adapter is taken; "

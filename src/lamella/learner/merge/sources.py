@@ -14,7 +14,7 @@ from lamella.backbones.peft_lora import CONFIG, is_classifier, read_peft
 from lamella.backbones.peft_scale import scale_of
 from lamella.backbones.peft_variants import TAKEN
 from lamella.learner.export.low_rank import pairs_of
-from lamella.learner.export.network import WHOLE, fixed
+from lamella.learner.export.network import fixed
 from lamella.learner.export.peft_folder import differences
 from lamella.learner.model import load
 from lamella.learner.store.versions import holds_model
@@ -79,7 +79,7 @@ def _of_model(place: Path, trusted: bool) -> Source:
         )
     backbone = model.new_backbone()
     changes = differences(method, fixed(method), backbone.model)
-    pairs = pairs_of(changes, len(model.tasks), WHOLE[noun])
+    pairs = pairs_of(changes, len(model.tasks), f"leave '{place}' out, since only LoRAs are merged")
     name = model.backbone.name
     of_texts = noun != "image"
     hub = name if of_texts and "/" in name and not is_path(name) else None
