@@ -327,3 +327,14 @@ def test_a_model_that_trains_nothing_is_named_and_left_out(tmp_path: Path) -> No
     learned("nearest-mean").save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"there is no adapter; leave '.*model' out, since only LoRAs are merged$"):
         read_source(tmp_path / "model")
+
+
+def test_a_model_that_starts_from_a_merge_says_so(tmp_path: Path, lamella: Run) -> None:
+    learner = Learner.create(method={"name": "seq-lora", "epochs": 1, "rank": 2}, fit={"device": "cpu"})
+    learner.learn(stream(classes=2, tasks=1, per_class=4)[0])
+    learner.save(tmp_path / "north")
+    assert lamella("merge", tmp_path / "north", "--rule", "sum", "--out", tmp_path / "lora")[0] == 0
+    few, named = few_images(tmp_path / "few.npz"), f"fractal-vit-micro+{tmp_path / 'lora'}"
+    code, out, err = lamella("learn", tmp_path / "new", few, "--method", "nearest-mean", "--backbone", named)
+    assert code == 0, err
+    assert f"new model: nearest-mean on {named} at " in out

@@ -102,7 +102,9 @@ def _backbone(model: "Model") -> str:
     bundled = ", which is bundled: for digits and other small images, not for photographs"
     size = model.backbone.transform.describe().get("size")
     at = f" at {size} pixels" if size else ""
-    return f"{model.backbone.name}{at}{bundled if model.backbone.name == NAME else ''}"
+    adapter = model.config["backbone"].get("adapter")
+    lora = f"+{adapter}" if adapter else ""
+    return f"{model.backbone.name}{lora}{at}{bundled if model.backbone.name == NAME else ''}"
 
 
 def say_resumed(learning: "Learning") -> None:
