@@ -292,7 +292,7 @@ def test_what_cannot_be_merged_is_refused_in_one_line_and_nothing_is_written(cas
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--rule", "average"), "rule 'average' is unknown"),
+        (("--rule", "average"), "rule 'average' is unknown; use one of sum, mean, weighted, ties, dare, elect"),
         (("--rule", "regmean"), "needs the inputs"),
         (("--rule", "ties"), "say by --rank"),
         (("--rule", "weighted"), "needs weights, a number for each adapter (--weights 1,0.5), or samples"),

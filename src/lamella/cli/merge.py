@@ -53,9 +53,12 @@ def merge(
     With --samples the weights are searched (CMA-ES): those with which the nearest class mean tells the samples apart
     best, or, of a language model, those with which its answers cost least.
     """
-    from lamella.adapters.merging import Merging
-    from lamella.learner.merge.folder import merge_folders
+    from lamella.adapters.merging import RULES, Merging
+    from lamella.common.checks import check_one_of
+    from lamella.learner.merge.folder import OF_FOLDERS, merge_folders
 
+    if rule not in RULES:
+        check_one_of("rule", rule, OF_FOLDERS)
     merging = Merging(rule, scale, keep, drop, common, strong)
     lines = merge_folders(
         adapters,

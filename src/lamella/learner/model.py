@@ -200,7 +200,7 @@ class Model:
         if noun != other:
             raise ValueError(
                 f"this model takes {noun}s, by the backbone {self.backbone.name}, and {source.name} holds {other}s; "
-                "choose another model, or another backbone for a new one"
+                f"give {noun}s, or teach a new model on a backbone that takes {other}s"
             )
 
     def logits(self, x: Samples, task: int | None = None) -> Tensor:

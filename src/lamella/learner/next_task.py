@@ -207,7 +207,7 @@ def _nothing_new(data: ReadableData, record: TaskRecord | None) -> str:
     return (
         f"{all_of(number, noun)} of {data.whole.name} {was} learned before, the newest as task "
         f"'{record.name}'; once more {they} would count twice: give new {noun}s, or ask for it (--again, "
-        "again=true in a request)"
+        "or again=true in a request to a server)"
     )
 
 

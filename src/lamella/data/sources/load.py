@@ -196,8 +196,9 @@ def _table_loader(rows: Rows, options: Mapping[str, Any]) -> Callable[..., Sourc
         return load_text_table if "text" in options else load_image_table
     if image and text:
         raise ValueError(
-            f"{rows.path} has the columns {PATH_COLUMN} and {text}: say which the samples are, --text {text} or "
-            f"--image {PATH_COLUMN} (scenario.text or scenario.image of a run)"
+            f"{rows.path} has the columns {PATH_COLUMN} and {text}: say which the samples are: the texts by "
+            f"--text {text} (scenario.text of a run), or the images by leaving the column {text} out of the table "
+            f"(scenario.image = '{PATH_COLUMN}' of a run)"
         )
     misspelt = not text and did_you_mean(PATH_COLUMN, rows.columns)
     return load_image_table if image or misspelt else load_text_table
@@ -218,7 +219,8 @@ def is_table_of_answers(path: Path) -> bool:
 
 def _not_found(name: str) -> Exception:
     if "/" in name or "\\" in name or Path(name).suffix.lower() in FILES:
-        return FileNotFoundError(f"no such file or folder: {name}")
+        where = "" if Path(name).is_absolute() else f" in {Path.cwd()}"
+        return FileNotFoundError(f"no such file or folder: {name}{where}")
     return ValueError(
         f"no data set is called {name!r}, and no such folder exists{did_you_mean(name, SOURCES)}; "
         f"known are {', '.join(SOURCES)}, folders of images or texts, files {', '.join(FILES)}, and hf:owner/name"

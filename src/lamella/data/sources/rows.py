@@ -25,6 +25,7 @@ MANY_LINES = 200  # a cell with more line ends than this has probably swallowed 
 MOST_COLUMNS = 1000  # each row is filled up to all columns, so that a small file of many would become a large table
 BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 STDIN = "stdin"
+A_ROW = '{"text": "Where is my parcel?", "label": "delivery"}'
 """What stands in the place of a file's name where texts come from the standard input."""
 LINE_END = re.compile(r"\r\n|\r|\n")
 
@@ -143,6 +144,8 @@ def decoded(content: bytes, name: str) -> str:
 
 def _not_utf8(content: bytes, name: str) -> str:
     """Say how to convert a file that is not UTF-8."""
+    if content[:2] not in BOMS and b"\0" in content:
+        return "no text, but numbers of another kind of file; give a table such as CSV or JSON lines"
     was, file = "UTF-16" if content[:2] in BOMS else "LATIN1", Path(name).name
     if name == STDIN:
         return f"not UTF-8 text; convert it on the way, for example by iconv -f {was} -t UTF-8 | lamella ..."
@@ -164,7 +167,7 @@ def _json(text: str, path: Path, line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as fault:
         where = f"{path}, line {line + fault.lineno - 1}, column {fault.colno}"
-        raise ValueError(f"{where}: not JSON: {fault.msg}") from fault
+        raise ValueError(f"{where}: not JSON: {fault.msg}; a row is an object such as {A_ROW}") from fault
     except (RecursionError, ValueError):
         raise ValueError(f"{path}, line {line}: lists are nested too deeply, or a number is too long") from None
 

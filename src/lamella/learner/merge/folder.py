@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lamella.adapters.merging import Merging, merged
+from lamella.adapters.merging import RULES, Merging, merged
 from lamella.adapters.pairs import Pair, truncated
 from lamella.backbones import load_backbone
 from lamella.backbones.causal_models import OUTPUT
@@ -19,7 +19,10 @@ from lamella.learner.export.low_rank import adapter_tensors, lora_options, told_
 from lamella.learner.merge.searched import Searched, search_weights
 from lamella.learner.merge.sources import Source, read_source
 
-__all__ = ["merge_folders"]
+__all__ = ["OF_FOLDERS", "merge_folders"]
+
+OF_FOLDERS = tuple(rule for rule in RULES if rule != "regmean")
+"""The rules that need nothing but the adapters."""
 
 _WHOLE = ("ties", "dare", "elect")
 """The rules whose results have no low rank."""
@@ -58,7 +61,7 @@ def merge_folders(
         ValueError: `out` exists, an adapter cannot be merged, they belong to different networks, or the rule does not
             fit what was given.
     """
-    if merging.rule == "regmean":
+    if merging.rule not in OF_FOLDERS:
         raise ValueError(
             "rule 'regmean' needs the inputs that each adapter was trained on, which are not here; choose another "
             "rule, such as 'tsv', or call lamella.adapters.merging.merged with second moments"
