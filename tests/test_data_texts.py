@@ -216,7 +216,7 @@ def test_learned_texts_are_known_again_whatever_row_they_stand_in(tmp_path: Path
         ("a.csv", "text,label\n" + "\n".join(f"t{i},{i / 7}" for i in range(9)), "holds 9 different numbers in 9"),
         ("a.csv", b"prompt,label\nwho?,me\n", "line 1: the columns prompt are those of answers"),
         ("a.jsonl", b'{"messages": [], "label": "x"}', r"a\.jsonl: the columns messages are those of answers"),
-        ("a.jsonl", b'{"text": "a", "label": "a"}\n{"text": "b",\n', r"line 2, column 14: not JSON: .*; a row is an obj"),
+        ("a.jsonl", b'{"text": "a", "label": "a"}\n{"text": "b",\n', r"line 2, column 14: not JSON: .*; a row is"),
         ("a.jsonl", b'{"text": "a", "label": "a"}\n["b", "b"]\n', "line 2: a list and no row"),
         ("a.jsonl", b'{"text": "a", "label": "a"}\n{"prompt": "b"}\n', "line 2: the label is empty"),
         ("a.jsonl", b'{"text": 5, "label": "a"}', "line 1: the text is int '5'; write it as a text: in quotes in JSON"),
