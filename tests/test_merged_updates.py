@@ -11,7 +11,9 @@ from streams import build_shallow, configured, draw, learn, shallow_backbone, st
 from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, adapt, grow, merge
+from lamella.adapters.few_bits import store_in
 from lamella.adapters.merged import MergedUpdates, stored_updates
+from lamella.backbones import Backbone
 from lamella.learner.store.state import learned_state, restore_state, state_digest, stored_bytes
 from lamella.methods.seq_lora import SeqLoRA
 
@@ -158,10 +160,54 @@ def test_factors_that_do_not_fit_are_refused(part: str) -> None:
     learn(method, 0, stream()[0])
     state = learned_state(method)
     key = next(key for key in state if key.endswith(f".merged.{part}"))
-    wrong = [SPOILT[part](state[key]), state[key].bool()]
-    for spoilt in (*(state | {key: tensor} for tensor in wrong), {k: v for k, v in state.items() if k != key}):
+    whole = key.partition(".merged.")[0]
+    wrong = [SPOILT[part](state[key]), state[key].bool(), *([state[key].double()] if part == "shapes" else [])]
+    both = state | {whole: method.state_dict()[whole]}
+    for spoilt in (*(state | {key: tensor} for tensor in wrong), {k: v for k, v in state.items() if k != key}, both):
         with pytest.raises(ValueError, match=r"^the stored state does not fit '.*' \(.*: blocks.0.attn.qkv.weight\)$"):
             restore_state(sequential(2), spoilt)
+
+
+def test_factors_of_what_is_no_weight_are_refused() -> None:
+    method = sequential(2)
+    learn(method, 0, stream()[0])
+    state = learned_state(method)
+    backbone = shallow_backbone()
+    store_in("int8", backbone.model)  # where there are codes in place of weights
+    backbone = Backbone(backbone.model, name="few bits", width=backbone.width, transform=backbone.transform)
+    method = configured(SeqLoRA, backbone, rank=2, epochs=1, batch_size=16)
+    with pytest.raises(ValueError, match=r"^the stored state does not fit this method \(Unexpected key"):
+        restore_state(method, state)
+    codes = {k.replace("qkv.weight", "qkv.codes"): v for k, v in state.items()}
+    with pytest.raises(ValueError, match=r"^the stored state does not fit 'few bits' \(.* no weight: .*codes\)$"):
+        restore_state(method, codes)
+
+
+class Late(nn.Module):
+    """Adapts its layers only when it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = shallow_backbone()
+
+    def learn(self, number: int) -> None:
+        sites = self.backbone.sites("query")
+        for branch in grow(sites, "late", 1, generator=torch.Generator().manual_seed(number)):
+            branch.B.copy_(draw(*branch.B.shape))
+        merge(sites, "late")
+
+
+@torch.no_grad()
+def test_factors_are_loaded_where_a_layer_is_not_adapted_yet() -> None:
+    method, loaded = Late(), Late()
+    method.learn(0)
+    assert keys_of_weights(method) == FACTORS
+    restore_state(loaded, {key: value.clone() for key, value in learned_state(method).items()})
+    for number in (1, 2):
+        assert all(map(torch.equal, loaded.state_dict().values(), method.state_dict().values()))
+        for one in (method, loaded):
+            one.learn(number)
+    assert keys_of_weights(loaded) == {""}
 
 
 def test_factors_are_no_change_of_a_weight_that_is_changed_already() -> None:

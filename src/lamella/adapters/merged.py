@@ -115,9 +115,11 @@ def stored_updates(parts: Mapping[str, Tensor], weight: Tensor) -> tuple[Update,
     Raises:
         ValueError: they do not fit this weight.
     """
+    if not weight.ndim or not weight.is_floating_point():
+        raise ValueError("there are stored updates of what is no weight")
     per_row = weight[0].numel()
     shapes: list[list[int]] = []
-    if parts.keys() == {*PARTS} and parts["shapes"].ndim == 2:
+    if parts.keys() == {*PARTS} and parts["shapes"].ndim == 2 and parts["shapes"].dtype == torch.int64:
         shapes = parts["shapes"].tolist()
     if not shapes or not all(_fits(shape, len(weight), per_row) for shape in shapes):
         raise ValueError("the shapes of stored updates do not fit")

@@ -305,12 +305,12 @@ class Backbone(nn.Module):
         A weight that adapters were merged into, and nothing else has changed, is stored as their factors while these
         are small: KEY.merged.A and so on, see merged.py.
         """
-        merged = {f"{name}.weight": layer.merged for name, layer in self._adapted()}
-        found = dict[str, Tensor]()
+        adapted, found = self._adapted(), dict[str, Tensor]()
         for key, value in self.model.state_dict().items():
-            now, loaded, updates = digest(value), self._digests.get(key), merged.get(key)
+            now, loaded = digest(value), self._digests.get(key)
             if now == loaded:
                 continue
+            updates = adapted[key].merged if key in adapted else None
             if updates is not None and updates.updates and (updates.first, updates.last) == (loaded, now):
                 found |= {f"{key}.merged.{part}": tensor for part, tensor in updates.tensors().items()}
             else:
@@ -327,27 +327,35 @@ class Backbone(nn.Module):
             A tensor for each key of `model`, those that are not in the state as they are, and the adapters' tensors.
 
         Raises:
-            ValueError: stored factors do not fit, or the weight that they change is not as it was loaded.
+            ValueError: stored factors do not fit, or the weight that they change is stored too, or is not as it was
+                loaded.
         """
         state, adapter_of = dict(state), adapter_names(self.model)
         full = {k: v for k, v in self.model.state_dict().items() if not adapter_of(k)}
-        for name, layer in self._adapted():
-            key = f"{name}.weight"
-            parts = {part: state.pop(f"{key}.merged.{part}") for part in PARTS if f"{key}.merged.{part}" in state}
+        adapted = self._adapted()
+        for key, layer in adapted.items():
             layer.merged = UNKNOWN if key in state else None
-            if parts:
-                weight = full[key].clone()
-                try:
-                    updates = stored_updates(parts, weight)
-                except ValueError as error:
-                    raise ValueError(f"the stored state does not fit '{self.name}' ({error}: {key})") from None
-                before = merged_until_now(None, weight)
-                if before.first != self._digests[key]:
-                    raise ValueError(f"'{key}' of '{self.name}' is not as it was loaded; restore into a new backbone")
-                for update in updates:
-                    update.add_to(weight)
-                layer.merged, full[key] = before.and_then(weight, updates), weight
+        for key in full:
+            parts = {part: state.pop(f"{key}.merged.{part}") for part in PARTS if f"{key}.merged.{part}" in state}
+            if not parts:
+                continue
+            weight = full[key].clone()
+            try:
+                if key in state:
+                    raise ValueError("a weight is stored beside updates of it")
+                updates = stored_updates(parts, weight)
+            except ValueError as error:
+                raise ValueError(f"the stored state does not fit '{self.name}' ({error}: {key})") from None
+            before = merged_until_now(None, weight)
+            if before.first != self._digests[key]:
+                raise ValueError(f"'{key}' of '{self.name}' is not as it was loaded; restore into a new backbone")
+            for update in updates:
+                update.add_to(weight)
+            full[key] = weight
+            if key in adapted:  # a method may adapt a layer only when it learns
+                adapted[key].merged = before.and_then(weight, updates)
         return full | state
 
-    def _adapted(self) -> list[tuple[str, Adapted]]:
-        return [(name, layer) for name, layer in self.model.named_modules() if isinstance(layer, Adapted)]
+    def _adapted(self) -> dict[str, Adapted]:
+        """The layers that can have branches, by the key of their weight."""
+        return {f"{name}.weight": layer for name, layer in self.model.named_modules() if isinstance(layer, Adapted)}
