@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lamella.adapters.adapter import Site, adapt, grow, merge
 from lamella.adapters.few_bits import store_in
-from lamella.adapters.merged import MergedUpdates, stored_updates
+from lamella.adapters.merged import MergedUpdates, with_stored_updates
 from lamella.backbones import Backbone
 from lamella.learner.store.state import learned_state, restore_state, state_digest, stored_bytes
 from lamella.methods.seq_lora import SeqLoRA
@@ -39,10 +39,10 @@ def merge_drawn(sites: tuple[Site, ...], number: int, rank: int = 1, **options: 
 
 def again(weight: Tensor, updates: MergedUpdates) -> Tensor:
     """The weight of before with the stored updates."""
-    weight = weight.clone()
-    for update in stored_updates({k: v.clone() for k, v in updates.tensors().items()}, weight):
-        update.add_to(weight)
-    return weight
+    parts = {name: tensor.clone() for name, tensor in updates.tensors().items()}
+    changed, read = with_stored_updates(parts, weight)
+    assert (read.first, read.last) == (updates.first, updates.last)
+    return changed
 
 
 @settings(max_examples=25, deadline=None)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lamella.common.checksums import digest
 
-__all__ = ["PARTS", "UNKNOWN", "MergedUpdates", "Update", "merged_until_now", "stored_updates"]
+__all__ = ["PARTS", "UNKNOWN", "MergedUpdates", "Update", "merged_until_now", "with_stored_updates"]
 
 SHARE = 0.5
 """Of a weight's bytes: factors that take more are not kept, since a weight is loaded faster."""
@@ -105,7 +105,26 @@ def merged_until_now(before: MergedUpdates | None, weight: Tensor) -> MergedUpda
     return before if before.last == now else UNKNOWN
 
 
-def stored_updates(parts: Mapping[str, Tensor], weight: Tensor) -> tuple[Update, ...]:
+def with_stored_updates(parts: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, MergedUpdates]:
+    """Make the changes once more that `MergedUpdates.tensors` wrote.
+
+    Args:
+        parts: the tensors by PARTS.
+        weight: the weight as it was before them; it is left as it is.
+
+    Returns:
+        The weight with the changes, and these.
+
+    Raises:
+        ValueError: they do not fit this weight.
+    """
+    updates, changed = _stored_updates(parts, weight), weight.clone()
+    for update in updates:
+        update.add_to(changed)
+    return changed, merged_until_now(None, weight).and_then(changed, updates)
+
+
+def _stored_updates(parts: Mapping[str, Tensor], weight: Tensor) -> tuple[Update, ...]:
     """Read the changes of a weight that `MergedUpdates.tensors` wrote.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lamella.adapters.adapter import Site, adapt, watch
 from lamella.adapters.branches import Adapted, adapter_names
 from lamella.adapters.few_bits import has_few_bits
-from lamella.adapters.merged import PARTS, UNKNOWN, merged_until_now, stored_updates
+from lamella.adapters.merged import PARTS, UNKNOWN, with_stored_updates
 from lamella.adapters.prefix import Prefix, attentions_of, prefixing
 from lamella.adapters.tokens import counting
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
@@ -339,21 +339,16 @@ class Backbone(nn.Module):
             parts = {part: state.pop(f"{key}.merged.{part}") for part in PARTS if f"{key}.merged.{part}" in state}
             if not parts:
                 continue
-            weight = full[key].clone()
             try:
                 if key in state:
                     raise ValueError("a weight is stored beside updates of it")
-                updates = stored_updates(parts, weight)
+                full[key], merged = with_stored_updates(parts, full[key])
             except ValueError as error:
                 raise ValueError(f"the stored state does not fit '{self.name}' ({error}: {key})") from None
-            before = merged_until_now(None, weight)
-            if before.first != self._digests[key]:
+            if merged.first != self._digests[key]:
                 raise ValueError(f"'{key}' of '{self.name}' is not as it was loaded; restore into a new backbone")
-            for update in updates:
-                update.add_to(weight)
-            full[key] = weight
             if key in adapted:  # a method may adapt a layer only when it learns
-                adapted[key].merged = before.and_then(weight, updates)
+                adapted[key].merged = merged
         return full | state
 
     def _adapted(self) -> dict[str, Adapted]:
