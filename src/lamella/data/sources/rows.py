@@ -25,8 +25,9 @@ MANY_LINES = 200  # a cell with more line ends than this has probably swallowed 
 MOST_COLUMNS = 1000  # each row is filled up to all columns, so that a small file of many would become a large table
 BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 STDIN = "stdin"
-A_ROW = '{"text": "Where is my parcel?", "label": "delivery"}'
 """What stands in the place of a file's name where texts come from the standard input."""
+A_ROW = '{"text": "Where is my parcel?", "label": "delivery"}'
+"""A row as an example in messages."""
 LINE_END = re.compile(r"\r\n|\r|\n")
 
 
