@@ -93,6 +93,8 @@ def test_a_method_does_what_it_does_after_a_step_when_the_weights_are_moved_back
     method.train_head(task, fit, [b.B for b in branches], alignment=method.alignment, **after)
     # Each of the two losses begins where the last one left the weights.
     assert told == ["back", "back", "after"] * 2
+    with pytest.raises(ValueError, match=r"^LoDA looks at its weights before each step, when gradient alignment has m"):
+        method.train_head(task, fit, [], alignment=method.alignment, before_step=lambda: None)
 
 
 def test_under_autocast_the_other_half_sees_the_moved_weights() -> None:

@@ -53,7 +53,7 @@ class GradientAlignment(Draws):
 
         Args:
             loss: (inputs of n samples, global class ids (n,)) -> the mean over them.
-            weights: the tensors that are moved. The first loss must reach all of them.
+            weights: the tensors that are moved; what the loss does not read stays where it is.
         """
         self._moved = []
         return [partial(self._aligned, loss, list(weights), first) for first in (0, 1)]

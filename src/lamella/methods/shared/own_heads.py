@@ -100,7 +100,10 @@ class OwnHeads(Method):
             distillation: how strongly the answers for old classes are kept, where they are; see `SelfDistillation`.
             alignment: with it, a batch gives two steps, each of half of its classes; see `GradientAlignment`.
             current: the names of the adapters in training, which the teacher of `distillation` does without.
-            hooks: `before_step` and `after_step` of the training loop.
+            hooks: `before_step` and `after_step` of the training loop. With `alignment` there is no `before_step`.
+
+        Raises:
+            ValueError: there are both an alignment and a `before_step`.
         """
         training = self.recipe.of_task(len(self.objective))
         features, teacher = features or self.features, None
@@ -113,6 +116,11 @@ class OwnHeads(Method):
         groups = self._groups(weights, training)
         loss: Loss | list[Loss] = target.loss
         if alignment is not None:
+            if hooks.get("before_step"):
+                raise ValueError(
+                    f"{type(self).__name__} looks at its weights before each step, when gradient alignment has moved "
+                    "them; leave before_step or the alignment out"
+                )
             loss = alignment.losses(target.loss, weights)
             hooks["after_step"] = _one_after_the_other(alignment.move_back, hooks.get("after_step"))
         fit(
