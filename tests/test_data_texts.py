@@ -226,7 +226,7 @@ def test_learned_texts_are_known_again_whatever_row_they_stand_in(tmp_path: Path
         ("a.json", b'{"text": "a", "label": "a"}', "holds no list of rows"),
         ("a.json", b'[{"text": "a",\n "label": }]', r"a\.json, line 2, column 11: not JSON"),
         ("a.parquet", b"PAR1", "is not a Parquet file that can be read"),
-        ("a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "no text, but numbers of another kind of file; give a table"),
+        ("a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not text but binary data; give a table"),
         ("a.txt", b"yes", "is not a data set; give a folder of images or texts, or a file .csv"),
     ],
 )  # fmt: skip

@@ -43,7 +43,7 @@ def test_what_comes_twice_counts_once() -> None:
 
 def test_it_has_no_weights_and_no_layers() -> None:
     backbone = load_backbone("hashed-words")
-    assert (backbone.places(), backbone.changed(), backbone.used_weights()) == ([], set(), [])
+    assert (backbone.places(), backbone.learned(), backbone.used_weights()) == ([], {}, [])
     assert backbone.example(3).shape == backbone.example(3, torch.Generator().manual_seed(0)).shape == (3, 512)
     assert describe_layers("hashed-words") == []
     with pytest.raises(ValueError, match=r"has no layer with the roles .*; it has no layers\. .*\(--no-train\)"):

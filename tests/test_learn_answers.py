@@ -116,7 +116,7 @@ def test_the_kinds_do_not_mix(lamella: Run, place: Path, taught: Path) -> None:
     code, out, err = lamella("learn", place / "assistant", place / "labelled.csv", "--device", "cpu")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "this model takes answers, by the backbone" in err
-    assert "and labelled holds texts; choose another model" in err
+    assert "and labelled holds texts; give answers, or teach a new model on a backbone that takes texts" in err
     code, _, err = lamella("learn", taught, place / "first.jsonl")
     assert (code, err.count("\n")) == (2, 1)
     assert "this model takes images" in err

@@ -347,7 +347,7 @@ TABLES: dict[str, tuple[str, bytes, int, str]] = {
     "an empty label": ("t.csv", b"text,label\na,\n", 422, "^t.csv, line 2: the label is empty"),
     "Latin-1": ("t.csv", b"text,label\n\xe9,b\n", 422, "^t.csv, line 2: not UTF-8"),
     "a NUL": ("t.csv", b"text,label\na\0,b\n", 422, "^t.csv, line 2: a NUL"),
-    "an image": ("t.csv", picture("dark"), 422, "^t.csv, line 1: not UTF-8"),
+    "an image": ("t.csv", picture("dark"), 422, "^t.csv, line 1: not text but binary data"),
     "a broken row": ("t.jsonl", b'{"text": "a", "label": "b"}\n{', 422, "^t.jsonl, line 2"),
     "nested": ("t.jsonl", b"[" * 90_000, 422, "^t.jsonl, line 1: lists are nested"),
     "many columns": ("t.csv", b"," * 1001 + b"\na\n", 422, "more than 1,000 columns"),

@@ -146,7 +146,7 @@ def decoded(content: bytes, name: str) -> str:
 def _not_utf8(content: bytes, name: str) -> str:
     """Say how to convert a file that is not UTF-8."""
     if content[:2] not in BOMS and b"\0" in content:
-        return "no text, but numbers of another kind of file; give a table such as CSV or JSON lines"
+        return "not text but binary data; give a table such as CSV or JSON lines"
     was, file = "UTF-16" if content[:2] in BOMS else "LATIN1", Path(name).name
     if name == STDIN:
         return f"not UTF-8 text; convert it on the way, for example by iconv -f {was} -t UTF-8 | lamella ..."
