@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lamella.common.randomness import generator
+from lamella.memory import subspace
 from lamella.memory.subspace import (
     SecondMoment,
     Subspace,
     count_by_share,
     count_by_trade_off,
     leading,
+    leading_singular,
     left_singular,
     numerical_rank,
     orthonormal,
@@ -86,6 +88,26 @@ def test_half_inputs_are_summed_in_float32_and_nothing_seen_is_an_error() -> Non
 
 
 # linear algebra ------------------------------------------------------------------------------------------------------
+
+
+def test_a_wide_moment_of_few_tokens_has_the_vectors_of_its_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subspace, "WIDE", 64)
+    x = draw(12, 64)
+    moments = {
+        "few tokens": x.T @ x / 12,
+        "as many as fit": draw(16, 64).T @ draw(16, 64),
+        "none": torch.zeros(64, 64, dtype=torch.float64),
+    }
+    for what, G in moments.items():
+        (U, s), (V, t) = leading_singular(G), left_singular(G)
+        assert (U.shape, s.shape) == ((64, 16), (16,)), what
+        assert torch.allclose(s, t[:16], atol=1e-5 * max(float(t[0]), 1e-9)), what
+        assert torch.allclose(U.T @ U, torch.eye(16, dtype=torch.float64), atol=1e-5), what
+        rank = int((t > 1e-5 * t[0]).sum())
+        assert torch.allclose(U[:, :rank] @ U[:, :rank].T, V[:, :rank] @ V[:, :rank].T, atol=1e-5), what
+    many = draw(17, 64)
+    for full in (many.T @ many, draw(64, 64)):
+        assert all(map(torch.equal, leading_singular(full), left_singular(full)))
 
 
 def test_left_singular_vectors_are_those_of_the_decomposition() -> None:

@@ -13,7 +13,7 @@ from lamella.common.checks import check_one_of
 from lamella.common.randomness import generator
 from lamella.data.scenario import Task
 from lamella.memory.signatures import protected_share
-from lamella.memory.subspace import Subspace, left_singular, numerical_rank, orthonormal
+from lamella.memory.subspace import Subspace, leading_singular, numerical_rank, orthonormal
 from lamella.methods.shared.moments import at_most, second_moments
 from lamella.methods.shared.own_heads import OwnHeads
 from lamella.training.fit import Fit
@@ -47,9 +47,9 @@ class EnergyRule:
     def spectrum(self, G: Tensor, space: Subspace) -> tuple[Tensor, Tensor]:
         """Return the free directions of G (d, d), most energetic first, and the share of G's energy in each."""
         if self.energy_of == "moment":
-            U, s = left_singular(space.outside(G))
+            U, s = leading_singular(space.outside(G))
             return U, s**2 / (G**2).sum()
-        U, s = left_singular(space.outside(space.outside(G).T))
+        U, s = leading_singular(space.outside(space.outside(G).T))
         return U, s / G.trace()
 
     def protect(self, space: Subspace, G: Tensor, task: int, *, first: bool) -> None:
@@ -154,10 +154,9 @@ class ReadsFreeDirections(OwnHeads):
         """
         G = G.double()
         free = space.outside(space.outside(G).T) if self.of_inputs else space.outside(G)
-        U, s = left_singular(free)
-        count = min(
-            self.lora.rank, space.width - space.dimension, numerical_rank(s, float(torch.linalg.matrix_norm(G, 2)))
-        )
+        U, s = leading_singular(free)
+        norm = float(torch.linalg.eigvalsh(G)[-1])
+        count = min(self.lora.rank, space.width - space.dimension, numerical_rank(s, norm))
         return orthonormal(space.outside(U[:, :count]))
 
     def space(self, layer: str) -> Subspace:
