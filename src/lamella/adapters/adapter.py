@@ -250,8 +250,7 @@ def merge(sites: Sequence[Site], name: str) -> None:
                 _add_change(branch, layer.weight)
             else:
                 update.add_to(layer.weight)
-        known = tuple(update for update in updates if update is not None)
-        layer.merged = merged.and_then(layer.weight, known if len(known) == len(updates) else None)
+        layer.merged = merged.and_then(layer.weight, updates)
         del layer.branches[name]
 
 
@@ -264,6 +263,7 @@ def _update(branch: Branch) -> Update | None:
 
 
 def _add_change(branch: Branch, weight: Tensor) -> None:
+    """Add what is no product of two factors to the weight, computed in float32 or better."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     rows = weight[branch.rows]
     rows.copy_(rows.to(wide) + branch.to(wide).update(weight.to(wide)))

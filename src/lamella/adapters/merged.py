@@ -60,22 +60,28 @@ class MergedUpdates:
     last: str
     updates: tuple[Update, ...] | None
 
-    def and_then(self, weight: Tensor, updates: "tuple[Update, ...] | None") -> "MergedUpdates":
+    def and_then(self, weight: Tensor, updates: "Sequence[Update | None]") -> "MergedUpdates":
         """The same with more changes.
 
         Args:
             weight: the weight with these changes too.
-            updates: the changes; None if they are not known.
+            updates: the changes; None for one that has no low rank.
         """
-        if self.updates is None or updates is None:
+        if self.updates is None:
             return UNKNOWN
-        every = (*self.updates, *updates)
-        if sum(u.A.nbytes + u.B.nbytes for u in every) > SHARE * weight.nbytes:
+        known = [update for update in updates if update is not None]
+        every = (*self.updates, *known)
+        if len(known) < len(updates) or sum(u.A.nbytes + u.B.nbytes for u in every) > SHARE * weight.nbytes:
             return UNKNOWN
         return MergedUpdates(self.first, digest(weight), every)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What `stored_updates` makes the changes of again: the factors side by side, by PARTS."""
+        """The factors side by side, by PARTS; `with_stored_updates` makes the changes of them once more.
+
+        Returns:
+            "A" (sum of rank * m,), "B" (sum of k * rank,) and "scales" (n,) of n changes, and "shapes" (n, 4) int64:
+            first row, last row + 1, rank, m.
+        """
         every = self.updates or ()
         shapes = [(u.rows.start, u.rows.stop, *u.A.shape) for u in every]
         return {
@@ -87,7 +93,7 @@ class MergedUpdates:
 
 
 UNKNOWN = MergedUpdates("", "", None)
-"""Those of a weight of which it is not known how it became what it is."""
+"""The changes of a weight that are not remembered."""
 
 
 def merged_until_now(before: MergedUpdates | None, weight: Tensor) -> MergedUpdates:

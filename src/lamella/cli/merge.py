@@ -57,7 +57,7 @@ def merge(
     from lamella.common.checks import check_one_of
     from lamella.learner.merge.folder import OF_FOLDERS, merge_folders
 
-    if rule not in RULES:
+    if rule not in RULES:  # what is a rule, but not one of folders, has a message of its own
         check_one_of("rule", rule, OF_FOLDERS)
     merging = Merging(rule, scale, keep, drop, common, strong)
     lines = merge_folders(

@@ -24,7 +24,7 @@ from lamella.adapters.tokens import class_token
 from lamella.data.samples import Samples
 from lamella.memory.inputs import Inputs
 from lamella.memory.resizable import Resizable
-from lamella.memory.subspace import orthonormal
+from lamella.memory.subspace import FINE_ROUNDING, orthonormal
 
 __all__ = ["GATES", "Signature", "Signatures", "protected_share"]
 
@@ -34,10 +34,7 @@ FLOOR = 1e-4
 """A block whose mean similarity is below this counts as empty."""
 
 ROUNDING = 1e-7
-"""A direction with a smaller share of the energy than this is due to rounding, unless all of the energy is wanted."""
-
-FINE_ROUNDING = 1e-12
-"""The same where all of the energy is wanted: inputs in float32 have errors of about 1e-7 of their size."""
+"""A smaller share of the energy is due to rounding; FINE_ROUNDING where all of the energy is wanted."""
 
 NOBODYS = -1
 """The owner of directions that are protected, but belong to no task's block."""

@@ -12,6 +12,7 @@ from lamella.common.randomness import generator
 from lamella.memory.resizable import Resizable
 
 __all__ = [
+    "FINE_ROUNDING",
     "SecondMoment",
     "Subspace",
     "count_by_share",
@@ -28,8 +29,8 @@ __all__ = [
 
 WIDE = 1024
 """The width from which on it pays to look whether a matrix has a low rank."""
-ROUNDING = 1e-12
-"""The share of the squared numbers of a matrix that sums of float32 numbers leave uncertain."""
+FINE_ROUNDING = 1e-12
+"""A smaller share of the energy is due to rounding: inputs in float32 have errors of about 1e-7 of their size."""
 
 
 class SecondMoment(nn.Module):
@@ -103,7 +104,7 @@ def left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def leading_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """As `left_singular`; of a wide matrix of low rank without most of the vectors whose values are zero to rounding.
+    """As `left_singular`, but of a wide matrix of low rank only the first quarter, behind which all values are zero.
 
     The second moment of a few tokens has a low rank. Then a product with random numbers has the same range, and the
     vectors are found in that (Halko, Martinsson & Tropp, SIAM Review 2011, arXiv 0909.4061), several times faster.
@@ -112,8 +113,8 @@ def leading_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
         matrix: (d, d).
 
     Returns:
-        (d, k) orthonormal columns and (k,) values, largest first; k is d, or d / 4 where d is at least WIDE and no more
-        values are above rounding.
+        (d, k) orthonormal columns and (k,) values, largest first. k is d, or d / 4 if d is at least WIDE and the other
+        values are zero to rounding.
     """
     if len(matrix) < WIDE:
         return left_singular(matrix)
@@ -121,7 +122,7 @@ def leading_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
     drawn = torch.randn(len(M), k, generator=generator(0, "range of a matrix"), dtype=M.dtype).to(M.device)
     basis, _ = torch.linalg.qr(M @ drawn)
     inside = basis.T @ M
-    if M.square().sum() - inside.square().sum() > ROUNDING * M.square().sum():
+    if M.square().sum() - inside.square().sum() > FINE_ROUNDING * M.square().sum():
         return left_singular(matrix)
     values, vectors = torch.linalg.eigh(inside @ inside.T)
     return (basis @ vectors.flip(1)).to(matrix.dtype), values.flip(0).clamp_min(0).sqrt().to(matrix.dtype)

@@ -63,8 +63,8 @@ def merge_folders(
     """
     if merging.rule not in OF_FOLDERS:
         raise ValueError(
-            "rule 'regmean' needs the inputs that each adapter was trained on, which are not here; choose another "
-            "rule, such as 'tsv', or call lamella.adapters.merging.merged with second moments"
+            f"rule '{merging.rule}' needs the inputs that each adapter was trained on, which are not here; choose "
+            "another rule, such as 'tsv', or call lamella.adapters.merging.merged with second moments"
         )
     if merging.rule == "weighted" and weights is None and samples is None:
         raise ValueError(

@@ -155,7 +155,7 @@ class ReadsFreeDirections(OwnHeads):
         G = G.double()
         free = space.outside(space.outside(G).T) if self.of_inputs else space.outside(G)
         U, s = leading_singular(free)
-        norm = float(torch.linalg.eigvalsh(G)[-1])
+        norm = float(torch.linalg.eigvalsh(G)[-1])  # the spectral norm, since G is positive semi-definite
         count = min(self.lora.rank, space.width - space.dimension, numerical_rank(s, norm))
         return orthonormal(space.outside(U[:, :count]))
 

@@ -143,6 +143,8 @@ class OwnHeads(Method):
 
 
 def _one_after_the_other(first: Callable[[], None], then: Callable[[], None] | None) -> Callable[[], None]:
+    """A function that calls both; the second may be missing."""
+
     def both() -> None:
         first()
         if then is not None:
