@@ -17,7 +17,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page as well.", metavar="FILE")] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Add sizes, the free directions of each layer, and the overlap of tasks.")
+        bool,
+        typer.Option("--verbose", help="Add settings, sizes, free directions of each layer, and the overlap of tasks."),
     ] = False,
     device: Device = None,
 ) -> None:

@@ -42,7 +42,8 @@ Departures (ours, where the public text is silent; each is a setting unless it s
 - Gates: a sigmoid of the base's features (a setting), not supervised, with V = 0 and b = 2 at the start (always); or
   the weights of the tasks that a router gives (`router`, ours), fixed before phase 2 begins.
 - Aggregation by concatenation, as DER and MEMO do (always); new columns and rows of the classifier start as torch's
-  linear layers do. Summing, one plugin for all tasks and supervised gates were worse (docs/log.md).
+  linear layers do. Supervised gates were worse; summing and one plugin for all tasks changed nothing that one seed
+  could show (docs/results.md).
 - Loss: cross-entropy over all classes, and that of an auxiliary classifier of the new plugin's features, to which all
   old classes are one. It is removed after training (both as in DER and MEMO).
 - Old classes have fewer images, so each class is weighted by the inverse of its number of images. On average that is
