@@ -1,9 +1,9 @@
-"""Labels of texts, learned from one table after the other, in memory of the classes and not of the texts.
+"""Labels of texts are learned from one table after the other. The labels are remembered, and no text is kept.
 
     python examples/tickets.py
 
 The tables are made from requests that a small grammar of the package has written. Hashed words need no download; with
-the extra `text`, leave `backbone` out for an encoder of sentences.
+the extra `text`, an encoder of sentences can take their place: backbone="sentence-transformers/all-MiniLM-L6-v2".
 """
 
 import csv

@@ -78,7 +78,8 @@ class Learner:
             method: a name, a class of a file such as "my_file.py:EMALoRA", or a table {"name": ..., hyper-parameters}.
                 The name says which parts the method carries and on which base it learns: "inflora+align", "inflora"
                 without alignment, "dlc(wa)". If left out, method and augmentation are those of `lamella learn`: of the
-                configuration `photos`, or of `small-images` with the bundled backbone.
+                configuration `photos`, of `small-images` with the bundled backbone, of `texts` with a backbone of
+                texts, and of `answers` with a language model.
             align: deprecated; write method="inflora+align" for True, and method="inflora" for False.
             seed: the seed of all random draws, 0 or more.
             augment: the augmentation of training images, as a table of the arguments of `Augmentation`.
@@ -274,7 +275,7 @@ class Learner:
         class are left out, too, whatever their files are called now.
 
         Args:
-            data: a folder of class folders, a CSV file, an archive, or the name of a data set.
+            data: a folder of class folders, a table of images, texts or answers, an archive, or the name of a data set.
             folder: the folder of this learner's model. With it, no other process can change the model meanwhile, and
                 what was learned is stored there as a new version. An interrupted learning is resumed by a new call for
                 the same data with `Learner.load(folder)`, or, if nothing was stored yet, with a new learner of the
