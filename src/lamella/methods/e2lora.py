@@ -32,7 +32,7 @@ Departures from the authors' code:
   of B_t, as the description wants; those without which B_t A_t would change come first. They have lambda = 0. With
   fewer tokens than outputs their columns are not even orthogonal, and their update changes.
 - Their shares of lambda are of the update as it was trained (`shares="whole"`), ours of what it has after earlier cuts.
-  So ours cuts more from old updates: with each task up to four of some forty ranks, which carry 1e-5 of the variance.
+  So ours cuts more from old updates: with each task up to four of 15 to 50 ranks, which carry 1e-5 of the variance.
   Where an old update would get ranks back, as after a task that changes little, their code ends with an error of
   shapes, and with an update that did nothing it never ends; here nothing comes back, and such an update keeps one.
 - Updates are folded into the weight, so that a pass costs what it does in the plain network. What is cut is subtracted
