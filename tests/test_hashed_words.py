@@ -13,6 +13,8 @@ from lamella import Learner
 from lamella.backbones import BACKBONES, describe_layers, load_backbone
 from lamella.backbones.hashed_words import HashedWords
 from lamella.data.texts import TextSet
+from lamella.experiments.demo import demo
+from lamella.experiments.report import load_results
 from lamella.experiments.run import run
 from lamella.learner.config.document import load_config
 
@@ -84,3 +86,12 @@ def test_the_end_of_a_run_names_its_parameters_though_the_backbone_has_none(
 ) -> None:
     run(load_config("requests", ["scenario.classes=4", "scenario.tasks=2", "fit.device=cpu"]), tmp_path / "run")
     assert "parameters: " in capsys.readouterr().out
+
+
+def test_the_demo_of_texts_tells_methods_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LAMELLA_DATA", raising=False)
+    monkeypatch.setattr("lamella.experiments.demo._encoder", lambda: "")
+    demo(tmp_path, texts=True, quiet=True)
+    found = [result.metrics["final_accuracy"] or 0.0 for result in load_results([tmp_path])]
+    assert len({*found}) == len(found) == 3
+    assert 0.5 < min(found) < max(found) < 0.95

@@ -19,8 +19,9 @@ def demo(
 
     Handwritten digits arrive two by two; four methods learn them, side by side. About a minute, no download.
 
-    With --text fifteen kinds of requests, which a small grammar has written, arrive three by three. Three methods learn
-    them on hashed words, a backbone without weights, and on an encoder of texts where this machine has the usual one.
+    With --text fifteen kinds of requests, which a small grammar has written, arrive three by three, four texts of each.
+    Three methods learn them on hashed words, a backbone without weights, and on an encoder of texts where this machine
+    has the usual one.
     """
     from lamella.experiments.demo import demo as run_demo
     from lamella.experiments.report import load_results, render_table
