@@ -3,10 +3,7 @@
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
-__all__ = ["MEANT", "check_one_of", "did_you_mean", "first_line"]
-
-MEANT = "; did you mean "
-"""How a suggestion begins in a message."""
+__all__ = ["check_one_of", "did_you_mean", "first_line"]
 
 
 def check_one_of(what: str, value: str, allowed: Iterable[str]) -> None:
@@ -40,4 +37,4 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
     "; did you mean 'cifar10'?"
     """
     found = get_close_matches(word.lower(), list(known), n=2, cutoff=0.6)
-    return f"{MEANT}{' or '.join(map(repr, found))}?" if found else ""
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""

@@ -14,7 +14,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["Option", "arguments", "check_table", "completed", "near_matches", "options_of"]
+__all__ = ["Option", "UnknownKey", "arguments", "check_table", "completed", "near_matches", "options_of"]
 
 REQUIRED = inspect.Parameter.empty
 WORDS: dict[Any, str] = {
@@ -25,6 +25,19 @@ WORDS: dict[Any, str] = {
     Path: "text",
     dict: "a table",
 }
+
+
+class UnknownKey(ValueError):
+    """A key of a table is none of its options.
+
+    Args:
+        message: one line.
+        misspelt: whether it looks like one of the options.
+    """
+
+    def __init__(self, message: str, *, misspelt: bool = False) -> None:
+        super().__init__(message)
+        self.misspelt = misspelt
 
 
 @dataclass(frozen=True)
@@ -94,9 +107,13 @@ def near_matches(name: str, allowed: Collection[str]) -> str:
     >>> near_matches("rnak", ["rank", "epochs"])
     "did you mean 'rank'? allowed: epochs, rank"
     """
-    near = get_close_matches(name, list(allowed), 3)
+    near = _alike(name, allowed)
     meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"{meant}allowed: {', '.join(sorted(allowed))}"
+
+
+def _alike(name: str, allowed: Collection[str]) -> list[str]:
+    return get_close_matches(name, list(allowed), 3)
 
 
 def check_table(where: str, table: Mapping[str, Any], options: Mapping[str, Option]) -> None:
@@ -108,11 +125,13 @@ def check_table(where: str, table: Mapping[str, Any], options: Mapping[str, Opti
         options: its allowed keys.
 
     Raises:
-        ValueError: a key is unknown or missing, or a value has the wrong type.
+        UnknownKey: a key is unknown.
+        ValueError: a key is missing, or a value has the wrong type.
     """
     for key, value in table.items():
         if key not in options:
-            raise ValueError(f"unknown key '{where}.{key}'; {near_matches(key, options)}")
+            message = f"unknown key '{where}.{key}'; {near_matches(key, options)}"
+            raise UnknownKey(message, misspelt=bool(_alike(key, options)))
         _convert(value, options[key].annotation, f"{where}.{key}")
     for key, option in options.items():
         if option.default is REQUIRED and key not in table:

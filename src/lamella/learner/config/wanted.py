@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lamella.backbones.load import noun_of
-from lamella.common.checks import MEANT
+from lamella.common.options import UnknownKey
 from lamella.learner.config.method_names import alias_settings, method_name, parse_name, with_parts
 from lamella.learner.config.method_tables import check_method, switch_methods
 from lamella.learner.config.new_config import NOUNS, new_config, same_method, start_tables
@@ -67,8 +67,9 @@ class Wanted:
                 check_method(self.config(noun))
             except ValueError as error:
                 faults.append(error)
-        if len(faults) == len(NOUNS):  # the kind whose settings come closest is probably the one that is meant
-            raise next((fault for fault in faults if MEANT in str(fault)), faults[0])
+        if len(faults) == len(NOUNS):
+            # Each kind starts with another method, whose option a misspelt key may be: it says what was meant.
+            raise next((f for f in faults if isinstance(f, UnknownKey) and f.misspelt), faults[0])
 
     def config(self, noun: str = "image") -> dict[str, Any]:
         """Return the complete configuration of a new model.
