@@ -5,6 +5,7 @@ import copy
 import errno
 import io
 import json
+import random
 import re
 import shutil
 import signal
@@ -426,6 +427,15 @@ def smaller_than_it_is() -> bytes:
     return bytes(archive)
 
 
+def with_other_bytes_inside(compression: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("rød/0.png", random.Random(0).randbytes(2000))
+    content = bytearray(file.getvalue())
+    content[50:70] = bytes(20)
+    return bytes(content)
+
+
 ONE = {"rød/0.png": picture("rød")}
 ARCHIVES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "no zip": (lambda: b"hello", 415, "the archive is no zip"),
@@ -454,6 +464,8 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "smaller than it is": (smaller_than_it_is, 422, "the archive is damaged"),
     "encrypted": (encrypted, 422, "encrypted"),
     "damaged": (lambda: changed(zipped(ONE), picture("rød")[20:40], bytes(20)), 422, "the archive is damaged"),
+    "damaged, of LZMA": (lambda: with_other_bytes_inside(zipfile.ZIP_LZMA), 422, "in the archive is damaged"),
+    "damaged, of bzip2": (lambda: with_other_bytes_inside(zipfile.ZIP_BZIP2), 422, "in the archive is damaged"),
     "cut off": (lambda: zipped(NEW_PHOTOS)[:-30], 415, "the archive is no zip"),
     "no class folder": (lambda: zipped({"0.png": picture("dark")}), 422, "is in no class folder"),
     "text": (lambda: zipped({"rød/0.png": b"hello"}), 415, "'rød/0.png' is no image"),

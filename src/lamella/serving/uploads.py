@@ -3,20 +3,19 @@
 Every image is checked by its header before it is decoded, every archive by its list of entries before it is unpacked.
 """
 
-import errno
 import re
 import stat
 import unicodedata
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 
 from fastapi import HTTPException
 from PIL import Image
 
+from lamella.common.files import DISK_FULL
 from lamella.data.decoding import FAULTS
 from lamella.serving.kind import Unpacked
 from lamella.serving.limits import MB, Limits
@@ -169,12 +168,20 @@ def _write(content: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file, content.open(entry) as packed:
-            while block := packed.read(1 << 20):
+            while block := _block(packed, entry.filename):
                 file.write(block)
     except FileExistsError:
         raise HTTPException(422, f"'{entry.filename}' in the archive has the name of another entry") from None
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in DISK_FULL
         raise HTTPException(507 if full else 422, f"'{entry.filename}' cannot be unpacked: {error.strerror}") from None
-    except zlib.error as error:
-        raise HTTPException(422, f"'{entry.filename}' in the archive is damaged ({error})") from None
+
+
+def _block(packed: IO[bytes], name: str) -> bytes:
+    """Read the next part of a file in an archive; b"" at its end."""
+    try:
+        return packed.read(1 << 20)
+    except zipfile.BadZipFile:
+        raise
+    except Exception as error:  # each way of compressing has errors of its own
+        raise HTTPException(422, f"'{name}' in the archive is damaged ({error})") from None
