@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lamella.backbones.generating import Written
 from lamella.serving.answers import AnswerKind, Prompts
 from lamella.serving.asked import Asked, body_of, check_model, read_chat, read_completion
 from lamella.serving.faults import OPENAI, Refusal, told
-from lamella.serving.forms import JSON, media_type, unreadable
+from lamella.serving.forms import JSON, content_of, media_type
 from lamella.serving.hearing import Heard, listen
 
 if TYPE_CHECKING:
@@ -115,12 +114,7 @@ def _body_of(kind: Literal["chat", "completion"]) -> dict[str, Any]:
 async def _body(request: Request) -> bytes:
     if media_type(request) != JSON:
         raise Refusal(415, f"the body must be JSON and called that; send the header 'Content-Type: {JSON}'")
-    try:
-        return await request.body()
-    except StarletteHTTPException:
-        raise
-    except Exception as error:  # the client has left
-        raise unreadable() from error
+    return await content_of(request)
 
 
 async def _unless_left(request: Request, work: Awaitable[Value]) -> Value:

@@ -1,4 +1,7 @@
-"""The forms that requests to predict send. Only forms of parts are read: other forms have no bound on their memory."""
+"""The bodies and the forms that requests send.
+
+Only forms of parts are read: other forms have no bound on their memory.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,7 +10,7 @@ from fastapi import HTTPException, Request
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-__all__ = ["JSON", "MULTIPART", "form_of", "media_type", "unreadable"]
+__all__ = ["JSON", "MULTIPART", "content_of", "form_of", "media_type"]
 
 JSON, MULTIPART = "application/json", "multipart/form-data"
 
@@ -17,9 +20,22 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def unreadable() -> HTTPException:
-    """Return the refusal of a body that cannot be read."""
+def _unreadable() -> HTTPException:
     return HTTPException(400, "the body of the request cannot be read; send it again")
+
+
+async def content_of(request: Request) -> bytes:
+    """Read the body of a request.
+
+    Raises:
+        HTTPException: 400, the client has left; or one of the gate.
+    """
+    try:
+        return await request.body()
+    except StarletteHTTPException:
+        raise
+    except Exception as error:  # the client has left
+        raise _unreadable() from error
 
 
 @asynccontextmanager
@@ -45,7 +61,7 @@ async def form_of(
     except StarletteHTTPException:
         raise
     except Exception as error:  # whatever else a body makes its parser raise, or the disk that it goes to
-        raise unreadable() from error
+        raise _unreadable() from error
     try:
         yield form
     finally:

@@ -20,7 +20,7 @@ from lamella.data.samples import Transform
 from lamella.data.texts import TextSet, normal_text
 from lamella.data.tokens import TokenTransform
 from lamella.learner.learner import Learner, Prediction
-from lamella.serving.forms import JSON, MULTIPART, form_of, media_type, unreadable
+from lamella.serving.forms import JSON, MULTIPART, content_of, form_of, media_type
 from lamella.serving.kind import Columns, Named, Unpacked, refused_kind
 from lamella.serving.limits import Limits
 from lamella.serving.sent import TABLES, read_table
@@ -115,12 +115,7 @@ class TextKind:
         return texts
 
     async def _of_json(self, request: Request) -> list[str]:
-        try:
-            content = await request.body()
-        except StarletteHTTPException:
-            raise
-        except Exception as error:  # the client has left
-            raise unreadable() from error
+        content = await content_of(request)
         try:
             return self._body.model_validate_json(content).texts  # type: ignore[attr-defined]
         except ValidationError as error:
