@@ -366,6 +366,32 @@ def test_the_number_of_a_job_is_stored_with_its_upload(model: Path) -> None:
     assert (again.job, again.note["name"]) == (5, "new")
 
 
+def test_a_job_whose_version_cannot_be_loaded_lets_others_learn(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def catch_up() -> int:
+        raise RuntimeError("out of memory\nTraceback")
+
+    def begin(job: Job, upload: Upload) -> "subprocess.Popen[str]":
+        return subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE, encoding="utf-8")
+
+    jobs = Jobs(model, catch_up, seconds=60)
+    monkeypatch.setattr(jobs, "_begin", begin)
+    assert jobs.claim()
+    job = jobs.start([sent(model, NEW)])
+    jobs.close()
+    assert (job.state, job.error) == ("failed", "RuntimeError: out of memory")
+    assert jobs.claim(), "the next upload can be learned"
+
+
+def test_a_message_that_cannot_be_read_leaves_no_timer(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer of a job, which runs for a day, would keep the server from ending."""
+    jobs = Jobs(model, lambda: 1, seconds=3600)
+    command = [sys.executable, "-c", "print('{')"]
+    with pytest.raises(ValueError, match="Expecting"):
+        jobs._follow(Job(1, "new", 5, []), subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8"))
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers)
+
+
 def test_what_was_stored_just_before_a_kill_is_not_learned_again(model: Path) -> None:
     archive = sent(model, NEW)
     first = teach(model, archive.folder, "new", lambda said: None)

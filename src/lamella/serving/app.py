@@ -107,7 +107,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
             tasks=len(learner.tasks),
             method=learner.name,
             backbone=learner.backbone.name,
-            learning=service.learning,
+            learning=service.jobs.learning,
             waiting=service.desk.waiting,
             samples=service.kind.noun,
             drift=service.drift.state(),

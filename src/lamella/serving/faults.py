@@ -1,4 +1,4 @@
-"""How a refusal is told: in one line, and below /v1 in the form that clients of OpenAI's interface read."""
+"""How faults are told: in one line, and below /v1 in the form that clients of OpenAI's interface read."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,9 @@ from fastapi import HTTPException
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse
 
-__all__ = ["OPENAI", "Refusal", "problem", "told"]
+from lamella.common.checks import first_line
+
+__all__ = ["OPENAI", "Refusal", "problem", "reason", "told"]
 
 OPENAI = "/v1/"
 """The beginning of the paths of OpenAI's interface."""
@@ -44,3 +46,9 @@ def told(path: str, error: StarletteHTTPException) -> Mapping[str, object]:
     kind = "invalid_request_error" if error.status_code < 500 else "server_error"
     own = (error.param, error.code) if isinstance(error, Refusal) else (None, None)
     return {"error": {"message": error.detail, "type": kind, "param": own[0], "code": own[1]}}
+
+
+def reason(error: Exception) -> str:
+    """Return an error as one line: its own where it was written for people, and otherwise with the name of its type."""
+    line = first_line(error)
+    return line if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {line}"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from lamella.serving.faults import reason
 from lamella.serving.job import Job
 from lamella.serving.uploads_kept import Upload
 from lamella.serving.worker import UNTRUSTED
@@ -92,7 +93,7 @@ class Jobs:
         """
         with self._starting:
             self._stopped.add(id)
-            if self._process is not None and self._learning() == id:
+            if self._process is not None and self.learning == id:
                 self._process.terminate()
 
     def close(self) -> None:
@@ -104,8 +105,11 @@ class Jobs:
         if self._thread is not None:
             self._thread.join()
 
-    def _learning(self) -> int | None:
-        return next((job.id for job in self.known.values() if job.state == "learning"), None)
+    @property
+    def learning(self) -> int | None:
+        """The number of the running job; None if there is none. Any thread may ask."""
+        jobs = list(self.known.values())  # at once, since another thread may add a job meanwhile
+        return next((job.id for job in jobs if job.state == "learning"), None)
 
     def _noted(self, sent: Upload) -> Job:
         number = sent.job
@@ -126,8 +130,9 @@ class Jobs:
             started = time.monotonic()
             try:
                 over = self._learn(job, one)
-            except (OSError, ValueError) as error:
-                job.error, over = str(error), True
+            except Exception as error:  # whatever it is, later uploads must be learned
+                log.error("%s: its learning ended by an error", job.name, exc_info=error)
+                job.error, over = reason(error), True
             job.seconds = time.monotonic() - started
             (one.drop if over else one.leave)()
             if job is jobs[-1]:
@@ -176,13 +181,15 @@ class Jobs:
         started = time.monotonic()
         limit = threading.Timer(self.seconds, process.kill)
         limit.start()
-        with process:
-            for line in process.stdout or ():
-                job.seconds = time.monotonic() - started
-                if line.endswith("\n"):  # a killed process may leave an incomplete line
-                    job.hear(json.loads(line))
+        try:
+            with process:
+                for line in process.stdout or ():
+                    job.seconds = time.monotonic() - started
+                    if line.endswith("\n"):  # a killed process may leave an incomplete line
+                        job.hear(json.loads(line))
+        finally:
+            limit.cancel()
         code = process.returncode
-        limit.cancel()
         if code and not job.error and time.monotonic() - started >= self.seconds:
             job.error = f"the learning took longer than {self.seconds:g} s; {AS_BEFORE}"
         return code

@@ -22,6 +22,8 @@ NAME_LENGTH = 200
 NO_TOKEN: dict[int | str, dict[str, Any]] = {
     401: {"model": Problem, "description": "the token is missing or wrong"},
 }
+DOCUMENTED = [Depends(HTTPBearer(auto_error=False, description="the token of `lamella serve`"))]
+"""The token of a route that changes the model, for its description; the gate checks it."""
 REFUSALS = {
     **DISK,
     **FAULTS,
@@ -41,10 +43,9 @@ def add_learning(app: FastAPI, service: "Service") -> None:
         app: the application that receives the routes.
         service: what runs behind the routes.
     """
-    documented = [Depends(HTTPBearer(auto_error=False, description="the token of `lamella serve`"))]  # the gate checks
     kind = service.kind
 
-    @app.post("/learn", status_code=202, responses=REFUSALS, dependencies=documented)
+    @app.post("/learn", status_code=202, responses=REFUSALS, dependencies=DOCUMENTED)
     async def learn(
         archive: Annotated[UploadFile, File(description=kind.archive)],
         name: Annotated[
@@ -56,7 +57,7 @@ def add_learning(app: FastAPI, service: "Service") -> None:
     ) -> Job:
         """Learn an archive or a table in the background; `/jobs/{id}` tells the progress."""
         if not service.jobs.claim():
-            busy = f"job {service.learning} is learning" if service.learning else "another archive is being read"
+            busy = f"job {now} is learning" if (now := service.jobs.learning) else "another archive is being read"
             raise HTTPException(429, f"{busy}; try again when it is done", {"Retry-After": "10"})
         try:
             sent = await run_in_threadpool(_taken_in, service, archive, name, again, Columns(text, label))
@@ -70,7 +71,7 @@ def add_learning(app: FastAPI, service: "Service") -> None:
         """Tell the progress of a job."""
         return replace(_known(service, id))
 
-    @app.delete("/jobs/{id}", status_code=202, responses=ABSENT | NO_TOKEN | FOREIGN, dependencies=documented)
+    @app.delete("/jobs/{id}", status_code=202, responses=ABSENT | NO_TOKEN | FOREIGN, dependencies=DOCUMENTED)
     def stop(id: int) -> Job:
         """Stop a job and leave the model unchanged. This does nothing if the job has ended."""
         service.jobs.stop(_known(service, id).id)

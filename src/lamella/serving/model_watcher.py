@@ -8,14 +8,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from lamella.common.checks import first_line
 from lamella.learner.learner import Learner
 from lamella.learner.store.versions import load_manifest
 from lamella.serving.batching import Batcher, Loaded
+from lamella.serving.faults import reason
 
 __all__ = ["ModelWatcher", "load"]
 
-FAULTS = (OSError, ValueError)
 log = logging.getLogger("lamella.serve")
 
 
@@ -107,9 +106,7 @@ class ModelWatcher:
             try:
                 self.catch_up()
             except Exception as error:  # whatever is wrong with the folder must not end this thread
-                problem = (
-                    first_line(error) if isinstance(error, FAULTS) else f"{type(error).__name__}: {first_line(error)}"
-                )
+                problem = reason(error)
                 if problem != self.problem:
                     log.error("version %d stays in use: %s", self.batcher.loaded.version, problem)
                 self.problem = problem

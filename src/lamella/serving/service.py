@@ -58,7 +58,7 @@ class Service:
             noun=self.kind.noun,
             version=lambda: self.batcher.loaded.version,
             waiting=lambda: self.desk.waiting,
-            learning=lambda: float(self.learning is not None),
+            learning=lambda: float(self.jobs.learning is not None),
             drift=self._drift if self.kind.noun != AnswerKind.noun else None,  # answers have no familiarity
         )
         self.batcher: Batcher[Any] = Batcher(
@@ -71,11 +71,6 @@ class Service:
         self.desk = PredictionQueue(self.batcher, self.kind, self.limits)
         self.follower = ModelWatcher(model, self.batcher, device=device, trusted=trusted)
         self.jobs = Jobs(model, self.follower.catch_up, seconds=limits.learn_seconds, device=device, trusted=trusted)
-
-    @property
-    def learning(self) -> int | None:
-        """The id of the running job; None if there is none."""
-        return next((job.id for job in self.jobs.known.values() if job.state == "learning"), None)
 
     def _drift(self) -> float:
         return float((state := self.drift.state()) is not None and state.unlike)

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException, Query
-from fastapi.security import HTTPBearer
+from fastapi import FastAPI, HTTPException, Query
 
 from lamella.learner.folder import ModelFolder
 from lamella.learner.store.versions import Version
-from lamella.serving.learning import NO_TOKEN
+from lamella.serving.learning import DOCUMENTED, NO_TOKEN
 from lamella.serving.schemas import DISK, FAULTS, FOREIGN, Problem, VersionRow
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ def add_versions(app: FastAPI, service: "Service") -> None:
         app: the application that receives the routes.
         service: what runs behind the routes.
     """
-    documented = [Depends(HTTPBearer(auto_error=False, description="the token of `lamella serve`"))]  # the gate checks
     folder = ModelFolder(service.model)
 
     @app.get("/versions", responses=GONE)
@@ -48,11 +46,11 @@ def add_versions(app: FastAPI, service: "Service") -> None:
         """List the versions of the model, oldest first. No version is ever changed."""
         return [VersionRow.of(version) for version in _listed(folder)]
 
-    @app.post("/rollback", responses=REFUSALS, dependencies=documented)
+    @app.post("/rollback", responses=REFUSALS, dependencies=DOCUMENTED)
     def rollback(to: Annotated[int, Query(ge=1, lt=LARGEST, description="the number of the version")]) -> VersionRow:
         """Use another version of the model, an earlier or a later one. All versions are kept."""
         if not service.jobs.claim():
-            busy = f"job {service.learning} is learning" if service.learning else "an archive is being read"
+            busy = f"job {now} is learning" if (now := service.jobs.learning) else "an archive is being read"
             raise HTTPException(429, f"{busy}; stop it or try again when it is done", {"Retry-After": "10"})
         try:
             known = [version.number for version in _listed(folder)]
