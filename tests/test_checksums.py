@@ -7,7 +7,7 @@ import torch
 from pretended import DEVICE, pretending
 from torch import Tensor
 
-from lamella.common.checksums import checksums
+from lamella.common.checksums import checksums, digest
 
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
 
@@ -96,3 +96,11 @@ def test_one_number_that_was_cut_from_a_row_has_the_checksum_of_the_number() -> 
     cut = torch.full((1, 129), 0.5)[:, -1].contiguous()  # torch leaves the stride of the row to it
     assert cut.stride() == (129,)
     assert checksums([cut]) == checksums([torch.tensor([0.5])])
+
+
+def test_a_digest_is_of_the_numbers_whatever_their_strides() -> None:
+    """A single number that was cut from a column keeps the column's stride, and counts as contiguous all the same."""
+    x = draw(12).view(3, 4)
+    for view in (x[:, 1], x[:, 1][:1], x[:1, 1:2], x.T, x[0, 0], x[:0], x[:1, :1].expand(2, 2)):
+        assert digest(view) == digest(view.clone(memory_format=torch.contiguous_format))
+    assert digest(x) != digest(x.T) != digest(x.reshape(-1))

@@ -2,6 +2,7 @@
 
 import io
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,36 @@ def test_archives_with_faults(tmp_path: Path, arrays: dict, message: str) -> Non
         load_archive(tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut off"])
+def _zipped(compression: int, *, damaged: bool) -> bytes:
+    """An archive whose only file is no array, or an array of which some bytes are lost."""
+    file, array = io.BytesIO(), io.BytesIO()
+    np.save(array, np.random.default_rng(0).integers(0, 9, (40, 40)))
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("bytes.npy" if damaged else "bytes", array.getvalue() if damaged else b"plain")
+    content = bytearray(file.getvalue())
+    if damaged:
+        content[60:200] = bytes(140)
+    return bytes(content)
+
+
+def _one_array() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    return file.getvalue()
+
+
+NO_ARCHIVES = {
+    "empty": b"",
+    "text": b"not an archive",
+    "cut off": b"PK\x03\x04 cut off",
+    "one array": _one_array(),
+    "no arrays": _zipped(zipfile.ZIP_STORED, damaged=False),
+    "damaged": _zipped(zipfile.ZIP_DEFLATED, damaged=True),
+    "damaged, of LZMA": _zipped(zipfile.ZIP_LZMA, damaged=True),
+}
+
+
+@pytest.mark.parametrize("content", NO_ARCHIVES.values(), ids=NO_ARCHIVES.keys())
 def test_files_that_are_no_archive(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.npz").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.npz cannot be read"):

@@ -126,6 +126,14 @@ def test_what_was_interrupted_is_made_anew(tmp_path: Path, monkeypatch: pytest.M
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
+def test_pixels_that_were_taken_away_are_made_anew(tmp_path: Path) -> None:
+    data = files(tmp_path / "photos")
+    cached(data, tmp_path / "cache")
+    (pixels,) = (tmp_path / "cache").glob("*.pixels")
+    pixels.unlink()
+    assert same(cached(data, tmp_path / "cache"), data)
+
+
 def test_a_folder_without_room_is_refused(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(ValueError, match=rf"GB free; let {CACHE} name another folder, or unset it"):

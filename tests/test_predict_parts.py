@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,23 @@ def test_urls_are_read_too(lamella: Run, model: Path, pictures: Path, tmp_path: 
     code, _, err = lamella("predict", model, "strange://a", "--out", tmp_path / "no")
     assert code == 2
     assert "'strange://a' cannot be read by fsspec" in err
+
+
+def test_shares_may_begin_at_the_same_moment(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one looks whether the folder is free, another one claims it for the same parts and fills it."""
+    learner, out, look, others = Learner.load(model, device="cpu"), tmp_path / "parts", Path.iterdir, [1]
+    out.mkdir()
+
+    def after_another(self: Path) -> Iterator[Path]:
+        if self == out and others:
+            write_parts(learner, [str(pictures)], out, size=3, share=(others.pop(), 2))
+        return look(self)
+
+    monkeypatch.setattr(Path, "iterdir", after_another)
+    assert write_parts(learner, [str(pictures)], out, size=3, share=(0, 2)).written == 2
+    assert len(list(out.glob("part-*.csv"))) == 4
 
 
 def test_parts_of_something_else_are_refused(lamella: Run, model: Path, pictures: Path, tmp_path: Path) -> None:

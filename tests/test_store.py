@@ -139,6 +139,15 @@ def test_tampering_with_any_file_is_told(model: Path) -> None:
         load_model(model, 2)
 
 
+@pytest.mark.parametrize("content", [b"", b"~"], ids=["cut off", "changed"])
+def test_what_is_learned_again_replaces_a_damaged_file(model: Path, content: bytes) -> None:
+    """The same tensors have a file of the same name, which must not be taken for theirs where it is damaged."""
+    file = model / load_manifest(model)["state"]["file"]
+    file.write_bytes(content * file.stat().st_size)
+    save(model, 3)
+    assert [value(model, n) for n in (3, 4)] == [3, 3]
+
+
 def test_learning_goes_on_beside_a_damaged_version_whose_state_is_kept(model: Path) -> None:
     damaged = (model / "versions" / "1.json").read_bytes()
     (model / "versions" / "1.json").unlink()
@@ -265,10 +274,11 @@ def test_only_plain_files_of_their_size_are_read(model: Path, tmp_path: Path, ki
         load_model(model)
 
 
-def test_deeply_nested_json_is_one_line(model: Path) -> None:
-    (model / "lamella.json").write_text(200_000 * "[")
-    with pytest.raises(ValueError, match="is not a readable JSON file"):
-        load_model(model)
+def test_deeply_nested_json_and_endless_numbers_are_one_line(model: Path) -> None:
+    for content in (200_000 * "[", 5000 * "1"):
+        (model / "lamella.json").write_text(content)
+        with pytest.raises(ValueError, match="is not a readable JSON file"):
+            load_model(model)
 
 
 @pytest.mark.parametrize("name", ["../1", "01", "-1", "x", "1.0"])

@@ -208,6 +208,8 @@ def _claim(learner: "Learner", found: Sequence[FarFiles], out: Path, options: di
         **options,
     }
     place = out / MANIFEST
+    # Looked at before the note: another process may begin to fill the folder between these lines.
+    has_files = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())
     if place.exists():
         before = read_json(place)
         if differ := [key for key, value in told.items() if before.get(key) != value]:
@@ -216,7 +218,7 @@ def _claim(learner: "Learner", found: Sequence[FarFiles], out: Path, options: di
                 "--out, or go on with what they were made of"
             )
         return
-    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+    if has_files:
         raise ValueError(f"'{out}' is a folder with other files; choose a new one for --out")
     out.mkdir(parents=True, exist_ok=True)
     write_json(place, told)

@@ -42,9 +42,8 @@ def checksums(tensors: Sequence[Tensor]) -> list[int]:
 
 def digest(tensor: Tensor) -> str:
     """The SHA-256 of a tensor's numbers and shape, the same on all devices."""
-    plain = tensor.detach().to("cpu").contiguous()
-    content = sha256(plain.reshape(-1).view(torch.uint8).numpy().data)
-    content.update(str(tuple(plain.shape)).encode())
+    content = sha256(_flat(tensor.cpu()).view(torch.uint8).numpy().data)
+    content.update(str(tuple(tensor.shape)).encode())
     return content.hexdigest()
 
 

@@ -73,7 +73,7 @@ def on_disk(data: ImageSet, folder: Path, *, bytes_expected: int, progress: Prog
     name = content_sha256(data)[:32]
     pixels, index = folder / f"{name}.pixels", folder / f"{name}.json"
     with FileLock(folder / f"{name}.lock"):  # a second process waits, and finds all there
-        if not index.exists():
+        if not (index.exists() and pixels.exists()):
             free = shutil.disk_usage(folder).free
             if bytes_expected > free:
                 raise ValueError(

@@ -10,7 +10,6 @@
 Without `names`, classes are called by their number. Nothing in the file is ever unpickled.
 """
 
-import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -131,13 +130,20 @@ def pixel_set(images: NDArray, labels: NDArray, name: str) -> ImageSet:
 def _read(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+            arrays = {key: archive[key] for key in archive.files}
     except FileNotFoundError:
         raise FileNotFoundError(f"no such file: {path}") from None
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as fault:
-        raise ValueError(
-            f"{path} cannot be read as an .npz archive of plain arrays; write it with numpy.savez"
-        ) from fault
+    except MemoryError:
+        raise
+    except Exception as fault:  # each way of compressing has errors of its own, and NumPy has some for other files
+        raise ValueError(_unreadable(path)) from fault
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # NumPy gives other files as bytes
+        raise ValueError(_unreadable(path))
+    return arrays
+
+
+def _unreadable(path: Path) -> str:
+    return f"{path} cannot be read as an .npz archive of plain arrays; write it with numpy.savez"
 
 
 def _encoded(arrays: Arrays, prefix: str, name: str, path: Path) -> ImageSet:

@@ -121,7 +121,7 @@ def save_model(
     content = tensors_to_bytes(own, {"elsewhere": elsewhere} if elsewhere else None)
     checksum = sha256(content).hexdigest()
     file = folder / f"state-{checksum[:16]}.safetensors"
-    if not file.exists():
+    if not _holds(file, content):  # what has that name may be damaged
         write_atomic(file, content)
     entry = {"file": file.name, "sha256": checksum, "bytes": len(content)} | ({"also": also} if also else {})
     made: dict[str, Any] = {"version": number, "made": time.strftime("%Y-%m-%dT%H:%M:%S"), "what": what}
@@ -133,6 +133,13 @@ def save_model(
     _point(folder, number, digests, pointer["dropped"])
     _sweep(folder, digests)
     return len(content)
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    try:
+        return plain_file(file, len(content)).read_bytes() == content
+    except (OSError, ValueError):
+        return False
 
 
 def _shared(folder: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, list[str]], list[dict[str, Any]]]:
