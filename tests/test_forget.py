@@ -92,6 +92,21 @@ def test_two_classes_of_one_name_are_not_learned() -> None:
     learner.learn(task)
 
 
+def test_a_task_has_samples_and_all_of_them_are_of_its_classes() -> None:
+    learner, task = fresh(ALONE[2]), another()
+    nothing = task.train.subset([])
+    wrong = (
+        (replace(task, classes=(90, 91), class_names=("x", "y")), r"has label 92, and its classes are \[90, 91\]; add"),
+        (replace(task, train=task.train.relabelled(task.train.labels - 91)), "has label -1, and its classes are"),
+        (replace(task, train=nothing), "class 'x' of task 'another' has no training image"),
+        (replace(task, classes=(), class_names=(), train=nothing), "task 'another' has no training image; add some"),
+    )
+    for given, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            learner.learn(given)
+    assert not learner.tasks
+
+
 def test_what_others_hold_traces_of_is_refused_with_the_reason() -> None:
     first, middle, last = tasks()
     learner = taught({"name": "seq-lora", "epochs": 1, "batch_size": 8}, [first, middle])

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lamella.data.images import UNKNOWN_CLASS, data_sha256
 from lamella.data.scenario import Task
 from lamella.data.tasks import Unreadable
@@ -163,8 +161,8 @@ def check_task(task: Task, class_names: Mapping[int, str]) -> None:
         class_names: the name of each known global class id.
 
     Raises:
-        ValueError: a class id or name means another class than before, two classes have one name, or a class has no
-            sample.
+        ValueError: a class id or name means another class than before, two classes have one name, a class has no
+            sample, a sample is of none of the classes, or there are no samples.
     """
     ids = {name: i for i, name in class_names.items()}
     for i, name in zip(task.classes, task.class_names, strict=True):
@@ -174,13 +172,17 @@ def check_task(task: Task, class_names: Mapping[int, str]) -> None:
             )
     if twice := [name for name, count in Counter(task.class_names).items() if count > 1]:
         raise ValueError(f"two classes of task '{task.name}' are called '{twice[0]}'; class names must differ")
-    if (
-        not task.classes and len(task.train) and int(task.train.labels.max()) == UNKNOWN_CLASS
-    ):  # answers have no classes
+    noun, labels = task.train.noun, set(task.train.labels.unique().tolist())
+    if not task.classes and not labels:
+        raise ValueError(f"task '{task.name}' has no training {noun}; add some")
+    if not task.classes and labels == {UNKNOWN_CLASS}:  # answers have no classes
         return
-    counts = torch.bincount(task.train.labels, minlength=max(task.classes) + 1)
-    if empty := [name for i, name in zip(task.classes, task.class_names, strict=True) if counts[i] == 0]:
-        noun = task.train.noun
+    if strangers := sorted(labels - set(task.classes)):
+        raise ValueError(
+            f"a training {noun} of task '{task.name}' has label {strangers[0]}, and its classes are "
+            f"{list(task.classes)}; add the class, or leave the {noun} out"
+        )
+    if empty := [name for i, name in zip(task.classes, task.class_names, strict=True) if i not in labels]:
         raise ValueError(f"class '{empty[0]}' of task '{task.name}' has no training {noun}; add some or leave it out")
 
 
