@@ -103,7 +103,18 @@ def test_exif_orientation_is_applied() -> None:
     assert decode(encode(image, "JPEG", exif=exif), "it").shape == (3, 4, 2)
 
 
-@pytest.mark.parametrize("content", [b"not an image", encode(Image.new("RGB", (64, 64)), "JPEG")[:200], b""])
+def with_a_fraction_as_place() -> bytes:
+    """A TIFF in which the number that says where its pixels begin is marked as a fraction."""
+    content = bytearray(encode(Image.new("RGB", (20, 24)), "TIFF"))
+    place = content.index(b"\x11\x01\x04\x00", 8)
+    content[place + 2] = 5
+    return bytes(content)
+
+
+CORRUPT = [b"not an image", encode(Image.new("RGB", (64, 64)), "JPEG")[:200], b"", with_a_fraction_as_place()]
+
+
+@pytest.mark.parametrize("content", CORRUPT, ids=["text", "cut off", "empty", "a fraction as place"])
 def test_a_corrupt_image_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.jpg"
     path.write_bytes(content)

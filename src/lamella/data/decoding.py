@@ -2,7 +2,6 @@
 
 import io
 import os
-import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,9 +21,6 @@ __all__ = ["decode", "image_endings", "in_threads", "why"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-FAULTS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-
 
 ROUGH = (8, 8)  # JPEG has no form smaller than an eighth; of this size or larger
 
@@ -74,7 +70,9 @@ def decode(source: Path | bytes, name: str, *, rough: bool = False) -> Tensor:
             array = np.array(_to_rgb(upright))
     except FileNotFoundError:
         raise FileNotFoundError(f"no such image: {name}") from None
-    except FAULTS as fault:
+    except MemoryError:
+        raise
+    except Exception as fault:  # each format raises errors of its own for damaged files
         raise ValueError(f"cannot read image {name}: {why(fault)}; replace or remove it") from fault
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 

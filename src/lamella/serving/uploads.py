@@ -16,7 +16,6 @@ from fastapi import HTTPException
 from PIL import Image
 
 from lamella.common.files import DISK_FULL
-from lamella.data.decoding import FAULTS
 from lamella.serving.kind import Unpacked
 from lamella.serving.limits import MB, Limits
 
@@ -74,7 +73,7 @@ def check_image(source: BinaryIO, name: str, limits: Limits) -> float:
         raise HTTPException(
             413, f"'{name}' has too many pixels; {limits.megapixels:g} megapixels are allowed"
         ) from None
-    except FAULTS:
+    except Exception:  # each format raises errors of its own for damaged files
         raise HTTPException(415, f"'{name}' is no image of a known format ({', '.join(FORMATS)})") from None
     if width * height > limits.megapixels * 1e6:
         fault = f"'{name}' has {width} x {height} pixels; {limits.megapixels:g} megapixels are allowed"
