@@ -13,7 +13,7 @@ from conftest import Run
 from lamella import Learner
 from lamella.cli import predict_parts
 from lamella.cli.predict_parts import read_share, write_parts
-from lamella.data.keeping import keep_readable
+from lamella.data.keeping import content_digest, keep_readable
 from lamella.data.sources.far_files import list_files
 
 
@@ -106,6 +106,22 @@ def test_urls_are_read_too(lamella: Run, model: Path, pictures: Path, tmp_path: 
     code, _, err = lamella("predict", model, "strange://a", "--out", tmp_path / "no")
     assert code == 2
     assert "'strange://a' cannot be read by fsspec" in err
+
+
+def test_files_at_urls_may_have_any_names() -> None:
+    """A name may look like a pattern of others; files that are hidden are no images here either."""
+    import fsspec
+
+    memory: Any = fsspec.filesystem("memory")
+    for i, name in enumerate(("a1", "a[1]", "b*", "c?", "d#1", "._a1")):
+        memory.pipe(f"/odd/{name}.png", picture("dark" if i % 2 else "bright", i))
+    far = list_files("memory://odd")
+    assert [name.rpartition("/")[2] for name in far.names] == ["a1.png", "a[1].png", "b*.png", "c?.png", "d#1.png"]
+    memory.rm_file("/odd/c?.png")
+    found = keep_readable(far.some(far.names))
+    assert [file.key for file in found.unreadable] == ["3"]
+    contents = [memory.cat_file(memory._strip_protocol(name)) for name in far.names if "c?" not in name]
+    assert found.digests.tolist() == [content_digest(content) for content in contents]
 
 
 def test_shares_may_begin_at_the_same_moment(

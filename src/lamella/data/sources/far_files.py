@@ -4,9 +4,10 @@ URLs are those of fsspec, such as `s3://bucket/photos` (with the package s3fs) o
 """
 
 import os
+import re
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ from lamella.data.images import EncodedBytes, Files, ImageSet, Pixels
 from lamella.data.sources.files import IMAGES, list_images
 
 __all__ = ["FarFiles", "is_url", "list_files"]
+
+PATTERN = re.compile(r"[*?\[]")
+"""What makes fsspec take a name for the pattern of others."""
 
 
 def is_url(place: str) -> bool:
@@ -58,11 +62,20 @@ class FarFiles(NamedTuple):
         if self.system is None:
             return Files([Path(name) for name in names])
         paths = [self.system._strip_protocol(name) for name in names]
-        found = self.system.cat(paths, on_error="return")
-        contents = [content if isinstance(content := found[path], bytes) else b"" for path in paths]
+        plain = [path for path in paths if not PATTERN.search(path)]
+        found = self.system.cat(plain, on_error="return") if plain else {}
+        contents = [self._content(path) if PATTERN.search(path) else found[path] for path in paths]
+        contents = [content if isinstance(content, bytes) else b"" for content in contents]
         ends = list(accumulate(map(len, contents), initial=0))
         whole = torch.frombuffer(bytearray(b"".join(contents)) or bytearray(1), dtype=torch.uint8)
         return EncodedBytes(whole, torch.tensor(ends), "these files")
+
+    def _content(self, path: str) -> bytes | Exception:
+        """Read one file by its very name, as `cat` does not do where that may be a pattern."""
+        try:
+            return self.system.cat_file(path)
+        except Exception as error:  # as `cat` gives them
+            return error
 
 
 def list_files(place: str) -> FarFiles:
@@ -93,7 +106,7 @@ def _at_url(url: str) -> FarFiles:
     except (ImportError, ValueError) as error:
         raise ValueError(f"'{url}' cannot be read by fsspec ({error})") from error
     found = sorted(system.find(root))
-    names = [system.unstrip_protocol(path) for path in found if path in IMAGES]
+    names = [system.unstrip_protocol(path) for path in found if PurePosixPath(path).name in IMAGES]
     if not names:
         raise FileNotFoundError(f"no images at '{url}'")
     return FarFiles(tuple(names), system)
