@@ -12,6 +12,7 @@ from conftest import Run
 from PIL import Image
 
 from lamella.cli import main
+from lamella.cli.predict_inputs import asked_images, asked_texts
 from lamella.data.sources.readable import load_readable
 from lamella.data.sources.requests import load_requests
 from lamella.data.texts import TextSet
@@ -121,6 +122,16 @@ def test_tables_files_and_stdin_are_named_with_their_places(
     assert lines[0] == "text,path"
     assert lines[1] == f'the radiator in room twelve makes a noise,"{rows}, line 1",heating'.rsplit(",", 1)[0]
     assert [line.split(",")[-4] for line in out.splitlines()[1:]] == ["heating", "pay slip", "mentor"]
+
+
+def test_lines_of_stdin_end_at_line_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form feed may stand within a text, and a sign that Unicode calls a line end within the name of a file."""
+    odd = tmp_path / "a\x0cb\u2028c.png"
+    Image.new("RGB", (4, 4)).save(odd)
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(f"{odd}\r\n".encode())))
+    assert asked_images(["-"]).named == [{"path": str(odd)}]
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO("one\x0ctwo\u2028three\r\n\nfour".encode())))
+    assert [row["path"] for row in asked_texts(["-"], (), None).named] == ["stdin, line 1", "stdin, line 3"]
 
 
 def test_nothing_to_predict_is_said_and_text_in_another_code_is_converted_on_the_way(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["generate"]
 
-STDIN = "-"
+FROM_STDIN = "-"
 SHOWN = 60  # characters of a prompt in a line
 
 
@@ -71,10 +71,10 @@ def _asked(prompt: str) -> "list[Answer]":
     """Return what is asked by an argument: a prompt itself, a table of them, or the lines of stdin."""
     from lamella.data.answers import Answer
     from lamella.data.sources.answer_rows import answers_of_rows
-    from lamella.data.sources.rows import ROWS, decoded, read_rows
+    from lamella.data.sources.rows import ROWS, STDIN, decoded, lines_of, read_rows
 
-    if prompt == STDIN:
-        lines = decoded(sys.stdin.buffer.read(), "stdin").splitlines()
+    if prompt == FROM_STDIN:
+        lines = lines_of(decoded(sys.stdin.buffer.read(), STDIN))
         return [Answer.to(line) for line in lines if line.strip()]
     path = Path(prompt)
     if path.suffix.lower() not in ROWS or any(map(str.isspace, prompt)):

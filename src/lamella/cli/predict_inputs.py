@@ -80,9 +80,9 @@ def asked_texts(paths: Sequence[str], texts: Sequence[str], column: str | None) 
 
 
 def _texts_of_stdin() -> list[PlacedText]:
-    lines = rows.decoded(sys.stdin.buffer.read(), rows.STDIN).splitlines()
+    lines = rows.lines_of(rows.decoded(sys.stdin.buffer.read(), rows.STDIN))
     return [PlacedText(normal_text(line), f"{rows.STDIN}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
 
 
 def _lines_of_stdin() -> list[str]:
-    return os.fsdecode(sys.stdin.buffer.read()).splitlines()
+    return rows.lines_of(os.fsdecode(sys.stdin.buffer.read()))

@@ -15,7 +15,7 @@ from lamella.common.checks import first_line
 from lamella.common.words import count
 from lamella.data.one_class import BOXES
 
-__all__ = ["AS_TEXT", "ROWS", "Row", "Rows", "STDIN", "decoded", "parse_rows", "read_rows"]
+__all__ = ["AS_TEXT", "ROWS", "Row", "Rows", "STDIN", "decoded", "lines_of", "parse_rows", "read_rows"]
 
 ROWS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 """The endings of files of rows."""
@@ -141,6 +141,15 @@ def decoded(content: bytes, name: str) -> str:
     if (place := text.find("\0")) >= 0:
         raise ValueError(f"{name}, {_line_after(text[:place])}: a NUL character, which no text has; remove it")
     return text
+
+
+def lines_of(text: str) -> list[str]:
+    """Part a text at its line ends, and not at other signs that may stand within a line, such as a form feed.
+
+    >>> lines_of("one\\r\\ntwo\\f2\\n")
+    ['one', 'two\\x0c2', '']
+    """
+    return LINE_END.split(text)
 
 
 def _not_utf8(content: bytes, name: str) -> str:

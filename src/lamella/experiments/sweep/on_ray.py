@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lamella.common.checks import first_line
 from lamella.common.on_ray import check_resources, cluster, import_ray
 from lamella.experiments.sweep.plan import Trial
 from lamella.experiments.sweep.sweep import Ended
@@ -54,4 +55,4 @@ class RayTasks:
         try:
             return str(self.ray.get(done))
         except self.ray.exceptions.RayError as error:
-            return f"its worker was lost: {str(error).splitlines()[0]}"
+            return f"its worker was lost: {first_line(error)}"
