@@ -116,6 +116,7 @@ def test_missing_and_empty_paths_are_named(tmp_path: Path):
         (json.dumps(result(schema=2)), "newer lamella"),
         (json.dumps({k: v for k, v in result().items() if k != "matrix"}), "it has no 'matrix'"),
         (json.dumps(result(final_accuracy=72.2)), "fractions from 0 to 1"),
+        (json.dumps(result(final_accuracy=10**400)), "too large"),
         (json.dumps(result(matrix=[[0.5, None]])), "1 rows for 2 tasks"),
         (json.dumps(result(curve=[0.5])), "one entry per task"),
         (json.dumps(result(seed="0")), "seed"),

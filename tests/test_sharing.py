@@ -12,7 +12,9 @@ from test_store import described
 from torch import Tensor
 
 from lamella import Learner
+from lamella.common.files import write_tensors
 from lamella.common.words import size
+from lamella.learner.store.sharing import load_state
 from lamella.learner.store.versions import drop_versions, history, load_manifest, load_model, roll_back, save_model
 
 SIZE = 4000
@@ -141,6 +143,17 @@ def test_damage_of_a_shared_file_is_told_by_its_name(model: Path) -> None:
     file.unlink()
     with pytest.raises(FileNotFoundError, match="so version 2 is lost"):
         load_model(model, 2)
+
+
+@pytest.mark.parametrize("names", [[["branch 0"]], "branch 0", [0]])
+def test_names_of_shared_tensors_are_texts(model: Path, names: object) -> None:
+    """A stranger's file may hold any JSON there, under a checksum that fits."""
+    first, entry = (load_manifest(model, n)["state"] for n in (1, 2))
+    shared = {"elsewhere": {first["file"]: names}}
+    digest = write_tensors(model / entry["file"], {"small": torch.zeros(10)}, shared)
+    length = (model / entry["file"]).stat().st_size
+    with pytest.raises(ValueError, match="does not say what it shares; restore it from a copy"):
+        load_state(model, entry | {"sha256": digest, "bytes": length})
 
 
 @settings(deadline=None, max_examples=30)

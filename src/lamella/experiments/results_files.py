@@ -141,7 +141,7 @@ def read_result(path: Path) -> Result:
         )
     try:
         return _parse(path, content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         missing = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"'{path}' is a damaged result file: {missing}; run it again") from error
 

@@ -45,7 +45,7 @@ def load_state(folder: Path, entry: Mapping[str, Any]) -> tuple[dict[str, Tensor
     state, notes = _read(folder, own)
     holders = {name: str(own["file"]) for name in state}
     elsewhere = notes.get("elsewhere")
-    if others and not (isinstance(elsewhere, dict) and all(isinstance(names, list) for names in elsewhere.values())):
+    if others and not _are_names(elsewhere):
         raise ValueError(f"'{folder / own['file']}' does not say what it shares; restore it from a copy")
     for other in others:
         tensors, _ = _read(folder, other)
@@ -55,6 +55,11 @@ def load_state(folder: Path, entry: Mapping[str, Any]) -> tuple[dict[str, Tensor
         state |= {name: tensors[name] for name in names}
         holders |= {name: str(other["file"]) for name in names}
     return state, holders
+
+
+def _are_names(elsewhere: Any) -> bool:
+    lists = elsewhere.values() if isinstance(elsewhere, dict) else [None]
+    return all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
 
 
 def _read(folder: Path, entry: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
