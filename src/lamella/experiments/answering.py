@@ -23,7 +23,7 @@ from lamella.data.images import content_sha256
 from lamella.data.scenario import Scenario
 from lamella.data.sources.readable import load_readable
 from lamella.experiments import metrics
-from lamella.experiments.results import facts_of_run, nulls, number_or_none
+from lamella.experiments.results import accuracies, facts_of_run, nulls, number_or_none
 from lamella.experiments.results_files import SAMPLES
 from lamella.experiments.right import write_right
 from lamella.experiments.score_metrics import OF_SCORES
@@ -127,7 +127,7 @@ class AnswerRun:
         return (
             common
             | {"method": self.learner.name, "base_of": None}
-            | _accuracies(exact, first.get("exact"), sizes)
+            | accuracies(exact, sizes, first.get("exact"))
             | self._of_scores(measured, first)
             | {
                 "probe_loss_change": None if probe is None else _loss(probe["after"]) - _loss(probe["before"]),
@@ -197,22 +197,3 @@ def _cell(found: MeasuredAnswers) -> Cell:
 
 def _loss(cell: Cell) -> float:
     return float(cell["scores"]["loss"])
-
-
-def _accuracies(exact: Any, before: Any, sizes: Sequence[int]) -> dict[str, Any]:
-    """The accuracies of a result file, where an answer is right if it is a reference exactly."""
-    chance = np.full(len(sizes), math.nan) if before is None else before
-    return {
-        "final_accuracy": number_or_none(metrics.final_accuracy(exact, sizes)),
-        "final_accuracy_task_mean": number_or_none(metrics.final_accuracy(exact)),
-        "average_accuracy": number_or_none(metrics.average_accuracy(exact, sizes)),
-        "forgetting": number_or_none(metrics.forgetting(exact)),
-        "backward_transfer": number_or_none(metrics.backward_transfer(exact)),
-        "forward_transfer": number_or_none(metrics.forward_transfer(exact, chance)),
-        "task_aware_accuracy": None,
-        "task_choice_accuracy": None,
-        "matrix": nulls(exact),
-        "task_aware_matrix": nulls(np.full_like(exact, math.nan)),
-        "curve": [number_or_none(value) for value in metrics.accuracy_curve(exact, sizes)],
-        "task_sizes": list(sizes),
-    }

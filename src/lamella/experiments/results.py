@@ -67,6 +67,7 @@ from lamella.learner.learner import Learner
 from lamella.learner.scores import Score
 
 __all__ = [
+    "accuracies",
     "build_results",
     "curve_so_far",
     "facts_of_run",
@@ -119,25 +120,38 @@ def _measures(rows: list[Row], key: str, scenario: Scenario, whole_stream: bool)
     aware = _matrix(rows, key, lambda score: score.task_aware_accuracy, len(scenario), whole_stream)
     plain = _matrix(rows, key, lambda score: score.accuracy, len(scenario), whole_stream)
     matrix = aware if given else plain
-    chance = [1 / len(scenario[j].classes) for j in range(len(scenario))]
     shared, same = scenario.shared_classes, scenario.kind == "domain-incremental"
     mixed = same or scenario.batch is not None  # a sample's task says little of its class
     choice = None if mixed or shared or given else sum(score.right_task for score in last) / sum(sizes)
+    chances = [1 / len(scenario[j].classes) for j in range(len(scenario))]
+    return accuracies(matrix, sizes, chances if same and not whole_stream else None) | {
+        "task_aware_accuracy": None if mixed else number_or_none(metrics.final_accuracy(aware, sizes)),
+        "task_choice_accuracy": choice,
+        "task_aware_matrix": nulls(aware),
+    }
+
+
+def accuracies(matrix: np.ndarray, sizes: Sequence[int], chance: np.ndarray | Sequence[float] | None) -> dict[str, Any]:
+    """Return the accuracies of a result file that follow from one matrix; those of a given task are None.
+
+    Args:
+        matrix: (tasks, tasks), nan where not measured.
+        sizes: the number of test samples of each task.
+        chance: the accuracy on each task before anything was learned; None where that has no meaning.
+    """
     return {
         "final_accuracy": number_or_none(metrics.final_accuracy(matrix, sizes)),
         "final_accuracy_task_mean": number_or_none(metrics.final_accuracy(matrix)),
         "average_accuracy": number_or_none(metrics.average_accuracy(matrix, sizes)),
         "forgetting": number_or_none(metrics.forgetting(matrix)),
         "backward_transfer": number_or_none(metrics.backward_transfer(matrix)),
-        "forward_transfer": number_or_none(metrics.forward_transfer(matrix, chance))
-        if same and not whole_stream
-        else None,
-        "task_aware_accuracy": None if mixed else number_or_none(metrics.final_accuracy(aware, sizes)),
-        "task_choice_accuracy": choice,
+        "forward_transfer": None if chance is None else number_or_none(metrics.forward_transfer(matrix, chance)),
+        "task_aware_accuracy": None,
+        "task_choice_accuracy": None,
         "matrix": nulls(matrix),
-        "task_aware_matrix": nulls(aware),
+        "task_aware_matrix": nulls(np.full_like(matrix, math.nan)),
         "curve": [number_or_none(a) for a in metrics.accuracy_curve(matrix, sizes)],
-        "task_sizes": sizes,
+        "task_sizes": list(sizes),
     }
 
 
