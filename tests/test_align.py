@@ -152,6 +152,23 @@ def test_old_statistics_follow_a_known_drift_exactly_as_the_ridge_vanishes() -> 
     assert torch.allclose(method.statistics.covariance, fresh.statistics.covariance, atol=1e-4)
 
 
+@pytest.mark.parametrize("drift", ["affine", "mean", "local"])
+def test_old_means_follow_a_share_of_the_drift_that_few_images_show(drift: str) -> None:
+    """n = 120 images of the second task, weighed against 40 without drift: three quarters of the way."""
+    stay, follow, part = (
+        taught(STREAM[:2], drift=kind, drift_prior=prior).statistics.means[:3]
+        for kind, prior in (("none", 0), (drift, 0), (drift, 40))
+    )
+    assert float((follow - stay).norm()) > 1
+    torch.testing.assert_close(part, stay + 0.75 * (follow - stay), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("prior", [-1, float("inf"), float("nan")])
+def test_a_prior_of_the_drift_is_a_number_of_images(prior: float) -> None:
+    with pytest.raises(ValueError, match=r"drift_prior .* must be a finite number from 0"):
+        Aligned(Drifting(), drift_prior=prior)
+
+
 def test_following_the_drift_is_what_keeps_old_classes_apart() -> None:
     affine, mean, none = (score(taught(STREAM, drift=d, ridge=0.03), EVERY) for d in ("affine", "mean", "none"))
     assert affine > 0.95

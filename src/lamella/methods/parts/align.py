@@ -20,6 +20,7 @@ github.com/raoxuan98-hash/lr_rgda_hopdc, 2026.
     nu              own_covariance_prior: a = n_c / (n_c + nu), the posterior mean of S_c where S counts as nu images
     k               ridge x the mean diagonal of the centred Gram matrix
     I + W           the drift map
+    p               drift_prior: features move by n / (n + p) of it
     (k_i, v_i)      drift = "local": a new image's features before, of length 1, and how far they moved; LocalDrift
 
 Departures:
@@ -35,9 +36,10 @@ Departures:
   all classes and standardised, so that without drift nothing changes, and at least twice as many as they have numbers.
   Classes with no whole covariance of their own draw from the shared one, and directions move by draws of their own.
   No unlabelled images, no random Fourier features. Samples that are held back move by the map itself.
-- `compete` is our own; see shared/pseudo_replay.py.
+- `compete` and `drift_prior` are our own; for the former see shared/pseudo_replay.py.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
@@ -76,6 +78,9 @@ class Aligned(MethodOnBase):
         drift: how the statistics of old classes follow the drift of the features: "affine" (by an affine map), "mean"
             (by a shift), "local" (each part of a class as the new images most like it; slower) or "none" (they do
             not).
+        drift_prior: how many images without drift the n images of a task are weighed against: statistics follow
+            n / (n + drift_prior) of the drift that they show; at least 0. For many tasks of few images, of which each
+            says little about the classes before it.
         own_covariance: the share of each class's own covariance in its Gaussian (Friedman 1989); from 0 to below 1. At
             0 all classes have the shared covariance. It suits classes with about equal numbers of images: the own
             covariance of a class with few images is narrow by chance, so that this class is predicted too rarely.
@@ -111,6 +116,7 @@ class Aligned(MethodOnBase):
         shrinkage: float = 0.1,
         ridge: float = 3.0,
         drift: str = "affine",
+        drift_prior: float = 0.0,
         own_covariance: float = 0.0,
         own_covariance_prior: float | None = None,
         own_directions: int | Literal["all"] = 8,
@@ -128,7 +134,11 @@ class Aligned(MethodOnBase):
         check_one_of("drift", drift, (*DRIFTS, "none"))
         check_one_of("head", head, ("lda", "refit"))
         check_own(own_covariance, own_covariance_prior, own_directions, head)
-        self.shrinkage, self.ridge, self.drift = shrinkage, ridge, drift
+        if not 0 <= drift_prior < math.inf:
+            raise ValueError(
+                f"drift_prior {drift_prior} must be a finite number from 0; 100 suits days of 50 to 100 images"
+            )
+        self.shrinkage, self.ridge, self.drift, self.drift_prior = shrinkage, ridge, drift, drift_prior
         self.own_covariance = own_covariance
         self.own_covariance_prior = own_covariance_prior
         self.own_directions = own_directions
@@ -244,7 +254,7 @@ class Aligned(MethodOnBase):
         self.eval()
         after = fit.features(task.train, self.features, name="align-after")
         if before is not None and moves:
-            follow_task(self.statistics, fit, before, after, self.drift, self.ridge, self.seed)
+            follow_task(self.statistics, fit, before, after, self.drift, self.ridge, self.drift_prior, self.seed)
         add_features(self.statistics, fit, after, task.train.labels, task.classes, name="align-statistics")
         if self.head == "refit":
             self.refitted = refitted_head(self.statistics, self.shrinkage, self.samples, self.refitting, fit, self.seed)

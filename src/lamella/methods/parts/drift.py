@@ -51,6 +51,10 @@ class Drift(NamedTuple):
         f = features.to(self.W)
         return f + (f - self.source) @ self.W + self.shift
 
+    def scaled(self, share: float) -> "Drift":
+        """The map that moves every feature by this share of the way."""
+        return Drift(share * self.W, self.source, share * self.shift)
+
 
 def check_ridge(ridge: float) -> None:
     """Refuse a ridge that is not positive.
@@ -149,6 +153,10 @@ class LocalDrift(NamedTuple):
         f = features.to(self.keys)
         return torch.cat([block + self._shift(block) for block in f.split(max(BLOCK // len(self.keys), 1))])
 
+    def scaled(self, share: float) -> "LocalDrift":
+        """The map that moves every feature by this share of the way."""
+        return self._replace(shifts=share * self.shifts)
+
     def _shift(self, f: Tensor) -> Tensor:
         cosines = F.normalize(f, dim=1) @ self.keys.T
         nearest, which = cosines.topk(min(self.neighbours, len(self.keys)))
@@ -187,9 +195,19 @@ def follow(statistics: ClassGaussians, drift: Drift | LocalDrift, draws: torch.G
 
 
 def follow_task(
-    statistics: ClassGaussians, fit: Fit, before: Tensor, after: Tensor, kind: str, ridge: float, seed: int
+    statistics: ClassGaussians,
+    fit: Fit,
+    before: Tensor,
+    after: Tensor,
+    kind: str,
+    ridge: float,
+    prior: float,
+    seed: int,
 ) -> None:
     """Move class statistics as the features of a task's samples drift, and tell the training loop of it.
+
+    What old classes do is guessed from new ones. A map from few samples of few classes is more about these than about
+    the old classes, and its errors add up over many small tasks.
 
     Args:
         statistics: of features (d,) before the task.
@@ -198,11 +216,16 @@ def follow_task(
         after: (n, d), their features after it.
         kind: one of DRIFTS.
         ridge: the strength of the regularisation of "affine"; above 0.
+        prior: how many samples without drift these are weighed against; at least 0.
         seed: the seed of the samples that "local" draws.
     """
     if fit.divided:
-        drift: Drift | LocalDrift = drift_of_sums(fit.pooled("align-drift", drift_sums, before, after), kind, ridge)
+        sums = fit.pooled("align-drift", drift_sums, before, after)
+        count = int(sums["count"])
+        drift: Drift | LocalDrift = drift_of_sums(sums, kind, ridge)
     else:
+        count = len(before)
         drift = drift_of(before, after, kind, ridge)
+    drift = drift.scaled(count / (count + prior))
     follow(statistics, drift, generator(seed, "align", "local", len(statistics.classes)))
     fit.tell_drift(drift)
