@@ -532,4 +532,5 @@ def test_clients_that_are_elsewhere_and_know_nothing_between_questions_make_the_
     assert asked.count(0) == (5 if name == "inflora" else 3)
     wanted = state(here)
     for key, tensor in state(there).items():
-        torch.testing.assert_close(tensor, wanted[key], rtol=1e-6, atol=1e-6, msg=key)
+        largest = float(wanted[key].double().abs().amax()) if wanted[key].numel() else 0.0  # sums round by their size
+        torch.testing.assert_close(tensor, wanted[key], rtol=1e-6, atol=1e-6 * max(largest, 1.0), msg=key)

@@ -39,7 +39,6 @@ Departures:
 - `compete` and `drift_prior` are our own; for the former see shared/pseudo_replay.py.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
@@ -54,7 +53,7 @@ from lamella.memory.mixtures import ClassMixtures
 from lamella.methods.method import STATISTICS_GO_ON, Method
 from lamella.methods.on_base import MethodOnBase
 from lamella.methods.parts.competing import competing, trains_heads
-from lamella.methods.parts.drift import DRIFTS, check_ridge, follow_task
+from lamella.methods.parts.drift import check_drift, follow_task
 from lamella.methods.parts.own_covariances import check_own
 from lamella.methods.parts.refit import refitted_head
 from lamella.methods.shared.heads import Heads, linear_layer
@@ -131,20 +130,15 @@ class Aligned(MethodOnBase):
         if base.widens:
             name = type(base).__name__
             raise ValueError(f"alignment needs features of one width; those of {name} widen with each task")
-        check_one_of("drift", drift, (*DRIFTS, "none"))
         check_one_of("head", head, ("lda", "refit"))
         check_own(own_covariance, own_covariance_prior, own_directions, head)
-        if not 0 <= drift_prior < math.inf:
-            raise ValueError(
-                f"drift_prior {drift_prior} must be a finite number from 0; 100 suits days of 50 to 100 images"
-            )
         self.shrinkage, self.ridge, self.drift, self.drift_prior = shrinkage, ridge, drift, drift_prior
         self.own_covariance = own_covariance
         self.own_covariance_prior = own_covariance_prior
         self.own_directions = own_directions
         self.head, self.samples = head, samples
         self.refitting = Training(epochs, lr, batch_size=256, optimizer="sgd", momentum=0.9, schedule="cosine")
-        check_ridge(ridge)  # this and `shrunk` refuse bad values before anything is learned
+        check_drift(drift, ridge, drift_prior)  # this and `shrunk` refuse bad values before anything is learned
         shrunk(torch.eye(1), shrinkage)
         if means < 0 or (means and head == "refit"):
             raise ValueError(f"means {means} must be a whole number from 0, and 0 for head 'refit'")

@@ -1,5 +1,6 @@
 """The drift of features while a task was learned, estimated on the task's images before and after."""
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ __all__ = [
     "Drift",
     "LocalDrift",
     "affine_drift",
+    "check_drift",
     "check_ridge",
     "drift_of",
     "drift_of_sums",
@@ -64,6 +66,23 @@ def check_ridge(ridge: float) -> None:
     """
     if not ridge > 0:
         raise ValueError(f"ridge {ridge} must be above 0; 0.03 to 3 works well")
+
+
+def check_drift(kind: str, ridge: float, prior: float) -> None:
+    """Refuse settings of a drift that statistics could not follow.
+
+    Args:
+        kind: one of DRIFTS, or "none".
+        ridge: as for `affine_drift`.
+        prior: as for `follow_task`.
+
+    Raises:
+        ValueError: a value is not allowed.
+    """
+    check_one_of("drift", kind, (*DRIFTS, "none"))
+    check_ridge(ridge)
+    if not 0 <= prior < math.inf:
+        raise ValueError(f"drift_prior {prior} must be a finite number from 0; 100 suits days of 50 to 100 images")
 
 
 def affine_drift(before: Tensor, after: Tensor, ridge: float) -> Drift:
