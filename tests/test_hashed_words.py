@@ -89,7 +89,6 @@ def test_the_end_of_a_run_names_its_parameters_though_the_backbone_has_none(
 
 
 def test_the_demo_of_texts_tells_methods_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LAMELLA_DATA", raising=False)
     monkeypatch.setattr("lamella.experiments.demo._encoder", lambda: "")
     demo(tmp_path, texts=True, quiet=True)
     found = [result.metrics["final_accuracy"] or 0.0 for result in load_results([tmp_path])]

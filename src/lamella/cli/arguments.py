@@ -10,6 +10,7 @@ from lamella.cli.output import say
 __all__ = [
     "Address",
     "Device",
+    "FROM_STDIN",
     "LabelColumn",
     "Layout",
     "Model",
@@ -21,6 +22,9 @@ __all__ = [
     "read_options",
     "say_once",
 ]
+
+FROM_STDIN = "-"
+"""Given as a path or a prompt: its lines are read from stdin."""
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
 Address = Annotated[

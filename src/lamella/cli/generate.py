@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lamella.cli.arguments import Device, Model, Untrusted
+from lamella.cli.arguments import FROM_STDIN, Device, Model, Untrusted
 from lamella.cli.output import say
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["generate"]
 
-FROM_STDIN = "-"
 SHOWN = 60  # characters of a prompt in a line
 
 

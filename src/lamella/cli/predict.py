@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lamella.cli.arguments import Address, Device, Model, Resource, Untrusted
+from lamella.cli.arguments import FROM_STDIN, Address, Device, Model, Resource, Untrusted
 from lamella.cli.output import say, say_few_held_back
 from lamella.cli.predict_rows import as_csv as as_csv_page
 from lamella.cli.predict_rows import line_of, row_of
@@ -149,7 +149,7 @@ def _check_parts(paths: Sequence[str], out: Path | None, given: Mapping[str, obj
             raise ValueError(f"{names[0]} belongs to --out, which writes images part by part; leave it out")
     elif not paths:
         raise ValueError("--out writes the classes of images part by part; give folders, files or URLs of images")
-    elif "-" in paths:
+    elif FROM_STDIN in paths:
         raise ValueError("--out reads no paths from stdin, since the same command must find them again; give a folder")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from lamella.cli.arguments import FROM_STDIN
 from lamella.data.images import Files, ImageSet
 from lamella.data.keeping import keep_readable
 from lamella.data.loading import Examples
@@ -15,8 +16,6 @@ from lamella.data.sources.unlabelled_texts import PlacedText, read_texts, withou
 from lamella.data.texts import TextSet, normal_text
 
 __all__ = ["Asked", "Named", "asked_images", "asked_texts", "check_paths"]
-
-STDIN = "-"
 
 Named: TypeAlias = dict[str, str]
 """What a row of the output begins with: the path of an image, or a text and its place."""
@@ -39,7 +38,7 @@ class Asked(NamedTuple):
 def check_paths(paths: Sequence[str]) -> None:
     """Raise FileNotFoundError where a path does not exist, before a model is loaded."""
     for path in paths:
-        if path != STDIN and not Path(path).exists():
+        if path != FROM_STDIN and not Path(path).exists():
             text = "; for a text itself use --text" if " " in path else ""
             raise FileNotFoundError(f"no file or folder '{path}'{text}")
 
@@ -51,7 +50,7 @@ def asked_images(paths: Sequence[str]) -> Asked:
         FileNotFoundError: a path does not exist.
         ValueError: a folder has no image.
     """
-    lines = [line for path in paths for line in (_lines_of_stdin() if path == STDIN else [path]) if line]
+    lines = [line for path in paths for line in (_lines_of_stdin() if path == FROM_STDIN else [path]) if line]
     check_paths(lines)
     files = [Path(name) for line in lines for name in list_files(line).names]
     found = keep_readable(ImageSet.unlabelled(Files(files)))
@@ -73,7 +72,7 @@ def asked_texts(paths: Sequence[str], texts: Sequence[str], column: str | None) 
     """
     placed = [PlacedText(normal_text(text)) for text in texts]
     for path in paths:
-        placed += _texts_of_stdin() if path == STDIN else read_texts(Path(path), column)
+        placed += _texts_of_stdin() if path == FROM_STDIN else read_texts(Path(path), column)
     kept, empty = without_empty(placed)
     named = [{"text": text.text, "path": text.place} for text in kept]
     return Asked(TextSet.unlabelled([text.text for text in kept]), named, [(file.key, file.reason) for file in empty])

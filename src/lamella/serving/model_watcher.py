@@ -82,14 +82,15 @@ class ModelWatcher:
         """
         with self._one_at_a_time:
             # Compare the whole metadata, not only the number: the folder may hold another model by now.
-            found = self.batcher.loaded
-            if load_manifest(self.folder) != found.manifest:
+            if load_manifest(self.folder) == self.batcher.loaded.manifest:
+                self.problem = ""
+            else:
                 found = load(self.folder, self.device, trusted=self.trusted)
                 self._check_kind(found)
+                self.problem = ""  # first, so that nobody sees the new version beside the problem of an old one
+                self.batcher.loaded = found
                 log.info("version %d of %s is in use", found.version, self.folder)
-            self.problem = ""  # before the version, so that a new version is never told beside an old problem
-            self.batcher.loaded = found
-            return found.version
+            return self.batcher.loaded.version
 
     def _check_kind(self, found: Loaded) -> None:
         old, new = (each.learner.backbone.transform.noun for each in (self.batcher.loaded, found))
