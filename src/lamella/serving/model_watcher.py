@@ -81,16 +81,19 @@ class ModelWatcher:
             ValueError: the model cannot be read, or takes samples of another kind. The version before stays in use.
         """
         with self._one_at_a_time:
-            # Compare the whole metadata, not only the number: the folder may hold another model by now.
-            if load_manifest(self.folder) == self.batcher.loaded.manifest:
-                self.problem = ""
-            else:
-                found = load(self.folder, self.device, trusted=self.trusted)
-                self._check_kind(found)
-                self.problem = ""  # first, so that nobody sees the new version beside the problem of an old one
-                self.batcher.loaded = found
-                log.info("version %d of %s is in use", found.version, self.folder)
+            self._catch_up()
             return self.batcher.loaded.version
+
+    def _catch_up(self) -> None:
+        # Compare the whole metadata, not only the number: the folder may hold another model by now.
+        if load_manifest(self.folder) == self.batcher.loaded.manifest:
+            self.problem = ""
+            return
+        found = load(self.folder, self.device, trusted=self.trusted)
+        self._check_kind(found)
+        self.problem = ""  # first, so that nobody sees the new version beside the problem of an old one
+        self.batcher.loaded = found
+        log.info("version %d of %s is in use", found.version, self.folder)
 
     def _check_kind(self, found: Loaded) -> None:
         old, new = (each.learner.backbone.transform.noun for each in (self.batcher.loaded, found))
@@ -105,10 +108,13 @@ class ModelWatcher:
 
     def _run(self) -> None:
         while not self._ended.wait(self.seconds):
-            try:
-                self.catch_up()
-            except Exception as error:  # whatever is wrong with the folder must not end this thread
-                problem = reason(error)
-                if problem != self.problem:
-                    log.error("version %d stays in use: %s", self.batcher.loaded.version, problem)
-                self.problem = problem
+            with self._one_at_a_time:  # also while a problem is noted: a job may bring a good version meanwhile
+                try:
+                    self._catch_up()
+                except Exception as error:  # whatever is wrong with the folder must not end this thread
+                    self._note(reason(error))
+
+    def _note(self, problem: str) -> None:
+        if problem != self.problem:
+            log.error("version %d stays in use: %s", self.batcher.loaded.version, problem)
+        self.problem = problem

@@ -120,8 +120,8 @@ def format_forecast(model: "Inspection", noun: str = "image") -> str:
     if not found.tasks:
         is_free = f"{free} of {width} directions {'is' if free == 1 else 'are'} free in that layer"
         return f"Room for more tasks: no full one. From now on {then} ({is_free}.)"
-    alone = len(model.tasks) == 1
-    count = f"at least about {found.tasks}, because the first task takes the most" if alone else f"about {found.tasks}"
+    guess = ", a guess from one task (of several that are alike, the first takes the most)"
+    count = f"about {found.tasks}{guess if len(model.tasks) == 1 else ''}"
     return (
         f"Room for more tasks: {count}. After that {then} (A straight line from what {measured} took: "
         f"{found.pace:.1f} directions of that layer{' each' if several else ''}, of which {free} of {width} "

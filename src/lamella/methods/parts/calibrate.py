@@ -15,6 +15,7 @@ about the paper. The "gaussian" score is our own and uses the statistics of alig
 
 Departures: the signatures of a task are computed after it was learned, and are not updated when the base changes later.
 If the base changes the inputs of old tasks, old signatures become less exact. The paper uses this in DualLoRA only.
+Gaussians follow the whole drift of each task's images; `drift_prior` of `align` has no effect on them.
 """
 
 from collections.abc import Callable, Mapping
