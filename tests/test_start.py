@@ -5,6 +5,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import timm
+import torch
 from conftest import Run
 from test_learn import paint
 
@@ -42,6 +43,28 @@ def test_without_any_option_it_is_the_configuration_of_photographs() -> None:
 def test_the_bundled_backbone_has_settings_of_its_own() -> None:
     assert Wanted("fractal-vit-micro").config()["method"] == load_config("small-images")["method"]
     assert Learner.create(backbone="fractal-vit-micro").config == Wanted("fractal-vit-micro").config()
+
+
+@pytest.mark.usefixtures("for_photos")
+def test_what_photographs_start_with_learns_day_by_day_as_in_one_process(
+    lamella: Run, photos: Path, tmp_path: Path
+) -> None:
+    for name, level in (("crane", 60), ("wren", 190)):
+        for i in range(10):
+            paint(tmp_path / "later" / name / f"{i}.png", level)
+    short = ("method.min_steps=4", "method.epochs=1", "method.rank=4")
+    settings = ("--config", "photos", "--backbone", "fractal-vit-micro", *short)
+    assert lamella("learn", tmp_path / "model", photos, *settings)[0] == 0
+    assert lamella("learn", tmp_path / "model", tmp_path / "later")[0] == 0
+    stored = Learner.load(tmp_path / "model")
+    once = Learner(Wanted("fractal-vit-micro", start="photos", settings=short).config())
+    for folder in (photos, tmp_path / "later"):
+        once.learn_from(folder)
+    state = once.model.method.state_dict()
+    assert stored.name == "seq-lora+mean_weights+align"
+    assert all(torch.equal(value, state[name]) for name, value in stored.model.method.state_dict().items())
+    images = sorted(tmp_path.glob("*/*/*.png"))
+    assert [guess.classes[0] for guess in stored.predict(images)] == [path.parent.name for path in images]
 
 
 @pytest.mark.usefixtures("for_photos")
