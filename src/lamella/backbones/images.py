@@ -1,7 +1,6 @@
 """Backbones of images: the bundled one, small ResNets, and any image model of timm; hub weights, a file, or random."""
 
 import os
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from lamella.backbones.hub import hub_options, not_found
 from lamella.backbones.peft_lora import add_peft_lora
 from lamella.backbones.resnets import BLOCKS, ResNet, use_small_stem
 from lamella.backbones.weight_files import WeightsNotFound, load_strict, read_state, weights_file
-from lamella.common.checks import check_one_of, first_line
+from lamella.common.checks import check_one_of, did_you_mean, first_line
 from lamella.data.transform import InputTransform
 
 __all__ = ["IMAGE_BACKBONES", "build_image_backbone"]
@@ -149,13 +148,9 @@ def _build_timm(name: str, weights: str, size: int | None, stem: str) -> tuple[n
     from timm.data.config import resolve_data_config
 
     if not timm.is_model(name.split(".")[0]):
-        near = get_close_matches(name, list(dict.fromkeys([*IMAGE_BACKBONES, *timm.list_models()])), 3)
-        hint = (
-            f"did you mean {' or '.join(near)}?"
-            if near
-            else "`lamella list backbones` names some, and an encoder of texts is called owner/name"
-        )
-        raise ValueError(f"unknown backbone '{name}'; {hint}")
+        known = dict.fromkeys([*IMAGE_BACKBONES, *timm.list_models()])
+        ways = "; `lamella list backbones` names some, and an encoder of texts is called owner/name"
+        raise ValueError(f"unknown backbone '{name}'{did_you_mean(name, known) or ways}")
     # A network of any input size, such as a convolutional one, has no argument for it.
     sized = size is not None and _has_fixed_size(name)
     options: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if sized else {})

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import NamedTuple
 
 from torch import nn
+
+from lamella.common.checks import did_you_mean
 
 __all__ = ["ROLES", "LayerPlace", "find_places", "in_order", "parse_roles", "roles_of_name", "rows_of", "share_of"]
 
@@ -179,8 +180,5 @@ def parse_roles(text: str) -> tuple[str, ...]:
     roles = tuple(part.strip() for part in text.split("+"))
     for role in roles:
         if role not in ROLES:
-            near = get_close_matches(role, ROLES, 1)
-            raise ValueError(
-                f"unknown role '{role}'{f', did you mean {near[0]!r}?' if near else ''}; roles are {', '.join(ROLES)}"
-            )
+            raise ValueError(f"unknown role '{role}'{did_you_mean(role, ROLES)}; roles are {', '.join(ROLES)}")
     return roles

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
-__all__ = ["check_one_of", "did_you_mean", "first_line"]
+__all__ = ["alike", "check_one_of", "did_you_mean", "first_line"]
 
 
 def check_one_of(what: str, value: str, allowed: Iterable[str]) -> None:
@@ -30,11 +30,20 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+def alike(word: str, known: Collection[str]) -> list[str]:
+    """Return up to three known words that are similar to an unknown one, the most similar first.
+
+    >>> alike("cifra10", ["cifar10", "mnist"])
+    ['cifar10']
+    """
+    return get_close_matches(word.lower(), list(known))
+
+
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """Suggest similar known words, as the end of a message about an unknown word; "" if there are none.
 
     >>> did_you_mean("cifra10", ["cifar10", "mnist"])
     "; did you mean 'cifar10'?"
     """
-    found = get_close_matches(word.lower(), list(known), n=2, cutoff=0.6)
+    found = alike(word, known)
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""

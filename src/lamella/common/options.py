@@ -9,10 +9,11 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from lamella.common.checks import alike
 
 __all__ = ["Option", "UnknownKey", "arguments", "check_table", "completed", "near_matches", "options_of"]
 
@@ -107,13 +108,9 @@ def near_matches(name: str, allowed: Collection[str]) -> str:
     >>> near_matches("rnak", ["rank", "epochs"])
     "did you mean 'rank'? allowed: epochs, rank"
     """
-    near = _alike(name, allowed)
+    near = alike(name, allowed)
     meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"{meant}allowed: {', '.join(sorted(allowed))}"
-
-
-def _alike(name: str, allowed: Collection[str]) -> list[str]:
-    return get_close_matches(name, list(allowed), 3)
 
 
 def check_table(where: str, table: Mapping[str, Any], options: Mapping[str, Option]) -> None:
@@ -131,7 +128,7 @@ def check_table(where: str, table: Mapping[str, Any], options: Mapping[str, Opti
     for key, value in table.items():
         if key not in options:
             message = f"unknown key '{where}.{key}'; {near_matches(key, options)}"
-            raise UnknownKey(message, misspelt=bool(_alike(key, options)))
+            raise UnknownKey(message, misspelt=bool(alike(key, options)))
         _convert(value, options[key].annotation, f"{where}.{key}")
     for key, option in options.items():
         if option.default is REQUIRED and key not in table:
