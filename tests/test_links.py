@@ -218,3 +218,26 @@ def test_a_link_that_leads_nowhere_is_refused_too(tmp_path: Path) -> None:
     refuse_links(tmp_path, tmp_path / "absent")
     with pytest.raises(ValueError, match="link' is a symbolic link"):
         refuse_links(tmp_path / "absent", tmp_path / "link")
+
+
+@pytest.mark.parametrize(
+    ("note", "said"),
+    [
+        ("{}", "does not describe an upload: no right value for 'name', 'images', 'ignored', 'starts', 'tasks'"),
+        ('{"name": "a", "images": "2", "ignored": [], "starts": 0, "tasks": 1}', "no right value for 'images'"),
+        ("[1]", "does not describe an upload"),
+        ('{"name": ', "is not a readable JSON file"),
+    ],
+)
+def test_an_upload_with_a_damaged_description_is_left_and_said(
+    model: Path, caplog: pytest.LogCaptureFixture, note: str, said: str
+) -> None:
+    place = model / FOLDER / SENT
+    (place / IMAGES).mkdir(parents=True)
+    (place / NOTE).write_text(note)
+    assert interrupted(model) == []
+    assert (place / NOTE).read_text() == note
+    (line,) = caplog.messages
+    assert f"'{place / NOTE}' " in line
+    assert said in line
+    assert line.endswith("; delete the folder, and send the samples again")

@@ -10,6 +10,7 @@
 The lock is released when its server ends. An upload that no server has locked was therefore interrupted.
 """
 
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -45,6 +46,9 @@ IMAGES, TEXTS, ANSWERS = PLACES = "images", "texts", "answers"
 LARGEST_JOB = 2**31
 TIME = re.compile(r"\d+-[0-9a-f]{4}")
 """The names of the folders of uploads. Any other folder is left alone."""
+DESCRIBED: dict[str, type] = {"name": str, "images": int, "ignored": list, "starts": int, "tasks": int}
+"""What every complete description has; see `Upload`."""
+log = logging.getLogger("lamella.serve")
 
 
 class Upload:
@@ -167,6 +171,8 @@ def _archives(model: Path) -> list[Path]:
 def interrupted(model: Path) -> list[Upload]:
     """Return the uploads that no server has locked, oldest first. Incomplete ones are deleted.
 
+    One whose description cannot be read is left where it is, with a warning, so that the server starts all the same.
+
     Args:
         model: the model's folder.
 
@@ -179,22 +185,41 @@ def interrupted(model: Path) -> list[Upload]:
             sent = Upload(folder)
         except (Timeout, OSError):  # another server holds the lock, or the folder is read-only
             continue
-        if (folder / NOTE).exists():
-            sent.note = read_json(folder / NOTE)
-            found.append(sent)
-        else:
+        if not (folder / NOTE).exists():
             sent.drop()
+            continue
+        try:
+            sent.note = _described(folder)
+            found.append(sent)
+        except ValueError as error:
+            log.warning("%s; delete the folder, and send the samples again", error)
+            sent.leave()
     return found
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """Return the description of the upload in `folder`.
+
+    Raises:
+        ValueError: it is damaged, or that of something else.
+    """
+    note = read_json(folder / NOTE)
+    if not isinstance(note, dict):
+        raise ValueError(f"'{folder / NOTE}' does not describe an upload")
+    wrong = [repr(key) for key, kind in DESCRIBED.items() if not isinstance(note.get(key), kind)]
+    if wrong:
+        raise ValueError(f"'{folder / NOTE}' does not describe an upload: no right value for {', '.join(wrong)}")
+    return note
 
 
 def tasks_before(folder: Path) -> int:
     """Return how many tasks the model had when the upload in `folder` arrived."""
-    return int(read_json(folder / NOTE)["tasks"])
+    return int(_described(folder)["tasks"])
 
 
 def sent_again(folder: Path) -> bool:
     """Return whether the upload in `folder` asks that samples that were learned before are learned once more."""
-    return bool(read_json(folder / NOTE).get("again"))
+    return bool(_described(folder).get("again"))
 
 
 def samples_sent(folder: Path) -> Path:
@@ -204,5 +229,5 @@ def samples_sent(folder: Path) -> Path:
 
 def columns_sent(folder: Path) -> tuple[str, str]:
     """Return the columns of texts and of labels of the table in `folder`; "" for the usual names."""
-    text, label = read_json(folder / NOTE).get("columns") or ("", "")
+    text, label = _described(folder).get("columns") or ("", "")
     return str(text), str(label)
