@@ -66,7 +66,7 @@ def test_shipped_configurations_are_valid_and_documented(name: str) -> None:
     config = load_config(name)
     path = shipped_configs()[name]
     header = path.read_text().partition("\n[")[0]
-    assert describe_config(path)
+    assert describe_config(path).endswith("."), "the first line stands alone in lists, so it is a whole sentence"
     assert "Target" in header
     assert "Protocol:" in header
     assert f"lamella run {name}" in header
