@@ -74,7 +74,7 @@ def learn(
         typer.Option(
             help="Of a new model, with its parts; plain inflora has none. FILE.py:CLASS is a method of your own.",
             metavar="NAME",
-            show_default="inflora+align, for texts ranpac, for answers inflora",
+            show_default="seq-lora+mean_weights+align, bundled inflora+align, for texts ranpac, for answers inflora",
         ),
     ] = None,
     config: Annotated[
@@ -82,7 +82,7 @@ def learn(
         typer.Option(
             help="The settings of a new model: a configuration of `lamella list configs`, or a TOML file.",
             metavar="NAME",
-            show_default="photos, for texts texts, for answers answers",
+            show_default="photos, bundled small-images, for texts texts, for answers answers",
         ),
     ] = None,
     no_train: Annotated[

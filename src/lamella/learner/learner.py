@@ -80,7 +80,7 @@ class Learner:
                 without alignment, "dlc(wa)". If left out, method and augmentation are those of `lamella learn`: of the
                 configuration `photos`, of `small-images` with the bundled backbone, of `texts` with a backbone of
                 texts, and of `answers` with a language model.
-            align: deprecated; write method="inflora+align" for True, and method="inflora" for False.
+            align: deprecated; the name of the method says it: "inflora+align" is with alignment, "inflora" without.
             seed: the seed of all random draws, 0 or more.
             augment: the augmentation of training images, as a table of the arguments of `Augmentation`.
             fit: the options of the training loop, such as {"device": "cpu", "precision": "auto"}.
