@@ -1,7 +1,7 @@
 """`lamella learn` with nothing but data, day after day, beside three lines that train no backbone.
 
     LAMELLA_DATA=DIR python benchmarks/first_days.py
-    LAMELLA_DATA=DIR python benchmarks/first_days.py --stream clothing --validation method.lr=1e-3
+    LAMELLA_DATA=DIR python benchmarks/first_days.py --stream clothing --validation method.lr=5e-4
     LAMELLA_DATA=DIR python benchmarks/first_days.py --stream handwriting --config handwriting-domains
     LAMELLA_DATA=DIR python benchmarks/first_days.py --stream clinc150 --stream banking77 --per-class 8
 
