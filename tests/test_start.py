@@ -15,6 +15,8 @@ from lamella.learner.config.document import load_config
 from lamella.learner.config.wanted import Wanted
 from lamella.learner.store.versions import load_manifest
 
+PHOTOS = new_config.PHOTOS  # read before the fixture of conftest.py replaces it
+
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
@@ -26,7 +28,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def for_photos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(new_config, "PHOTOS", "photos")
+    monkeypatch.setattr(new_config, "PHOTOS", PHOTOS)
 
 
 @pytest.mark.usefixtures("for_photos")
@@ -62,7 +64,14 @@ def test_what_photographs_start_with_learns_day_by_day_as_in_one_process(
         once.learn_from(folder)
     state = once.model.method.state_dict()
     assert stored.name == "seq-lora+mean_weights+align"
-    assert all(torch.equal(value, state[name]) for name, value in stored.model.method.state_dict().items())
+    found = stored.model.method.state_dict()
+    assert found.keys() == state.keys()
+    assert [name for name, value in found.items() if not torch.equal(value, state[name])] == []
+    layer = "backbone.model.blocks.4.attn.qkv.weight"
+    mean, newest = found[f"base.base.{layer}"][128:], found["base.trained.blocks/4/attn/qkv"]
+    first = Learner.load(tmp_path / "model", version=1).model.method.state_dict()[f"base.base.{layer}"][128:]
+    assert not torch.equal(first, newest), "the second day was trained"
+    torch.testing.assert_close(mean, (first + newest) / 2)
     images = sorted(tmp_path.glob("*/*/*.png"))
     assert [guess.classes[0] for guess in stored.predict(images)] == [path.parent.name for path in images]
 
