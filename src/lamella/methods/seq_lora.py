@@ -9,7 +9,8 @@ bound.
     alpha / r       alpha / rank; 1 if `alpha` is left out, as in InfLoRA's code
 
 Departures: the sites are key and value, as in InfLoRA; each task trains its own head on its own classes. With `fresh`
-every task begins with an adapter of its own, and the one before is folded into the weights.
+every task begins with an adapter of its own, and the one before is folded into the weights. That alone prevents no
+forgetting either; with the parts `mean_weights` and `align` it is what new models of photographs start with (`photos`).
 """
 
 from lamella.adapters.adapter import merge
