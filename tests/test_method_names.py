@@ -230,9 +230,16 @@ def test_a_new_model_is_what_its_name_says(tmp_path: Path, lamella: Run, photos:
     assert "leave one of them out" in err
 
 
+STARTS = ("photos", "small-images", "texts", "answers")
+"""The configurations that a new model starts with."""
+
+
 def test_the_command_shows_its_default(lamella: Run) -> None:
-    shown = " ".join(lamella("learn", "--help")[1].split()).replace("│ ", "")
-    assert "[default: (inflora+align, for texts ranpac, for answers inflora)]" in shown
+    shown = "".join(lamella("learn", "--help")[1].replace("│", "").split())  # long names are broken into lines
+    photos, bundled, texts, answers = (method_name(load_config(start)) for start in STARTS)
+    assert f"[default:({photos},bundled{bundled},fortexts{texts},foranswers{answers})]" in shown
+    photos, bundled, texts, answers = STARTS
+    assert f"[default:({photos},bundled{bundled},fortexts{texts},foranswers{answers})]" in shown
 
 
 # names on the command line, over a file -------------------------------------------------------------------------------

@@ -221,7 +221,8 @@ def test_tables_and_archives_of_the_same_texts_are_one_data_set(form: str, tmp_p
     (tmp_path / TEXTS).mkdir()
     upload = UploadFile(io.BytesIO(content), filename=f"new.{form}")
     assert TextKind(LIMITS).unpack(upload, tmp_path / TEXTS, Columns()).samples == len(rows)
-    (tmp_path / NOTE).write_text("{}")
+    note = {"name": "new", "images": len(rows), "ignored": [], "starts": 1, "tasks": 0}
+    (tmp_path / NOTE).write_text(json.dumps(note))
     found = read_sent(tmp_path, "new")
     names = found.whole.class_names
     read = {(text, names[label]) for text, label in zip(found.whole.train.texts, found.whole.train.labels, strict=True)}
