@@ -21,6 +21,9 @@ so far are classified by
 
 All see the same training images or texts. With --validation the test images are left alone: a quarter of the training
 images takes their place, before --per-class is counted.
+
+Settings are those of `lamella learn`: with a method.name they begin from the defaults of that method, and not from
+those of `photos`, unless a --config is given.
 """
 
 from collections.abc import Sequence
