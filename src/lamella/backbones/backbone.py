@@ -15,6 +15,7 @@ from lamella.adapters.few_bits import has_few_bits
 from lamella.adapters.merged import PARTS, UNKNOWN, with_stored_updates
 from lamella.adapters.prefix import Prefix, attentions_of, prefixing
 from lamella.adapters.tokens import counting
+from lamella.backbones.by_length import divisible, in_parts
 from lamella.backbones.class_token import class_token_features, is_class_token, others_are_unseen
 from lamella.backbones.feature_cache import FeatureCache
 from lamella.backbones.probing import call_order, first_readers, is_fused_as_thought, reads_class_token_alone
@@ -121,7 +122,7 @@ class Backbone(nn.Module):
 
     def _features(self, x: Samples) -> Tensor:
         if isinstance(x, Batch):
-            return self.run(x)
+            return in_parts(self.run, x) if divisible(self.model, x) else self.run(x)
         if self.pool == "model":
             alone = is_class_token(self.model) and others_are_unseen(self.model)
             return class_token_features(self.model, x) if alone else self.model(x)
