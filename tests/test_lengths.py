@@ -1,7 +1,7 @@
 """Samples of like lengths share a batch, and whoever asked gets what belongs to each sample."""
 
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lamella.common.randomness import generator
 from lamella.data.images import TensorSet
-from lamella.data.lengths import in_order, in_windows, lengths_of, longest_first
+from lamella.data.lengths import in_order, in_windows, lengths_of, longest_first, of_like_length
 from lamella.data.loading import batch_sizes
 from lamella.data.samples import Batch
 from lamella.data.texts import TextSet
@@ -60,6 +60,36 @@ def test_the_lengths_of_texts_are_those_of_their_tokens() -> None:
 def test_images_and_inputs_have_no_lengths() -> None:
     assert lengths_of(images(2, 2, "train"), tiny_backbone().transform) is None
     assert lengths_of(TensorSet(torch.zeros(4, 3), torch.zeros(4)), tiny_bert().transform) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), max_size=7),
+    samples=st.integers(1, 4),
+    size=st.integers(1, 60),
+    pass_costs=st.integers(0, 40),
+)
+def test_batches_of_like_lengths_cost_as_little_as_any(
+    lengths: list[int], samples: int, size: int, pass_costs: int
+) -> None:
+    found = of_like_length(lengths, samples=samples, size=size, pass_costs=pass_costs)
+    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+    ordered = sorted(lengths)
+
+    def cost(parts: list[list[int]]) -> int:
+        return sum(len(part) * max(part) + pass_costs for part in parts)
+
+    def allowed(part: list[int]) -> bool:
+        return len(part) == 1 or (len(part) <= samples and len(part) * max(part) <= size)
+
+    every = (
+        [ordered[a:b] for a, b in pairwise([0, *cuts, len(ordered)])]
+        for k in range(len(ordered))
+        for cuts in combinations(range(1, len(ordered)), k)
+    )
+    mine = [[lengths[i] for i in batch] for batch in found]
+    assert all(map(allowed, mine))
+    assert cost(mine) == min((cost(parts) for parts in every if all(map(allowed, parts))), default=0)
 
 
 # passes without training ---------------------------------------------------------------------------------------------

@@ -142,11 +142,11 @@ def test_batches_have_texts_of_like_length_and_a_bound_on_tokens(encoder: Path) 
 
 
 def test_a_sample_that_is_too_long_for_a_batch_is_alone() -> None:
-    assert of_like_length([100, 1, 2], samples=8, size=10, padding=99) == [[1, 2], [0]]
-    assert of_like_length([1] * 5, samples=2, size=100, padding=99) == [[0, 1], [2, 3], [4]]
-    assert of_like_length([9, 1, 8, 2], samples=8, size=100, padding=2) == [[1, 3], [2, 0]], "two tokens are padded"
-    assert of_like_length([9, 1, 8, 2], samples=8, size=100, padding=99) == [[1, 3, 2, 0]]
-    assert of_like_length([], samples=2, size=100, padding=0) == []
+    assert of_like_length([100, 1, 2], samples=8, size=10, pass_costs=99) == [[1, 2], [0]]
+    assert of_like_length([1] * 5, samples=2, size=100, pass_costs=99) == [[0, 1], [2, 3], [4]]
+    assert of_like_length([9, 1, 8, 2], samples=8, size=100, pass_costs=2) == [[1, 3], [2, 0]], "two tokens are padded"
+    assert of_like_length([9, 1, 8, 2], samples=8, size=100, pass_costs=99) == [[1, 3, 2, 0]]
+    assert of_like_length([], samples=2, size=100, pass_costs=0) == []
 
 
 def test_eight_clients_at_once_get_the_answers_that_each_alone_would(client: TestClient) -> None:

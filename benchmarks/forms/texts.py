@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import torch
 import typer
@@ -12,10 +13,10 @@ from torch import Tensor
 from forms.case import Case, Form
 from forms.steps import late_step
 from lamella.adapters.adapter import watch
-from lamella.backbones import Backbone
+from lamella.backbones import Backbone, by_length
 from lamella.backbones.encoders import Encoder, has_class_token
 from lamella.common.randomness import generator
-from lamella.data.lengths import in_windows, lengths_of, longest_first
+from lamella.data.lengths import in_windows, lengths_of, longest_first, of_like_length
 from lamella.data.loading import batch_sizes
 from lamella.data.samples import Batch
 from lamella.data.scenario import Task
@@ -43,7 +44,8 @@ def text_costs(
     "Moments" is InfLoRA's pass for statistics: one second moment for keys and values, up to the last adapted layer.
     "Moments, one a layer" sees each layer apart. Steps are those of `ratios.py training-step`. "Tokens" tells beside
     how many computed tokens there are for a real one: in a pass in the order of the set and of like lengths, and in
-    training with batches as they are drawn and in windows (`fit.like_sizes`).
+    training with batches as they are drawn, whole and in parts of like lengths as a CPU computes them, and in windows
+    (`fit.like_sizes`).
     """
     new = partial(_backbone, model)
     frozen = new()
@@ -58,6 +60,7 @@ def text_costs(
     for name in ("inflora", "seq-lora"):
         for number in dict.fromkeys((1, tasks)):
             forms[f"{name}, task {number}"] = late_step(METHODS[name](new()), _ten_classes_each(number, data), x)
+    forms["inflora, whole batch"] = whole(late_step(METHODS["inflora"](new()), _ten_classes_each(1, data), x))
     forms["tokenising"] = lambda: transform.encode(data.texts[:batch])
     lengths = lengths_of(data, transform)
     assert lengths is not None
@@ -107,6 +110,16 @@ def without_gradients(run: Form) -> Form:
     return form
 
 
+def whole(run: Form) -> Form:
+    """Run a form that trains on texts without dividing its batch."""
+
+    def form() -> None:
+        with patch.object(by_length, "PASS", 10**9):
+            run()
+
+    return form
+
+
 def pass_for_moments(backbone: Backbone, sites: Any, x: Batch) -> None:
     """Take the second moments of what the sites read, with a pass as far as the last of them."""
     with watch(sites, lambda layer: SecondMoment(layer.weight.shape[1])):
@@ -131,13 +144,20 @@ def _padding(lengths: Tensor, batch: int, x: Batch) -> str:
     found = {
         "a pass in order": _computed(lengths, [PASS] * (n // PASS) + [n % PASS]),
         f"a pass {LIKE_LENGTHS}": _computed(lengths[longest_first(lengths)], [PASS] * (n // PASS) + [n % PASS]),
-        "training": _computed(lengths[drawn], sizes),
+        "training, whole batches": _computed(lengths[drawn], sizes),
+        "training, batches in parts": sum(_in_parts(part.tolist()) for part in lengths[drawn].split(sizes)),
         f"training {LIKE_LENGTHS}": _computed(lengths[windows], sizes),
     }
     real = int(lengths.sum())
     told = ", ".join(f"{name} {computed / real:.3f}" for name, computed in found.items())
     own = x[MASK].numel() / int(x[MASK].sum())
     return f"Tokens for a real one, {n} texts of {real / n:.1f} tokens: {told}; the timed batch {own:.3f}"
+
+
+def _in_parts(lengths: list[int]) -> int:
+    whole = len(lengths) * max(lengths)
+    parts = of_like_length(lengths, samples=len(lengths), size=whole, pass_costs=by_length.PASS)
+    return sum(len(part) * max(lengths[i] for i in part) for part in parts)
 
 
 def _computed(lengths: Tensor, sizes: list[int]) -> int:

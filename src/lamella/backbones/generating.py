@@ -143,7 +143,7 @@ def go_on(
     assert isinstance(transform, AnswerTokens)
     lengths = [len(row) + how.max_tokens for row in rows]
     found: dict[int, Written] = {}
-    for batch in of_like_length(lengths, samples=SAMPLES, size=size, padding=size // 8):
+    for batch in of_like_length(lengths, samples=SAMPLES, size=size, pass_costs=size // 8):
         x = transform.prompted([rows[i] for i in batch]).to(backbone.device)
         with acting(x):
             found |= _written(model, transform, x, [keys[i] for i in batch], how, hear, batch)

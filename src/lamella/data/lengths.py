@@ -1,6 +1,7 @@
 """Samples of like lengths together, so that little of a batch is padding."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -65,30 +66,35 @@ def longest_first(lengths: Tensor) -> Tensor:
     return torch.argsort(lengths, descending=True, stable=True)
 
 
-def of_like_length(lengths: Sequence[int], *, samples: int, size: int, padding: int) -> list[list[int]]:
-    """The positions of samples in batches of like lengths, the shortest first.
+def of_like_length(lengths: Sequence[int], *, samples: int, size: int, pass_costs: int) -> list[list[int]]:
+    """The positions of samples in the batches of like lengths that cost least, the shortest first.
 
-    >>> of_like_length([9, 2, 30, 2, 3], samples=3, size=60, padding=8)
+    A batch costs its samples times the length of its longest, and what a pass costs in itself.
+
+    >>> of_like_length([9, 2, 30, 2, 3], samples=3, size=60, pass_costs=8)
     [[1, 3, 4], [0], [2]]
 
     Args:
         lengths: of each sample.
         samples: the largest number of samples in a batch, at least 1.
         size: the largest number of samples of a batch times the length of its longest; a longer sample is alone.
-        padding: the largest part of that size which is padding. As much as a pass of a batch costs in itself: more is
-            dearer than another batch, and less makes more batches than it saves.
+        pass_costs: what a pass costs, whatever it computes, as a number of tokens; at least 0.
     """
-    batches: list[list[int]] = []
-    real = 0  # the length of all samples of the newest batch
-    for position in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        # In this order each sample is the longest so far.
-        number, longest = (len(batches[-1]) + 1 if batches else 0), lengths[position]
-        if not 0 < number <= samples or number * longest > size or number * longest - real - longest > padding:
-            batches.append([])
-            real = 0
-        batches[-1].append(position)
-        real += longest
-    return batches
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    least, begins = [0], [0]  # of the first k samples in this order: what they cost, and where their last batch begins
+    for stop in range(1, len(order) + 1):
+        longest = lengths[order[stop - 1]]
+        most = max(1, min(samples, stop, size // max(longest, 1)))
+        costs = {
+            start: least[start] + (stop - start) * longest + pass_costs
+            for start in range(stop - 1, stop - most - 1, -1)
+        }
+        begins.append(min(costs, key=lambda start: costs[start]))
+        least.append(costs[begins[-1]])
+    ends = [len(order)]
+    while ends[-1]:
+        ends.append(begins[ends[-1]])
+    return [order[start:stop] for start, stop in pairwise(reversed(ends))]
 
 
 def in_order(values: Tensor, order: Tensor) -> Tensor:

@@ -181,5 +181,5 @@ def _batches(texts: Sequence[str], transform: Transform, tokens: int) -> Iterato
         return
     # One by one, because a tokenizer keeps all tokens of a text, also those beyond the largest length.
     ids = [transform.encode([text])[0].ids for text in texts]
-    for batch in of_like_length([len(row) for row in ids], samples=BATCH, size=tokens, padding=PASS):
+    for batch in of_like_length([len(row) for row in ids], samples=BATCH, size=tokens, pass_costs=PASS):
         yield batch, TensorSet.unlabelled(transform.batch([ids[i] for i in batch]), noun="text")

@@ -91,7 +91,7 @@ def chosen_of_each(
     at_once = bool(model.goes_on)
     means: dict[int, Tensor] = {}
     lengths = [max(len(row.ids) for row in rows) for rows in offered]
-    for batch in of_like_length(lengths, samples=SAMPLES, size=SIZE, padding=SIZE // 8):
+    for batch in of_like_length(lengths, samples=SAMPLES, size=SIZE, pass_costs=SIZE // 8):
         with torch.no_grad(), computing(here, precision):
             means |= zip(batch, _means(method, transform, [offered[i] for i in batch], here, at_once), strict=True)
     return [int(means[i].argmin()) for i in range(len(prompts))], [means[i] for i in range(len(prompts))]
