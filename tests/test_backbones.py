@@ -1,10 +1,12 @@
 """Backbones of other families than plain ViTs: their width, their image size, and the weights that act."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from streams import build, learn_all, stream, tiny_backbone
 
 from lamella.backbones import Backbone, load_backbone
@@ -22,6 +24,19 @@ def test_the_width_is_that_of_the_features_and_any_size_is_taken(name: str) -> N
 def test_a_transformer_is_built_for_its_size() -> None:
     with torch.no_grad():
         assert load_backbone("test_vit", weights="random", size=48)(torch.zeros(1, 3, 48, 48)).shape == (1, 64)
+
+
+@pytest.mark.parametrize("size", [-1, 0])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "resnet20", "fractal-vit-micro"])
+def test_a_size_that_is_none_is_refused_by_its_name(name: str, size: int) -> None:
+    with pytest.raises(ValueError, match=f"size {size} is no size of images; give a number of pixels"):
+        load_backbone(name, weights="random", size=size)
+
+
+def test_a_size_below_a_patch_is_refused_before_weights_are_fitted_to_it(tmp_path: Path) -> None:
+    save_file(load_backbone("test_vit", weights="random").model.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="backbone 'test_vit' takes no images of 4 pixels"):
+        load_backbone("test_vit", weights=str(tmp_path / "model.safetensors"), size=4)
 
 
 def test_the_class_token_beside_the_mean_of_the_others() -> None:

@@ -234,6 +234,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"name": "nearest-mean", "align": {"own_covariance": 0.5}}, "first", r"alignment keeps more of them than sums"),
     ({"name": "nearest-mean", "align": {"means": 2}}, "first", r"alignment keeps more of them than sums"),
+    (
+        {"name": "seq-lora", "rank": 2, "epochs": 1, "align": {"own_covariance": 0.5}},
+        "first",
+        r"weights that were trained on them hold them",
+    ),
 ]
 
 

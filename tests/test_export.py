@@ -360,6 +360,14 @@ def test_adapters_are_the_learned_tensors(tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / "numbers" / "learned.json").read_text())["tensors"]) == set(tensors)
 
 
+@pytest.mark.parametrize("form", ["timm", "peft", "adapters"])
+def test_who_can_read_new_files_can_read_all_files_of_an_export(form: str, tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    export(learned("seq-lora").model, form, tmp_path / "out")
+    modes = {file.stat().st_mode for file in (tmp_path / "out").iterdir()}
+    assert modes == {(tmp_path / "usual").stat().st_mode}
+
+
 def test_no_image_of_a_memory_is_exported(tmp_path: Path) -> None:
     learner = learned("replay", backbone="resnet20", memory=4)
     export(learner.model, "adapters", tmp_path / "numbers")

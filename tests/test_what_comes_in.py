@@ -145,6 +145,32 @@ def test_names_that_differ_in_capitals_only_are_asked_about(tmp_path: Path, lame
     assert "the classes 'airplane' and 'Airplane' differ only in capitals" in err
 
 
+@pytest.mark.parametrize(
+    ("name", "what"), [("air plane ", "spaces"), ("air  plane", "spaces"), ("Air plane ", "capitals and spaces")]
+)
+def test_names_that_differ_in_spaces_only_are_asked_about(name: str, what: str, tmp_path: Path, lamella: Run) -> None:
+    assert lamella("learn", tmp_path / "model", photos(tmp_path / "a", "air plane", "owl"), "--no-train")[0] == 0
+    code, _, err = lamella("learn", tmp_path / "model", photos(tmp_path / "b", name, count=5))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the classes 'air plane' and" in err and f"differ only in {what}: if they are one class" in err
+
+
+def test_without_a_held_back_image_it_says_that_confidences_mean_little(tmp_path: Path, lamella: Run) -> None:
+    data = photos(tmp_path / "a", "crow", "owl", count=1)
+    assert lamella("learn", tmp_path / "model", data, "--no-train")[0] == 0
+    code, _, err = lamella("predict", tmp_path / "model", data / "crow")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "has no images held back, so its confidences are not calibrated" in err
+    assert lamella("learn", tmp_path / "model", photos(tmp_path / "b", "crow", "owl", count=5))[0] == 0
+    assert lamella("predict", tmp_path / "model", data / "crow")[2] == ""
+
+
+def test_a_window_that_cannot_be_is_refused_before_anything_is_read(tmp_path: Path, lamella: Run) -> None:
+    code, out, err = lamella("learn", tmp_path / "model", photos(tmp_path / "a", "crow", "owl"), "augment.scale=[0,2]")
+    assert (code, out, err.count("\n"), (tmp_path / "model").exists()) == (2, "", 1, False)
+    assert "scale must be two fractions of the area" in err
+
+
 def test_what_is_left_out_is_counted_and_leftovers_are_no_classes(tmp_path: Path, lamella: Run) -> None:
     data = photos(tmp_path / "data", "crow", "owl")
     photo(data / "__MACOSX" / "crow" / "x.png")

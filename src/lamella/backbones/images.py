@@ -69,6 +69,8 @@ def build_image_backbone(
         ValueError: an unknown name or option. FileNotFoundError: no such weights.
     """
     check_one_of("storage", storage, STORAGES)
+    if size is not None and size < 1:
+        raise ValueError(f"size {size} is no size of images; give a number of pixels, 1 or more")
     if normalise not in ("auto", "none"):
         raise ValueError(f"normalise '{normalise}' is unknown; use 'auto' or 'none'")
     if stem not in ("model", "small"):
@@ -161,10 +163,10 @@ def _build_timm(name: str, weights: str, size: int | None, stem: str) -> tuple[n
         model = _from_hub(name, weights == "pretrained", options)
     if stem == "small":
         use_small_stem(model)
-    if path is not None:
-        _load_timm(model, path)
     if size is not None:
         _check_size(model, name, size)
+    if path is not None:
+        _load_timm(model, path)
     found = resolve_data_config({}, model=model)
     height, side, crop = *map(int, found["input_size"][-2:]), float(found["crop_pct"])
     if size is None and height != side:

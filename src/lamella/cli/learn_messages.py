@@ -125,7 +125,11 @@ def say_expected(learning: "Learning") -> "Expected":
 
     model = learning.model
     say(f"  {model.name} on {model.backbone.name} learns it as task {len(model.tasks) + 1}", nl=False)
-    expected = expect_costs(learning.copied(), learning.task, len(learning.held_back))
+    try:
+        expected = expect_costs(learning.copied(), learning.task, len(learning.held_back))
+    except Exception:
+        say("")  # the error has a line of its own
+        raise
     memory = f" and {size(expected.bytes)} of memory" if expected.bytes else ""
     say(f"; expected: {_about(expected.seconds)}{memory}")
     return expected

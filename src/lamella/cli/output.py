@@ -7,7 +7,7 @@ import typer
 from lamella.common.printable import printable
 from lamella.common.words import many
 
-__all__ = ["say", "say_few_held_back"]
+__all__ = ["say", "say_few_held_back", "say_uncalibrated"]
 
 
 def say(line: str, *, err: bool = False, nl: bool = True) -> None:
@@ -19,6 +19,19 @@ def say(line: str, *, err: bool = False, nl: bool = True) -> None:
         nl: whether to end the line.
     """
     typer.echo(printable(line), err=err, nl=nl)
+
+
+def say_uncalibrated(model: Path, count: int, noun: str) -> None:
+    """Print on standard error that confidences mean little, where no sample is held back to calibrate them with.
+
+    Args:
+        model: the model's folder.
+        count: how many samples it has held back.
+        noun: what one is called.
+    """
+    if not count:
+        line = f"'{model}' has no {noun}s held back, so its confidences are not calibrated, and mostly far too high"
+        say(f"{line}; teach it more {noun}s of each class", err=True)
 
 
 def say_few_held_back(model: Path, count: int, noun: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lamella.cli.arguments import FROM_STDIN, Address, Device, Model, Resource, Untrusted
-from lamella.cli.output import say, say_few_held_back
+from lamella.cli.output import say, say_few_held_back, say_uncalibrated
 from lamella.cli.predict_rows import as_csv as as_csv_page
 from lamella.cli.predict_rows import line_of, row_of
 from lamella.common.words import many
@@ -104,6 +104,7 @@ def predict(
         raise ValueError(f"'{model}' writes answers and knows no classes; use lamella generate")
     if unknown and not learner.confidence.images:
         raise ValueError(f"'{model}' has no held-back {noun}s, so it cannot tell what is unknown; leave out --unknown")
+    say_uncalibrated(model, learner.confidence.images, noun)
     if unknown:
         say_few_held_back(model, learner.confidence.images, noun)
     if out is not None:

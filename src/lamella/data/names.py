@@ -17,9 +17,9 @@ def normal_name(name: str) -> str:
 
 
 def alike(name: str) -> str:
-    """Return what is equal for names that differ only in capitals.
+    """Return what is equal for names that differ only in capitals and in spaces.
 
-    >>> alike("Airplane") == alike("airplane")
+    >>> alike("Air plane ") == alike("air  plane")
     True
     """
-    return normal_name(name).casefold()
+    return " ".join(normal_name(name).casefold().split())

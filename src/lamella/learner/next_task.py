@@ -46,7 +46,7 @@ def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple
         name: the name of the task; None for the name of the data set, with a number if a task has that name already.
 
     Raises:
-        ValueError: the name is empty, a task has it already, or two names of classes differ only in capitals.
+        ValueError: the name is empty, a task has it already, or two names of classes differ only in capitals or spaces.
     """
     if name is not None and not name.strip():
         raise ValueError("the name of the task is empty; give a name (--name), or leave it out for that of the data")
@@ -58,7 +58,7 @@ def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple
         return Task(len(model.tasks), task_name, (), (), source.train), source.test
     ids = model.ids()
     class_names = [source.class_names[i] for i in source.train.labels.unique().tolist()]
-    _check_capitals(list(model.class_names.values()), [each for each in class_names if each not in ids])
+    _check_spelling(list(model.class_names.values()), [each for each in class_names if each not in ids])
     for each in class_names:  # the next id is not the number of classes, because some may have been forgotten
         ids.setdefault(each, max(ids.values(), default=-1) + 1)
     names = {ids[each]: each for each in class_names} | model.class_names
@@ -75,16 +75,24 @@ def as_next_task(source: Source, model: Model, name: str | None = None) -> tuple
     return task, renumbered(source.test)
 
 
-def _check_capitals(known: Sequence[str], new: Sequence[str]) -> None:
-    """Raise ValueError where a new name differs from another one in capitals only."""
+def _check_spelling(known: Sequence[str], new: Sequence[str]) -> None:
+    """Raise ValueError where a new name differs from another one in capitals or spaces only."""
     seen = {alike(name): name for name in known}
     for name in new:
         other = seen.setdefault(alike(name), name)
         if other != name:
             raise ValueError(
-                f"the classes '{other}' and '{name}' differ only in capitals: if they are one class, give both the "
-                "same name (`lamella classes MODEL rename` for a learned one); if not, give one of them another name"
+                f"the classes '{other}' and '{name}' differ only in {_difference(other, name)}: if they are one class, "
+                "give both the same name (`lamella classes MODEL rename` for a learned one); if not, give one of them "
+                "another name"
             )
+
+
+def _difference(name: str, other: str) -> str:
+    """What two names that are alike differ in."""
+    if name.casefold() == other.casefold():
+        return "capitals"
+    return "spaces" if name.split() == other.split() else "capitals and spaces"
 
 
 def _numbered(name: str) -> Iterator[str]:

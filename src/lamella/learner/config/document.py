@@ -151,7 +151,7 @@ def complete(document: Mapping[str, Any]) -> dict[str, Any]:
         "scenario": scenario,
         "backbone": _complete_backbone(given["backbone"], run),
         "method": complete_method(given["method"], scenario),
-        "augment": completed("augment", given["augment"], _augment_options(given["augment"])),
+        "augment": _complete_augment(given["augment"]),
         "fit": completed("fit", given["fit"], FIT),
         "federated": complete_federated(given["federated"]) if "federated" in document else {},
         "run": run,
@@ -221,6 +221,13 @@ def build_augmentation(config: Mapping[str, Any]) -> Augmentation | None:
         return None
     table = {k: v for k, v in config["augment"].items() if k != "enabled"}
     return Augmentation(**arguments("augment", table, options_of(Augmentation)))
+
+
+def _complete_augment(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Check [augment] and fill in its defaults."""
+    full = completed("augment", table, _augment_options(table))
+    build_augmentation({"augment": full})
+    return full
 
 
 def build_federation(config: Mapping[str, Any]) -> Federation | None:

@@ -8,6 +8,15 @@ from tempfile import TemporaryDirectory
 __all__ = ["atomic_output"]
 
 
+def _as_readable_as_usual(place: Path, probe: Path) -> None:
+    """Let files be read by whom new files can be read by; safetensors keeps its own to their owner."""
+    probe.touch()
+    mode = probe.stat().st_mode
+    for file in (place, *place.rglob("*")):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
+
+
 @contextmanager
 def atomic_output(out: Path) -> Generator[Path]:
     """Yield a temporary path for a file or a folder, which is moved to `out` if the context ends without an error.
@@ -21,5 +30,6 @@ def atomic_output(out: Path) -> Generator[Path]:
     with TemporaryDirectory(dir=home, prefix=".lamella-export-") as scratch:
         place = Path(scratch) / out.name
         yield place
+        _as_readable_as_usual(place, Path(scratch) / ".mode")
         out.parent.mkdir(parents=True, exist_ok=True)
         place.rename(out)

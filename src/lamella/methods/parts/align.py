@@ -224,9 +224,10 @@ class Aligned(MethodOnBase):
         self.statistics.drop(label)
 
     def traces_of(self, number: int, counts: Sequence[int]) -> str:
-        if self.head == "refit" or self.means or self.statistics.low_rank is not None:
+        traces = self.base.traces_of(number, counts)
+        if not traces and (self.head == "refit" or self.means or self.statistics.low_rank is not None):
             return "alignment keeps more of them than sums (a head that is trained, parts by k-means, or directions)"
-        return self.base.traces_of(number, counts)
+        return traces
 
     def take_out(self, features: Tensor, labels: Tensor, right: Tensor | None = None, gone: Sequence[int] = ()) -> None:
         self.base.take_out(features, labels, right, gone)
