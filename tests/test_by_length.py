@@ -141,3 +141,9 @@ def test_a_batch_with_more_than_texts_stays_whole() -> None:
     x = batch(LENGTHS)
     assert divisible(backbone.model, x)
     assert not divisible(backbone.model, Batch(x.tensors | {"other": torch.zeros(len(x))}))
+
+
+def test_a_batch_that_is_padded_at_the_left_stays_whole() -> None:
+    backbone, _, _ = adapted("key+value")
+    x = batch(LENGTHS)
+    assert not divisible(backbone.model, x.map(lambda tensor: tensor.flip(1)))

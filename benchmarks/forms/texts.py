@@ -16,7 +16,7 @@ from lamella.adapters.adapter import watch
 from lamella.backbones import Backbone, by_length
 from lamella.backbones.encoders import Encoder, has_class_token
 from lamella.common.randomness import generator
-from lamella.data.lengths import in_windows, lengths_of, longest_first, of_like_length
+from lamella.data.lengths import in_windows, lengths_of, longest_first
 from lamella.data.loading import batch_sizes
 from lamella.data.samples import Batch
 from lamella.data.scenario import Task
@@ -155,9 +155,7 @@ def _padding(lengths: Tensor, batch: int, x: Batch) -> str:
 
 
 def _in_parts(lengths: list[int]) -> int:
-    whole = len(lengths) * max(lengths)
-    parts = of_like_length(lengths, samples=len(lengths), size=whole, pass_costs=by_length.PASS)
-    return sum(len(part) * max(lengths[i] for i in part) for part in parts)
+    return sum(len(part) * max(lengths[i] for i in part) for part in by_length.parts_of(lengths))
 
 
 def _computed(lengths: Tensor, sizes: list[int]) -> int:

@@ -9,7 +9,7 @@ __all__ = ["atomic_output"]
 
 
 def _as_readable_as_usual(place: Path, probe: Path) -> None:
-    """Let files be read by whom new files can be read by; safetensors keeps its own to their owner."""
+    """Give files the permissions of any new file, because safetensors makes its own readable by their owner alone."""
     probe.touch()
     mode = probe.stat().st_mode
     for file in (place, *place.rglob("*")):
