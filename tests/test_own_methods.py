@@ -336,7 +336,8 @@ def test_it_loads_where_the_environment_lists_the_file(
     monkeypatch.setenv("LAMELLA_METHODS", f"nothing.py:{own.name}")
     Image.new("RGB", (32, 32)).save("image.png")
     code, out, err = lamella("predict", stored, "image.png")
-    assert (code, err) == (0, "")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "no images held back" in err, "and nothing else, since the file is found"
     assert "image.png" in out
     assert ran(own)
 

@@ -51,7 +51,7 @@ def test_the_bundled_backbone_has_settings_of_its_own() -> None:
 def test_what_photographs_start_with_learns_day_by_day_as_in_one_process(
     lamella: Run, photos: Path, tmp_path: Path
 ) -> None:
-    for name, level in (("crane", 60), ("wren", 190)):
+    for name, level in (("crane", 90), ("wren", 165)):
         for i in range(10):
             paint(tmp_path / "later" / name / f"{i}.png", level)
     short = ("method.min_steps=4", "method.epochs=1", "method.rank=4")
