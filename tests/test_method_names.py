@@ -201,6 +201,10 @@ def test_a_name_that_stands_for_settings_is_understood_at_every_door(tmp_path: P
     with pytest.raises(ValueError, match=r"unknown method 'inflora-b5'; .* inflora, joint"):
         completed({"name": "dlc", "base": {"name": "inflora-b5"}})
     assert list(Wanted(method="inflora-b5").differences(model)) == ["method.blocks is None, not 5"]
+    with pytest.raises(ValueError, match=r"'method.blcks'; did you mean 'blocks'"):
+        list(Wanted(settings=("method.blcks=5",)).differences(model))
+    with pytest.raises(ValueError, match=r"'augment.scal'; did you mean 'scale'"):
+        list(Wanted(settings=("augment.scal=[0.5,1]",)).differences(model))
 
 
 def test_a_new_model_is_what_its_name_says(tmp_path: Path, lamella: Run, photos: Path) -> None:

@@ -55,6 +55,7 @@ def merge(
     """
     from lamella.adapters.merging import RULES, Merging
     from lamella.common.checks import check_one_of
+    from lamella.common.progress import bars
     from lamella.learner.merge.folder import OF_FOLDERS, merge_folders
 
     if rule not in RULES:  # what is a rule, but not one of folders, has a message of its own
@@ -70,6 +71,7 @@ def merge(
         rank=rank,
         seed=seed,
         trusted=not untrusted,
+        progress=bars,
     )
     for line in (f"wrote {out} ({rule} of {many(len(adapters), 'adapter')})", *lines):
         say(line)

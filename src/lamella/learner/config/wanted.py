@@ -1,12 +1,14 @@
 """The settings that a caller wants for a model."""
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lamella.backbones.load import noun_of
 from lamella.common.options import UnknownKey
+from lamella.learner.config.document import complete
 from lamella.learner.config.method_names import alias_settings, method_name, parse_name, with_parts
 from lamella.learner.config.method_tables import check_method, switch_methods
 from lamella.learner.config.new_config import NOUNS, new_config, same_method, start_tables
@@ -110,6 +112,9 @@ class Wanted:
 
         Args:
             config: the complete configuration of the existing model.
+
+        Raises:
+            ValueError: a setting is unknown to such a model, for example because it is misspelt.
         """
         if self.start is not None:
             tables = self.config()
@@ -131,12 +136,21 @@ class Wanted:
                 found = found.get(key) if isinstance(found, dict) else None
             there = isinstance(found, dict) if value is True else found is None if value is False else False
             if not there and value not in (None, found):
+                if found is None:
+                    _check_known(config, path, value)
                 yield f"{'.'.join(path)} is {found!r}, not {value!r}"
 
 
 def _with_file_named(setting: str, folder: Path) -> str:
     path, value = parse_override(setting, SECTIONS)
     return f"{'.'.join(path)}={name_in_full(value, folder)}" if path in PLACES and isinstance(value, str) else setting
+
+
+def _check_known(config: Mapping[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Raise ValueError if a setting that a model lacks is none that it could have."""
+    tables = deepcopy(dict(config))
+    put(tables, path, value)
+    complete(tables)
 
 
 def _other_method(config: Mapping[str, Any], name: str | None, asked: Mapping[tuple[str, ...], Any]) -> Iterator[str]:

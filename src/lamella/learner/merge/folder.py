@@ -10,6 +10,7 @@ from lamella.adapters.pairs import Pair, truncated
 from lamella.backbones import load_backbone
 from lamella.backbones.causal_models import OUTPUT
 from lamella.common.files import write_json
+from lamella.common.progress import Progress, silent
 from lamella.common.words import many
 from lamella.data.answers import AnswerSet
 from lamella.data.scenario import Source as Data
@@ -39,6 +40,7 @@ def merge_folders(
     rank: int | None = None,
     seed: int = 0,
     trusted: bool = True,
+    progress: Progress = silent,
 ) -> list[str]:
     """Merge adapters of one network, and write the result.
 
@@ -52,6 +54,7 @@ def merge_folders(
         rank: the largest rank of a layer's merged update, which is truncated to it. Rules on entries need one.
         seed: the seed of the draws of "dare".
         trusted: False for models of strangers.
+        progress: opens a progress bar of the search.
 
     Returns:
         Lines about the ranks, what truncation keeps, what was left out, and how to use the result.
@@ -84,7 +87,7 @@ def merge_folders(
         sources = [read_source(place, trusted=trusted) for place in places]
         _check_one_base(sources)
         data = None if samples is None else load_readable(samples)
-        searched = None if data is None else _searched(sources, backbone, data.whole, seed)
+        searched = None if data is None else _searched(sources, backbone, data.whole, seed, progress)
         weights = weights if searched is None else searched.weights
         found = merged([source.pairs for source in sources], merging, weights=weights, seed=seed)
         pairs, kept = _of_rank(found, rank)
@@ -101,18 +104,18 @@ def merge_folders(
     return [*lines, how]
 
 
-def _searched(sources: Sequence[Source], name: str | None, data: Data, seed: int) -> Searched:
+def _searched(sources: Sequence[Source], name: str | None, data: Data, seed: int, progress: Progress) -> Searched:
     """Return the weights that suit the samples best, on the network of the adapters."""
     if name is not None:
         options = {"output": OUTPUT} if data.train.noun == AnswerSet.noun else {}
-        return search_weights(sources, load_backbone(name, **options), data, seed=seed)
+        return search_weights(sources, load_backbone(name, **options), data, seed=seed, progress=progress)
     known = next((source.backbone for source in sources if source.backbone is not None), None)
     if known is None:
         raise ValueError(
             f"'{sources[0].place}' does not say which network it belongs to; weights are searched on it, so name it "
             "by --backbone"
         )
-    return search_weights(sources, known, data, seed=seed)
+    return search_weights(sources, known, data, seed=seed, progress=progress)
 
 
 def _check_one_base(sources: Sequence[Source]) -> None:

@@ -13,6 +13,7 @@ from lamella.adapters.pairs import Pair
 from lamella.adapters.sites import Site, adapt
 from lamella.backbones import Backbone
 from lamella.backbones.language_model import LanguageModel
+from lamella.common.progress import Progress, silent
 from lamella.common.words import many
 from lamella.data.answer_tokens import AnswerTokens, fitting
 from lamella.data.answers import AnswerSet
@@ -43,7 +44,13 @@ class Searched(NamedTuple):
 
 
 def search_weights(
-    sources: Sequence[Source], backbone: Backbone, data: Data, *, evaluations: int = 200, seed: int = 0
+    sources: Sequence[Source],
+    backbone: Backbone,
+    data: Data,
+    *,
+    evaluations: int = 200,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Searched:
     """Search the weights with which adapters together suit a few labelled samples best.
 
@@ -53,6 +60,7 @@ def search_weights(
         data: images or texts with labels, at least two of each class, or answers. Both of its parts count.
         evaluations: how often the loss is computed at most, each time by one pass over the samples.
         seed: the seed of the search.
+        progress: opens a progress bar.
 
     Raises:
         ValueError: an adapter is not of this backbone, the data are of another kind, a class has one sample, or no
@@ -62,7 +70,14 @@ def search_weights(
     names = [f"adapter{i}" for i in range(len(sources))]
     sites = [site for name, source in zip(names, sources, strict=True) for site in _attach(backbone, name, source)]
     loss, of = _loss_of(backbone, data)
-    found = mix(sites, names, loss, Mixing(evaluations), seed=seed)
+    with progress("search weights", evaluations) as advance:
+
+        def counted() -> float:
+            cost = loss()
+            advance(1, f"loss {cost:.3f}")
+            return cost
+
+        found = mix(sites, names, counted, Mixing(evaluations), seed=seed)
     weights = [found.coefficients[name] for name in names]
     if not any(weights):
         raise ValueError(f"no adapter helps on {of} (the loss is lowest without any, {found.bare:.3f})")
