@@ -135,6 +135,23 @@ def test_all_routers_are_read_from_one_training(script: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_all_gates_of_dlc_are_trained_on_one_base(script: Any, tmp_path: Path) -> None:
+    tiny = ["scenario.source=digits", "scenario.per_class=8", "fit.precision=float32"]
+    tiny += ["method.epochs=2", "method.base.epochs=2", "method.base.memory=10", "method.base.name=wa"]
+    routers = script("routers")
+    routers.main("dlc", tiny, config="mnist-5-scratch", router=["unit", "gaussian"], out=tmp_path / "once", test=True)
+    assert len(list((tmp_path / "once" / "trained").iterdir())) == 5
+    run(load_config("mnist-5-scratch", [*tiny, "method.router=gaussian"]), tmp_path / "run", quiet=True)
+    alone = json.loads((tmp_path / "run" / "results.json").read_text())
+    found = json.loads((tmp_path / "once" / "gaussian.json").read_text())
+    assert found["right class"] == pytest.approx(100 * alone["final_accuracy"])
+    assert found["passes"] == alone["passes"]
+    own, task, oracle = script("dlc_gates").shares(tmp_path / "run")
+    wanted = [100 * own, 100 * task, 100 * oracle]
+    assert [found[what] for what in ("right class", "right task", "given the task")] == pytest.approx(wanted)
+
+
+@pytest.mark.slow
 def test_dlc_plugins(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["scenario.source=digits", "scenario.per_class=4", "scenario.tasks=2", "fit.precision=float32"]
     short += ["method.epochs=1", "method.base.epochs=1", "method.base.memory=10"]

@@ -23,7 +23,7 @@ class Prediction(NamedTuple):
     Attributes:
         classes: the names of the most likely classes, best first.
         confidences: the confidence of each of them, 0..1. Over all learned classes they sum to 1. They are calibrated
-            if samples were held back while tasks were learned.
+            if samples were held back while tasks were learned, else mostly far too high.
         task: the name of the task that taught the first class.
         familiarity: the rank of the sample among held-back ones, above 0 and at most 1: about this share of them looked
             at least as strange. None if none were held back.

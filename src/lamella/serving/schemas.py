@@ -57,7 +57,10 @@ class Guess(BaseModel):
     """A class that a sample may belong to."""
 
     name: str
-    confidence: float = Field(description="0..1, the sum over all classes is 1; calibrated on held-back samples")
+    confidence: float = Field(
+        description="0..1, the sum over all classes is 1; calibrated on held-back samples. Without any, familiarity is "
+        "null, and confidences are mostly far too high"
+    )
 
 
 class Predicted(BaseModel):
