@@ -109,6 +109,10 @@ def test_bad_input_is_one_line_and_exit_2(
     assert message in err
 
 
+def test_a_name_is_told_as_it_is(lamella: Run) -> None:
+    assert "'two  spaces'" in lamella("inspect", "two  spaces")[2]
+
+
 def test_a_traceback_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAMELLA_DEBUG", "1")
     monkeypatch.setattr(sys, "argv", ["lamella", "show", "digts"])

@@ -12,6 +12,7 @@ import typer
 from lamella.cli.app import app
 from lamella.cli.output import say
 from lamella.common.launched import launched
+from lamella.common.printable import one_line
 
 __all__ = ["app", "main"]
 
@@ -37,7 +38,7 @@ def main() -> None:
     except OWN_ERRORS as error:
         if os.environ.get("LAMELLA_DEBUG") == "1":
             raise
-        _complain(_one_line(error))
+        _complain(_told(error))
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted", code=130)
 
@@ -86,7 +87,7 @@ def _help_command(arguments: list[str]) -> str:
     return f"lamella {arguments[0]} --help" if arguments[0] in known else "lamella --help"
 
 
-def _one_line(error: Exception) -> str:
+def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = str(error) or type(error).__name__
@@ -97,5 +98,5 @@ def _one_line(error: Exception) -> str:
 def _complain(text: str, *, code: int = 2) -> None:
     number = launched().number
     who = f"process {number}: " if number else ""
-    say(f"lamella: {who}{' '.join(text.split())}", err=True)
+    say(f"lamella: {who}{one_line(text)}", err=True)
     sys.exit(code)

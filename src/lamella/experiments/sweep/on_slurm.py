@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lamella.common.printable import one_line
 from lamella.experiments.sweep.plan import Trial
 from lamella.experiments.sweep.sweep import Ended
 from lamella.experiments.sweep.worker import carry_out, environment
@@ -66,7 +67,7 @@ class SlurmJobs:
         try:
             executor.update_parameters(**({"name": "lamella"} | self.resources))
         except (AssertionError, NameError) as error:  # what submitit raises for a value and for a name
-            raise ValueError(f"--resource: {' '.join(str(error).split())}") from error
+            raise ValueError(f"--resource: {one_line(str(error))}") from error
         place, environ = str(Path.cwd()), environment()
         with executor.batch():
             jobs = [
@@ -87,4 +88,4 @@ class SlurmJobs:
         try:
             return str(job.result())
         except (self.submitit.core.utils.UncompletedJobError, self.submitit.core.utils.FailedJobError) as error:
-            return f"its job {job.job_id} was lost: {' '.join(str(error).split())[:200]}"
+            return f"its job {job.job_id} was lost: {one_line(str(error))[:200]}"

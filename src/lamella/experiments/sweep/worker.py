@@ -36,6 +36,7 @@ def carry_out(config: Mapping[str, Any], folder: str, place: str, environ: Mappi
     """
     os.chdir(place)
     os.environ.update(environ)
+    from lamella.common.printable import one_line
     from lamella.experiments.run import run
 
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def carry_out(config: Mapping[str, Any], folder: str, place: str, environ: Mappi
             run(dict(config), Path(folder), resume=True)
         except Exception as error:  # the reason goes to who started the sweep
             traceback.print_exc()
-            return " ".join(f"{type(error).__name__}: {error}".split())
+            return one_line(f"{type(error).__name__}: {error}")
     return ""
 
 
